@@ -1,0 +1,9 @@
+"""Only the name that SGLang imports; no text model calls it."""
+
+import enum
+
+
+class InterpolationMode(enum.Enum):
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"

@@ -1,0 +1,1 @@
+"""Empty on purpose: imported by name, never called for a text model."""

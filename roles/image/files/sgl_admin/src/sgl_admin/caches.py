@@ -1,0 +1,154 @@
+"""The kernel caches under /profiles: what is in them, and whether what a signature vouches for is still whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sgl_admin import clock, files, paths
+from sgl_admin.locks import try_lock
+
+# cache -> the stage whose in-progress marker speaks for it
+CACHES = {
+    "triton": "inductor",
+    "torchinductor": "inductor",
+    "flashinfer": "flashinfer",
+    "deep_gemm": "deep_gemm",
+    "tvm_ffi": "flashinfer",
+    "moe_configs": "moe_tune",
+}
+# What a compiler leaves beside its results: not part of a cache's content.
+_SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
+_RECORDS = ".signatures"
+
+
+def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each content file of a cache with its stat; folders that vanish meanwhile are passed over."""
+    folders = [paths.PROFILES / cache]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != _RECORDS:
+                    folders.append(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False) and not _SCRATCH.search(entry.name):
+                try:
+                    yield Path(entry.path), entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+
+
+class SignatureRecord:
+    """On disk: the signature of a finished stage and the files (name, bytes) that it vouches for.
+
+    One file for each signature, so that two models on one host do not take each other's caches for stale.
+    """
+
+    def __init__(self, stage: str, caches: tuple[str, ...], signature: dict[str, Any]) -> None:
+        self.caches = caches
+        self.signature = signature
+        canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
+        name = f"{stage}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}.json"
+        self.path = paths.PROFILES / caches[0] / _RECORDS / name
+
+    def problem(self, warnings: list[str]) -> str | None:
+        """Why the caches do not hold this signature's work; None when they do."""
+        record = files.read_json_or_set_aside(self.path, warnings)
+        if record is None or record.get("signature") != self.signature:
+            return "no finished work with this signature"
+        return missing_file(record)
+
+    def write(self) -> dict[str, Any]:
+        """Vouch for what the caches hold now; returns the record's summary of them."""
+        listed: dict[str, int] = {}
+        latest = 0.0
+        for cache in self.caches:
+            for path, stat in cache_files(cache):
+                listed[str(path.relative_to(paths.PROFILES))] = stat.st_size
+                latest = max(latest, stat.st_mtime)
+        summary = {"count": len(listed), "bytes": sum(listed.values()), "latest_mtime_iso": clock.utc(latest) if listed else None}
+        files.write_json(self.path, {"schema_version": "1", "signature": self.signature, "summary": summary, "files": listed})
+        return summary
+
+    def summary(self) -> dict[str, Any] | None:
+        return (files.read_json(self.path) or {}).get("summary")
+
+
+def missing_file(record: dict[str, Any]) -> str | None:
+    """The first file of a record that is gone or has another size."""
+    listed = record.get("files")
+    if not isinstance(listed, dict):
+        return "its record of files cannot be read"
+    for name, size in listed.items():
+        try:
+            if os.stat(paths.PROFILES / name).st_size != size:
+                return f"{name} has changed its size"
+        except OSError:
+            return f"{name} is missing"
+    return None
+
+
+def snapshot() -> dict[str, Any]:
+    """`profile_cache.start` of the manifest, and what `caches inspect` prints."""
+    return {"schema_version": "1", "taken_at": clock.utc(), **{cache: _describe(cache, stage) for cache, stage in CACHES.items()}}
+
+
+def _describe(cache: str, stage: str) -> dict[str, Any]:
+    folder = paths.PROFILES / cache
+    count, size, latest = 0, 0, 0.0
+    for _, stat in cache_files(cache):
+        count, size, latest = count + 1, size + stat.st_size, max(latest, stat.st_mtime)
+    marker = partial_info(stage)
+    signature, reason = _newest_record(folder)
+    if marker is not None:
+        reason = "in_progress_or_aborted"
+    elif count == 0:
+        reason = "empty"
+    return {
+        "exists": folder.is_dir(),
+        "path": str(folder),
+        "host_path": paths.to_host(folder),
+        "size_bytes": size,
+        "file_count": count,
+        "latest_mtime_iso": clock.utc(latest) if count else None,
+        "valid": reason is None,
+        "reason": reason,
+        "partial": marker is not None,
+        "partial_info": marker,
+        "signature": signature,
+    }
+
+
+def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    records = sorted(folder.glob(f"{_RECORDS}/*.json"), key=lambda path: path.stat().st_mtime)
+    if not records:
+        return None, None
+    try:
+        record = files.read_json(records[-1]) or {}
+    except ValueError:
+        return None, "its signature record cannot be read"
+    return record.get("signature"), missing_file(record)
+
+
+def partial_info(stage: str) -> dict[str, Any] | None:
+    """What the marker of a stage in progress, or one that died, says; None without a marker."""
+    try:
+        return files.read_json(paths.IN_PROGRESS / f"{stage}.json")
+    except ValueError:
+        return {"stage": stage, "owner_pid": None, "started_at": None}
+
+
+def dead_owner(stage: str) -> bool:
+    """True when a marker is there and no process holds the stage's lock."""
+    if partial_info(stage) is None or (lock := try_lock(stage)) is None:
+        return False
+    os.close(lock)
+    return True

@@ -1,0 +1,301 @@
+"""The command line of sgl-admin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sgl_admin import __version__, caches, files, job, locks, model, paths, run, worker
+from sgl_admin.prep import Prep
+from sgl_admin.request import MODES, PROBES, Request
+from sgl_admin.stages import STAGES
+
+EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY = 2, 3, 4, 5
+_POLL_S = 0.1
+
+
+class Refused(Exception):
+    """The command cannot be done; the message names the thing and the remedy."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    os.umask(0o002)
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.handler(arguments))
+    except Refused as refusal:
+        return _complain(refusal.exit_code, str(refusal))
+    except run.NoLiveRun as error:
+        return _complain(EXIT_NO_LIVE_RUN, str(error))
+    except model.UnusableModel as error:
+        return _complain(EXIT_USAGE, str(error))
+    except PermissionError as error:
+        return _complain(
+            EXIT_PERMISSION, f"no permission for {error.filename}: it must belong to {os.getuid()}:{os.getgid()}, this container's user"
+        )
+
+
+def _complain(exit_code: int, message: str) -> int:
+    print(f"sgl-admin: {message}", file=sys.stderr)
+    return exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sgl-admin", description="Warms and inspects the kernel caches of this SGLang container.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    group = commands.add_parser("caches", help="the kernel caches under /profiles").add_subparsers(required=True, metavar="ACTION")
+
+    ensure = group.add_parser(
+        "ensure", help="warm what is not warm, and prove that the server's metrics arrive",
+        epilog="Without a stage flag every stage is ensured; with any, the others are skipped.",
+    )  # fmt: skip
+    ensure.set_defaults(handler=_ensure)
+    ensure.add_argument("--model", required=True, help="the model's folder in the container, under /models")
+    ensure.add_argument("--tp", type=_positive, default=1, help="tensor parallel size (default: %(default)s)")
+    for stage in STAGES:
+        ensure.add_argument(f"--{stage.option}", choices=MODES, dest=stage.name, help=f"stage {stage.name}")
+    ensure.add_argument("--moe-batch-sizes", type=_batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for")
+    ensure.add_argument("--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)")
+    ensure.add_argument("--probe", choices=PROBES, default="auto", help="prove METRICS_READY (default: only while this run has no proof)")
+    ensure.add_argument("--server-arg", action="append", default=[], metavar="ARG", help="one more argument of the server; may be repeated")
+    ensure.add_argument("--server-timeout", type=float, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)")
+    ensure.add_argument("--probe-timeout", type=float, default=30.0, metavar="S", help="for Prometheus to account for the tokens (default: %(default)s)")
+    ensure.add_argument("--port", type=_positive, default=30000, help="the server's port while it warms up (default: %(default)s)")
+    ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")
+    ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result} as JSON")
+    ensure.add_argument("--wait", type=float, default=0.0, metavar="S", help="with --detach: wait so long for the end first")
+
+    inspect = group.add_parser("inspect", help="what the caches hold")
+    inspect.set_defaults(handler=_inspect)
+    inspect.add_argument("--json", action="store_true", help="print it as JSON")
+
+    status = commands.add_parser("status", help="the prep that runs, or the last one")
+    status.set_defaults(handler=_status)
+    status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
+    status.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait so long for it to end first")
+
+    commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(item.strip()) for item in text.split(",")}))
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    given = {stage.name: getattr(arguments, stage.name) for stage in STAGES}
+    default = "skip" if any(given.values()) else "ensure"
+    return Request(
+        model=arguments.model.rstrip("/"),
+        tp=arguments.tp,
+        stages={name: mode or default for name, mode in given.items()},
+        moe_batch_sizes=arguments.moe_batch_sizes,
+        moe_dtype=arguments.moe_dtype,
+        probe=arguments.probe,
+        server_args=tuple(arguments.server_arg),
+        server_timeout_s=arguments.server_timeout,
+        probe_timeout_s=arguments.probe_timeout,
+        warmup_port=arguments.port,
+    )
+
+
+def _ensure(arguments: argparse.Namespace) -> int:
+    live, request = run.live(), _request(arguments)
+    _check_ownership()
+    if arguments.dry_run:
+        return _print_dry_run(_prepare(live, request).dry_run(), arguments.json)
+    lock = locks.try_lock(job.LOCK)
+    if lock is None:
+        prep_id = _attach(live.run_id, request)
+    else:
+        warnings: list[str] = []
+        job.settle(live.run_id, warnings)
+        prep = _prepare(live, request)
+        prep.warnings[:0] = warnings
+        worker.sweep(live.run_id)
+        prep_id = prep.prep_id
+        if prep.nothing_to_do:
+            prep.execute(job.Job(live.run_id, request, prep_id))
+        else:
+            _spawn(live.run_id, request, prep_id, lock)
+        os.close(lock)
+    if arguments.detach:
+        return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait))
+    return _follow(live.run_id, prep_id, arguments.json)
+
+
+def _prepare(live: run.Run, request: Request) -> Prep:
+    try:
+        return Prep(live, request)
+    except (ValueError, RuntimeError) as error:
+        raise Refused(EXIT_USAGE, str(error)) from error
+
+
+def _check_ownership() -> None:
+    """What another uid owns would stop the prep in its middle: find it before anything is done."""
+    for folder in (paths.TELEMETRY, paths.RUNS, paths.LOGS, paths.PROFILES, *(paths.PROFILES / cache for cache in caches.CACHES)):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise Refused(
+                EXIT_PERMISSION,
+                f"{paths.to_host(folder) or folder} cannot be written by {os.getuid()}:{os.getgid()}: "
+                f"chown -R {os.getuid()}:{os.getgid()} {paths.to_host(folder) or folder}",
+            )
+
+
+def _attach(run_id: str, request: Request) -> str:
+    """The id of the running prep when it is the same request. Raises Refused (busy) when it is another."""
+    deadline = time.monotonic() + 5.0
+    while (record := job.read(run_id)) is None or record["state"] != job.RUNNING:
+        # Its process holds the lock and has not written its record yet, or has ended this very moment.
+        if time.monotonic() > deadline:
+            raise Refused(EXIT_BUSY, "another prep is starting on this host (its lock is held, maybe by another container); try again")
+        time.sleep(_POLL_S)
+    if record["arguments_digest"] != request.digest:
+        raise Refused(
+            EXIT_BUSY,
+            f"busy: {record['prep_id']} (pid {record['pid']}) runs with other arguments: {' '.join(record['arguments'])}; "
+            "wait for it (sgl-admin status --wait 3600) and run this again",
+        )
+    return str(record["prep_id"])
+
+
+def _spawn(run_id: str, request: Request, prep_id: str, lock: int) -> None:
+    """Begin the prep in a process of its own, which holds the lock from its first moment on."""
+    with open(paths.log(run_id), "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sgl_admin.worker", prep_id],
+            stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True, cwd="/",
+        )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(request.to_json().encode())
+    process.stdin.close()
+    # It must be visible to `status` before this process ends.
+    while process.poll() is None:
+        record = job.read(run_id)
+        if record is not None and record["prep_id"] == prep_id:
+            return
+        time.sleep(0.02)
+
+
+def _wait(run_id: str, seconds: float) -> dict[str, Any] | None:
+    """The job's record once it has ended, or as it is after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended = not job.running()
+        record = job.read(run_id)
+        if ended and record is not None and record["state"] == job.RUNNING:
+            record = _declare_interrupted(run_id)
+        if record is None or record["state"] != job.RUNNING or time.monotonic() >= deadline:
+            return record
+        time.sleep(_POLL_S)
+
+
+def _declare_interrupted(run_id: str) -> dict[str, Any] | None:
+    """The record says `running` and nobody holds the lock: its process was killed."""
+    lock = locks.try_lock(job.LOCK)
+    if lock is not None:
+        try:
+            job.settle(run_id, [])
+        finally:
+            os.close(lock)
+    return job.read(run_id)
+
+
+def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
+    """Show progress on standard error until the prep ends; then print its result."""
+    shown = ""
+    while True:
+        record = _wait(run_id, 1.0)
+        if record is None or record["prep_id"] != prep_id or record["state"] != job.RUNNING:
+            break
+        if record["message"] != shown:
+            shown = record["message"]
+            print(f"{record['prep_id']} {record['elapsed_s']:.0f} s: {shown}", file=sys.stderr, flush=True)
+    result = files.read_json(paths.prep_result(run_id))
+    if result is None or result["run"]["prep_id"] != prep_id:
+        message = record["message"] if record else "its record is gone"
+        return _complain(1, f"{prep_id} ended without a result: {message}; the log is {paths.to_host(paths.log(run_id))}; run it again")
+    assert record is not None
+    return _print_result(run_id, result, as_json, int(record["exit_code"]))
+
+
+def _print_result(run_id: str, result: dict[str, Any], as_json: bool, exit_code: int) -> int:
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for name, stage in result["stages"].items():
+            print(f"{name:12} {stage['status']:8} {stage['reason'] or ''}{'; '.join(stage['errors'])}".rstrip())
+        proof = result["telemetry_probe"]
+        print(f"{'metrics':12} {'ready' if proof['ok'] else 'not ready: ' + str(proof['reason'])}")
+    for warning in result["warnings"]:
+        print(f"sgl-admin: warning: {warning}", file=sys.stderr)
+    stages = " ".join(f"{name}:{stage['status']}" for name, stage in result["stages"].items())
+    print(f"RESULT_JSON {paths.prep_result(run_id)}")
+    print(f"RESULT_STATUS {result['status']} {stages}")
+    return exit_code
+
+
+def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(plan, indent=2))
+    else:
+        for name, stage in plan["stages"].items():
+            print(f"{name:12} {stage['status']:10} {stage['reason'] or ''}".rstrip())
+        print(f"{'metrics':12} {plan['telemetry_probe']}")
+    stages = " ".join(f"{name}:{stage['status']}" for name, stage in plan["stages"].items())
+    print(f"RESULT_STATUS dry_run {stages}")
+    return 0
+
+
+def _print_envelope(run_id: str, record: dict[str, Any] | None) -> int:
+    result = files.read_json(paths.prep_result(run_id)) if record else None
+    if result is not None and record is not None and result["run"]["prep_id"] != record["prep_id"]:
+        result = None
+    print(json.dumps({"job": record, "result": result}))
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    live = run.live()
+    record = _wait(live.run_id, arguments.wait)
+    if arguments.json:
+        return _print_envelope(live.run_id, record)
+    if record is None:
+        print(f"no prep yet in {live.run_id}")
+    else:
+        print(f"{record['prep_id']} {record['state']} after {record['elapsed_s']:.0f} s: {record['message']}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    found = caches.snapshot()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for name in caches.CACHES:
+        cache = found[name]
+        state = "valid" if cache["valid"] else cache["reason"]
+        print(f"{name:14} {cache['file_count']:7} files {cache['size_bytes'] / 2**20:10.1f} MiB  {state}")
+    return 0
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    print(f"sgl-admin {__version__}")
+    return 0

@@ -1,0 +1,25 @@
+"""What can go wrong in a stage, by the contract's closed list of error types."""
+
+from __future__ import annotations
+
+ERROR_TYPES = frozenset(
+    "permissions_unexpected insufficient_disk lock_timeout port_busy gpu_busy oom compile_failed tuner_failed config_missing "
+    "server_start_failed server_unhealthy_timeout request_failed cleanup_failed interrupted unsupported".split()
+)
+
+
+class StageFailure(Exception):
+    """A stage could not do its work; `log_tail` holds the last lines of the log that shows why."""
+
+    def __init__(self, error_type: str, message: str, log_tail: list[str] | None = None) -> None:
+        assert error_type in ERROR_TYPES, error_type
+        super().__init__(message)
+        self.error_type = error_type
+        self.log_tail = log_tail or []
+
+
+class Interrupted(StageFailure):
+    """SIGTERM or SIGINT came: whatever runs is ended in order, and the rest is not begun."""
+
+    def __init__(self) -> None:
+        super().__init__("interrupted", "the prep was told to stop")

@@ -1,0 +1,168 @@
+"""The run's record: waits for the services, writes the manifest, then the pointer; takes the pointer back when the run ends."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sgl_admin import caches, clock, files, job, paths, run
+from sgl_admin.init.services import LOOPBACK, SERVICES, Settings
+from sgl_admin.server import start_time
+
+READY_TIMEOUT_S = 15.0
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
+def main() -> None:
+    os.umask(0o002)
+    run_id = sys.argv[1]
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    if not paths.manifest(run_id).exists():
+        files.write_json(paths.manifest(run_id), build_manifest(run_id, Settings.from_environment(), ending))
+    if not ending.is_set():
+        files.write_text(paths.POINTER, run.pointer_text(run_id), mode=0o600)
+        print(f"run_record: {run_id} is published", flush=True)
+    ending.wait()
+    end_prep(run_id)
+    if run.pointed_run() == run_id:
+        paths.POINTER.unlink()
+        files.fsync_folder(paths.TELEMETRY)
+    print(f"run_record: {run_id} is ended", flush=True)
+
+
+def end_prep(run_id: str) -> None:
+    """Tell a prep that runs in this container to stop, and wait until it has written its records."""
+    record = job.read(run_id)
+    if record is None or record["state"] != job.RUNNING or start_time(record["pid"]) != record["pid_start_ticks"]:
+        return
+    os.kill(record["pid"], signal.SIGTERM)
+    while start_time(record["pid"]) == record["pid_start_ticks"] and job.running():
+        time.sleep(0.05)
+
+
+def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> dict[str, Any]:
+    facts = files.read_json(paths.IMAGE_FACTS) or {}
+    flavour = files.read_json(paths.FLAVOUR) or {}
+    started_at = clock.utc()
+    profile_cache = caches.snapshot()
+    states = wait_for_services([name for name in flavour["services"] if name in SERVICES], settings, ending)
+    container_paths = {
+        "telemetry_root": str(paths.TELEMETRY),
+        "run_dir": str(paths.run_dir(run_id)),
+        "log_file": str(paths.log(run_id)),
+        "prometheus_dir": str(paths.PROMETHEUS / run_id),
+        "jaeger_dir": str(paths.JAEGER / run_id),
+        "profiles_root": str(paths.PROFILES),
+        "models_root": str(paths.MODELS),
+        "huggingface_root": str(paths.HUGGINGFACE),
+    }
+    surfaces, warnings = describe_surfaces(states, flavour.get("unavailable", {}), settings, facts)
+    reachable = LOOPBACK if settings.bind in _ANY else settings.bind
+    return {
+        "schema_version": "1",
+        "container_run_id": run_id,
+        "container_id": container_id(),
+        "container_name": os.environ.get("SGL_CONTAINER_NAME", "unknown"),
+        "started_at": started_at,
+        "image": os.environ.get("SGL_IMAGE", "unknown"),
+        "image_id": os.environ.get("SGL_IMAGE_ID", "unknown"),
+        "image_inputs": facts["image_inputs"],
+        "base_image": facts["base_image"],
+        "flavour": facts["flavour"],
+        "architecture": facts["architecture"],
+        "git_revision": facts["git_revision"],
+        "user": {"name": "devuser", "uid": os.getuid(), "gid": os.getgid(), "umask": "0002"},
+        "versions": facts["versions"],
+        "services": {
+            "prometheus": {"port": settings.prometheus_port, "url": f"http://{reachable}:{settings.prometheus_port}"},
+            "jaeger": {
+                "ui": settings.jaeger_ui_port,
+                "otlp_grpc": settings.otlp_grpc_port,
+                "otlp_http": settings.otlp_http_port,
+                "url": f"http://{reachable}:{settings.jaeger_ui_port}",
+            },
+            "node_exporter": {"port": settings.node_exporter_port},
+            "dcgm_exporter": {"port": settings.dcgm_exporter_port},
+            "sglang": {"port": settings.sglang_port, "url": f"http://{LOOPBACK}:{settings.sglang_port}"},
+        },
+        "paths": {"container": container_paths, "host": {key: paths.to_host(path) for key, path in container_paths.items()}},
+        "storage": {key: container_paths[key] for key in ("log_file", "prometheus_dir", "jaeger_dir")},
+        "profile_cache": {"start": profile_cache},
+        "telemetry_surfaces": surfaces,
+        "exporters_state": {name: states.get(name, "unavailable") for name in ("node_exporter", "dcgm_exporter")},
+        "warnings": warnings,
+        # With the boot id, this says which process is pid 1: a reader on the host knows by it whether this run is the live one.
+        "pid1": {"boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "start_ticks": int(start_time(1) or 0)},
+    }
+
+
+def wait_for_services(names: list[str], settings: Settings, ending: threading.Event) -> dict[str, str]:
+    """`running` for each service once its page says 200, `failed` for one that has not within READY_TIMEOUT_S."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    states = dict.fromkeys(names, "failed")
+    while "failed" in states.values() and time.monotonic() < deadline and not ending.is_set():
+        for name in names:
+            if states[name] == "failed" and answers(settings, SERVICES[name].port(settings), SERVICES[name].ready_path):
+                states[name] = "running"
+        ending.wait(0.02)
+    return states
+
+
+def answers(settings: Settings, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(LOOPBACK if settings.bind in _ANY else settings.bind, port, timeout=2)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        # Read to its end: a connection closed before is an error line in the service's log.
+        response.read()
+        return response.status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def describe_surfaces(
+    states: dict[str, str], unavailable: dict[str, str], settings: Settings, facts: dict[str, Any]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """`telemetry_surfaces` and `warnings` of the manifest."""
+    at = {"node_exporter": settings.address(settings.node_exporter_port), "dcgm_exporter": settings.address(settings.dcgm_exporter_port)}
+
+    def surface(service: str, running: str) -> dict[str, str]:
+        if service not in states:
+            return {"status": "unavailable", "details": unavailable.get(service, f"this image has no {service}")}
+        if states[service] == "failed":
+            return {"status": "failed", "details": f"{service} did not answer within {READY_TIMEOUT_S:.0f} s of the start; the run's log says why"}
+        return {"status": "running", "details": running}
+
+    surfaces = {
+        "sglang_metrics": {
+            "status": "expected" if states.get("prometheus") == "running" else "failed",
+            "details": f"scraped at {LOOPBACK}:{settings.sglang_port} once the server runs with --enable-metrics"
+            if states.get("prometheus") == "running"
+            else f"Prometheus did not become ready within {READY_TIMEOUT_S:.0f} s of the start; the run's log says why",
+        },
+        "tracing": surface("jaeger", f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP {settings.otlp_http_port}"),
+        "node_metrics": surface("node_exporter", f"node_exporter at {at['node_exporter']}"),
+        "dcgm_metrics": surface("dcgm_exporter", f"dcgm-exporter at {at['dcgm_exporter']}"),
+    }
+    return surfaces, [f"{name}: {value['details']}" for name, value in surfaces.items() if value["status"] == "failed"]
+
+
+def container_id() -> str:
+    """This container's id, from the files that Docker mounts for it: on the host's network the host name does not tell."""
+    found = re.search(r"/containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
+    return found.group(1) if found else "unknown"
+
+
+if __name__ == "__main__":
+    main()

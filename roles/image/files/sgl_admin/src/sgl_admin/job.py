@@ -1,0 +1,83 @@
+"""The job record: the prep that runs, or the last one. Who holds the prep lock is running; no record can outlive that."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from sgl_admin import clock, files, paths
+from sgl_admin.locks import try_lock
+from sgl_admin.request import Request
+from sgl_admin.server import end_group, start_time
+
+LOCK = "prep"
+RUNNING = "running"
+
+
+class Job:
+    """The record of one prep, written by the process that does it."""
+
+    def __init__(self, run_id: str, request: Request, prep_id: str) -> None:
+        self._path = paths.job(run_id)
+        self._started = time.monotonic()
+        self._written = 0.0
+        self.record: dict[str, Any] = {
+            "schema_version": "1",
+            "prep_id": prep_id,
+            "run_id": run_id,
+            "pid": os.getpid(),
+            "pid_started_at": clock.utc(),
+            "pid_start_ticks": start_time(os.getpid()),
+            "arguments_digest": request.digest,
+            "arguments": request.describe(),
+            "state": RUNNING,
+            "stage": None,
+            "done": 0,
+            "total": 0,
+            "unit": "steps",
+            "elapsed_s": 0.0,
+            "eta_s": None,
+            "message": "planning",
+            "server": None,
+            "updated_at": clock.utc(),
+            "exit_code": None,
+        }
+
+    def update(self, minimum_interval_s: float = 0.0, **fields: Any) -> None:
+        """Write the record; progress that comes faster than `minimum_interval_s` seconds is left out."""
+        now = time.monotonic()
+        if now - self._written < minimum_interval_s:
+            return
+        self._written = now
+        self.record.update(fields, elapsed_s=round(now - self._started, 1), updated_at=clock.utc())
+        files.write_json(self._path, self.record)
+
+    def server(self, group: int | None) -> None:
+        """Remember the server's process group, so that it can be ended when this process is killed outright."""
+        self.update(server={"pgid": group, "started_at": clock.utc(), "start_ticks": start_time(group)} if group else None)
+
+
+def read(run_id: str, warnings: list[str] | None = None) -> dict[str, Any] | None:
+    return files.read_json_or_set_aside(paths.job(run_id), [] if warnings is None else warnings)
+
+
+def running() -> bool:
+    """Whether some process holds the prep lock."""
+    if (lock := try_lock(LOCK)) is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def settle(run_id: str, warnings: list[str]) -> None:
+    """With the prep lock held: whatever record says it runs is of a dead process. Say so in it, and end its server."""
+    record = read(run_id, warnings)
+    if record is None or record.get("state") != RUNNING:
+        return
+    server = record.get("server")
+    if isinstance(server, dict) and isinstance(server.get("pgid"), int) and start_time(server["pgid"]) == server.get("start_ticks"):
+        end_group(server["pgid"])
+    warnings.append(f"{record.get('prep_id')} ended without a result in stage {record.get('stage')}; its work is done again where it was not finished")
+    record.update(state="interrupted", server=None, message="its process is gone", updated_at=clock.utc())
+    files.write_json(paths.job(run_id), record)

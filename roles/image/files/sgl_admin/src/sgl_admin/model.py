@@ -1,0 +1,56 @@
+"""The model that a prep is for: its slug, its identity and what its config says of experts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class UnusableModel(Exception):
+    """The model's folder or its config cannot be used (exit code 2)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str
+    slug: str
+    identity: str
+    config: dict[str, Any]
+
+    @property
+    def has_experts(self) -> bool:
+        keys = ("num_experts", "num_local_experts", "n_routed_experts")
+        return any(isinstance(self.config.get(key), int) and self.config[key] > 0 for key in keys)
+
+
+def load(path: str) -> Model:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UnusableModel(f"no model folder at {path} in the container; put it under the host's models folder (mounted at /models)")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UnusableModel(f"{path} has no config.json: not a model folder, or not a whole one") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnusableModel(f"{path}/config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UnusableModel(f"{path}/config.json does not hold a JSON object")
+    return Model(path=str(folder), slug=folder.name, identity=identity(folder), config=config)
+
+
+def identity(folder: Path) -> str:
+    """sha256 over name, size and bytes of config.json and, where there is one, of the safetensors index.
+
+    The same as `model_identity` of the collection's plugins/module_utils/model_files.py; a unit test holds them together.
+    """
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors.index.json"):
+        try:
+            content = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        digest.update(name.encode() + b"\0" + len(content).to_bytes(8, "little") + content)
+    return f"sha256:{digest.hexdigest()}"

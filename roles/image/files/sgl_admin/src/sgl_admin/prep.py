@@ -1,0 +1,289 @@
+"""One prep: plan, stages, proof, records. Stage files are written first, then the aggregate, then the manifest's paths."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_admin import clock, devices, files, model, paths, probe, server, versions
+from sgl_admin.caches import SignatureRecord, dead_owner
+from sgl_admin.errors import Interrupted, StageFailure
+from sgl_admin.job import Job
+from sgl_admin.locks import locked
+from sgl_admin.request import Request
+from sgl_admin.run import Run
+from sgl_admin.stages import FIRST_STATUS_CODE, STAGES, Context, Stage
+from sgl_admin.warmup import Warmup
+
+_LOCK_TIMEOUT_S = 3600.0
+EXIT_PROOF_FAILED = 6
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a prep does about a stage: `run`, `noop` or `skipped`."""
+
+    stage: Stage
+    action: str
+    reason: str | None
+    signature: dict[str, Any] | None
+
+    @property
+    def record(self) -> SignatureRecord:
+        assert self.signature is not None
+        return SignatureRecord(self.stage.name, self.stage.caches, self.signature)
+
+
+class Prep:
+    def __init__(self, run: Run, request: Request) -> None:
+        """Raises model.UnusableModel, ValueError (tp does not fit) and RuntimeError (NVML does not answer)."""
+        self.run = run
+        self.request = request
+        self.prep_id = clock.new_id("prep")
+        self.warnings: list[str] = []
+        self._started = time.monotonic()
+        self._started_at = clock.utc()
+        self._job: Job | None = None
+        flavour = files.read_json(paths.FLAVOUR) or {}
+        self._environment: dict[str, str] = flavour["server"]["env"]
+        loaded, found = model.load(request.model), devices.find()
+        if request.tp > found.count:
+            raise ValueError(f"tp {request.tp} needs {request.tp} devices, and here is {found.count} ({found.name}): use --tp {found.count}")
+        argv = server.command(request.model, request.tp, request.warmup_port, [*flavour["server"]["args"], *request.server_args])
+        self._argv = argv
+        self._warmup = Warmup(
+            argv, self._environment, request.warmup_port, paths.log(run.run_id), request.server_timeout_s,
+            lambda group: self._job and self._job.server(group), self._server_starting,
+        )  # fmt: skip
+        self.context = Context(request, loaded, found, tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)
+        self.plan = [self._decide(stage) for stage in STAGES]
+        self._previous = files.read_json_or_set_aside(paths.prep_result(run.run_id), self.warnings) or {}
+        self.probe_wanted = request.probe == "always" or (request.probe == "auto" and self._standing_proof() is None)
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not self.probe_wanted and all(decision.action != "run" for decision in self.plan)
+
+    def _decide(self, stage: Stage) -> Decision:
+        mode = self.request.stages[stage.name]
+        if mode == "skip":
+            return Decision(stage, "skipped", "requested", None)
+        if reason := stage.skip_reason(self.context):
+            return Decision(stage, "skipped", reason, None)
+        decision = Decision(stage, "run", None, stage.signature(self.context))
+        if dead_owner(stage.name):
+            self.warnings.append(f"an earlier {stage.name} was killed before it finished; it is done again")
+            return decision
+        if mode == "ensure" and decision.record.problem(self.warnings) is None:
+            return Decision(stage, "noop", "valid_signature", decision.signature)
+        return decision
+
+    def _standing_proof(self) -> dict[str, Any] | None:
+        proof = self._previous.get("telemetry_probe")
+        return proof if isinstance(proof, dict) and proof.get("ok") is True else None
+
+    def dry_run(self) -> dict[str, Any]:
+        """The plan, as `caches ensure --dry-run --json` prints it."""
+        return {
+            "schema_version": "1",
+            "dry_run": True,
+            "would_change": not self.nothing_to_do,
+            "stages": {
+                decision.stage.name: {
+                    "status": "would_run" if decision.action == "run" else decision.action,
+                    "reason": decision.reason or (decision.record.problem([]) if decision.action == "run" else None),
+                }
+                for decision in self.plan
+            },
+            "telemetry_probe": "would_run" if self.probe_wanted else "skipped" if self.request.probe == "never" else "stands",
+            "warnings": self.warnings,
+        }
+
+    def execute(self, job: Job) -> tuple[dict[str, Any], int]:
+        """Do what is planned; returns the aggregate, which is on disk by then, and the exit code."""
+        self._job = job
+        job.update()
+        results: dict[str, dict[str, Any]] = {}
+        interrupted = False
+        try:
+            for number, decision in enumerate(self.plan):
+                result = self._interrupted_before(decision) if interrupted else self._stage(decision)
+                if result["status"] == "error":
+                    result["status_code"] = FIRST_STATUS_CODE + number
+                    interrupted = interrupted or result["error_type"] == "interrupted"
+                results[decision.stage.name] = result
+                self._write_stage(decision, result)
+            proof = self._proof(interrupted)
+        finally:
+            cleanup = self._close_server()
+        aggregate = self._aggregate(results, proof, cleanup)
+        files.write_json(paths.prep_result(self.run.run_id), aggregate)
+        self.run.add_prep_result_paths()
+        failed = [result["status_code"] for result in results.values() if result["status"] == "error"]
+        exit_code = failed[0] if failed else EXIT_PROOF_FAILED if self.probe_wanted and not proof["ok"] else 0
+        state = "interrupted" if interrupted else "failed" if exit_code else "done"
+        job.update(state=state, stage=None, exit_code=exit_code, eta_s=0, server=None, message=f"{aggregate['status']}")
+        return aggregate, exit_code
+
+    def _stage(self, decision: Decision) -> dict[str, Any]:
+        started, started_at = time.monotonic(), clock.utc()
+        result: dict[str, Any] = {
+            "schema_version": "1",
+            "stage": decision.stage.name,
+            "ran": decision.action == "run",
+            "status": "ok" if decision.action == "run" else decision.action,
+            "status_code": 0,
+            "reason": decision.reason,
+            "started_at": started_at,
+            "finished_at": started_at,
+            "duration_s": 0.0,
+            "signature": decision.signature,
+            "artifacts": {},
+            "error_type": None,
+            "warnings": [],
+            "errors": [],
+            "log_tail": [],
+        }
+        if decision.action == "noop":
+            result["artifacts"] = {"files": decision.record.summary()}
+        if decision.action == "run":
+            assert self._job is not None
+            self._job.update(stage=decision.stage.name, done=0, total=0, eta_s=None, message=f"stage {decision.stage.name}")
+            try:
+                result["artifacts"] = self._work(decision)
+            except Exception as error:
+                failure = as_stage_failure(error)
+                result.update(status="error", error_type=failure.error_type, errors=[str(failure)], log_tail=failure.log_tail)
+            result.update(finished_at=clock.utc(), duration_s=round(time.monotonic() - started, 3))
+        return result
+
+    def _work(self, decision: Decision) -> dict[str, Any]:
+        """The stage's work under its lock, with a marker that outlives only a process that is killed outright."""
+        stage = decision.stage
+        marker = paths.IN_PROGRESS / f"{stage.name}.json"
+        with locked(stage.name, _LOCK_TIMEOUT_S):
+            assert self._job is not None
+            owner = {"stage": stage.name, "owner_pid": self._job.record["pid"], "started_at": clock.utc(), "run_id": self.run.run_id}
+            files.write_json(marker, owner)
+            try:
+                if self.request.stages[stage.name] == "rebuild":
+                    self._clear(stage)
+                artifacts = stage.run(self.context)
+                artifacts["files"] = decision.record.write()
+            finally:
+                marker.unlink()
+        return artifacts
+
+    @staticmethod
+    def _clear(stage: Stage) -> None:
+        for cache in stage.caches:
+            for entry in (paths.PROFILES / cache).iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def _interrupted_before(self, decision: Decision) -> dict[str, Any]:
+        if decision.action != "run":
+            return self._stage(decision)
+        failure = Interrupted()
+        result = self._stage(Decision(decision.stage, "skipped", None, decision.signature))
+        return {**result, "status": "error", "error_type": failure.error_type, "errors": [f"not begun: {failure}"]}
+
+    def _write_stage(self, decision: Decision, result: dict[str, Any]) -> None:
+        """A stage that was not asked for keeps the record of what it did before."""
+        path = paths.stage_file(self.run.run_id, decision.stage.name)
+        if decision.action == "skipped" and path.exists() and files.read_json_or_set_aside(path, self.warnings) is not None:
+            return
+        files.write_json(path, result)
+
+    def _proof(self, interrupted: bool) -> dict[str, Any]:
+        url = self.run.manifest["services"]["prometheus"]["url"]
+        if not self.probe_wanted:
+            return self._standing_proof() or {**probe.unproven(self.run.run_id, url, "no proof was asked for (--probe never)"), "prep_id": self.prep_id}
+        assert self._job is not None
+        try:
+            if interrupted:
+                raise Interrupted()
+            self._job.update(stage="telemetry_probe", done=0, total=0, eta_s=None, message="waiting for Prometheus to account for the tokens sent")
+            ledger = self._warmup.ensure_requests(self.context.batch_sizes[:1])
+            proof = probe.prove(self.run.run_id, url, ledger, self.request.probe_timeout_s)
+        except StageFailure as failure:
+            proof = probe.failure(self.run.run_id, url, failure)
+        return {**proof, "prep_id": self.prep_id}
+
+    def _close_server(self) -> str | None:
+        try:
+            self._warmup.close()
+        except StageFailure as failure:
+            return str(failure)
+        return None
+
+    def _aggregate(self, results: dict[str, dict[str, Any]], proof: dict[str, Any], cleanup: str | None) -> dict[str, Any]:
+        wanted = [result for result in results.values() if result["status"] != "skipped"]
+        failed = [result for result in wanted if result["status"] == "error"]
+        found, request = self.context.devices, self.request
+        errors = [f"{result['stage']}: {message}" for result in failed for message in result["errors"]]
+        if cleanup:
+            errors.append(f"cleanup_failed: {cleanup}")
+        return {
+            "schema_version": "1",
+            "status": "ok" if not failed else "error" if len(failed) == len(wanted) else "partial",
+            "run": {
+                "run_id": self.run.run_id,
+                "prep_id": self.prep_id,
+                "model": request.model,
+                "model_slug": self.context.model.slug,
+                "model_identity": self.context.model.identity,
+                "tp": request.tp,
+                "device_name": found.name,
+                "device_count": found.count,
+                "compute_capability": found.compute_capability,
+                "cpu_arch": found.cpu_arch,
+                "cuda": found.cuda_version,
+                "driver_version": found.driver_version,
+                "torch_version": versions.installed("torch"),
+                "triton_version": versions.installed("triton"),
+                "flashinfer_version": versions.installed("flashinfer-python"),
+                "deep_gemm_version": versions.installed("deep_gemm"),
+                "sglang_version": versions.installed("sglang"),
+                "sglang_commit": "unknown",
+                "started_at": self._started_at,
+                "finished_at": clock.utc(),
+                "duration_s": round(time.monotonic() - self._started, 3),
+                "settings": {
+                    "source": "flags",
+                    "stages": request.stages,
+                    "moe_batch_sizes": list(request.moe_batch_sizes),
+                    "moe_dtype": request.moe_dtype,
+                    "warmup_port": request.warmup_port,
+                    "write_mode": "atomic",
+                },
+                "server": {"argv": self._argv, "env": self._environment},
+            },
+            "stages": results,
+            "telemetry_probe": proof,
+            "errors": errors,
+            "warnings": self.warnings,
+        }
+
+    def _progress(self, done: int, total: int, unit: str, message: str) -> None:
+        assert self._job is not None
+        self._job.update(done=done, total=total, unit=unit, message=f"{message}: {done} of {total}")
+
+    def _server_starting(self, elapsed_s: float) -> None:
+        if self._job:
+            self._job.update(2.0, message=f"waiting for the server to become healthy, {elapsed_s:.0f} s so far")
+
+
+def as_stage_failure(error: Exception) -> StageFailure:
+    """Any error of a stage by the contract's list of types."""
+    if isinstance(error, StageFailure):
+        return error
+    if isinstance(error, TimeoutError):
+        return StageFailure("lock_timeout", str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageFailure("insufficient_disk", f"no space left while writing {error.filename or 'a cache'}: free some and run again")
+    if isinstance(error, PermissionError):
+        return StageFailure("permissions_unexpected", str(error))
+    return StageFailure("compile_failed", repr(error))

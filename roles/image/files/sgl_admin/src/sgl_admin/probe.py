@@ -1,0 +1,107 @@
+"""METRICS_READY: Prometheus holds, for this run, server samples that account for the tokens that a prep sent.
+
+The server's own counter just before the first request is the baseline: it only grows while that server lives, and
+Prometheus stores it as it is. So one raw sample, taken after the first request and at least as high as baseline plus
+tokens, is proof; `increase()` would miss a series that is born with its value, and would count a restart as growth.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+import urllib.parse
+from typing import Any
+
+from sgl_admin import clock
+from sgl_admin.errors import StageFailure
+from sgl_admin.server import Server
+
+_POLL_S = 0.2
+
+
+class TokenLedger:
+    """The prompt tokens sent to one server since just before the first request."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._baseline: float | None = None
+        self.since = 0.0
+        self.tokens = 0
+
+    def complete(self, prompt: str, temperature: float) -> None:
+        if self._baseline is None:
+            self._baseline = self._server.prompt_tokens()
+            self.since = time.time()
+        self.tokens += self._server.complete(prompt, temperature)
+
+    @property
+    def baseline(self) -> float:
+        assert self._baseline is not None, "no request was sent"
+        return self._baseline
+
+
+def query_for(run_id: str) -> str:
+    return f'{{__name__=~"sglang[:_]prompt_tokens_total",container_run="{run_id}"}}'
+
+
+def unproven(run_id: str, prometheus_url: str, reason: str | None, tokens_expected: int = 0) -> dict[str, Any]:
+    return {
+        "ok": False,
+        "probed_at": clock.utc(),
+        "prometheus_url": prometheus_url,
+        "prometheus_query": query_for(run_id),
+        "sample_count": 0,
+        "tokens_expected": tokens_expected,
+        "tokens_seen": 0,
+        "waited_s": 0.0,
+        "reason": reason,
+    }
+
+
+def prove(run_id: str, prometheus_url: str, ledger: TokenLedger, timeout_s: float) -> dict[str, Any]:
+    """Ask Prometheus until it accounts for the ledger's tokens, for `timeout_s` seconds at most."""
+    result = unproven(run_id, prometheus_url, None, ledger.tokens)
+    started = time.monotonic()
+    while True:
+        waited = time.monotonic() - started
+        try:
+            result["sample_count"], highest = _samples_since(prometheus_url, query_for(run_id), ledger.since)
+            result["tokens_seen"] = max(0, round(highest - ledger.baseline))
+            result["reason"] = (
+                f"{result['tokens_seen']} of {ledger.tokens} prompt tokens arrived"
+                if result["sample_count"]
+                else "Prometheus has no sample of this run's server since the first request: is the sglang target scraped?"
+            )
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError) as error:
+            result["reason"] = f"Prometheus at {prometheus_url} does not answer as expected: {error!r}"
+        result["waited_s"] = round(waited, 3)
+        if result["sample_count"] and result["tokens_seen"] >= ledger.tokens:
+            return {**result, "ok": True, "reason": None, "probed_at": clock.utc()}
+        if waited >= timeout_s:
+            return {**result, "probed_at": clock.utc()}
+        time.sleep(_POLL_S)
+
+
+def _samples_since(prometheus_url: str, query: str, since: float) -> tuple[int, float]:
+    """How many raw samples Prometheus has from `since` on, and the sum over the series of each one's highest."""
+    now = time.time()
+    window_s = max(1, int(now - since) + 2)
+    parameters = urllib.parse.urlencode({"query": f"{query}[{window_s}s]", "time": f"{now:.3f}"})
+    url = urllib.parse.urlsplit(prometheus_url)
+    connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port or 80, timeout=5)
+    try:
+        connection.request("GET", f"{url.path.rstrip('/')}/api/v1/query?{parameters}")
+        answer = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    count, total = 0, 0.0
+    for series in answer["data"]["result"]:
+        values = [float(value) for moment, value in series["values"] if float(moment) >= since]
+        count += len(values)
+        total += max(values, default=0.0)
+    return count, total
+
+
+def failure(run_id: str, prometheus_url: str, error: StageFailure) -> dict[str, Any]:
+    return unproven(run_id, prometheus_url, f"{error.error_type}: {error}")

@@ -1,0 +1,43 @@
+"""What a prep is asked to do. Two requests with the same digest are the same request: the second attaches to the first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MODES = ("ensure", "rebuild", "skip")
+PROBES = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class Request:
+    model: str
+    tp: int
+    stages: dict[str, str]
+    moe_batch_sizes: tuple[int, ...]
+    moe_dtype: str
+    probe: str
+    server_args: tuple[str, ...]
+    server_timeout_s: float
+    probe_timeout_s: float
+    warmup_port: int
+
+    @property
+    def digest(self) -> str:
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+    def describe(self) -> list[str]:
+        """The request as the command line that asks for it."""
+        flags = [f"--{name.replace('_', '-').replace('moe-tune', 'moe')}={mode}" for name, mode in self.stages.items()]
+        return [f"--model={self.model}", f"--tp={self.tp}", *flags, f"--probe={self.probe}", *(f"--server-arg={arg}" for arg in self.server_args)]

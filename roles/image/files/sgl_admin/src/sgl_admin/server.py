@@ -1,0 +1,164 @@
+"""The SGLang server that a prep starts: its command, its readiness, its requests, and its end with all its processes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.errors import StageFailure
+
+HOST = "127.0.0.1"
+# The counter has a colon in most releases and an underscore in newer ones.
+_PROMPT_TOKENS = re.compile(r"^sglang[:_]prompt_tokens_total(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
+_TERMINATE_S = 15.0
+
+
+def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
+    return [
+        sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--tp-size", str(tp),
+        "--host", HOST, "--port", str(port), "--enable-metrics", *arguments,
+    ]  # fmt: skip
+
+
+class Server:
+    """One server process group. Its output goes to the run's log."""
+
+    def __init__(self, argv: list[str], environment: dict[str, str], port: int, log: Path) -> None:
+        self.argv = argv
+        self.environment = environment
+        self.port = port
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    @property
+    def group(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, self.port))
+            except OSError as error:
+                raise StageFailure("port_busy", f"port {self.port} on {HOST} is taken: stop the server that holds it ({error})") from error
+        with open(self.log, "ab") as output:
+            self._log_start = output.tell()
+            # A group of its own, so that it ends as a whole; and with its parent, should that be killed outright.
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *self.argv],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"), start_new_session=True,
+            )  # fmt: skip
+
+    def wait_healthy(self, timeout_s: float, tick: Callable[[float], None]) -> None:
+        """Returns when /health says 200; an open port, or other pages answering, does not count."""
+        assert self._process is not None
+        started = time.monotonic()
+        while (elapsed := time.monotonic() - started) < timeout_s:
+            if self._process.poll() is not None:
+                raise StageFailure(
+                    _death_type(self.log_tail()), f"the server ended while starting, exit code {self._process.returncode}", self.log_tail()
+                )
+            try:
+                if self._request("GET", "/health", timeout_s=5)[0] == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            tick(elapsed)
+            time.sleep(0.1)
+        raise StageFailure("server_unhealthy_timeout", f"the server did not become healthy within {timeout_s:.0f} s", self.log_tail())
+
+    def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
+        """Send one completion; returns the prompt tokens that the server says it took."""
+        body = {"model": "default", "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature}
+        try:
+            status, answer = self._request("POST", "/v1/completions", body, timeout_s=600)
+            if status == 200:
+                return int(json.loads(answer)["usage"]["prompt_tokens"])
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+            raise StageFailure("request_failed", f"a warm-up request failed: {error!r}", self.log_tail()) from error
+        raise StageFailure("request_failed", f"a warm-up request got HTTP {status}: {answer[:300]!r}", self.log_tail())
+
+    def prompt_tokens(self) -> float:
+        """The server's own count of prompt tokens, as Prometheus scrapes it."""
+        try:
+            status, answer = self._request("GET", "/metrics", timeout_s=10)
+        except (OSError, http.client.HTTPException) as error:
+            raise StageFailure("request_failed", f"the server's /metrics does not answer: {error!r}", self.log_tail()) from error
+        if status != 200:
+            raise StageFailure("request_failed", f"the server's /metrics answers HTTP {status}", self.log_tail())
+        return sum(float(value) for value in _PROMPT_TOKENS.findall(answer.decode(errors="replace")))
+
+    def stop(self) -> None:
+        """End the whole group: asked first, then forced. Raises StageFailure(cleanup_failed) when one outlives even that."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        end_group(process.pid, process.poll)
+
+    def log_tail(self, lines: int = 20) -> list[str]:
+        with open(self.log, "rb") as stream:
+            stream.seek(self._log_start)
+            return stream.read().decode(errors="replace").splitlines()[-lines:]
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
+        try:
+            connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"} if body else {})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+
+def end_group(group: int, reap: Callable[[], object] = lambda: None) -> None:
+    """SIGTERM, then SIGKILL, to a process group, until none of it is left."""
+    for number, patience_s in ((signal.SIGTERM, _TERMINATE_S), (signal.SIGKILL, 10.0)):
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            reap()
+            if not _alive(group):
+                return
+            time.sleep(0.05)
+    raise StageFailure("cleanup_failed", f"process group {group} of the server outlived SIGKILL")
+
+
+def _alive(group: int) -> bool:
+    """Whether any process of the group still runs; one that has ended and only waits to be reaped does not count."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == group and fields[0] not in "ZX":
+                return True
+    return False
+
+
+def _death_type(tail: list[str]) -> str:
+    text = "\n".join(tail).lower()
+    return "oom" if "out of memory" in text else "server_start_failed"
+
+
+def start_time(pid: int) -> str | None:
+    """When a process began, in clock ticks since boot: with its pid, the identity of a process. None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
