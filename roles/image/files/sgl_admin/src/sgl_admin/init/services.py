@@ -72,7 +72,14 @@ def _prometheus(settings: Settings, run_id: str) -> list[str]:
 
 
 def _node_exporter(settings: Settings, run_id: str) -> list[str]:
-    return ["node_exporter", f"--web.listen-address={settings.address(settings.node_exporter_port)}", "--log.level=warn"]
+    # Debian turns two collectors on that find nothing to read in a container and say so at each scrape.
+    return [
+        "node_exporter",
+        f"--web.listen-address={settings.address(settings.node_exporter_port)}",
+        "--no-collector.systemd",
+        "--collector.textfile.directory=",
+        "--log.level=warn",
+    ]
 
 
 SERVICES = {

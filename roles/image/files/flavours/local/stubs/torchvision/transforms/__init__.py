@@ -1,9 +1,5 @@
-"""Only the name that SGLang imports; no text model calls it."""
+"""Only what SGLang imports by name."""
 
-import enum
+from torchvision.transforms.functional import InterpolationMode
 
-
-class InterpolationMode(enum.Enum):
-    NEAREST = "nearest"
-    BILINEAR = "bilinear"
-    BICUBIC = "bicubic"
+__all__ = ["InterpolationMode"]

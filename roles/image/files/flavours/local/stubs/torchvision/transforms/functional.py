@@ -1,1 +1,9 @@
-"""Empty on purpose: imported by name, never called for a text model."""
+"""Only the name that SGLang imports from here; no text model calls it."""
+
+import enum
+
+
+class InterpolationMode(enum.Enum):
+    NEAREST = "nearest"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
