@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     ensure.add_argument("--server-arg", action="append", default=[], metavar="ARG", help="one more argument of the server; may be repeated")
     ensure.add_argument("--server-timeout", type=float, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)")
     ensure.add_argument("--probe-timeout", type=float, default=30.0, metavar="S", help="for Prometheus to account for the tokens (default: %(default)s)")
-    ensure.add_argument("--port", type=_positive, default=30000, help="the server's port while it warms up (default: %(default)s)")
+    ensure.add_argument("--port", type=_positive, help="the server's port while it warms up (default: the one that Prometheus scrapes)")
     ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")
     ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result} as JSON")
@@ -99,7 +99,7 @@ def _batch_sizes(text: str) -> tuple[int, ...]:
     return tuple(sorted({_positive(item.strip()) for item in text.split(",")}))
 
 
-def _request(arguments: argparse.Namespace) -> Request:
+def _request(arguments: argparse.Namespace, live: run.Run) -> Request:
     given = {stage.name: getattr(arguments, stage.name) for stage in STAGES}
     default = "skip" if any(given.values()) else "ensure"
     return Request(
@@ -112,12 +112,13 @@ def _request(arguments: argparse.Namespace) -> Request:
         server_args=tuple(arguments.server_arg),
         server_timeout_s=arguments.server_timeout,
         probe_timeout_s=arguments.probe_timeout,
-        warmup_port=arguments.port,
+        warmup_port=arguments.port or int(live.manifest["services"]["sglang"]["port"]),
     )
 
 
 def _ensure(arguments: argparse.Namespace) -> int:
-    live, request = run.live(), _request(arguments)
+    live = run.live()
+    request = _request(arguments, live)
     _check_ownership()
     if arguments.dry_run:
         return _print_dry_run(_prepare(live, request).dry_run(), arguments.json)

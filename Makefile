@@ -1,0 +1,88 @@
+# The commands of this checkout. Each brings what it needs into .venv, and says so where it installs Debian packages.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+BIN := $(CURDIR)/.venv/bin
+# ansible-lint, molecule and ansible-test call their neighbours by name.
+WITH_PATH := env PATH="$(BIN):$$PATH"
+PYTEST := $(WITH_PATH) $(BIN)/python -m pytest
+UV ?= uv
+# Passed to what a target runs: make prep ARGS="-i inventories/gh200 --check", make unit ARGS="-k manifest"
+ARGS ?=
+# A run that names its own inventory needs Docker on those hosts; without one, it is this machine that is prepared.
+OTHER_INVENTORY := $(filter -i% --inventory%,$(ARGS))$(ANSIBLE_INVENTORY)
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+.PHONY: prep
+prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-playbook)
+	$(if $(OTHER_INVENTORY),,scripts/docker_up.sh)
+	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
+
+.PHONY: test
+test: lint types sanity docker-up ## Pass every test: check, sanity, integration, molecule
+	$(PYTEST) tests/unit tests/integration tests/molecule
+
+.PHONY: check
+check: lint types unit ## The fast lane: lint, types, unit tests
+
+.PHONY: lint
+lint: setup ## ruff, yamllint, ansible-lint, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/yamllint --strict .
+	$(BIN)/shellcheck --external-sources $$(git ls-files -co --exclude-standard -- '*.sh' .ci/run)
+	$(WITH_PATH) $(BIN)/ansible-lint
+
+.PHONY: format
+format: setup ## Format the Python files and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: types
+types: setup ## mypy
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: setup ## The unit tests
+	$(PYTEST) tests/unit $(ARGS)
+
+.PHONY: sanity
+sanity: setup ## ansible-test sanity
+	scripts/sanity.sh $(ARGS)
+
+.PHONY: integration
+integration: setup docker-up ## The tests against real Docker containers
+	$(PYTEST) tests/integration $(ARGS)
+
+.PHONY: molecule
+molecule: setup docker-up ## Every molecule scenario
+	$(PYTEST) tests/molecule $(ARGS)
+
+.PHONY: setup
+setup: ## Make .venv with all that the tests need, and the link by which Ansible finds this checkout
+	scripts/setup.sh dev
+
+.PHONY: setup-base
+setup-base:
+	scripts/setup.sh base
+
+.PHONY: docker-up
+docker-up:
+	scripts/docker_up.sh
+
+.PHONY: lock
+lock: ## Compile requirements/*.txt from *.in with uv (ARGS=--upgrade takes the newest)
+	for level in base dev; do \
+	    $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $(ARGS) \
+	        --output-file requirements/$$level.txt requirements/$$level.in; \
+	done
+
+.PHONY: clean
+clean: ## Remove .venv and everything else that these commands made in the checkout
+	rm -rf .venv .ansible .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage tests/output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

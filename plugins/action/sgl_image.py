@@ -1,0 +1,107 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Computes the digest of the image's inputs on the controller and, where the image differs, has it made step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+_SAYS = {
+    "base": "the Debian base, by debootstrap (once, about half a minute)",
+    "wheels": "the Python packages, by the host's pip (about 0.5 GB)",
+    "build": "docker build (about a minute the first time)",
+}
+# What makes another image even where the build context is the same.
+_INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
+
+
+class ActionModule(ActionBase):
+    _requires_connection = True
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        arguments = dict(self._task.args)
+        for name in ("inputs", "step", "context_archive"):
+            arguments.pop(name, None)
+        archive = pack(str(arguments.get("context", "")), str(arguments.get("flavour", "")))
+        arguments["inputs"] = digest(archive, {name: arguments.get(name) for name in _INPUT_OPTIONS})
+
+        result = self._module(arguments, task_vars)
+        if result.get("failed") or result.get("image") or self._task.check_mode:
+            return result
+        diff = result.get("diff")
+        remote = self._send(archive)
+        try:
+            # Each step tells the next; the limit keeps a host on which nothing ever gets done from going round for ever.
+            result = self._module({**arguments, "context_archive": remote}, task_vars)
+            step = result.get("next_step")
+            for _attempt in range(len(_SAYS)):
+                if result.get("failed") or step is None:
+                    break
+                self._display.display(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
+                result = self._module({**arguments, "context_archive": remote, "step": step}, task_vars)
+                step = result.get("next_step")
+        finally:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+        if not result.get("failed") and not result.get("image"):
+            return {**result, "failed": True, "msg": f"image {arguments['name']} is not made after each step ran once; next would be {step}"}
+        if diff and not result.get("failed"):
+            result["diff"] = diff
+        return result
+
+    def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        answer: dict[str, Any] = self._execute_module(
+            module_name="slice_bench.sglang.sgl_image", module_args=arguments, task_vars=task_vars
+        )
+        return answer
+
+    def _send(self, archive: bytes) -> str:
+        if not self._connection._shell.tmpdir:
+            self._make_tmp_path()
+        remote = self._connection._shell.join_path(self._connection._shell.tmpdir, "context.tar")
+        with tempfile.NamedTemporaryFile() as local:
+            local.write(archive)
+            local.flush()
+            self._transfer_file(local.name, remote)
+        self._fixup_perms2((self._connection._shell.tmpdir, remote))
+        return str(remote)
+
+    @staticmethod
+    def _host(task_vars: dict[str, Any] | None) -> str:
+        return str((task_vars or {}).get("inventory_hostname", "localhost"))
+
+
+def pack(context: str, flavour: str) -> bytes:
+    """The build context as a tar archive that is the same for the same content: no times, no owners, sorted, one flavour."""
+    flavours = os.path.join(context, "flavours")
+    known = sorted(os.listdir(flavours)) if os.path.isdir(flavours) else []
+    if not os.path.isfile(os.path.join(flavours, flavour, "flavour.json")):
+        raise AnsibleActionFail(f"no image flavour {flavour!r} in {context}: set sgl_flavour to one of {', '.join(known) or 'none'}")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for folder, folders, names in os.walk(context):
+            folders[:] = sorted(name for name in folders if name != "__pycache__" and (folder != flavours or name == flavour))
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                entry = tarfile.TarInfo(os.path.relpath(path, context))
+                entry.mode = 0o755 if os.access(path, os.X_OK) else 0o644
+                with open(path, "rb") as stream:
+                    content = stream.read()
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def digest(archive: bytes, options: dict[str, Any]) -> str:
+    """sha256 over the packed context and the options that make another image."""
+    return f"sha256:{hashlib.sha256(archive + json.dumps(options, sort_keys=True).encode()).hexdigest()}"

@@ -1,0 +1,113 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The Docker command line: which client to use, and what its failures mean.
+
+The client is used, not the HTTP API: it knows the operator's context, DOCKER_HOST, TLS and credentials, and every host
+that can run the container has it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+# Runs an argument list; returns exit code, standard output, standard error.
+Runner = Callable[[list[str]], tuple[int, str, str]]
+
+INPUTS_LABEL = "org.slice-bench.image-inputs"
+
+
+class DockerError(Exception):
+    """Docker cannot be used, or refused; the message names the reason and the remedy."""
+
+
+class DockerCli:
+    def __init__(self, run: Runner, binary: str | None = None) -> None:
+        """Raises DockerError where there is no client."""
+        self._run = run
+        found = binary or shutil.which("docker")
+        if found is None:
+            raise DockerError("Docker is not installed: run `make prep` from the checkout, or `apt-get install docker.io`, on this host")
+        self.binary = found
+
+    def call(self, *arguments: str) -> str:
+        """Standard output of a docker command. Raises DockerError."""
+        code, output, error = self._run([self.binary, *arguments])
+        if code:
+            raise DockerError(explain(error.strip() or output.strip() or f"docker {arguments[0]} ended with exit code {code}"))
+        return output
+
+    def version(self) -> str:
+        """The daemon's version. Raises DockerError where it does not answer."""
+        return self.call("version", "--format", "{{.Server.Version}}").strip()
+
+    def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
+        """`docker <kind> inspect <name>`; None where there is no such thing."""
+        code, output, error = self._run([self.binary, kind, "inspect", name])
+        if code:
+            if "no such" in error.lower() or "not found" in error.lower():
+                return None
+            raise DockerError(explain(error.strip()))
+        document: list[dict[str, Any]] = json.loads(output)
+        return document[0]
+
+    def image(self, name: str) -> dict[str, Any] | None:
+        """What the roles need of an image: id, labels, architecture, created."""
+        found = self.inspect("image", name)
+        if found is None:
+            return None
+        return {
+            "id": found["Id"],
+            "labels": (found.get("Config") or {}).get("Labels") or {},
+            "architecture": found["Architecture"],
+            "created": found["Created"],
+        }
+
+    def container(self, name: str) -> dict[str, Any] | None:
+        """What the roles need of a container: id, image id, labels, whether and since when it runs, and its pid on the host."""
+        found = self.inspect("container", name)
+        if found is None:
+            return None
+        return {
+            "id": found["Id"],
+            "image_id": found["Image"],
+            "labels": found["Config"].get("Labels") or {},
+            "running": found["State"]["Running"] and not found["State"].get("Restarting", False),
+            "status": found["State"]["Status"],
+            "started_at": found["State"]["StartedAt"],
+            "exit_code": found["State"]["ExitCode"],
+            "pid": found["State"]["Pid"],
+        }
+
+
+def explain(error: str) -> str:
+    """Docker's words for the common failures, with the remedy."""
+    lowered = error.lower()
+    if "permission denied" in lowered and "sock" in lowered:
+        return f"no permission to use Docker: add the user to the docker group and log in again, or set ansible_become ({error})"
+    if "cannot connect to the docker daemon" in lowered or "connection refused" in lowered or "is the docker daemon running" in lowered:
+        return f"the Docker daemon does not answer: start it (`systemctl start docker`) ({error})"
+    return error
+
+
+def build_client(run: Runner) -> list[str]:
+    """The client that can build with BuildKit: a plain client before 23 has it built in, a later one needs its buildx plugin.
+
+    Raises DockerError where none on the PATH can.
+    """
+    tried = []
+    for folder in os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin").split(os.pathsep):
+        binary = os.path.join(folder, "docker")
+        if not os.access(binary, os.X_OK) or os.path.realpath(binary) in tried:
+            continue
+        tried.append(os.path.realpath(binary))
+        code, output, _ignored = run([binary, "version", "--format", "{{.Client.Version}}"])
+        major = output.strip().partition(".")[0]
+        if code == 0 and major.isdigit() and int(major) < 23:
+            return [binary, "build"]
+        if run([binary, "buildx", "version"])[0] == 0:
+            return [binary, "buildx", "build", "--load"]
+    raise DockerError(f"no docker client that can build with BuildKit ({', '.join(tried) or 'none on the PATH'}): install the docker-buildx plugin")

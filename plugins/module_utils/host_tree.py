@@ -1,0 +1,525 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The host tree: what it consists of, whose it must be, and how it is made.
+
+:func:`inspect` only reads; everything that can be refused is refused there, so a refused run has changed nothing.
+:func:`apply` then does what the plan says. Nothing that existed is ever chowned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import re
+import secrets
+import shlex
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+TELEMETRY_DIRS = ("container_runs", "logs", "prometheus", "jaeger")
+PROFILES_DIRS = (
+    "triton",
+    "torchinductor",
+    "flashinfer",
+    "deep_gemm",
+    "tvm_ffi",
+    "moe_configs",
+    "moe_configs/configs",
+    ".locks",
+    ".in_progress",
+)
+TEMP_PREFIX = ".sgl-new-"
+TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
+NAMED_MISMATCHES = 10
+
+# Bits that an existing directory must have, as a mask over the wanted mode. What it grants beyond them is the operator's business.
+_BITS_WRITTEN = 0o2770
+# Only directories are made in the parent, and only by its owner. It may be a home directory: sshd refuses one that its group may write.
+_BITS_PARENT = 0o700
+# The server only reads models; a read-only export must do.
+_BITS_READ = 0o500
+
+
+class HostTreeError(Exception):
+    """The tree cannot be used or made as it is; the text names the path and the remedy."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is wanted. Paths are absolute; ``mode`` holds permission bits (0o775), ids are numeric."""
+
+    root: str
+    telemetry: str
+    profiles: str
+    models: str
+    huggingface: str
+    uid: int
+    gid: int
+    mode: int = 0o775
+    ownership_ignore: bool = False
+
+    def roots(self) -> dict[str, str]:
+        return {
+            "root": self.root,
+            "telemetry": self.telemetry,
+            "profiles": self.profiles,
+            "models": self.models,
+            "huggingface": self.huggingface,
+        }
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An entry that another uid:gid owns. ``top`` is the root that holds it; ``recursive`` says whether ``chown -R`` is safe on it."""
+
+    path: str
+    uid: int
+    gid: int
+    top: str
+    recursive: bool = True
+
+
+@dataclass
+class Plan:
+    """What :func:`apply` will do, and what :func:`inspect` saw."""
+
+    spec: Spec
+    create: list[str] = field(default_factory=list)
+    chmod: dict[str, tuple[int, int]] = field(default_factory=dict)
+    leftovers: list[str] = field(default_factory=list)
+    foreign: list[Foreign] = field(default_factory=list)
+    entries_checked: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.create or self.chmod or self.leftovers)
+
+    def diff(self) -> dict[str, dict[str, str]]:
+        """Before and after of each path that changes, for ``--diff``."""
+        owner = f"{self.spec.uid}:{self.spec.gid}"
+        before: dict[str, str] = {}
+        after: dict[str, str] = {}
+        for path in self.leftovers:
+            before[printable(path)] = "empty leftover of an interrupted run"
+            after[printable(path)] = "absent"
+        for path, (old, new) in self.chmod.items():
+            before[printable(path)] = f"directory {old:04o} {owner}"
+            after[printable(path)] = f"directory {new:04o} {owner}"
+        for path in self.create:
+            before[printable(path)] = "absent"
+            after[printable(path)] = f"directory {self.spec.mode:04o} {owner}"
+        return {"before": before, "after": after}
+
+    def result(self) -> dict[str, object]:
+        """What the module returns; the same in check mode."""
+        return {
+            "changed": self.changed,
+            "created": [printable(path) for path in self.create],
+            "mode_changed": [printable(path) for path in self.chmod],
+            "removed": [printable(path) for path in self.leftovers],
+            "paths": self.spec.roots(),
+            "owner": {"uid": self.spec.uid, "gid": self.spec.gid},
+            "foreign_count": len(self.foreign),
+            "entries_checked": self.entries_checked,
+        }
+
+
+def printable(path: str) -> str:
+    """The path as text that JSON can carry; bytes that are no UTF-8 become ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def owner_text(uid: int, gid: int, *, with_group: bool = False) -> str:
+    """``1000:1000 (ubuntu)``; with_group adds the group's name, for a mismatch that is the group's alone."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        name = "no such user"
+    if with_group:
+        try:
+            name += ":" + grp.getgrgid(gid).gr_name
+        except (KeyError, OverflowError):
+            name += ":no such group"
+    return f"{uid}:{gid} ({name})"
+
+
+def clean_path(path: str) -> str:
+    """The path without doubled or trailing slashes, ``.`` and ``..``."""
+    return os.path.normpath(re.sub("^//+", "/", path)) if path else path
+
+
+def parse_mode(value: object) -> int:
+    """Permission bits out of an octal string (``"0775"``) or a number (YAML reads an unquoted 0775 as 509).
+
+    Raises HostTreeError when it is neither, or when the owner could not use the directory.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise HostTreeError(f"mode {value!r} is not an octal string: write it as '0775'")
+    if isinstance(value, str):
+        if not re.fullmatch(r"(0o)?[0-7]{3,5}", value):
+            raise HostTreeError(f"mode '{value}' is not an octal string: write it as '0775', with the quotes")
+        value = int(value, 8)
+    if not 0 <= value <= 0o7777 or value & 0o700 != 0o700:
+        raise HostTreeError(f"mode {value:04o} does not let the owner read, write and enter the directory: use '0775' or '2775'")
+    return value
+
+
+def _wanted(spec: Spec) -> Iterator[tuple[str, str, int]]:
+    """Each directory of the tree, parents first: (option or root that it belongs to, path, bits that an existing one must have)."""
+    yield "root", spec.root, spec.mode & _BITS_PARENT
+    for option, top, names in (("telemetry_root", spec.telemetry, TELEMETRY_DIRS), ("profiles_root", spec.profiles, PROFILES_DIRS)):
+        yield option, top, spec.mode & _BITS_WRITTEN
+        for name in names:
+            yield option, os.path.join(top, name), spec.mode & _BITS_WRITTEN
+    yield "models_root", spec.models, spec.mode & _BITS_READ
+    yield "huggingface_root", spec.huggingface, spec.mode & _BITS_WRITTEN
+
+
+def _check_spec(spec: Spec) -> None:
+    for name, number in (("owner_uid", spec.uid), ("owner_gid", spec.gid)):
+        if not 0 <= number < 2**32 - 1:
+            raise HostTreeError(f"{name} {number} is not a user or group id: set it to the number that `id` prints for the service user")
+    named = {("root" if key == "root" else f"{key}_root"): path for key, path in spec.roots().items()}
+    for option, path in named.items():
+        if not os.path.isabs(path) or "\0" in path:
+            raise HostTreeError(f"{option} '{printable(path)}' is not an absolute path: set it to one such as /srv/sglang-observability")
+        if path == "/":
+            raise HostTreeError(f"{option} is the root of the filesystem: set it to a directory of its own")
+    for option, path in named.items():
+        for other, top in named.items():
+            if option == other:
+                continue
+            if path == top:
+                raise HostTreeError(f"{option} and {other} are both {path}: give each a directory of its own")
+            if other != "root" and path.startswith(top + "/"):
+                raise HostTreeError(f"{option} {path} lies inside {other} {top}: give each a directory of its own")
+
+
+def _process_groups() -> set[int]:
+    return {os.getegid(), *os.getgroups()}
+
+
+def _check_process(spec: Spec) -> None:
+    euid = os.geteuid()
+    if euid not in (0, spec.uid):
+        raise HostTreeError(
+            f"the task runs as {owner_text(euid, os.getegid())}, which cannot make directories for {owner_text(spec.uid, spec.gid)}:"
+            " run it with become: true, or set sgl_user to the user who connects"
+        )
+
+
+def _remedy(exc: OSError) -> str:
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return "run the task with become: true, or set the root to a directory that its owner may write"
+    if exc.errno == errno.EROFS:
+        return "the filesystem is mounted read-only: remount it, or set the root elsewhere"
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space, inodes or quota there"
+    if exc.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT):
+        return "something else changed the tree at the same time: run again"
+    return "check the filesystem that holds it"
+
+
+def _os_error(doing: str, path: str, exc: OSError) -> HostTreeError:
+    return HostTreeError(f"cannot {doing} {printable(path)}: {exc.strerror or exc}: {_remedy(exc)}")
+
+
+def _stat_directory(option: str, path: str, *, follow: bool) -> os.stat_result | None:
+    """The directory's stat; None when it, or a parent, is missing.
+
+    follow: roots may be symbolic links (the runtime resolves them before it mounts); what lies inside a mount may not.
+    Raises HostTreeError for anything that is not a directory.
+    """
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise _os_error("read", path, exc) from exc
+    shown = printable(path)
+    if stat.S_ISLNK(info.st_mode):
+        target = printable(os.readlink(path))
+        if not follow:
+            raise HostTreeError(f"{shown} is a symbolic link to {target}, which the container cannot follow: replace it by a directory")
+        try:
+            info = os.stat(path)
+        except FileNotFoundError:
+            raise HostTreeError(
+                f"{option} {shown} is a dangling symbolic link to {target}: make that directory, or remove the link"
+            ) from None
+        except OSError as exc:
+            raise HostTreeError(f"{option} {shown} is a symbolic link that cannot be followed ({exc.strerror}): remove it") from exc
+    if not stat.S_ISDIR(info.st_mode):
+        what = "a file" if stat.S_ISREG(info.st_mode) else "not a directory"
+        raise HostTreeError(f"{shown} is {what}, but {option} needs a directory there: move it away, or set {option} elsewhere")
+    return info
+
+
+def missing_directories(option: str, path: str) -> tuple[list[str], str]:
+    """The missing directories down to path, parents first, and the nearest directory that exists.
+
+    Raises HostTreeError when a parent is something else than a directory.
+    """
+    missing = [path]
+    parent = os.path.dirname(path)
+    while _stat_directory(option, parent, follow=True) is None:
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    return missing[::-1], parent
+
+
+def _may(path: str, how: int) -> bool:
+    return os.access(path, how, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:
+    """Look at each entry below top, without following links; a foreign directory is named and not entered."""
+    uid, gid = spec.uid, spec.gid
+    parents = set(temp_parents)
+    lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
+    checked = 0
+    stack = [top]
+    while stack:
+        directory = stack.pop()
+        may_hold_temp = directory in parents
+        try:
+            entries = os.scandir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # live services remove directories while we walk
+        except OSError as exc:
+            shown = printable(directory)
+            raise HostTreeError(
+                f"{shown} cannot be read ({exc.strerror}), so its ownership cannot be checked: run `chmod u+rwx {shlex.quote(shown)}`"
+            ) from exc
+        with entries:
+            for entry in entries:
+                try:
+                    info = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                checked += 1
+                is_directory = stat.S_ISDIR(info.st_mode)
+                if may_hold_temp and is_directory and _is_leftover(entry.path, entry.name):
+                    plan.leftovers.append(entry.path)
+                elif info.st_uid != uid or info.st_gid != gid:
+                    # mkfs makes it, for root, at the top of each ext4; no service goes there.
+                    if entry.path != lost_and_found:
+                        plan.foreign.append(Foreign(entry.path, info.st_uid, info.st_gid, top))
+                elif is_directory:
+                    stack.append(entry.path)
+    plan.entries_checked += checked
+
+
+def _is_leftover(path: str, name: str) -> bool:
+    """An empty directory under the temporary name that :func:`make_directory` uses: its maker was killed before the rename."""
+    if not TEMP_NAME.fullmatch(name):
+        return False
+    try:
+        return not os.listdir(path)
+    except PermissionError:
+        return True  # still 0700 of another owner; rmdir refuses it anyway when it holds something
+    except OSError:
+        return False
+
+
+def _leftovers_in(parent: str, *, ours_only: bool) -> list[str]:
+    """Leftovers in a directory that is not scanned; ours_only where a removal may be refused (a sticky parent)."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if not entry.name.startswith(TEMP_PREFIX) or not entry.is_dir(follow_symlinks=False):
+                continue
+            if ours_only and os.geteuid() not in (0, entry.stat(follow_symlinks=False).st_uid):
+                continue
+            if _is_leftover(entry.path, entry.name):
+                found.append(entry.path)
+    return found
+
+
+def _holds_strangers(spec: Spec) -> bool:
+    """True when the parent holds things that are not the tree's: a recursive chown of it would hit them too."""
+    ours = {os.path.basename(path) for path in spec.roots().values() if os.path.dirname(path) == spec.root}
+    try:
+        return any(name not in ours and not TEMP_NAME.fullmatch(name) for name in os.listdir(spec.root))
+    except OSError:
+        return True
+
+
+def chown_command(uid: int, gid: int, paths: Iterable[str], *, recursive: bool = True) -> str:
+    """The command that gives the paths to uid:gid, quoted for a shell."""
+    words = ["chown", *(["-R"] if recursive else []), f"{uid}:{gid}"]
+    return " ".join([*words, *(shlex.quote(printable(path)) for path in paths)])
+
+
+def ownership_text(spec: Spec, foreign: list[Foreign]) -> str:
+    """One sentence: what belongs to whom, to whom it should, and the command that repairs it."""
+    expected = owner_text(spec.uid, spec.gid)
+    listed = foreign[:NAMED_MISMATCHES]
+
+    def owned(item: Foreign) -> str:
+        return f"{printable(item.path)} is owned by {owner_text(item.uid, item.gid, with_group=item.uid == spec.uid)}"
+
+    commands = []
+    plain = [item.path for item in foreign if not item.recursive]
+    if plain:
+        commands.append(chown_command(spec.uid, spec.gid, plain, recursive=False))
+    deep = [item for item in foreign if item.recursive]
+    if deep:
+        # Beyond what the sentence can name, the roots that hold them: everything below those has one owner anyway.
+        chosen = [item.path for item in deep] if len(foreign) <= NAMED_MISMATCHES else list(dict.fromkeys(item.top for item in deep))
+        # A recursive chown of a parent repairs what lies below it; of a link it would change the link alone, so name its target.
+        chosen = [path for path in chosen if not any(path.startswith(other + "/") for other in chosen)]
+        resolved = [os.path.realpath(path) if path in spec.roots().values() else path for path in chosen]
+        commands.append(chown_command(spec.uid, spec.gid, resolved))
+    command = " && ".join(commands)
+    if len(foreign) == 1:
+        return f"{owned(foreign[0])}, not {expected}: run `{command}`"
+    more = f" and {len(foreign) - len(listed)} more" if len(foreign) > len(listed) else ""
+    return f"{len(foreign)} paths are owned by others, not {expected}: {', '.join(map(owned, listed))}{more}: run `{command}`"
+
+
+def inspect(spec: Spec) -> Plan:
+    """Read the host and decide. Raises HostTreeError, with nothing changed, for whatever must be refused."""
+    _check_spec(spec)
+    _check_process(spec)
+    plan = Plan(spec)
+    roots = set(spec.roots().values())
+    create: dict[str, None] = {}
+    bases: dict[str, str] = {}
+    mode_of: dict[str, tuple[int, int]] = {}
+    top_is_foreign: set[str] = set()
+
+    for option, path, bits in _wanted(spec):
+        is_root = path in roots
+        info = _stat_directory(option, path, follow=is_root)
+        if info is None:
+            missing, base = missing_directories(option, path)
+            create.update(dict.fromkeys(missing))
+            bases.setdefault(base, option)
+            continue
+        plan.entries_checked += is_root
+        mode = stat.S_IMODE(info.st_mode)
+        if (info.st_uid, info.st_gid) == (spec.uid, spec.gid):
+            if bits & ~mode:
+                mode_of[path] = (mode, mode | bits)
+        elif is_root:
+            recursive = path != spec.root or not _holds_strangers(spec)
+            plan.foreign.append(Foreign(path, info.st_uid, info.st_gid, path, recursive))
+            top_is_foreign.add(path)
+        if is_root and path != spec.root and path not in top_is_foreign and not _may(path, os.R_OK | os.X_OK):
+            raise HostTreeError(f"{option} {path} cannot be read by uid {os.geteuid()}: run `chmod u+rwx {shlex.quote(path)}`")
+
+    for top, names in ((spec.telemetry, TELEMETRY_DIRS), (spec.profiles, PROFILES_DIRS)):
+        if top not in create and top not in top_is_foreign:
+            inside = {os.path.dirname(os.path.join(top, name)) for name in names}
+            _scan(top, spec, inside, plan)
+    plan.foreign.sort(key=lambda item: item.path)
+    if plan.foreign:
+        text = ownership_text(spec, plan.foreign)
+        if not spec.ownership_ignore:
+            raise HostTreeError(f"{text}, or set sgl_ownership_ignore: true to proceed all the same")
+        plan.warnings.append(f"ownership is ignored as asked: {text}, or the services may be unable to write there")
+
+    plan.chmod = mode_of
+    for base, option in bases.items():
+        if base not in mode_of and not _may(base, os.W_OK | os.X_OK):
+            raise HostTreeError(
+                f"{option} cannot be made: uid {os.geteuid()} may not write in {printable(base)}:"
+                f" run the task with become: true, or set {option} elsewhere"
+            )
+        if base not in (spec.telemetry, spec.profiles) and not base.startswith((spec.telemetry + "/", spec.profiles + "/")):
+            plan.leftovers.extend(_leftovers_in(base, ours_only=True))
+    if spec.root not in create and spec.root not in bases:
+        plan.leftovers.extend(_leftovers_in(spec.root, ours_only=True))
+    plan.create = list(create)
+    if plan.changed and os.geteuid() != 0 and spec.gid not in _process_groups():
+        raise HostTreeError(
+            f"uid {os.geteuid()} is not in group {spec.gid}, so it cannot make directories for {owner_text(spec.uid, spec.gid)}:"
+            " add the user to that group, set owner_gid to one of its groups, or run the task with become: true"
+        )
+    return plan
+
+
+def make_directory(path: str, uid: int, gid: int, mode: int, *, parent_fd: int | None = None) -> None:
+    """Make one directory that from its first moment has this owner and mode (whatever the umask).
+
+    It is made under a temporary name beside and renamed when finished: a kill leaves an empty ``.sgl-new-*``, never a directory
+    of the wrong owner. ``parent_fd`` is the open parent. Raises OSError.
+    """
+    parent, name = os.path.split(path)
+    opened = parent_fd is None
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if parent_fd is None else parent_fd
+    try:
+        for attempt in range(3):
+            temp = TEMP_PREFIX + secrets.token_hex(8)
+            os.mkdir(temp, 0o700, dir_fd=fd)
+            try:
+                new = os.open(temp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    info = os.fstat(new)
+                    if (info.st_uid, info.st_gid) != (uid, gid):
+                        os.fchown(new, uid, gid)
+                    os.fchmod(new, mode)
+                finally:
+                    os.close(new)
+                os.rename(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
+                return
+            except OSError as exc:
+                with contextlib.suppress(OSError):
+                    os.rmdir(temp, dir_fd=fd)
+                # A second run that starts now takes our temporary name for a leftover; the next attempt has another.
+                if not isinstance(exc, FileNotFoundError) or attempt == 2:
+                    raise
+    finally:
+        if opened:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _opened(spec: Spec, path: str) -> Iterator[int]:
+    """A directory, opened; inside telemetry/ and profiles/ no link is followed, so that nothing can be slipped in between."""
+    tops = [top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")]
+    top = tops[0] if tops else path
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(top, flags)
+    try:
+        for name in os.path.relpath(path, top).split("/") if path != top else ():
+            below = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def apply(plan: Plan) -> None:
+    """Do what the plan says. Raises HostTreeError; a second run then takes up where this one stopped."""
+    spec = plan.spec
+    for path in plan.leftovers:
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            shown = shlex.quote(printable(path))
+            raise HostTreeError(f"the leftover {shown} cannot be removed ({exc.strerror}): run `rm -r {shown}` as its owner") from exc
+    for path, (_old, new) in plan.chmod.items():
+        try:
+            with _opened(spec, path) as fd:
+                info = os.fstat(fd)
+                if (info.st_uid, info.st_gid) != (spec.uid, spec.gid):
+                    raise HostTreeError(f"{path} changed its owner while the task ran: run again")
+                os.fchmod(fd, new)
+        except OSError as exc:
+            raise _os_error(f"set mode {new:04o} on", path, exc) from exc
+    for path in plan.create:
+        try:
+            with _opened(spec, os.path.dirname(path)) as fd:
+                make_directory(path, spec.uid, spec.gid, spec.mode, parent_fd=fd)
+        except OSError as exc:
+            raise _os_error("make", path, exc) from exc

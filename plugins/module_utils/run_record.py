@@ -1,0 +1,165 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Reads what a container's run left on the host: pointer, manifest, prep_result; and says whether that run is the live one.
+
+The formats are the project's contract (schemas/). Nothing here is trusted: the files lie in a folder that a service writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+POINTER_NAME = "container_run_meta.env"
+RUN_ID = re.compile(r"container-run-\d{8}T\d{6}Z-[0-9a-f]{8}")
+_HOST_KEY = "CONTAINER_RUN_META_JSON_HOST"
+_HOST_PATHS = ("telemetry_root", "run_dir", "log_file", "prometheus_dir", "jaeger_dir", "profiles_root", "models_root", "huggingface_root")
+# Far above any real one; a reader on every converged run should not be fed a gigabyte.
+_MAX_BYTES = 32 * 2**20
+
+
+class RecordError(Exception):
+    """A record is missing, cannot be read or breaks the contract; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    run_id: str
+    manifest: dict[str, Any]
+    prep_result: dict[str, Any] | None
+
+    @property
+    def paths(self) -> dict[str, Any]:
+        host: dict[str, Any] = self.manifest["paths"]["host"]
+        return host
+
+    @property
+    def metrics_ready(self) -> bool:
+        """telemetry_probe.ok of the latest prep of this run."""
+        return self.prep_result is not None and self.prep_result["telemetry_probe"]["ok"] is True
+
+
+def read(telemetry_root: str) -> RunRecord | None:
+    """What the pointer leads to; None without a pointer. Raises RecordError."""
+    pointer = Path(telemetry_root) / POINTER_NAME
+    text = _read(pointer)
+    if text is None:
+        return None
+    named = dict(line.partition("=")[::2] for line in text.splitlines() if line.strip())
+    path = Path(named.get(_HOST_KEY, ""))
+    run_id = path.name.removesuffix(".json")
+    if not path.is_absolute() or not RUN_ID.fullmatch(run_id):
+        raise RecordError(f"{pointer} names no manifest of a run in {_HOST_KEY}; start the container again (playbooks/start.yml)")
+    manifest = _read_json(path)
+    if manifest is None:
+        raise RecordError(f"{pointer} names {path}, which does not exist; start the container again (playbooks/start.yml)")
+    check_manifest(manifest, run_id, path)
+    return RunRecord(run_id, manifest, _prep_result(manifest, run_id))
+
+
+def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
+    """The parts that the collection builds on. Raises RecordError naming the first that is wrong."""
+
+    def demand(holds: bool, what: str) -> None:
+        if not holds:
+            raise RecordError(f"{path} is not a manifest of schema 1: {what}; start the container again (playbooks/start.yml)")
+
+    demand(manifest.get("schema_version") == "1", "schema_version is not 1")
+    demand(manifest.get("container_run_id") == run_id, f"container_run_id is not {run_id}")
+    for key in ("container_id", "container_name", "started_at", "image_id"):
+        demand(isinstance(manifest.get(key), str), f"{key} is missing")
+    services, paths = manifest.get("services"), manifest.get("paths")
+    prometheus = services.get("prometheus") if isinstance(services, dict) else None
+    demand(isinstance(prometheus, dict) and isinstance(prometheus.get("url"), str), "services.prometheus.url is missing")
+    for side in ("container", "host"):
+        named = paths.get(side) if isinstance(paths, dict) else None
+        demand(isinstance(named, dict), f"paths.{side} is missing")
+        for key in _HOST_PATHS:
+            demand(isinstance(named.get(key), str) and named[key].startswith("/"), f"paths.{side}.{key} is not an absolute path")
+        demand(isinstance(named.get("prep_result", "/"), str), f"paths.{side}.prep_result is not a path")
+
+
+def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None:
+    """The aggregate that the manifest names; None before the first prep of the run. Raises RecordError."""
+    named = manifest["paths"]["host"].get("prep_result")
+    if named is None:
+        return None
+    result = _read_json(Path(named))
+    if result is None:
+        return None
+    run, stages, proof = result.get("run"), result.get("stages"), result.get("telemetry_probe")
+    if not (isinstance(run, dict) and isinstance(stages, dict) and isinstance(proof, dict) and isinstance(proof.get("ok"), bool)):
+        raise RecordError(f"{named} is not a prep_result of schema 1; run the prep again (playbooks/prep.yml)")
+    # A file of another run would carry that run's proof: it counts for nothing here.
+    return result if run.get("run_id") == run_id else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise RecordError(f"{path} is larger than {_MAX_BYTES} bytes, so it is none of ours; remove it")
+        return content.decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not text: {error}; start the container again (playbooks/start.yml)") from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}; it must be readable by the user that the playbook runs as") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    text = _read(path)
+    if text is None:
+        return None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is not valid JSON: {error}; start the container again (playbooks/start.yml)") from error
+    if not isinstance(document, dict):
+        raise RecordError(f"{path} does not hold a JSON object; start the container again (playbooks/start.yml)")
+    return document
+
+
+def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str | None:
+    """Why the record's run is not the container's live one; None when it is. `container` as docker_cli describes it."""
+    if container is None:
+        return f"there is no container {record.manifest['container_name']}"
+    if not container["running"]:
+        return f"container {record.manifest['container_name']} is {container['status']}"
+    if record.manifest["container_id"] != container["id"]:
+        return f"{record.run_id} is a run of an earlier container"
+    written = record.manifest.get("pid1")
+    seen = process_identity(container["pid"])
+    if isinstance(written, dict) and seen is not None:
+        return None if written == seen else f"{record.run_id} is an earlier run of this container"
+    # The host's /proc does not show the container's processes: then the times decide, to the second.
+    return None if record.manifest["started_at"] >= container["started_at"][:19] else f"{record.run_id} is an earlier run of this container"
+
+
+def process_identity(pid: int) -> dict[str, Any] | None:
+    """Which process this is, for all time and whatever the clock does: the boot and the ticks since it. None when unseen."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return {"boot_id": boot_id, "start_ticks": int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])}
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def remove_pointer(telemetry_root: str) -> None:
+    """Remove the pointer for good. Raises RecordError where that is not allowed."""
+    pointer = Path(telemetry_root) / POINTER_NAME
+    try:
+        pointer.unlink(missing_ok=True)
+        descriptor = os.open(telemetry_root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise RecordError(f"{pointer} cannot be removed: {error.strerror}; run as its owner") from error

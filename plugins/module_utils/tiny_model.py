@@ -1,0 +1,528 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A tiny random Qwen3 model, made on the spot with the standard library: no download, no transformers.
+
+It is a whole model folder (config, byte-level tokenizer, two safetensors shards with their index) that transformers and SGLang load
+like any other, so a host without a model or a network can run the real server. The same seed gives the same bytes on every machine
+and with every Python: the weights come from SHAKE-256, not from :mod:`random`, whose distributions may change between releases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import (
+    TEMP_NAME,
+    HostTreeError,
+    clean_path,
+    make_directory,
+    missing_directories,
+    owner_text,
+    printable,
+)
+
+RECORD = ".sgl_tiny_model.json"
+# Raised whenever the bytes that a seed gives change, so that a folder of an older release is made anew.
+GENERATOR = 1
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
+END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIALS = (END_OF_TEXT, IM_START, IM_END)
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 64, 2, 4, 2, 16, 128
+# Each byte and each special token, and no row more: a random model would emit ids that the tokenizer does not know.
+VOCAB = 256 + len(SPECIALS)
+_STD = 0.02
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+)
+
+
+class TinyModelError(Exception):
+    """The folder cannot be made; the text names the path and the remedy."""
+
+
+@dataclass
+class Plan:
+    """What :func:`make` will do: make the folder, rewrite the files that differ, or nothing."""
+
+    path: str
+    seed: int
+    uid: int | None
+    gid: int | None
+    create: bool = False
+    write: list[str] = field(default_factory=list)
+    parents: list[str] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    reason: str = "present"
+    size_bytes: int = 0
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.create or self.write or self.leftovers)
+
+    def diff(self) -> dict[str, dict[str, str]]:
+        """Before and after of each path that changes, for ``--diff``."""
+        before: dict[str, str] = {}
+        after: dict[str, str] = {}
+        for path in self.leftovers:
+            before[printable(path)], after[printable(path)] = "leftover of an interrupted run", "absent"
+        for path in self.parents:
+            before[printable(path)], after[printable(path)] = "absent", "directory"
+        for name in self.write:
+            path = printable(os.path.join(self.path, name))
+            before[path] = "absent" if self.create else "absent or different"
+            after[path] = f"generator {GENERATOR}, seed {self.seed}"
+        return {"before": before, "after": after}
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "changed": self.changed,
+            "path": printable(self.path),
+            "seed": self.seed,
+            "reason": self.reason,
+            "written": sorted(self.write),
+            "size_bytes": self.size_bytes,
+        }
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def config() -> dict[str, Any]:
+    """config.json. ``torch_dtype`` is the name that transformers before 4.56 reads; later ones read it too."""
+    eos = 256 + SPECIALS.index(IM_END)
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 256 + SPECIALS.index(END_OF_TEXT),
+        "eos_token_id": eos,
+        "head_dim": HEAD_DIM,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initializer_range": _STD,
+        "intermediate_size": INTERMEDIATE,
+        "max_position_embeddings": 4096,
+        "max_window_layers": LAYERS,
+        "model_type": "qwen3",
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": KV_HEADS,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": VOCAB,
+    }
+
+
+def byte_alphabet() -> list[str]:
+    """The character that stands for each byte in a byte-level BPE vocabulary (the GPT-2 table)."""
+    printable_bytes = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    table, extra = [], 0
+    for byte in range(256):
+        if byte in printable_bytes:
+            table.append(chr(byte))
+        else:
+            table.append(chr(256 + extra))
+            extra += 1
+    return table
+
+
+def _tokenizer() -> dict[str, Any]:
+    def special(number: int, content: str) -> dict[str, Any]:
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        return {"id": number, "content": content, **flags}
+
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [special(256 + number, content) for number, content in enumerate(SPECIALS)],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": level,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {character: byte for byte, character in enumerate(byte_alphabet())},
+            "merges": [],
+        },
+    }
+
+
+def _tokenizer_config() -> dict[str, Any]:
+    decoder = {
+        str(256 + number): {
+            "content": content,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        for number, content in enumerate(SPECIALS)
+    }
+    return {
+        "added_tokens_decoder": decoder,
+        "additional_special_tokens": [IM_START, IM_END],
+        "bos_token": None,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": IM_END,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": 4096,
+        "pad_token": END_OF_TEXT,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": None,
+    }
+
+
+def _generation_config() -> dict[str, Any]:
+    number = {content: 256 + place for place, content in enumerate(SPECIALS)}
+    return {
+        "bos_token_id": number[END_OF_TEXT],
+        "do_sample": True,
+        "eos_token_id": [number[IM_END], number[END_OF_TEXT]],
+        "pad_token_id": number[END_OF_TEXT],
+        "temperature": 0.6,
+        "top_k": 20,
+        "top_p": 0.95,
+    }
+
+
+def tensors() -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each weight, in the order of the layers."""
+    found: list[tuple[str, tuple[int, ...]]] = [("model.embed_tokens.weight", (VOCAB, HIDDEN))]
+    for layer in range(LAYERS):
+        prefix = f"model.layers.{layer}."
+        found += [
+            (prefix + "input_layernorm.weight", (HIDDEN,)),
+            (prefix + "self_attn.q_proj.weight", (HEADS * HEAD_DIM, HIDDEN)),
+            (prefix + "self_attn.k_proj.weight", (KV_HEADS * HEAD_DIM, HIDDEN)),
+            (prefix + "self_attn.v_proj.weight", (KV_HEADS * HEAD_DIM, HIDDEN)),
+            (prefix + "self_attn.o_proj.weight", (HIDDEN, HEADS * HEAD_DIM)),
+            (prefix + "self_attn.q_norm.weight", (HEAD_DIM,)),
+            (prefix + "self_attn.k_norm.weight", (HEAD_DIM,)),
+            (prefix + "post_attention_layernorm.weight", (HIDDEN,)),
+            (prefix + "mlp.gate_proj.weight", (INTERMEDIATE, HIDDEN)),
+            (prefix + "mlp.up_proj.weight", (INTERMEDIATE, HIDDEN)),
+            (prefix + "mlp.down_proj.weight", (HIDDEN, INTERMEDIATE)),
+        ]
+    return [*found, ("model.norm.weight", (HIDDEN,)), ("lm_head.weight", (VOCAB, HIDDEN))]
+
+
+def bfloat16(value: float) -> bytes:
+    """The two little-endian bytes of the nearest bfloat16 (ties to even); finite values only."""
+    bits = struct.unpack("<I", struct.pack("<f", value))[0]
+    return struct.pack("<H", (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
+
+
+# The sum of four bytes is near enough to normal: mean 510, variance 4 * (256**2 - 1) / 12.
+_NORMAL = [bfloat16(_STD * (total - 510) / (4 * (256**2 - 1) / 12) ** 0.5) for total in range(4 * 255 + 1)]
+
+
+def weights(name: str, shape: tuple[int, ...], seed: int) -> bytes:
+    """The tensor's raw bytes: ones for a norm, else values of mean 0 and standard deviation 0.02."""
+    count = 1
+    for size in shape:
+        count *= size
+    if name.endswith("norm.weight"):
+        return bfloat16(1.0) * count
+    noise = hashlib.shake_256(f"{seed}\0{name}".encode()).digest(4 * count)
+    return b"".join(map(_NORMAL.__getitem__, map(sum, zip(noise[0::4], noise[1::4], noise[2::4], noise[3::4], strict=True))))
+
+
+def safetensors(parts: list[tuple[str, tuple[int, ...], bytes]]) -> bytes:
+    """A safetensors file: 8 bytes little-endian header length, JSON header padded to 8 bytes, raw tensors without gaps."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape, raw in parts:
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + len(raw)]}
+        offset += len(raw)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *(raw for _, _, raw in parts)])
+
+
+def files(seed: int) -> dict[str, bytes]:
+    """Each file of the folder but the record. The second shard starts at layer 1, so that no shard can be left out."""
+    made = [(name, shape, weights(name, shape, seed)) for name, shape in tensors()]
+    cut = next(place for place, (name, _, _) in enumerate(made) if name.startswith("model.layers.1."))
+    halves = (made[:cut], made[cut:])
+    index = {
+        "metadata": {"total_size": sum(len(raw) for _, _, raw in made)},
+        "weight_map": {name: shard for shard, half in zip(SHARDS, halves, strict=True) for name, _, _ in half},
+    }
+    return {
+        "config.json": _json_bytes(config()),
+        "generation_config.json": _json_bytes(_generation_config()),
+        "tokenizer.json": _json_bytes(_tokenizer()),
+        "tokenizer_config.json": _json_bytes(_tokenizer_config()),
+        INDEX: _json_bytes(index),
+        **{shard: safetensors(half) for shard, half in zip(SHARDS, halves, strict=True)},
+    }
+
+
+def file_names() -> list[str]:
+    return ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX, *SHARDS]
+
+
+_KNOWN = frozenset([*file_names(), RECORD])
+_TEMP_FILE = re.compile(r"(?:%s)\.[0-9a-f]{16}\.tmp" % "|".join(map(re.escape, sorted(_KNOWN))))
+
+
+def _record(seed: int, made: dict[str, bytes]) -> dict[str, Any]:
+    return {
+        "made_by": "slice_bench.sglang.sgl_tiny_model",
+        "generator": GENERATOR,
+        "seed": seed,
+        "files": {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in made.items()},
+    }
+
+
+def _temp_name(path: str) -> re.Pattern[str]:
+    return re.compile(re.escape(f".sgl-tiny-{os.path.basename(path)}-") + "[0-9a-f]{16}")
+
+
+def _leftovers(path: str, directory: str) -> list[str]:
+    """What a killed run left in ``directory``, the nearest existing parent: the name is ours and nothing foreign is in it."""
+    pattern = _temp_name(path)
+    found = []
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            folder, empty = pattern.fullmatch(entry.name), TEMP_NAME.fullmatch(entry.name)
+            if (folder or empty) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    inside = os.listdir(entry.path)
+                    if not inside or (folder and all(name in _KNOWN or _TEMP_FILE.fullmatch(name) for name in inside)):
+                        found.append(entry.path)
+    return sorted(found)
+
+
+def _differing(path: str, seed: int) -> list[str]:
+    """The files that are missing or not what the record says; all of them when the record is of another seed or release.
+
+    Raises TinyModelError when there is no usable record: then the folder is not ours to write in.
+    """
+    shown = printable(path)
+    foreign = f"{shown} was not made by this module (no valid {RECORD} in it) and is not overwritten"
+    remedy = "set the path to a folder that does not exist, or remove this one"
+    try:
+        with open(os.path.join(path, RECORD), "rb") as handle:
+            record = json.loads(handle.read(1 << 20))
+    except (FileNotFoundError, ValueError, RecursionError):
+        raise TinyModelError(f"{foreign}: {remedy}") from None
+    except OSError as exc:
+        raise TinyModelError(f"{shown}/{RECORD} cannot be read ({exc.strerror}): make it readable, or run with become: true") from exc
+    if not isinstance(record, dict) or record.get("made_by") != "slice_bench.sglang.sgl_tiny_model":
+        raise TinyModelError(f"{foreign}: {remedy}")
+    listed = record.get("files")
+    if record.get("generator") != GENERATOR or record.get("seed") != seed or not isinstance(listed, dict):
+        return [*file_names(), RECORD]
+    if set(listed) != set(file_names()):
+        return [*file_names(), RECORD]
+    different = []
+    for name in file_names():
+        wanted = listed[name] if isinstance(listed[name], dict) else {}
+        try:
+            with open(os.path.join(path, name), "rb") as handle:
+                same = os.fstat(handle.fileno()).st_size == wanted.get("size") and _sha256(handle.read()) == wanted.get("sha256")
+        except OSError:
+            same = False
+        if not same:
+            different.append(name)
+    return [*different, RECORD] if different else []
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = None) -> Plan:
+    """Read the host and decide. Raises TinyModelError, with nothing changed, for what must be refused."""
+    path = clean_path(path)
+    if not os.path.isabs(path) or path == "/" or "\0" in path:
+        raise TinyModelError(f"path '{printable(path)}' is not an absolute path of a folder: set it to one below the models root")
+    for name, number in (("owner_uid", uid), ("owner_gid", gid)):
+        if number is not None and not 0 <= number < 2**32 - 1:
+            raise TinyModelError(f"{name} {number} is not a user or group id: set it to the number that `id` prints for the service user")
+    euid = os.geteuid()
+    if uid is not None and euid not in (0, uid):
+        raise TinyModelError(
+            f"the task runs as {owner_text(euid, os.getegid())}, which cannot make files for uid {uid}:"
+            " run it with become: true, or set sgl_user to the user who connects"
+        )
+    plan = Plan(path, seed, uid, gid)
+    shown = printable(path)
+    base = os.path.dirname(path)
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        plan.create = True
+        plan.reason = "absent"
+        plan.write = [*file_names(), RECORD]
+        try:
+            missing, base = missing_directories("path", path)
+        except HostTreeError as exc:
+            raise TinyModelError(str(exc)) from exc
+        plan.parents = missing[:-1]
+        if not os.access(base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise TinyModelError(f"{shown} cannot be made: uid {euid} may not write in {printable(base)}: run the task with become: true")
+    except OSError as exc:
+        raise TinyModelError(f"{shown} cannot be read ({exc.strerror}): run the task with become: true") from exc
+    else:
+        if not stat.S_ISDIR(info.st_mode):
+            raise TinyModelError(f"{shown} exists and is not a directory: set the path to a folder that does not exist")
+        plan.write = _differing(path, seed)
+        if plan.write:
+            plan.reason = "another seed or release" if len(plan.write) > len(file_names()) else "damaged"
+    plan.leftovers = _leftovers(path, base)
+    plan.size_bytes = sum(map(len, files(seed).values())) if plan.write else _size(path)
+    return plan
+
+
+def _size(path: str) -> int:
+    return sum(os.path.getsize(os.path.join(path, name)) for name in file_names())
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[int]:
+    """The parent, opened and locked, so that a leftover has no living maker. The lock ends with the process."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # some network filesystems have no locks; then the last rename wins
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _write_file(directory_fd: int, name: str, data: bytes, plan: Plan) -> None:
+    """One file by temporary name, fsync and rename; its owner and mode are right before it has its name."""
+    temp = f"{name}.{secrets.token_hex(8)}.tmp"
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+    try:
+        with os.fdopen(fd, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            info = os.fstat(fd)
+            uid, gid = _owner(plan)
+            if (info.st_uid, info.st_gid) != (uid, gid):
+                os.fchown(fd, uid, gid)
+            os.fchmod(fd, 0o664)
+            os.fsync(fd)
+        os.rename(temp, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temp, dir_fd=directory_fd)
+        raise
+
+
+def _owner(plan: Plan) -> tuple[int, int]:
+    return (os.geteuid() if plan.uid is None else plan.uid, os.getegid() if plan.gid is None else plan.gid)
+
+
+def make(plan: Plan) -> None:
+    """Do what the plan says. A new folder appears whole or not at all; in one of ours the record is written last.
+
+    Raises TinyModelError.
+    """
+    path = plan.path
+    uid, gid = _owner(plan)
+    doing = path
+    try:
+        for doing in plan.parents:
+            if doing == plan.parents[0]:
+                _remove_leftovers(path, os.path.dirname(doing))
+            make_directory(doing, uid, gid, 0o775)
+        doing = path
+        made = files(plan.seed) if plan.write else {}
+        record = _json_bytes(_record(plan.seed, made))
+        parent, name = os.path.split(path)
+        with _locked(parent) as parent_fd:
+            # Under the lock: the list of inspect may hold the folder of a run that was still alive.
+            _remove_leftovers(path, parent)
+            if plan.create:
+                temp = f".sgl-tiny-{name}-{secrets.token_hex(8)}"
+                doing = os.path.join(parent, temp)
+                make_directory(doing, uid, gid, 0o775, parent_fd=parent_fd)
+                try:
+                    _fill(temp, parent_fd, {**made, RECORD: record}, plan)
+                    doing = path
+                    if os.path.lexists(path):
+                        if not _differing(path, plan.seed):
+                            return  # another run made the same folder while we waited for the lock
+                        raise TinyModelError(f"{printable(path)} appeared while the task ran: run again")
+                    os.rename(temp, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+                    os.fsync(parent_fd)
+                finally:
+                    shutil.rmtree(os.path.join(parent, temp), ignore_errors=True)
+            elif plan.write:
+                wanted = {file: made[file] for file in plan.write if file != RECORD}
+                _fill(name, parent_fd, {**wanted, RECORD: record}, plan)
+    except OSError as exc:
+        raise _os_error(doing, exc) from exc
+
+
+def _remove_leftovers(path: str, directory: str) -> None:
+    for leftover in _leftovers(path, directory):
+        shutil.rmtree(leftover)
+
+
+def _fill(name: str, parent_fd: int, contents: dict[str, bytes], plan: Plan) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    try:
+        for file in os.listdir(fd):
+            if _TEMP_FILE.fullmatch(file):  # of a run that was killed while it wrote
+                os.unlink(file, dir_fd=fd)
+        for file, data in contents.items():
+            _write_file(fd, file, data, plan)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _os_error(path: str, exc: OSError) -> TinyModelError:
+    shown = printable(path)
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        remedy = f"run the task with become: true, or make {shlex.quote(printable(os.path.dirname(path)))} writable for its user"
+    elif exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free space, inodes or quota there"
+    elif exc.errno == errno.EROFS:
+        remedy = "the filesystem is mounted read-only: remount it, or set the path elsewhere"
+    else:
+        remedy = "something else changed it at the same time, or the filesystem is at fault: run again"
+    return TinyModelError(f"{shown} cannot be made: {exc.strerror or exc}: {remedy}")

@@ -1,0 +1,206 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: sgl_manifest
+short_description: Read the manifest of the container's live run, or clear the pointer of a dead one
+version_added: 1.0.0
+description:
+  - Follows the pointer file to the run's manifest and its C(prep_result), checks them, and tells whether the run that they name is the
+    one that the container lives in now. A pointer that a crash left behind names a run that is over.
+  - The run is told by the container's id and by the identity of its first process, so a restart or a jump of the clock does not deceive it.
+options:
+  telemetry_root:
+    description: The telemetry folder on the host.
+    type: path
+    required: true
+  container:
+    description: Name of the container.
+    type: str
+    default: sglang-dev
+  state:
+    description:
+      - V(live) waits until the pointer names the container's live run.
+      - V(absent) removes a pointer whose run is over, and refuses to remove that of a live run.
+    type: str
+    choices: [live, absent]
+    default: live
+  timeout:
+    description: Seconds to wait for the live run. A container that is not running is not waited for.
+    type: float
+    default: 60
+attributes:
+  check_mode:
+    support: full
+    description: With O(state=live) it looks once and does not fail where there is no live run yet; RV(live) tells.
+  diff_mode:
+    support: none
+    description: The only thing that it changes is the pointer, which it removes.
+author:
+  - slice_bench.sglang contributors (@slice-bench)
+"""
+
+EXAMPLES = r"""
+- name: Read the run
+  slice_bench.sglang.sgl_manifest:
+    telemetry_root: /home/ubuntu/sglang-observability/telemetry
+  register: run
+
+- name: Clear what a crash left
+  slice_bench.sglang.sgl_manifest:
+    telemetry_root: /home/ubuntu/sglang-observability/telemetry
+    state: absent
+"""
+
+RETURN = r"""
+live:
+  description: Whether the run is the container's live one.
+  returned: always
+  type: bool
+reason:
+  description: Why it is not, or null.
+  returned: always
+  type: str
+  sample: container sglang-dev is exited
+run_id:
+  description: The run that the pointer names, or null.
+  returned: always
+  type: str
+  sample: container-run-20261123T091500Z-3fa9c1d2
+manifest:
+  description: The manifest.
+  returned: always
+  type: dict
+paths:
+  description: The manifest's paths on the host.
+  returned: always
+  type: dict
+prep_result:
+  description: Result of the run's latest prep, or null.
+  returned: always
+  type: dict
+metrics_ready:
+  description: Whether that prep has proven that the server's metrics arrive.
+  returned: always
+  type: bool
+waited_s:
+  description: Seconds waited.
+  returned: always
+  type: float
+"""
+
+import os
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slice_bench.sglang.plugins.module_utils import run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
+
+_POLL_S = 0.05
+
+
+class ManifestModule:
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.telemetry_root: str = module.params["telemetry_root"]
+        self.name: str = module.params["container"]
+        self.record: run_record.RunRecord | None = None
+        self.reason: str | None = None
+
+    def look(self) -> dict[str, Any] | None:
+        """Read the records and compare them with the container, which is returned."""
+        container = self._container()
+        try:
+            self.record = run_record.read(self.telemetry_root)
+        except run_record.RecordError as error:
+            # Maybe what an earlier run left, which the one that is starting replaces.
+            self.record, self.reason = None, str(error)
+            return container
+        if self.record is None:
+            self.reason = f"there is no pointer {run_record.POINTER_NAME} in {self.telemetry_root}"
+        else:
+            self.reason = run_record.not_live_because(self.record, container)
+        return container
+
+    def _container(self) -> dict[str, Any] | None:
+        try:
+            return DockerCli(self.module.run_command).container(self.name)
+        except DockerError:
+            if self.module.check_mode or self.module.params["state"] == "absent":
+                # No Docker, no live run.
+                return None
+            raise
+
+    def live(self) -> dict[str, Any]:
+        started = time.monotonic()
+        while True:
+            container = self.look()
+            waited = time.monotonic() - started
+            if self.reason is None or self.module.check_mode:
+                return self.result(waited)
+            status = container["status"] if container else "absent"
+            # A container that starts again and again for longer than this will not come up by itself.
+            patience = {"running": self.module.params["timeout"], "restarting": min(10.0, self.module.params["timeout"])}.get(status, 0.0)
+            if waited >= patience:
+                raise run_record.RecordError(
+                    f"container {self.name} ({status}) has no live run after {waited:.0f} s: {self.reason}. The end of its log:\n{self.container_log()}"
+                )
+            time.sleep(_POLL_S)
+
+    def absent(self) -> dict[str, Any]:
+        container = self.look()
+        if self.record is not None and self.reason is None:
+            raise run_record.RecordError(f"{self.record.run_id} is live: stop it first (playbooks/stop.yml), which removes its pointer")
+        present = os.path.lexists(os.path.join(self.telemetry_root, run_record.POINTER_NAME))
+        if present and self.record is None and container is not None and container["running"]:
+            # It cannot be followed, so it may be the running container's.
+            raise run_record.RecordError(f"container {self.name} runs, and {self.reason}")
+        if present and not self.module.check_mode:
+            run_record.remove_pointer(self.telemetry_root)
+        return {**self.result(0.0), "changed": present}
+
+    def result(self, waited: float) -> dict[str, Any]:
+        record = self.record
+        return {
+            "changed": False,
+            "live": record is not None and self.reason is None,
+            "reason": self.reason,
+            "run_id": record.run_id if record else None,
+            "manifest": record.manifest if record else None,
+            "paths": record.paths if record else None,
+            "prep_result": record.prep_result if record else None,
+            "metrics_ready": record is not None and self.reason is None and record.metrics_ready,
+            "waited_s": round(waited, 3),
+        }
+
+    def container_log(self) -> str:
+        try:
+            cli = DockerCli(self.module.run_command)
+            _ignored, output, error = self.module.run_command([cli.binary, "logs", "--tail", "50", self.name])
+            return "\n".join(line for line in (output + error).splitlines() if line.strip()) or "(empty)"
+        except DockerError as error:
+            return str(error)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "telemetry_root": {"type": "path", "required": True},
+            "container": {"type": "str", "default": "sglang-dev"},
+            "state": {"type": "str", "choices": ["live", "absent"], "default": "live"},
+            "timeout": {"type": "float", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    manifest = ManifestModule(module)
+    try:
+        module.exit_json(**(manifest.absent() if module.params["state"] == "absent" else manifest.live()))
+    except (DockerError, run_record.RecordError) as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()

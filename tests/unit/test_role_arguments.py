@@ -1,0 +1,59 @@
+"""Every role documents exactly the variables that it has: defaults/main.yml and meta/argument_specs.yml name the same ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROLES_DIR = Path(__file__).resolve().parents[2] / "roles"
+ROLES = sorted(path.name for path in ROLES_DIR.iterdir() if path.is_dir())
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def defaults(role: str) -> set[str]:
+    path = ROLES_DIR / role / "defaults" / "main.yml"
+    return set(load(path)) if path.exists() else set()
+
+
+def options(role: str) -> dict[str, dict[str, Any]]:
+    """The options of the role's main entry point. A role without variables still has the file: it says what the role does."""
+    specs = load(ROLES_DIR / role / "meta" / "argument_specs.yml")["argument_specs"]
+    return specs["main"].get("options") or {}
+
+
+def undocumented(name: str, spec: dict[str, Any]) -> list[str]:
+    """The dotted names of the options, the nested ones too, that lack a description or a type."""
+    missing = [f"{name}: no {key}" for key in ("description", "type") if not spec.get(key)]
+    for inner, inner_spec in (spec.get("options") or {}).items():
+        missing += undocumented(f"{name}.{inner}", inner_spec)
+    return missing
+
+
+def test_there_are_roles() -> None:
+    assert ROLES, f"no role in {ROLES_DIR}"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_and_options_have_the_same_names(role: str) -> None:
+    assert sorted(defaults(role)) == sorted(options(role))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_option_is_described_and_typed(role: str) -> None:
+    assert [line for name, spec in options(role).items() for line in undocumented(name, spec)] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_name_starts_with_the_role(role: str) -> None:
+    assert [name for name in defaults(role) | set(options(role)) if not name.startswith(f"{role}_")] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_role_has_a_readme(role: str) -> None:
+    assert (ROLES_DIR / role / "README.md").read_text(encoding="utf-8").strip()

@@ -1,0 +1,330 @@
+"""The schemas accept the contract's examples and refuse what breaks the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+from tests.contract import validators
+
+Path = tuple[str | int, ...]
+
+VALIDATE: dict[str, Callable[[Any], None]] = {
+    "manifest": validators.validate_manifest,
+    "stage": validators.validate_stage,
+    "prep_result": validators.validate_prep_result,
+    "job": validators.validate_job,
+}
+
+# The keys of the examples that a writer may leave out; every other one is required.
+OPTIONAL = {
+    "manifest": ("profile_cache.start.triton", "profile_cache.start.flashinfer"),
+    "stage": (),
+    # What else a signature holds is each stage's own; the environment is the server's.
+    "prep_result": ("run.server.env.*", "stages.deep_gemm.signature.*", "stages.flashinfer.signature.*", "stages.inductor.signature.*"),
+    "job": (),
+}
+IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")
+
+
+def objects(value: Any, path: Path = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    if isinstance(value, dict):
+        yield path, value
+        for key, inner in value.items():
+            yield from objects(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from objects(inner, (*path, index))
+
+
+def at(document: Any, path: Path) -> Any:
+    for key in path:
+        document = document[key]
+    return document
+
+
+def dotted(path: Path) -> str:
+    return ".".join(map(str, path))
+
+
+def is_optional(name: str, path: Path) -> bool:
+    if path[-2:-1] == ("signature",) and path[-1] in IN_EVERY_SIGNATURE:
+        return False
+    return dotted(path) in OPTIONAL[name] or f"{dotted(path[:-1])}.*" in OPTIONAL[name]
+
+
+REQUIRED = [
+    pytest.param(name, (*path, key), id=f"{name}:{dotted((*path, key))}")
+    for name in VALIDATE
+    for path, found in objects(validators.example(name))
+    for key in found
+    if not is_optional(name, (*path, key))
+]
+
+
+def changed(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The example with other values, each at its dotted path."""
+    document = validators.example(name)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        at(document, tuple(parents))[last] = value
+    return document
+
+
+@pytest.mark.parametrize("path", sorted(validators.SCHEMAS.glob("*.json")), ids=lambda path: path.name)
+def test_schema_is_a_schema(path):
+    schema = validators.schema(path.name.removesuffix(".schema.json"))
+    assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
+    Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("name", VALIDATE)
+def test_example_is_valid(name):
+    VALIDATE[name](validators.example(name))
+
+
+@pytest.mark.parametrize(("name", "path"), REQUIRED)
+def test_key_is_required(name, path):
+    document = validators.example(name)
+    del at(document, path[:-1])[path[-1]]
+    with pytest.raises(ValidationError):
+        VALIDATE[name](document)
+
+
+@pytest.mark.parametrize("name", VALIDATE)
+def test_field_may_be_added_to_every_object(name):
+    document = validators.example(name)
+    for path, found in list(objects(document)):
+        # These hold strings by any name, so a string is what can be added.
+        strings_only = path[-1:] in (("env",), ("versions",))
+        found["added_later"] = "text" if strings_only else [{"any": 1}]
+    VALIDATE[name](document)
+
+
+ERROR = {"status": "error", "status_code": 11, "error_type": "oom", "errors": ["the GPU's memory was full"]}
+SKIPPED = {"status": "skipped", "ran": False, "reason": "requested", "signature": None, "artifacts": {}}
+NOOP = {"status": "noop", "ran": False, "reason": "valid_signature"}
+NO_PROOF = {
+    "ok": False,
+    "probed_at": None,
+    "sample_count": 0,
+    "tokens_expected": 0,
+    "tokens_seen": 0,
+    "waited_s": 0,
+    "reason": "not asked for",
+}
+NO_CACHE = {
+    "exists": False,
+    "path": "/profiles/tvm_ffi",
+    "host_path": None,
+    "size_bytes": 0,
+    "file_count": 0,
+    "latest_mtime_iso": None,
+    "valid": False,
+    "reason": "missing",
+    "partial": False,
+    "partial_info": None,
+    "signature": None,
+}
+
+
+def failed(stage: str, code: int) -> dict[str, Any]:
+    document = validators.example("prep_result")["stages"][stage]
+    return {**document, **ERROR, "status_code": code, "ran": True, "reason": None}
+
+
+FAILED = {f"stages.{stage}": failed(stage, code) for code, stage in enumerate(("deep_gemm", "moe_tune", "flashinfer", "inductor"), 10)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("stage", ERROR),
+        ("stage", {**ERROR, "ran": False, "error_type": "server_start_failed", "signature": None, "artifacts": {}}),
+        ("stage", SKIPPED),
+        ("stage", {**SKIPPED, "reason": "no_cuda_device"}),
+        ("stage", {**SKIPPED, "status": "noop", "reason": "no_moe_layers"}),
+        ("stage", NOOP),
+        ("stage", {"signature.compute_capability": None, "signature.triton": None, "signature.dtype": None, "signature.block_shape": None}),
+        ("stage", {"artifacts.config_file.host_path": None, "artifacts.verified_in_log": None}),
+        # On a host without a GPU.
+        ("prep_result", dict.fromkeys(("run.compute_capability", "run.cuda", "run.driver_version"))),
+        ("prep_result", dict.fromkeys(("run.triton_version", "run.flashinfer_version", "run.deep_gemm_version"))),
+        ("prep_result", {"telemetry_probe": {**validators.example("prep_result")["telemetry_probe"], **NO_PROOF}}),
+        ("prep_result", {"status": "partial", "stages.moe_tune": failed("moe_tune", 11)}),
+        ("prep_result", {"status": "error", **FAILED}),
+        ("manifest", {"image_id": "unknown", "base_image.digest": None, "container_id": "unknown"}),
+        ("manifest", {"versions.jaeger": None, "versions.dcgm_exporter": None}),
+        ("manifest", {"pid1": {"boot_id": "0f8c0d3a-5f0e-4f4e-9d4f-3a1f8f1d2c3b", "start_ticks": 4711}}),
+        ("manifest", {"profile_cache.start": {"schema_version": "1", "taken_at": "2026-11-23T09:15:01Z"}}),
+        ("manifest", {f"profile_cache.start.{cache}": NO_CACHE for cache in ("torchinductor", "deep_gemm", "tvm_ffi", "moe_configs")}),
+        ("job", {"state": "done", "exit_code": 0, "stage": None, "unit": None, "done": None, "total": None, "eta_s": None}),
+        ("job", {"state": "failed", "exit_code": 11}),
+        ("job", {"state": "interrupted", "exit_code": None}),
+        ("job", {"server": None, "arguments": ["--model", "/models/m"]}),
+        ("job", {"server": {"pgid": 815, "started_at": "2026-11-23T09:16:05Z"}}),
+    ],
+)
+def test_also_valid(name, changes):
+    VALIDATE[name](changed(name, changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        # Enumerations and patterns.
+        *[(name, {"schema_version": "2"}) for name in VALIDATE],
+        *[(name, {"schema_version": 1}) for name in VALIDATE],
+        ("stage", {"stage": "moe"}),
+        ("stage", {"status": "done"}),
+        ("stage", {"started_at": "2026-11-23T09:16:02.1Z"}),
+        ("stage", {"started_at": "2026-11-23 09:16:02"}),
+        ("stage", {"started_at": "2026-11-23T09:16:02+00:00"}),
+        ("stage", {"started_at": "2026-11-23T09:16:02Z\n"}),
+        ("stage", {"started_at": None}),
+        ("stage", {"duration_s": -1}),
+        ("stage", {"duration_s": float("nan")}),
+        ("stage", {"signature.compute_capability": "sm_90"}),
+        ("stage", {"signature.stage": "inductor"}),
+        ("stage", {"signature.E": None}),
+        ("stage", {"artifacts.config_file.container_path": "moe_configs/x.json"}),
+        ("manifest", {"container_run_id": "container-run-20261123T091500Z-3FA9C1D2"}),
+        ("manifest", {"container_run_id": "20261123T091500Z-3fa9c1d2"}),
+        ("manifest", {"image_id": "sha256:..."}),
+        ("manifest", {"image_inputs": "abc"}),
+        ("manifest", {"user.umask": "2"}),
+        ("manifest", {"services.prometheus.port": 0}),
+        ("manifest", {"services.jaeger.url": "127.0.0.1:16686"}),
+        ("manifest", {"versions.jaeger": 1.73}),
+        ("manifest", {"telemetry_surfaces.tracing.status": "up"}),
+        ("manifest", {"exporters_state.node_exporter": "up"}),
+        ("manifest", {"profile_cache.start.tvm_ffi": {}}),
+        ("manifest", {"pid1": {"boot_id": "x"}}),
+        ("prep_result", {"status": "noop"}),
+        ("prep_result", {"run.prep_id": "container-run-20261123T091500Z-3fa9c1d2"}),
+        ("prep_result", {"run.model_identity": "sha256:1234"}),
+        ("prep_result", {"run.tp": 0}),
+        ("prep_result", {"run.settings.stages.inductor": "force"}),
+        ("prep_result", {"run.server.env.TP": 1}),
+        ("job", {"state": "finished"}),
+        ("job", {"arguments_digest": "unknown"}),
+        ("job", {"pid": 0}),
+        ("job", {"server": {"pgid": 815}}),
+        # What goes with what.
+        ("stage", {"ran": False}),
+        ("stage", {"reason": "requested"}),
+        ("stage", {"status_code": 11}),
+        ("stage", {"error_type": "oom"}),
+        ("stage", {"signature": None}),
+        ("stage", {"artifacts.config_file": None}),
+        ("stage", {**ERROR, "status_code": 0}),
+        ("stage", {**ERROR, "status_code": 12}),
+        ("stage", {**ERROR, "error_type": None}),
+        ("stage", {**ERROR, "error_type": "timeout"}),
+        ("stage", {**ERROR, "errors": []}),
+        ("stage", {**ERROR, "reason": "requested"}),
+        ("stage", {**SKIPPED, "ran": True}),
+        ("stage", {**SKIPPED, "reason": None}),
+        ("stage", {**SKIPPED, "reason": "not needed"}),
+        ("stage", {**NOOP, "status": "skipped"}),
+        ("stage", {**NOOP, "signature": None}),
+        ("manifest", {"profile_cache.start.triton.reason": "stale"}),
+        ("manifest", {"profile_cache.start.flashinfer.reason": None}),
+        ("manifest", {"profile_cache.start.flashinfer.partial": False}),
+        ("prep_result", {"stages.flashinfer": validators.example("stage")}),
+        ("prep_result", {"stages.moe_tune": failed("moe_tune", 11)}),
+        ("prep_result", {"status": "partial"}),
+        ("prep_result", {"status": "partial", **FAILED}),
+        ("prep_result", {"status": "error"}),
+        ("prep_result", {"status": "error", "stages.moe_tune": failed("moe_tune", 11)}),
+        ("prep_result", {"telemetry_probe.ok": False}),
+        ("prep_result", {"telemetry_probe.reason": "no samples"}),
+        ("prep_result", {"telemetry_probe.probed_at": None}),
+        ("prep_result", {"telemetry_probe.sample_count": 0}),
+        ("job", {"exit_code": 0}),
+        ("job", {"state": "done"}),
+        ("job", {"state": "done", "exit_code": 10}),
+        ("job", {"state": "failed", "exit_code": 0}),
+        # What the schemas cannot say.
+        ("prep_result", {"telemetry_probe.tokens_seen": 47}),
+        ("manifest", {"container_run_id": "container-run-20261123T091500Z-00000000"}),
+        ("manifest", {"paths.host.telemetry_root": "/srv/telemetry"}),
+        ("manifest", {"storage.log_file": "/srv/logs/container-run-20261123T091500Z-3fa9c1d2.log"}),
+    ],
+)
+def test_refused(name, changes):
+    with pytest.raises(ValidationError):
+        VALIDATE[name](changed(name, changes))
+
+
+# The closed lists, as the contract has them.
+LISTS = {
+    "error_type": """permissions_unexpected, insufficient_disk, lock_timeout, port_busy, gpu_busy, oom, compile_failed, tuner_failed,
+        config_missing, server_start_failed, server_unhealthy_timeout, request_failed, cleanup_failed, interrupted, unsupported""",
+    "surface_status": "running, expected, degraded, failed, unavailable",
+    "stage_name": "deep_gemm, moe_tune, flashinfer, inductor",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_closed_list(name):
+    assert validators.schema("common")["$defs"][name]["enum"] == LISTS[name].replace(",", " ").split()
+
+
+def test_prep_result_paths_may_be_in_neither():
+    neither = validators.example("manifest")
+    for side in ("container", "host"):
+        del neither["paths"][side]["prep_result"]
+    validators.validate_manifest(neither)
+
+
+def test_refusal_names_the_place():
+    document = changed("manifest", {"services.jaeger.otlp_grpc": "4317"})
+    with pytest.raises(ValidationError) as refusal:
+        validators.validate_manifest(document)
+    assert list(refusal.value.absolute_path) == ["services", "jaeger", "otlp_grpc"]
+
+
+POINTER = (validators.EXAMPLES / "container_run_meta.env").read_text(encoding="utf-8")
+RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
+
+
+def test_pointer():
+    pointer = validators.parse_and_validate_pointer(POINTER)
+    assert pointer == {
+        "CONTAINER_RUN_META_JSON": f"/telemetry/container_runs/{RUN_ID}.json",
+        "CONTAINER_RUN_META_JSON_HOST": f"/home/ubuntu/sglang-observability/telemetry/container_runs/{RUN_ID}.json",
+    }
+
+
+def test_pointer_keeps_spaces_and_equals_signs_and_added_keys():
+    pointer = validators.parse_and_validate_pointer(POINTER.replace("/home/ubuntu", "/mnt/a b=c") + "ADDED_LATER=\n")
+    assert pointer["CONTAINER_RUN_META_JSON_HOST"].startswith("/mnt/a b=c/sglang-observability/")
+    assert pointer["ADDED_LATER"] == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\n",
+        POINTER.removesuffix("\n"),
+        POINTER + "\n",
+        "# the live run\n" + POINTER,
+        "export " + POINTER,
+        POINTER.replace("=/", '="/').replace(".json", '.json"'),
+        POINTER + POINTER,
+        POINTER.splitlines(keepends=True)[0],
+        POINTER.splitlines(keepends=True)[1],
+        POINTER.replace("3fa9c1d2", "00000000", 1),
+        POINTER.replace("=/telemetry", "=telemetry"),
+        POINTER.replace("T091500Z", ""),
+        POINTER.replace("\n", "\r\n"),
+    ],
+)
+def test_pointer_refused(text):
+    with pytest.raises(ValidationError):
+        validators.parse_and_validate_pointer(text)
