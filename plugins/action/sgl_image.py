@@ -54,7 +54,11 @@ class ActionModule(ActionBase):
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         if not result.get("failed") and not result.get("image"):
-            return {**result, "failed": True, "msg": f"image {arguments['name']} is not made after each step ran once; next would be {step}"}
+            return {
+                **result,
+                "failed": True,
+                "msg": f"image {arguments['name']} is not made after each step ran once; next would be {step}",
+            }
         if diff and not result.get("failed"):
             result["diff"] = diff
         return result

@@ -31,9 +31,7 @@ class ActionModule(ActionBase):
         return result
 
     def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        answer: dict[str, Any] = self._execute_module(
-            module_name="slice_bench.sglang.sgl_prep", module_args=arguments, task_vars=task_vars
-        )
+        answer: dict[str, Any] = self._execute_module(module_name="slice_bench.sglang.sgl_prep", module_args=arguments, task_vars=task_vars)
         return answer
 
 

@@ -110,4 +110,6 @@ def build_client(run: Runner) -> list[str]:
             return [binary, "build"]
         if run([binary, "buildx", "version"])[0] == 0:
             return [binary, "buildx", "build", "--load"]
-    raise DockerError(f"no docker client that can build with BuildKit ({', '.join(tried) or 'none on the PATH'}): install the docker-buildx plugin")
+    raise DockerError(
+        f"no docker client that can build with BuildKit ({', '.join(tried) or 'none on the PATH'}): install the docker-buildx plugin"
+    )

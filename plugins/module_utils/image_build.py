@@ -87,7 +87,9 @@ class ImageBuild:
         apt_get = shutil.which("apt-get")
         if apt_get is None:
             return None
-        code, output, _ignored = self._run([apt_get, "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)", "Identifier: Packages"])
+        code, output, _ignored = self._run(
+            [apt_get, "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)", "Identifier: Packages"]
+        )
         for line in output.splitlines() if code == 0 else ():
             codename, _ignored, rest = line.partition(" ")
             component, _ignored, mirror = rest.partition(" ")
@@ -144,7 +146,9 @@ class ImageBuild:
             raise ImageError(f"docker build ended well, but {self.name} does not carry the inputs {self.inputs}: is another build at work?")
         wanted = DOCKER_ARCHITECTURES.get(platform.machine(), platform.machine())
         if image["architecture"] != wanted:
-            raise ImageError(f"{self.name} is for {image['architecture']}, and this host is {wanted}: its base {self.base_name} is the wrong one")
+            raise ImageError(
+                f"{self.name} is for {image['architecture']}, and this host is {wanted}: its base {self.base_name} is the wrong one"
+            )
         return image
 
     def _requirements(self, context: str) -> str:

@@ -184,7 +184,7 @@ def _shard_names(path: str, index: dict[str, Any]) -> list[str]:
     for name in names:
         if os.path.isabs(name) or ".." in name.split("/"):
             raise ModelError(
-                f"{_shown(path)} names the shard {_brief(name)}, which lies outside the model's folder: use a model from a source that you trust"
+                f"{_shown(path)} names the shard {_brief(name)}, which lies outside its folder: take the model from a trusted source"
             )
     return sorted(names)
 
@@ -291,6 +291,7 @@ def inspect_model(
     if not os.path.isabs(path) or "\0" in path:
         raise ModelError(f"model '{shown}' is not an absolute path: set sgl_model to a folder below the models root")
     path = os.path.normpath(path)
+    shown = _shown(path)
     root = os.path.normpath(root) if root else None
     if root is not None and (why := outside_mount(path, root)):
         raise ModelError(f"the container cannot see the model: {shown} {why}: move or copy the model to a folder below {_shown(root)}")
@@ -342,9 +343,10 @@ def inspect_model(
 
 def missing_model(path: str) -> dict[str, Any]:
     """What is known of a model that is not there yet; the keys of :func:`inspect_model`."""
+    path = os.path.normpath(path)
     return {
         "path": _shown(path),
-        "slug": os.path.basename(os.path.normpath(path)),
+        "slug": os.path.basename(path),
         "missing": True,
         "identity": None,
         "architecture": None,

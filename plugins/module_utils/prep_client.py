@@ -79,7 +79,9 @@ def command_line(options: dict[str, Any]) -> list[str]:
 
 def did_work(result: dict[str, Any]) -> bool:
     """Whether a stage did work, or the proof is this prep's own."""
-    return any(stage.get("ran") for stage in result["stages"].values()) or result["telemetry_probe"].get("prep_id") == result["run"]["prep_id"]
+    return (
+        any(stage.get("ran") for stage in result["stages"].values()) or result["telemetry_probe"].get("prep_id") == result["run"]["prep_id"]
+    )
 
 
 def failure(job: dict[str, Any], result: dict[str, Any] | None) -> str | None:

@@ -76,7 +76,7 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
     prometheus = services.get("prometheus") if isinstance(services, dict) else None
     demand(isinstance(prometheus, dict) and isinstance(prometheus.get("url"), str), "services.prometheus.url is missing")
     for side in ("container", "host"):
-        named = paths.get(side) if isinstance(paths, dict) else None
+        named: Any = paths.get(side) if isinstance(paths, dict) else None
         demand(isinstance(named, dict), f"paths.{side} is missing")
         for key in _HOST_PATHS:
             demand(isinstance(named.get(key), str) and named[key].startswith("/"), f"paths.{side}.{key} is not an absolute path")
@@ -146,7 +146,10 @@ def process_identity(pid: int) -> dict[str, Any] | None:
     """Which process this is, for all time and whatever the clock does: the boot and the ticks since it. None when unseen."""
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return {"boot_id": boot_id, "start_ticks": int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])}
+        return {
+            "boot_id": boot_id,
+            "start_ticks": int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]),
+        }
     except (OSError, ValueError, IndexError):
         return None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -277,6 +278,7 @@ def safetensors(parts: list[tuple[str, tuple[int, ...], bytes]]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *(raw for _, _, raw in parts)])
 
 
+@functools.lru_cache(maxsize=2)
 def files(seed: int) -> dict[str, bytes]:
     """Each file of the folder but the record. The second shard starts at layer 1, so that no shard can be left out."""
     made = [(name, shape, weights(name, shape, seed)) for name, shape in tensors()]
@@ -301,7 +303,7 @@ def file_names() -> list[str]:
 
 
 _KNOWN = frozenset([*file_names(), RECORD])
-_TEMP_FILE = re.compile(r"(?:%s)\.[0-9a-f]{16}\.tmp" % "|".join(map(re.escape, sorted(_KNOWN))))
+_TEMP_FILE = re.compile("(?:" + "|".join(map(re.escape, sorted(_KNOWN))) + r")\.[0-9a-f]{16}\.tmp")
 
 
 def _record(seed: int, made: dict[str, bytes]) -> dict[str, Any]:
@@ -388,9 +390,14 @@ def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = 
     plan = Plan(path, seed, uid, gid)
     shown = printable(path)
     base = os.path.dirname(path)
+    info = None
     try:
         info = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as exc:
+        raise TinyModelError(f"{shown} cannot be read ({exc.strerror}): run the task with become: true") from exc
+    if info is None:
         plan.create = True
         plan.reason = "absent"
         plan.write = [*file_names(), RECORD]
@@ -401,8 +408,6 @@ def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = 
         plan.parents = missing[:-1]
         if not os.access(base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise TinyModelError(f"{shown} cannot be made: uid {euid} may not write in {printable(base)}: run the task with become: true")
-    except OSError as exc:
-        raise TinyModelError(f"{shown} cannot be read ({exc.strerror}): run the task with become: true") from exc
     else:
         if not stat.S_ISDIR(info.st_mode):
             raise TinyModelError(f"{shown} exists and is not a directory: set the path to a folder that does not exist")

@@ -58,7 +58,9 @@ acting:
   type: int
   sample: 1000
 docker:
-  description: Whether Docker can be used, and otherwise the reason with the remedy. The version is asked only where neither container nor image exists.
+  description: >-
+    Whether Docker can be used, and otherwise the reason with the remedy. The version is asked only where neither
+    container nor image exists.
   returned: always
   type: dict
   sample: {available: true, version: 28.2.2, problem: null}

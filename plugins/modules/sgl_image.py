@@ -119,7 +119,9 @@ def main() -> None:
     given = module.params
     inputs = given["inputs"]
     if inputs is None:
-        module.fail_json(msg="the digest of the inputs is missing: call this as slice_bench.sglang.sgl_image, whose action plugin computes it")
+        module.fail_json(
+            msg="the digest of the inputs is missing: call this as slice_bench.sglang.sgl_image, whose action plugin computes it"
+        )
     try:
         build = ImageBuild(
             module.run_command, given["name"], given["flavour"], inputs, given["base_name"], given["base_suite"], given["build_dir"]
@@ -127,7 +129,9 @@ def main() -> None:
         before = DockerCli(module.run_command).image(given["name"])
     except DockerError as error:
         if module.check_mode:
-            module.exit_json(changed=True, image=None, inputs=inputs, next_step="base", msg=f"the image would be built once Docker works: {error}")
+            module.exit_json(
+                changed=True, image=None, inputs=inputs, next_step="base", msg=f"the image would be built once Docker works: {error}"
+            )
         module.fail_json(msg=str(error))
     current = build.current()
     if module.check_mode or current is not None:

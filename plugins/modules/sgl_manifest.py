@@ -145,9 +145,8 @@ class ManifestModule:
             # A container that starts again and again for longer than this will not come up by itself.
             patience = {"running": self.module.params["timeout"], "restarting": min(10.0, self.module.params["timeout"])}.get(status, 0.0)
             if waited >= patience:
-                raise run_record.RecordError(
-                    f"container {self.name} ({status}) has no live run after {waited:.0f} s: {self.reason}. The end of its log:\n{self.container_log()}"
-                )
+                what = f"container {self.name} ({status}) has no live run after {waited:.0f} s: {self.reason}"
+                raise run_record.RecordError(f"{what}. The end of its log:\n{self.container_log()}")
             time.sleep(_POLL_S)
 
     def absent(self) -> dict[str, Any]:

@@ -11,9 +11,9 @@ short_description: Verify that a model folder is whole and fits the host
 version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
-  - Verifies a model in the Hugging Face layout before a server spends minutes on loading it. C(config.json) must parse and name an architecture.
-    Every shard that C(model.safetensors.index.json) names must be there and as long as its own header says; without an index there must
-    be at least one C(*.safetensors) file.
+  - Verifies a model in the Hugging Face layout before a server spends minutes on loading it.
+  - C(config.json) must parse and name an architecture. Every shard that C(model.safetensors.index.json) names must be there and as long as
+    its own header says; without an index there must be at least one C(*.safetensors) file.
   - Verifies that O(tp) is at most the number of devices and divides the model's attention heads.
   - Changes nothing. Of the weights only the headers are read.
 options:
@@ -24,8 +24,8 @@ options:
     required: true
   models_root:
     description:
-      - The directory that the container sees, at another place. When given, the model must be below it and must be reached without a symbolic link
-        that is absolute or leaves it, since such a link dangles in the container.
+      - The directory that the container sees, at another place. When given, the model must be below it and must be reached without a
+        symbolic link that is absolute or leaves it, since such a link dangles in the container.
     type: path
   tp:
     description:

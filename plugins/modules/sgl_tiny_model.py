@@ -11,13 +11,13 @@ short_description: Make a tiny random Qwen3 model folder
 version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
-  - Makes a whole model folder of about 250 kB with random weights, so that the real server can be started on a host that has no model and no
-    network. Its answers are noise.
-  - The folder holds C(config.json) (Qwen3ForCausalLM, 2 layers, hidden size 64, 259 tokens of vocabulary, bfloat16), a byte-level tokenizer with
-    a chat template, C(generation_config.json), and two safetensors shards with their index.
+  - Makes a whole model folder of about 230 kB with random weights, so that the real server can be started on a host that has no model
+    and no network. Its answers are noise.
+  - The folder holds C(config.json) (Qwen3ForCausalLM, 2 layers, hidden size 64, 259 tokens of vocabulary, bfloat16), a byte-level
+    tokenizer with a chat template, C(generation_config.json), and two safetensors shards with their index.
   - The same O(seed) gives the same bytes on every machine.
-  - A new folder is made beside and renamed, so it is there whole or not at all. A folder that this module made and that is damaged, or has another
-    seed, gets the files that differ; any other existing folder is refused.
+  - A new folder is made beside and renamed, so it is there whole or not at all. A folder that this module made and that is damaged, or has
+    another seed, gets the files that differ; any other existing folder is refused.
 options:
   path:
     description:
@@ -84,7 +84,7 @@ size_bytes:
   description: The size of the folder's files without the record, in bytes.
   returned: success
   type: int
-  sample: 249634
+  sample: 226461
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -411,7 +411,7 @@ def test_two_first_runs_at_once_end_in_the_same_tree(spec: Spec, monkeypatch: py
     os.rmdir(spec.models)
     plan = inspect(spec)
     real = os.open
-    stolen = []
+    stolen: list[str] = []
 
     def stealing(path: str, flags: int, *args: object, **kwargs: int) -> int:
         if str(path).startswith(".sgl-new-") and not stolen:

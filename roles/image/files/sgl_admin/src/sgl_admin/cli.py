@@ -64,12 +64,18 @@ def _parser() -> argparse.ArgumentParser:
     ensure.add_argument("--tp", type=_positive, default=1, help="tensor parallel size (default: %(default)s)")
     for stage in STAGES:
         ensure.add_argument(f"--{stage.option}", choices=MODES, dest=stage.name, help=f"stage {stage.name}")
-    ensure.add_argument("--moe-batch-sizes", type=_batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for")
+    ensure.add_argument(
+        "--moe-batch-sizes", type=_batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for"
+    )
     ensure.add_argument("--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)")
     ensure.add_argument("--probe", choices=PROBES, default="auto", help="prove METRICS_READY (default: only while this run has no proof)")
     ensure.add_argument("--server-arg", action="append", default=[], metavar="ARG", help="one more argument of the server; may be repeated")
-    ensure.add_argument("--server-timeout", type=float, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)")
-    ensure.add_argument("--probe-timeout", type=float, default=30.0, metavar="S", help="for Prometheus to account for the tokens (default: %(default)s)")
+    ensure.add_argument(
+        "--server-timeout", type=float, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)"
+    )
+    ensure.add_argument(
+        "--probe-timeout", type=float, default=30.0, metavar="S", help="for Prometheus to account for the tokens (default: %(default)s)"
+    )
     ensure.add_argument("--port", type=_positive, help="the server's port while it warms up (default: the one that Prometheus scrapes)")
     ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")

@@ -47,7 +47,7 @@ def find() -> Devices:
 def _cpu_isa() -> str:
     """The widest vector extension that Inductor generates code for (torch/_inductor/cpu_vec_isa.py looks for these)."""
     if platform.machine() == "aarch64":
-        wanted = (("sve", "sve"),)
+        wanted: tuple[tuple[str, str], ...] = (("sve", "sve"),)
         narrowest = "neon"
     else:
         wanted = (("amx_tile", "amx"), ("avx512f", "avx512"), ("avx2", "avx2"))
@@ -59,5 +59,3 @@ def _cpu_isa() -> str:
                 flags = set(line.split())
                 break
     return next((name for flag, name in wanted if flag in flags), narrowest)
-
-

@@ -78,6 +78,8 @@ def settle(run_id: str, warnings: list[str]) -> None:
     server = record.get("server")
     if isinstance(server, dict) and isinstance(server.get("pgid"), int) and start_time(server["pgid"]) == server.get("start_ticks"):
         end_group(server["pgid"])
-    warnings.append(f"{record.get('prep_id')} ended without a result in stage {record.get('stage')}; its work is done again where it was not finished")
+    warnings.append(
+        f"{record.get('prep_id')} ended without a result in stage {record.get('stage')}; its work is done again where it was not finished"
+    )
     record.update(state="interrupted", server=None, message="its process is gone", updated_at=clock.utc())
     files.write_json(paths.job(run_id), record)

@@ -51,12 +51,14 @@ class Prep:
         self._environment: dict[str, str] = flavour["server"]["env"]
         loaded, found = model.load(request.model), devices.find()
         if request.tp > found.count:
-            raise ValueError(f"tp {request.tp} needs {request.tp} devices, and here is {found.count} ({found.name}): use --tp {found.count}")
+            raise ValueError(
+                f"tp {request.tp} needs {request.tp} devices, and here is {found.count} ({found.name}): use --tp {found.count}"
+            )
         argv = server.command(request.model, request.tp, request.warmup_port, [*flavour["server"]["args"], *request.server_args])
         self._argv = argv
         self._warmup = Warmup(
             argv, self._environment, request.warmup_port, paths.log(run.run_id), request.server_timeout_s,
-            lambda group: self._job and self._job.server(group), self._server_starting,
+            self._server_changed, self._server_starting,
         )  # fmt: skip
         self.context = Context(request, loaded, found, tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)
         self.plan = [self._decide(stage) for stage in STAGES]
@@ -200,12 +202,17 @@ class Prep:
     def _proof(self, interrupted: bool) -> dict[str, Any]:
         url = self.run.manifest["services"]["prometheus"]["url"]
         if not self.probe_wanted:
-            return self._standing_proof() or {**probe.unproven(self.run.run_id, url, "no proof was asked for (--probe never)"), "prep_id": self.prep_id}
+            return self._standing_proof() or {
+                **probe.unproven(self.run.run_id, url, "no proof was asked for (--probe never)"),
+                "prep_id": self.prep_id,
+            }
         assert self._job is not None
         try:
             if interrupted:
                 raise Interrupted()
-            self._job.update(stage="telemetry_probe", done=0, total=0, eta_s=None, message="waiting for Prometheus to account for the tokens sent")
+            self._job.update(
+                stage="telemetry_probe", done=0, total=0, eta_s=None, message="waiting for Prometheus to account for the tokens sent"
+            )
             ledger = self._warmup.ensure_requests(self.context.batch_sizes[:1])
             proof = probe.prove(self.run.run_id, url, ledger, self.request.probe_timeout_s)
         except StageFailure as failure:
@@ -270,6 +277,10 @@ class Prep:
     def _progress(self, done: int, total: int, unit: str, message: str) -> None:
         assert self._job is not None
         self._job.update(done=done, total=total, unit=unit, message=f"{message}: {done} of {total}")
+
+    def _server_changed(self, group: int | None) -> None:
+        if self._job:
+            self._job.server(group)
 
     def _server_starting(self, elapsed_s: float) -> None:
         if self._job:

@@ -34,10 +34,16 @@ class Request:
 
     @classmethod
     def from_json(cls, text: str) -> Request:
-        fields: dict[str, Any] = json.loads(text)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+        return cls(**fields)
 
     def describe(self) -> list[str]:
         """The request as the command line that asks for it."""
         flags = [f"--{name.replace('_', '-').replace('moe-tune', 'moe')}={mode}" for name, mode in self.stages.items()]
-        return [f"--model={self.model}", f"--tp={self.tp}", *flags, f"--probe={self.probe}", *(f"--server-arg={arg}" for arg in self.server_args)]
+        return [
+            f"--model={self.model}",
+            f"--tp={self.tp}",
+            *flags,
+            f"--probe={self.probe}",
+            *(f"--server-arg={arg}" for arg in self.server_args),
+        ]

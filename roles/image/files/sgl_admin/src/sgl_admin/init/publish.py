@@ -141,7 +141,10 @@ def describe_surfaces(
         if service not in states:
             return {"status": "unavailable", "details": unavailable.get(service, f"this image has no {service}")}
         if states[service] == "failed":
-            return {"status": "failed", "details": f"{service} did not answer within {READY_TIMEOUT_S:.0f} s of the start; the run's log says why"}
+            return {
+                "status": "failed",
+                "details": f"{service} did not answer within {READY_TIMEOUT_S:.0f} s of the start; the run's log says why",
+            }
         return {"status": "running", "details": running}
 
     surfaces = {
@@ -151,7 +154,9 @@ def describe_surfaces(
             if states.get("prometheus") == "running"
             else f"Prometheus did not become ready within {READY_TIMEOUT_S:.0f} s of the start; the run's log says why",
         },
-        "tracing": surface("jaeger", f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP {settings.otlp_http_port}"),
+        "tracing": surface(
+            "jaeger", f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP {settings.otlp_http_port}"
+        ),
         "node_metrics": surface("node_exporter", f"node_exporter at {at['node_exporter']}"),
         "dcgm_metrics": surface("dcgm_exporter", f"dcgm-exporter at {at['dcgm_exporter']}"),
     }

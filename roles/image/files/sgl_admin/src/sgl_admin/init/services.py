@@ -100,7 +100,12 @@ def render_prometheus_config(settings: Settings, run_id: str, services: list[str
     if "dcgm_exporter" in services:
         targets["dcgm_exporter"] = settings.dcgm_exporter_port
     targets["sglang"] = settings.sglang_port
-    lines = ["global:", f"  scrape_interval: {settings.scrape_interval}", f"  scrape_timeout: {settings.scrape_interval}", "scrape_configs:"]
+    lines = [
+        "global:",
+        f"  scrape_interval: {settings.scrape_interval}",
+        f"  scrape_timeout: {settings.scrape_interval}",
+        "scrape_configs:",
+    ]
     for name, port in targets.items():
         # The server itself always listens on loopback: sgl-admin starts it so.
         address = f"{LOOPBACK}:{port}" if name == "sglang" else settings.address(port).replace("0.0.0.0", LOOPBACK)  # noqa: S104

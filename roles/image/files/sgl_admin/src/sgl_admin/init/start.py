@@ -30,7 +30,9 @@ def main() -> None:
         name = paths.to_host(error.filename) or error.filename if error.filename else ""
         sys.exit(f"sgl-init: ERROR: {error.strerror}: {name} (this container runs as {os.getuid()}:{os.getgid()})")
     print(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(SUPERVISOR_CONFIG)])
+    os.execv(
+        sys.executable, [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(SUPERVISOR_CONFIG)]
+    )
 
 
 def add_user(uid: int, gid: int) -> None:
@@ -52,13 +54,14 @@ def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
     """The network is the host's: a port that another process holds would let its answers pass for our service's."""
     for name in services:
         port = SERVICES[name].port(settings)
+        where = settings.address(port)
         with socket.socket(socket.AF_INET6 if ":" in settings.bind else socket.AF_INET) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 trial.bind((settings.bind, port))
                 trial.listen(1)
             except OSError as error:
-                sys.exit(f"sgl-init: ERROR: {name} cannot listen on {settings.address(port)}: {error.strerror}; stop what holds it, or set another port")
+                sys.exit(f"sgl-init: ERROR: {name} cannot listen on {where}: {error.strerror}; stop what holds it, or set another port")
 
 
 def begin_run(settings: Settings, services: list[str]) -> str:
@@ -74,11 +77,7 @@ def begin_run(settings: Settings, services: list[str]) -> str:
 
 def render_supervisor_config(settings: Settings, services: list[str], run_id: str) -> str:
     log = paths.log(run_id)
-    sections = [
-        "[supervisord]\n"
-        f"logfile={log}\nlogfile_maxbytes=0\npidfile={paths.STATE}/supervisord.pid\numask=002\n"
-        f"user={os.getuid()}\n"
-    ]
+    sections = [f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\npidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"]
 
     def program(name: str, command: list[str], priority: int, stop_wait_s: int) -> str:
         # supervisord expands % itself.

@@ -32,5 +32,7 @@ class Inductor(Stage):
         }
 
     def run(self, context: Context) -> dict[str, Any]:
-        requests = context.warmup.exercise(context.batch_sizes, lambda done, total: context.progress(done, total, "requests", "warm-up requests"))
+        requests = context.warmup.exercise(
+            context.batch_sizes, lambda done, total: context.progress(done, total, "requests", "warm-up requests")
+        )
         return {"warmup_requests": requests}
