@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# See that a Docker daemon answers on this machine: install Debian's docker.io and start it where that is needed.
-# Does nothing when one answers already.
+# See that a Docker daemon answers on this machine, and that debootstrap is there: install Debian's packages and start the daemon where
+# that is needed. Does nothing when all is well already.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,7 +23,7 @@ install_docker() {
 }
 
 # Root's folders are often missing from another user's PATH.
-has_dockerd() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v dockerd >/dev/null 2>&1; }
+has() { PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$1" >/dev/null 2>&1; }
 
 start_daemon() {
     if [ -d /run/systemd/system ]; then
@@ -43,10 +43,16 @@ require_access() {
     die "Docker answers root, but not $(id -un): run 'sudo usermod -aG docker $(id -un)', log in again, and repeat."
 }
 
+# Somebody else's dockerd (the package's own init script) may be on its way up; ours then ends at once.
+dockerd_runs() {
+    local pid
+    [ -n "$(jobs -rp)" ] || { pid=$(cat /var/run/docker.pid 2>/dev/null) && [ -d "/proc/$pid" ]; }
+}
+
 wait_for_daemon() {
     local deadline=$((SECONDS + START_LIMIT_S))
     until answers as_root; do
-        if [ ! -d /run/systemd/system ] && [ -z "$(jobs -rp)" ] && ! answers as_root; then
+        if [ ! -d /run/systemd/system ] && ! dockerd_runs && ! answers as_root; then
             as_root tail -n 20 "$LOG" >&2 || true
             die "dockerd ended without answering; the end of $LOG is above."
         fi
@@ -55,11 +61,30 @@ wait_for_daemon() {
     done
 }
 
-answers && exit
-[ -z "${DOCKER_HOST:-}" ] || die "no Docker daemon answers at DOCKER_HOST=$DOCKER_HOST: start that one, or unset DOCKER_HOST."
-can_be_root || die "no Docker daemon answers $(id -un), and without root or sudo none can be installed or started: ask for a running one."
-if answers as_root; then require_access; fi
-has_dockerd || install_docker
-answers as_root || start_daemon
-wait_for_daemon
-require_access
+ensure_docker() {
+    answers && return
+    [ -z "${DOCKER_HOST:-}" ] || die "no Docker daemon answers at DOCKER_HOST=$DOCKER_HOST: start that one, or unset DOCKER_HOST."
+    can_be_root || die "no Docker daemon answers $(id -un), and without root or sudo none can be installed or started: ask for one."
+    if ! answers as_root; then
+        has dockerd || install_docker
+        # The package's own scripts may have started it.
+        answers as_root || start_daemon
+        wait_for_daemon
+    fi
+    require_access
+}
+
+# The local flavour's base image is made with it, once. A flavour whose base is pulled does without, so its absence is no error here.
+ensure_debootstrap() {
+    has debootstrap && return
+    if [ "$(id -u)" -ne 0 ] && ! sudo -n true 2>/dev/null; then
+        return
+    fi
+    (
+        apt_refresh "no debootstrap is installed here"
+        apt_install "no debootstrap is installed here" debootstrap
+    ) || say "going on without debootstrap: only the local flavour's base image needs it."
+}
+
+ensure_docker
+ensure_debootstrap

@@ -378,9 +378,9 @@ def ownership_text(spec: Spec, foreign: list[Foreign]) -> str:
         commands.append(chown_command(spec.uid, spec.gid, resolved))
     command = " && ".join(commands)
     if len(foreign) == 1:
-        return f"{owned(foreign[0])}, not {expected}: run `{command}`"
+        return f"{owned(foreign[0])}, not {expected}: run `{command}` as root"
     more = f" and {len(foreign) - len(listed)} more" if len(foreign) > len(listed) else ""
-    return f"{len(foreign)} paths are owned by others, not {expected}: {', '.join(map(owned, listed))}{more}: run `{command}`"
+    return f"{len(foreign)} paths are owned by others, not {expected}: {', '.join(map(owned, listed))}{more}: run `{command}` as root"
 
 
 def inspect(spec: Spec) -> Plan:

@@ -97,7 +97,7 @@ class Plan:
     def result(self) -> dict[str, Any]:
         return {
             "changed": self.changed,
-            "path": printable(self.path),
+            "model_path": printable(self.path),
             "seed": self.seed,
             "reason": self.reason,
             "written": sorted(self.write),
@@ -275,18 +275,18 @@ def safetensors(parts: list[tuple[str, tuple[int, ...], bytes]]) -> bytes:
         offset += len(raw)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *(raw for _, _, raw in parts)])
+    return b"".join([struct.pack("<Q", len(text)), text, *(part[2] for part in parts)])
 
 
 @functools.lru_cache(maxsize=2)
 def files(seed: int) -> dict[str, bytes]:
     """Each file of the folder but the record. The second shard starts at layer 1, so that no shard can be left out."""
     made = [(name, shape, weights(name, shape, seed)) for name, shape in tensors()]
-    cut = next(place for place, (name, _, _) in enumerate(made) if name.startswith("model.layers.1."))
+    cut = next(place for place, part in enumerate(made) if part[0].startswith("model.layers.1."))
     halves = (made[:cut], made[cut:])
     index = {
-        "metadata": {"total_size": sum(len(raw) for _, _, raw in made)},
-        "weight_map": {name: shard for shard, half in zip(SHARDS, halves, strict=True) for name, _, _ in half},
+        "metadata": {"total_size": sum(len(part[2]) for part in made)},
+        "weight_map": {part[0]: shard for shard, half in zip(SHARDS, halves, strict=True) for part in half},
     }
     return {
         "config.json": _json_bytes(config()),

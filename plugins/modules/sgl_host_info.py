@@ -10,7 +10,7 @@ version_added: 1.0.0
 description:
   - Returns the service user, what Docker says, the container and the image as they are, and the devices that kernels are for.
   - Takes the place of fact gathering, which costs a second a host and knows none of this.
-  - Needs nothing on the host but Python. A missing Docker is told, not failed on.
+  - Needs nothing on the host but Python. What stops a prep of this host is told in RV(problems), and failed on only with O(must_be_ready).
 options:
   user:
     description:
@@ -25,10 +25,16 @@ options:
     description: Name of the image to look at.
     type: str
     default: sglang-dev:local
+  must_be_ready:
+    description:
+      - Fail where something stops a prep of this host, naming each thing and its remedy. In check mode it warns instead, as a host that is
+        not prepared yet may well lack Docker.
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
-    description: It only looks.
+    description: It only looks. See O(must_be_ready) for what does not fail then.
   diff_mode:
     support: none
     description: Nothing is changed, so there is no difference to show.
@@ -84,10 +90,12 @@ architecture:
   returned: always
   type: str
   sample: aarch64
-python_requests:
-  description: Whether the Python that runs modules has the requests package, which community.docker needs.
+problems:
+  description: What stops a prep of this host, each with its remedy.
   returned: always
-  type: bool
+  type: list
+  elements: str
+  sample: []
 """
 
 import importlib.util
@@ -120,12 +128,30 @@ def find_devices(module: AnsibleModule) -> dict[str, Any]:
     return {"count": 1, "name": "cpu", "cuda": False}
 
 
+def find_problems(user: dict[str, Any], docker: dict[str, Any]) -> list[str]:
+    """What stops a prep of this host, each with its remedy."""
+    problems = []
+    if docker["problem"]:
+        problems.append(docker["problem"])
+    if importlib.util.find_spec("requests") is None:
+        problems.append(
+            "this host's Python lacks the requests package, which Ansible's Docker modules need: `apt-get install python3-requests`"
+        )
+    if os.geteuid() not in (0, user["uid"]):
+        problems.append(
+            f"modules run as uid {os.geteuid()} here, and the service user is {user['name']} ({user['uid']}): "
+            "set ansible_become to true, or sgl_user to the user who connects"
+        )
+    return problems
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "user": {"type": "str"},
             "container": {"type": "str", "default": "sglang-dev"},
             "image": {"type": "str", "default": "sglang-dev:local"},
+            "must_be_ready": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -143,8 +169,14 @@ def main() -> None:
         docker.update(available=True, version=None if container or image else cli.version())
     except DockerError as error:
         docker["problem"] = str(error)
+    problems = find_problems(user, docker)
+    if problems and module.params["must_be_ready"]:
+        if not module.check_mode:
+            module.fail_json(msg="; ".join(problems), problems=problems)
+        module.warn(f"A run without --check would stop here: {'; '.join(problems)}")
     module.exit_json(
         changed=False,
+        problems=problems,
         user=user,
         acting=os.geteuid(),
         docker=docker,
@@ -152,7 +184,6 @@ def main() -> None:
         image=image,
         devices=find_devices(module),
         architecture=platform.machine(),
-        python_requests=importlib.util.find_spec("requests") is not None,
     )
 
 

@@ -59,7 +59,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+model_path:
   description: The folder.
   returned: success
   type: str
@@ -84,7 +84,7 @@ size_bytes:
   description: The size of the folder's files without the record, in bytes.
   returned: success
   type: int
-  sample: 226461
+  sample: 226615
 """
 
 from ansible.module_utils.basic import AnsibleModule

@@ -154,7 +154,7 @@ def test_one_foreign_file_is_named_with_owner_and_command(spec: Spec, tmp_path: 
     text = refused(spec, tmp_path)
     assert text == (
         f"{path} is owned by 65534:65534 (nobody), not {spec.uid}:{spec.gid} (root):"
-        f" run `chown -R {spec.uid}:{spec.gid} {path}`, or set sgl_ownership_ignore: true to proceed all the same"
+        f" run `chown -R {spec.uid}:{spec.gid} {path}` as root, or set sgl_ownership_ignore: true to proceed all the same"
     )
 
 

@@ -56,13 +56,16 @@ def is_optional(name: str, path: Path) -> bool:
     return dotted(path) in OPTIONAL[name] or f"{dotted(path[:-1])}.*" in OPTIONAL[name]
 
 
-REQUIRED = [
-    pytest.param(name, (*path, key), id=f"{name}:{dotted((*path, key))}")
-    for name in VALIDATE
-    for path, found in objects(validators.example(name))
-    for key in found
-    if not is_optional(name, (*path, key))
-]
+def required_keys(name: str) -> list[Path]:
+    return [(*path, key) for path, found in objects(validators.example(name)) for key in found if not is_optional(name, (*path, key))]
+
+
+def is_valid(name: str, document: Any) -> bool:
+    try:
+        VALIDATE[name](document)
+    except ValidationError:
+        return False
+    return True
 
 
 def changed(name: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -86,12 +89,30 @@ def test_example_is_valid(name):
     VALIDATE[name](validators.example(name))
 
 
-@pytest.mark.parametrize(("name", "path"), REQUIRED)
-def test_key_is_required(name, path):
-    document = validators.example(name)
-    del at(document, path[:-1])[path[-1]]
-    with pytest.raises(ValidationError):
-        VALIDATE[name](document)
+@pytest.mark.parametrize("name", VALIDATE)
+def test_every_key_is_required(name):
+    not_missed = []
+    for path in required_keys(name):
+        document = validators.example(name)
+        del at(document, path[:-1])[path[-1]]
+        if is_valid(name, document):
+            not_missed.append(dotted(path))
+    assert not_missed == []
+
+
+@pytest.mark.parametrize("name", VALIDATE)
+def test_every_value_has_a_type(name):
+    """Nothing in the contract is an object and a text at once, or a list of empty objects."""
+    accepted = []
+    for path in required_keys(name):
+        is_container = isinstance(at(validators.example(name), path), dict | list)
+        wrongs: tuple[Any, ...] = ("", [{}]) if is_container else ({}, [])
+        for wrong in wrongs:
+            document = validators.example(name)
+            at(document, path[:-1])[path[-1]] = wrong
+            if is_valid(name, document):
+                accepted.append(f"{dotted(path)}: {wrong!r}")
+    assert accepted == []
 
 
 @pytest.mark.parametrize("name", VALIDATE)
@@ -138,6 +159,8 @@ def failed(stage: str, code: int) -> dict[str, Any]:
 
 FAILED = {f"stages.{stage}": failed(stage, code) for code, stage in enumerate(("deep_gemm", "moe_tune", "flashinfer", "inductor"), 10)}
 
+NONE_STARTED = {f"stages.{stage}": {**document, **SKIPPED} for stage, document in validators.example("prep_result")["stages"].items()}
+
 
 @pytest.mark.parametrize(
     ("name", "changes"),
@@ -156,6 +179,7 @@ FAILED = {f"stages.{stage}": failed(stage, code) for code, stage in enumerate(("
         ("prep_result", {"telemetry_probe": {**validators.example("prep_result")["telemetry_probe"], **NO_PROOF}}),
         ("prep_result", {"status": "partial", "stages.moe_tune": failed("moe_tune", 11)}),
         ("prep_result", {"status": "error", **FAILED}),
+        ("prep_result", {"status": "error", **NONE_STARTED, "errors": ["no server could be started"]}),
         ("manifest", {"image_id": "unknown", "base_image.digest": None, "container_id": "unknown"}),
         ("manifest", {"versions.jaeger": None, "versions.dcgm_exporter": None}),
         ("manifest", {"pid1": {"boot_id": "0f8c0d3a-5f0e-4f4e-9d4f-3a1f8f1d2c3b", "start_ticks": 4711}}),
@@ -234,11 +258,15 @@ def test_also_valid(name, changes):
         ("manifest", {"profile_cache.start.triton.reason": "stale"}),
         ("manifest", {"profile_cache.start.flashinfer.reason": None}),
         ("manifest", {"profile_cache.start.flashinfer.partial": False}),
-        ("prep_result", {"stages.flashinfer": validators.example("stage")}),
+        *[("prep_result", {f"stages.{stage}": validators.example("stage")}) for stage in ("deep_gemm", "flashinfer", "inductor")],
         ("prep_result", {"stages.moe_tune": failed("moe_tune", 11)}),
+        ("prep_result", {"status": "partial", "stages.deep_gemm": failed("deep_gemm", 11)}),
+        ("prep_result", {"status": "partial", "stages.flashinfer": failed("flashinfer", 13)}),
+        ("prep_result", {"status": "partial", "stages.inductor": failed("inductor", 12)}),
         ("prep_result", {"status": "partial"}),
         ("prep_result", {"status": "partial", **FAILED}),
         ("prep_result", {"status": "error"}),
+        ("prep_result", {"status": "error", **NONE_STARTED}),
         ("prep_result", {"status": "error", "stages.moe_tune": failed("moe_tune", 11)}),
         ("prep_result", {"telemetry_probe.ok": False}),
         ("prep_result", {"telemetry_probe.reason": "no samples"}),

@@ -52,5 +52,5 @@ def identity(folder: Path) -> str:
             content = (folder / name).read_bytes()
         except FileNotFoundError:
             continue
-        digest.update(name.encode() + b"\0" + len(content).to_bytes(8, "little") + content)
+        digest.update(name.encode() + b"\0" + str(len(content)).encode() + b"\0" + content)
     return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,294 @@
+"""A whole installation of its own beside the user's, to be driven as its users drive it: by playbooks, by docker, by its records."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+# Another name keeps a developer's own image apart while the tests run.
+IMAGE = os.environ.get("SGL_TEST_IMAGE", "sglang-dev:local")
+CONTAINER = "sglang-dev-it"
+STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Play:
+    """What a run of a playbook came to."""
+
+    code: int
+    output: str
+
+    @property
+    def text(self) -> str:
+        """The output in one line, as messages may be folded."""
+        return re.sub(r"\s+", " ", self.output)
+
+    @property
+    def changed(self) -> int:
+        counts = re.findall(r"\bchanged=(\d+)", self.output)
+        assert counts, f"no recap in:\n{self.output}"
+        return int(counts[-1])
+
+
+@dataclass
+class Site:
+    """One installation: its tree, its container, its ports."""
+
+    root: Path
+    container: str = CONTAINER
+    ports: dict[str, int] = field(default_factory=lambda: {"prometheus": 19390, "node_exporter": 19399, "sglang": 31390})
+    user: str | None = None
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        entry = pwd.getpwnam(self.user) if self.user else pwd.getpwuid(os.geteuid())
+        return entry.pw_uid, entry.pw_gid
+
+    @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry"
+
+    @property
+    def profiles(self) -> Path:
+        return self.root / "profiles"
+
+    @property
+    def pointer(self) -> Path:
+        return self.telemetry / "container_run_meta.env"
+
+    @property
+    def model(self) -> str:
+        """The model's folder in the container."""
+        return "/models/tiny/qwen3-tiny"
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {
+            "sgl_container": self.container,
+            "sgl_image": IMAGE,
+            "sgl_root": str(self.root),
+            "sgl_flavour": "local",
+            "sgl_model": "tiny/qwen3-tiny",
+            "sgl_model_source": "tiny",
+            "sgl_prometheus_port": self.ports["prometheus"],
+            "sgl_node_exporter_port": self.ports["node_exporter"],
+            "sgl_sglang_port": self.ports["sglang"],
+            **({"sgl_user": self.user} if self.user else {}),
+        }
+
+    # --- Ansible -------------------------------------------------------------------------------------------------
+
+    def play(self, name: str, *flags: str, variables: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> Play:
+        """Run playbooks/<name>.yml against this installation."""
+        given = json.dumps({**self.variables, **(variables or {})})
+        done = ansible("ansible-playbook", f"playbooks/{name}.yml", "--extra-vars", given, *flags, environment=environment)
+        return Play(done.returncode, done.stdout + done.stderr)
+
+    def must_play(self, name: str, *flags: str, **options: Any) -> Play:
+        play = self.play(name, *flags, **options)
+        assert play.code == 0, play.output + self.diagnosis()
+        return play
+
+    def manifest_module(self, *flags: str, **options: Any) -> dict[str, Any]:
+        """What module sgl_manifest answers for this installation."""
+        return module("sgl_manifest", {"telemetry_root": str(self.telemetry), "container": self.container, **options}, *flags)
+
+    # --- Docker --------------------------------------------------------------------------------------------------
+
+    def docker_exec(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        return docker("exec", *options, self.container, *command, check=False)
+
+    def admin(self, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        return self.docker_exec("sgl-admin", *arguments, options=options)
+
+    def ensure(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.admin("caches", "ensure", "--model", self.model, *arguments)
+
+    def begin(self, *arguments: str) -> dict[str, Any]:
+        """Begin a prep without waiting for its end; returns its job record."""
+        done = self.ensure("--detach", "--wait", "0", *arguments)
+        assert done.returncode == 0, done.stderr
+        job: dict[str, Any] = json.loads(done.stdout)["job"]
+        return job
+
+    def kill(self, pid: int, number: int) -> None:
+        """Send a signal to a process by its pid in the container."""
+        done = self.docker_exec("/opt/sglang/bin/python", "-c", f"import os; os.kill({pid}, {number})")
+        assert done.returncode == 0, done.stderr
+
+    def inspect(self) -> dict[str, Any] | None:
+        done = docker("container", "inspect", self.container, check=False)
+        return json.loads(done.stdout)[0] if done.returncode == 0 else None
+
+    def state(self) -> dict[str, Any]:
+        found = self.inspect()
+        assert found is not None, f"no container {self.container}"
+        state: dict[str, Any] = found["State"]
+        return state
+
+    def processes(self) -> list[list[str]]:
+        """The command line of each process in the container."""
+        script = (
+            "import glob, json\n"
+            "for name in glob.glob('/proc/[0-9]*/cmdline'):\n"
+            "    try: print(json.dumps(open(name, 'rb').read().decode(errors='replace').split(chr(0))[:-1]))\n"
+            "    except OSError: pass\n"
+        )
+        done = self.docker_exec("/opt/sglang/bin/python", "-c", script)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def servers(self) -> list[list[str]]:
+        """The command lines of an SGLang server and its children, which name themselves sglang::..."""
+        return [line for line in self.processes() if "sglang.launch_server" in line or any(word.startswith("sglang::") for word in line)]
+
+    # --- records -------------------------------------------------------------------------------------------------
+
+    def pointed(self) -> Path:
+        """The manifest that the pointer names."""
+        lines = dict(line.partition("=")[::2] for line in self.pointer.read_text().splitlines())
+        return Path(lines["CONTAINER_RUN_META_JSON_HOST"])
+
+    @property
+    def run_id(self) -> str:
+        return self.pointed().stem
+
+    def run_dir(self, run_id: str | None = None) -> Path:
+        return self.telemetry / "container_runs" / (run_id or self.run_id)
+
+    def manifest(self) -> dict[str, Any]:
+        return read(self.pointed())
+
+    def job(self, run_id: str | None = None) -> dict[str, Any]:
+        return read(self.run_dir(run_id) / "job.json")
+
+    def result(self, run_id: str | None = None) -> dict[str, Any]:
+        return read(self.run_dir(run_id) / "prep_result.json")
+
+    def stage(self, name: str, run_id: str | None = None) -> dict[str, Any]:
+        return read(self.run_dir(run_id) / "stages" / f"{name}.json")
+
+    def log(self, run_id: str | None = None) -> str:
+        return (self.telemetry / "logs" / f"{run_id or self.run_id}.log").read_text(errors="replace")
+
+    def prometheus(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['prometheus']}{path}", timeout=5) as answer:
+            return json.load(answer)
+
+    def await_server(self) -> dict[str, Any]:
+        """Wait until the running prep has started its server; returns the job record."""
+        return wait_for(lambda: job if (job := self.job())["server"] or job["state"] != "running" else None, "the prep to start its server")
+
+    def diagnosis(self) -> str:
+        """What a failed test wants to see: the container's log and the end of the run's."""
+        text = docker("logs", "--tail", "20", self.container, check=False)
+        logs = sorted((self.telemetry / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        tail = logs[-1].read_text(errors="replace").splitlines()[-30:] if logs else []
+        return "\n".join(["", "--- container:", text.stdout, text.stderr, "--- run's log:", *tail])
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def ensure_prepared(self) -> None:
+        """METRICS_READY again, whatever an earlier test did to it; nothing where it stands."""
+        found = self.inspect()
+        if found and found["State"]["Running"] and self.pointer.exists():
+            look = self.manifest_module("--check")
+            if look["live"] and look["metrics_ready"] and self.job()["state"] == "done":
+                return
+        self.must_play("prep")
+
+    def remove(self) -> None:
+        docker("rm", "--force", self.container, check=False)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def ansible(program: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / program), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_INVENTORY": str(ROOT / "inventories" / "local"),
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            "ANSIBLE_NOCOLOR": "1",
+            **(environment or {}),
+        },
+    )
+
+
+def module(name: str, arguments: dict[str, Any], *flags: str) -> dict[str, Any]:
+    """What a module of the collection answers, by an ad-hoc call on this host."""
+    done = ansible("ansible", "localhost", "--module-name", f"slice_bench.sglang.{name}", "--args", json.dumps(arguments), *flags)
+    start = re.search(r"^localhost \| \S+ => ", done.stdout, re.MULTILINE)
+    assert start, done.stdout + done.stderr
+    answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.stdout[start.end() :])[0]
+    return answer
+
+
+def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["docker", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900, check=False, errors="replace"
+    )
+    if check:
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
+    return done
+
+
+def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 180.0) -> T:
+    """The condition's value once it is true; the limit is only there so that a defect does not hang the tests."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := condition():
+            return value
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def service_user() -> str | None:
+    """Not root, where that can be: what belongs to the wrong user shows only then."""
+    if os.geteuid() != 0:
+        return None
+    return pwd.getpwnam("nobody").pw_name
+
+
+def new_root() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="sglang-it-"))
+    folder.chmod(0o755)
+    return folder

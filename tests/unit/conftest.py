@@ -1,0 +1,63 @@
+"""The container's file system under a temporary folder, for tests of sgl-admin without a container."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).resolve().parents[2] / "roles" / "image" / "files" / "sgl_admin" / "src"
+if str(SOURCES) not in sys.path:
+    sys.path.insert(0, str(SOURCES))
+
+from sgl_admin import files, paths  # noqa: E402
+
+RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every path of sgl_admin.paths under a folder of its own, with the bind mounts there; returns that folder."""
+    inside = tmp_path / "container"
+    for name, value in vars(paths).copy().items():
+        if isinstance(value, Path):
+            monkeypatch.setattr(paths, name, inside / value.relative_to("/"))
+    roots = [(inside / root.relative_to("/"), variable) for root, variable in paths._HOST_ROOTS]
+    monkeypatch.setattr(paths, "_HOST_ROOTS", tuple(roots))
+    for root, variable in roots:
+        root.mkdir(parents=True)
+        monkeypatch.setenv(variable, f"/host/{root.name}")
+    for cache in ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs", ".locks", ".in_progress"):
+        (paths.PROFILES / cache).mkdir()
+    for folder in (paths.RUNS, paths.LOGS, paths.STATE):
+        folder.mkdir(parents=True)
+    return inside
+
+
+@pytest.fixture
+def live_run(container: Path) -> str:
+    """A published run, as the init leaves it; returns its id."""
+    from sgl_admin import run
+
+    manifest = {
+        "container_run_id": RUN_ID,
+        "services": {"prometheus": {"url": "http://127.0.0.1:9"}, "sglang": {"port": 31999}},
+        "paths": {"container": {}, "host": {}},
+    }
+    files.write_json(paths.manifest(RUN_ID), manifest)
+    files.write_text(paths.LIVE_RUN, RUN_ID + "\n")
+    files.write_text(paths.POINTER, run.pointer_text(RUN_ID), mode=0o600)
+    flavour = {"flavour": "local", "server": {"args": ["--device", "cpu"], "env": {}, "batch_sizes": [1, 4]}, "services": ["prometheus"]}
+    files.write_json(paths.FLAVOUR, flavour)
+    paths.log(RUN_ID).touch()
+    return RUN_ID
+
+
+@pytest.fixture
+def model_folder(container: Path) -> Path:
+    """A model's folder in the container, with its config and nothing else."""
+    folder = paths.MODELS / "tiny" / "qwen3-tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    return folder

@@ -1,0 +1,129 @@
+"""A stage is a no-op exactly when its signature was finished and the files that it vouches for are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sgl_admin import caches, files, paths
+from sgl_admin.locks import try_lock
+
+SIGNATURE: dict[str, Any] = {"stage": "inductor", "torch": "2.13.0", "batch_sizes": [1, 4]}
+
+
+@pytest.fixture
+def record(container: Path) -> caches.SignatureRecord:
+    """A finished stage with a file in each of its two caches."""
+    (paths.PROFILES / "torchinductor" / "ab").mkdir()
+    (paths.PROFILES / "torchinductor" / "ab" / "graph.py").write_text("x = 1\n")
+    (paths.PROFILES / "triton" / "kernel.so").write_bytes(b"12345")
+    made = caches.SignatureRecord("inductor", ("torchinductor", "triton"), SIGNATURE)
+    assert made.write()["count"] == 2
+    return made
+
+
+def again(**changes: Any) -> caches.SignatureRecord:
+    return caches.SignatureRecord("inductor", ("torchinductor", "triton"), {**SIGNATURE, **changes})
+
+
+def test_finished_and_whole_is_no_problem(record: caches.SignatureRecord) -> None:
+    assert again().problem([]) is None
+    assert record.summary() == {
+        "count": 2,
+        "bytes": 11,
+        "latest_mtime_iso": caches.clock.utc((paths.PROFILES / "triton" / "kernel.so").stat().st_mtime),
+    }
+
+
+@pytest.mark.parametrize("changes", [{"torch": "2.13.1"}, {"batch_sizes": [1]}, {"new": None}])
+def test_another_signature_is_other_work(record: caches.SignatureRecord, changes: dict[str, Any]) -> None:
+    assert again(**changes).problem([]) == "no finished work with this signature"
+    assert again().problem([]) is None
+
+
+def test_two_signatures_stand_beside_each_other(record: caches.SignatureRecord) -> None:
+    again(model_identity="another").write()
+    assert again().problem([]) is None and again(model_identity="another").problem([]) is None
+
+
+def test_the_order_of_a_signatures_keys_does_not_matter(record: caches.SignatureRecord) -> None:
+    turned = caches.SignatureRecord("inductor", ("torchinductor", "triton"), dict(reversed(SIGNATURE.items())))
+    assert turned.problem([]) is None
+
+
+def test_a_missing_file_is_named(record: caches.SignatureRecord) -> None:
+    (paths.PROFILES / "triton" / "kernel.so").unlink()
+    assert again().problem([]) == "triton/kernel.so is missing"
+
+
+def test_a_file_of_another_size_is_named(record: caches.SignatureRecord) -> None:
+    (paths.PROFILES / "torchinductor" / "ab" / "graph.py").write_text("")
+    assert again().problem([]) == "torchinductor/ab/graph.py has changed its size"
+
+
+def test_a_file_more_is_no_problem(record: caches.SignatureRecord) -> None:
+    (paths.PROFILES / "triton" / "of-another-model.so").write_bytes(b"1")
+    assert again().problem([]) is None
+
+
+@pytest.mark.parametrize("name", ["x.lock", "x.tmp", "x.tmp.17", "tmpa7f3", "tmp.pid_12"])
+def test_scratch_files_are_not_vouched_for(container: Path, name: str) -> None:
+    (paths.PROFILES / "triton" / name).write_bytes(b"1")
+    (paths.PROFILES / "triton" / "kernel.so").write_bytes(b"1")
+    record = again()
+    assert record.write()["count"] == 1
+    (paths.PROFILES / "triton" / name).unlink()
+    assert record.problem([]) is None
+
+
+def test_links_are_not_followed(container: Path) -> None:
+    (paths.PROFILES / "triton" / "link").symlink_to("/etc")
+    (paths.PROFILES / "triton" / "file-link").symlink_to("/etc/passwd")
+    assert list(caches.cache_files("triton")) == []
+
+
+def test_records_are_no_content_of_their_cache(record: caches.SignatureRecord) -> None:
+    record.write()
+    assert record.write()["count"] == 2
+
+
+def test_a_corrupt_record_is_set_aside_with_a_warning(record: caches.SignatureRecord) -> None:
+    record.path.write_text("{")
+    warnings: list[str] = []
+    assert again().problem(warnings) == "no finished work with this signature"
+    assert len(warnings) == 1 and "corrupt-1" in warnings[0]
+
+
+def test_a_record_without_files_vouches_for_nothing(record: caches.SignatureRecord) -> None:
+    files.write_json(record.path, {"signature": SIGNATURE, "files": None})
+    assert again().problem([]) == "its record of files cannot be read"
+
+
+def test_snapshot_tells_valid_empty_damaged_and_partial(record: caches.SignatureRecord) -> None:
+    found = caches.snapshot()
+    assert (found["torchinductor"]["valid"], found["torchinductor"]["reason"]) == (True, None)
+    assert found["torchinductor"]["signature"] == SIGNATURE
+    assert found["torchinductor"]["host_path"] == "/host/profiles/torchinductor"
+    assert (found["flashinfer"]["valid"], found["flashinfer"]["reason"], found["flashinfer"]["file_count"]) == (False, "empty", 0)
+    (paths.PROFILES / "torchinductor" / "ab" / "graph.py").unlink()
+    (paths.PROFILES / "torchinductor" / "ab" / "other.py").write_text("")
+    assert caches.snapshot()["torchinductor"]["reason"] == "torchinductor/ab/graph.py is missing"
+    files.write_json(paths.IN_PROGRESS / "inductor.json", {"stage": "inductor", "owner_pid": 7, "started_at": "2026-11-23T09:15:00Z"})
+    partial = caches.snapshot()["torchinductor"]
+    assert (partial["valid"], partial["reason"], partial["partial"]) == (False, "in_progress_or_aborted", True)
+    assert partial["partial_info"]["owner_pid"] == 7
+    json.dumps(partial)
+
+
+def test_an_owner_is_dead_when_its_marker_is_there_and_its_lock_is_not(container: Path) -> None:
+    assert caches.dead_owner("inductor") is False
+    (paths.IN_PROGRESS / "inductor.json").write_text("torn")
+    assert caches.dead_owner("inductor") is True
+    lock = try_lock("inductor")
+    assert lock is not None
+    assert caches.dead_owner("inductor") is False
+    os.close(lock)
+    assert caches.dead_owner("inductor") is True

@@ -1,0 +1,105 @@
+"""Contract files of sgl-admin: whole or absent, whatever kills the writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sgl_admin import files
+
+KILLED_BEFORE_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from sgl_admin import files
+os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.write_json(Path(sys.argv[1]), {"new": True})
+"""
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_what_is_written_is_read_back_with_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "record.json"
+    files.write_json(path, {"wörd": [1, None]})
+    assert files.read_json(path) == {"wörd": [1, None]}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    files.write_text(path, "A=1\n", mode=0o600)
+    assert path.read_text() == "A=1\n" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert leftovers(path.parent) == []
+
+
+def test_a_writer_killed_before_its_rename_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    files.write_json(path, {"new": False})
+    source = str(Path(files.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", KILLED_BEFORE_RENAME, str(path)], env={**os.environ, "PYTHONPATH": source}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert files.read_json(path) == {"new": False}
+    assert len(leftovers(tmp_path)) == 1, "the writer died before it wrote"
+    files.sweep_temporaries(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    files.write_json(path, {"new": False})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_json(path, {"new": True})
+    assert files.read_json(path) == {"new": False} and leftovers(tmp_path) == []
+
+
+def test_the_order_is_file_then_rename_then_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        done.append("fsync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "fsync file")
+        real_fsync(descriptor)
+
+    def replace(old: str, new: Path) -> None:
+        done.append("rename")
+        real_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    files.write_json(tmp_path / "record.json", {})
+    assert done == ["fsync file", "rename", "fsync folder"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_what_cannot_be_read_is_set_aside_and_never_deleted(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "record.json"
+    for number in (1, 2):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="record.json"):
+            files.read_json(path)
+        warnings: list[str] = []
+        assert files.read_json_or_set_aside(path, warnings) is None
+        assert not path.exists()
+        assert (tmp_path / f"record.json.corrupt-{number}").read_bytes() == content
+        assert len(warnings) == 1 and f"record.json.corrupt-{number}" in warnings[0]
+
+
+def test_a_missing_file_is_no_error(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    assert files.read_json(tmp_path / "none.json") is None
+    assert files.read_json_or_set_aside(tmp_path / "none.json", warnings) is None and warnings == []
+
+
+def test_a_good_file_is_not_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"a": 1}))
+    assert files.read_json_or_set_aside(path, []) == {"a": 1} and path.exists()
