@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
 
 _SAYS = {
     "base": "the Debian base, by debootstrap (once, about half a minute)",
@@ -35,6 +36,10 @@ class ActionModule(ActionBase):
             arguments.pop(name, None)
         archive = pack(str(arguments.get("context", "")), str(arguments.get("flavour", "")))
         arguments["inputs"] = digest(archive, {name: arguments.get(name) for name in _INPUT_OPTIONS})
+
+        found = arguments.pop("found", None)
+        if found and (found["name"], found["labels"].get(INPUTS_LABEL)) == (arguments.get("name"), arguments["inputs"]):
+            return {"changed": False, "image": found, "inputs": arguments["inputs"], "next_step": None}
 
         result = self._module(arguments, task_vars)
         if result.get("failed") or result.get("image") or self._task.check_mode:

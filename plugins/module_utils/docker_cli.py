@@ -55,11 +55,12 @@ class DockerCli:
         return document[0]
 
     def image(self, name: str) -> dict[str, Any] | None:
-        """What the roles need of an image: id, labels, architecture, created."""
+        """What the roles need of an image: name, id, labels, architecture, created."""
         found = self.inspect("image", name)
         if found is None:
             return None
         return {
+            "name": name,
             "id": found["Id"],
             "labels": (found.get("Config") or {}).get("Labels") or {},
             "architecture": found["Architecture"],

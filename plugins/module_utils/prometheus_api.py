@@ -13,6 +13,7 @@ All times are seconds.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import errno
 import http.client
@@ -23,6 +24,7 @@ import os
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -268,6 +270,28 @@ def _left(deadline: float, clock: Clock) -> float:
     return left
 
 
+def _resolve(host: str, port: int, limit_s: float) -> list[Any]:
+    """What :func:`socket.getaddrinfo` finds, or TimeoutError: it knows no time limit of its own, and a resolver may take many seconds."""
+    with contextlib.suppress(socket.gaierror):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    outcome: list[Any] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if not outcome:
+        raise TimeoutError(f"the resolver has not answered for {host}")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
 class PrometheusClient:
     """One server. Each call has its own deadline on ``clock`` and raises :class:`NotYetError` or :class:`FinalError`."""
 
@@ -355,7 +379,7 @@ class PrometheusClient:
         path = "/api/v1/query"
         limit = min(deadline, self._clock() + API_LIMIT_S)
         # So that the server does not go on with what nobody waits for.
-        form = {"query": expression, "timeout": f"{max(limit - self._clock(), 0.001):.3f}s"}
+        form = {"query": expression, "timeout": f"{max(limit - self._clock(), 0.001):.3f}"}
         try:
             data = self._api("POST", path, limit, body=urlencode(form).encode())
         except _BadRequestError as error:
@@ -476,7 +500,7 @@ class PrometheusClient:
     def _dial(self, deadline: float) -> socket.socket:
         endpoint = self.endpoint
         try:
-            found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+            found = _resolve(endpoint.host, endpoint.port, _left(deadline, self._clock))
         except UnicodeError:
             raise FinalError(f"the host name in url {endpoint.shown} is not valid; correct url") from None
         first: OSError | None = None

@@ -9,7 +9,7 @@ short_description: Build the image when its inputs have changed
 version_added: 1.0.0
 description:
   - The image carries a label with the digest of all that it is made from. Where that equals the digest of the build context on the
-    controller and of the options here, nothing is done, in one round trip.
+    controller and of the options here, nothing is done, in one round trip or, with O(found), in none.
   - Otherwise the image is made on the host in up to three steps, each told on the screen and each kept once it is done. A Debian base
     by debootstrap (needs root, once); the Python packages by the host's own pip, with its indexes, find-links, proxy and CA
     bundle, checked by digest; then C(docker build) with BuildKit.
@@ -39,6 +39,10 @@ options:
     description: Folder on the host for downloads and for the build context. It holds about 0.5 GB of wheels for the next build.
     type: path
     default: ~/.cache/slice_bench.sglang
+  found:
+    description:
+      - The image as M(slice_bench.sglang.sgl_host_info) has found it in the same run. Where it is current, the host is not asked again.
+    type: dict
   git_revision:
     description: Revision of the checkout, recorded in the image.
     type: str
@@ -71,6 +75,7 @@ EXAMPLES = r"""
     name: sglang-dev:local
     context: "{{ role_path }}/files"
     flavour: local
+    found: "{{ preflight_host.image }}"
 """
 
 RETURN = r"""
@@ -109,6 +114,7 @@ def main() -> None:
             "base_name": {"type": "str", "default": "sglang-base:bookworm"},
             "base_suite": {"type": "str", "default": "bookworm"},
             "build_dir": {"type": "path", "default": "~/.cache/slice_bench.sglang"},
+            "found": {"type": "dict"},
             "git_revision": {"type": "str", "default": "unknown"},
             "inputs": {"type": "str"},
             "step": {"type": "str", "choices": ["check", "base", "wheels", "build"], "default": "check"},

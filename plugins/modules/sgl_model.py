@@ -52,14 +52,13 @@ options:
     type: int
   may_be_missing:
     description:
-      - In check mode, report a folder that does not exist as RV(model.missing) and do not fail. An earlier task makes it in a real run.
-      - Has no effect outside of check mode.
+      - Report a folder that does not exist as RV(model.missing) and do not fail, because a later task can make it.
     type: bool
     default: false
 attributes:
   check_mode:
     support: full
-    description: Never changes anything. See O(may_be_missing) for a model that a real run would have made.
+    description: Never changes anything. It only looks.
   diff_mode:
     support: none
     description: There is nothing to show, since nothing is changed.
@@ -99,7 +98,7 @@ model:
       type: str
       returned: success
     missing:
-      description: Whether the folder does not exist; true only in check mode with O(may_be_missing).
+      description: Whether the folder does not exist; true only with O(may_be_missing).
       type: bool
       returned: success
     identity:
@@ -165,7 +164,7 @@ def main() -> None:
             gid=params["owner_gid"],
         )
     except model_files.ModelMissing as exc:
-        if not (module.check_mode and params["may_be_missing"]):
+        if not params["may_be_missing"]:
             module.fail_json(msg=str(exc))
         model = model_files.missing_model(params["path"])
     except model_files.ModelError as exc:

@@ -132,20 +132,27 @@ def _ensure(arguments: argparse.Namespace) -> int:
     if lock is None:
         prep_id = _attach(live.run_id, request)
     else:
-        warnings: list[str] = []
-        job.settle(live.run_id, warnings)
-        prep = _prepare(live, request)
-        prep.warnings[:0] = warnings
-        worker.sweep(live.run_id)
-        prep_id = prep.prep_id
-        if prep.nothing_to_do:
-            prep.execute(job.Job(live.run_id, request, prep_id))
-        else:
-            _spawn(live.run_id, request, prep_id, lock)
-        os.close(lock)
+        try:
+            prep_id = _begin(live, request, lock)
+        finally:
+            os.close(lock)
     if arguments.detach:
         return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait))
     return _follow(live.run_id, prep_id, arguments.json)
+
+
+def _begin(live: run.Run, request: Request, lock: int) -> str:
+    """With the prep lock held: do the prep at once where nothing is to be done, or else begin its process; returns its id."""
+    warnings: list[str] = []
+    job.settle(live.run_id, warnings)
+    prep = _prepare(live, request)
+    prep.warnings[:0] = warnings
+    worker.sweep(live.run_id)
+    if prep.nothing_to_do:
+        prep.execute(job.Job(live.run_id, request, prep.prep_id))
+    else:
+        _spawn(live.run_id, request, prep.prep_id, lock)
+    return prep.prep_id
 
 
 def _prepare(live: run.Run, request: Request) -> Prep:
