@@ -16,7 +16,8 @@ OTHER_INVENTORY := $(filter -i% --inventory%,$(ARGS))$(ANSIBLE_INVENTORY)
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | \
+	    while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 .PHONY: prep
 prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-playbook)

@@ -32,6 +32,6 @@ apt_install() {
     local why=$1
     shift
     say "$why: installing $* with apt-get."
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends "$@" >&2 ||
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@" >&2 ||
         die "apt-get could not install $*; its message is above."
 }

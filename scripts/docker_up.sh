@@ -9,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly LOG=/var/log/dockerd.log
 readonly START_LIMIT_S=90
+dockerd_pid='' # of the one that this script started itself
 
 answers() { "$@" docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
@@ -32,9 +33,10 @@ start_daemon() {
         return
     fi
     say "starting dockerd in the background (no systemd here); its log is $LOG."
-    # Its own session, so that it outlives this script and the terminal. The redirection has to be made as root.
+    # Its own session, and none of this script's outputs, so that it outlives both and a pipe behind them is not kept open;
+    # deaf to the hang-up that sudo's terminal sends as it closes, until dockerd is up and takes that signal for its own.
     # shellcheck disable=SC2016
-    as_root setsid sh -c 'PATH=$PATH:/usr/sbin:/usr/local/sbin exec dockerd >>"$0" 2>&1 </dev/null' "$LOG" &
+    dockerd_pid=$(as_root sh -c 'trap "" HUP; PATH=$PATH:/usr/sbin:/usr/local/sbin; setsid dockerd >>"$0" 2>&1 </dev/null & echo $!' "$LOG")
 }
 
 # How this user sees the daemon that root sees: yes, or what to do about it.
@@ -43,16 +45,16 @@ require_access() {
     die "Docker answers root, but not $(id -un): run 'sudo usermod -aG docker $(id -un)', log in again, and repeat."
 }
 
-# Somebody else's dockerd (the package's own init script) may be on its way up; ours then ends at once.
+# Ours, or somebody else's that is on its way up (the package's own init script): ours then ends at once.
 dockerd_runs() {
     local pid
-    [ -n "$(jobs -rp)" ] || { pid=$(cat /var/run/docker.pid 2>/dev/null) && [ -d "/proc/$pid" ]; }
+    [ -d "/proc/$dockerd_pid" ] || { pid=$(cat /var/run/docker.pid 2>/dev/null) && [ -d "/proc/$pid" ]; }
 }
 
 wait_for_daemon() {
     local deadline=$((SECONDS + START_LIMIT_S))
     until answers as_root; do
-        if [ ! -d /run/systemd/system ] && ! dockerd_runs && ! answers as_root; then
+        if [ -n "$dockerd_pid" ] && ! dockerd_runs && ! answers as_root; then
             as_root tail -n 20 "$LOG" >&2 || true
             die "dockerd ended without answering; the end of $LOG is above."
         fi

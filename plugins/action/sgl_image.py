@@ -94,7 +94,7 @@ def pack(context: str, flavour: str) -> bytes:
     """The build context as a tar archive that is the same for the same content: no times, no owners, sorted, one flavour."""
     flavours = os.path.join(context, "flavours")
     known = sorted(os.listdir(flavours)) if os.path.isdir(flavours) else []
-    if not os.path.isfile(os.path.join(flavours, flavour, "flavour.json")):
+    if flavour not in known or not os.path.isfile(os.path.join(flavours, flavour, "flavour.json")):
         raise AnsibleActionFail(f"no image flavour {flavour!r} in {context}: set sgl_flavour to one of {', '.join(known) or 'none'}")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:

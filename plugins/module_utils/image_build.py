@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
@@ -63,6 +66,24 @@ class ImageBuild:
             return "wheels"
         return "build"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the build folder against another build of this host, waiting for it, and removes what a killed one left."""
+        os.makedirs(self.build_dir, exist_ok=True)
+        with open(os.path.join(self.build_dir, ".lock"), "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for entry in os.scandir(self.build_dir):
+                if entry.name.startswith(("base-", "context-")) or entry.name.endswith(".partial"):
+                    self._remove(entry.path)
+            yield
+
+    def _remove(self, folder: str) -> None:
+        """Remove a folder that debootstrap may have mounted something in; what stays mounted is left, not emptied."""
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+            inside = [line.split()[1] for line in mounts if line.split()[1].startswith(f"{folder}/")]
+        if all(self._run(["umount", mount])[0] == 0 for mount in reversed(inside)):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def make_base(self) -> None:
         """A Debian base by debootstrap, from the host's own mirror. Needs root. Raises ImageError."""
         if os.geteuid() != 0:
@@ -73,14 +94,16 @@ class ImageBuild:
         debootstrap = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if debootstrap is None:
             raise ImageError("debootstrap, which makes the base image once, is not installed: `apt-get install debootstrap` on this host")
-        os.makedirs(self.build_dir, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="base-", dir=self.build_dir) as folder:
+        folder = tempfile.mkdtemp(prefix="base-", dir=self.build_dir)
+        try:
             root = os.path.join(folder, "root")
             mirror = self.host_mirror()
             self._step("debootstrap", [debootstrap, "--variant=minbase", self.base_suite, root, *([mirror] if mirror else [])])
             archive = os.path.join(folder, "root.tar")
             self._step("packing the base", ["tar", "--directory", root, "--create", "--file", archive, "."])
             self._step("docker import", [self._docker.binary, "import", archive, self.base_name])
+        finally:
+            self._remove(folder)
 
     def host_mirror(self) -> str | None:
         """The mirror from which this host takes the base's suite; None lets debootstrap take its default."""
@@ -101,7 +124,6 @@ class ImageBuild:
         """The image's Python packages, by the host's pip and its settings, checked by digest. Raises ImageError."""
         wheelhouse = self._wheelhouse(context)
         machine = platform.machine()
-        os.makedirs(self.build_dir, exist_ok=True)
         # Made under another name: a killed download is not taken for a whole one.
         partial = tempfile.mkdtemp(prefix="wheelhouse-", suffix=".partial", dir=self.build_dir)
         try:

@@ -96,9 +96,9 @@ next_step:
   sample: build
 """
 
-import os
 import shutil
 import tempfile
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerCli, DockerError
@@ -148,23 +148,28 @@ def main() -> None:
             next_step=None if current else "base",
             diff={"before": (before or {"labels": {}})["labels"].get(INPUTS_LABEL, "absent") + "\n", "after": inputs + "\n"},
         )
-    archive = given["context_archive"]
-    context = None
     try:
-        if archive:
-            os.makedirs(given["build_dir"], exist_ok=True)
-            context = tempfile.mkdtemp(prefix="context-", dir=given["build_dir"])
-            unpack(archive, context)
-        image = None
+        with build.alone():
+            module.exit_json(inputs=inputs, **make(build, given))
+    except (DockerError, ImageError, OSError) as error:
+        module.fail_json(msg=str(error), inputs=inputs)
+
+
+def make(build: ImageBuild, given: dict[str, Any]) -> dict[str, Any]:
+    """Do one step; tell the next."""
+    image = context = None
+    if given["context_archive"]:
+        context = tempfile.mkdtemp(prefix="context-", dir=given["build_dir"])
+    try:
+        if context:
+            unpack(given["context_archive"], context)
         if given["step"] == "base":
             build.make_base()
         elif given["step"] == "wheels" and context:
             build.fetch_wheels(context)
         elif given["step"] == "build" and context:
             image = build.build(context, given["git_revision"])
-        module.exit_json(changed=image is not None, image=image, inputs=inputs, next_step=build.next_step(context))
-    except (DockerError, ImageError, OSError) as error:
-        module.fail_json(msg=str(error), inputs=inputs)
+        return {"changed": image is not None, "image": image, "next_step": build.next_step(context)}
     finally:
         if context:
             shutil.rmtree(context, ignore_errors=True)

@@ -21,7 +21,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "sglang-testhost"
 BASE = "sglang-base:bookworm"
-STACK_IMAGES = (BASE, "sglang-dev:local")
+# A tag of its own: what an operator's run makes of sglang-dev:local meanwhile changes nothing here.
+STACK_IMAGE = "sglang-dev:testhost"
+STACK_IMAGES = (BASE, STACK_IMAGE)
+# Variables of every inventory of tests: the CPU flavour with the model made on the spot.
+STACK_VARIABLES = {"sgl_image": STACK_IMAGE, "sgl_flavour": "local", "sgl_model": "tiny/qwen3-tiny", "sgl_model_source": "tiny"}
 # The users that the image has; bench is no member of the docker group.
 UIDS = {"root": 0, "ops": 1000, "bench": 1001}
 LABEL = "org.slice-bench.testhost"
@@ -67,7 +71,8 @@ def ansible(*arguments: str, env: dict[str, str] | None = None, check: bool = Tr
         cwd=ROOT, env={**os.environ, **settings, **(env or {})}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if check and done.returncode:
-        raise HostError(f"ansible-playbook {' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
+        said = f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
+        raise HostError(f"ansible-playbook {' '.join(arguments)} ended with exit code {done.returncode}:\n{said}")
     return done
 
 
@@ -85,7 +90,7 @@ def write_inventory(path: Path, hosts: dict[str, dict[str, Any]], variables: dic
 
 def build_images() -> None:
     """Make the stack's image as the image role does, and the test host's image where it is missing or its Dockerfile changed."""
-    ansible("-i", str(ROOT / "inventories" / "local"), str(ROOT / "tests" / "hosts" / "image.yml"))
+    ansible("-i", str(ROOT / "inventories" / "local"), "-e", f"sgl_image={STACK_IMAGE}", str(ROOT / "tests" / "hosts" / "image.yml"))
     clients = [path for path in ("/usr/bin/docker", shutil.which("docker")) if path and os.access(path, os.X_OK)]
     # Debian's own client has BuildKit built in; another one on the PATH may lack the plugin. Unchanged layers come from the build's cache.
     secret = ["--secret", f"id=ca-bundle,src={_CA_BUNDLE}"] if os.path.isfile(_CA_BUNDLE) else []
@@ -139,12 +144,13 @@ class TestHost:
 
     def inventory_vars(self, user: str = "ops") -> dict[str, Any]:
         """The variables by which Ansible reaches this host as one of its users."""
+        known = f"-o UserKnownHostsFile={self.folder / 'known_hosts'} -o StrictHostKeyChecking=yes"
         return {
             "ansible_host": self.address,
             "ansible_port": self.port,
             "ansible_user": user,
             "ansible_ssh_private_key_file": str(self.folder / "key"),
-            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.folder / 'known_hosts'} -o StrictHostKeyChecking=yes -o IdentitiesOnly=yes",
+            "ansible_ssh_common_args": f"{known} -o IdentitiesOnly=yes",
             "ansible_control_path_dir": str(self.folder / "cp"),
             "ansible_python_interpreter": "/usr/bin/python3",
         }

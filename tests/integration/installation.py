@@ -246,10 +246,10 @@ def ansible(program: str, *arguments: str, environment: dict[str, str] | None = 
 def module(name: str, arguments: dict[str, Any], *flags: str) -> dict[str, Any]:
     """What a module of the collection answers, by an ad-hoc call on this host."""
     done = ansible("ansible", "localhost", "--module-name", f"slice_bench.sglang.{name}", "--args", json.dumps(arguments), *flags)
-    start = re.search(r"^localhost \| \S+ => ", done.stdout, re.MULTILINE)
+    start = re.search(r"^localhost \| (\w+)!? => ", done.stdout, re.MULTILINE)
     assert start, done.stdout + done.stderr
     answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.stdout[start.end() :])[0]
-    return answer
+    return {"failed": start[1] not in ("SUCCESS", "CHANGED"), **answer}
 
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

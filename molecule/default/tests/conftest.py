@@ -64,5 +64,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
             report.sections.append((f"the end of {log}", "\n".join(tail)))
     return report
-
-

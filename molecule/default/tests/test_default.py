@@ -28,9 +28,9 @@ def test_container_runs_as_the_owner_of_the_tree(host: Any, stack: Any) -> None:
     assert inspected["Config"]["User"] == f"{owner.st_uid}:{owner.st_gid}"
     # Not only what was asked for: every process of the container, and a bare exec, has that uid.
     assert host.check_output("docker exec %s id -u", stack.container) == str(owner.st_uid)
-    processes = host.check_output("docker top %s -eo uid,comm", stack.container).splitlines()[1:]
+    processes = host.check_output("docker top %s -eo uid,pid,comm", stack.container).splitlines()[1:]
     assert {int(line.split()[0]) for line in processes} == {owner.st_uid}
-    assert {"prometheus", "node_exporter"} <= {line.split()[1] for line in processes}
+    assert {"prometheus", "node_exporter"} <= {line.split()[2] for line in processes}
 
 
 def test_pointer_is_private_and_names_the_run(stack: Any) -> None:

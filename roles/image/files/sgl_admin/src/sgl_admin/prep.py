@@ -47,6 +47,7 @@ class Prep:
         self._started = time.monotonic()
         self._started_at = clock.utc()
         self._job: Job | None = None
+        self._interrupted = False
         flavour = files.read_json(paths.FLAVOUR) or {}
         self._environment: dict[str, str] = flavour["server"]["env"]
         loaded, found = model.load(request.model), devices.find()
@@ -109,16 +110,15 @@ class Prep:
         self._job = job
         job.update()
         results: dict[str, dict[str, Any]] = {}
-        interrupted = False
         try:
             for number, decision in enumerate(self.plan):
-                result = self._interrupted_before(decision) if interrupted else self._stage(decision)
+                result = self._interrupted_before(decision) if self._interrupted else self._stage(decision)
                 if result["status"] == "error":
                     result["status_code"] = FIRST_STATUS_CODE + number
-                    interrupted = interrupted or result["error_type"] == "interrupted"
+                    self._interrupted = self._interrupted or result["error_type"] == "interrupted"
                 results[decision.stage.name] = result
                 self._write_stage(decision, result)
-            proof = self._proof(interrupted)
+            proof = self._proof()
         finally:
             cleanup = self._close_server()
         aggregate = self._aggregate(results, proof, cleanup)
@@ -126,7 +126,7 @@ class Prep:
         self.run.add_prep_result_paths()
         failed = [result["status_code"] for result in results.values() if result["status"] == "error"]
         exit_code = failed[0] if failed else EXIT_PROOF_FAILED if self.probe_wanted and not proof["ok"] else 0
-        state = "interrupted" if interrupted else "failed" if exit_code else "done"
+        state = "interrupted" if self._interrupted else "failed" if exit_code else "done"
         job.update(state=state, stage=None, exit_code=exit_code, eta_s=0, server=None, message=f"{aggregate['status']}")
         return aggregate, exit_code
 
@@ -150,7 +150,7 @@ class Prep:
             "log_tail": [],
         }
         if decision.action == "noop":
-            result["artifacts"] = {"files": decision.record.summary()}
+            result["artifacts"] = {**decision.stage.standing(self.context), "files": decision.record.summary()}
         if decision.action == "run":
             assert self._job is not None
             self._job.update(stage=decision.stage.name, done=0, total=0, eta_s=None, message=f"stage {decision.stage.name}")
@@ -199,7 +199,7 @@ class Prep:
             return
         files.write_json(path, result)
 
-    def _proof(self, interrupted: bool) -> dict[str, Any]:
+    def _proof(self) -> dict[str, Any]:
         url = self.run.manifest["services"]["prometheus"]["url"]
         if not self.probe_wanted:
             return self._standing_proof() or {
@@ -208,7 +208,7 @@ class Prep:
             }
         assert self._job is not None
         try:
-            if interrupted:
+            if self._interrupted:
                 raise Interrupted()
             self._job.update(
                 stage="telemetry_probe", done=0, total=0, eta_s=None, message="waiting for Prometheus to account for the tokens sent"
@@ -216,12 +216,18 @@ class Prep:
             ledger = self._warmup.ensure_requests(self.context.batch_sizes[:1])
             proof = probe.prove(self.run.run_id, url, ledger, self.request.probe_timeout_s)
         except StageFailure as failure:
+            self._interrupted = self._interrupted or isinstance(failure, Interrupted)
             proof = probe.failure(self.run.run_id, url, failure)
         return {**proof, "prep_id": self.prep_id}
 
     def _close_server(self) -> str | None:
         try:
-            self._warmup.close()
+            try:
+                self._warmup.close()
+            except Interrupted:
+                # It comes once at most, and must not cut this short.
+                self._interrupted = True
+                self._warmup.close()
         except StageFailure as failure:
             return str(failure)
         return None

@@ -104,8 +104,8 @@ class Server:
         """End the whole group: asked first, then forced. Raises StageFailure(cleanup_failed) when one outlives even that."""
         if self._process is None:
             return
-        process, self._process = self._process, None
-        end_group(process.pid, process.poll)
+        end_group(self._process.pid, self._process.poll)
+        self._process = None
 
     def log_tail(self, lines: int = 20) -> list[str]:
         with open(self.log, "rb") as stream:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sgl_admin.errors import StageFailure
+from sgl_admin.errors import Interrupted, StageFailure
 from sgl_admin.probe import TokenLedger
 from sgl_admin.server import Server
 
@@ -53,7 +53,12 @@ class Warmup:
             progress(number, len(rounds))
             with ThreadPoolExecutor(size) as pool:
                 prompts = [f"Request {index} of {size}: count from {index} upwards." for index in range(size)]
-                tokens = list(pool.map(lambda prompt, temperature=temperature: self._server.complete(prompt, temperature), prompts))
+                try:
+                    tokens = list(pool.map(lambda prompt, temperature=temperature: self._server.complete(prompt, temperature), prompts))
+                except Interrupted:
+                    # The pool waits for its requests, of which the first may compile for minutes: without their server they end at once.
+                    self._server.stop()
+                    raise
             self.ledger.tokens += sum(tokens)
             sent += size
         return sent

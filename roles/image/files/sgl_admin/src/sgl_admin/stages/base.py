@@ -53,6 +53,10 @@ class Stage:
             "unsupported", f"this release of sgl-admin cannot do stage {self.name} on a CUDA device; skip it (--{self.option} skip)"
         )
 
+    def standing(self, context: Context) -> dict[str, Any]:
+        """Artifacts beyond the files of work that stands: what a no-op reports."""
+        return {}
+
     @property
     def option(self) -> str:
         """The command-line flag without its dashes."""

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""What a converged run costs: its wall time beside that of as many pings over the same connection.
+
+    .venv/bin/python tests/bench/converged.py [--profile] [--only local|ssh]
+
+Both are run in turn (prep, ping, prep, ping, ...) and the medians compared, so that what else the machine does falls on both.
+Exit code 1 where the ratio or the number of module calls is over its limit, or a file does not belong to its user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.hosts.host import STACK_IMAGES, STACK_VARIABLES, UIDS, TestHost, ansible, recap, run, write_inventory  # noqa: E402
+
+RUNS = 5
+MAX_RATIO = 1.5
+MAX_CALLS = 12
+PREP = str(ROOT / "playbooks" / "prep.yml")
+STOP = str(ROOT / "playbooks" / "stop.yml")
+CALLBACKS = {"ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests" / "bench" / "callback_plugins")}
+# Beside whatever else runs on the machine: a container, ports and a tree of its own.
+VARIABLES = {
+    **STACK_VARIABLES,
+    "sgl_container": "sglang-dev-bench",
+    "sgl_prometheus_port": 19290,
+    "sgl_node_exporter_port": 19299,
+    "sgl_sglang_port": 31290,
+}
+
+
+class Row(NamedTuple):
+    where: str
+    prep_s: float
+    calls: list[str]
+    ping_s: float
+    spread: str
+
+    @property
+    def ratio(self) -> float:
+        return self.prep_s / self.ping_s
+
+    @property
+    def good(self) -> bool:
+        return self.ratio <= MAX_RATIO and len(self.calls) <= MAX_CALLS
+
+
+@contextmanager
+def local(work: Path) -> Iterator[Path]:
+    root = work / "sglang-observability"
+    connection = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory = write_inventory(work / "local.yml", {"here": connection}, {**VARIABLES, "sgl_root": str(root)})
+    try:
+        ansible("-i", str(inventory), PREP)
+        yield inventory
+        check_owner(run("find", str(root), "-not", "(", "-uid", str(os.geteuid()), "-gid", str(os.getegid()), ")").stdout.splitlines())
+    finally:
+        ansible("-i", str(inventory), STOP, check=False)
+
+
+@contextmanager
+def ssh(work: Path) -> Iterator[Path]:
+    with TestHost("sglang-testhost-bench", "127.0.0.21", 2221) as host:
+        host.load(*STACK_IMAGES)
+        inventory = write_inventory(work / "ssh.yml", {"testhost": host.inventory_vars("ops")}, VARIABLES)
+        ansible("-i", str(inventory), PREP)
+        yield inventory
+        check_owner(host.not_owned(UIDS["ops"], "/home/ops/sglang-observability"))
+
+
+def check_owner(foreign: list[str]) -> None:
+    if foreign:
+        raise SystemExit("these do not belong to the user who ran the playbook:\n" + "\n".join(foreign[:20]))
+
+
+def timed(inventory: Path, playbook: str) -> float:
+    """Wall seconds of a run that changes nothing."""
+    begin = time.monotonic()
+    done = ansible("-i", str(inventory), playbook)
+    wall = time.monotonic() - begin
+    for host, counts in recap(done.stdout).items():
+        if counts["changed"]:
+            raise SystemExit(f"the run on {host} was not converged:\n{done.stdout}")
+    return wall
+
+
+def count_calls(inventory: Path, playbook: str, work: Path) -> list[str]:
+    """The names of the modules that one run ran on the host, in order."""
+    calls = work / "calls"
+    calls.unlink(missing_ok=True)
+    ansible("-i", str(inventory), playbook, env={**CALLBACKS, "ANSIBLE_CALLBACKS_ENABLED": "count_modules", "SGL_BENCH_CALLS": str(calls)})
+    return calls.read_text(encoding="utf-8").split()
+
+
+def ping_playbook(work: Path, number: int) -> str:
+    path = work / "ping.yml"
+    tasks = [{"name": f"Ping {index + 1}", "ansible.builtin.ping": {}} for index in range(number)]
+    path.write_text(yaml.safe_dump([{"name": "Ping", "hosts": "sglang", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    return str(path)
+
+
+def measure(where: str, inventory: Path, work: Path, profile: bool) -> Row:
+    calls = count_calls(inventory, PREP, work)
+    ping = ping_playbook(work, len(calls))
+    if count_calls(inventory, ping, work) != ["ansible.builtin.ping"] * len(calls):
+        raise SystemExit("the ping playbook does not run as many modules as were counted")
+    walls: dict[str, list[float]] = {PREP: [], ping: []}
+    for _run in range(RUNS):
+        for playbook, seen in walls.items():
+            seen.append(timed(inventory, playbook))
+    if profile:
+        for playbook in walls:
+            done = ansible("-i", str(inventory), playbook, env={"ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks"})
+            print(f"--- {where}: {Path(playbook).name}\n{done.stdout[done.stdout.index('PLAY RECAP') :]}")
+    spread = " ".join("/".join(f"{wall:.2f}" for wall in pair) for pair in zip(*walls.values(), strict=True))
+    return Row(where, statistics.median(walls[PREP]), calls, statistics.median(walls[ping]), spread)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What a converged run costs, beside as many pings.")
+    parser.add_argument("--profile", action="store_true", help="also show where one run of each spends its time")
+    parser.add_argument("--only", choices=["local", "ssh"], help="one of the two connections")
+    options = parser.parse_args()
+    rows = []
+    for where, made in (("local", local), ("ssh", ssh)):
+        if options.only in (None, where):
+            with ExitStack() as stack:
+                work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+                rows.append(measure(where, stack.enter_context(made(work)), work, options.profile))
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {RUNS}, run in turn")
+    print(f"{'':8}{'converged':>12}{'calls':>8}{'as many pings':>16}{'ratio':>8}")
+    for row in rows:
+        verdict = "" if row.good else f"   over: at most {MAX_RATIO} and {MAX_CALLS} calls"
+        print(f"{row.where:8}{row.prep_s:>10.2f} s{len(row.calls):>8}{row.ping_s:>14.2f} s{row.ratio:>8.2f}{verdict}")
+    for row in rows:
+        print(f"{row.where}: {', '.join(name.rpartition('.')[2] for name in row.calls)}\n{row.where}: prep/ping {row.spread}")
+    return 0 if all(row.good for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""The Docker client's answers and failures, the prep's client over it, and the steps of the image's build."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import docker_cli, image_build
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, ImageError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, did_work, failure
+
+from tests.contract import validators
+
+Answer = tuple[int, str, str]
+NO_DAEMON = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+PREP_ID = "prep-20261123T091600Z-77aa01bc"
+
+
+class Docker:
+    """Stands for the docker client: it answers by the words of the command line, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[list[str]] = []
+
+    def __call__(self, command: list[str]) -> Answer:
+        self.asked.append(command)
+        line = " ".join(command[1:])
+        for words, answer in self.answers.items():
+            if words in line:
+                return answer
+        return 1, "", f"Error: No such object: {line}"
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text("#!/bin/false\n")
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return Docker()
+
+
+def image(identifier: str = "sha256:1", inputs: str = "sha256:a", architecture: str = "amd64") -> Answer:
+    config = {"Labels": {INPUTS_LABEL: inputs}}
+    return 0, json.dumps([{"Id": identifier, "Config": config, "Architecture": architecture, "Created": "2026-11-23T09:00:00Z"}]), ""
+
+
+# --- docker_cli ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_client_is_told_with_its_remedy(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/none")
+    with pytest.raises(DockerError, match="apt-get install docker.io"):
+        DockerCli(docker)
+
+
+def test_what_is_not_there_is_none(docker: Docker) -> None:
+    docker.answers = {"image inspect": (1, "", "Error: No such image: x"), "container inspect": (1, "[]", "Error response: not found")}
+    assert DockerCli(docker).image("x") is None and DockerCli(docker).container("x") is None
+    assert docker.asked[0][1:] == ["image", "inspect", "x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (NO_DAEMON, "systemctl start docker"),
+        ("permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock", "docker group"),
+        ("something else", "something else"),
+    ],
+)
+def test_docker_that_fails_is_explained(docker: Docker, error: str, remedy: str) -> None:
+    docker.answers = {"": (1, "", error)}
+    for call in (lambda: DockerCli(docker).image("x"), lambda: DockerCli(docker).version(), lambda: DockerCli(docker).call("ps")):
+        with pytest.raises(DockerError, match=remedy):
+            call()
+
+
+def test_a_container_is_described(docker: Docker) -> None:
+    state = {"Running": True, "Status": "running", "StartedAt": "2026-11-23T09:15:00.1Z", "ExitCode": 0, "Pid": 7}
+    found = {"Id": "c" * 64, "Image": "sha256:1", "Config": {"Labels": None}, "State": state}
+    docker.answers = {"container inspect": (0, json.dumps([found]), "")}
+    described = DockerCli(docker).container("x")
+    assert described is not None and described["running"] is True and described["labels"] == {} and described["pid"] == 7
+    state["Restarting"] = True
+    docker.answers = {"container inspect": (0, json.dumps([found]), "")}
+    assert (DockerCli(docker).container("x") or {})["running"] is False, "one that starts again and again does not run"
+
+
+@pytest.mark.parametrize(
+    ("version", "has_buildx", "wanted"),
+    [("20.10.24", False, ["build"]), ("28.2.2", True, ["buildx", "build", "--load"]), ("28.2.2", False, None), ("", False, None)],
+)
+def test_the_client_that_can_build(docker: Docker, version: str, has_buildx: bool, wanted: list[str] | None) -> None:
+    docker.answers = {"version --format": (0, version + "\n", ""), "buildx version": (0 if has_buildx else 1, "", "")}
+    if wanted is None:
+        with pytest.raises(DockerError, match="docker-buildx"):
+            docker_cli.build_client(docker)
+    else:
+        assert docker_cli.build_client(docker)[1:] == wanted
+
+
+# --- prep_client ---------------------------------------------------------------------------------------------------------
+
+
+def envelope(**job: Any) -> Answer:
+    return 0, json.dumps({"job": {"prep_id": PREP_ID, "state": "running", **job}, "result": None}), ""
+
+
+def test_a_prep_is_begun_and_followed(docker: Docker) -> None:
+    docker.answers = {"caches ensure": envelope(), "status": envelope(state="done")}
+    client = PrepClient(docker, "box")
+    assert client.start(["--model", "/models/a b"], 0.5)["job"]["state"] == "running"
+    assert docker.asked[-1][1:] == ["exec", "box", "sgl-admin", "caches", "ensure", "--detach", "--wait", "0.5", "--model", "/models/a b"]
+    assert client.follow(PREP_ID, 5)["job"]["state"] == "done"
+
+
+def test_another_prep_in_its_place_is_told(docker: Docker) -> None:
+    docker.answers = {"status": envelope(prep_id="prep-20261123T091600Z-00000000")}
+    with pytest.raises(PrepError, match=f"{PREP_ID} is gone"):
+        PrepClient(docker, "box").follow(PREP_ID, 5)
+    docker.answers = {"status": (0, '{"job": null, "result": null}', "")}
+    with pytest.raises(PrepError, match=f"{PREP_ID} is gone"):
+        PrepClient(docker, "box").follow(PREP_ID, 5)
+
+
+@pytest.mark.parametrize(("code", "word"), [(2, "usage"), (3, "permission"), (4, "no live run"), (5, "busy"), (137, "exit code 137")])
+def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(docker: Docker, code: int, word: str) -> None:
+    docker.answers = {"caches ensure": (code, "", "sgl-admin: the thing and the remedy\n")}
+    with pytest.raises(PrepError) as caught:
+        PrepClient(docker, "box").start([], 0)
+    assert str(caught.value) == f"the prep did not begin ({word}): the thing and the remedy"
+
+
+@pytest.mark.parametrize("output", ["", "text", "[]", '{"job": 7, "result": null}', '{"job": null, "result": []}', "[" * 100_000])
+def test_an_answer_that_is_none_is_told(docker: Docker, output: str) -> None:
+    docker.answers = {"caches ensure": (0, output, "")}
+    with pytest.raises(PrepError):
+        PrepClient(docker, "box").start([], 0)
+
+
+def test_a_dry_run_is_read_before_its_last_lines(docker: Docker) -> None:
+    plan = {"would_change": True, "stages": {}}
+    docker.answers = {"--dry-run": (0, json.dumps(plan, indent=2) + "\nRESULT_STATUS dry_run inductor:would_run\n", "")}
+    assert PrepClient(docker, "box").dry_run([]) == plan
+
+
+def test_changed_is_work_or_a_proof_of_this_prep() -> None:
+    result = validators.example("prep_result")
+    for stage in result["stages"].values():
+        stage["ran"] = False
+    result["telemetry_probe"]["prep_id"] = "another"
+    assert did_work(result) is False
+    result["telemetry_probe"]["prep_id"] = result["run"]["prep_id"]
+    assert did_work(result) is True
+    result["telemetry_probe"]["prep_id"] = "another"
+    result["stages"]["inductor"]["ran"] = True
+    assert did_work(result) is True
+
+
+def test_why_a_prep_failed() -> None:
+    job, result = validators.example("job"), validators.example("prep_result")
+    job.update(state="done", exit_code=0)
+    for stage in result["stages"].values():
+        stage["status"] = "noop"
+    assert failure(job, result) is None
+    assert failure({**job, "exit_code": 6}, {**result, "telemetry_probe": {"reason": "nothing came"}}) == (
+        "the stages are fine, but METRICS_READY is not proven: nothing came"
+    )
+    result["stages"]["flashinfer"].update(status="error", error_type="oom", errors=["no memory"], log_tail=["a", "b"])
+    assert failure({**job, "exit_code": 12}, result) == "stage flashinfer failed, oom: no memory\na\nb"
+    assert "ended without a result (interrupted)" in str(failure({**job, "state": "interrupted"}, None))
+
+
+# --- image_build ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    folder = tmp_path / "context" / "flavours" / "local"
+    folder.mkdir(parents=True)
+    (folder / "requirements.txt").write_text("torch==2.13.0 --hash=sha256:00\n")
+    return tmp_path / "context"
+
+
+@pytest.fixture
+def build(docker: Docker, tmp_path: Path) -> ImageBuild:
+    (tmp_path / "cache").mkdir()
+    return ImageBuild(docker, "box:local", "local", "sha256:a", "base:bookworm", "bookworm", str(tmp_path / "cache"))
+
+
+def test_the_steps_come_one_after_the_other(build: ImageBuild, docker: Docker, context: Path) -> None:
+    assert build.next_step(str(context)) == "base"
+    docker.answers["image inspect base:bookworm"] = image("sha256:0", "")
+    assert build.next_step(str(context)) == "wheels"
+    Path(build._wheelhouse(str(context))).mkdir(parents=True)
+    assert build.next_step(str(context)) == "build"
+    docker.answers["image inspect box:local"] = image(inputs="sha256:other")
+    assert build.next_step(str(context)) == "build" and build.current() is None
+    docker.answers["image inspect box:local"] = image()
+    assert build.next_step(str(context)) is None
+
+
+def test_other_requirements_are_other_wheels(build: ImageBuild, context: Path) -> None:
+    before = build._wheelhouse(str(context))
+    (context / "flavours" / "local" / "requirements.txt").write_text("torch==2.14.0\n")
+    assert build._wheelhouse(str(context)) != before
+
+
+def failing(*_: object, **__: object) -> None:
+    raise ImageError("pip download failed with exit code 1: no network")
+
+
+def test_wheels_that_fail_are_not_taken_for_whole(build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_step", failing)
+    with pytest.raises(ImageError, match="no network"):
+        build.fetch_wheels(str(context))
+    assert os.listdir(build.build_dir) == []
+
+
+def test_new_wheels_replace_the_old_ones(build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(build, "_step", lambda what, command: commands.append(command))
+    old = Path(build.build_dir) / "wheelhouse-0000000000000000"
+    old.mkdir()
+    build.fetch_wheels(str(context))
+    assert os.listdir(build.build_dir) == [os.path.basename(build._wheelhouse(str(context)))]
+    assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(commands[0])
+    assert not [word for word in commands[0] if "index" in word or "://" in word], "indexes come from the host's settings"
+
+
+def test_a_base_needs_root_and_debootstrap(build: ImageBuild, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ImageError, match="--become"):
+        build.make_base()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(image_build.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(ImageError, match="apt-get install debootstrap"):
+        build.make_base()
+
+
+@pytest.mark.parametrize(
+    ("answer", "mirror"),
+    [
+        ((0, "bookworm contrib http://a/debian/\nbookworm main http://b/debian/\n", ""), "http://b/debian/"),
+        ((0, "noble main http://c/ubuntu/\n", ""), None),
+        ((1, "bookworm main http://b/debian/\n", ""), None),
+    ],
+)
+def test_the_hosts_own_mirror(
+    build: ImageBuild, docker: Docker, monkeypatch: pytest.MonkeyPatch, answer: Answer, mirror: str | None
+) -> None:
+    monkeypatch.setattr(image_build.shutil, "which", lambda name, **_: f"/usr/bin/{name}")
+    docker.answers = {"indextargets": answer}
+    assert build.host_mirror() == mirror
+
+
+def built(build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch, after: Answer) -> list[str]:
+    """The command of a build after which docker says `after` of the image."""
+    Path(build._wheelhouse(str(context))).mkdir(parents=True)
+    docker.answers = {"image inspect base": image("sha256:0"), "version --format": (0, "20.10.24", "")}
+    commands: list[list[str]] = []
+
+    def step(what: str, command: list[str], environment: dict[str, str]) -> None:
+        assert environment == {"DOCKER_BUILDKIT": "1"}
+        commands.append(command)
+        docker.answers["image inspect box"] = after
+
+    monkeypatch.setattr(build, "_step", step)
+    build.build(str(context), "abc")
+    return commands[0]
+
+
+def test_the_build_is_given_its_inputs(build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = image_build.DOCKER_ARCHITECTURES[platform.machine()]
+    command = built(build, docker, context, monkeypatch, image(architecture=architecture))
+    for argument in ("IMAGE_INPUTS=sha256:a", "BASE_DIGEST=sha256:0", "FLAVOUR=local", "GIT_REVISION=abc"):
+        assert argument in command
+    assert command[-1] == str(context)
+
+
+@pytest.mark.parametrize(("after", "words"), [(image(inputs="sha256:other"), "another build"), (image(architecture="riscv64"), "riscv64")])
+def test_a_build_that_made_something_else_is_told(
+    build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch, after: Answer, words: str
+) -> None:
+    with pytest.raises(ImageError, match=words):
+        built(build, docker, context, monkeypatch, after)
+
+
+def test_a_step_that_fails_shows_the_end_of_its_output(build: ImageBuild) -> None:
+    script = "for i in $(/usr/bin/seq 40); do echo line $i; done; exit 7"
+    with pytest.raises(ImageError, match="docker build failed with exit code 7") as caught:
+        build._step("docker build", ["/bin/sh", "-c", script])
+    assert "line 40" in str(caught.value) and "line 15\n" not in str(caught.value)
+
+
+def archive(path: Path, *entries: tarfile.TarInfo) -> str:
+    with tarfile.open(path, "w") as stream:
+        for entry in entries:
+            stream.addfile(entry, io.BytesIO(b"x" * entry.size))
+    return str(path)
+
+
+def test_only_a_build_context_is_unpacked(tmp_path: Path) -> None:
+    good, outside = tarfile.TarInfo("deep/file"), tarfile.TarInfo("../outside")
+    good.size = outside.size = 1
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    image_build.unpack(archive(tmp_path / "good.tar", good), str(folder))
+    assert (folder / "deep" / "file").read_bytes() == b"x"
+    with pytest.raises(ImageError, match="cannot be unpacked"):
+        image_build.unpack(archive(tmp_path / "bad.tar", outside), str(folder))
+    assert not (tmp_path / "outside").exists()
+    (tmp_path / "torn.tar").write_bytes(b"torn")
+    with pytest.raises(ImageError, match="torn.tar"):
+        image_build.unpack(str(tmp_path / "torn.tar"), str(folder))
+
+
+def test_the_hosts_ca_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in image_build._CA_BUNDLE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(image_build, "_CA_BUNDLE", str(tmp_path / "none"))
+    assert image_build.ca_bundle() is None
+    (tmp_path / "ca.pem").touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert image_build.ca_bundle() == str(tmp_path / "ca.pem")
+    monkeypatch.setenv("PIP_CERT", str(tmp_path / "gone.pem"))
+    assert image_build.ca_bundle() == str(tmp_path / "ca.pem")

@@ -1,0 +1,193 @@
+"""What the host side makes of the records of a run, and of records that are damaged or of another run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils.run_record import RecordError
+
+from tests.contract import validators
+
+
+class Records:
+    """The contract's examples as files of a telemetry folder."""
+
+    def __init__(self, telemetry: Path) -> None:
+        self.telemetry = telemetry
+        self.manifest = validators.example("manifest")
+        self.result = validators.example("prep_result")
+        self.run_id: str = self.manifest["container_run_id"]
+        runs = telemetry / "container_runs"
+        (runs / self.run_id).mkdir(parents=True)
+        self.manifest_path = runs / f"{self.run_id}.json"
+        self.result_path = runs / self.run_id / "prep_result.json"
+        self.manifest["paths"]["host"].update(telemetry_root=str(telemetry), prep_result=str(self.result_path))
+        self.pointer = telemetry / run_record.POINTER_NAME
+        self.pointer.write_text(f"CONTAINER_RUN_META_JSON=/telemetry/x.json\nCONTAINER_RUN_META_JSON_HOST={self.manifest_path}\n")
+        self.write()
+
+    def write(self) -> None:
+        self.manifest_path.write_text(json.dumps(self.manifest))
+        self.result_path.write_text(json.dumps(self.result))
+
+    def read(self) -> run_record.RunRecord | None:
+        return run_record.read(str(self.telemetry))
+
+    def refusal(self) -> str:
+        with pytest.raises(RecordError) as caught:
+            self.read()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    def container(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "id": self.manifest["container_id"],
+            "running": True,
+            "status": "running",
+            "pid": os.getpid(),
+            "started_at": "2026-11-23T09:15:00.1Z",
+            **changes,
+        }
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path)
+
+
+def test_the_pointer_leads_to_manifest_and_result(records: Records) -> None:
+    found = records.read()
+    assert found is not None and found.run_id == records.run_id
+    assert found.manifest == records.manifest and found.prep_result == records.result
+    assert found.paths["telemetry_root"] == str(records.telemetry)
+    assert found.metrics_ready is records.result["telemetry_probe"]["ok"]
+
+
+def test_no_pointer_is_no_run(records: Records) -> None:
+    records.pointer.unlink()
+    assert records.read() is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"X=1\n", b"CONTAINER_RUN_META_JSON_HOST=relative.json\n", b"CONTAINER_RUN_META_JSON_HOST=/a/passwd\n"]
+)
+def test_a_pointer_that_names_no_run_is_refused(records: Records, content: bytes) -> None:
+    records.pointer.write_bytes(content)
+    assert str(records.pointer) in records.refusal()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"CONTAINER_RUN_META_JSON_HOST=/a\0b/container-run-20261123T091500Z-3fa9c1d2.json"])
+def test_a_pointer_that_is_no_text_is_refused(records: Records, content: bytes) -> None:
+    records.pointer.write_bytes(content)
+    records.refusal()
+
+
+def test_a_missing_manifest_is_refused(records: Records) -> None:
+    records.manifest_path.unlink()
+    assert f"{records.manifest_path}, which does not exist" in records.refusal()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(records: Records, content: bytes) -> None:
+    records.manifest_path.write_bytes(content)
+    assert str(records.manifest_path) in records.refusal()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda manifest: manifest.pop("schema_version"), "schema_version"),
+        (lambda manifest: manifest.update(schema_version="2"), "schema_version"),
+        (lambda manifest: manifest.update(container_run_id="container-run-20261123T091500Z-00000000"), "container_run_id"),
+        (lambda manifest: manifest.pop("container_id"), "container_id"),
+        (lambda manifest: manifest.update(services=[]), "services.prometheus.url"),
+        (lambda manifest: manifest["services"].update(prometheus={}), "services.prometheus.url"),
+        (lambda manifest: manifest.update(paths=None), "paths.container"),
+        (lambda manifest: manifest["paths"].pop("host"), "paths.host"),
+        (lambda manifest: manifest["paths"]["host"].update(run_dir="relative"), "paths.host.run_dir"),
+        (lambda manifest: manifest["paths"]["host"].update(prep_result=7), "prep_result"),
+    ],
+)
+def test_a_manifest_that_breaks_the_contract_is_refused(records: Records, change: Callable[[Any], Any], words: str) -> None:
+    change(records.manifest)
+    records.write()
+    assert words in records.refusal()
+
+
+def test_before_the_first_prep_there_is_no_result(records: Records) -> None:
+    del records.manifest["paths"]["host"]["prep_result"]
+    records.write()
+    found = records.read()
+    assert found is not None and found.prep_result is None and found.metrics_ready is False
+
+
+def test_a_result_of_another_run_counts_for_nothing(records: Records) -> None:
+    records.result["run"]["run_id"] = "container-run-20261123T091500Z-00000000"
+    records.write()
+    found = records.read()
+    assert found is not None and found.prep_result is None and found.metrics_ready is False
+
+
+@pytest.mark.parametrize(
+    "change", [lambda r: r.pop("telemetry_probe"), lambda r: r.update(stages=[]), lambda r: r["telemetry_probe"].update(ok="yes")]
+)
+def test_a_result_that_breaks_the_contract_is_refused(records: Records, change: Callable[[Any], Any]) -> None:
+    change(records.result)
+    records.write()
+    assert str(records.result_path) in records.refusal()
+
+
+def test_a_file_of_any_size_is_not_swallowed(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_record, "_MAX_BYTES", 100)
+    records.pointer.write_bytes(b"x" * 101)
+    assert "larger than 100 bytes" in records.refusal()
+
+
+# --- whether the run is the live one -------------------------------------------------------------------------------------
+
+
+def why_not(records: Records, container: dict[str, Any] | None) -> str | None:
+    records.write()
+    found = records.read()
+    assert found is not None
+    return run_record.not_live_because(found, container)
+
+
+def test_the_live_run_is_told_by_its_first_process(records: Records) -> None:
+    records.manifest["pid1"] = run_record.process_identity(os.getpid())
+    assert why_not(records, records.container(started_at="2036-01-01T00:00:00Z")) is None, "a clock that jumps does not deceive"
+
+
+def test_an_earlier_run_of_the_same_container_is_told(records: Records) -> None:
+    identity = run_record.process_identity(os.getpid())
+    assert identity is not None
+    records.manifest["pid1"] = {**identity, "start_ticks": identity["start_ticks"] - 1}
+    assert "earlier run of this container" in str(why_not(records, records.container()))
+    records.manifest["pid1"] = {**identity, "boot_id": "another"}
+    assert "earlier run of this container" in str(why_not(records, records.container()))
+
+
+def test_without_the_hosts_proc_the_times_decide(records: Records) -> None:
+    records.manifest["started_at"] = "2026-11-23T09:15:00Z"
+    assert why_not(records, records.container(pid=0)) is None
+    assert "earlier run" in str(why_not(records, records.container(pid=0, started_at="2026-11-23T09:15:01.000Z")))
+
+
+def test_no_container_another_or_a_stopped_one(records: Records) -> None:
+    assert "there is no container" in str(why_not(records, None))
+    assert "is exited" in str(why_not(records, records.container(running=False, status="exited")))
+    assert "earlier container" in str(why_not(records, records.container(id="f" * 64)))
+
+
+def test_the_pointer_is_removed_once(records: Records) -> None:
+    run_record.remove_pointer(str(records.telemetry))
+    assert not records.pointer.exists()
+    run_record.remove_pointer(str(records.telemetry))
+    with pytest.raises(RecordError, match="cannot be removed"):
+        run_record.remove_pointer(str(records.telemetry / "none"))

@@ -1,0 +1,177 @@
+"""The command line of sgl-admin and the request that it makes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
+from sgl_admin import cli, devices, files, job, locks, paths, run
+from sgl_admin.request import Request
+
+STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+
+
+def request(arguments: Sequence[str] = (), model: str = "/models/m") -> Request:
+    parsed = cli._parser().parse_args(["caches", "ensure", "--model", model, *arguments])
+    return cli._request(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
+
+
+def test_without_a_stage_flag_every_stage_is_ensured() -> None:
+    assert request().stages == dict.fromkeys(STAGES, "ensure")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [
+        (["--flashinfer", "ensure", "--inductor", "ensure"], {"flashinfer": "ensure", "inductor": "ensure"}),
+        (["--moe", "rebuild"], {"moe_tune": "rebuild"}),
+        (["--deep-gemm", "skip"], {}),
+    ],
+)
+def test_with_a_stage_flag_the_others_are_skipped(arguments: list[str], stages: dict[str, str]) -> None:
+    assert request(arguments).stages == {**dict.fromkeys(STAGES, "skip"), **stages}
+
+
+def test_what_is_not_given_has_the_documented_default() -> None:
+    made = request()
+    assert (made.tp, made.probe, made.moe_dtype, made.moe_batch_sizes, made.server_args) == (1, "auto", "auto", (), ())
+    assert made.warmup_port == 31999, "the port that Prometheus scrapes"
+    assert request(["--port", "5"]).warmup_port == 5
+
+
+def test_values_are_taken_as_they_are() -> None:
+    made = request(["--moe-batch-sizes", "4096, 512,512", "--server-arg=--kv-cache-dtype", "--server-arg=a b; rm -rf /"], "/models/m/")
+    assert made.moe_batch_sizes == (512, 4096)
+    assert made.server_args == ("--kv-cache-dtype", "a b; rm -rf /")
+    assert made.model == "/models/m"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["caches"],
+        ["caches", "ensure"],
+        ["caches", "ensure", "--model", "m", "--tp", "0"],
+        ["caches", "ensure", "--model", "m", "--tp", "two"],
+        ["caches", "ensure", "--model", "m", "--inductor", "maybe"],
+        ["caches", "ensure", "--model", "m", "--probe", "sometimes"],
+        ["caches", "ensure", "--model", "m", "--moe-batch-sizes", "1,,2"],
+        ["caches", "ensure", "--model", "m", "--unknown"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == cli.EXIT_USAGE == 2
+    assert "usage: sgl-admin" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version"]) == 0
+    assert cli.__version__ in capsys.readouterr().out
+
+
+def test_no_live_run_ends_with_4(container: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["caches", "ensure", "--model", "/models/m"]) == 4
+    assert cli.main(["status"]) == 4
+    assert "playbooks/start.yml" in capsys.readouterr().err
+
+
+def test_an_unusable_model_ends_with_2(live_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["caches", "ensure", "--model", str(paths.MODELS / "none")]) == 2
+    assert str(paths.MODELS / "none") in capsys.readouterr().err
+    assert not paths.job(live_run).exists()
+
+
+def test_too_many_devices_end_with_2(
+    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False))
+    assert cli.main(["caches", "ensure", "--model", str(model_folder), "--tp", "2"]) == 2
+    assert "tp 2" in capsys.readouterr().err and not paths.job(live_run).exists()
+    assert not job.running(), "the refused prep kept the lock"
+
+
+def test_a_folder_that_cannot_be_written_ends_with_3(
+    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = os.access
+
+    def access(path: Any, mode: int) -> bool:
+        return Path(path) != paths.PROFILES / "triton" and real(path, mode)
+
+    monkeypatch.setattr(os, "access", access)
+    assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 3
+    assert f"chown -R {os.getuid()}:{os.getgid()} /host/profiles/triton" in capsys.readouterr().err
+
+
+def test_another_prep_ends_with_5_and_is_named(live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    running = job.Job(live_run, request(["--inductor", "rebuild"], str(model_folder)), "prep-20261123T091600Z-77aa01bc")
+    running.update()
+    lock = locks.try_lock(job.LOCK)
+    assert lock is not None
+    try:
+        assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 5
+        message = capsys.readouterr().err
+        assert str(os.getpid()) in message and "--inductor=rebuild" in message and "prep-20261123T091600Z-77aa01bc" in message
+        assert cli.main(["caches", "ensure", "--model", str(model_folder), "--inductor", "rebuild", "--detach"]) == 0
+        assert json.loads(capsys.readouterr().out)["job"]["prep_id"] == "prep-20261123T091600Z-77aa01bc"
+    finally:
+        os.close(lock)
+
+
+def test_status_of_a_dead_prep_says_interrupted(live_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc").update()
+    assert cli.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["job"]["state"] == "interrupted"
+    assert (files.read_json(paths.job(live_run)) or {})["state"] == "interrupted"
+
+
+def test_a_request_survives_the_way_to_its_worker() -> None:
+    made = request(["--moe-batch-sizes", "512,4096", "--server-arg=--a", "--probe", "always", "--server-timeout", "7"])
+    assert Request.from_json(made.to_json()) == made
+    assert Request.from_json(made.to_json()).digest == made.digest
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--tp", "2"],
+        ["--inductor", "rebuild"],
+        ["--moe-batch-sizes", "512"],
+        ["--moe-dtype", "fp8_w8a8"],
+        ["--probe", "never"],
+        ["--server-arg=--x"],
+        ["--server-timeout", "1"],
+        ["--probe-timeout", "1"],
+        ["--port", "1"],
+    ],
+)
+def test_another_request_has_another_digest(arguments: list[str]) -> None:
+    assert request(arguments).digest != request().digest
+
+
+def test_the_description_asks_for_the_same_again() -> None:
+    made = request(["--inductor", "rebuild", "--moe", "ensure", "--probe", "always", "--server-arg=--kv-cache-dtype", "--server-arg=x y"])
+    parsed = cli._parser().parse_args(["caches", "ensure", *made.describe()])
+    assert cli._request(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}})) == made
+
+
+def test_the_modules_command_line_is_understood() -> None:
+    options = {
+        **dict.fromkeys(("flashinfer", "inductor"), "ensure"),
+        **{"deep_gemm": "skip", "moe": "rebuild", "moe_batch_sizes": [512, 64], "moe_dtype": "fp8_w8a8"},
+        **{"model": "/models/m", "tp": 2, "probe": "never", "server_timeout": 1800.0, "probe_timeout": 30.5},
+        "server_args": ["--a", "-b c"],
+    }
+    made = request(command_line(options)[2:])
+    assert made.stages == {"deep_gemm": "skip", "moe_tune": "rebuild", "flashinfer": "ensure", "inductor": "ensure"}
+    assert (made.tp, made.probe, made.moe_batch_sizes, made.moe_dtype) == (2, "never", (64, 512), "fp8_w8a8")
+    assert (made.server_timeout_s, made.probe_timeout_s, made.server_args) == (1800.0, 30.5, ("--a", "-b c"))

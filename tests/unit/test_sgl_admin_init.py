@@ -1,0 +1,269 @@
+"""What the init writes: Prometheus' and the supervisor's configuration, the user's entry, the manifest, and the facts it rests on."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
+from sgl_admin import devices, files, image_facts, job, model, paths, run, server, versions
+from sgl_admin.init import publish, services, start
+from sgl_admin.init.services import Settings
+
+from tests.contract import validators
+
+RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
+ALL = ["prometheus", "node_exporter", "dcgm_exporter"]
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
+    for name in [name for name in os.environ if name.startswith("SGL_")]:
+        if not name.startswith("SGL_HOST_"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Settings.from_environment()
+
+
+# --- Prometheus ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_target_carries_the_runs_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = yaml.safe_load(services.render_prometheus_config(settings(monkeypatch), RUN_ID, ALL))
+    assert config["global"] == {"scrape_interval": "1s", "scrape_timeout": "1s"}
+    found = {}
+    for scraped in config["scrape_configs"]:
+        (target,) = scraped["static_configs"]
+        assert target["labels"] == {"container_run": RUN_ID}
+        (found[scraped["job_name"]],) = target["targets"]
+    assert found == {
+        "prometheus": "127.0.0.1:9090",
+        "node_exporter": "127.0.0.1:9100",
+        "dcgm_exporter": "127.0.0.1:9400",
+        "sglang": "127.0.0.1:30000",
+    }
+    assert "external_labels" not in config["global"]
+
+
+@pytest.mark.parametrize(("bind", "prometheus"), [("0.0.0.0", "127.0.0.1:19390"), ("::1", "[::1]:19390"), ("192.0.2.7", "192.0.2.7:19390")])
+def test_targets_follow_the_settings(monkeypatch: pytest.MonkeyPatch, bind: str, prometheus: str) -> None:
+    given = settings(monkeypatch, SGL_BIND_ADDRESS=bind, SGL_PROMETHEUS_PORT="19390", SGL_SGLANG_PORT="31390", SGL_SCRAPE_INTERVAL="500ms")
+    config = yaml.safe_load(services.render_prometheus_config(given, RUN_ID, ["prometheus"]))
+    found = {scraped["job_name"]: scraped["static_configs"][0]["targets"] for scraped in config["scrape_configs"]}
+    assert found == {"prometheus": [prometheus], "sglang": ["127.0.0.1:31390"]}
+    assert config["global"]["scrape_interval"] == "500ms"
+
+
+# --- the supervisor ------------------------------------------------------------------------------------------------------
+
+
+def test_the_supervisor_runs_each_service_and_the_record(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = start.render_supervisor_config(settings(monkeypatch), ["prometheus", "node_exporter"], RUN_ID)
+    config = configparser.RawConfigParser()
+    config.read_string(text)
+    assert config.sections() == ["supervisord", "program:prometheus", "program:node_exporter", "program:run_record"]
+    assert config["supervisord"]["umask"] == "002" and config["supervisord"]["user"] == str(os.getuid())
+    priorities = {name: int(config[name]["priority"]) for name in config.sections()[1:]}
+    assert max(priorities, key=lambda name: priorities[name]) == "program:run_record", "it is ended first, while the services answer"
+    assert {config[name]["stdout_logfile"] for name in priorities} == {str(paths.log(RUN_ID))}
+    command = shlex.split(config["program:prometheus"]["command"])
+    assert f"--storage.tsdb.path={paths.PROMETHEUS / RUN_ID}" in command and "--web.listen-address=127.0.0.1:9090" in command
+    assert int(config["program:run_record"]["stopwaitsecs"]) < 60, "below the container's stop timeout"
+
+
+def test_a_percent_sign_reaches_the_program(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = start.render_supervisor_config(settings(monkeypatch, SGL_TSDB_RETENTION_SIZE="50%"), ["prometheus"], RUN_ID)
+    assert "retention.size=50%%" in text
+
+
+def test_a_new_run_has_its_folders_and_no_pointer_yet(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "SUPERVISOR_CONFIG", paths.STATE / "supervisord.conf")
+    first = start.begin_run(settings(monkeypatch), ["prometheus"])
+    second = start.begin_run(settings(monkeypatch), ["prometheus"])
+    assert first != second and paths.LIVE_RUN.read_text() == second + "\n"
+    for run_id in (first, second):
+        assert (paths.run_dir(run_id) / "stages").is_dir() and (paths.PROMETHEUS / run_id).is_dir() and (paths.JAEGER / run_id).is_dir()
+        assert run_id in (paths.run_dir(run_id) / "prometheus.yml").read_text()
+    assert not paths.POINTER.exists()
+
+
+# --- identity and ports --------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        given = settings(monkeypatch, SGL_NODE_EXPORTER_PORT=str(port))
+        with pytest.raises(SystemExit, match=f"node_exporter cannot listen on 127.0.0.1:{port}.*stop what holds it, or set another port"):
+            start.refuse_busy_ports(given, ["node_exporter"])
+    start.refuse_busy_ports(given, ["node_exporter"])
+
+
+# --- the manifest --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(container: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """An image's facts and flavour, and services that answer at once."""
+    example = validators.example("manifest")
+    facts = {key: example[key] for key in ("flavour", "architecture", "image_inputs", "base_image", "git_revision", "versions")}
+    files.write_json(paths.IMAGE_FACTS, facts)
+    flavour = {"flavour": "local", "services": ["prometheus", "node_exporter"], "unavailable": {"jaeger": "it is not there"}}
+    files.write_json(paths.FLAVOUR, flavour)
+    monkeypatch.setattr(publish, "answers", lambda *_: True)
+    monkeypatch.setattr(publish, "container_id", lambda: example["container_id"])
+    for name in ("container_name", "image", "image_id"):
+        monkeypatch.setenv(f"SGL_{name.upper()}", example[name])
+    return facts
+
+
+def test_the_manifest_keeps_the_contract(container: Path, image: dict[str, Any]) -> None:
+    manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
+    # The schema knows the real mounts: the temporary folder that stands for the container's root goes.
+    manifest = json.loads(json.dumps(manifest).replace(str(container), ""))
+    validators.validate_manifest(manifest)
+    assert {name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()} == {
+        "sglang_metrics": "expected",
+        "tracing": "unavailable",
+        "node_metrics": "running",
+        "dcgm_metrics": "unavailable",
+    }
+    assert manifest["telemetry_surfaces"]["tracing"]["details"] == "it is not there"
+    assert manifest["warnings"] == [] and "prep_result" not in manifest["paths"]["host"]
+    assert manifest["paths"]["host"]["profiles_root"] == "/host/profiles"
+
+
+def test_a_service_that_does_not_answer_is_failed_and_warned_of(
+    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "READY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(publish, "answers", lambda settings, port, path: port == 9100)
+    manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
+    validators.validate_manifest(json.loads(json.dumps(manifest).replace(str(container), "")))
+    assert manifest["telemetry_surfaces"]["sglang_metrics"]["status"] == "failed"
+    assert manifest["exporters_state"]["node_exporter"] == "running"
+    assert len(manifest["warnings"]) == 1 and "Prometheus did not become ready" in manifest["warnings"][0]
+
+
+def test_a_stop_while_starting_does_not_wait_for_the_services(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "READY_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr(publish, "answers", lambda *_: False)
+    ending = threading.Event()
+    ending.set()
+    assert publish.wait_for_services(["prometheus"], settings(monkeypatch), ending) == {"prometheus": "failed"}
+
+
+def test_the_end_of_a_run_ends_its_prep(live_run: str, tmp_path: Path) -> None:
+    script = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print(1, flush=True); signal.pause()"
+    prep = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert prep.stdout is not None and prep.stdout.readline() == b"1\n"
+    request = job.Request("/models/m", 1, {}, (), "auto", "auto", (), 1.0, 1.0, 30000)
+    record = job.Job(live_run, request, "prep-20261123T091600Z-77aa01bc")
+    record.update(pid=prep.pid, pid_start_ticks="another")
+    publish.end_prep(live_run)
+    assert prep.poll() is None, "a process that only has the same number was ended"
+    record.update(pid=prep.pid, pid_start_ticks=server.start_time(prep.pid))
+    publish.end_prep(live_run)
+    assert prep.wait(60) == 0
+
+
+def test_a_run_without_a_prep_ends(live_run: str) -> None:
+    publish.end_prep(live_run)
+    assert run.pointed_run() == live_run
+
+
+# --- facts: devices, versions, model -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "isa"),
+    [
+        ("x86_64", "flags\t\t: fpu sse2 avx2 avx512f amx_tile\n", "amx"),
+        ("x86_64", "flags\t\t: fpu sse2 avx2 avx512f\n", "avx512"),
+        ("x86_64", "processor: 0\nflags\t\t: fpu sse2 avx2\nflags : avx512f\n", "avx2"),
+        ("x86_64", "flags\t\t: fpu sse2 avx2x\n", "sse2"),
+        ("x86_64", "", "sse2"),
+        ("aarch64", "Features\t: fp asimd sve\n", "sve"),
+        ("aarch64", "Features\t: fp asimd\n", "neon"),
+    ],
+)
+def test_cpu_isa(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, cpuinfo: str, isa: str) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(devices, "open", lambda path, **options: open(tmp_path / "cpuinfo", **options), raising=False)
+    assert devices._cpu_isa() == isa
+
+
+def test_this_machine_has_a_device() -> None:
+    found = devices.find()
+    assert found.count >= 1 and found.cpu_arch == platform.machine() and (found.cuda or found.cpu_isa)
+
+
+def test_versions_are_those_of_the_metadata() -> None:
+    wanted: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        wanted.setdefault(versions._normal(distribution.metadata["Name"]), distribution.version)
+    assert len(wanted) > 5 and "pytest" in wanted
+    assert {name: versions.installed(name) for name in wanted} == wanted
+    assert versions.installed("PyYAML") == versions.installed("py.yaml".replace(".", "")) == importlib.metadata.version("PyYAML")
+    assert versions.installed("no-such-distribution") is None
+
+
+def test_a_programs_version() -> None:
+    assert image_facts.binary_version([sys.executable, "-c", "print('prometheus, version 3.5.3 (branch: x)')"]) == "3.5.3"
+    assert image_facts.binary_version(["/no/such/program"]) is None
+
+
+def test_both_sides_compute_the_same_identity(model_folder: Path) -> None:
+    def both() -> str:
+        mine = model.identity(model_folder)
+        assert mine == model_files.model_identity(str(model_folder))
+        return mine
+
+    first = both()
+    (model_folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    second = both()
+    (model_folder / "config.json").write_text("{}")
+    (model_folder / "tokenizer.json").write_text("{}")
+    assert len({first, second, both()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "experts"),
+    [
+        ({}, False),
+        ({"num_experts": 512}, True),
+        ({"num_local_experts": 8}, True),
+        ({"n_routed_experts": 0}, False),
+        ({"num_experts": None}, False),
+    ],
+)
+def test_experts(model_folder: Path, config: dict[str, Any], experts: bool) -> None:
+    (model_folder / "config.json").write_text(json.dumps(config))
+    loaded = model.load(str(model_folder))
+    assert loaded.has_experts is experts and loaded.slug == "qwen3-tiny"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "[" * 100_000])
+def test_a_model_that_cannot_be_used_is_named(model_folder: Path, content: str | None) -> None:
+    (model_folder / "config.json").unlink()
+    if content is not None:
+        (model_folder / "config.json").write_text(content)
+    with pytest.raises(model.UnusableModel, match=str(model_folder)):
+        model.load(str(model_folder))
+    with pytest.raises(model.UnusableModel, match="no model folder"):
+        model.load(str(model_folder / "deeper"))

@@ -1,0 +1,496 @@
+"""What a prep plans, does and records, with stages that stand for the real ones."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sgl_admin import cli, devices, files, locks, paths, probe, run, server, versions, warmup
+from sgl_admin import prep as prep_module
+from sgl_admin.errors import Interrupted, StageFailure
+from sgl_admin.job import Job
+from sgl_admin.prep import Prep
+from sgl_admin.stages import STAGES
+from sgl_admin.stages.base import Context, Stage
+
+from tests.contract import validators
+
+NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+CACHES = {
+    "deep_gemm": ("deep_gemm",),
+    "moe_tune": ("moe_configs",),
+    "flashinfer": ("flashinfer", "tvm_ffi"),
+    "inductor": ("torchinductor", "triton"),
+}
+
+
+class FakeStage(Stage):
+    """Stands for a stage: it writes one file into each of its caches, or fails as it is told to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.caches = CACHES[name]
+        self.failure: BaseException | None = None
+        self.reason: str | None = None
+        self.during: Callable[[Context], None] = lambda context: None
+        self.runs = 0
+
+    @property
+    def option(self) -> str:
+        return {"moe_tune": "moe"}.get(self.name, self.name.replace("_", "-"))
+
+    def skip_reason(self, context: Context) -> str | None:
+        return self.reason
+
+    def signature(self, context: Context) -> dict[str, Any]:
+        return {**super().signature(context), **validators.example("prep_result")["stages"][self.name].get("signature", {})}
+
+    def run(self, context: Context) -> dict[str, Any]:
+        self.runs += 1
+        self.during(context)
+        if self.failure:
+            raise self.failure
+        for cache in self.caches:
+            (paths.PROFILES / cache / "kernel").write_text(self.name)
+        return self.standing(context)
+
+    def standing(self, context: Context) -> dict[str, Any]:
+        artifacts: dict[str, Any] = validators.example("prep_result")["stages"][self.name]["artifacts"]
+        return {key: value for key, value in artifacts.items() if key != "files"}
+
+
+class FakeWarmup:
+    """Stands for the warm-up server: it is never started, and its tokens are taken for granted."""
+
+    closed = 0
+    close_failure: StageFailure | None = None
+
+    def __init__(self, *_: object) -> None:
+        type(self).closed = 0
+
+    def ensure_requests(self, batch_sizes: tuple[int, ...]) -> object:
+        return object()
+
+    def close(self) -> None:
+        type(self).closed += 1
+        failure, type(self).close_failure = type(self).close_failure, None
+        if failure:
+            raise failure
+
+
+class World:
+    """Fake stages, a fake proof, and preps over them."""
+
+    def __init__(self, model: Path, run_id: str) -> None:
+        self.model = model
+        self.run_id = run_id
+        self.stages = {name: FakeStage(name) for name in NAMES}
+        self.proof: dict[str, Any] | StageFailure = {"ok": True}
+
+    def prep(self, *arguments: str) -> Prep:
+        parsed = cli._parser().parse_args(["caches", "ensure", "--model", str(self.model), *arguments])
+        live = run.live()
+        return Prep(live, cli._request(parsed, live))
+
+    def execute(self, *arguments: str) -> tuple[dict[str, Any], int]:
+        """A prep; every record that it wrote is held to the contract."""
+        made = self.prep(*arguments)
+        result, exit_code = made.execute(Job(self.run_id, made.request, made.prep_id))
+        assert files.read_json(paths.prep_result(self.run_id)) == result
+        validators.validate_prep_result(result)
+        validators.validate_job(self.job())
+        for name in NAMES:
+            validators.validate_stage(files.read_json(paths.stage_file(self.run_id, name)))
+        assert self.job()["exit_code"] == exit_code
+        assert not list(paths.IN_PROGRESS.iterdir()), "a marker was left"
+        return result, exit_code
+
+    def job(self) -> dict[str, Any]:
+        return files.read_json(paths.job(self.run_id)) or {}
+
+    def prove(self, run_id: str, url: str, ledger: object, timeout_s: float) -> dict[str, Any]:
+        if isinstance(self.proof, StageFailure):
+            raise self.proof
+        found = probe.unproven(run_id, url, "nothing came", 98)
+        if self.proof["ok"]:
+            found.update(ok=True, reason=None, sample_count=3, tokens_seen=98)
+        return found
+
+
+@pytest.fixture
+def world(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(model_folder, live_run)
+    monkeypatch.setattr(devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"))
+    monkeypatch.setattr(prep_module, "STAGES", tuple(made.stages.values()))
+    monkeypatch.setattr(prep_module, "Warmup", FakeWarmup)
+    monkeypatch.setattr(probe, "prove", made.prove)
+    monkeypatch.setattr(versions, "installed", lambda name: "1.0")
+    return made
+
+
+def statuses(result: dict[str, Any]) -> list[str]:
+    return [result["stages"][name]["status"] for name in NAMES]
+
+
+def test_the_stages_are_the_contracts_in_their_order() -> None:
+    assert tuple(stage.name for stage in STAGES) == NAMES
+    assert [stage.option for stage in STAGES] == ["deep-gemm", "moe", "flashinfer", "inductor"]
+
+
+def test_first_everything_runs_then_nothing(world: World) -> None:
+    result, exit_code = world.execute()
+    assert (statuses(result), result["status"], exit_code) == (["ok"] * 4, "ok", 0)
+    assert result["telemetry_probe"]["ok"] is True and result["telemetry_probe"]["prep_id"] == result["run"]["prep_id"]
+    assert world.job()["state"] == "done"
+    assert world.prep().nothing_to_do
+    again, exit_code = world.execute()
+    assert (statuses(again), again["status"], exit_code) == (["noop"] * 4, "ok", 0)
+    assert [stage.runs for stage in world.stages.values()] == [1, 1, 1, 1]
+    assert {stage["reason"] for stage in again["stages"].values()} == {"valid_signature"}
+    assert again["stages"]["inductor"]["artifacts"]["files"]["count"] == 2
+    assert again["telemetry_probe"] == result["telemetry_probe"], "the proof is carried forward unchanged"
+    written = files.read_json(paths.manifest(world.run_id)) or {}
+    assert written["paths"]["container"]["prep_result"] == str(paths.prep_result(world.run_id))
+
+
+def test_stage_files_are_written_before_the_aggregate_and_that_before_the_manifest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    real = files.write_text
+
+    def write_text(path: Path, *arguments: Any, **options: Any) -> None:
+        order.append(path.name)
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(files, "write_text", write_text)
+    world.execute()
+    wanted = [*(f"{name}.json" for name in NAMES if True), "prep_result.json", f"{world.run_id}.json"]
+    stages = [path for path in order if path in wanted]
+    # Each stage's marker has the stage's name too, and comes before its file.
+    assert stages == [*(f"{name}.json" for name in NAMES for _ in range(2)), "prep_result.json", f"{world.run_id}.json"]
+
+
+def test_skips_have_their_reasons(world: World) -> None:
+    world.stages["moe_tune"].reason = "no_moe_layers"
+    result, exit_code = world.execute("--moe", "ensure", "--inductor", "ensure")
+    assert statuses(result) == ["skipped", "skipped", "skipped", "ok"] and exit_code == 0 and result["status"] == "ok"
+    assert [result["stages"][name]["reason"] for name in NAMES[:3]] == ["requested", "no_moe_layers", "requested"]
+
+
+def test_rebuild_empties_the_stages_caches_and_no_others(world: World) -> None:
+    world.execute()
+    (paths.PROFILES / "triton" / "old" / "deep").mkdir(parents=True)
+    (paths.PROFILES / "deep_gemm" / "other").write_text("x")
+    result, _ = world.execute("--inductor", "rebuild")
+    assert statuses(result) == ["skipped", "skipped", "skipped", "ok"] and world.stages["inductor"].runs == 2
+    assert not (paths.PROFILES / "triton" / "old").exists() and (paths.PROFILES / "deep_gemm" / "other").exists()
+
+
+def test_a_stage_that_was_not_asked_for_keeps_its_record(world: World) -> None:
+    world.execute()
+    world.execute("--inductor", "ensure")
+    assert (files.read_json(paths.stage_file(world.run_id, "flashinfer")) or {})["status"] == "ok"
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_one_failed_stage_makes_partial_and_its_exit_code(world: World, number: int) -> None:
+    world.stages[NAMES[number]].failure = StageFailure("tuner_failed", "it broke", ["last line"])
+    result, exit_code = world.execute()
+    assert (result["status"], exit_code) == ("partial", 10 + number)
+    failed = result["stages"][NAMES[number]]
+    assert (failed["status"], failed["status_code"], failed["error_type"]) == ("error", 10 + number, "tuner_failed")
+    assert failed["errors"] == ["it broke"] and failed["log_tail"] == ["last line"]
+    assert result["errors"] == [f"{NAMES[number]}: it broke"]
+    assert [status for index, status in enumerate(statuses(result)) if index != number] == ["ok"] * 3, "stages are independent"
+    assert world.job()["state"] == "failed"
+    # What failed is not vouched for; what did not, is.
+    assert [decision.action for decision in world.prep().plan] == ["run" if index == number else "noop" for index in range(4)]
+
+
+def test_the_first_of_several_failures_gives_the_exit_code(world: World) -> None:
+    for name in ("moe_tune", "inductor"):
+        world.stages[name].failure = StageFailure("oom", "no memory")
+    result, exit_code = world.execute()
+    assert (result["status"], exit_code, statuses(result)) == ("partial", 11, ["ok", "error", "ok", "error"])
+
+
+def test_all_failed_is_error(world: World) -> None:
+    for stage in world.stages.values():
+        stage.failure = StageFailure("server_start_failed", "no")
+    result, exit_code = world.execute()
+    assert (result["status"], exit_code) == ("error", 10)
+
+
+def test_the_only_wanted_one_failed_is_error(world: World) -> None:
+    world.stages["flashinfer"].failure = StageFailure("compile_failed", "no")
+    result, exit_code = world.execute("--flashinfer", "ensure")
+    assert (result["status"], exit_code) == ("error", 12)
+
+
+def test_a_wanted_proof_that_fails_ends_with_6(world: World) -> None:
+    world.proof = {"ok": False}
+    result, exit_code = world.execute()
+    assert (result["status"], exit_code, world.job()["state"]) == ("ok", 6, "failed")
+    assert result["telemetry_probe"]["ok"] is False and result["telemetry_probe"]["reason"] == "nothing came"
+    assert not world.prep().nothing_to_do, "a proof that failed is made again"
+
+
+def test_a_failed_stage_goes_before_a_failed_proof(world: World) -> None:
+    world.proof = {"ok": False}
+    world.stages["inductor"].failure = StageFailure("oom", "no memory")
+    assert world.execute()[1] == 13
+
+
+def test_a_server_that_cannot_be_asked_is_no_proof(world: World) -> None:
+    world.proof = StageFailure("port_busy", "port 31999 is taken")
+    result, exit_code = world.execute()
+    assert exit_code == 6 and result["telemetry_probe"]["reason"] == "port_busy: port 31999 is taken"
+
+
+def test_no_proof_is_asked_for(world: World) -> None:
+    world.proof = StageFailure("request_failed", "must not be asked")
+    result, exit_code = world.execute("--probe", "never")
+    assert exit_code == 0 and result["telemetry_probe"]["ok"] is False and "never" in result["telemetry_probe"]["reason"]
+    assert world.prep("--probe", "never").nothing_to_do
+    assert not world.prep().nothing_to_do
+
+
+def test_a_proof_can_be_asked_for_again(world: World) -> None:
+    first, _ = world.execute()
+    again, _ = world.execute("--probe", "always")
+    assert again["telemetry_probe"]["prep_id"] == again["run"]["prep_id"] != first["run"]["prep_id"]
+    assert statuses(again) == ["noop"] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "error_type"),
+    [
+        (TimeoutError("lock"), "lock_timeout"),
+        (OSError(errno.ENOSPC, "No space left on device", "/profiles/x"), "insufficient_disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "insufficient_disk"),
+        (PermissionError(errno.EACCES, "Permission denied", "/profiles/x"), "permissions_unexpected"),
+        (RuntimeError("whatever"), "compile_failed"),
+        (StageFailure("gpu_busy", "x"), "gpu_busy"),
+    ],
+)
+def test_any_error_gets_a_type_of_the_contracts_list(world: World, error: Exception, error_type: str) -> None:
+    world.stages["inductor"].failure = error
+    result, _ = world.execute("--inductor", "ensure")
+    assert result["stages"]["inductor"]["error_type"] == error_type
+
+
+def test_what_is_interrupted_ends_and_the_rest_is_not_begun(world: World) -> None:
+    world.stages["moe_tune"].failure = Interrupted()
+    result, exit_code = world.execute()
+    assert statuses(result) == ["ok", "error", "error", "error"] and exit_code == 11 and result["status"] == "partial"
+    assert [world.stages[name].runs for name in NAMES] == [1, 1, 0, 0]
+    assert {result["stages"][name]["error_type"] for name in NAMES[1:]} == {"interrupted"}
+    assert [result["stages"][name]["status_code"] for name in NAMES] == [0, 11, 12, 13]
+    assert world.job()["state"] == "interrupted" and result["telemetry_probe"]["ok"] is False
+    assert FakeWarmup.closed >= 1
+
+
+def test_an_interruption_while_the_proof_is_awaited_is_told_as_one(world: World) -> None:
+    world.proof = Interrupted()
+    result, exit_code = world.execute()
+    assert (world.job()["state"], exit_code) == ("interrupted", 6)
+    assert result["telemetry_probe"]["ok"] is False
+
+
+def test_an_interruption_of_the_clean_up_does_not_cut_it_short(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWarmup, "close_failure", Interrupted())
+    result, _ = world.execute()
+    assert FakeWarmup.closed == 2 and not [error for error in result["errors"] if "cleanup_failed" in error]
+
+
+def test_a_server_that_will_not_end_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWarmup, "close_failure", StageFailure("cleanup_failed", "group 7 outlived SIGKILL"))
+    result, _ = world.execute()
+    assert "cleanup_failed: group 7 outlived SIGKILL" in result["errors"]
+
+
+def test_a_stage_holds_its_lock_and_leaves_its_marker_while_it_works(world: World) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def during(context: Context) -> None:
+        seen.append((locks.try_lock("inductor") is None, (paths.IN_PROGRESS / "inductor.json").exists()))
+
+    world.stages["inductor"].during = during
+    world.execute()
+    assert seen == [(True, True)]
+
+
+def test_the_work_of_a_killed_owner_is_done_again(world: World) -> None:
+    world.execute()
+    files.write_json(paths.IN_PROGRESS / "inductor.json", {"stage": "inductor", "owner_pid": 1})
+    result, _ = world.execute()
+    assert statuses(result) == ["noop", "noop", "noop", "ok"]
+    assert any("killed before it finished" in warning for warning in result["warnings"])
+
+
+def test_a_corrupt_aggregate_costs_the_proof_and_nothing_else(world: World) -> None:
+    world.execute()
+    paths.prep_result(world.run_id).write_text("{")
+    result, _ = world.execute()
+    assert statuses(result) == ["noop"] * 4 and result["telemetry_probe"]["ok"] is True
+    assert any("corrupt-1" in warning for warning in result["warnings"])
+
+
+def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
+    before = sorted(paths.PROFILES.rglob("*"))
+    plan = world.prep("--inductor", "ensure").dry_run()
+    assert plan["would_change"] is True and plan["telemetry_probe"] == "would_run"
+    assert plan["stages"]["inductor"] == {"status": "would_run", "reason": "no finished work with this signature"}
+    assert plan["stages"]["deep_gemm"] == {"status": "skipped", "reason": "requested"}
+    assert sorted(paths.PROFILES.rglob("*")) == before and not paths.job(world.run_id).exists()
+    world.execute()
+    plan = world.prep().dry_run()
+    assert plan["would_change"] is False and plan["telemetry_probe"] == "stands"
+    assert {stage["status"] for stage in plan["stages"].values()} == {"noop"}
+    assert json.dumps(plan)
+
+
+def test_the_real_inductor_signature_follows_what_changes_its_cache(world: World) -> None:
+    real = STAGES[3]
+    signature = real.signature(world.prep().context)
+    assert signature["cpu_isa"] == "avx2" and signature["batch_sizes"] == [1, 4] and signature["tp"] == 1
+    assert real.signature(world.prep("--server-timeout", "9", "--moe-dtype", "fp8").context) == signature
+    (world.model / "config.json").write_text('{"architectures": ["Other"]}')
+    assert real.signature(world.prep().context) != signature
+
+
+def test_without_a_gpu_only_inductor_applies(world: World) -> None:
+    context = world.prep().context
+    assert [stage.skip_reason(context) for stage in STAGES] == ["no_cuda_device"] * 3 + [None]
+
+
+# --- the warm-up and its server ------------------------------------------------------------------------------------------
+
+
+class FakeServer:
+    """Stands for a server: it counts, and answers until it is stopped or told to wait."""
+
+    def __init__(self, *_: object) -> None:
+        self.asked: list[float] = []
+        self.started = 0
+        self.stopped = threading.Event()
+        self.start_failure: StageFailure | None = None
+        self.hang_from = 10**9
+        self.hanging = threading.Semaphore(0)
+        self.group = 77
+
+    def start(self) -> None:
+        self.started += 1
+        if self.start_failure:
+            raise self.start_failure
+
+    def wait_healthy(self, timeout_s: float, tick: object) -> None:
+        pass
+
+    def prompt_tokens(self) -> float:
+        return 5.0
+
+    def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
+        self.asked.append(temperature)
+        if len(self.asked) >= self.hang_from:
+            self.hanging.release()
+            assert self.stopped.wait(60), "the server was not stopped"
+            raise StageFailure("request_failed", "the server went away")
+        return 7
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+@pytest.fixture
+def fake_server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    made = FakeServer()
+    monkeypatch.setattr(warmup, "Server", lambda *_: made)
+    return made
+
+
+def new_warmup() -> tuple[warmup.Warmup, list[int | None]]:
+    groups: list[int | None] = []
+    return warmup.Warmup([], {}, 1, Path("/dev/null"), 1.0, groups.append, lambda elapsed: None), groups
+
+
+def test_each_batch_size_is_asked_greedy_and_sampled_of_one_server(fake_server: FakeServer) -> None:
+    made, groups = new_warmup()
+    assert made.exercise((1, 4)) == 11
+    assert sorted(fake_server.asked) == [0.0] * 6 + [0.8] * 5
+    assert made.ledger.tokens == 77 and made.ledger.baseline == 5.0
+    assert made.ensure_requests((1,)) is made.ledger and len(fake_server.asked) == 11, "tokens were sent already"
+    made.close()
+    assert fake_server.started == 1 and groups == [77, None]
+
+
+def test_a_server_that_does_not_start_is_tried_once(fake_server: FakeServer) -> None:
+    fake_server.start_failure = StageFailure("oom", "no memory")
+    made, _ = new_warmup()
+    for _ in range(2):
+        with pytest.raises(StageFailure, match="no memory"):
+            made.ensure_requests((1,))
+    assert fake_server.started == 1
+
+
+def test_an_interruption_does_not_wait_for_requests_in_flight(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sampled request may compile for minutes; a container that stops has one."""
+    fake_server.hang_from = 2
+    made, _ = new_warmup()
+
+    class Pool(warmup.ThreadPoolExecutor):
+        def map(self, *arguments: Any, **options: Any) -> Any:
+            super().map(*arguments, **options)
+            assert fake_server.hanging.acquire(timeout=60)
+            raise Interrupted
+
+    monkeypatch.setattr(warmup, "ThreadPoolExecutor", Pool)
+    with pytest.raises(Interrupted):
+        made.exercise((1,))
+    assert fake_server.stopped.is_set()
+
+
+def real_server(log: Path, *argv: str, port: int = 9) -> server.Server:
+    log.touch()
+    return server.Server(list(argv), {}, port, log)
+
+
+@pytest.mark.parametrize(("words", "error_type"), [("CUDA out of memory", "oom"), ("no such file", "server_start_failed")])
+def test_a_server_that_dies_while_starting_is_told_with_its_last_words(tmp_path: Path, words: str, error_type: str) -> None:
+    (tmp_path / "log").write_text("older lines\n")
+    made = real_server(tmp_path / "log", "/bin/sh", "-c", f"echo {words}; exit 3")
+    made.start()
+    with pytest.raises(StageFailure, match="exit code 3") as caught:
+        made.wait_healthy(60, lambda elapsed: None)
+    assert caught.value.error_type == error_type and caught.value.log_tail == [words]
+    made.stop()
+
+
+def test_a_server_that_never_gets_healthy_is_told(tmp_path: Path) -> None:
+    made = real_server(tmp_path / "log", "/bin/sleep", "600")
+    made.start()
+    group = made.group
+    assert group is not None
+    try:
+        with pytest.raises(StageFailure) as caught:
+            made.wait_healthy(0.0, lambda elapsed: None)
+        assert caught.value.error_type == "server_unhealthy_timeout"
+    finally:
+        made.stop()
+    assert not server._alive(group)
+
+
+def test_a_busy_port_is_told_before_anything_starts(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        made = real_server(tmp_path / "log", "/bin/sleep", "600", port=holder.getsockname()[1])
+        with pytest.raises(StageFailure, match=str(holder.getsockname()[1])) as caught:
+            made.start()
+    assert caught.value.error_type == "port_busy" and made.group is None

@@ -1,0 +1,129 @@
+"""METRICS_READY is true exactly when Prometheus accounts for the tokens that were sent."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+from sgl_admin import probe
+
+from tests.contract import validators
+from tests.doubles.prometheus_api import PrometheusApi
+
+RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
+
+
+class Ledger(probe.TokenLedger):
+    """Tokens that were sent `ago` seconds ago to a server that had counted `baseline` before."""
+
+    def __init__(self, tokens: int, baseline: float = 0.0, ago: float = 5.0) -> None:
+        self.tokens = tokens
+        self.since = time.time() - ago
+        self._baseline = baseline
+
+
+def at(ago: float, value: float) -> tuple[float, float]:
+    return time.time() - ago, value
+
+
+def test_all_tokens_seen() -> None:
+    with PrometheusApi([[at(3, 12.0), at(2, 110.0)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98, baseline=12.0), 0.0)
+    assert proof["ok"] is True and proof["reason"] is None
+    assert (proof["tokens_expected"], proof["tokens_seen"], proof["sample_count"]) == (98, 98, 2)
+    assert proof["prometheus_query"] == probe.query_for(RUN_ID) and f'container_run="{RUN_ID}"' in proof["prometheus_query"]
+    assert prometheus.queries[0].startswith(proof["prometheus_query"] + "[")
+    document = validators.example("prep_result")
+    document["telemetry_probe"] = proof
+    document["run"]["run_id"] = RUN_ID
+    validators.validate_prep_result(document)
+
+
+def test_a_scrape_that_comes_late_is_waited_for() -> None:
+    with PrometheusApi([[at(2, 98.0)]], blank=2) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 60.0)
+    assert proof["ok"] is True and len(prometheus.queries) == 3
+
+
+def test_a_server_that_is_not_scraped_gives_no_proof() -> None:
+    with PrometheusApi([]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)
+    assert proof["ok"] is False and proof["sample_count"] == 0
+    assert "is the sglang target scraped?" in proof["reason"]
+
+
+def test_scrapes_that_stop_half_way_give_no_proof() -> None:
+    with PrometheusApi([[at(3, 12.0), at(2, 60.0)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98, baseline=12.0), 0.0)
+    assert proof["ok"] is False and proof["reason"] == "48 of 98 prompt tokens arrived"
+
+
+def test_samples_from_before_the_first_request_do_not_count() -> None:
+    with PrometheusApi([[at(6.5, 1000.0)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98, ago=5.0), 0.0)
+    assert proof["ok"] is False and proof["sample_count"] == 0
+
+
+def test_no_tokens_are_no_proof_without_a_sample() -> None:
+    with PrometheusApi([]) as prometheus:
+        assert probe.prove(RUN_ID, prometheus.url, Ledger(0), 0.0)["ok"] is False
+
+
+def test_a_server_started_anew_in_between_is_no_growth() -> None:
+    """Its counter began again: what `increase()` would count as growth is below the baseline."""
+    with PrometheusApi([[at(4, 500.0), at(3, 0.0), at(2, 50.0)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98, baseline=500.0), 0.0)
+    assert proof["ok"] is False and proof["tokens_seen"] == 0
+
+
+def test_several_series_are_one_server() -> None:
+    with PrometheusApi([[at(2, 60.0)], [at(2, 38.0)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)
+    assert proof["ok"] is True and proof["tokens_seen"] == 98
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "<html>", "[]", "{}", '{"data": null}', '{"data": {"result": [{}]}}', '{"data": {"result": [{"values": [["a", "b"]]}]}}'],
+)
+def test_an_answer_that_is_none_is_no_proof(body: str) -> None:
+    with PrometheusApi([], status=500, body=body) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)
+    assert proof["ok"] is False and prometheus.url in proof["reason"]
+
+
+def test_a_prometheus_that_is_gone_is_named() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        proof = probe.prove(RUN_ID, url, Ledger(98), 0.0)
+    assert proof["ok"] is False and url in proof["reason"] and "refused" in proof["reason"]
+
+
+def test_the_query_takes_both_spellings_of_the_counter() -> None:
+    assert '__name__=~"sglang[:_]prompt_tokens_total"' in probe.query_for(RUN_ID)
+
+
+class Server:
+    """Stands for a server that counted 12 prompt tokens in its own warm-up and takes 7 for each request."""
+
+    def __init__(self) -> None:
+        self.counted = 12.0
+
+    def prompt_tokens(self) -> float:
+        return self.counted
+
+    def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
+        self.counted += 7
+        return 7
+
+
+def test_the_baseline_is_from_just_before_the_first_request() -> None:
+    ledger = probe.TokenLedger(Server())  # type: ignore[arg-type]
+    before = time.time()
+    ledger.complete("a", 0.0)
+    since = ledger.since
+    ledger.complete("b", 0.8)
+    assert (ledger.baseline, ledger.tokens) == (12.0, 14)
+    assert before <= since == ledger.since
