@@ -155,8 +155,9 @@ class Site:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def servers(self) -> list[list[str]]:
-        """The command lines of an SGLang server and its children, which name themselves sglang::..."""
-        return [line for line in self.processes() if "sglang.launch_server" in line or any(word.startswith("sglang::") for word in line)]
+        """The command lines of an SGLang server and its children, which name themselves sglang::... once they are up."""
+        marks = ("sglang.launch_server", "sglang::", "multiprocessing")
+        return [line for line in self.processes() if any(mark in word for mark in marks for word in line)]
 
     # --- records -------------------------------------------------------------------------------------------------
 

@@ -104,8 +104,11 @@ class RealPrometheus:
         finally:
             readiness.close()
 
-    def failure(self, *jobs: str, **options: Any) -> str:
-        seen = self.wait(*jobs, timeout=IN_VAIN_S, **options)
+    def failure(self, *jobs: str, expression: str | None = None) -> str:
+        """The reason that one look gives."""
+        readiness = Readiness(PrometheusClient(self.url), Wanted(jobs, expression))
+        seen = readiness.look(PLENTY_S)
+        readiness.close()
         assert not seen.ready
         return seen.reason or ""
 
@@ -184,14 +187,15 @@ def test_job_is_up(server):
 
 def test_dead_target_with_prometheus_own_error(server):
     wait_for(lambda: server.wait(expression='up{job="dead"}').ready, "the first scrape of the dead target")
+    assert server.wait("self").ready
     reason = server.failure("self", "dead")
-    assert reason.startswith("Job 'dead' is not up after ")
+    assert reason.startswith("Job 'dead' is not up: ")
     assert 'target 127.0.0.1:1 is down: Get "http://127.0.0.1:1/metrics": dial tcp 127.0.0.1:1: connect: connection refused;' in reason
 
 
 @pytest.mark.parametrize("job", ["empty", "unknown"])
 def test_job_without_target(server, job):
-    server.wait("self")
+    assert server.wait("self").ready
     assert f"job {job!r} has no target (the jobs with targets are dead, self)" in server.failure(job)
 
 
@@ -204,6 +208,7 @@ def test_expression_that_holds(server):
 
 
 def test_expression_that_does_not_hold(server):
+    assert server.wait(expression='up{job="self"}').ready
     assert "its result is empty" in server.failure(expression="up == 2")
     assert "its value is 0;" in server.failure(expression="1 > bool 2")
     assert "its value is NaN;" in server.failure(expression='scalar(up{job="unknown"})')
@@ -282,7 +287,7 @@ def test_module(server):
 
 def test_module_in_vain(server):
     seen = module("prom_ready", {"url": server.url, "jobs": ["dead"], "timeout": IN_VAIN_S})
-    assert seen["msg"].startswith("Job 'dead' is not up after 1.")
+    assert seen["msg"].startswith("Job 'dead' is not up after ")
     assert seen["targets"][0]["health"] == "down"
     assert seen["version"]
 

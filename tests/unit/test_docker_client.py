@@ -316,7 +316,7 @@ def test_only_a_build_context_is_unpacked(tmp_path: Path) -> None:
     folder.mkdir()
     image_build.unpack(archive(tmp_path / "good.tar", good), str(folder))
     assert (folder / "deep" / "file").read_bytes() == b"x"
-    with pytest.raises(ImageError, match="cannot be unpacked"):
+    with pytest.raises(ImageError, match=r"holds \.\./outside, which is no plain file below it"):
         image_build.unpack(archive(tmp_path / "bad.tar", outside), str(folder))
     assert not (tmp_path / "outside").exists()
     (tmp_path / "torn.tar").write_bytes(b"torn")

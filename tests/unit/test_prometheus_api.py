@@ -70,13 +70,21 @@ def wait(url: str, *jobs: str, expression: str | None = None, timeout: float = P
         readiness.close()
 
 
-def failure(url: str, *jobs: str, **options: Any) -> str:
-    """The reason of a wait that is in vain."""
-    seen = wait(url, *jobs, timeout=BRIEFLY_S, **options)
+def failure(url: str, *jobs: str, expression: str | None = None, **client: Any) -> str:
+    """The reason that one look gives."""
+    readiness = Readiness(PrometheusClient(url, **client), Wanted(jobs, expression))
+    seen = readiness.look(PLENTY_S)
+    readiness.close()
     assert not seen.ready
     assert seen.reason is not None
     assert "\n" not in seen.reason
     return seen.reason
+
+
+def timed_out(url: str, *jobs: str, **options: Any) -> bool:
+    """Whether a short wait ends although an answer does not."""
+    seen = wait(url, *jobs, timeout=BRIEFLY_S, **options)
+    return not seen.ready and f"{url} did not answer within " in (seen.reason or "")
 
 
 def final(url: str, *jobs: str, **options: Any) -> str:
@@ -134,9 +142,7 @@ def test_conditions_hold_in_the_same_look(server):
 
 def test_starting(server):
     server.replies["/-/ready"] = [STARTING]
-    reason = failure(server.url)
-    assert reason.startswith("Prometheus is not ready after 0.")
-    assert f"{server.url} answers HTTP 503" in reason
+    assert failure(server.url).startswith(f"Prometheus is not ready: {server.url} answers HTTP 503")
     assert not server.asked("/api/v1/status/buildinfo")
 
 
@@ -181,13 +187,16 @@ def test_buildinfo_proves_a_server_that_words_its_readiness_otherwise(server):
 def test_some_other_web_server_is_not_ready(server):
     page = Reply(200, b"<!doctype html><title>Welcome</title>")
     server.replies = {"/-/ready": [page], "/api/v1/status/buildinfo": [page]}
-    assert "but not as Prometheus does" in failure(server.url)
+    readiness = Readiness(PrometheusClient(server.url), Wanted())
+    for _look in range(3):
+        assert "but not as Prometheus does" in (readiness.look(PLENTY_S).reason or "")
+    readiness.close()
     assert len(server.asked("/api/v1/status/buildinfo")) == 1
 
 
 def test_hanging_server_is_left_at_the_end_of_the_wait(server):
     server.replies["/-/ready"] = [Reply(hangs=True), READY]
-    assert f"{server.url} did not answer within 0.3 s" in failure(server.url)
+    assert timed_out(server.url)
 
 
 def test_hanging_connection_is_given_up_for_a_new_one(server, monkeypatch):
@@ -200,14 +209,14 @@ def test_hanging_connection_is_given_up_for_a_new_one(server, monkeypatch):
 
 def test_trickling_answer_is_left_at_the_end_of_the_wait(server):
     server.replies["/-/ready"] = [Reply(200, b"Prometheus Server is Ready.", trickle=True)]
-    assert "did not answer within 0.3 s" in failure(server.url)
+    assert timed_out(server.url)
 
 
 @pytest.mark.parametrize("path", ["/api/v1/targets", "/api/v1/query"])
 def test_api_that_hangs_or_trickles(server, path):
     for reply in (Reply(hangs=True), Reply(200, b'{"status": "success"', trickle=True)):
         server.replies[path] = [reply]
-        assert "did not answer within 0.3 s" in failure(server.url, *(["node"] if path.endswith("targets") else []), expression="up")
+        assert timed_out(server.url, *(["node"] if path.endswith("targets") else []), expression="up")
 
 
 def test_connection_dropped_between_requests_is_made_anew(server):
@@ -252,7 +261,7 @@ def test_resolver_that_hangs_is_left_at_the_end_of_the_wait(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", hangs)
     try:
-        assert "did not answer within 0.3 s" in failure("http://nowhere.invalid")
+        assert timed_out("http://nowhere.invalid")
     finally:
         over.set()
 
@@ -287,29 +296,30 @@ def test_target_down_with_prometheus_own_error(server):
     error = 'Get "http://a:9100/metrics": dial tcp 127.0.0.1:9100: connect: connection refused'
     server.replies["/api/v1/targets"] = [targets(target("node", "b:9100"), target("node", "a:9100", "down", error))]
     reason = failure(server.url, "node")
-    assert reason.startswith("Job 'node' is not up after 0.")
+    assert reason.startswith("Job 'node' is not up: target a:9100 is down")
     assert f"target a:9100 is down: {error}; check that the target runs" in reason
     assert "b:9100" not in reason
 
 
 def test_target_not_yet_scraped(server):
     server.replies["/api/v1/targets"] = [targets(target("node", "a:9100", "unknown"))]
-    seen = wait(server.url, "node", timeout=BRIEFLY_S)
-    assert seen.reason is not None
-    assert "target a:9100 has not been scraped yet (scrape interval 1s)" in seen.reason
+    readiness = Readiness(PrometheusClient(server.url), Wanted(["node"]))
+    seen = readiness.look(PLENTY_S)
+    readiness.close()
+    assert "target a:9100 has not been scraped yet (scrape interval 1s)" in (seen.reason or "")
     assert seen.targets[0].last_scrape is None
 
 
 def test_job_without_target(server):
     server.replies["/api/v1/targets"] = [targets(target("node", "a:9100"))]
     reason = failure(server.url, "nodes", "node")
-    assert reason.startswith("Job 'nodes' is not up after ")
+    assert reason.startswith("Job 'nodes' is not up: ")
     assert "job 'nodes' has no target (the jobs with targets are node); check the name, and scrape_configs" in reason
 
 
 def test_no_job_has_a_target(server):
     reason = failure(server.url, "a", "b")
-    assert reason.startswith("Jobs 'a', 'b' are not up after ")
+    assert reason.startswith("Jobs 'a', 'b' are not up: ")
     assert "jobs 'a', 'b' have no target (no job has one)" in reason
 
 
@@ -347,8 +357,9 @@ def test_job_is_its_scrape_config_or_its_label(server):
 )
 def test_expression_holds_as_an_alert_does(server, reply, holds):
     server.replies["/api/v1/query"] = [reply]
-    seen = wait(server.url, expression="x", timeout=PLENTY_S if holds else BRIEFLY_S)
-    assert seen.ready is holds
+    readiness = Readiness(PrometheusClient(server.url), Wanted(expression="x"))
+    assert readiness.look(PLENTY_S).ready is holds
+    readiness.close()
 
 
 def test_samples_are_returned(server):
@@ -362,7 +373,7 @@ def test_samples_are_returned(server):
 
 def test_why_an_expression_does_not_hold(server):
     reason = failure(server.url, expression="up == 2")
-    assert reason.startswith("The expression 'up == 2' does not hold after 0.")
+    assert reason.startswith("The expression 'up == 2' does not hold: ")
     assert "its result is empty" in reason
     server.replies["/api/v1/query"] = [scalar("0")]
     assert "its value is 0; a scalar holds when it is neither 0 nor NaN" in failure(server.url, expression="0")
@@ -390,7 +401,7 @@ def test_evaluation_that_fails_may_succeed_later(server):
 
 def test_server_that_goes_during_the_wait(server):
     server.replies["/api/v1/query"] = [Reply(raw=b"")]
-    assert failure(server.url, expression="up").startswith("Prometheus is not ready after ")
+    assert failure(server.url, expression="up").startswith("Prometheus is not ready: ")
 
 
 # --- garbage ---
@@ -528,7 +539,8 @@ def basic(user: str, password: str) -> str:
 
 def test_basic_auth():
     with PrometheusDouble(authorization=basic("ansible", "pä:ss")) as double:
-        assert wait(double.url, expression="1", username="ansible", password="pä:ss", timeout=BRIEFLY_S).version == "3.5.3"
+        double.replies["/api/v1/query"] = [scalar("1")]
+        assert wait(double.url, expression="1", username="ansible", password="pä:ss").version == "3.5.3"
         text = final(double.url, username="ansible", password="wr0ng-secret")
         assert "HTTP 401, it does not accept the url_username and url_password given" in text
         assert "wr0ng-secret" not in text
@@ -589,7 +601,8 @@ def test_redirect_is_not_followed(server):
 
 def test_prefix():
     with PrometheusDouble(prefix="/lab/prom") as double:
-        assert wait(double.url + "/", expression="1", timeout=BRIEFLY_S).version == "3.5.3"
+        double.replies["/api/v1/query"] = [scalar("1")]
+        assert wait(double.url + "/", expression="1").version == "3.5.3"
         assert {request.path for request in double.requests} == {"/-/ready", "/api/v1/status/buildinfo", "/api/v1/query"}
         assert "HTTP 404, so no Prometheus is there; check the port and path prefix" in failure(f"http://{double.address}/lab")
 
@@ -721,7 +734,7 @@ def test_http_to_a_tls_server(server):
 
 def test_tls_handshake_that_hangs():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert "did not answer within 0.3 s" in failure(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        assert timed_out(f"https://127.0.0.1:{listener.getsockname()[1]}")
 
 
 def test_files_that_cannot_be_used(certificate, tmp_path):
@@ -784,6 +797,7 @@ def test_pauses_are_the_interval_and_the_last_look_comes_before_the_end():
     seen, time = wait_in_vain(timeout=1.0, interval=0.3, took=0.001, error=NotYetError("no"))
     assert time.sleeps == [0.3, 0.3, 0.3, pytest.approx(1.0 - 0.903 - 0.001 - prometheus_api.LAST_LOOK_S, abs=2e-3)]
     assert seen.polls == 5
+    assert seen.reason == "Prometheus is not ready after 1.0 s: no"
 
 
 def test_slow_answers_make_longer_pauses():
@@ -843,8 +857,9 @@ def test_module_ready(server, capsys):
 
 def test_module_fails_with_what_it_saw(server, capsys):
     server.replies["/api/v1/targets"] = [targets(target("node", "a:1", "down", "refused"))]
-    result = run_module(capsys, url=server.url, jobs=["node"], timeout=BRIEFLY_S, poll_interval=POLL_S)
+    result = run_module(capsys, url=server.url, jobs=["node"], timeout=1, poll_interval=0.5)
     assert result["failed"] is True
+    assert result["msg"].startswith("Job 'node' is not up after ")
     assert "target a:1 is down: refused" in result["msg"]
     assert (result["ready"], result["version"], result["targets"][0]["health"]) == (False, "3.5.3", "down")
     assert result["waited_s"] > 0

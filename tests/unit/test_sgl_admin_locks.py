@@ -45,10 +45,10 @@ def holder(container: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 def group(container: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process group that stands for a server: it ignores SIGTERM and has a child."""
-    script = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork(); print(1, flush=True); time.sleep(600)"
+    script = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork(); os.write(1, b'1'); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
-    assert process.stdout.readline() + process.stdout.readline() == b"1\n1\n"
+    assert process.stdout.read(2) == b"11"
     yield process
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -121,6 +121,18 @@ def test_settling_ends_the_server_of_a_dead_prep(live_run: str, group: subproces
     assert settled is not None and (settled["state"], settled["server"]) == ("interrupted", None)
     validators.validate_job(settled)
     assert len(warnings) == 1 and PREP_ID in warnings[0] and "inductor" in warnings[0]
+
+
+def test_settling_ends_the_children_that_outlived_their_server(
+    live_run: str, group: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
+    record(live_run, server={"pgid": group.pid, "started_at": "2026-11-23T09:16:00Z", "start_ticks": server.start_time(group.pid)})
+    group.kill()
+    group.wait()
+    assert server._alive(group.pid), "the child went with its parent"
+    job.settle(live_run, [])
+    assert not server._alive(group.pid)
 
 
 def test_settling_leaves_a_process_that_only_has_the_same_number(live_run: str, group: subprocess.Popen[bytes]) -> None:

@@ -76,7 +76,8 @@ def settle(run_id: str, warnings: list[str]) -> None:
     if record is None or record.get("state") != RUNNING:
         return
     server = record.get("server")
-    if isinstance(server, dict) and isinstance(server.get("pgid"), int) and start_time(server["pgid"]) == server.get("start_ticks"):
+    # The leader dies with its parent, but some of its children do not: its number still names their group then.
+    if isinstance(server, dict) and isinstance(server.get("pgid"), int) and start_time(server["pgid"]) in (server.get("start_ticks"), None):
         end_group(server["pgid"])
     warnings.append(
         f"{record.get('prep_id')} ended without a result in stage {record.get('stage')}; its work is done again where it was not finished"
