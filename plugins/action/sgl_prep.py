@@ -1,16 +1,41 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Follows a prep by short round trips and shows its progress, so that a lost connection loses nothing but the view."""
+"""Begins a prep in the container and follows it by short polls, showing its progress: a lost connection loses nothing but the view.
+
+Each poll is one command over the host's connection, without a module: a prep of hours asks a thousand times.
+"""
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, command_line, did_work, failure
 
 # At least one line in so many seconds while a prep runs.
 _HEARTBEAT_S = 15.0
+# Seconds that one round trip waits for the prep's end.
+_POLL_S = 5.0
+
+_MODE = {"type": "str", "choices": ["ensure", "rebuild", "skip"], "default": "ensure"}
+ARGUMENT_SPEC: dict[str, Any] = {
+    "container": {"type": "str", "default": "sglang-dev"},
+    "model": {"type": "str", "required": True},
+    "tp": {"type": "int", "default": 1},
+    "deep_gemm": _MODE,
+    "moe": _MODE,
+    "flashinfer": _MODE,
+    "inductor": _MODE,
+    "moe_batch_sizes": {"type": "list", "elements": "int", "default": []},
+    "moe_dtype": {"type": "str", "default": "auto"},
+    "probe": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+    "server_args": {"type": "list", "elements": "str", "default": []},
+    "server_timeout": {"type": "float", "default": 1800},
+    "probe_timeout": {"type": "float", "default": 30},
+    "assume_started": {"type": "bool", "default": True},
+}
 
 
 class ActionModule(ActionBase):
@@ -18,21 +43,70 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        super().run(tmp, task_vars)
-        arguments = {key: value for key, value in self._task.args.items() if not key.startswith("poll_")}
-        result = self._module(arguments, task_vars)
-        shown, shown_at = "", 0.0
-        while result.get("running") and not result.get("failed"):
-            line = progress(result["job"])
-            if line != shown or time.monotonic() - shown_at >= _HEARTBEAT_S:
-                self._display.display(f"{(task_vars or {}).get('inventory_hostname', 'localhost')}: {line}")
-                shown, shown_at = line, time.monotonic()
-            result = self._module({**arguments, "poll_prep_id": result["prep_id"]}, task_vars)
-        return result
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        client = PrepClient(self._call, given["container"])
+        try:
+            if self._task.check_mode:
+                return {**result, **self._plan(client, given)}
+            return {**result, **self._prep(client, given, str((task_vars or {}).get("inventory_hostname", "localhost")))}
+        except PrepError as error:
+            return {**result, "failed": True, "msg": str(error)}
+        except (KeyError, TypeError, AttributeError) as error:
+            return {
+                **result,
+                "failed": True,
+                "msg": f"sgl-admin's answer breaks the contract: {error!r}; is the image older than this collection?",
+            }
 
-    def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        answer: dict[str, Any] = self._execute_module(module_name="slice_bench.sglang.sgl_prep", module_args=arguments, task_vars=task_vars)
-        return answer
+    def _call(self, arguments: list[str]) -> tuple[int, str, str]:
+        done = self._low_level_execute_command(shlex.join(arguments))
+        return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
+
+    def _plan(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
+        if not given["assume_started"]:
+            return {"changed": True, "stages": {}, "msg": "a prep would follow the start of the container"}
+        plan = client.dry_run(command_line(given))
+        self._warn(plan["warnings"])
+        stages = {name: stage["status"] for name, stage in plan["stages"].items()}
+        would_run = {name: status == "would_run" for name, status in stages.items()}
+        return {"changed": plan["would_change"], "stages": stages, "diff": diff(would_run)}
+
+    def _prep(self, client: PrepClient, given: dict[str, Any], host: str) -> dict[str, Any]:
+        envelope = client.start(command_line(given), _POLL_S)
+        shown, shown_at = "", 0.0
+        while (job := envelope["job"]) and job["state"] == "running":
+            line = progress(job)
+            if line != shown or time.monotonic() - shown_at >= _HEARTBEAT_S:
+                self._display.display(f"{host}: {line}")
+                shown, shown_at = line, time.monotonic()
+            envelope = client.follow(job["prep_id"], _POLL_S)
+        result = envelope["result"]
+        if job is None:
+            raise PrepError("sgl-admin has no record of the prep that it began; run this again")
+        outcome: dict[str, Any] = {"changed": result is not None and did_work(result), "prep_id": job["prep_id"], "job": job, "stages": {}}
+        if result:
+            self._warn(result["warnings"])
+            outcome.update(
+                status=result["status"],
+                stages={name: stage["status"] for name, stage in result["stages"].items()},
+                metrics_ready=result["telemetry_probe"]["ok"],
+                result=result,
+                diff=diff({name: stage["ran"] for name, stage in result["stages"].items()}),
+            )
+        problem = failure(job, result)
+        return {**outcome, "failed": True, "msg": problem} if problem else outcome
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self._display.warning(warning)
+
+
+def diff(ran: dict[str, bool]) -> dict[str, str]:
+    return {
+        "before": "".join(f"{name}: {'cold' if did else 'unchanged'}\n" for name, did in ran.items()),
+        "after": "".join(f"{name}: {'warm' if did else 'unchanged'}\n" for name, did in ran.items()),
+    }
 
 
 def progress(job: dict[str, Any]) -> str:

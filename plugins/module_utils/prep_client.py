@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, Runner, explain
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import Runner, explain
 
 # sgl-admin's exit codes for a prep that did not begin.
 _REFUSALS = {2: "usage", 3: "permission", 4: "no live run", 5: "busy"}
@@ -19,9 +19,7 @@ class PrepError(Exception):
 
 class PrepClient:
     def __init__(self, run: Runner, container: str) -> None:
-        """Raises DockerError where there is no docker client."""
         self._run = run
-        self._docker = DockerCli(run).binary
         self._container = container
 
     def start(self, arguments: list[str], wait_s: float) -> dict[str, Any]:
@@ -47,7 +45,7 @@ class PrepClient:
         return envelope
 
     def _call(self, *arguments: str) -> str:
-        code, output, error = self._run([self._docker, "exec", self._container, "sgl-admin", *arguments])
+        code, output, error = self._run(["docker", "exec", self._container, "sgl-admin", *arguments])
         if code:
             message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
             raise PrepError(f"the prep did not begin ({_REFUSALS.get(code, f'exit code {code}')}): {message}")
