@@ -13,6 +13,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,8 +26,8 @@ HANG_S = 20.0
 
 @dataclass
 class Reply:
-    """`raw` is sent as it is, without HTTP around it; then, or when `hangs`, nothing more comes. `trickle` adds spaces without end.
-    `closes` ends the connection without saying so before; `length` overrides the true Content-Length."""
+    """`raw` is sent as it is, without HTTP around it; then, or when `hangs`, nothing more comes. `trickle` adds spaces.
+    `closes` ends the connection without saying so before."""
 
     status: int = 200
     body: bytes = b""
@@ -35,7 +36,6 @@ class Reply:
     hangs: bool = False
     trickle: bool = False
     closes: bool = False
-    length: int | None = None
 
 
 @dataclass
@@ -178,10 +178,11 @@ class PrometheusDouble:
         handler.send_response(reply.status)
         for name, value in reply.headers.items():
             handler.send_header(name, value)
-        handler.send_header("Content-Length", str(10**6 if reply.trickle else reply.length or len(reply.body)))
+        handler.send_header("Content-Length", str(10**6 if reply.trickle else len(reply.body)))
         handler.end_headers()
         handler.wfile.write(reply.body)
-        while reply.trickle and not self._stopping.wait(0.02):
+        end = time.monotonic() + HANG_S
+        while reply.trickle and time.monotonic() < end and not self._stopping.wait(0.02):
             handler.wfile.write(b" ")
-        if reply.closes or reply.length is not None:
+        if reply.closes or reply.trickle:
             handler.close_connection = True

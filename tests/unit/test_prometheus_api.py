@@ -84,6 +84,8 @@ def failure(url: str, *jobs: str, expression: str | None = None, **client: Any) 
 def timed_out(url: str, *jobs: str, **options: Any) -> bool:
     """Whether a short wait ends although an answer does not."""
     seen = wait(url, *jobs, timeout=BRIEFLY_S, **options)
+    # No measurement: without a limit it would be 20 s or more.
+    assert seen.waited_s < 10
     return not seen.ready and f"{url} did not answer within " in (seen.reason or "")
 
 
