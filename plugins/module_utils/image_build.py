@@ -20,7 +20,6 @@ from typing import Any
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
     INPUTS_LABEL,
     DockerCli,
-    DockerError,
     Runner,
     build_client,
     explain,
@@ -53,8 +52,15 @@ class ImageBuild:
 
     def current(self) -> dict[str, Any] | None:
         """The image as it is; None where it does not exist or was made from other inputs."""
-        image = self._docker.image(self.name)
-        return image if image and image["labels"].get(INPUTS_LABEL) == self.inputs else None
+        image = self.found()
+        return image if self.made_from_inputs(image) else None
+
+    def found(self) -> dict[str, Any] | None:
+        """The image of that name, whatever it was made from."""
+        return self._docker.image(self.name)
+
+    def made_from_inputs(self, image: dict[str, Any] | None) -> bool:
+        return image is not None and image["labels"].get(INPUTS_LABEL) == self.inputs
 
     def next_step(self, context: str | None) -> str | None:
         """`base`, `wheels` or `build`: what is to be done next; None when the image is current."""
@@ -214,6 +220,3 @@ def unpack(archive: str, folder: str) -> None:
                 os.chmod(path, entry.mode & 0o755)
     except (tarfile.TarError, OSError) as error:
         raise ImageError(f"the build context {archive} cannot be unpacked: {error}") from error
-
-
-__all__ = ["DockerError", "ImageBuild", "ImageError", "unpack"]

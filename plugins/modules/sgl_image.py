@@ -101,7 +101,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerError
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, ImageError, unpack
 
 
@@ -132,14 +132,14 @@ def main() -> None:
         build = ImageBuild(
             module.run_command, given["name"], given["flavour"], inputs, given["base_name"], given["base_suite"], given["build_dir"]
         )
-        before = DockerCli(module.run_command).image(given["name"])
+        before = build.found()
     except DockerError as error:
         if module.check_mode:
             module.exit_json(
                 changed=True, image=None, inputs=inputs, next_step="base", msg=f"the image would be built once Docker works: {error}"
             )
         module.fail_json(msg=str(error))
-    current = build.current()
+    current = before if build.made_from_inputs(before) else None
     if module.check_mode or current is not None:
         module.exit_json(
             changed=current is None,
