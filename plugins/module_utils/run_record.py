@@ -7,6 +7,7 @@ The formats are the project's contract (schemas/). Nothing here is trusted: the 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -59,6 +60,61 @@ def read(telemetry_root: str) -> RunRecord | None:
         raise RecordError(f"{pointer} names {path}, which does not exist; start the container again (playbooks/start.yml)")
     check_manifest(manifest, run_id, path)
     return RunRecord(run_id, manifest, _prep_result(manifest, run_id))
+
+
+def describe(telemetry_root: str, container: dict[str, Any] | None) -> dict[str, Any]:
+    """What the records say of the container's run, and whether it is the live one; `container` as docker_cli describes it."""
+    try:
+        record = read(telemetry_root)
+    except RecordError as error:
+        # Maybe what an earlier run left, which the one that is starting replaces.
+        return summary(None, str(error))
+    if record is None:
+        return summary(None, f"there is no pointer {POINTER_NAME} in {telemetry_root}")
+    return summary(record, not_live_because(record, container))
+
+
+def running_prep(record: RunRecord) -> dict[str, Any] | None:
+    """Id, pid, stage and arguments of the prep that runs in a live run; None where none does."""
+    try:
+        job = _read_json(Path(record.paths["run_dir"]) / "job.json")
+    except RecordError:
+        # sgl-admin, which sets it aside, is asked before a prep begins.
+        return None
+    if job is None or job.get("state") != "running" or not _held(Path(record.paths["profiles_root"]) / ".locks" / "prep.lock"):
+        return None
+    arguments = job.get("arguments")
+    return {
+        **{key: job.get(key) for key in ("prep_id", "pid", "stage")},
+        "arguments": [str(word) for word in arguments] if isinstance(arguments, list) else [],
+    }
+
+
+def _held(lock: Path) -> bool:
+    """Whether some process holds the lock: a prep that was killed does not, whatever its record says."""
+    try:
+        with open(lock, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def summary(record: RunRecord | None, reason: str | None) -> dict[str, Any]:
+    """A run for those who act on it; `reason` says why it is not the live one, and is None when it is."""
+    live = record is not None and reason is None
+    return {
+        "live": live,
+        "reason": reason,
+        "run_id": record.run_id if record else None,
+        "manifest": record.manifest if record else None,
+        "paths": record.paths if record else None,
+        "prep_result": record.prep_result if record else None,
+        "metrics_ready": live and record is not None and record.metrics_ready,
+        "prep": running_prep(record) if live and record is not None else None,
+    }
 
 
 def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:

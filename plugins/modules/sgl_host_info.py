@@ -5,13 +5,23 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sgl_host_info
-short_description: Tell what a run needs to know of a host, in one round trip
+short_description: Tell what a run needs to know of a host, and all that would stop it, in one round trip
 version_added: 1.0.0
 description:
-  - Returns the service user, what Docker says, the container and the image as they are, and the devices that kernels are for.
-  - Takes the place of fact gathering, which costs a second a host and knows none of this.
-  - Needs nothing on the host but Python. What stops a prep of this host is told in RV(problems), and failed on only with O(must_be_ready).
+  - Returns the service user, what Docker says, the container, its run and the image as they are, the host tree, the model, and the devices
+    that kernels are for.
+  - Takes the place of fact gathering, which costs a second a host and knows none of this. A host on which everything is as it should be
+    needs no other look.
+  - Changes nothing. What stops a run is told all at once in RV(problems), each with its remedy.
 options:
+  ready_for:
+    description:
+      - Fail where something stops this. V(stop) needs Docker; V(start) also the host tree with its owner, free ports and space; V(prep)
+        also the model.
+      - V(nothing) only looks.
+    type: str
+    choices: [nothing, stop, start, prep]
+    default: nothing
   user:
     description:
       - The service user, who owns the host tree and whose uid and gid the container runs with.
@@ -25,16 +35,58 @@ options:
     description: Name of the image to look at.
     type: str
     default: sglang-dev:local
-  must_be_ready:
-    description:
-      - Fail where something stops a prep of this host, naming each thing and its remedy. In check mode it warns instead, as a host that is
-        not prepared yet may well lack Docker.
+  root:
+    description: Folder of the host tree. By default C(sglang-observability) in the service user's home.
+    type: path
+  telemetry_root:
+    description: Metrics, traces, logs and the records of runs. By default C(telemetry) in O(root).
+    type: path
+  profiles_root:
+    description: Kernel caches. By default C(profiles) in O(root).
+    type: path
+  models_root:
+    description: Models. By default C(models) in O(root).
+    type: path
+  huggingface_root:
+    description: The Hugging Face cache. By default C(huggingface) in O(root).
+    type: path
+  ownership_ignore:
+    description: Warn of what belongs to somebody else in the host tree instead of refusing it.
     type: bool
     default: false
+  model:
+    description: The model's folder under the models folder. Needed for O(ready_for=prep).
+    type: str
+  model_may_be_missing:
+    description: Do not refuse a model that is not there, as it is about to be made.
+    type: bool
+    default: false
+  tp:
+    description: Tensor parallel size.
+    type: int
+    default: 1
+  bind_address:
+    description: Address that the services listen on.
+    type: str
+    default: 127.0.0.1
+  ports:
+    description:
+      - Ports that must be free, by the name of their service. Looked at only while the container does not run, as it holds them then.
+      - That of C(sglang) is the server's, which listens on loopback, and is looked at for a prep only.
+    type: dict
+    default: {}
+  space_gb:
+    description:
+      - Free space that must be there before something is written, in units of 10^9 bytes, by what it is for. C(telemetry) and C(profiles)
+        are looked at unless the run has proven its metrics, C(docker) (Docker's own folder) where the image is missing.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full
-    description: It only looks. See O(must_be_ready) for what does not fail then.
+    description: >-
+      It only looks. With O(ready_for) it does not fail then for want of what a host that nobody prepared yet may well lack, such as Docker,
+      but warns.
   diff_mode:
     support: none
     description: Nothing is changed, so there is no difference to show.
@@ -47,9 +99,13 @@ EXAMPLES = r"""
   slice_bench.sglang.sgl_host_info:
   register: host
 
-- name: Look at the host as the service account sees it
+- name: Refuse a host that cannot be prepared, before anything changes
   slice_bench.sglang.sgl_host_info:
+    ready_for: prep
+    model: Qwen/Qwen3-8B
     user: bench
+    ports: {prometheus: 9090, sglang: 30000}
+    space_gb: {telemetry: 1, profiles: 2}
 """
 
 RETURN = r"""
@@ -90,101 +146,79 @@ architecture:
   returned: always
   type: str
   sample: aarch64
+tree:
+  description: >-
+    The host tree's folders and owner, and for a start or a prep whether M(slice_bench.sglang.sgl_host_dirs) has something to do
+    (C(incomplete)).
+  returned: always
+  type: dict
+  sample: {paths: {telemetry: /home/ubuntu/sglang-observability/telemetry}, owner: {uid: 1000, gid: 1000}, incomplete: false}
+model:
+  description: What M(slice_bench.sglang.sgl_model) returns of the model; null unless O(ready_for=prep), or where it cannot be used.
+  returned: always
+  type: dict
+run:
+  description: What M(slice_bench.sglang.sgl_manifest) returns of the container's run.
+  returned: always
+  type: dict
 problems:
-  description: What stops a prep of this host, each with its remedy.
+  description: What stops O(ready_for), each with its remedy.
   returned: always
   type: list
   elements: str
   sample: []
 """
 
-import importlib.util
-import os
-import platform
-import pwd
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils import preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerError
 
-
-def service_user(name: str | None) -> dict[str, Any]:
-    """The passwd entry of the service user. Raises KeyError where there is none."""
-    if name is None and os.geteuid() == 0:
-        name = os.environ.get("SUDO_USER")
-    entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
-    return {"name": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "home": entry.pw_dir}
-
-
-def find_devices(module: AnsibleModule) -> dict[str, Any]:
-    """GPUs as nvidia-smi names them; without its device file there is no driver, and the tool need not be asked."""
-    tool = module.get_bin_path("nvidia-smi") if os.path.exists("/dev/nvidiactl") else None
-    if tool is not None:
-        code, output, error = module.run_command([tool, "--query-gpu=name", "--format=csv,noheader"])
-        names = [line.strip() for line in output.splitlines() if line.strip()]
-        if code or not names:
-            module.fail_json(msg=f"nvidia-smi names no GPU: {(error or output).strip()}; mend the driver first (dmesg tells of Xid errors)")
-        return {"count": len(names), "name": names[0], "cuda": True}
-    return {"count": 1, "name": "cpu", "cuda": False}
-
-
-def find_problems(user: dict[str, Any], docker: dict[str, Any]) -> list[str]:
-    """What stops a prep of this host, each with its remedy."""
-    problems = []
-    if docker["problem"]:
-        problems.append(docker["problem"])
-    if importlib.util.find_spec("requests") is None:
-        problems.append(
-            "this host's Python lacks the requests package, which Ansible's Docker modules need: `apt-get install python3-requests`"
-        )
-    if os.geteuid() not in (0, user["uid"]):
-        problems.append(
-            f"modules run as uid {os.geteuid()} here, and the service user is {user['name']} ({user['uid']}): "
-            "set ansible_become to true, or sgl_user to the user who connects"
-        )
-    return problems
+_ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface_root")
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
+            "ready_for": {"type": "str", "choices": ["nothing", "stop", "start", "prep"], "default": "nothing"},
             "user": {"type": "str"},
             "container": {"type": "str", "default": "sglang-dev"},
             "image": {"type": "str", "default": "sglang-dev:local"},
-            "must_be_ready": {"type": "bool", "default": False},
+            "root": {"type": "path"},
+            "telemetry_root": {"type": "path"},
+            "profiles_root": {"type": "path"},
+            "models_root": {"type": "path"},
+            "huggingface_root": {"type": "path"},
+            "ownership_ignore": {"type": "bool", "default": False},
+            "model": {"type": "str"},
+            "model_may_be_missing": {"type": "bool", "default": False},
+            "tp": {"type": "int", "default": 1},
+            "bind_address": {"type": "str", "default": "127.0.0.1"},
+            "ports": {"type": "dict", "default": {}},
+            "space_gb": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
+    given = {name: value for name, value in module.params.items() if name not in _ROOTS}
     try:
-        user = service_user(module.params["user"])
-    except KeyError:
-        module.fail_json(msg=f"no user {module.params['user'] or os.geteuid()} on this host: create it, or set sgl_user to one that exists")
-    docker: dict[str, Any] = {"available": False, "version": None, "problem": None}
-    container = image = None
+        given["ports"] = {name: int(port) for name, port in given["ports"].items()}
+        given["space_gb"] = {name: float(size) for name, size in given["space_gb"].items()}
+    except (TypeError, ValueError) as error:
+        module.fail_json(msg=f"ports and space_gb take numbers: {error}")
+    options = preflight.Options(roots={name.removesuffix("_root"): module.params[name] for name in _ROOTS}, **given)
     try:
-        cli = DockerCli(module.run_command)
-        container = cli.container(module.params["container"])
-        image = cli.image(module.params["image"])
-        # A container or an image is answer enough that the daemon is there: its version is asked only for the others.
-        docker.update(available=True, version=None if container or image else cli.version())
-    except DockerError as error:
-        docker["problem"] = str(error)
-    problems = find_problems(user, docker)
-    if problems and module.params["must_be_ready"]:
-        if not module.check_mode:
-            module.fail_json(msg="; ".join(problems), problems=problems)
-        module.warn(f"A run without --check would stop here: {'; '.join(problems)}")
-    module.exit_json(
-        changed=False,
-        problems=problems,
-        user=user,
-        acting=os.geteuid(),
-        docker=docker,
-        container=container,
-        image=image,
-        devices=find_devices(module),
-        architecture=platform.machine(),
-    )
+        found = preflight.look(options, module.run_command)
+    except (preflight.PreflightError, DockerError) as error:
+        module.fail_json(msg=str(error))
+    for warning in found.warnings:
+        module.warn(warning)
+    problems = [*found.lacking, *found.problems]
+    stopping = found.problems if module.check_mode else problems
+    if options.ready_for != "nothing":
+        if stopping:
+            module.fail_json(msg="; ".join(stopping), problems=problems)
+        if problems:
+            module.warn(f"A run without --check would stop here: {'; '.join(problems)}")
+    module.exit_json(changed=False, problems=problems, **found.facts)
 
 
 if __name__ == "__main__":

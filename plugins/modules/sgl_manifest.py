@@ -85,6 +85,11 @@ metrics_ready:
   description: Whether that prep has proven that the server's metrics arrive.
   returned: always
   type: bool
+prep:
+  description: The prep that runs in the live run now (its id, pid, stage and arguments), or null.
+  returned: always
+  type: dict
+  sample: {prep_id: prep-20261123T091600Z-77aa01bc, pid: 812, stage: inductor, arguments: [--tp=1]}
 waited_s:
   description: Seconds waited.
   returned: always
@@ -107,23 +112,11 @@ class ManifestModule:
         self.module = module
         self.telemetry_root: str = module.params["telemetry_root"]
         self.name: str = module.params["container"]
-        self.record: run_record.RunRecord | None = None
-        self.reason: str | None = None
 
-    def look(self) -> dict[str, Any] | None:
-        """Read the records and compare them with the container, which is returned."""
+    def look(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """The run by its records, compared with the container, which is returned too."""
         container = self._container()
-        try:
-            self.record = run_record.read(self.telemetry_root)
-        except run_record.RecordError as error:
-            # Maybe what an earlier run left, which the one that is starting replaces.
-            self.record, self.reason = None, str(error)
-            return container
-        if self.record is None:
-            self.reason = f"there is no pointer {run_record.POINTER_NAME} in {self.telemetry_root}"
-        else:
-            self.reason = run_record.not_live_because(self.record, container)
-        return container
+        return run_record.describe(self.telemetry_root, container), container
 
     def _container(self) -> dict[str, Any] | None:
         try:
@@ -137,43 +130,29 @@ class ManifestModule:
     def live(self) -> dict[str, Any]:
         started = time.monotonic()
         while True:
-            container = self.look()
+            run, container = self.look()
             waited = time.monotonic() - started
-            if self.reason is None or self.module.check_mode:
-                return self.result(waited)
+            if run["live"] or self.module.check_mode:
+                return {"changed": False, "waited_s": round(waited, 3), **run}
             status = container["status"] if container else "absent"
             # A container that starts again and again for longer than this will not come up by itself.
             patience = {"running": self.module.params["timeout"], "restarting": min(10.0, self.module.params["timeout"])}.get(status, 0.0)
             if waited >= patience:
-                what = f"container {self.name} ({status}) has no live run after {waited:.0f} s: {self.reason}"
+                what = f"container {self.name} ({status}) has no live run after {waited:.0f} s: {run['reason']}"
                 raise run_record.RecordError(f"{what}. The end of its log:\n{self.container_log()}")
             time.sleep(_POLL_S)
 
     def absent(self) -> dict[str, Any]:
-        container = self.look()
-        if self.record is not None and self.reason is None:
-            raise run_record.RecordError(f"{self.record.run_id} is live: stop it first (playbooks/stop.yml), which removes its pointer")
+        run, container = self.look()
+        if run["live"]:
+            raise run_record.RecordError(f"{run['run_id']} is live: stop it first (playbooks/stop.yml), which removes its pointer")
         present = os.path.lexists(os.path.join(self.telemetry_root, run_record.POINTER_NAME))
-        if present and self.record is None and container is not None and container["running"]:
+        if present and run["run_id"] is None and container is not None and container["running"]:
             # It cannot be followed, so it may be the running container's.
-            raise run_record.RecordError(f"container {self.name} runs, and {self.reason}")
+            raise run_record.RecordError(f"container {self.name} runs, and {run['reason']}")
         if present and not self.module.check_mode:
             run_record.remove_pointer(self.telemetry_root)
-        return {**self.result(0.0), "changed": present}
-
-    def result(self, waited: float) -> dict[str, Any]:
-        record = self.record
-        return {
-            "changed": False,
-            "live": record is not None and self.reason is None,
-            "reason": self.reason,
-            "run_id": record.run_id if record else None,
-            "manifest": record.manifest if record else None,
-            "paths": record.paths if record else None,
-            "prep_result": record.prep_result if record else None,
-            "metrics_ready": record is not None and self.reason is None and record.metrics_ready,
-            "waited_s": round(waited, 3),
-        }
+        return {"changed": present, "waited_s": 0.0, **run}
 
     def container_log(self) -> str:
         try:

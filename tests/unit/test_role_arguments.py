@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 ROLES_DIR = Path(__file__).resolve().parents[2] / "roles"
+USERS = "sgl_"
 ROLES = sorted(path.name for path in ROLES_DIR.iterdir() if path.is_dir())
 
 
@@ -24,7 +26,13 @@ def defaults(role: str) -> set[str]:
 def options(role: str) -> dict[str, dict[str, Any]]:
     """The options of the role's main entry point. A role without variables still has the file: it says what the role does."""
     specs = load(ROLES_DIR / role / "meta" / "argument_specs.yml")["argument_specs"]
-    return specs["main"].get("options") or {}
+    return {name: spec for name, spec in (specs["main"].get("options") or {}).items() if not name.startswith(USERS)}
+
+
+def users_variables() -> set[str]:
+    """The variables that users set, which the preflight checks for every role."""
+    specs = load(ROLES_DIR / "preflight" / "meta" / "argument_specs.yml")["argument_specs"]
+    return {name for name in specs["main"]["options"] if name.startswith(USERS)}
 
 
 def undocumented(name: str, spec: dict[str, Any]) -> list[str]:
@@ -52,6 +60,22 @@ def test_every_option_is_described_and_typed(role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_every_name_starts_with_the_role(role: str) -> None:
     assert [name for name in defaults(role) | set(options(role)) if not name.startswith(f"{role}_")] == []
+
+
+def test_the_preflight_checks_every_variable_that_a_role_reads() -> None:
+    read = {name for role in ROLES for name in re.findall(r"\bsgl_\w+", (ROLES_DIR / role / "defaults" / "main.yml").read_text())}
+    assert sorted(users_variables()) == sorted(read)
+
+
+def test_the_readme_lists_every_variable() -> None:
+    table = (ROLES_DIR.parent / "README.md").read_text(encoding="utf-8").partition("## Variables")[2].partition("\n## ")[0]
+    assert [name for name in sorted(users_variables()) if f"`{name}`" not in table] == []
+
+
+def test_the_flavours_are_those_that_there_are() -> None:
+    specs = load(ROLES_DIR / "preflight" / "meta" / "argument_specs.yml")["argument_specs"]
+    flavours = [path.name for path in (ROLES_DIR / "image" / "files" / "flavours").iterdir() if path.is_dir()]
+    assert specs["main"]["options"]["sgl_flavour"]["choices"] == sorted(flavours)
 
 
 @pytest.mark.parametrize("role", ROLES)

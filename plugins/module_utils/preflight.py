@@ -1,0 +1,204 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The look at a host before anything changes on it: all that a run needs to know, and all that would stop it, at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import pwd
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, model_files, ports, run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, Runner
+
+_GB = 10**9
+
+
+class PreflightError(Exception):
+    """Nothing can be told of this host; the message names the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked, by the module's options of the same names."""
+
+    ready_for: str
+    user: str | None
+    container: str
+    image: str
+    roots: dict[str, str | None]
+    ownership_ignore: bool
+    model: str | None
+    model_may_be_missing: bool
+    tp: int
+    bind_address: str
+    ports: dict[str, int]
+    space_gb: dict[str, float]
+
+
+@dataclass
+class Findings:
+    """What the look found; `lacking` is what a host that nobody prepared yet may well lack, `problems` is wrong on any host."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def look(options: Options, run: Runner) -> Findings:
+    """Everything in one go. Raises PreflightError where there is no such user."""
+    found = Findings()
+    user = service_user(options.user)
+    found.facts.update(user=user, acting=os.geteuid(), architecture=platform.machine(), devices=_devices(found, run))
+    spec = _tree_spec(options, user)
+    found.facts.update(_docker(found, options, run))
+    found.facts["tree"] = {"paths": spec.roots(), "owner": {"uid": spec.uid, "gid": spec.gid}, "incomplete": False}
+    found.facts["model"] = None
+    found.facts["run"] = run_record.describe(spec.telemetry, found.facts["container"])
+    if options.ready_for in ("start", "prep"):
+        if os.geteuid() not in (0, user["uid"]):
+            found.problems.append(
+                f"modules run as uid {os.geteuid()} here, and the service user is {user['name']} ({user['uid']}): "
+                "set ansible_become to true, or sgl_user to the user who connects"
+            )
+        _look_at_tree(found, spec)
+        found.problems.extend(_taken_ports(found.facts["container"], options))
+        found.problems.extend(_short_of_space(found.facts, options, run))
+    if options.ready_for == "prep":
+        _look_at_model(found, spec, options)
+    return found
+
+
+def service_user(name: str | None) -> dict[str, Any]:
+    """The passwd entry of the service user. Raises PreflightError where there is none."""
+    if name is None and os.geteuid() == 0:
+        name = os.environ.get("SUDO_USER")
+    try:
+        entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
+    except KeyError as error:
+        raise PreflightError(f"no user {name or os.geteuid()} on this host: create it, or set sgl_user to one that exists") from error
+    return {"name": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "home": entry.pw_dir}
+
+
+def _devices(found: Findings, run: Runner) -> dict[str, Any]:
+    """GPUs as nvidia-smi names them; without its device file there is no driver, and the tool need not be asked."""
+    tool = shutil.which("nvidia-smi") if os.path.exists("/dev/nvidiactl") else None
+    if tool is None:
+        return {"count": 1, "name": "cpu", "cuda": False}
+    code, output, error = run([tool, "--query-gpu=name", "--format=csv,noheader"])
+    names = [line.strip() for line in output.splitlines() if line.strip()]
+    if code or not names:
+        found.problems.append(f"nvidia-smi names no GPU: {(error or output).strip()}; mend the driver first (dmesg tells of Xid errors)")
+    return {"count": len(names), "name": names[0] if names else "unknown", "cuda": True}
+
+
+def _docker(found: Findings, options: Options, run: Runner) -> dict[str, Any]:
+    """Facts `docker`, `container` and `image`."""
+    docker: dict[str, Any] = {"available": False, "version": None, "problem": None}
+    container = image = None
+    try:
+        cli = DockerCli(run)
+        container, image = cli.container(options.container), cli.image(options.image)
+        # A container or an image is answer enough that the daemon is there: its version is asked only for the others.
+        docker.update(available=True, version=None if container or image else cli.version())
+    except DockerError as error:
+        docker["problem"] = str(error)
+        found.lacking.append(str(error))
+    if importlib.util.find_spec("requests") is None:
+        found.lacking.append(
+            "this host's Python lacks the requests package, which Ansible's Docker modules need: `apt-get install python3-requests`"
+        )
+    return {"docker": docker, "container": container, "image": image}
+
+
+def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
+    """The tree's folders: each where it is said to be, or else under the root, which is in the service user's home."""
+    root = options.roots["root"] or os.path.join(user["home"], "sglang-observability")
+
+    def folder(name: str) -> str:
+        return host_tree.clean_path(options.roots[name] or os.path.join(root, name))
+
+    return host_tree.Spec(
+        root=host_tree.clean_path(root),
+        telemetry=folder("telemetry"),
+        profiles=folder("profiles"),
+        models=folder("models"),
+        huggingface=folder("huggingface"),
+        uid=user["uid"],
+        gid=user["gid"],
+        ownership_ignore=options.ownership_ignore,
+    )
+
+
+def _look_at_tree(found: Findings, spec: host_tree.Spec) -> None:
+    try:
+        plan = host_tree.inspect(spec)
+    except host_tree.HostTreeError as error:
+        found.problems.append(str(error))
+        return
+    found.warnings.extend(plan.warnings)
+    found.facts["tree"]["incomplete"] = plan.changed
+
+
+def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> None:
+    if not options.model:
+        found.problems.append("no model is named: set sgl_model to its folder under the models folder, such as Qwen/Qwen3-8B")
+        return
+    path = os.path.join(spec.models, options.model)
+    devices = found.facts["devices"]
+    try:
+        found.facts["model"] = model_files.inspect_model(
+            path, tp=options.tp, device_count=devices["count"], device_name=devices["name"], root=spec.models, uid=spec.uid, gid=spec.gid
+        )
+    except model_files.ModelMissing as error:
+        found.facts["model"] = model_files.missing_model(path)
+        if not options.model_may_be_missing:
+            found.problems.append(str(error))
+    except model_files.ModelError as error:
+        found.problems.append(str(error))
+
+
+def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:
+    """A running container holds its ports itself; sgl-admin sees to the server's when it starts one."""
+    if container is not None and container["running"]:
+        return
+    for name, port in options.ports.items():
+        if name == "sglang" and options.ready_for != "prep":
+            continue
+        # The SGLang server of a prep always listens on loopback.
+        address = "127.0.0.1" if name == "sglang" else options.bind_address
+        if (who := ports.taken(address, port)) is not None:
+            yield f"port {port} on {address}, which {name} needs, is taken by {who}: stop it, or set sgl_{name}_port to another port"
+
+
+def _short_of_space(facts: dict[str, Any], options: Options, run: Runner) -> Iterator[str]:
+    """What is about to be written needs room; on a host where all is done nothing is."""
+    wanted: list[tuple[str, str]] = []
+    if not (facts["run"]["live"] and facts["run"]["metrics_ready"]):
+        wanted += [("telemetry", facts["tree"]["paths"]["telemetry"]), ("profiles", facts["tree"]["paths"]["profiles"])]
+    if facts["docker"]["available"] and facts["image"] is None:
+        wanted.append(("docker", DockerCli(run).call("info", "--format", "{{.DockerRootDir}}").strip()))
+    for name, path in wanted:
+        need = options.space_gb.get(name, 0.0) * _GB
+        free = _free(path)
+        if free is not None and free < need:
+            yield (
+                f"{path} has {free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted there before anything is written: "
+                f"free some, or set sgl_space_gb: {{{name}: {free / _GB:.1f}}} to go on with less"
+            )
+
+
+def _free(path: str) -> int | None:
+    """Bytes that an ordinary user may still write at `path`, or where it will be made; None where that cannot be seen."""
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
