@@ -11,11 +11,13 @@ import shlex
 import time
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, command_line, did_work, failure
 
-# At least one line in so many seconds while a prep runs.
+# The longest silence while a prep runs; where more hosts than these are prepared at once, only what changes is shown.
 _HEARTBEAT_S = 15.0
+_FEW_HOSTS = 4
 # Seconds that one round trip waits for the prep's end.
 _POLL_S = 5.0
 
@@ -49,7 +51,7 @@ class ActionModule(ActionBase):
         try:
             if self._task.check_mode:
                 return {**result, **self._plan(client, given)}
-            return {**result, **self._prep(client, given, str((task_vars or {}).get("inventory_hostname", "localhost")))}
+            return {**result, **self._prep(client, given, task_vars or {})}
         except PrepError as error:
             return {**result, "failed": True, "msg": str(error)}
         except (KeyError, TypeError, AttributeError) as error:
@@ -72,15 +74,17 @@ class ActionModule(ActionBase):
         would_run = {name: status == "would_run" for name, status in stages.items()}
         return {"changed": plan["would_change"], "stages": stages, "diff": diff(would_run)}
 
-    def _prep(self, client: PrepClient, given: dict[str, Any], host: str) -> dict[str, Any]:
+    def _prep(self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+        host = str(task_vars.get("inventory_hostname", "localhost"))
+        few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
         envelope = client.start(command_line(given), _POLL_S)
-        shown, shown_at = "", 0.0
+        shown, shown_at = None, 0.0
         while (job := envelope["job"]) and job["state"] == "running":
-            line = progress(job)
-            if line != shown or time.monotonic() - shown_at >= _HEARTBEAT_S:
-                self._display.display(f"{host}: {line}")
-                shown, shown_at = line, time.monotonic()
-            envelope = client.follow(job["prep_id"], _POLL_S)
+            doing = job.get("stage"), job.get("message")
+            if doing != shown or (few and time.monotonic() - shown_at >= _HEARTBEAT_S):
+                self._display.display(f"{host}: {progress(job)}")
+                shown, shown_at = doing, time.monotonic()
+            envelope = self._follow(client, job["prep_id"])
         result = envelope["result"]
         if job is None:
             raise PrepError("sgl-admin has no record of the prep that it began; run this again")
@@ -97,6 +101,13 @@ class ActionModule(ActionBase):
         problem = failure(job, result)
         return {**outcome, "failed": True, "msg": problem} if problem else outcome
 
+    @staticmethod
+    def _follow(client: PrepClient, prep_id: str) -> dict[str, Any]:
+        try:
+            return client.follow(prep_id, _POLL_S)
+        except AnsibleConnectionFailure as error:
+            raise AnsibleConnectionFailure(f"{prep_id} goes on by itself: run this again to attach to it ({error})") from error
+
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             self._display.warning(warning)
@@ -110,6 +121,6 @@ def diff(ran: dict[str, bool]) -> dict[str, str]:
 
 
 def progress(job: dict[str, Any]) -> str:
-    """One line of a job's record: stage, message, seconds so far and, where there is one, the estimate of what is left."""
+    """One line of a job's record: prep, stage, message, seconds so far and, where there is one, the estimate of what is left."""
     left = f", about {job['eta_s']:.0f} s left" if job.get("eta_s") else ""
-    return f"{job.get('stage') or 'prep'}: {job.get('message')} ({job.get('elapsed_s', 0):.0f} s{left})"
+    return f"{job['prep_id']}: {job.get('stage') or 'prep'}: {job.get('message')} ({job.get('elapsed_s', 0):.0f} s{left})"

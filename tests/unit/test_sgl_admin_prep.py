@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sgl_admin import cli, devices, files, locks, paths, probe, run, server, versions, warmup
+from sgl_admin import job as job_module
 from sgl_admin import prep as prep_module
 from sgl_admin.errors import Interrupted, StageFailure
 from sgl_admin.job import Job
@@ -91,6 +92,7 @@ class World:
         self.run_id = run_id
         self.stages = {name: FakeStage(name) for name in NAMES}
         self.proof: dict[str, Any] | StageFailure = {"ok": True}
+        self.prometheus_answers = True
 
     def prep(self, *arguments: str) -> Prep:
         parsed = cli._parser().parse_args(["caches", "ensure", "--model", str(self.model), *arguments])
@@ -129,6 +131,7 @@ def world(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(prep_module, "STAGES", tuple(made.stages.values()))
     monkeypatch.setattr(prep_module, "Warmup", FakeWarmup)
     monkeypatch.setattr(probe, "prove", made.prove)
+    monkeypatch.setattr(probe, "answers", lambda url: made.prometheus_answers)
     monkeypatch.setattr(versions, "installed", lambda name: "1.0")
     return made
 
@@ -340,6 +343,33 @@ def test_a_corrupt_aggregate_costs_the_proof_and_nothing_else(world: World) -> N
     assert any("corrupt-1" in warning for warning in result["warnings"])
 
 
+def test_a_proof_does_not_stand_where_prometheus_does_not_answer(world: World) -> None:
+    world.execute()
+    world.prometheus_answers = False
+    again = world.prep()
+    assert again.probe_wanted and not again.nothing_to_do
+    assert any("http://127.0.0.1:9 does not answer" in warning for warning in again.warnings)
+    world.proof = {"ok": False}
+    result, exit_code = world.execute()
+    assert exit_code == prep_module.EXIT_PROOF_FAILED and result["telemetry_probe"]["ok"] is False
+    # Once it answers again the proof is made anew, and stands.
+    world.proof, world.prometheus_answers = {"ok": True}, True
+    assert world.execute()[1] == 0 and world.prep().nothing_to_do
+
+
+def test_progress_is_counted_and_estimated(world: World) -> None:
+    made = world.prep()
+    job = Job(world.run_id, made.request, made.prep_id)
+    made._job = job
+    made._progress(0, 4, "requests", "warm-up requests")
+    assert job.record["eta_s"] is None and job.record["message"] == "warm-up requests: 0 of 4"
+    made._counted_from -= 10
+    made._progress(1, 4, "requests", "warm-up requests")
+    assert (job.record["done"], job.record["total"]) == (1, 4) and job.record["eta_s"] == pytest.approx(30, abs=2)
+    line = job_module.describe({**job.record, "stage": "inductor"})
+    assert line.startswith(f"{made.prep_id} running: inductor: warm-up requests: 1 of 4 (") and "about 30 s left" in line
+
+
 def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
     before = sorted(paths.PROFILES.rglob("*"))
     plan = world.prep("--inductor", "ensure").dry_run()
@@ -415,7 +445,7 @@ def fake_server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
 
 def new_warmup() -> tuple[warmup.Warmup, list[int | None]]:
     groups: list[int | None] = []
-    return warmup.Warmup([], {}, 1, Path("/dev/null"), 1.0, groups.append, lambda elapsed: None), groups
+    return warmup.Warmup([], {}, 1, Path("/dev/null"), 1.0, groups.append, lambda: None), groups
 
 
 def test_each_batch_size_is_asked_greedy_and_sampled_of_one_server(fake_server: FakeServer) -> None:
@@ -465,7 +495,7 @@ def test_a_server_that_dies_while_starting_is_told_with_its_last_words(tmp_path:
     made = real_server(tmp_path / "log", "/bin/sh", "-c", f"echo {words}; exit 3")
     made.start()
     with pytest.raises(StageFailure, match="exit code 3") as caught:
-        made.wait_healthy(60, lambda elapsed: None)
+        made.wait_healthy(60, lambda: None)
     assert caught.value.error_type == error_type and caught.value.log_tail == [words]
     made.stop()
 
@@ -477,7 +507,7 @@ def test_a_server_that_never_gets_healthy_is_told(tmp_path: Path) -> None:
     assert group is not None
     try:
         with pytest.raises(StageFailure) as caught:
-            made.wait_healthy(0.0, lambda elapsed: None)
+            made.wait_healthy(0.0, lambda: None)
         assert caught.value.error_type == "server_unhealthy_timeout"
     finally:
         made.stop()

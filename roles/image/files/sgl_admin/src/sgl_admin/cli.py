@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from sgl_admin import __version__, caches, files, job, locks, model, paths, run, worker
 from sgl_admin.prep import Prep
@@ -18,6 +18,10 @@ from sgl_admin.stages import STAGES
 
 EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY = 2, 3, 4, 5
 _POLL_S = 0.1
+# How often a prep that is watched is looked at, and the longest silence.
+_LOOK_S, _HEARTBEAT_S = 1.0, 15.0
+# For whoever holds the prep lock to say what it does.
+_START_PATIENCE_S = 5.0
 
 
 class Refused(Exception):
@@ -89,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="the prep that runs, or the last one")
     status.set_defaults(handler=_status)
     status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
+    status.add_argument("--watch", action="store_true", help="show its progress until it ends, and exit with its exit code")
     status.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait so long for it to end first")
 
     commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
@@ -128,17 +133,28 @@ def _ensure(arguments: argparse.Namespace) -> int:
     _check_ownership()
     if arguments.dry_run:
         return _print_dry_run(_prepare(live, request).dry_run(), arguments.json)
-    lock = locks.try_lock(job.LOCK)
-    if lock is None:
-        prep_id = _attach(live.run_id, request)
-    else:
-        try:
-            prep_id = _begin(live, request, lock)
-        finally:
-            os.close(lock)
+    prep_id = _begin_or_attach(live, request)
     if arguments.detach:
         return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait))
     return _follow(live.run_id, prep_id, arguments.json)
+
+
+def _begin_or_attach(live: run.Run, request: Request) -> str:
+    """The id of the prep that does this request: begun now, or already running. Raises Refused (busy) when another one runs."""
+    deadline = time.monotonic() + _START_PATIENCE_S
+    while True:
+        if (lock := locks.try_lock(job.LOCK)) is not None:
+            try:
+                return _begin(live, request, lock)
+            finally:
+                os.close(lock)
+        record = job.read(live.run_id)
+        if record is not None and job.alive(record):
+            return _attach(record, request)
+        # Its holder has not written its record yet, has ended this very moment, or only looked whether a prep runs.
+        if time.monotonic() > deadline:
+            raise Refused(EXIT_BUSY, "another prep is starting on this host (its lock is held, maybe by another container); try again")
+        time.sleep(_POLL_S)
 
 
 def _begin(live: run.Run, request: Request, lock: int) -> str:
@@ -173,19 +189,13 @@ def _check_ownership() -> None:
             )
 
 
-def _attach(run_id: str, request: Request) -> str:
+def _attach(record: dict[str, Any], request: Request) -> str:
     """The id of the running prep when it is the same request. Raises Refused (busy) when it is another."""
-    deadline = time.monotonic() + 5.0
-    while (record := job.read(run_id)) is None or record["state"] != job.RUNNING:
-        # Its process holds the lock and has not written its record yet, or has ended this very moment.
-        if time.monotonic() > deadline:
-            raise Refused(EXIT_BUSY, "another prep is starting on this host (its lock is held, maybe by another container); try again")
-        time.sleep(_POLL_S)
     if record["arguments_digest"] != request.digest:
         raise Refused(
             EXIT_BUSY,
             f"busy: {record['prep_id']} (pid {record['pid']}) runs with other arguments: {' '.join(record['arguments'])}; "
-            "wait for it (sgl-admin status --wait 3600) and run this again",
+            "wait for it (sgl-admin status --watch) and run this again",
         )
     return str(record["prep_id"])
 
@@ -232,16 +242,22 @@ def _declare_interrupted(run_id: str) -> dict[str, Any] | None:
     return job.read(run_id)
 
 
+def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
+    """Show the prep's progress, a line at each change and one each _HEARTBEAT_S seconds, until it ends; returns its record."""
+    shown, shown_at = None, 0.0
+    while True:
+        record = _wait(run_id, _LOOK_S)
+        if record is None or record["prep_id"] != prep_id or record["state"] != job.RUNNING:
+            return record
+        doing = record["stage"], record["message"]
+        if doing != shown or time.monotonic() - shown_at >= _HEARTBEAT_S:
+            shown, shown_at = doing, time.monotonic()
+            print(job.describe(record), file=stream, flush=True)
+
+
 def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
     """Show progress on standard error until the prep ends; then print its result."""
-    shown = ""
-    while True:
-        record = _wait(run_id, 1.0)
-        if record is None or record["prep_id"] != prep_id or record["state"] != job.RUNNING:
-            break
-        if record["message"] != shown:
-            shown = record["message"]
-            print(f"{record['prep_id']} {record['elapsed_s']:.0f} s: {shown}", file=sys.stderr, flush=True)
+    record = _watch(run_id, prep_id, sys.stderr)
     result = files.read_json(paths.prep_result(run_id))
     if result is None or result["run"]["prep_id"] != prep_id:
         message = record["message"] if record else "its record is gone"
@@ -289,13 +305,13 @@ def _print_envelope(run_id: str, record: dict[str, Any] | None) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     live = run.live()
     record = _wait(live.run_id, arguments.wait)
+    if arguments.watch and record is not None:
+        record = _watch(live.run_id, record["prep_id"], sys.stdout)
     if arguments.json:
         return _print_envelope(live.run_id, record)
-    if record is None:
-        print(f"no prep yet in {live.run_id}")
-    else:
-        print(f"{record['prep_id']} {record['state']} after {record['elapsed_s']:.0f} s: {record['message']}")
-    return 0
+    print(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
+    # Who watches a prep to its end is told how it ended.
+    return int(record["exit_code"] or 0) if arguments.watch and record else 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -62,6 +62,18 @@ def read(run_id: str, warnings: list[str] | None = None) -> dict[str, Any] | Non
     return files.read_json_or_set_aside(paths.job(run_id), [] if warnings is None else warnings)
 
 
+def describe(record: dict[str, Any]) -> str:
+    """One line for a person: stage, what it does, the seconds that it took so far and, where there is one, the estimate of what is left."""
+    left = f", about {record['eta_s']:.0f} s left" if record.get("eta_s") else ""
+    stage = f"{record['stage']}: " if record.get("stage") else ""
+    return f"{record['prep_id']} {record['state']}: {stage}{record['message']} ({record['elapsed_s']:.0f} s{left})"
+
+
+def alive(record: dict[str, Any]) -> bool:
+    """Whether the process that wrote the record as `running` still does; a record of another writer, without ticks, is believed."""
+    return record["state"] == RUNNING and record.get("pid_start_ticks") in (None, start_time(record["pid"]))
+
+
 def running() -> bool:
     """Whether some process holds the prep lock."""
     if (lock := try_lock(LOCK)) is None:

@@ -48,6 +48,7 @@ class Prep:
         self._started_at = clock.utc()
         self._job: Job | None = None
         self._interrupted = False
+        self._counted_from = self._started
         flavour = files.read_json(paths.FLAVOUR) or {}
         self._environment: dict[str, str] = flavour["server"]["env"]
         loaded, found = model.load(request.model), devices.find()
@@ -64,7 +65,7 @@ class Prep:
         self.context = Context(request, loaded, found, tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)
         self.plan = [self._decide(stage) for stage in STAGES]
         self._previous = files.read_json_or_set_aside(paths.prep_result(run.run_id), self.warnings) or {}
-        self.probe_wanted = request.probe == "always" or (request.probe == "auto" and self._standing_proof() is None)
+        self.probe_wanted = request.probe == "always" or (request.probe == "auto" and not self._proof_stands())
 
     @property
     def nothing_to_do(self) -> bool:
@@ -87,6 +88,21 @@ class Prep:
     def _standing_proof(self) -> dict[str, Any] | None:
         proof = self._previous.get("telemetry_probe")
         return proof if isinstance(proof, dict) and proof.get("ok") is True else None
+
+    def _proof_stands(self) -> bool:
+        if self._standing_proof() is None:
+            return False
+        if not probe.answers(self._prometheus_url):
+            self.warnings.append(
+                f"Prometheus at {self._prometheus_url} does not answer: the proof of before does not count, and is made anew"
+            )
+            return False
+        return True
+
+    @property
+    def _prometheus_url(self) -> str:
+        url: str = self.run.manifest["services"]["prometheus"]["url"]
+        return url
 
     def dry_run(self) -> dict[str, Any]:
         """The plan, as `caches ensure --dry-run --json` prints it."""
@@ -200,7 +216,7 @@ class Prep:
         files.write_json(path, result)
 
     def _proof(self) -> dict[str, Any]:
-        url = self.run.manifest["services"]["prometheus"]["url"]
+        url = self._prometheus_url
         if not self.probe_wanted:
             return self._standing_proof() or {
                 **probe.unproven(self.run.run_id, url, "no proof was asked for (--probe never)"),
@@ -282,15 +298,19 @@ class Prep:
 
     def _progress(self, done: int, total: int, unit: str, message: str) -> None:
         assert self._job is not None
-        self._job.update(done=done, total=total, unit=unit, message=f"{message}: {done} of {total}")
+        if done == 0:
+            self._counted_from = time.monotonic()
+        # What is left takes as long as what is done took; after nothing there is no telling.
+        eta_s = round((time.monotonic() - self._counted_from) / done * (total - done), 1) if done else None
+        self._job.update(done=done, total=total, unit=unit, eta_s=eta_s, message=f"{message}: {done} of {total}")
 
     def _server_changed(self, group: int | None) -> None:
         if self._job:
             self._job.server(group)
 
-    def _server_starting(self, elapsed_s: float) -> None:
+    def _server_starting(self) -> None:
         if self._job:
-            self._job.update(2.0, message=f"waiting for the server to become healthy, {elapsed_s:.0f} s so far")
+            self._job.update(2.0, message="waiting for the server to become healthy")
 
 
 def as_stage_failure(error: Exception) -> StageFailure:

@@ -41,6 +41,14 @@ class TokenLedger:
         return self._baseline
 
 
+def answers(prometheus_url: str) -> bool:
+    """Whether Prometheus says that it is ready: without it a proof of the past is worth nothing now."""
+    try:
+        return _get(prometheus_url, "/-/ready")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
 def query_for(run_id: str) -> str:
     return f'{{__name__=~"sglang[:_]prompt_tokens_total",container_run="{run_id}"}}'
 
@@ -88,19 +96,24 @@ def _samples_since(prometheus_url: str, query: str, since: float) -> tuple[int, 
     now = time.time()
     window_s = max(1, int(now - since) + 2)
     parameters = urllib.parse.urlencode({"query": f"{query}[{window_s}s]", "time": f"{now:.3f}"})
-    url = urllib.parse.urlsplit(prometheus_url)
-    connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port or 80, timeout=5)
-    try:
-        connection.request("GET", f"{url.path.rstrip('/')}/api/v1/query?{parameters}")
-        answer = json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
+    answer = json.loads(_get(prometheus_url, f"/api/v1/query?{parameters}")[1])
     count, total = 0, 0.0
     for series in answer["data"]["result"]:
         values = [float(value) for moment, value in series["values"] if float(moment) >= since]
         count += len(values)
         total += max(values, default=0.0)
     return count, total
+
+
+def _get(prometheus_url: str, path: str) -> tuple[int, bytes]:
+    url = urllib.parse.urlsplit(prometheus_url)
+    connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port or 80, timeout=5)
+    try:
+        connection.request("GET", url.path.rstrip("/") + path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 def failure(run_id: str, prometheus_url: str, error: StageFailure) -> dict[str, Any]:

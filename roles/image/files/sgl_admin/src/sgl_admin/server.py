@@ -61,11 +61,11 @@ class Server:
                 env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"), start_new_session=True,
             )  # fmt: skip
 
-    def wait_healthy(self, timeout_s: float, tick: Callable[[float], None]) -> None:
+    def wait_healthy(self, timeout_s: float, tick: Callable[[], None]) -> None:
         """Returns when /health says 200; an open port, or other pages answering, does not count."""
         assert self._process is not None
         started = time.monotonic()
-        while (elapsed := time.monotonic() - started) < timeout_s:
+        while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
                 raise StageFailure(
                     _death_type(self.log_tail()), f"the server ended while starting, exit code {self._process.returncode}", self.log_tail()
@@ -75,7 +75,7 @@ class Server:
                     return
             except (OSError, http.client.HTTPException):
                 pass
-            tick(elapsed)
+            tick()
             time.sleep(0.1)
         raise StageFailure("server_unhealthy_timeout", f"the server did not become healthy within {timeout_s:.0f} s", self.log_tail())
 

@@ -17,7 +17,7 @@ _TEMPERATURES = (0.0, 0.8)
 class Warmup:
     def __init__(
         self, argv: list[str], environment: dict[str, str], port: int, log: Path, timeout_s: float,
-        on_server: Callable[[int | None], None], tick: Callable[[float], None],
+        on_server: Callable[[int | None], None], tick: Callable[[], None],
     ) -> None:  # fmt: skip
         self._server = Server(argv, environment, port, log)
         self._timeout_s = timeout_s
