@@ -219,6 +219,15 @@ class Site:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
+def tree(root: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything below a folder: mode, owner, group."""
+    found = {}
+    for path in sorted([root, *root.rglob("*")]):
+        info = path.lstat()
+        found[str(path)] = (info.st_mode, info.st_uid, info.st_gid)
+    return found
+
+
 def read(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document

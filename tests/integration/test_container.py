@@ -6,14 +6,13 @@ import fcntl
 import json
 import os
 import signal
-import socket
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from tests.contract import validators
-from tests.integration.installation import STAGES, Play, Site, docker, port_is_free, read, wait_for
+from tests.integration.installation import STAGES, Play, Site, docker, port_is_free, read, tree, wait_for
 
 pytestmark = pytest.mark.slow
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another owner")
@@ -24,15 +23,6 @@ WARM = {"deep_gemm": "skipped", "moe_tune": "skipped", "flashinfer": "skipped", 
 
 def statuses(result: dict) -> dict[str, str]:
     return {name: stage["status"] for name, stage in result["stages"].items()}
-
-
-def tree(root: Path) -> dict[str, tuple[int, int, int]]:
-    """Everything below a folder: mode, owner, group."""
-    found = {}
-    for path in sorted([root, *root.rglob("*")]):
-        info = path.lstat()
-        found[str(path)] = (info.st_mode, info.st_uid, info.st_gid)
-    return found
 
 
 def lock_is_free(path: Path) -> bool:
@@ -365,59 +355,6 @@ def test_stop_during_a_prep_ends_it_in_order(prepared: Site) -> None:
     assert list((prepared.profiles / ".in_progress").iterdir()) == []
     assert not prepared.pointer.exists()
     assert [path.name for path in prepared.run_dir(run_id).rglob("*.tmp")] == []
-
-
-# --- refused before anything changes -------------------------------------------------------------------------------------
-
-
-@needs_root
-def test_foreign_root_is_refused(bare: Site) -> None:
-    bare.root.mkdir()
-    os.chown(bare.root, 12345, 12346)
-    before = tree(bare.root)
-    play = bare.play("prep")
-    assert play.code != 0
-    uid, gid = bare.owner
-    for words in (str(bare.root), "12345:12346", f"not {uid}:{gid}", f"chown -R {uid}:{gid}"):
-        assert words in play.text, words
-    assert tree(bare.root) == before and bare.inspect() is None
-
-
-@needs_root
-def test_foreign_file_deep_in_the_caches_is_refused(bare: Site) -> None:
-    uid, gid = bare.owner
-    deep = bare.profiles / "triton" / "a" / "b" / "kernel.cubin"
-    deep.parent.mkdir(parents=True)
-    deep.write_bytes(b"x")
-    for path in [bare.root, *bare.root.rglob("*")]:
-        os.chown(path, uid, gid)
-    os.chown(deep, 0, 12345)
-    before = tree(bare.root)
-    play = bare.play("prep")
-    assert play.code != 0
-    for words in (str(deep), f"not {uid}:{gid}", "chown"):
-        assert words in play.text, words
-    assert tree(bare.root) == before and bare.inspect() is None
-    # The same with the operator's word for it: a warning, and on it goes.
-    checked = bare.play("start", "--check", environment={"HOST_DIR_OWNERSHIP_IGNORE": "1"})
-    assert checked.code == 0 and str(deep) in checked.text, checked.output
-
-
-def test_tensor_parallel_that_does_not_fit_is_refused_before_anything_starts(bare: Site) -> None:
-    play = bare.play("prep", variables={"sgl_tp": 2})
-    assert play.code != 0 and "tp 2" in play.text.replace("tensor parallel size 2", "tp 2"), play.output
-    assert bare.inspect() is None
-
-
-def test_busy_port_is_named(bare: Site) -> None:
-    port = bare.ports["prometheus"]
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", port))
-        holder.listen()
-        play = bare.play("start")
-    assert play.code != 0
-    assert f"127.0.0.1:{port}" in play.text and "prometheus cannot listen" in play.text, play.output
-    assert not bare.pointer.exists()
 
 
 # --- check mode on a bare host -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from sgl_admin.stages import STAGES
 EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY = 2, 3, 4, 5
 _POLL_S = 0.1
 # How often a prep that is watched is looked at, and the longest silence.
-_LOOK_S, _HEARTBEAT_S = 1.0, 15.0
+_LOOK_S, _HEARTBEAT_S = 1.0, 10.0
 # For whoever holds the prep lock to say what it does.
 _START_PATIENCE_S = 5.0
 
