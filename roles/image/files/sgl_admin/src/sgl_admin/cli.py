@@ -73,7 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     ensure.add_argument("--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)")
     ensure.add_argument("--probe", choices=PROBES, default="auto", help="prove METRICS_READY (default: only while this run has no proof)")
-    ensure.add_argument("--server-arg", action="append", default=[], metavar="ARG", help="one more argument of the server; may be repeated")
+    ensure.add_argument(
+        "--server-arg",
+        action="append",
+        type=_server_argument,
+        default=[],
+        metavar="ARG",
+        help="one more argument of the server; may be repeated",
+    )
     ensure.add_argument(
         "--server-timeout", type=float, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)"
     )
@@ -104,6 +111,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _server_argument(text: str) -> str:
+    name = text.partition("=")[0]
+    if name.endswith("api-key"):
+        raise argparse.ArgumentTypeError(f"{name} would stand in the records; the server of a prep listens on loopback and needs no key")
+    return text
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

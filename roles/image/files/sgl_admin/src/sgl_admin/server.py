@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sgl_admin import ports
 from sgl_admin.errors import StageFailure
 
 HOST = "127.0.0.1"
@@ -51,7 +52,9 @@ class Server:
             try:
                 probe.bind((HOST, self.port))
             except OSError as error:
-                raise StageFailure("port_busy", f"port {self.port} on {HOST} is taken: stop the server that holds it ({error})") from error
+                raise StageFailure(
+                    "port_busy", f"port {self.port} on {HOST} is taken by {ports.holder(self.port)}: stop it ({error})"
+                ) from error
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
             # A group of its own, so that it ends as a whole; and with its parent, should that be killed outright.

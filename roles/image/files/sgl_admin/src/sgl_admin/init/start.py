@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shlex
@@ -9,7 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
-from sgl_admin import clock, files, paths
+from sgl_admin import clock, files, paths, ports
 from sgl_admin.init.services import SERVICES, Settings, prometheus_config, render_prometheus_config
 
 USER = "devuser"
@@ -61,7 +62,10 @@ def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
                 trial.bind((settings.bind, port))
                 trial.listen(1)
             except OSError as error:
-                sys.exit(f"sgl-init: ERROR: {name} cannot listen on {where}: {error.strerror}; stop what holds it, or set another port")
+                who = f" by {ports.holder(port)}" if error.errno == errno.EADDRINUSE else ""
+                sys.exit(
+                    f"sgl-init: ERROR: {name} cannot listen on {where}: {error.strerror}{who}; stop what holds it, or set another port"
+                )
 
 
 def begin_run(settings: Settings, services: list[str]) -> str:

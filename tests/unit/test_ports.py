@@ -1,0 +1,58 @@
+"""Who holds a port, as the host side and the container side tell it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import ports as host_ports
+from sgl_admin import ports as container_ports
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+def test_the_holder_is_named(listening: int) -> None:
+    assert f"(pid {os.getpid()})" in (host_ports.taken("127.0.0.1", listening) or "")
+    assert f"(pid {os.getpid()} in this container)" in container_ports.holder(listening)
+
+
+def test_one_on_another_address_of_the_host_does_not_count(listening: int) -> None:
+    assert host_ports.taken("127.0.0.2", listening) is None
+    assert host_ports.taken("0.0.0.0", listening) is not None
+
+
+def test_a_holder_on_ipv6_is_found() -> None:
+    with socket.socket(socket.AF_INET6) as holder:
+        holder.bind(("::1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert f"(pid {os.getpid()})" in (host_ports.taken("::1", port) or "")
+
+
+def test_a_free_port_has_none(listening: int) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        free = other.getsockname()[1]
+    assert host_ports.taken("127.0.0.1", free) is None
+    assert "cannot be seen" in container_ports.holder(free)
+
+
+def test_an_address_that_is_not_this_hosts_is_not_a_taken_port() -> None:
+    """The service itself says so when it starts."""
+    assert host_ports.taken("192.0.2.1", 9090) is None
+
+
+def test_another_users_process_is_known_by_its_user(listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_ports, "_owner_of", lambda link: None)
+    monkeypatch.setattr(container_ports, "_process_with", lambda link: None)
+    assert host_ports.taken("127.0.0.1", listening) == f"a process of {host_ports._user(os.getuid())}"
+    assert container_ports.holder(listening) == f"a process of uid {os.getuid()} outside this container"
+    assert host_ports._user(4_000_000_000) == "uid 4000000000"
