@@ -1,0 +1,1 @@
+"""Stands for the package sglang; only `python -m sglang.launch_server` is in it."""
