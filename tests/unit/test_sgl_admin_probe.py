@@ -19,7 +19,7 @@ class Ledger(probe.TokenLedger):
 
     def __init__(self, tokens: int, baseline: float = 0.0, ago: float = 5.0) -> None:
         self.tokens = tokens
-        self.since = time.time() - ago
+        self.since, self._since_monotonic = time.time() - ago, time.monotonic() - ago
         self._baseline = baseline
 
 
@@ -43,7 +43,7 @@ def test_all_tokens_seen() -> None:
 def test_a_scrape_that_comes_late_is_waited_for() -> None:
     with PrometheusApi([[at(2, 98.0)]], blank=2) as prometheus:
         proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 60.0)
-    assert proof["ok"] is True and len(prometheus.queries) == 3
+    assert proof["ok"] is True and len(prometheus.queries) == 2 + 1 + 1, "two that were blank, the samples, and those of the future"
 
 
 def test_a_server_that_is_not_scraped_gives_no_proof() -> None:
@@ -63,6 +63,41 @@ def test_samples_from_before_the_first_request_do_not_count() -> None:
     with PrometheusApi([[at(6.5, 1000.0)]]) as prometheus:
         proof = probe.prove(RUN_ID, prometheus.url, Ledger(98, ago=5.0), 0.0)
     assert proof["ok"] is False and proof["sample_count"] == 0
+
+
+def test_a_clock_that_jumps_meanwhile_gives_no_proof() -> None:
+    """The sum fits, but which samples are older than the first request cannot be told."""
+    ledger = Ledger(98)
+    ledger.since += 3600
+    with PrometheusApi([[at(-3601, 98.0)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, ledger, 60.0)
+    assert proof["ok"] is False and "set by -3600 s" in proof["reason"] and prometheus.queries == []
+
+
+class Answering(Ledger):
+    """Whose server takes 500 tokens for each further request, and whose samples arrive at once."""
+
+    def __init__(self, prometheus: PrometheusApi, tokens: int) -> None:
+        super().__init__(tokens)
+        self._prometheus = prometheus
+
+    def complete(self, prompt: str, temperature: float) -> None:
+        self.tokens += 500
+        self._prometheus.series[0].append(at(0, self.baseline + self.tokens))
+
+
+def test_samples_of_an_earlier_server_from_the_future_are_no_proof_until_they_are_exceeded() -> None:
+    """After the clock was set back they lie where this server's are looked for."""
+    with PrometheusApi([[at(1, 600.0), at(-600, 600.0)]]) as prometheus:
+        ledger = Answering(prometheus, 98)
+        proof = probe.prove(RUN_ID, prometheus.url, ledger, 60.0)
+    assert proof["ok"] is True and ledger.tokens == 1098 == proof["tokens_expected"] and proof["tokens_seen"] == 1098
+
+
+def test_samples_from_the_future_that_cannot_be_exceeded_are_told() -> None:
+    with PrometheusApi([[at(1, 1e9), at(-600, 1e9)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Answering(prometheus, 98), 60.0)
+    assert proof["ok"] is False and "clock was set back" in proof["reason"] and "playbooks/stop.yml" in proof["reason"]
 
 
 def test_no_tokens_are_no_proof_without_a_sample() -> None:

@@ -18,6 +18,10 @@ from sgl_admin.errors import StageFailure
 from sgl_admin.server import Server
 
 _POLL_S = 0.2
+# A clock that NTP slews does not jump so far while a proof is made.
+_JUMP_S = 2.0
+_DAY_S = 86400
+_LONG_PROMPT = " ".join(f"The number after {number} is {number + 1}." for number in range(60))
 
 
 class TokenLedger:
@@ -26,14 +30,28 @@ class TokenLedger:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._baseline: float | None = None
+        self._since_monotonic = 0.0
         self.since = 0.0
         self.tokens = 0
 
     def complete(self, prompt: str, temperature: float) -> None:
         if self._baseline is None:
             self._baseline = self._server.prompt_tokens()
-            self.since = time.time()
+            self.since, self._since_monotonic = time.time(), time.monotonic()
         self.tokens += self._server.complete(prompt, temperature)
+
+    def exceed(self, count: float) -> bool:
+        """Send more until the server's counter is above `count`; False when that would take too much."""
+        for _ in range(20):
+            if self.baseline + self.tokens > count:
+                return True
+            self.complete(_LONG_PROMPT, 0.0)
+        return False
+
+    @property
+    def clock_jump_s(self) -> float:
+        """Seconds by which the host's clock was set forward (or back, below 0) since the first request."""
+        return (time.time() - self.since) - (time.monotonic() - self._since_monotonic)
 
     @property
     def baseline(self) -> float:
@@ -70,32 +88,47 @@ def unproven(run_id: str, prometheus_url: str, reason: str | None, tokens_expect
 def prove(run_id: str, prometheus_url: str, ledger: TokenLedger, timeout_s: float) -> dict[str, Any]:
     """Ask Prometheus until it accounts for the ledger's tokens, for `timeout_s` seconds at most."""
     result = unproven(run_id, prometheus_url, None, ledger.tokens)
+    query = query_for(run_id)
     started = time.monotonic()
     while True:
-        waited = time.monotonic() - started
+        result["waited_s"] = round(time.monotonic() - started, 3)
+        if abs(ledger.clock_jump_s) > _JUMP_S:
+            # Which samples came after the first request cannot be told any more.
+            reason = f"the host's clock was set by {ledger.clock_jump_s:+.0f} s while the proof was made; run this again"
+            return {**result, "reason": reason, "probed_at": clock.utc()}
         try:
-            result["sample_count"], highest = _samples_since(prometheus_url, query_for(run_id), ledger.since)
+            result["sample_count"], highest = _samples(prometheus_url, query, ledger.since, time.time())
             result["tokens_seen"] = max(0, round(highest - ledger.baseline))
             result["reason"] = (
                 f"{result['tokens_seen']} of {ledger.tokens} prompt tokens arrived"
                 if result["sample_count"]
                 else "Prometheus has no sample of this run's server since the first request: is the sglang target scraped?"
             )
+            if result["sample_count"] and result["tokens_seen"] >= ledger.tokens:
+                # Samples from the future are an earlier server's, from before the clock was set back: they count as seen only
+                # where they could not be taken for this one's.
+                earlier = _samples(prometheus_url, query, time.time() + _JUMP_S, time.time() + _DAY_S)[1]
+                if earlier < ledger.baseline + ledger.tokens:
+                    return {**result, "ok": True, "reason": None, "probed_at": clock.utc()}
+                if not ledger.exceed(earlier):
+                    reason = (
+                        "the host's clock was set back, and Prometheus holds samples of this run from after its present time: "
+                        "begin a new run (playbooks/stop.yml), and run this again"
+                    )
+                    return {**result, "reason": reason, "probed_at": clock.utc()}
+                result["tokens_expected"] = ledger.tokens
+                continue
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError) as error:
             result["reason"] = f"Prometheus at {prometheus_url} does not answer as expected: {error!r}"
-        result["waited_s"] = round(waited, 3)
-        if result["sample_count"] and result["tokens_seen"] >= ledger.tokens:
-            return {**result, "ok": True, "reason": None, "probed_at": clock.utc()}
-        if waited >= timeout_s:
+        if result["waited_s"] >= timeout_s:
             return {**result, "probed_at": clock.utc()}
         time.sleep(_POLL_S)
 
 
-def _samples_since(prometheus_url: str, query: str, since: float) -> tuple[int, float]:
-    """How many raw samples Prometheus has from `since` on, and the sum over the series of each one's highest."""
-    now = time.time()
-    window_s = max(1, int(now - since) + 2)
-    parameters = urllib.parse.urlencode({"query": f"{query}[{window_s}s]", "time": f"{now:.3f}"})
+def _samples(prometheus_url: str, query: str, since: float, until: float) -> tuple[int, float]:
+    """How many raw samples Prometheus has between two times, and the sum over the series of each one's highest."""
+    window_s = max(1, int(until - since) + 2)
+    parameters = urllib.parse.urlencode({"query": f"{query}[{window_s}s]", "time": f"{until:.3f}"})
     answer = json.loads(_get(prometheus_url, f"/api/v1/query?{parameters}")[1])
     count, total = 0, 0.0
     for series in answer["data"]["result"]:

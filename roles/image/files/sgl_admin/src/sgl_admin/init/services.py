@@ -104,6 +104,10 @@ def render_prometheus_config(settings: Settings, run_id: str, services: list[str
         "global:",
         f"  scrape_interval: {settings.scrape_interval}",
         f"  scrape_timeout: {settings.scrape_interval}",
+        # A clock that is set back must not stop the storing of samples for as long.
+        "storage:",
+        "  tsdb:",
+        "    out_of_order_time_window: 2h",
         "scrape_configs:",
     ]
     for name, port in targets.items():

@@ -1,0 +1,171 @@
+"""The look at a host: what it finds, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils.preflight import Options, PreflightError, look
+
+Answer = tuple[int, str, str]
+ROOTS = ("root", "telemetry", "profiles", "models", "huggingface")
+
+
+class Docker:
+    """Stands for the programs of a host: docker and nvidia-smi, answering by the words of the command line."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {"version": (0, "28.2.2\n", ""), "info": (0, "/\n", "")}
+
+    def __call__(self, command: list[str]) -> Answer:
+        line = " ".join(command)
+        return next((answer for words, answer in self.answers.items() if words in line), (1, "", "Error: No such object"))
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("docker", "nvidia-smi"):
+        (folder / name).write_text("#!/bin/false\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    return Docker()
+
+
+def options(root: Path, **given: Any) -> Options:
+    fields: dict[str, Any] = {
+        "ready_for": "start",
+        "user": None,
+        "container": "sglang-dev",
+        "image": "sglang-dev:local",
+        "roots": {**dict.fromkeys(ROOTS), "root": str(root)},
+        "ownership_ignore": False,
+        "model": None,
+        "model_may_be_missing": False,
+        "tp": 1,
+        "bind_address": "127.0.0.1",
+        "ports": {},
+        "space_gb": {},
+    }
+    return Options(**{**fields, **given})
+
+
+def container(running: bool) -> Answer:
+    state = {"Running": running, "Status": "running" if running else "exited", "StartedAt": "2026-11-23T09:15:00Z", "ExitCode": 0, "Pid": 7}
+    return 0, json.dumps([{"Id": "c" * 64, "Image": "sha256:1", "Config": {"Labels": {}}, "State": state}]), ""
+
+
+def test_a_bare_host_lacks_nothing(host: Docker, tmp_path: Path) -> None:
+    found = look(options(tmp_path / "tree"), host)
+    assert (found.problems, found.lacking, found.warnings) == ([], [], [])
+    assert found.facts["tree"]["paths"]["profiles"] == str(tmp_path / "tree" / "profiles") and found.facts["tree"]["incomplete"] is True
+    assert found.facts["docker"] == {"available": True, "version": "28.2.2", "problem": None}
+    assert (found.facts["container"], found.facts["image"], found.facts["model"]) == (None, None, None)
+    assert found.facts["run"]["live"] is False and "no pointer" in found.facts["run"]["reason"]
+    assert not (tmp_path / "tree").exists()
+
+
+def test_the_tree_is_in_the_users_home(host: Docker, tmp_path: Path) -> None:
+    roots = {**dict.fromkeys(ROOTS), "models": "/srv/models"}
+    paths = look(options(tmp_path, ready_for="nothing", roots=roots), host).facts["tree"]["paths"]
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    assert paths["telemetry"] == f"{home}/sglang-observability/telemetry" and paths["models"] == "/srv/models"
+
+
+def test_an_unknown_user_is_refused(host: Docker, tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match="no user nobody-here on this host: create it"):
+        look(options(tmp_path, user="nobody-here"), host)
+
+
+def test_who_called_sudo_is_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("SUDO_USER", "daemon")
+    assert preflight.service_user(None)["name"] == "daemon"
+
+
+def test_what_a_bare_host_lacks_is_no_problem_of_its_own(host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    found = look(options(tmp_path / "tree"), host)
+    assert found.problems == [] and len(found.lacking) == 2
+    assert "Docker is not installed" in found.lacking[0] and "python3-requests" in found.lacking[1]
+
+
+def test_all_problems_are_found(host: Docker, tmp_path: Path) -> None:
+    (tmp_path / "tree").write_text("")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        found = look(
+            options(tmp_path / "tree", ready_for="prep", ports={"sglang": holder.getsockname()[1]}, space_gb={"docker": 1e9}), host
+        )
+    words = ("is a file", "set sgl_model", "sgl_sglang_port", "GB free")
+    assert [word for word in words if not any(word in problem for problem in found.problems)] == []
+    assert len(found.problems) == len(words)
+
+
+def test_a_running_container_holds_its_ports_itself(host: Docker, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        wanted = options(tmp_path / "tree", ports={"prometheus": holder.getsockname()[1]})
+        host.answers["container inspect"] = container(running=True)
+        assert look(wanted, host).problems == []
+        host.answers["container inspect"] = container(running=False)
+        assert len(look(wanted, host).problems) == 1
+
+
+def test_the_servers_port_matters_to_a_prep_alone(host: Docker, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        assert look(options(tmp_path / "tree", ports={"sglang": holder.getsockname()[1]}), host).problems == []
+
+
+@pytest.mark.parametrize("what", ["telemetry", "profiles"])
+def test_space_is_wanted_until_all_is_done(host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    free = shutil.disk_usage(tmp_path).free / 1e9
+    wanted = options(tmp_path / "tree", space_gb={what: free + 1000})
+    [problem] = look(wanted, host).problems
+    assert problem.startswith(f"{tmp_path}/tree/{what} has {free:.1f} GB free") and "sgl_space_gb" in problem
+    assert look(options(tmp_path / "tree", space_gb={what: free / 2}), host).problems == []
+    done = {"live": True, "metrics_ready": True}
+    monkeypatch.setattr(preflight.run_record, "describe", lambda telemetry, container: done)
+    assert look(wanted, host).problems == []
+
+
+def test_a_stop_needs_docker_alone(host: Docker, tmp_path: Path) -> None:
+    (tmp_path / "tree").write_text("")
+    found = look(options(tmp_path / "tree", ready_for="stop", space_gb={"docker": 1e9}), host)
+    assert found.problems == found.lacking == []
+
+
+def test_gpus_are_named_by_the_driver(host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl" or exists(path))
+    host.answers["nvidia-smi"] = (0, "NVIDIA GH200 480GB\n", "")
+    found = look(options(tmp_path / "tree"), host)
+    assert found.facts["devices"] == {"count": 1, "name": "NVIDIA GH200 480GB", "cuda": True} and found.problems == []
+    host.answers["nvidia-smi"] = (9, "", "couldn't communicate with the NVIDIA driver")
+    found = look(options(tmp_path / "tree"), host)
+    assert "couldn't communicate" in found.problems[0] and found.facts["devices"]["cuda"] is True
+
+
+def test_a_model_is_looked_at(host: Docker, tmp_path: Path) -> None:
+    wanted = {"ready_for": "prep", "model": "lab/m"}
+    [problem] = look(options(tmp_path / "tree", **wanted), host).problems
+    assert "lab/m" in problem
+    found = look(options(tmp_path / "tree", **wanted, model_may_be_missing=True), host)
+    assert found.problems == [] and found.facts["model"]["missing"] is True
+    folder = tmp_path / "tree" / "models" / "lab" / "m"
+    folder.mkdir(parents=True)
+    assert any("config.json" in problem for problem in look(options(tmp_path / "tree", **wanted), host).problems)
