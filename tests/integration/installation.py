@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -153,6 +154,19 @@ class Site:
         done = self.docker_exec("/opt/sglang/bin/python", "-c", script)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def signal_matching(self, word: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to each process in the container, but pid 1, whose command line holds the word."""
+        script = (
+            "import glob, os, sys\n"
+            "for name in glob.glob('/proc/[0-9]*/cmdline'):\n"
+            "    pid = int(name.split('/')[2])\n"
+            "    try: found = sys.argv[1] in open(name, 'rb').read().decode(errors='replace')\n"
+            "    except OSError: continue\n"
+            "    if found and pid not in (1, os.getpid()): os.kill(pid, int(sys.argv[2]))\n"
+        )
+        done = self.docker_exec("/opt/sglang/bin/python", "-c", script, word, str(int(number)))
+        assert done.returncode == 0, done.stderr
 
     def servers(self) -> list[list[str]]:
         """The command lines of an SGLang server and its children, which name themselves sglang::... once they are up."""

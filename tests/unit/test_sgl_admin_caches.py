@@ -98,8 +98,10 @@ def test_a_corrupt_record_is_set_aside_with_a_warning(record: caches.SignatureRe
 
 
 def test_a_record_without_files_vouches_for_nothing(record: caches.SignatureRecord) -> None:
-    files.write_json(record.path, {"signature": SIGNATURE, "files": None})
-    assert again().problem([]) == "its record of files cannot be read"
+    files.write_json(record.path, {"signature": SIGNATURE, "summary": {}, "files": None})
+    warnings: list[str] = []
+    assert again().problem(warnings) == "no finished work with this signature"
+    assert "has no valid files" in warnings[0] and not record.path.exists()
 
 
 def test_snapshot_tells_valid_empty_damaged_and_partial(record: caches.SignatureRecord) -> None:

@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_set_aside_and_never_deleted(tmp_path: Path, cont
         with pytest.raises(ValueError, match="record.json"):
             files.read_json(path)
         warnings: list[str] = []
-        assert files.read_json_or_set_aside(path, warnings) is None
+        assert files.read_or_set_aside(path, {}, warnings) is None
         assert not path.exists()
         assert (tmp_path / f"record.json.corrupt-{number}").read_bytes() == content
         assert len(warnings) == 1 and f"record.json.corrupt-{number}" in warnings[0]
@@ -96,10 +96,19 @@ def test_what_cannot_be_read_is_set_aside_and_never_deleted(tmp_path: Path, cont
 def test_a_missing_file_is_no_error(tmp_path: Path) -> None:
     warnings: list[str] = []
     assert files.read_json(tmp_path / "none.json") is None
-    assert files.read_json_or_set_aside(tmp_path / "none.json", warnings) is None and warnings == []
+    assert files.read_or_set_aside(tmp_path / "none.json", {"a": int}, warnings) is None and warnings == []
 
 
 def test_a_good_file_is_not_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({"a": 1}))
-    assert files.read_json_or_set_aside(path, []) == {"a": 1} and path.exists()
+    assert files.read_or_set_aside(path, {"a": int}, []) == {"a": 1} and path.exists()
+
+
+@pytest.mark.parametrize("text", ["{}", '{"a": "1"}', '{"a": true}', '{"a": null}'])
+def test_a_record_without_what_its_readers_need_is_set_aside(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    warnings: list[str] = []
+    assert files.read_or_set_aside(path, {"a": int}, warnings) is None
+    assert "has no valid a" in warnings[0] and (tmp_path / "record.json.corrupt-1").read_text() == text

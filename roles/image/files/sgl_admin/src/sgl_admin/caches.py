@@ -25,6 +25,7 @@ CACHES = {
 # What a compiler leaves beside its results: not part of a cache's content.
 _SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 _RECORDS = ".signatures"
+_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 
 def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
@@ -61,7 +62,7 @@ class SignatureRecord:
 
     def problem(self, warnings: list[str]) -> str | None:
         """Why the caches do not hold this signature's work; None when they do."""
-        record = files.read_json_or_set_aside(self.path, warnings)
+        record = files.read_or_set_aside(self.path, _SHAPE, warnings)
         if record is None or record.get("signature") != self.signature:
             return "no finished work with this signature"
         return missing_file(record)
@@ -84,14 +85,11 @@ class SignatureRecord:
 
 def missing_file(record: dict[str, Any]) -> str | None:
     """The first file of a record that is gone or has another size."""
-    listed = record.get("files")
-    if not isinstance(listed, dict):
-        return "its record of files cannot be read"
-    for name, size in listed.items():
+    for name, size in record["files"].items():
         try:
             if os.stat(paths.PROFILES / name).st_size != size:
                 return f"{name} has changed its size"
-        except OSError:
+        except (OSError, ValueError):
             return f"{name} is missing"
     return None
 
@@ -132,7 +130,7 @@ def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if not records:
         return None, None
     try:
-        record = files.read_json(records[-1]) or {}
+        record = files.read_record(records[-1], _SHAPE) or {}
     except ValueError:
         return None, "its signature record cannot be read"
     return record.get("signature"), missing_file(record)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from sgl_admin import __version__, caches, files, job, locks, model, paths, run, worker
-from sgl_admin.prep import Prep
+from sgl_admin.prep import RESULT_SHAPE, Prep
 from sgl_admin.request import MODES, PROBES, Request
 from sgl_admin.stages import STAGES
 
@@ -175,19 +175,18 @@ def _begin(live: run.Run, request: Request, lock: int) -> str:
     """With the prep lock held: do the prep at once where nothing is to be done, or else begin its process; returns its id."""
     warnings: list[str] = []
     job.settle(live.run_id, warnings)
-    prep = _prepare(live, request)
-    prep.warnings[:0] = warnings
+    prep = _prepare(live, request, warnings)
     worker.sweep(live.run_id)
     if prep.nothing_to_do:
         prep.execute(job.Job(live.run_id, request, prep.prep_id))
     else:
-        _spawn(live.run_id, request, prep.prep_id, lock)
+        _spawn(prep, lock)
     return prep.prep_id
 
 
-def _prepare(live: run.Run, request: Request) -> Prep:
+def _prepare(live: run.Run, request: Request, warnings: Sequence[str] = ()) -> Prep:
     try:
-        return Prep(live, request)
+        return Prep(live, request, warnings)
     except (ValueError, RuntimeError) as error:
         raise Refused(EXIT_USAGE, str(error)) from error
 
@@ -214,15 +213,16 @@ def _attach(record: dict[str, Any], request: Request) -> str:
     return str(record["prep_id"])
 
 
-def _spawn(run_id: str, request: Request, prep_id: str, lock: int) -> None:
+def _spawn(prep: Prep, lock: int) -> None:
     """Begin the prep in a process of its own, which holds the lock from its first moment on."""
+    run_id, prep_id = prep.run.run_id, prep.prep_id
     with open(paths.log(run_id), "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sgl_admin.worker", prep_id],
             stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True, cwd="/",
         )  # fmt: skip
     assert process.stdin is not None
-    process.stdin.write(request.to_json().encode())
+    process.stdin.write(worker.order(prep.request, prep.warnings).encode())
     process.stdin.close()
     # It must be visible to `status` before this process ends.
     while process.poll() is None:
@@ -272,12 +272,21 @@ def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
 def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
     """Show progress on standard error until the prep ends; then print its result."""
     record = _watch(run_id, prep_id, sys.stderr)
-    result = files.read_json(paths.prep_result(run_id))
-    if result is None or result["run"]["prep_id"] != prep_id:
+    result = _result_of(run_id, prep_id)
+    if result is None:
         message = record["message"] if record else "its record is gone"
         return _complain(1, f"{prep_id} ended without a result: {message}; the log is {paths.to_host(paths.log(run_id))}; run it again")
     assert record is not None
     return _print_result(run_id, result, as_json, int(record["exit_code"]))
+
+
+def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
+    """The prep's result; None where it wrote none, or what is there cannot be read: the next prep sets that aside."""
+    try:
+        result = files.read_record(paths.prep_result(run_id), RESULT_SHAPE)
+    except ValueError:
+        return None
+    return result if result is not None and result["run"].get("prep_id") == prep_id else None
 
 
 def _print_result(run_id: str, result: dict[str, Any], as_json: bool, exit_code: int) -> int:
@@ -309,10 +318,7 @@ def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
 
 
 def _print_envelope(run_id: str, record: dict[str, Any] | None) -> int:
-    result = files.read_json(paths.prep_result(run_id)) if record else None
-    if result is not None and record is not None and result["run"]["prep_id"] != record["prep_id"]:
-        result = None
-    print(json.dumps({"job": record, "result": result}))
+    print(json.dumps({"job": record, "result": _result_of(run_id, record["prep_id"]) if record else None}))
     return 0
 
 

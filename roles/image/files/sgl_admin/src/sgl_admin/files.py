@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,25 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return document
 
 
-def read_json_or_set_aside(path: Path, warnings: list[str]) -> dict[str, Any] | None:
-    """As `read_json`, but a file that cannot be read is renamed to `<name>.corrupt-<n>`, with a warning."""
+# A record's keys that its readers build on, and the types of their values.
+Shape = Mapping[str, type | tuple[type, ...]]
+
+
+def read_record(path: Path, shape: Shape) -> dict[str, Any] | None:
+    """As `read_json`, and ValueError where a key of `shape` is missing or of another type."""
+    document = read_json(path)
+    if document is None:
+        return None
+    for key, kind in shape.items():
+        if key not in document or not isinstance(document[key], kind) or (kind is int and isinstance(document[key], bool)):
+            raise ValueError(f"{path} has no valid {key}")
+    return document
+
+
+def read_or_set_aside(path: Path, shape: Shape, warnings: list[str]) -> dict[str, Any] | None:
+    """As `read_record`, but a file that cannot be read is renamed to `<name>.corrupt-<n>`, with a warning."""
     try:
-        return read_json(path)
+        return read_record(path, shape)
     except ValueError as error:
         number = 1
         while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():

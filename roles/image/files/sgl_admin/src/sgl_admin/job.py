@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from types import NoneType
 from typing import Any
 
 from sgl_admin import clock, files, paths
@@ -13,6 +14,18 @@ from sgl_admin.server import end_group, start_time
 
 LOCK = "prep"
 RUNNING = "running"
+SHAPE: files.Shape = {
+    "prep_id": str,
+    "pid": int,
+    "arguments": list,
+    "arguments_digest": str,
+    "state": str,
+    "stage": (str, NoneType),
+    "elapsed_s": (int, float),
+    "eta_s": (int, float, NoneType),
+    "message": str,
+    "exit_code": (int, NoneType),
+}
 
 
 class Job:
@@ -59,7 +72,7 @@ class Job:
 
 
 def read(run_id: str, warnings: list[str] | None = None) -> dict[str, Any] | None:
-    return files.read_json_or_set_aside(paths.job(run_id), [] if warnings is None else warnings)
+    return files.read_or_set_aside(paths.job(run_id), SHAPE, [] if warnings is None else warnings)
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from sgl_admin.warmup import Warmup
 
 _LOCK_TIMEOUT_S = 3600.0
 EXIT_PROOF_FAILED = 6
+RESULT_SHAPE: files.Shape = {"status": str, "run": dict, "stages": dict, "telemetry_probe": dict, "errors": list, "warnings": list}
+_STAGE_SHAPE: files.Shape = {"stage": str, "ran": bool, "status": str, "status_code": int, "artifacts": dict, "errors": list}
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class Decision:
 
 
 class Prep:
-    def __init__(self, run: Run, request: Request) -> None:
-        """Raises model.UnusableModel, ValueError (tp does not fit) and RuntimeError (NVML does not answer)."""
+    def __init__(self, run: Run, request: Request, warnings: Iterable[str] = ()) -> None:
+        """`warnings` are those of what was found and mended before.
+
+        Raises model.UnusableModel, ValueError (tp does not fit) and RuntimeError (NVML does not answer).
+        """
         self.run = run
         self.request = request
         self.prep_id = clock.new_id("prep")
-        self.warnings: list[str] = []
+        self.warnings = list(warnings)
         self._started = time.monotonic()
         self._started_at = clock.utc()
         self._job: Job | None = None
@@ -64,7 +70,7 @@ class Prep:
         )  # fmt: skip
         self.context = Context(request, loaded, found, tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)
         self.plan = [self._decide(stage) for stage in STAGES]
-        self._previous = files.read_json_or_set_aside(paths.prep_result(run.run_id), self.warnings) or {}
+        self._previous = files.read_or_set_aside(paths.prep_result(run.run_id), RESULT_SHAPE, self.warnings) or {}
         self.probe_wanted = request.probe == "always" or (request.probe == "auto" and not self._proof_stands())
 
     @property
@@ -79,7 +85,7 @@ class Prep:
             return Decision(stage, "skipped", reason, None)
         decision = Decision(stage, "run", None, stage.signature(self.context))
         if dead_owner(stage.name):
-            self.warnings.append(f"an earlier {stage.name} was killed before it finished; it is done again")
+            self._warn(f"an earlier {stage.name} was killed before it finished; it is done again")
             return decision
         if mode == "ensure" and decision.record.problem(self.warnings) is None:
             return Decision(stage, "noop", "valid_signature", decision.signature)
@@ -211,7 +217,7 @@ class Prep:
     def _write_stage(self, decision: Decision, result: dict[str, Any]) -> None:
         """A stage that was not asked for keeps the record of what it did before."""
         path = paths.stage_file(self.run.run_id, decision.stage.name)
-        if decision.action == "skipped" and path.exists() and files.read_json_or_set_aside(path, self.warnings) is not None:
+        if files.read_or_set_aside(path, _STAGE_SHAPE, self.warnings) is not None and decision.action == "skipped":
             return
         files.write_json(path, result)
 
@@ -295,6 +301,11 @@ class Prep:
             "errors": errors,
             "warnings": self.warnings,
         }
+
+    def _warn(self, warning: str) -> None:
+        """Once: the process that plans a prep and the one that does it find the same."""
+        if warning not in self.warnings:
+            self.warnings.append(warning)
 
     def _progress(self, done: int, total: int, unit: str, message: str) -> None:
         assert self._job is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -21,11 +22,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted()
 
 
+def order(request: Request, warnings: list[str]) -> str:
+    """What this process reads from its standard input: the request, and what was found and mended before."""
+    return json.dumps({"request": request.to_json(), "warnings": warnings})
+
+
 def main() -> int:
-    """argv: the prep's id; standard input: the request. Standard output and error go to the run's log."""
+    """argv: the prep's id; standard input: the order. Standard output and error go to the run's log."""
     os.umask(0o002)
-    request = Request.from_json(sys.stdin.read())
-    prep = Prep(run.live(), request)
+    given = json.load(sys.stdin)
+    request = Request.from_json(given["request"])
+    prep = Prep(run.live(), request, given["warnings"])
     prep.prep_id = sys.argv[1]
     job = Job(prep.run.run_id, request, prep.prep_id)
     signal.signal(signal.SIGTERM, _interrupt)
