@@ -18,7 +18,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client imp
 # With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only what changes is shown.
 _HEARTBEAT_S = 10.0
 _FEW_HOSTS = 4
-# Seconds that one round trip waits for the prep's end.
+# Seconds that one round trip waits for the prep's end; the first one, which tells what runs, not for long.
+_FIRST_POLL_S = 1.0
 _POLL_S = 5.0
 
 _MODE = {"type": "str", "choices": ["ensure", "rebuild", "skip"], "default": "ensure"}
@@ -77,7 +78,9 @@ class ActionModule(ActionBase):
     def _prep(self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         host = str(task_vars.get("inventory_hostname", "localhost"))
         few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
-        envelope = client.start(command_line(given), _POLL_S)
+        envelope = client.start(command_line(given), _FIRST_POLL_S)
+        if envelope.get("attached") is True and envelope["job"]:
+            self._display.display(f"{host}: attached to {progress(envelope['job'])}")
         shown, shown_at = None, 0.0
         while (job := envelope["job"]) and job["state"] == "running":
             doing = job.get("stage"), job.get("message")

@@ -97,9 +97,14 @@ class Site:
 
     def play(self, name: str, *flags: str, variables: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> Play:
         """Run playbooks/<name>.yml against this installation."""
+        return ended(self.start_play(name, *flags, variables=variables, environment=environment))
+
+    def start_play(
+        self, name: str, *flags: str, variables: dict[str, Any] | None = None, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Begin playbooks/<name>.yml against this installation; `ended` says what it came to."""
         given = json.dumps({**self.variables, **(variables or {})})
-        done = ansible("ansible-playbook", f"playbooks/{name}.yml", "--extra-vars", given, *flags, environment=environment)
-        return Play(done.returncode, done.stdout + done.stderr)
+        return start_ansible("ansible-playbook", f"playbooks/{name}.yml", "--extra-vars", given, *flags, environment=environment)
 
     def must_play(self, name: str, *flags: str, **options: Any) -> Play:
         play = self.play(name, *flags, **options)
@@ -247,15 +252,30 @@ def read(path: Path) -> dict[str, Any]:
     return document
 
 
-def ansible(program: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def ended(playbook: subprocess.Popen[str]) -> Play:
+    """What a playbook that was begun came to, once it has ended."""
+    try:
+        output, error = playbook.communicate(timeout=1200)
+    except BaseException:
+        playbook.kill()
+        raise
+    return Play(playbook.returncode, output + error)
+
+
+def ansible(program: str, *arguments: str, environment: dict[str, str] | None = None) -> Play:
+    return ended(start_ansible(program, *arguments, environment=environment))
+
+
+def start_ansible(program: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Begin a program of Ansible, in a session of its own, without waiting for its end."""
+    return subprocess.Popen(
         [str(BIN / program), *arguments],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=1200,
-        check=False,
         stdin=subprocess.DEVNULL,
+        start_new_session=True,
         env={
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
@@ -270,9 +290,9 @@ def ansible(program: str, *arguments: str, environment: dict[str, str] | None = 
 def module(name: str, arguments: dict[str, Any], *flags: str) -> dict[str, Any]:
     """What a module of the collection answers, by an ad-hoc call on this host."""
     done = ansible("ansible", "localhost", "--module-name", f"slice_bench.sglang.{name}", "--args", json.dumps(arguments), *flags)
-    start = re.search(r"^localhost \| (\w+)!? => ", done.stdout, re.MULTILINE)
-    assert start, done.stdout + done.stderr
-    answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.stdout[start.end() :])[0]
+    start = re.search(r"^localhost \| (\w+)!? => ", done.output, re.MULTILINE)
+    assert start, done.output
+    answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.output[start.end() :])[0]
     return {"failed": start[1] not in ("SUCCESS", "CHANGED"), **answer}
 
 

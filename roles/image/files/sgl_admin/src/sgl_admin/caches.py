@@ -24,7 +24,7 @@ CACHES = {
 }
 # What a compiler leaves beside its results: not part of a cache's content.
 _SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
-_RECORDS = ".signatures"
+RECORDS = ".signatures"
 _SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 
@@ -38,7 +38,7 @@ def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
             continue
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                if entry.name != _RECORDS:
+                if entry.name != RECORDS:
                     folders.append(Path(entry.path))
             elif entry.is_file(follow_symlinks=False) and not _SCRATCH.search(entry.name):
                 try:
@@ -58,7 +58,7 @@ class SignatureRecord:
         self.signature = signature
         canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
         name = f"{stage}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}.json"
-        self.path = paths.PROFILES / caches[0] / _RECORDS / name
+        self.path = paths.PROFILES / caches[0] / RECORDS / name
 
     def problem(self, warnings: list[str]) -> str | None:
         """Why the caches do not hold this signature's work; None when they do."""
@@ -126,7 +126,7 @@ def _describe(cache: str, stage: str) -> dict[str, Any]:
 
 
 def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    records = sorted(folder.glob(f"{_RECORDS}/*.json"), key=lambda path: path.stat().st_mtime)
+    records = sorted(folder.glob(f"{RECORDS}/*.json"), key=lambda path: path.stat().st_mtime)
     if not records:
         return None, None
     try:

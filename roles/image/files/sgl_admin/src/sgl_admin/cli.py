@@ -16,7 +16,7 @@ from sgl_admin.prep import RESULT_SHAPE, Prep
 from sgl_admin.request import MODES, PROBES, Request
 from sgl_admin.stages import STAGES
 
-EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY = 2, 3, 4, 5
+EXIT_NO_RESULT, EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY = 1, 2, 3, 4, 5
 _POLL_S = 0.1
 # How often a prep that is watched is looked at, and the longest silence.
 _LOOK_S, _HEARTBEAT_S = 1.0, 10.0
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(
             EXIT_PERMISSION, f"no permission for {error.filename}: it must belong to {os.getuid()}:{os.getgid()}, this container's user"
         )
+    except OSError as error:
+        return _complain(EXIT_NO_RESULT, files.reason(error))
 
 
 def _complain(exit_code: int, message: str) -> int:
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     ensure.add_argument("--port", type=_positive, help="the server's port while it warms up (default: the one that Prometheus scrapes)")
     ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")
-    ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result} as JSON")
+    ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result, attached} as JSON")
     ensure.add_argument("--wait", type=float, default=0.0, metavar="S", help="with --detach: wait so long for the end first")
 
     inspect = group.add_parser("inspect", help="what the caches hold")
@@ -147,24 +149,24 @@ def _ensure(arguments: argparse.Namespace) -> int:
     _check_ownership()
     if arguments.dry_run:
         return _print_dry_run(_prepare(live, request).dry_run(), arguments.json)
-    prep_id = _begin_or_attach(live, request)
+    prep_id, attached = _begin_or_attach(live, request)
     if arguments.detach:
-        return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait))
+        return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait), attached=attached)
     return _follow(live.run_id, prep_id, arguments.json)
 
 
-def _begin_or_attach(live: run.Run, request: Request) -> str:
-    """The id of the prep that does this request: begun now, or already running. Raises Refused (busy) when another one runs."""
+def _begin_or_attach(live: run.Run, request: Request) -> tuple[str, bool]:
+    """The id of the prep that does this request, and whether it was running already. Raises Refused (busy) when another one runs."""
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
         if (lock := locks.try_lock(job.LOCK)) is not None:
             try:
-                return _begin(live, request, lock)
+                return _begin(live, request, lock), False
             finally:
                 os.close(lock)
         record = job.read(live.run_id)
         if record is not None and job.alive(record):
-            return _attach(record, request)
+            return _attach(record, request), True
         # Its holder has not written its record yet, has ended this very moment, or only looked whether a prep runs.
         if time.monotonic() > deadline:
             raise Refused(EXIT_BUSY, "another prep is starting on this host (its lock is held, maybe by another container); try again")
@@ -214,22 +216,32 @@ def _attach(record: dict[str, Any], request: Request) -> str:
 
 
 def _spawn(prep: Prep, lock: int) -> None:
-    """Begin the prep in a process of its own, which holds the lock from its first moment on."""
+    """Begin the prep in a process of its own, which holds the lock from its first moment on. Raises Refused where it ends at once."""
     run_id, prep_id = prep.run.run_id, prep.prep_id
     with open(paths.log(run_id), "ab") as log:
+        logged = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sgl_admin.worker", prep_id],
             stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True, cwd="/",
         )  # fmt: skip
     assert process.stdin is not None
-    process.stdin.write(worker.order(prep.request, prep.warnings).encode())
-    process.stdin.close()
+    try:
+        process.stdin.write(worker.order(prep.request, prep.warnings).encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # It ended already, and is told of below.
     # It must be visible to `status` before this process ends.
-    while process.poll() is None:
+    while True:
+        ended = process.poll() is not None
         record = job.read(run_id)
         if record is not None and record["prep_id"] == prep_id:
             return
+        if ended:
+            break
         time.sleep(0.02)
+    said = paths.log(run_id).read_bytes()[logged:].decode(errors="replace").splitlines()
+    why = [line.removeprefix(worker.PREFIX) for line in said if line.startswith(worker.PREFIX)] or [f"exit code {process.returncode}"]
+    raise Refused(EXIT_NO_RESULT, f"{prep_id} ended before it began: {why[-1]}; the log is {paths.to_host(paths.log(run_id))}")
 
 
 def _wait(run_id: str, seconds: float) -> dict[str, Any] | None:
@@ -273,10 +285,11 @@ def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
     """Show progress on standard error until the prep ends; then print its result."""
     record = _watch(run_id, prep_id, sys.stderr)
     result = _result_of(run_id, prep_id)
-    if result is None:
+    # Killed after its result and before its last record, it has no exit code: the next one finds what is done.
+    if result is None or record is None or record["exit_code"] is None:
         message = record["message"] if record else "its record is gone"
-        return _complain(1, f"{prep_id} ended without a result: {message}; the log is {paths.to_host(paths.log(run_id))}; run it again")
-    assert record is not None
+        log = paths.to_host(paths.log(run_id))
+        return _complain(EXIT_NO_RESULT, f"{prep_id} ended without a result: {message}; the log is {log}; run it again")
     return _print_result(run_id, result, as_json, int(record["exit_code"]))
 
 
@@ -317,8 +330,8 @@ def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
     return 0
 
 
-def _print_envelope(run_id: str, record: dict[str, Any] | None) -> int:
-    print(json.dumps({"job": record, "result": _result_of(run_id, record["prep_id"]) if record else None}))
+def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: bool) -> int:
+    print(json.dumps({"job": record, "result": _result_of(run_id, record["prep_id"]) if record else None, **more}))
     return 0
 
 

@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sgl_admin import paths
+
 FILE_MODE = 0o664
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str, mode: int = FILE_MODE) -> None:
-    """Replace `path` by a temp file, fsync, rename, fsync of the folder. Raises OSError; then the old file still stands."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    """Replace `path` by a temp file, fsync, rename, fsync of the folder. Raises OSError that names `path`; then a whole file stands."""
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                os.fchmod(stream.fileno(), mode)
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """The system's error names the file that was to be written: of a write or an fsync it names none, of a rename the temp file."""
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
-    fsync_folder(path.parent)
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, where on the host, and the remedy, for a person."""
+    where = (paths.to_host(error.filename) or str(error.filename)) if error.filename else "a file system of the container"
+    if error.errno in NO_SPACE:
+        return f"no space left on {where}: free some and run again"
+    if error.errno == errno.EROFS:
+        return f"{where} is on a read-only file system: mount it writable and run again"
+    if error.errno == errno.EIO:
+        return f"{where} cannot be read or written (input/output error): check its disk (dmesg) and run again"
+    return f"{where}: {error.strerror or error}"
 
 
 def write_json(path: Path, document: dict[str, Any], mode: int = FILE_MODE) -> None:
@@ -41,9 +69,9 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Remove what a killed `write_text` left in `folder`; the caller holds the lock of that folder's writers."""
-    for leftover in folder.glob(".*.tmp"):
+def sweep_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what a killed `write_text` of a file `name` left in `folder`; the caller knows that none writes there now."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

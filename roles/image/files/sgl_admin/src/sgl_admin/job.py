@@ -66,6 +66,14 @@ class Job:
         self.record.update(fields, elapsed_s=round(now - self._started, 1), updated_at=clock.utc())
         files.write_json(self._path, self.record)
 
+    def abandon(self, error: BaseException) -> None:
+        """Say that the prep ends without a result, where that can be written: where not, the next one sees that its process is gone."""
+        words = files.reason(error) if isinstance(error, OSError) else repr(error)
+        try:
+            self.update(state="failed", exit_code=1, server=None, eta_s=None, message=words)
+        except OSError:
+            pass
+
     def server(self, group: int | None) -> None:
         """Remember the server's process group, so that it can be ended when this process is killed outright."""
         self.update(server={"pgid": group, "started_at": clock.utc(), "start_ticks": start_time(group)} if group else None)

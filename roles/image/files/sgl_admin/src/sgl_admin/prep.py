@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class Prep:
         self._started_at = clock.utc()
         self._job: Job | None = None
         self._interrupted = False
+        self._interruptible = False
         self._counted_from = self._started
         flavour = files.read_json(paths.FLAVOUR) or {}
         self._environment: dict[str, str] = flavour["server"]["env"]
@@ -127,8 +128,31 @@ class Prep:
             "warnings": self.warnings,
         }
 
+    def interrupt(self) -> None:
+        """Told to stop, at whatever moment: what takes long is cut short, and records are written to their end."""
+        first, self._interrupted = not self._interrupted, True
+        if first and self._interruptible:
+            raise Interrupted()
+
+    @contextmanager
+    def _may_be_interrupted(self) -> Iterator[None]:
+        self._interruptible = True
+        try:
+            if self._interrupted:
+                raise Interrupted()
+            yield
+        finally:
+            self._interruptible = False
+
     def execute(self, job: Job) -> tuple[dict[str, Any], int]:
-        """Do what is planned; returns the aggregate, which is on disk by then, and the exit code."""
+        """Do what is planned; returns the aggregate, which is on disk by then, and the exit code. Raises OSError where it cannot be."""
+        try:
+            return self._execute(job)
+        except BaseException as error:
+            job.abandon(error)
+            raise
+
+    def _execute(self, job: Job) -> tuple[dict[str, Any], int]:
         self._job = job
         job.update()
         results: dict[str, dict[str, Any]] = {}
@@ -188,14 +212,17 @@ class Prep:
         """The stage's work under its lock, with a marker that outlives only a process that is killed outright."""
         stage = decision.stage
         marker = paths.IN_PROGRESS / f"{stage.name}.json"
-        with locked(stage.name, _LOCK_TIMEOUT_S):
+        with ExitStack() as held:
+            with self._may_be_interrupted():
+                held.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
             assert self._job is not None
             owner = {"stage": stage.name, "owner_pid": self._job.record["pid"], "started_at": clock.utc(), "run_id": self.run.run_id}
             files.write_json(marker, owner)
             try:
-                if self.request.stages[stage.name] == "rebuild":
-                    self._clear(stage)
-                artifacts = stage.run(self.context)
+                with self._may_be_interrupted():
+                    if self.request.stages[stage.name] == "rebuild":
+                        self._clear(stage)
+                    artifacts = stage.run(self.context)
                 artifacts["files"] = decision.record.write()
             finally:
                 marker.unlink()
@@ -230,26 +257,20 @@ class Prep:
             }
         assert self._job is not None
         try:
-            if self._interrupted:
-                raise Interrupted()
-            self._job.update(
-                stage="telemetry_probe", done=0, total=0, eta_s=None, message="waiting for Prometheus to account for the tokens sent"
-            )
-            ledger = self._warmup.ensure_requests(self.context.batch_sizes[:1])
-            proof = probe.prove(self.run.run_id, url, ledger, self.request.probe_timeout_s)
-        except StageFailure as failure:
-            self._interrupted = self._interrupted or isinstance(failure, Interrupted)
-            proof = probe.failure(self.run.run_id, url, failure)
+            with self._may_be_interrupted():
+                self._job.update(
+                    stage="telemetry_probe", done=0, total=0, eta_s=None, message="waiting for Prometheus to account for the tokens sent"
+                )
+                ledger = self._warmup.ensure_requests(self.context.batch_sizes[:1])
+                proof = probe.prove(self.run.run_id, url, ledger, self.request.probe_timeout_s)
+        except (StageFailure, OSError) as error:
+            self._interrupted = self._interrupted or isinstance(error, Interrupted)
+            proof = probe.failure(self.run.run_id, url, as_stage_failure(error))
         return {**proof, "prep_id": self.prep_id}
 
     def _close_server(self) -> str | None:
         try:
-            try:
-                self._warmup.close()
-            except Interrupted:
-                # It comes once at most, and must not cut this short.
-                self._interrupted = True
-                self._warmup.close()
+            self._warmup.close()
         except StageFailure as failure:
             return str(failure)
         return None
@@ -330,8 +351,8 @@ def as_stage_failure(error: Exception) -> StageFailure:
         return error
     if isinstance(error, TimeoutError):
         return StageFailure("lock_timeout", str(error))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StageFailure("insufficient_disk", f"no space left while writing {error.filename or 'a cache'}: free some and run again")
+    if isinstance(error, OSError) and error.errno in files.NO_SPACE:
+        return StageFailure("insufficient_disk", files.reason(error))
     if isinstance(error, PermissionError):
         return StageFailure("permissions_unexpected", str(error))
     return StageFailure("compile_failed", repr(error))

@@ -23,7 +23,7 @@ class Warmup:
         self._timeout_s = timeout_s
         self._on_server = on_server
         self._tick = tick
-        self._failure: StageFailure | None = None
+        self._failure: StageFailure | OSError | None = None
         self._started = False
         self.ledger = TokenLedger(self._server)
 
@@ -38,7 +38,7 @@ class Warmup:
             self._on_server(self._server.group)
             self._server.wait_healthy(self._timeout_s, self._tick)
             self._started = True
-        except StageFailure as failure:
+        except (StageFailure, OSError) as failure:
             self._failure = failure
             raise
 

@@ -6,20 +6,14 @@ import json
 import os
 import signal
 import sys
-from types import FrameType
 
-from sgl_admin import files, paths, run
-from sgl_admin.errors import Interrupted
+from sgl_admin import caches, files, paths, run
 from sgl_admin.job import Job
 from sgl_admin.prep import Prep
 from sgl_admin.request import Request
 
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # Once is enough: a second signal must not cut the clean-up short.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise Interrupted()
+# Of the line in the run's log that says why a prep could not go on.
+PREFIX = "sgl-admin: "
 
 
 def order(request: Request, warnings: list[str]) -> str:
@@ -32,22 +26,22 @@ def main() -> int:
     os.umask(0o002)
     given = json.load(sys.stdin)
     request = Request.from_json(given["request"])
-    prep = Prep(run.live(), request, given["warnings"])
-    prep.prep_id = sys.argv[1]
-    job = Job(prep.run.run_id, request, prep.prep_id)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
     try:
-        return prep.execute(job)[1]
-    except BaseException as error:
-        state = "interrupted" if isinstance(error, Interrupted) else "failed"
-        job.update(state=state, exit_code=1, server=None, message=repr(error))
-        raise
+        prep = Prep(run.live(), request, given["warnings"])
+        prep.prep_id = sys.argv[1]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: prep.interrupt())
+        return prep.execute(Job(prep.run.run_id, request, prep.prep_id))[1]
+    except OSError as error:
+        print(f"{PREFIX}{files.reason(error)}", file=sys.stderr)
+        return 1
 
 
 def sweep(run_id: str) -> None:
-    """With the prep lock held: remove the temp files that a killed prep left."""
-    for folder in (paths.run_dir(run_id), paths.run_dir(run_id) / "stages", paths.IN_PROGRESS):
+    """With the prep lock held: remove the temp files that a killed prep of this run left, in its records and in the caches'."""
+    files.sweep_temporaries(paths.RUNS, f"{run_id}.json")
+    records = [paths.PROFILES / cache / caches.RECORDS for cache in caches.CACHES]
+    for folder in (paths.run_dir(run_id), paths.run_dir(run_id) / "stages", paths.IN_PROGRESS, *records):
         files.sweep_temporaries(folder)
 
 

@@ -17,6 +17,7 @@ from sgl_admin.init.services import LOOPBACK, SERVICES, Settings
 from sgl_admin.server import start_time
 
 READY_TIMEOUT_S = 15.0
+_RETRY_S = 1.0
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
@@ -26,17 +27,31 @@ def main() -> None:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    if not paths.manifest(run_id).exists():
-        files.write_json(paths.manifest(run_id), build_manifest(run_id, Settings.from_environment(), ending))
-    if not ending.is_set():
-        files.write_text(paths.POINTER, run.pointer_text(run_id), mode=0o600)
-        print(f"run_record: {run_id} is published", flush=True)
+    publish(run_id, ending)
     ending.wait()
     end_prep(run_id)
     if run.pointed_run() == run_id:
         paths.POINTER.unlink()
         files.fsync_folder(paths.TELEMETRY)
     print(f"run_record: {run_id} is ended", flush=True)
+
+
+def publish(run_id: str, ending: threading.Event) -> None:
+    """Manifest, then pointer. Where they cannot be written (a full disk), it says so once and tries until they can."""
+    said = None
+    while not ending.is_set():
+        try:
+            if not paths.manifest(run_id).exists():
+                files.write_json(paths.manifest(run_id), build_manifest(run_id, Settings.from_environment(), ending))
+            if not ending.is_set():
+                files.write_text(paths.POINTER, run.pointer_text(run_id), mode=0o600)
+                print(f"run_record: {run_id} is published", flush=True)
+            return
+        except OSError as error:
+            if (reason := files.reason(error)) != said:
+                said = reason
+                print(f"run_record: ERROR: {run_id} is not published yet: {reason}", flush=True)
+            ending.wait(_RETRY_S)
 
 
 def end_prep(run_id: str) -> None:

@@ -10,8 +10,9 @@ import socket
 import sys
 from pathlib import Path
 
-from sgl_admin import clock, files, paths, ports
+from sgl_admin import clock, files, job, paths, ports
 from sgl_admin.init.services import SERVICES, Settings, prometheus_config, render_prometheus_config
+from sgl_admin.locks import try_lock
 
 USER = "devuser"
 SUPERVISOR_CONFIG = paths.STATE / "supervisord.conf"
@@ -24,16 +25,40 @@ def main() -> None:
     settings = Settings.from_environment()
     services = [name for name in (files.read_json(paths.FLAVOUR) or {})["services"] if name in SERVICES]
     try:
+        # A container that is started again has its last life's: no run is live until this one's is published.
+        paths.LIVE_RUN.unlink(missing_ok=True)
+        tidy()
         add_user(os.getuid(), os.getgid())
         refuse_busy_ports(settings, services)
         run_id = begin_run(settings, services)
     except OSError as error:
-        name = paths.to_host(error.filename) or error.filename if error.filename else ""
-        sys.exit(f"sgl-init: ERROR: {error.strerror}: {name} (this container runs as {os.getuid()}:{os.getgid()})")
+        sys.exit(f"sgl-init: ERROR: {files.reason(error)} (this container runs as {os.getuid()}:{os.getgid()})")
     print(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
     os.execv(
         sys.executable, [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(SUPERVISOR_CONFIG)]
     )
+
+
+def tidy() -> None:
+    """Mend what a killed container left: its temp files go, and its prep's record says that it ended.
+
+    No process of this container writes yet. What other containers of the host may write is held by the prep lock, and
+    waits for the next start where it is taken. Nothing here keeps a run from starting.
+    """
+    try:
+        files.sweep_temporaries(paths.STATE)
+        files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
+        if (lock := try_lock(job.LOCK)) is None:
+            return
+        try:
+            for folder in (paths.RUNS, *paths.RUNS.glob("*/"), *paths.RUNS.glob("*/stages")):
+                files.sweep_temporaries(folder)
+            for record in paths.RUNS.glob("*/job.json"):
+                job.settle(record.parent.name, [])
+        finally:
+            os.close(lock)
+    except OSError as error:
+        print(f"sgl-init: WARNING: what an earlier run left is not tidied: {files.reason(error)}", flush=True)
 
 
 def add_user(uid: int, gid: int) -> None:
