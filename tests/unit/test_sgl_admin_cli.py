@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
 from sgl_admin import cli, devices, files, job, locks, paths, run
 from sgl_admin.request import Request
+
+from tests.contract import validators
 
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 
@@ -125,6 +131,49 @@ def test_another_prep_ends_with_5_and_is_named(live_run: str, model_folder: Path
         assert json.loads(capsys.readouterr().out)["job"]["prep_id"] == "prep-20261123T091600Z-77aa01bc"
     finally:
         os.close(lock)
+
+
+def test_a_system_error_is_one_line(
+    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(name: str) -> int | None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(paths.LOCKS / f"{name}.lock"))
+
+    monkeypatch.setattr(locks, "try_lock", full)
+    assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == cli.EXIT_NO_RESULT == 1
+    assert capsys.readouterr().err == "sgl-admin: no space left on /host/profiles/.locks/prep.lock: free some and run again\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("sgl-admin: no space left on /host/x: free some", "no space left on /host/x: free some"), ("", "exit code 1")]
+)
+def test_a_prep_that_ends_before_it_begins_is_told_with_its_reason(
+    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str, told: str
+) -> None:
+    paths.log(live_run).write_text("sgl-admin: an older line\n")
+
+    def popen(*_: Any, stdout: IO[bytes], **__: Any) -> subprocess.Popen[bytes]:
+        script = "import sys; print(sys.argv[1]); sys.exit(1)"
+        return subprocess.Popen([sys.executable, "-c", script, said], stdin=subprocess.PIPE, stdout=stdout)
+
+    monkeypatch.setattr(cli, "subprocess", SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE))
+    assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 1
+    error = capsys.readouterr().err
+    assert f"ended before it began: {told}; the log is /host/telemetry/logs/{live_run}.log" in error
+    assert not job.running()
+
+
+@pytest.mark.parametrize("end", [{"state": "interrupted", "exit_code": None}, {"state": "failed", "exit_code": 1}])
+def test_a_prep_that_ended_between_its_result_and_its_last_record_is_not_done(
+    live_run: str, capsys: pytest.CaptureFixture[str], end: dict[str, Any]
+) -> None:
+    result = {**validators.example("prep_result")}
+    prep_id = result["run"]["prep_id"]
+    files.write_json(paths.prep_result(live_run), result)
+    job.Job(live_run, request(), prep_id).update(message="no space left", **end)
+    assert cli._follow(live_run, prep_id, as_json=False) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and f"{prep_id} ended without a result: no space left" in captured.err
 
 
 def test_status_of_a_dead_prep_says_interrupted(live_run: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sgl_admin import files
+from sgl_admin import files, paths
 
 KILLED_BEFORE_RENAME = """
 import os, signal, sys
@@ -59,6 +60,41 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space"):
         files.write_json(path, {"new": True})
     assert files.read_json(path) == {"new": False} and leftovers(tmp_path) == []
+
+
+def test_a_write_that_fails_names_the_file_on_the_host(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system names none for a write or an fsync, and the temp file for the others."""
+    path = paths.RUNS / "record.json"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        files.write_json(path, {})
+    assert files.reason(caught.value) == "no space left on /host/telemetry/container_runs/record.json: free some and run again"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space left on /host/profiles/x: free some"),
+        (errno.EDQUOT, "no space left on /host/profiles/x: free some"),
+        (errno.EROFS, "/host/profiles/x is on a read-only file system: mount it writable"),
+        (errno.EIO, "/host/profiles/x cannot be read or written (input/output error): check its disk"),
+        (errno.ELOOP, "/host/profiles/x: Too many levels of symbolic links"),
+    ],
+)
+def test_reasons_name_the_place_and_the_remedy(container: Path, number: int, words: str) -> None:
+    assert files.reason(OSError(number, os.strerror(number), str(paths.PROFILES / "x"))).startswith(words)
+    assert files.reason(OSError(number, os.strerror(number)))
+
+
+def test_only_the_temporaries_of_the_named_file_are_swept(tmp_path: Path) -> None:
+    for name in (".a.json.x1.tmp", ".b.json.x2.tmp", "a.json"):
+        (tmp_path / name).touch()
+    files.sweep_temporaries(tmp_path, "a.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.x2.tmp", "a.json"]
 
 
 def test_the_order_is_file_then_rename_then_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import importlib.metadata
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
-from sgl_admin import devices, files, image_facts, job, model, paths, run, server, versions
+from sgl_admin import devices, files, image_facts, job, locks, model, paths, run, server, versions
 from sgl_admin.init import publish, services, start
 from sgl_admin.init.services import Settings
 
@@ -184,6 +185,89 @@ def test_the_end_of_a_run_ends_its_prep(live_run: str, tmp_path: Path) -> None:
 def test_a_run_without_a_prep_ends(live_run: str) -> None:
     publish.end_prep(live_run)
     assert run.pointed_run() == live_run
+
+
+# --- what a killed container left ------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_container_left_is_tidied(live_run: str) -> None:
+    request = job.Request("/models/m", 1, {}, (), "auto", "auto", (), 1.0, 1.0, 30000)
+    job.Job(live_run, request, "prep-20261123T091600Z-77aa01bc").update()
+    stages = paths.run_dir(live_run) / "stages"
+    stages.mkdir()
+    left = [
+        paths.STATE / ".passwd.x.tmp", paths.TELEMETRY / f".{paths.POINTER.name}.x.tmp", paths.RUNS / f".{live_run}.json.x.tmp",
+        paths.run_dir(live_run) / ".job.json.x.tmp", stages / ".inductor.json.x.tmp",
+    ]  # fmt: skip
+    for path in left:
+        path.touch()
+    start.tidy()
+    assert [path for path in left if path.exists()] == []
+    assert (files.read_json(paths.job(live_run)) or {})["state"] == "interrupted"
+
+
+def test_what_another_container_may_be_writing_is_left_alone(live_run: str) -> None:
+    temporary = paths.run_dir(live_run) / ".job.json.x.tmp"
+    temporary.parent.mkdir(exist_ok=True)
+    temporary.touch()
+    held = locks.try_lock(job.LOCK)
+    assert held is not None
+    try:
+        start.tidy()
+    finally:
+        os.close(held)
+    assert temporary.exists()
+
+
+def test_what_cannot_be_tidied_keeps_no_run_from_starting(
+    live_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(paths.RUNS))
+
+    monkeypatch.setattr(files, "sweep_temporaries", refuse)
+    start.tidy()
+    assert "WARNING" in (said := capsys.readouterr().out) and "/host/telemetry/container_runs is on a read-only file system" in said
+
+
+# --- a full disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_published_as_soon_as_there_is_space(
+    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refusals = 3
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(publish, "_RETRY_S", 0.01)
+    publish.publish(RUN_ID, threading.Event())
+    assert run.pointed_run() == RUN_ID
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"run_record: ERROR: {RUN_ID} is not published yet: no space left on /host/telemetry/container_runs/{RUN_ID}.json: "
+        "free some and run again",
+        f"run_record: {RUN_ID} is published",
+    ]
+
+
+def test_a_run_that_cannot_be_published_can_be_ended(container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = threading.Event()
+
+    def write_text(*_: object, **__: object) -> None:
+        ending.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_text", write_text)
+    publish.publish(RUN_ID, ending)
+    assert not paths.POINTER.exists()
 
 
 # --- facts: devices, versions, model -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -304,10 +305,117 @@ def test_an_interruption_while_the_proof_is_awaited_is_told_as_one(world: World)
     assert result["telemetry_probe"]["ok"] is False
 
 
+def interrupted_when_it_writes(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[dict[str, Any], int]:
+    """A prep that is told to stop, twice, while it writes the file `name`."""
+    made = world.prep()
+    real = files.write_text
+
+    def write_text(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.name == name and path.parent != paths.IN_PROGRESS:
+            made.interrupt()
+            made.interrupt()
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(files, "write_text", write_text)
+    result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
+    assert files.read_json(paths.prep_result(world.run_id)) == result
+    validators.validate_prep_result(result)
+    validators.validate_job(world.job())
+    assert world.job()["exit_code"] == exit_code and not list(paths.IN_PROGRESS.iterdir())
+    return result, exit_code
+
+
+def test_an_interruption_between_two_stages_ends_with_a_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, exit_code = interrupted_when_it_writes(world, monkeypatch, "moe_tune.json")
+    assert statuses(result) == ["ok", "ok", "error", "error"] and exit_code == 12
+    assert [world.stages[name].runs for name in NAMES] == [1, 1, 0, 0]
+    assert world.job()["state"] == "interrupted" and result["telemetry_probe"]["ok"] is False
+
+
+def test_an_interruption_while_the_result_is_written_does_not_take_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, exit_code = interrupted_when_it_writes(world, monkeypatch, "prep_result.json")
+    assert statuses(result) == ["ok"] * 4 and exit_code == 0 and result["telemetry_probe"]["ok"] is True
+
+
 def test_an_interruption_of_the_clean_up_does_not_cut_it_short(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeWarmup, "close_failure", Interrupted())
-    result, _ = world.execute()
-    assert FakeWarmup.closed == 2 and not [error for error in result["errors"] if "cleanup_failed" in error]
+    made = world.prep()
+    closed: list[bool] = []
+
+    def close(self: FakeWarmup) -> None:
+        made.interrupt()
+        closed.append(True)
+
+    monkeypatch.setattr(FakeWarmup, "close", close)
+    made.execute(Job(world.run_id, made.request, made.prep_id))
+    assert closed == [True] and world.job()["state"] == "interrupted"
+
+
+def test_an_interruption_cuts_a_stage_short(world: World) -> None:
+    made = world.prep()
+    world.stages["moe_tune"].during = lambda context: made.interrupt()
+    result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
+    assert statuses(result) == ["ok", "error", "error", "error"] and exit_code == 11
+    assert not (paths.PROFILES / "moe_configs" / "kernel").exists() and not list(paths.IN_PROGRESS.iterdir())
+
+
+# --- a full disk ---------------------------------------------------------------------------------------------------------
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, refused: Callable[[Path], bool]) -> None:
+    """Every contract file that `refused` says is refused for want of space; as the system does it, without a name."""
+    real = files.os.replace
+
+    def replace(old: str, new: Path) -> None:
+        if refused(Path(new)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(old, new)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+
+
+@pytest.mark.parametrize("name", ["deep_gemm.json", "prep_result.json", "container-run-20261123T091500Z-3fa9c1d2.json"])
+def test_a_disk_that_is_full_for_a_record_ends_the_prep_with_its_reason(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    full_disk(monkeypatch, lambda path: path.name == name and path.parent != paths.IN_PROGRESS)
+    made = world.prep()
+    with pytest.raises(OSError, match="No space left"):
+        made.execute(Job(world.run_id, made.request, made.prep_id))
+    job = world.job()
+    validators.validate_job(job)
+    assert (job["state"], job["exit_code"], job["server"]) == ("failed", 1, None)
+    assert job["message"].startswith("no space left on /host/telemetry/container_runs/") and name in job["message"]
+    assert FakeWarmup.closed == 1 and not [path for path in paths.TELEMETRY.rglob("*.tmp")]
+    monkeypatch.undo()
+
+
+def test_a_disk_that_stays_full_ends_the_prep_and_its_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world.prep()
+    begun = Job(world.run_id, made.request, made.prep_id)
+    begun.update()
+    full_disk(monkeypatch, lambda path: True)
+    with pytest.raises(OSError, match="No space left"):
+        made.execute(begun)
+    assert world.job()["state"] == "running", "nothing could be written"
+    warnings: list[str] = []
+    monkeypatch.setattr(files.os, "replace", os.rename)
+    job_module.settle(world.run_id, warnings)
+    assert world.job()["state"] == "interrupted" and len(warnings) == 1
+
+
+def test_a_stage_without_space_fails_and_names_the_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_disk(monkeypatch, lambda path: path.parent.name == ".signatures" and path.name.startswith("flashinfer"))
+    result, exit_code = world.execute()
+    failed = result["stages"]["flashinfer"]
+    assert exit_code == 12 and failed["error_type"] == "insufficient_disk"
+    assert failed["errors"][0].startswith("no space left on /host/profiles/flashinfer/.signatures/flashinfer-")
+
+
+def test_a_proof_without_space_is_no_proof(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ensure_requests(self: FakeWarmup, batch_sizes: tuple[int, ...]) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device", str(paths.job(world.run_id)))
+
+    monkeypatch.setattr(FakeWarmup, "ensure_requests", ensure_requests)
+    result, exit_code = world.execute()
+    assert exit_code == 6 and result["telemetry_probe"]["reason"].startswith("insufficient_disk: no space left on /host/telemetry/")
 
 
 def test_a_server_that_will_not_end_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,6 +590,20 @@ def test_an_interruption_does_not_wait_for_requests_in_flight(fake_server: FakeS
     with pytest.raises(Interrupted):
         made.exercise((1,))
     assert fake_server.stopped.is_set()
+
+
+def test_a_server_that_cannot_be_recorded_is_tried_once(fake_server: FakeServer) -> None:
+    def refuse(group: int | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made = warmup.Warmup([], {}, 1, Path("/dev/null"), 1.0, refuse, lambda: None)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            made.ensure_requests((1,))
+    assert fake_server.started == 1
+    with pytest.raises(OSError, match="No space"):
+        made.close()
+    assert fake_server.stopped.is_set(), "it is ended first"
 
 
 def real_server(log: Path, *argv: str, port: int = 9) -> server.Server:

@@ -36,7 +36,9 @@ PROGRAMS = {
 }
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # A full disk refuses these; it lets everything else through.
-NEED_SPACE = frozenset({"open", "write", "mkdir", "fsync", "fdatasync", "rename", "replace", "link", "symlink", "truncate", "ftruncate"})
+NEED_SPACE = frozenset(
+    {"open", "write", "mkdir", "fsync", "fsync_folder", "fdatasync", "rename", "replace", "link", "symlink", "truncate", "ftruncate"}
+)
 # What the audit hook sees of the functions that are replaced below, and of those that are not.
 AUDITED = frozenset(
     "os.rename os.remove os.mkdir os.rmdir os.link os.symlink os.truncate os.chmod os.chown os.utime os.setxattr os.mkfifo".split()
@@ -67,10 +69,16 @@ class Shim:
 
     # --- one operation -------------------------------------------------------------------------------------------
 
-    def step(self, operation: str, path: str, do: Callable[[], T], torn: Callable[[], object] | None = None) -> T:
-        """Count an operation and do it, or what the plan says in its place. `torn` does half of it."""
+    def step(self, operation: str, path: str, do: Callable[[], T], torn: Callable[[], object] | None = None, changes: bool = True) -> T:
+        """Count an operation and do it, or what the plan says in its place. `torn` does half of it; what changes nothing does not count."""
         if getattr(self._inside, "depth", 0) or not self._counts(path):
             return do()
+        if not changes:
+            self._inside.depth = 1
+            try:
+                return do()
+            finally:
+                self._inside.depth = 0
         with self._lock:
             self._number += 1
             number = self._number
@@ -90,7 +98,7 @@ class Shim:
             if kind in ("enospc", "full") or (operation in NEED_SPACE and self._there("full")):
                 if operation == "write" and torn is not None:
                     torn()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *(() if operation in ("write", "fsync", "fdatasync") else (path,)))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *(() if operation == "write" or "sync" in operation else (path,)))
             result = do()
             if kind == "after":
                 self._hit()
@@ -142,7 +150,7 @@ class Shim:
             def make() -> CountedFile:
                 return CountedFile(file, raw_mode, closefd, opener)
 
-            raw = make() if isinstance(file, int) else shim.step("open", path, make)
+            raw = make() if isinstance(file, int) else shim.step("open", path, make, changes="w" in mode or not shim._exists(path))
             raw.counted_path = path
             if buffering == 0:
                 return raw
@@ -158,7 +166,9 @@ class Shim:
         def counted(path: Any, *arguments: Any, **options: Any) -> Any:
             # Of a rename, the place where the content becomes visible.
             shown = arguments[0] if name in ("rename", "replace", "link", "symlink") else path
-            return self.step(name, self._path(shown, options.get("dir_fd")), lambda: real(path, *arguments, **options))
+            shown = self._path(shown, options.get("dir_fd"))
+            changes = name != "mkdir" or not self._exists(shown)
+            return self.step(name, shown, lambda: real(path, *arguments, **options), changes=changes)
 
         setattr(os, name, counted)
         # `shutil` and others ask whether a function takes a descriptor of a folder.
@@ -173,7 +183,8 @@ class Shim:
             number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
             regular = stat.S_ISREG(self._os["fstat"](number).st_mode)
             half = (lambda: self._os["ftruncate"](number, self._os["fstat"](number).st_size // 2)) if regular and "sync" in name else None
-            return self.step(name, self._path(number), lambda: real(descriptor, *arguments), half)
+            operation = f"{name}_folder" if "sync" in name and not regular else name
+            return self.step(operation, self._path(number), lambda: real(descriptor, *arguments), half)
 
         setattr(os, name, counted)
 
@@ -183,7 +194,9 @@ class Shim:
         def counted(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
             if not flags & WRITE_FLAGS:
                 return real(path, flags, mode, dir_fd=dir_fd)
-            return self.step("open", self._path(path, dir_fd), lambda: real(path, flags, mode, dir_fd=dir_fd))
+            shown = self._path(path, dir_fd)
+            changes = bool(flags & os.O_TRUNC or (flags & os.O_CREAT and not self._exists(shown)))
+            return self.step("open", shown, lambda: real(path, flags, mode, dir_fd=dir_fd), changes=changes)
 
         os.open = counted
         if real in os.supports_dir_fd:
@@ -238,8 +251,11 @@ class Shim:
         self._os["close"](descriptor)
 
     def _there(self, name: str) -> bool:
+        return self._exists(f"{self._folder}/{name}")
+
+    def _exists(self, path: str) -> bool:
         try:
-            self._os["stat"](f"{self._folder}/{name}")
+            self._os["stat"](path)
         except OSError:
             return False
         return True

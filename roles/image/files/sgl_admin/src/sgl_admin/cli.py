@@ -285,8 +285,8 @@ def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
     """Show progress on standard error until the prep ends; then print its result."""
     record = _watch(run_id, prep_id, sys.stderr)
     result = _result_of(run_id, prep_id)
-    # Killed after its result and before its last record, it has no exit code: the next one finds what is done.
-    if result is None or record is None or record["exit_code"] is None:
+    # Where it ended between its result and its last record, its exit code is none: the next one finds what is done.
+    if result is None or record is None or record["exit_code"] in (None, EXIT_NO_RESULT):
         message = record["message"] if record else "its record is gone"
         log = paths.to_host(paths.log(run_id))
         return _complain(EXIT_NO_RESULT, f"{prep_id} ended without a result: {message}; the log is {log}; run it again")

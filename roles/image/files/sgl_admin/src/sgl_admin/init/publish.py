@@ -39,8 +39,10 @@ def main() -> None:
 def publish(run_id: str, ending: threading.Event) -> None:
     """Manifest, then pointer. Where they cannot be written (a full disk), it says so once and tries until they can."""
     said = None
-    while not ending.is_set():
+    while True:
         try:
+            # Of a process of this program that was killed; no other writes the pointer.
+            files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
             if not paths.manifest(run_id).exists():
                 files.write_json(paths.manifest(run_id), build_manifest(run_id, Settings.from_environment(), ending))
             if not ending.is_set():
@@ -51,7 +53,8 @@ def publish(run_id: str, ending: threading.Event) -> None:
             if (reason := files.reason(error)) != said:
                 said = reason
                 print(f"run_record: ERROR: {run_id} is not published yet: {reason}", flush=True)
-            ending.wait(_RETRY_S)
+        if ending.wait(_RETRY_S):
+            return
 
 
 def end_prep(run_id: str) -> None:
