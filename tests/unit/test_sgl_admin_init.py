@@ -270,6 +270,23 @@ def test_a_run_that_cannot_be_published_can_be_ended(container: Path, image: dic
     assert not paths.POINTER.exists()
 
 
+def test_only_the_runs_own_pointer_is_taken_back(
+    live_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish.withdraw("container-run-20261123T091500Z-00000000")
+    assert run.pointed_run() == live_run
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refuse)
+        publish.withdraw(live_run)
+    assert not paths.POINTER.exists() and "the pointer is not taken back" in capsys.readouterr().out
+    publish.withdraw(live_run)
+    assert capsys.readouterr().out == ""
+
+
 # --- facts: devices, versions, model -------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -620,6 +624,37 @@ def test_a_server_that_dies_while_starting_is_told_with_its_last_words(tmp_path:
         made.wait_healthy(60, lambda: None)
     assert caught.value.error_type == error_type and caught.value.log_tail == [words]
     made.stop()
+
+
+KILLED_AS_IT_STARTS = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from sgl_admin import server
+real = subprocess.Popen
+def popen(*arguments, **options):
+    print(real(*arguments, **options).pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+subprocess.Popen = popen
+server.Server(["/bin/sleep", "600"], {}, 9, Path(sys.argv[1])).start()
+"""
+
+
+def test_a_server_ends_with_who_started_it_even_when_nobody_noted_it(tmp_path: Path) -> None:
+    source = str(Path(server.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AS_IT_STARTS, str(tmp_path / "log")],
+        env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while server._alive(int(done.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not server._alive(int(done.stdout))
+
+
+def test_a_server_whose_starter_is_dead_already_does_not_begin() -> None:
+    assert subprocess.run(["/bin/true"], preexec_fn=server._ends_with(-1), check=False).returncode == 1
+    assert subprocess.run(["/bin/true"], preexec_fn=server._ends_with(os.getpid()), check=False).returncode == 0
 
 
 def test_a_server_that_never_gets_healthy_is_told(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ HOST = "127.0.0.1"
 # The counter has a colon in most releases and an underscore in newer ones.
 _PROMPT_TOKENS = re.compile(r"^sglang[:_]prompt_tokens_total(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 _TERMINATE_S = 15.0
+_PR_SET_PDEATHSIG = 1
 
 
 def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
@@ -59,7 +60,7 @@ class Server:
             self._log_start = output.tell()
             # A group of its own, so that it ends as a whole; and with its parent, should that be killed outright.
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *self.argv],
+                self.argv, preexec_fn=_ends_with(os.getpid()),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"), start_new_session=True,
             )  # fmt: skip
@@ -123,6 +124,23 @@ class Server:
             return response.status, response.read()
         finally:
             connection.close()
+
+
+def _ends_with(parent: int) -> Callable[[], None]:
+    """What a child does before it becomes a server: it asks the kernel to be killed when its parent dies, whenever that is.
+
+    A program in between (setpriv) would ask later, when the parent may be dead already and nobody knows of the child.
+    """
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return ask
 
 
 def end_group(group: int, reap: Callable[[], object] = lambda: None) -> None:

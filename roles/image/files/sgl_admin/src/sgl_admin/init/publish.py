@@ -30,9 +30,7 @@ def main() -> None:
     publish(run_id, ending)
     ending.wait()
     end_prep(run_id)
-    if run.pointed_run() == run_id:
-        paths.POINTER.unlink()
-        files.fsync_folder(paths.TELEMETRY)
+    withdraw(run_id)
     print(f"run_record: {run_id} is ended", flush=True)
 
 
@@ -55,6 +53,16 @@ def publish(run_id: str, ending: threading.Event) -> None:
                 print(f"run_record: ERROR: {run_id} is not published yet: {reason}", flush=True)
         if ending.wait(_RETRY_S):
             return
+
+
+def withdraw(run_id: str) -> None:
+    """Take the pointer back, if it is this run's. One that cannot go is told apart by its readers, and the next start replaces it."""
+    try:
+        if run.pointed_run() == run_id:
+            paths.POINTER.unlink()
+            files.fsync_folder(paths.TELEMETRY)
+    except OSError as error:
+        print(f"run_record: ERROR: the pointer is not taken back: {files.reason(error)}", flush=True)
 
 
 def end_prep(run_id: str) -> None:
