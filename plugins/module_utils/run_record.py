@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ _HOST_KEY = "CONTAINER_RUN_META_JSON_HOST"
 _HOST_PATHS = ("telemetry_root", "run_dir", "log_file", "prometheus_dir", "jaeger_dir", "profiles_root", "models_root", "huggingface_root")
 # Far above any real one; a reader on every converged run should not be fed a gigabyte.
 _MAX_BYTES = 32 * 2**20
+# The contract's, of one length: as text they are in the order of time.
+_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_SHOWN_CHARACTERS = 500
 
 
 class RecordError(Exception):
@@ -57,7 +61,7 @@ def read(telemetry_root: str) -> RunRecord | None:
         raise RecordError(f"{pointer} names no manifest of a run in {_HOST_KEY}; start the container again (playbooks/start.yml)")
     manifest = _read_json(path)
     if manifest is None:
-        raise RecordError(f"{pointer} names {path}, which does not exist; start the container again (playbooks/start.yml)")
+        raise RecordError(f"{pointer} names {_shown(path)}, which does not exist; start the container again (playbooks/start.yml)")
     check_manifest(manifest, run_id, path)
     return RunRecord(run_id, manifest, _prep_result(manifest, run_id))
 
@@ -90,14 +94,25 @@ def running_prep(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens for `open`: a pipe in a file's place would wait for its writer, maybe for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _shown(text: object) -> str:
+    """What a record names, for a message: one line that can be printed."""
+    shown = "".join(character if character.isprintable() else "?" for character in str(text))
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
+
+
 def _held(lock: Path) -> bool:
     """Whether some process holds the lock: a prep that was killed does not, whatever its record says."""
     try:
-        with open(lock, "rb") as stream:
+        with open(lock, "rb", opener=_without_waiting) as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, ValueError):
         return False
     return False
 
@@ -122,12 +137,13 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
 
     def demand(holds: bool, what: str) -> None:
         if not holds:
-            raise RecordError(f"{path} is not a manifest of schema 1: {what}; start the container again (playbooks/start.yml)")
+            raise RecordError(f"{_shown(path)} is not a manifest of schema 1: {what}; start the container again (playbooks/start.yml)")
 
     demand(manifest.get("schema_version") == "1", "schema_version is not 1")
     demand(manifest.get("container_run_id") == run_id, f"container_run_id is not {run_id}")
     for key in ("container_id", "container_name", "started_at", "image_id"):
         demand(isinstance(manifest.get(key), str), f"{key} is missing")
+    demand(_TIMESTAMP.fullmatch(manifest["started_at"]) is not None, "started_at is not a time")
     services, paths = manifest.get("services"), manifest.get("paths")
     prometheus = services.get("prometheus") if isinstance(services, dict) else None
     demand(isinstance(prometheus, dict) and isinstance(prometheus.get("url"), str), "services.prometheus.url is missing")
@@ -136,7 +152,8 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
         demand(isinstance(named, dict), f"paths.{side} is missing")
         for key in _HOST_PATHS:
             demand(isinstance(named.get(key), str) and named[key].startswith("/"), f"paths.{side}.{key} is not an absolute path")
-        demand(isinstance(named.get("prep_result", "/"), str), f"paths.{side}.prep_result is not a path")
+        result = named.get("prep_result", "/")
+        demand(isinstance(result, str) and result.startswith("/"), f"paths.{side}.prep_result is not an absolute path")
 
 
 def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None:
@@ -149,24 +166,28 @@ def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None
         return None
     run, stages, proof = result.get("run"), result.get("stages"), result.get("telemetry_probe")
     if not (isinstance(run, dict) and isinstance(stages, dict) and isinstance(proof, dict) and isinstance(proof.get("ok"), bool)):
-        raise RecordError(f"{named} is not a prep_result of schema 1; run the prep again (playbooks/prep.yml)")
+        raise RecordError(f"{_shown(named)} is not a prep_result of schema 1; run the prep again (playbooks/prep.yml)")
     # A file of another run would carry that run's proof: it counts for nothing here.
     return result if run.get("run_id") == run_id else None
 
 
 def _read(path: Path) -> str | None:
+    shown = _shown(path)
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb", opener=_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise RecordError(f"{shown} is not a file, so it is none of ours; remove it")
             content = stream.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
-            raise RecordError(f"{path} is larger than {_MAX_BYTES} bytes, so it is none of ours; remove it")
+            raise RecordError(f"{shown} is larger than {_MAX_BYTES} bytes, so it is none of ours; remove it")
         return content.decode("utf-8")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is not text: {error}; start the container again (playbooks/start.yml)") from error
+        raise RecordError(f"{shown} is not text: {error}; start the container again (playbooks/start.yml)") from error
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read: {error}; it must be readable by the user that the playbook runs as") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RecordError(f"{shown} cannot be read: {why}; it must be a file that the user whom the playbook runs as can read") from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -176,18 +197,18 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path} is not valid JSON: {error}; start the container again (playbooks/start.yml)") from error
+        raise RecordError(f"{_shown(path)} is not valid JSON: {error}; start the container again (playbooks/start.yml)") from error
     if not isinstance(document, dict):
-        raise RecordError(f"{path} does not hold a JSON object; start the container again (playbooks/start.yml)")
+        raise RecordError(f"{_shown(path)} does not hold a JSON object; start the container again (playbooks/start.yml)")
     return document
 
 
 def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str | None:
     """Why the record's run is not the container's live one; None when it is. `container` as docker_cli describes it."""
     if container is None:
-        return f"there is no container {record.manifest['container_name']}"
+        return f"there is no container {_shown(record.manifest['container_name'])}"
     if not container["running"]:
-        return f"container {record.manifest['container_name']} is {container['status']}"
+        return f"container {_shown(record.manifest['container_name'])} is {container['status']}"
     if record.manifest["container_id"] != container["id"]:
         return f"{record.run_id} is a run of an earlier container"
     written = record.manifest.get("pid1")

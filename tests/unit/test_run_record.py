@@ -112,6 +112,8 @@ def test_a_manifest_that_is_none_is_refused(records: Records, content: bytes) ->
         (lambda manifest: manifest["paths"].pop("host"), "paths.host"),
         (lambda manifest: manifest["paths"]["host"].update(run_dir="relative"), "paths.host.run_dir"),
         (lambda manifest: manifest["paths"]["host"].update(prep_result=7), "prep_result"),
+        (lambda manifest: manifest["paths"]["host"].update(prep_result="relative.json"), "prep_result"),
+        (lambda manifest: manifest.update(started_at="~"), "started_at is not a time"),
     ],
 )
 def test_a_manifest_that_breaks_the_contract_is_refused(records: Records, change: Callable[[Any], Any], words: str) -> None:
@@ -141,6 +143,34 @@ def test_a_result_that_breaks_the_contract_is_refused(records: Records, change: 
     change(records.result)
     records.write()
     assert str(records.result_path) in records.refusal()
+
+
+@pytest.mark.parametrize("name", ["pointer", "manifest_path", "result_path"])
+def test_a_pipe_in_a_files_place_is_told_and_not_waited_for(records: Records, name: str) -> None:
+    path: Path = getattr(records, name)
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path} is not a file" in records.refusal()
+
+
+def test_what_a_pointer_names_is_told_in_one_line_that_prints(records: Records) -> None:
+    records.pointer.write_text(f"CONTAINER_RUN_META_JSON_HOST=/\x1b[31m{'x' * 9999}/{records.run_id}.json\n")
+    assert records.refusal().isprintable() and len(records.refusal()) < 1500
+
+
+def test_a_prep_is_looked_for_wherever_the_manifest_says(records: Records) -> None:
+    """Its folders are but words of a file: one that no path can hold, or whose lock is a pipe, holds no prep."""
+    found = records.read()
+    assert found is not None
+    found.paths["run_dir"] = str(records.telemetry)
+    (records.telemetry / "job.json").write_text(json.dumps(validators.example("job")))
+    for root in ("/a\0b", "/\ud800"):
+        found.paths["profiles_root"] = root
+        assert run_record.running_prep(found) is None
+    found.paths["profiles_root"] = str(records.telemetry)
+    (records.telemetry / ".locks").mkdir()
+    os.mkfifo(records.telemetry / ".locks" / "prep.lock")
+    assert run_record.running_prep(found) is None
 
 
 def test_a_file_of_any_size_is_not_swallowed(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
