@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
@@ -78,7 +80,8 @@ class ActionModule(ActionBase):
     def _prep(self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         host = str(task_vars.get("inventory_hostname", "localhost"))
         few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
-        envelope = client.start(command_line(given), _FIRST_POLL_S)
+        with losing_nothing("the prep that was asked for"):
+            envelope = client.start(command_line(given), _FIRST_POLL_S)
         if envelope.get("attached") is True and envelope["job"]:
             self._display.display(f"{host}: attached to {progress(envelope['job'])}")
         shown, shown_at = None, 0.0
@@ -87,7 +90,8 @@ class ActionModule(ActionBase):
             if doing != shown or (few and time.monotonic() - shown_at >= _HEARTBEAT_S):
                 self._display.display(f"{host}: {progress(job)}")
                 shown, shown_at = doing, time.monotonic()
-            envelope = self._follow(client, job["prep_id"])
+            with losing_nothing(job["prep_id"]):
+                envelope = client.follow(job["prep_id"], _POLL_S)
         result = envelope["result"]
         if job is None:
             raise PrepError("sgl-admin has no record of the prep that it began; run this again")
@@ -104,16 +108,18 @@ class ActionModule(ActionBase):
         problem = failure(job, result)
         return {**outcome, "failed": True, "msg": problem} if problem else outcome
 
-    @staticmethod
-    def _follow(client: PrepClient, prep_id: str) -> dict[str, Any]:
-        try:
-            return client.follow(prep_id, _POLL_S)
-        except AnsibleConnectionFailure as error:
-            raise AnsibleConnectionFailure(f"{prep_id} goes on by itself: run this again to attach to it ({error})") from error
-
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
             self._display.warning(warning)
+
+
+@contextmanager
+def losing_nothing(prep: str) -> Iterator[None]:
+    """Says of a connection that breaks what became of the prep."""
+    try:
+        yield
+    except AnsibleConnectionFailure as error:
+        raise AnsibleConnectionFailure(f"{prep} goes on by itself: run this again to attach to it ({error})") from error
 
 
 def diff(ran: dict[str, bool]) -> dict[str, str]:

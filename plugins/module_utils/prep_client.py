@@ -24,31 +24,31 @@ class PrepClient:
 
     def start(self, arguments: list[str], wait_s: float) -> dict[str, Any]:
         """Begin a prep, or attach to the same one; returns {job, result} once it ends or after `wait_s` seconds."""
-        return self._envelope("caches", "ensure", "--detach", "--wait", f"{wait_s:g}", *arguments)
+        return self._envelope("the prep did not begin", "caches", "ensure", "--detach", "--wait", f"{wait_s:g}", *arguments)
 
     def follow(self, prep_id: str, wait_s: float) -> dict[str, Any]:
         """{job, result} of the prep once it ends or after `wait_s` seconds. Raises PrepError when another took its place."""
-        envelope = self._envelope("status", "--json", "--wait", f"{wait_s:g}")
+        envelope = self._envelope(f"{prep_id} cannot be followed any more, run this again", "status", "--json", "--wait", f"{wait_s:g}")
         if envelope["job"] is None or envelope["job"].get("prep_id") != prep_id:
             raise PrepError(f"{prep_id} is gone: the container was started anew meanwhile; run this again")
         return envelope
 
     def dry_run(self, arguments: list[str]) -> dict[str, Any]:
         """What a prep would do."""
-        output = self._call("caches", "ensure", "--dry-run", "--json", *arguments)
+        output = self._call("sgl-admin cannot tell what a prep would do", "caches", "ensure", "--dry-run", "--json", *arguments)
         return self._object(output[: output.rindex("}") + 1] if "}" in output else output)
 
-    def _envelope(self, *arguments: str) -> dict[str, Any]:
-        envelope = self._object(self._call(*arguments))
+    def _envelope(self, problem: str, *arguments: str) -> dict[str, Any]:
+        envelope = self._object(self._call(problem, *arguments))
         if not isinstance(envelope.get("job"), (dict, type(None))) or not isinstance(envelope.get("result"), (dict, type(None))):
             raise PrepError(f"sgl-admin answered without job and result: {str(envelope)[:300]}")
         return envelope
 
-    def _call(self, *arguments: str) -> str:
+    def _call(self, problem: str, *arguments: str) -> str:
         code, output, error = self._run(["docker", "exec", self._container, "sgl-admin", *arguments])
         if code:
             message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
-            raise PrepError(f"the prep did not begin ({_REFUSALS.get(code, f'exit code {code}')}): {message}")
+            raise PrepError(f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}")
         return output
 
     @staticmethod

@@ -93,6 +93,6 @@ class FaultSite(Site):
         return [line.split(None, 1)[1] for line in done.stdout.splitlines()[1:] if len(line.split(None, 1)) == 2]
 
 
-def build_fault_image() -> None:
+def build_fault_image(base: str = IMAGE, tag: str = FAULT_IMAGE) -> None:
     """Put the fault image on top of the product's, as that is now; a second's work, and its labels are inherited."""
-    docker("build", "--quiet", "--tag", FAULT_IMAGE, "--build-arg", f"BASE={IMAGE}", str(CONTEXT))
+    docker("build", "--quiet", "--tag", tag, "--build-arg", f"BASE={base}", str(CONTEXT))

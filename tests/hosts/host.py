@@ -24,6 +24,7 @@ BASE = "sglang-base:bookworm"
 # A tag of its own: what an operator's run makes of sglang-dev:local meanwhile changes nothing here.
 STACK_IMAGE = "sglang-dev:testhost"
 STACK_IMAGES = (BASE, STACK_IMAGE)
+FAULT_IMAGE = "sglang-dev-faults:testhost"
 # Variables of every inventory of tests: the CPU flavour with the model made on the spot.
 STACK_VARIABLES = {"sgl_image": STACK_IMAGE, "sgl_flavour": "local", "sgl_model": "tiny/qwen3-tiny", "sgl_model_source": "tiny"}
 # The users that the image has; bench is no member of the docker group.
@@ -65,15 +66,23 @@ def program(name: str) -> str:
 
 def ansible(*arguments: str, env: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
     """`ansible-playbook ...` with the checkout's settings, from the checkout."""
-    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
-    done = subprocess.run(
-        [program("ansible-playbook"), *arguments],
-        cwd=ROOT, env={**os.environ, **settings, **(env or {})}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    playbook = start_ansible(*arguments, env=env)
+    output, error = playbook.communicate()
+    done = subprocess.CompletedProcess(playbook.args, playbook.returncode, output, error)
     if check and done.returncode:
         said = f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
         raise HostError(f"ansible-playbook {' '.join(arguments)} ended with exit code {done.returncode}:\n{said}")
     return done
+
+
+def start_ansible(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Begin `ansible-playbook ...` as `ansible` does, without waiting for its end."""
+    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
+    return subprocess.Popen(
+        [program("ansible-playbook"), *arguments],
+        cwd=ROOT, env={**os.environ, **settings, **(env or {})},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def recap(output: str) -> dict[str, dict[str, int]]:

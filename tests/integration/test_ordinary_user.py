@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hosts.host import ROOT, STACK_IMAGES, STACK_VARIABLES, UIDS, TestHost, ansible, recap, write_inventory
+from tests.hosts.host import ROOT, STACK_VARIABLES, UIDS, TestHost, ansible, recap, write_inventory
 
 PREP = str(ROOT / "playbooks" / "prep.yml")
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def machine() -> Iterator[TestHost]:
-    with TestHost("sglang-testhost-users", "127.0.0.22", 2222) as made:
-        made.load(*STACK_IMAGES)
-        yield made
 
 
 def prepared_twice(inventory: Path) -> str:
@@ -48,6 +40,15 @@ def test_user_in_the_docker_group(machine: TestHost, tmp_path: Path) -> None:
     inventory = write_inventory(tmp_path / "hosts.yml", {"testhost": machine.inventory_vars("ops")}, variables)
     prepared_twice(inventory)
     check_tree(machine, "/home/ops/sglang-observability", "sglang-dev-ops", UIDS["ops"])
+
+
+def test_user_without_permission_for_docker(machine: TestHost, tmp_path: Path) -> None:
+    inventory = write_inventory(tmp_path / "hosts.yml", {"testhost": machine.inventory_vars("bench")}, STACK_VARIABLES)
+    before = machine.execute("find", "/home/bench", "-not", "-path", "*/.ansible*")
+    refused = ansible("-i", str(inventory), PREP, check=False)
+    assert refused.returncode != 0 and recap(refused.stdout)["testhost"]["changed"] == 0
+    assert "no permission to use Docker: add the user to the docker group" in refused.stdout + refused.stderr, refused.stdout
+    assert machine.execute("find", "/home/bench", "-not", "-path", "*/.ansible*") == before
 
 
 def test_root_for_a_service_user(machine: TestHost, tmp_path: Path) -> None:
