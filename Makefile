@@ -26,7 +26,12 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 
 .PHONY: test
 test: lint types sanity docker-up ## Pass every test: check, sanity, integration, molecule
-	$(PYTEST) tests/unit tests/integration tests/molecule
+	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/integration tests/faults tests/molecule
+
+# What takes minutes: each write killed, 10,000 inputs for each parser, 50 repetitions of what runs at once.
+.PHONY: slow
+slow: setup docker-up ## The slow lane, which CI runs too: as many faults, inputs and repetitions as it takes
+	env SGL_FUZZ_EXAMPLES=10000 SGL_REPETITIONS=50 $(PYTEST) -m "long or repeated" tests/fuzz tests/faults $(ARGS)
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests
@@ -49,8 +54,8 @@ types: setup ## mypy
 	$(BIN)/mypy
 
 .PHONY: unit
-unit: setup ## The unit tests
-	$(PYTEST) tests/unit $(ARGS)
+unit: setup ## The unit tests, fuzzing in small
+	$(PYTEST) tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity
@@ -58,7 +63,7 @@ sanity: setup ## ansible-test sanity
 
 .PHONY: integration
 integration: setup docker-up ## The tests against real Docker containers
-	$(PYTEST) tests/integration $(ARGS)
+	$(PYTEST) -m "not long" tests/integration tests/faults $(ARGS)
 
 .PHONY: molecule
 molecule: setup docker-up ## Every molecule scenario

@@ -80,7 +80,7 @@ class ActionModule(ActionBase):
     def _prep(self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         host = str(task_vars.get("inventory_hostname", "localhost"))
         few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
-        with losing_nothing("the prep that was asked for"):
+        with losing_nothing("the prep, if it had begun,"):
             envelope = client.start(command_line(given), _FIRST_POLL_S)
         if envelope.get("attached") is True and envelope["job"]:
             self._display.display(f"{host}: attached to {progress(envelope['job'])}")

@@ -58,6 +58,7 @@ def check_one_prep(site: FaultSite, plays: list[Play], runs: int) -> None:
     assert leftovers(site) == []
 
 
+@pytest.mark.repeated
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 def test_two_identical_preps(contended: FaultSite, repetition: int) -> None:
     """Of a bare host, and of one whose container is outdated: neither may remove what the other made."""
@@ -69,6 +70,7 @@ def test_two_identical_preps(contended: FaultSite, repetition: int) -> None:
         check_one_prep(contended, at_once(contended, "prep", "prep", variables={"sgl_tsdb_retention_size": "1GB"}), runs=2)
 
 
+@pytest.mark.repeated
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 def test_start_and_stop(contended: FaultSite, repetition: int) -> None:
     """Whichever wins, the host is in one state or the other; and who did not get what it wanted says why."""
