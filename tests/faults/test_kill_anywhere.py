@@ -280,6 +280,7 @@ def disturb_all(rigs: Sequence[Rig], name: str, kind: str, every: int = 1) -> No
             free.put(rig)
         if found:
             rig.arranged = None
+            print(f"\n{operation} {kind}: {found[0]}", flush=True)
         return [f"{operation} {kind}: {problem}" for problem in found]
 
     with ThreadPoolExecutor(len(rigs)) as pool:

@@ -652,9 +652,28 @@ def test_a_server_ends_with_who_started_it_even_when_nobody_noted_it(tmp_path: P
     assert not server._alive(int(done.stdout))
 
 
-def test_a_server_whose_starter_is_dead_already_does_not_begin() -> None:
-    assert subprocess.run(["/bin/true"], preexec_fn=server._ends_with(-1), check=False).returncode == 1
-    assert subprocess.run(["/bin/true"], preexec_fn=server._ends_with(os.getpid()), check=False).returncode == 0
+def test_a_server_begins_only_when_it_is_noted(tmp_path: Path) -> None:
+    made = real_server(tmp_path / "log", "/usr/bin/touch", str(tmp_path / "begun"))
+    made.start()
+    time.sleep(0.3)
+    assert not (tmp_path / "begun").exists()
+    with pytest.raises(StageFailure, match="exit code 0"):
+        made.wait_healthy(60, lambda: None)
+    assert (tmp_path / "begun").exists()
+    made.stop()
+
+
+@pytest.mark.parametrize(("parent", "word"), [(-1, b"1"), (os.getpid(), b"")])
+def test_a_server_whose_prep_is_gone_does_not_begin(tmp_path: Path, parent: int, word: bytes) -> None:
+    waits, given = os.pipe()
+    os.write(given, word)
+    os.close(given)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(server._GATE), str(parent), str(waits), "/usr/bin/touch", str(tmp_path / "begun")],
+        pass_fds=(waits,), check=False,
+    )  # fmt: skip
+    os.close(waits)
+    assert done.returncode == 1 and not (tmp_path / "begun").exists()
 
 
 def test_a_server_that_never_gets_healthy_is_told(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 # The counter has a colon in most releases and an underscore in newer ones.
 _PROMPT_TOKENS = re.compile(r"^sglang[:_]prompt_tokens_total(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 _TERMINATE_S = 15.0
-_PR_SET_PDEATHSIG = 1
+_GATE = Path(__file__).with_name("gate.py")
 
 
 def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
@@ -42,6 +42,8 @@ class Server:
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        # Where the process waits for the word to begin, as long as it does.
+        self._word: int | None = None
 
     @property
     def group(self) -> int | None:
@@ -58,16 +60,19 @@ class Server:
                 ) from error
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
+            waits, self._word = os.pipe()
             # A group of its own, so that it ends as a whole; and with its parent, should that be killed outright.
             self._process = subprocess.Popen(
-                self.argv, preexec_fn=_ends_with(os.getpid()),
+                [sys.executable, "-I", "-S", str(_GATE), str(os.getpid()), str(waits), *self.argv], pass_fds=(waits,),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"), start_new_session=True,
             )  # fmt: skip
+            os.close(waits)
 
     def wait_healthy(self, timeout_s: float, tick: Callable[[], None]) -> None:
-        """Returns when /health says 200; an open port, or other pages answering, does not count."""
+        """Let the server begin; returns when /health says 200. An open port, or other pages answering, does not count."""
         assert self._process is not None
+        self._give_word()
         started = time.monotonic()
         while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
@@ -108,8 +113,23 @@ class Server:
         """End the whole group: asked first, then forced. Raises StageFailure(cleanup_failed) when one outlives even that."""
         if self._process is None:
             return
+        self._close_word()
         end_group(self._process.pid, self._process.poll)
         self._process = None
+
+    def _give_word(self) -> None:
+        """The server is noted, and may begin."""
+        if self._word is not None:
+            try:
+                os.write(self._word, b"1")
+            except BrokenPipeError:
+                pass  # It ended already, which its exit code tells.
+            self._close_word()
+
+    def _close_word(self) -> None:
+        if self._word is not None:
+            os.close(self._word)
+            self._word = None
 
     def log_tail(self, lines: int = 20) -> list[str]:
         with open(self.log, "rb") as stream:
@@ -124,23 +144,6 @@ class Server:
             return response.status, response.read()
         finally:
             connection.close()
-
-
-def _ends_with(parent: int) -> Callable[[], None]:
-    """What a child does before it becomes a server: it asks the kernel to be killed when its parent dies, whenever that is.
-
-    A program in between (setpriv) would ask later, when the parent may be dead already and nobody knows of the child.
-    """
-    import ctypes
-
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask
 
 
 def end_group(group: int, reap: Callable[[], object] = lambda: None) -> None:

@@ -1,0 +1,31 @@
+"""A server's process until the prep that started it has noted it: then it becomes the server, and ends with that prep.
+
+A prep may be killed at any moment. Killed before it noted its server, it must leave none: nobody would know whom to end. This is run by
+its path, so it imports nothing of ours.
+
+argv: the prep's pid, the descriptor on which its word comes, the server's command.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parent, word = int(sys.argv[1]), int(sys.argv[2])
+    # Asked of the kernel before the word is awaited: so there is no moment at which the prep's end would go unseen.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    noted = os.read(word, 1)
+    os.close(word)
+    if not noted or os.getppid() != parent:
+        sys.exit("sgl-admin: the prep is gone, so its server does not begin")
+    os.execvp(sys.argv[3], sys.argv[3:])
+
+
+if __name__ == "__main__":
+    main()
