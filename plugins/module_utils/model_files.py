@@ -20,6 +20,8 @@ from typing import Any
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 NAMED_SHARDS = 5
+# Linux' own, with the NUL at the end.
+_MAX_PATH = 4096
 # The safetensors library's own limit for a header.
 _MAX_HEADER = 100_000_000
 # One index of a 512-expert model is 15 MB.
@@ -41,7 +43,9 @@ class ModelMissing(ModelError):
 
 
 def _shown(path: str) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path for a message: one line, also where a name of an index holds what does not print."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _read(path: str) -> bytes:
@@ -160,12 +164,12 @@ def check_heads(path: str, config: dict[str, Any], tp: int) -> None:
         raise ModelError(f"{_shown(path)} has {name} {_brief(heads)}, not a positive number: copy or download the model again")
     if heads % tp:
         fitting = [str(number) for number in range(1, tp) if heads % number == 0]
-        raise ModelError(f"tp {tp} does not divide the {heads} attention heads ({name}) of {_shown(path)}: set sgl_tp: {fitting[-1]}")
+        raise ModelError(f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of {_shown(path)}: set sgl_tp: {fitting[-1]}")
 
 
 def _is_file_name(name: str) -> bool:
     try:
-        return bool(name) and b"\0" not in os.fsencode(name)
+        return 0 < len(os.fsencode(name)) < _MAX_PATH and "\0" not in name
     except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
         return False
 

@@ -360,6 +360,17 @@ def test_what_the_task_itself_cannot_read(path: Path) -> None:
         file.chmod(0o775)
 
 
+@pytest.mark.parametrize("name", ["a\nb.safetensors", "\x1b[31m.safetensors", "x" * 5000])
+def test_a_strange_shard_is_named_in_one_line_of_a_bearable_length(path: Path, name: str) -> None:
+    edit(path / tiny_model.INDEX, lambda index: index["weight_map"].update({"strange": name}))
+    assert refused(path).isprintable() and len(refused(path)) < 1000
+
+
+def test_heads_beyond_counting_are_not_written_out(path: Path) -> None:
+    edit(path / "config.json", lambda config: config.update(num_attention_heads=10**4000 + 1))
+    assert len(refused(path, tp=3, device_count=3)) < 1000
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
