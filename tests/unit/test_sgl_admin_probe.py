@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import socket
 import time
 
 import pytest
 from sgl_admin import probe
+from sgl_admin.errors import StageFailure
 
 from tests.contract import validators
 from tests.doubles.prometheus_api import PrometheusApi
@@ -162,3 +165,43 @@ def test_the_baseline_is_from_just_before_the_first_request() -> None:
     ledger.complete("b", 0.8)
     assert (ledger.baseline, ledger.tokens) == (12.0, 14)
     assert before <= since == ledger.since
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "1e999", 98, None])
+def test_what_no_counter_can_be_is_no_proof(value: object) -> None:
+    body = json.dumps({"status": "success", "data": {"result": [{"values": [[time.time(), value]]}]}})
+    with PrometheusApi([], body=body) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)
+    assert proof["ok"] is False and "does not answer as expected" in proof["reason"]
+
+
+@pytest.mark.parametrize(("status", "said"), [(503, "success"), (200, "error")])
+def test_an_answer_that_says_that_it_failed_is_no_proof(status: int, said: str) -> None:
+    body = json.dumps({"status": said, "data": {"result": [{"values": [[time.time(), "98"]]}]}})
+    with PrometheusApi([], status=status, body=body) as prometheus:
+        assert probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)["ok"] is False
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"status": "success", "data": {"result": [{"values": [[1' + "0" * 400 + ', "1"]]}]}}'])
+def test_an_answer_beyond_pythons_bounds_is_no_proof(body: str) -> None:
+    with PrometheusApi([], body=body) as prometheus:
+        assert probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)["ok"] is False
+
+
+def test_no_tokens_are_no_proof_with_a_sample_either() -> None:
+    with PrometheusApi([[at(2, 98.0)]]) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(0), 0.0)
+    assert proof["ok"] is False and "no prompt token" in proof["reason"]
+
+
+@pytest.mark.parametrize("count", [math.nan, math.inf])
+def test_a_server_whose_count_is_no_number_gives_no_baseline(count: float) -> None:
+    server = Server()
+    server.counted = count
+    with pytest.raises(StageFailure, match="no number"):
+        probe.TokenLedger(server).complete("a", 0.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[::1", "http://127.0.0.1:9/\u00e9"])
+def test_a_url_that_cannot_be_asked_does_not_answer(url: str) -> None:
+    assert probe.answers(url) is False

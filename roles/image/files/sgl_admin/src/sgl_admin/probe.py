@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 import urllib.parse
 from typing import Any
@@ -36,7 +37,10 @@ class TokenLedger:
 
     def complete(self, prompt: str, temperature: float) -> None:
         if self._baseline is None:
-            self._baseline = self._server.prompt_tokens()
+            baseline = self._server.prompt_tokens()
+            if not math.isfinite(baseline):
+                raise StageFailure("request_failed", f"the server's own count of prompt tokens is {baseline}, which is no number")
+            self._baseline = baseline
             self.since, self._since_monotonic = time.time(), time.monotonic()
         self.tokens += self._server.complete(prompt, temperature)
 
@@ -63,7 +67,7 @@ def answers(prometheus_url: str) -> bool:
     """Whether Prometheus says that it is ready: without it a proof of the past is worth nothing now."""
     try:
         return _get(prometheus_url, "/-/ready")[0] == 200
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, ValueError):
         return False
 
 
@@ -87,7 +91,9 @@ def unproven(run_id: str, prometheus_url: str, reason: str | None, tokens_expect
 
 def prove(run_id: str, prometheus_url: str, ledger: TokenLedger, timeout_s: float) -> dict[str, Any]:
     """Ask Prometheus until it accounts for the ledger's tokens, for `timeout_s` seconds at most."""
-    result = unproven(run_id, prometheus_url, None, ledger.tokens)
+    result = unproven(run_id, prometheus_url, None, max(0, ledger.tokens))
+    if ledger.tokens < 1:
+        return {**result, "reason": "the server counted no prompt token of what was sent: there is nothing to account for"}
     query = query_for(run_id)
     started = time.monotonic()
     while True:
@@ -118,8 +124,8 @@ def prove(run_id: str, prometheus_url: str, ledger: TokenLedger, timeout_s: floa
                     return {**result, "reason": reason, "probed_at": clock.utc()}
                 result["tokens_expected"] = ledger.tokens
                 continue
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError) as error:
-            result["reason"] = f"Prometheus at {prometheus_url} does not answer as expected: {error!r}"
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+            result["reason"] = f"Prometheus at {prometheus_url} does not answer as expected: {repr(error)[:300]}"
         if result["waited_s"] >= timeout_s:
             return {**result, "probed_at": clock.utc()}
         time.sleep(_POLL_S)
@@ -129,13 +135,26 @@ def _samples(prometheus_url: str, query: str, since: float, until: float) -> tup
     """How many raw samples Prometheus has between two times, and the sum over the series of each one's highest."""
     window_s = max(1, int(until - since) + 2)
     parameters = urllib.parse.urlencode({"query": f"{query}[{window_s}s]", "time": f"{until:.3f}"})
-    answer = json.loads(_get(prometheus_url, f"/api/v1/query?{parameters}")[1])
+    status, body = _get(prometheus_url, f"/api/v1/query?{parameters}")
+    answer = json.loads(body)
+    if status != 200 or answer["status"] != "success":
+        raise ValueError(f"HTTP {status}, {body[:200]!r}")
     count, total = 0, 0.0
     for series in answer["data"]["result"]:
-        values = [float(value) for moment, value in series["values"] if float(moment) >= since]
+        values = [value for moment, value in map(_sample, series["values"]) if moment >= since]
         count += len(values)
         total += max(values, default=0.0)
     return count, total
+
+
+def _sample(found: Any) -> tuple[float, float]:
+    """Time and value of Prometheus' [time, "value"]. Raises ValueError or TypeError for all else, and for what no counter can be."""
+    if not isinstance(found, list) or not isinstance(found[1], str):
+        raise TypeError(f"{str(found)[:100]} is no sample")
+    moment, value = map(float, found)
+    if not math.isfinite(moment) or not math.isfinite(value):
+        raise ValueError(f"{value} at {moment} is no sample of a counter")
+    return moment, value
 
 
 def _get(prometheus_url: str, path: str) -> tuple[int, bytes]:
