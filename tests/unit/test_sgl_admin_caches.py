@@ -129,3 +129,18 @@ def test_an_owner_is_dead_when_its_marker_is_there_and_its_lock_is_not(container
     assert caches.dead_owner("inductor") is False
     os.close(lock)
     assert caches.dead_owner("inductor") is True
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "a\nb"])
+def test_a_name_that_no_file_can_have_is_missing(record: caches.SignatureRecord, name: str) -> None:
+    files.write_json(record.path, {"signature": SIGNATURE, "summary": {}, "files": {name: 1}})
+    problem = again().problem([])
+    assert problem is not None and problem.endswith("is missing") and problem.isprintable()
+
+
+def test_a_snapshot_passes_over_what_is_no_cache_and_no_record(record: caches.SignatureRecord) -> None:
+    (paths.PROFILES / "flashinfer").rmdir()
+    (paths.PROFILES / "flashinfer").write_text("a file")
+    record.path.with_name("inductor-lost.json").symlink_to("nowhere")
+    found = caches.snapshot()
+    assert found["flashinfer"]["reason"] == "empty" and found["torchinductor"]["valid"] is True

@@ -70,6 +70,10 @@ def test_values_are_taken_as_they_are() -> None:
         ["caches", "ensure", "--model", "m", "--probe", "sometimes"],
         ["caches", "ensure", "--model", "m", "--moe-batch-sizes", "1,,2"],
         ["caches", "ensure", "--model", "m", "--unknown"],
+        ["caches", "ensure", "--model", "m", "--port", "65536"],
+        ["caches", "ensure", "--model", "m", "--server-timeout", "nan"],
+        ["caches", "ensure", "--model", "m", "--probe-timeout", "-1"],
+        ["status", "--wait", "inf"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,3 +228,55 @@ def test_the_modules_command_line_is_understood() -> None:
     assert made.stages == {"deep_gemm": "skip", "moe_tune": "rebuild", "flashinfer": "ensure", "inductor": "ensure"}
     assert (made.tp, made.probe, made.moe_batch_sizes, made.moe_dtype) == (2, "never", (64, 512), "fp8_w8a8")
     assert (made.server_timeout_s, made.probe_timeout_s, made.server_args) == (1800.0, 30.5, ("--a", "-b c"))
+
+
+def test_a_model_with_a_name_that_none_can_have_ends_with_2(live_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("m" * 300, "a\0b", "a\nb"):
+        assert cli.main(["caches", "ensure", "--model", str(paths.MODELS / name)]) == 2
+        assert capsys.readouterr().err.rstrip("\n").isprintable()
+
+
+def test_an_index_that_is_no_file_ends_with_2(live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model_folder / "model.safetensors.index.json").mkdir()
+    assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 2
+    assert "model.safetensors.index.json is not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes", [{"elapsed_s": 10**400}, {"eta_s": 10**400}, {"message": "\ud800\n\x1b[31m"}, {"state": "running", "arguments": [None]}]
+)
+def test_a_strange_record_is_shown_in_one_line(live_run: str, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
+    made.update(state="done", exit_code=0)
+    files.write_json(paths.job(live_run), {**made.record, **changes})
+    assert cli.main(["status"]) == 0
+    assert capsys.readouterr().out.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("group", [0, 1, -1, True, 10**30])
+def test_the_group_of_a_spoiled_record_is_not_killed(live_run: str, monkeypatch: pytest.MonkeyPatch, group: object) -> None:
+    """0 would be sgl-admin's own."""
+    killed: list[int] = []
+    monkeypatch.setattr(job, "end_group", killed.append)
+    made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
+    made.update(server={"pgid": group, "start_ticks": None})
+    job.settle(live_run, [])
+    assert killed == [] and (job.read(live_run) or {})["state"] == "interrupted"
+
+
+def test_a_busy_prep_with_strange_arguments_is_named(live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    running = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
+    running.update(arguments=[None, 7], arguments_digest="another")
+    lock = locks.try_lock(job.LOCK)
+    assert lock is not None
+    try:
+        assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 5
+        assert "None 7" in capsys.readouterr().err
+    finally:
+        os.close(lock)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"a": 1}', "[" * 100_000])
+def test_what_is_no_request_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Request.from_json(text)

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,27 @@ def test_a_record_without_what_its_readers_need_is_set_aside(tmp_path: Path, tex
     warnings: list[str] = []
     assert files.read_or_set_aside(path, {"a": int}, warnings) is None
     assert "has no valid a" in warnings[0] and (tmp_path / "record.json.corrupt-1").read_text() == text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)], ids=["pipe", "folder", "loop"])
+def test_what_is_no_file_is_set_aside_and_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "record.json"
+    make(path)
+    with pytest.raises(ValueError, match="record.json is not a file"):
+        files.read_json(path)
+    warnings: list[str] = []
+    assert files.read_or_set_aside(path, {}, warnings) is None and len(warnings) == 1
+    assert not os.path.lexists(path) and os.path.lexists(tmp_path / "record.json.corrupt-1")
+
+
+def test_a_number_of_too_many_digits_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"pid": ' + "9" * 5000 + "}")
+    with pytest.raises(ValueError, match="record.json is not valid JSON"):
+        files.read_json(tmp_path / "record.json")
+
+
+def test_half_of_a_surrogate_pair_is_written_and_read_back(tmp_path: Path) -> None:
+    """The name of a file can hold one, and so can JSON."""
+    document = {"files": {"triton/caf\udce9": 1}, "message": "\ud800"}
+    files.write_json(tmp_path / "record.json", document)
+    assert files.read_json(tmp_path / "record.json") == document

@@ -81,10 +81,10 @@ def test_the_prep_results_paths_are_added_once(live_run: str) -> None:
 
 
 def test_a_pointer_that_may_not_be_read_is_an_error_of_its_own(live_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> str:
+    def refuse(*_: object, **__: object) -> bytes:
         raise PermissionError(13, "Permission denied", str(paths.POINTER))
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(files, "read_bytes", refuse)
     with pytest.raises(PermissionError):
         run.live()
 
@@ -102,3 +102,30 @@ def test_paths_outside_the_mounts_have_no_name_on_the_host(container: Path) -> N
 def test_a_root_that_the_environment_does_not_name_has_no_name_on_the_host(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGL_HOST_MODELS_ROOT")
     assert paths.to_host(paths.MODELS / "a") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("services",), []),
+        (("services", "sglang", "port"), 99999),
+        (("services", "sglang", "port"), True),
+        (("services", "prometheus", "url"), None),
+        (("paths", "host"), []),
+        (("container_run_id",), OTHER),
+    ],
+)
+def test_a_manifest_without_what_a_prep_needs_is_named_with_it(live_run: str, place: tuple[str, ...], value: object) -> None:
+    manifest = files.read_json(paths.manifest(live_run)) or {}
+    node = manifest
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    files.write_json(paths.manifest(live_run), manifest)
+    assert f"has no valid {place[0]}" in refusal()
+
+
+def test_a_pointer_that_is_a_pipe_is_none(live_run: str) -> None:
+    paths.POINTER.unlink()
+    os.mkfifo(paths.POINTER)
+    assert "no pointer" in refusal()

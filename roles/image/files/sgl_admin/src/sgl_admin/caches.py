@@ -34,7 +34,7 @@ def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
     while folders:
         try:
             entries = list(os.scandir(folders.pop()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -88,9 +88,9 @@ def missing_file(record: dict[str, Any]) -> str | None:
     for name, size in record["files"].items():
         try:
             if os.stat(paths.PROFILES / name).st_size != size:
-                return f"{name} has changed its size"
+                return f"{files.printable(name)} has changed its size"
         except (OSError, ValueError):
-            return f"{name} is missing"
+            return f"{files.printable(name)} is missing"
     return None
 
 
@@ -126,14 +126,24 @@ def _describe(cache: str, stage: str) -> dict[str, Any]:
 
 
 def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    records = sorted(folder.glob(f"{RECORDS}/*.json"), key=lambda path: path.stat().st_mtime)
+    records = sorted(folder.glob(f"{RECORDS}/*.json"), key=_modified)
     if not records:
         return None, None
     try:
-        record = files.read_record(records[-1], _SHAPE) or {}
+        record = files.read_record(records[-1], _SHAPE)
     except ValueError:
+        record = None
+    if record is None:
         return None, "its signature record cannot be read"
-    return record.get("signature"), missing_file(record)
+    return record["signature"], missing_file(record)
+
+
+def _modified(path: Path) -> float:
+    """When a record was written; one that a prep just sets aside, or that leads nowhere, counts as the oldest."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def partial_info(stage: str) -> dict[str, Any] | None:

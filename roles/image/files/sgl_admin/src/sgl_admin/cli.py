@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(exit_code: int, message: str) -> int:
-    print(f"sgl-admin: {message}", file=sys.stderr)
+    print(f"sgl-admin: {files.printable(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -84,16 +85,16 @@ def _parser() -> argparse.ArgumentParser:
         help="one more argument of the server; may be repeated",
     )
     ensure.add_argument(
-        "--server-timeout", type=float, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)"
+        "--server-timeout", type=_seconds, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)"
     )
     ensure.add_argument(
-        "--probe-timeout", type=float, default=30.0, metavar="S", help="for Prometheus to account for the tokens (default: %(default)s)"
+        "--probe-timeout", type=_seconds, default=30.0, metavar="S", help="for Prometheus to account for the tokens (default: %(default)s)"
     )
-    ensure.add_argument("--port", type=_positive, help="the server's port while it warms up (default: the one that Prometheus scrapes)")
+    ensure.add_argument("--port", type=_port, help="the server's port while it warms up (default: the one that Prometheus scrapes)")
     ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")
     ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result, attached} as JSON")
-    ensure.add_argument("--wait", type=float, default=0.0, metavar="S", help="with --detach: wait so long for the end first")
+    ensure.add_argument("--wait", type=_seconds, default=0.0, metavar="S", help="with --detach: wait so long for the end first")
 
     inspect = group.add_parser("inspect", help="what the caches hold")
     inspect.set_defaults(handler=_inspect)
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(handler=_status)
     status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
     status.add_argument("--watch", action="store_true", help="show its progress until it ends, and exit with its exit code")
-    status.add_argument("--wait", type=float, default=0.0, metavar="S", help="wait so long for it to end first")
+    status.add_argument("--wait", type=_seconds, default=0.0, metavar="S", help="wait so long for it to end first")
 
     commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
     return parser
@@ -113,6 +114,18 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _port(text: str) -> int:
+    if _positive(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: the last one is {2**16 - 1}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return float(text)
 
 
 def _server_argument(text: str) -> str:
@@ -209,7 +222,7 @@ def _attach(record: dict[str, Any], request: Request) -> str:
     if record["arguments_digest"] != request.digest:
         raise Refused(
             EXIT_BUSY,
-            f"busy: {record['prep_id']} (pid {record['pid']}) runs with other arguments: {' '.join(record['arguments'])}; "
+            f"busy: {record['prep_id']} (pid {record['pid']}) runs with other arguments: {' '.join(map(str, record['arguments']))}; "
             "wait for it (sgl-admin status --watch) and run this again",
         )
     return str(record["prep_id"])

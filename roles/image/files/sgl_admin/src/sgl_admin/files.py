@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from sgl_admin import paths
 
 FILE_MODE = 0o664
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 def write_text(path: Path, text: str, mode: int = FILE_MODE) -> None:
@@ -23,7 +25,8 @@ def write_text(path: Path, text: str, mode: int = FILE_MODE) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            # Half of a surrogate pair, which a name and a JSON text can hold, is written as JSON escapes it.
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 os.fchmod(stream.fileno(), mode)
                 stream.write(text)
                 stream.flush()
@@ -75,13 +78,33 @@ def sweep_temporaries(folder: Path, name: str = "*") -> None:
         leftover.unlink(missing_ok=True)
 
 
+def read_bytes(path: Path) -> bytes:
+    """What a file holds. Raises OSError, and ValueError where it is no file: a pipe would wait for its writer, maybe for ever."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ValueError(f"{path} is not a file")
+            return stream.read()
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise ValueError(f"{path} is not a file") from error
+        raise
+
+
+def printable(text: str) -> str:
+    """Text of a file or a name, for a person: one line, without what a terminal would take for a command."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in `path`, or None where there is no such file. Raises ValueError where it is not a JSON object."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = read_bytes(path)
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    try:
+        document = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds a JSON {type(document).__name__}, not an object")

@@ -14,6 +14,8 @@ from sgl_admin.server import end_group, start_time
 
 LOCK = "prep"
 RUNNING = "running"
+# A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no number above the last.
+_GROUPS = range(2, 2**22)
 SHAPE: files.Shape = {
     "prep_id": str,
     "pid": int,
@@ -85,9 +87,14 @@ def read(run_id: str, warnings: list[str] | None = None) -> dict[str, Any] | Non
 
 def describe(record: dict[str, Any]) -> str:
     """One line for a person: stage, what it does, the seconds that it took so far and, where there is one, the estimate of what is left."""
-    left = f", about {record['eta_s']:.0f} s left" if record.get("eta_s") else ""
+    left = f", about {_seconds(record['eta_s'])} s left" if record.get("eta_s") else ""
     stage = f"{record['stage']}: " if record.get("stage") else ""
-    return f"{record['prep_id']} {record['state']}: {stage}{record['message']} ({record['elapsed_s']:.0f} s{left})"
+    return files.printable(f"{record['prep_id']} {record['state']}: {stage}{record['message']} ({_seconds(record['elapsed_s'])} s{left})")
+
+
+def _seconds(number: float) -> str:
+    # A whole number may be larger than any float.
+    return f"{number:.0f}" if isinstance(number, float) else str(number)
 
 
 def alive(record: dict[str, Any]) -> bool:
@@ -109,9 +116,10 @@ def settle(run_id: str, warnings: list[str]) -> None:
     if record is None or record.get("state") != RUNNING:
         return
     server = record.get("server")
+    group = server.get("pgid") if isinstance(server, dict) else None
     # The leader dies with its parent, but some of its children do not: its number still names their group then.
-    if isinstance(server, dict) and isinstance(server.get("pgid"), int) and start_time(server["pgid"]) in (server.get("start_ticks"), None):
-        end_group(server["pgid"])
+    if type(group) is int and group in _GROUPS and start_time(group) in (server.get("start_ticks"), None):
+        end_group(group)
     warnings.append(
         f"{record.get('prep_id')} ended without a result in stage {record.get('stage')}; its work is done again where it was not finished"
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_admin import files
+
 
 class UnusableModel(Exception):
     """The model's folder or its config cannot be used (exit code 2)."""
@@ -28,17 +30,25 @@ class Model:
 
 def load(path: str) -> Model:
     folder = Path(path)
-    if not folder.is_dir():
+    try:
+        present = folder.is_dir()
+    except PermissionError:
+        raise
+    except OSError:
+        # Such a name no folder can have.
+        present = False
+    if not present:
         raise UnusableModel(f"no model folder at {path} in the container; put it under the host's models folder (mounted at /models)")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(files.read_bytes(folder / "config.json").decode("utf-8"))
+        known_as = identity(folder)
     except FileNotFoundError:
         raise UnusableModel(f"{path} has no config.json: not a model folder, or not a whole one") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UnusableModel(f"{path}/config.json cannot be read: {error}") from error
+        raise UnusableModel(f"the config or the index of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise UnusableModel(f"{path}/config.json does not hold a JSON object")
-    return Model(path=str(folder), slug=folder.name, identity=identity(folder), config=config)
+    return Model(path=str(folder), slug=folder.name, identity=known_as, config=config)
 
 
 def identity(folder: Path) -> str:
@@ -49,7 +59,7 @@ def identity(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors.index.json"):
         try:
-            content = (folder / name).read_bytes()
+            content = files.read_bytes(folder / name)
         except FileNotFoundError:
             continue
         digest.update(name.encode() + b"\0" + str(len(content)).encode() + b"\0" + content)

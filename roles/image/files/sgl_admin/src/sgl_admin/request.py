@@ -34,8 +34,12 @@ class Request:
 
     @classmethod
     def from_json(cls, text: str) -> Request:
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
-        return cls(**fields)
+        """Raises ValueError where it is none."""
+        try:
+            fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+            return cls(**fields)
+        except (AttributeError, TypeError, RecursionError) as error:
+            raise ValueError(f"not a request: {error}") from error
 
     def describe(self) -> list[str]:
         """The request as the command line that asks for it."""

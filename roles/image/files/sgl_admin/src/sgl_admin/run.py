@@ -7,6 +7,9 @@ from typing import Any
 
 from sgl_admin import files, paths
 
+# What a prep builds on.
+_PARTS = {"paths.container": dict, "paths.host": dict, "services.prometheus.url": str, "services.sglang.port": int}
+
 
 class NoLiveRun(Exception):
     """The pointer or the manifest is missing, stale or unreadable (exit code 4)."""
@@ -37,8 +40,8 @@ def pointer_text(run_id: str) -> str:
 def pointed_run() -> str | None:
     """The run id that the pointer names; None without a pointer or where it names none."""
     try:
-        lines = paths.POINTER.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
+        lines = files.read_bytes(paths.POINTER).decode("utf-8").splitlines()
+    except (FileNotFoundError, ValueError):
         return None
     named = dict(line.partition("=")[::2] for line in lines)
     manifest = named.get("CONTAINER_RUN_META_JSON", "")
@@ -49,8 +52,8 @@ def live() -> Run:
     """The run of this container. Raises NoLiveRun with the reason and the remedy."""
     remedy = "start the container again (playbooks/start.yml)"
     try:
-        run_id = paths.LIVE_RUN.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+        run_id = files.read_bytes(paths.LIVE_RUN).decode("utf-8").strip()
+    except (FileNotFoundError, ValueError):
         raise NoLiveRun(f"the container's init has not begun a run ({paths.LIVE_RUN} is missing); {remedy}") from None
     pointed = pointed_run()
     if pointed is None:
@@ -63,4 +66,19 @@ def live() -> Run:
         raise NoLiveRun(f"{error}; {remedy}") from error
     if manifest is None or not isinstance(manifest.get("paths"), dict):
         raise NoLiveRun(f"the manifest {paths.manifest(run_id)} is missing or has no paths; {remedy}")
+    if (lacking := _lacking(manifest, run_id)) is not None:
+        raise NoLiveRun(f"the manifest {paths.manifest(run_id)} has no valid {lacking}; {remedy}")
     return Run(run_id, manifest)
+
+
+def _lacking(manifest: dict[str, Any], run_id: str) -> str | None:
+    """The first part of a manifest, of those that a prep builds on, that is not as the init writes it."""
+    if manifest.get("container_run_id") != run_id:
+        return "container_run_id"
+    for name, kind in _PARTS.items():
+        part: Any = manifest
+        for key in name.split("."):
+            part = part.get(key) if isinstance(part, dict) else None
+        if not isinstance(part, kind) or (kind is int and not 0 < part < 2**16) or isinstance(part, bool):
+            return name
+    return None
