@@ -115,8 +115,8 @@ def settle(run_id: str, warnings: list[str]) -> None:
     record = read(run_id, warnings)
     if record is None or record.get("state") != RUNNING:
         return
-    server = record.get("server")
-    group = server.get("pgid") if isinstance(server, dict) else None
+    server: dict[str, Any] = record["server"] if isinstance(record.get("server"), dict) else {}
+    group = server.get("pgid")
     # The leader dies with its parent, but some of its children do not: its number still names their group then.
     if type(group) is int and group in _GROUPS and start_time(group) in (server.get("start_ticks"), None):
         end_group(group)

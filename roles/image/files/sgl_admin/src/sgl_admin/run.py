@@ -79,6 +79,6 @@ def _lacking(manifest: dict[str, Any], run_id: str) -> str | None:
         part: Any = manifest
         for key in name.split("."):
             part = part.get(key) if isinstance(part, dict) else None
-        if not isinstance(part, kind) or (kind is int and not 0 < part < 2**16) or isinstance(part, bool):
+        if not isinstance(part, kind) or isinstance(part, bool) or (isinstance(part, int) and not 0 < part < 2**16):
             return name
     return None
