@@ -22,4 +22,4 @@ class Interrupted(StageFailure):
     """SIGTERM or SIGINT came: whatever runs is ended in order, and the rest is not begun."""
 
     def __init__(self) -> None:
-        super().__init__("interrupted", "the prep was told to stop")
+        super().__init__("interrupted", "the prep was told to stop; run it again to finish what is missing")
