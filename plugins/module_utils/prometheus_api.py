@@ -52,6 +52,9 @@ NEVER_SCRAPED = "0001-01-01T00:00:00Z"
 NAMED_TARGETS = 5
 TEXT_CHARACTERS = 500
 
+# What a document of another shape leads to, numbers beyond a float and lists too deep to be shown among it.
+_MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
+
 Clock = Callable[[], float]
 
 
@@ -372,7 +375,7 @@ class PrometheusClient:
             raise self._malformed(path)
         try:
             return [_target(item) for item in active]
-        except (AttributeError, KeyError, TypeError):
+        except _MALFORMED:
             raise self._malformed(path) from None
 
     def query(self, expression: str, deadline: float) -> QueryResult:
@@ -391,7 +394,7 @@ class PrometheusClient:
                 return QueryResult(kind, [_sample({}, data["result"])])
             if kind == "vector":
                 return QueryResult(kind, [_sample(item["metric"], item.get("value"), item.get("histogram")) for item in data["result"]])
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except _MALFORMED:
             raise self._malformed(path) from None
         if kind in ("matrix", "string"):
             what = {"matrix": "a range vector", "string": "a string"}[kind]
@@ -443,7 +446,8 @@ class PrometheusClient:
         except NotYetError:
             self.close()
             raise
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            # http.client lets a chunk of less than no bytes end in a ValueError.
             self.close()
             raise self._explained(error, self._clock() - started) from None
         if answer.status in (401, 403, 407):
@@ -555,7 +559,7 @@ class PrometheusClient:
             return FinalError(f"{shown} speaks TLS; write https:// in url")
         if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead | ConnectionError):
             return NoAnswerError(f"{shown} closed the connection before it had answered; check Prometheus' log")
-        if isinstance(error, http.client.HTTPException):
+        if isinstance(error, http.client.HTTPException | ValueError):
             return NoAnswerError(f"what listens at {shown} does not speak HTTP as it should; check the port in url")
         return NoAnswerError(f"{shown} cannot be reached ({reason_of(error)}); check url and the network")
 
@@ -587,9 +591,12 @@ def _target(item: dict[str, Any]) -> Target:
 
 
 def _sample(metric: dict[str, Any], point: Any, histogram: Any = None) -> Sample:
-    """Raise TypeError or ValueError for what is not a sample."""
+    """Raise one of _MALFORMED for what is not a sample."""
     labels = {str(name): str(value) for name, value in metric.items()}
-    timestamp, value = histogram if histogram is not None else point
+    found = histogram if histogram is not None else point
+    if not isinstance(found, list):
+        raise TypeError
+    timestamp, value = found
     if histogram is not None:
         return Sample(labels, None, float(timestamp))
     if not isinstance(value, str):

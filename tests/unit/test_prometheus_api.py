@@ -237,8 +237,9 @@ def test_connection_dropped_between_requests_is_made_anew(server):
         (Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nPrometheus Server is Ready."), "closed the connection"),
         (Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nPrometheus Server is Ready."), "closed the connection"),
         (Reply(200, b"Prometheus Server is Ready." + b" " * 70_000), "more than 64 KiB"),
+        (Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nPrometheus Server is Ready."), "does not speak HTTP"),
     ],
-    ids=["nothing", "ssh", "endless-header", "truncated", "bad-chunk", "huge"],
+    ids=["nothing", "ssh", "endless-header", "truncated", "bad-chunk", "huge", "negative-chunk"],
 )
 def test_broken_answer_to_ready(server, reply, text):
     server.replies["/-/ready"] = [reply]
@@ -510,6 +511,13 @@ def test_no_document_ends_in_a_traceback(document, wanted):
         return
     assert seen.ready is (seen.reason is None)
     json.dumps(seen.result())
+
+
+@pytest.mark.parametrize("sample", [[10**400, "1"], "12", {"1": 0, "2": 0}, [0, 1], [0, "one"]])
+def test_what_is_no_sample_does_not_hold(sample):
+    for data in ({"resultType": "scalar", "result": sample}, {"resultType": "vector", "result": [{"metric": {}, "value": sample}]}):
+        seen = look_at(json.dumps({"status": "success", "data": data}).encode(), Wanted(expression="up"))
+        assert not seen.ready and "does not answer as Prometheus does" in str(seen.reason)
 
 
 @settings(deadline=None)
