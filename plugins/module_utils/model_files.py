@@ -164,7 +164,9 @@ def check_heads(path: str, config: dict[str, Any], tp: int) -> None:
         raise ModelError(f"{_shown(path)} has {name} {_brief(heads)}, not a positive number: copy or download the model again")
     if heads % tp:
         fitting = [str(number) for number in range(1, tp) if heads % number == 0]
-        raise ModelError(f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of {_shown(path)}: set sgl_tp: {fitting[-1]}")
+        raise ModelError(
+            f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of {_shown(path)}: set sgl_tp: {fitting[-1]}"
+        )
 
 
 def _is_file_name(name: str) -> bool:
