@@ -12,10 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 # Runs an argument list; returns exit code, standard output, standard error.
 Runner = Callable[[list[str]], tuple[int, str, str]]
+
+_STRANGE = "what is called docker on this host must be Docker's own client, and the daemon that it asks must be Docker"
 
 INPUTS_LABEL = "org.slice-bench.image-inputs"
 
@@ -50,9 +53,15 @@ class DockerCli:
         if code:
             if "no such" in error.lower() or "not found" in error.lower():
                 return None
-            raise DockerError(explain(error.strip()))
-        document: list[dict[str, Any]] = json.loads(output)
-        return document[0]
+            raise DockerError(explain(error.strip() or f"docker {kind} inspect ended with exit code {code}"))
+        try:
+            document = json.loads(output)
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, list) or not document or not isinstance(document[0], dict):
+            raise DockerError(f"docker {kind} inspect {name} prints no description: {_STRANGE}")
+        found: dict[str, Any] = document[0]
+        return found
 
     def image(self, name: str) -> dict[str, Any] | None:
         """What the roles need of an image: name, id, labels, architecture, created."""
@@ -61,10 +70,11 @@ class DockerCli:
             return None
         return {
             "name": name,
-            "id": found["Id"],
-            "labels": (found.get("Config") or {}).get("Labels") or {},
-            "architecture": found["Architecture"],
-            "created": found["Created"],
+            "id": _part(found, str, "Id"),
+            "labels": _labels(found),
+            "architecture": _part(found, str, "Architecture"),
+            # Not every image has it.
+            "created": _part({"Created": "", **found}, str, "Created"),
         }
 
     def container(self, name: str) -> dict[str, Any] | None:
@@ -73,15 +83,29 @@ class DockerCli:
         if found is None:
             return None
         return {
-            "id": found["Id"],
-            "image_id": found["Image"],
-            "labels": found["Config"].get("Labels") or {},
-            "running": found["State"]["Running"] and not found["State"].get("Restarting", False),
-            "status": found["State"]["Status"],
-            "started_at": found["State"]["StartedAt"],
-            "exit_code": found["State"]["ExitCode"],
-            "pid": found["State"]["Pid"],
+            "id": _part(found, str, "Id"),
+            "image_id": _part(found, str, "Image"),
+            "labels": _labels(found),
+            "running": _part(found, bool, "State", "Running") and not found["State"].get("Restarting", False),
+            "status": _part(found, str, "State", "Status"),
+            "started_at": _part(found, str, "State", "StartedAt"),
+            "exit_code": _part(found, int, "State", "ExitCode"),
+            "pid": _part(found, int, "State", "Pid"),
         }
+
+
+def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:
+    """A part of a description. Raises DockerError where it is missing or of another type."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+        raise DockerError(f"docker's description has no valid {'.'.join(keys)}: {_STRANGE}")
+    return found
+
+
+def _labels(found: dict[str, Any]) -> dict[str, Any]:
+    labels: dict[str, Any] = _part({"Labels": None, **_part({"Config": {}, **found}, dict, "Config")}, (dict, NoneType), "Labels") or {}
+    return labels
 
 
 def explain(error: str) -> str:

@@ -39,9 +39,10 @@ class PrepClient:
         return self._object(output[: output.rindex("}") + 1] if "}" in output else output)
 
     def _envelope(self, problem: str, *arguments: str) -> dict[str, Any]:
-        envelope = self._object(self._call(problem, *arguments))
-        if not isinstance(envelope.get("job"), (dict, type(None))) or not isinstance(envelope.get("result"), (dict, type(None))):
-            raise PrepError(f"sgl-admin answered without job and result: {str(envelope)[:300]}")
+        text = self._call(problem, *arguments)
+        envelope = self._object(text)
+        if not all(name in envelope and isinstance(envelope[name], (dict, type(None))) for name in ("job", "result")):
+            raise PrepError(f"sgl-admin answered without job and result: {text[:300]!r}")
         return envelope
 
     def _call(self, problem: str, *arguments: str) -> str:
@@ -92,4 +93,7 @@ def failure(job: dict[str, Any], result: dict[str, Any] | None) -> str | None:
             return f"stage {name} failed, {stage['error_type']}: {'; '.join(stage['errors'])}" + (f"\n{tail}" if tail else "")
     if job["exit_code"]:
         return f"the stages are fine, but METRICS_READY is not proven: {result['telemetry_probe']['reason']}"
+    if job["state"] != "done" or job["exit_code"] is None:
+        # Killed between its result and its last record, which would say whether the proof that was wanted was made.
+        return f"{job['prep_id']} ended before it could say so ({job['state']}): {job['message']}; run it again to finish what is missing"
     return None

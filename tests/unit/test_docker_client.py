@@ -95,6 +95,20 @@ def test_a_container_is_described(docker: Docker) -> None:
     assert (DockerCli(docker).container("x") or {})["running"] is False, "one that starts again and again does not run"
 
 
+@pytest.mark.parametrize("printed", ["", "[]", "{}", "[7]", "[" * 100_000, '[{"Id": "x"}]', '[{"Id": 7, "Config": [], "State": {}}]'])
+def test_what_is_no_description_is_told(docker: Docker, printed: str) -> None:
+    docker.answers = {"inspect": (0, printed, "")}
+    for call in (lambda: DockerCli(docker).image("x"), lambda: DockerCli(docker).container("x")):
+        with pytest.raises(DockerError, match="must be Docker's own client"):
+            call()
+
+
+def test_a_failure_without_a_word_is_told_all_the_same(docker: Docker) -> None:
+    docker.answers = {"inspect": (125, "", "")}
+    with pytest.raises(DockerError, match="exit code 125"):
+        DockerCli(docker).image("x")
+
+
 @pytest.mark.parametrize(
     ("version", "has_buildx", "wanted"),
     [("20.10.24", False, ["build"]), ("28.2.2", True, ["buildx", "build", "--load"]), ("28.2.2", False, None), ("", False, None)],
@@ -140,7 +154,7 @@ def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(docker: Docker, 
     assert str(caught.value) == f"the prep did not begin ({word}): the thing and the remedy"
 
 
-@pytest.mark.parametrize("output", ["", "text", "[]", '{"job": 7, "result": null}', '{"job": null, "result": []}', "[" * 100_000])
+@pytest.mark.parametrize("output", ["", "text", "[]", "{}", '{"job": 7, "result": null}', '{"job": null, "result": []}', "[" * 100_000])
 def test_an_answer_that_is_none_is_told(docker: Docker, output: str) -> None:
     docker.answers = {"caches ensure": (0, output, "")}
     with pytest.raises(PrepError):
@@ -178,6 +192,14 @@ def test_why_a_prep_failed() -> None:
     result["stages"]["flashinfer"].update(status="error", error_type="oom", errors=["no memory"], log_tail=["a", "b"])
     assert failure({**job, "exit_code": 12}, result) == "stage flashinfer failed, oom: no memory\na\nb"
     assert "ended without a result (interrupted)" in str(failure({**job, "state": "interrupted"}, None))
+
+
+@pytest.mark.parametrize("changes", [{"state": "interrupted", "exit_code": None}, {"state": "interrupted"}, {"exit_code": None}])
+def test_a_prep_that_did_not_end_in_order_has_failed_also_with_a_result(changes: dict[str, Any]) -> None:
+    job, result = validators.example("job"), validators.example("prep_result")
+    job.update(state="done", exit_code=0)
+    assert failure(job, result) is None
+    assert "run it again" in str(failure({**job, **changes}, result))
 
 
 # --- image_build ---------------------------------------------------------------------------------------------------------
