@@ -57,11 +57,11 @@ class ActionModule(ActionBase):
             return {**result, **self._prep(client, given, task_vars or {})}
         except PrepError as error:
             return {**result, "failed": True, "msg": str(error)}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             return {
                 **result,
                 "failed": True,
-                "msg": f"sgl-admin's answer breaks the contract: {error!r}; is the image older than this collection?",
+                "msg": f"sgl-admin's answer breaks the contract: {repr(error)[:300]}; is the image older than this collection?",
             }
 
     def _call(self, arguments: list[str]) -> tuple[int, str, str]:
@@ -75,7 +75,7 @@ class ActionModule(ActionBase):
         self._warn(plan["warnings"])
         stages = {name: stage["status"] for name, stage in plan["stages"].items()}
         would_run = {name: status == "would_run" for name, status in stages.items()}
-        return {"changed": plan["would_change"], "stages": stages, "diff": diff(would_run)}
+        return {"changed": plan["would_change"] is True, "stages": stages, "diff": diff(would_run)}
 
     def _prep(self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         host = str(task_vars.get("inventory_hostname", "localhost"))
@@ -101,7 +101,7 @@ class ActionModule(ActionBase):
             outcome.update(
                 status=result["status"],
                 stages={name: stage["status"] for name, stage in result["stages"].items()},
-                metrics_ready=result["telemetry_probe"]["ok"],
+                metrics_ready=result["telemetry_probe"]["ok"] is True,
                 result=result,
                 diff=diff({name: stage["ran"] for name, stage in result["stages"].items()}),
             )
@@ -110,7 +110,7 @@ class ActionModule(ActionBase):
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
-            self._display.warning(warning)
+            self._display.warning(str(warning))
 
 
 @contextmanager
