@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 # A tree in memory, where there is one: what is tested is what is read, not whether it outlasts a power cut.
 _MEMORY = Path("/dev/shm")
 # No example takes a second; only one that hangs takes so long.
-_PATIENCE_S = 2.0
+_PATIENCE_S = 3.0
 
 
 class _Tally:
@@ -97,6 +97,13 @@ def one_line(message: str) -> None:
 def mostly(draw: st.DrawFn, usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any], percent: int = 85) -> Any:
     """The usual in so many of a hundred examples; `|` would take both as often."""
     return draw(usual if draw(st.integers(0, 99)) < percent else other)
+
+
+@st.composite
+def partly(draw: st.DrawFn, good: dict[str, Any], strange: dict[str, st.SearchStrategy[Any]], most: int = 2) -> dict[str, Any]:
+    """The good things, with up to `most` of them strange: were more so, the first would hide the others."""
+    chosen = draw(st.sets(st.sampled_from(sorted(strange)), max_size=most))
+    return {name: draw(strange[name]) if name in chosen else thing for name, thing in good.items()}
 
 
 # --- values --------------------------------------------------------------------------------------------------------------

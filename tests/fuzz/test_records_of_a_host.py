@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import run_reco
 from hypothesis import strategies as st
 
 from tests.contract import validators
-from tests.fuzz.fuzzing import encoded, files_of, folder, fuzz, mostly, one_line, put, reached, text, things
+from tests.fuzz.fuzzing import damaged, encoded, files_of, folder, fuzz, mostly, one_line, partly, put, reached, text, things
 
 RUN_ID: str = validators.example("manifest")["container_run_id"]
 OTHER = "container-run-20261123T091600Z-00000000"
@@ -56,11 +57,6 @@ def pointers(draw: st.DrawFn) -> bytes:
     return ("\n".join(draw(st.permutations(lines))) + draw(st.sampled_from(["\n", "", "\r\n"]))).encode(errors="replace")
 
 
-def whole(document: Any) -> st.SearchStrategy[bytes]:
-    """Mostly the document as it is, so that what comes after it is read too."""
-    return mostly(st.just(encoded(document)), files_of(document), 40)
-
-
 def containers() -> st.SearchStrategy[dict[str, Any] | None]:
     changes: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
         [{}] * 6 + [{"id": "f" * 64}, {"running": False, "status": "exited"}, {"pid": 0}, {"pid": 0, "started_at": "2026-11-23T09:15:01Z"}]
@@ -99,28 +95,39 @@ def is_ready(found: dict[str, Any]) -> bool:
     return result["telemetry_probe"]["ok"] is True and result["run"]["run_id"] == found["container_run_id"]
 
 
+RUNS = "telemetry/container_runs"
+POINTER, MANIFEST = f"telemetry/{run_record.POINTER_NAME}", f"{RUNS}/{RUN_ID}.json"
+RESULT, JOB, LOCK = f"{RUNS}/{RUN_ID}/prep_result.json", f"{RUNS}/{RUN_ID}/job.json", "profiles/.locks/prep.lock"
+
+
 @fuzz(
-    deep=0.2,
-    pointer=things(pointers()),
-    named=things(whole(manifest())),
-    result=things(whole(prep_result())),
-    prep=things(whole(job())),
+    deep=0.25,
+    files=partly(
+        {
+            POINTER: f"CONTAINER_RUN_META_JSON_HOST={ROOT}/{MANIFEST}\n".encode(),
+            MANIFEST: encoded(manifest()),
+            RESULT: encoded(prep_result()),
+            JOB: encoded(job()),
+            LOCK: b"",
+        },
+        {
+            POINTER: things(damaged(pointers())),
+            MANIFEST: things(files_of(manifest())),
+            RESULT: things(files_of(prep_result())),
+            JOB: things(files_of(job())),
+            LOCK: things(st.just(b"")),
+        },
+    ),
     held=st.booleans(),
     container=containers(),
 )
 def test_a_run_is_live_and_ready_only_when_its_records_say_so(
-    pointer: bytes | str, named: bytes | str, result: bytes | str, prep: bytes | str, held: bool, container: dict[str, Any] | None
+    files: dict[str, bytes | str], held: bool, container: dict[str, Any] | None
 ) -> None:
-    runs = "telemetry/container_runs"
     with folder() as root:
-        files = {
-            f"telemetry/{run_record.POINTER_NAME}": pointer,
-            f"{runs}/{RUN_ID}.json": named,
-            f"{runs}/{RUN_ID}/prep_result.json": result,
-        }
-        lay(root, {**files, f"{runs}/{RUN_ID}/job.json": prep, "profiles/.locks/prep.lock": b""})
-        with open(root / "profiles/.locks/prep.lock", "rb") as lock:
-            if held:
+        lay(root, files)
+        with open(root / LOCK, "rb") if files[LOCK] == b"" else contextlib.nullcontext() as lock:
+            if held and lock is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             found = run_record.describe(str(root / "telemetry"), container)
         json.dumps(found)
@@ -133,5 +140,5 @@ def test_a_run_is_live_and_ready_only_when_its_records_say_so(
         assert is_live(root, container)
         assert found["metrics_ready"] is (found["prep_result"] is not None and is_ready(found["manifest"]))
         if found["prep"] is not None:
-            assert held and parsed(root / runs / RUN_ID / "job.json")["state"] == "running"
+            assert held and parsed(root / JOB)["state"] == "running"
             assert all(isinstance(word, str) for word in found["prep"]["arguments"])
