@@ -133,7 +133,7 @@ class Outcome:
             self.code = cli.main(arguments)
         for stream in (out, error):
             stream.flush()
-        self.out, self.error = (stream.buffer.getvalue().decode() for stream in (out, error))  # type: ignore[attr-defined]
+        self.out, self.error = (stream.buffer.getvalue().decode() for stream in (out, error))
         for line in self.error.split("\n"):
             assert line.isprintable() and len(line) < 20_000, line[:300]
         if self.code:
