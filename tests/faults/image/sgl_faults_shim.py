@@ -99,11 +99,12 @@ class Shim:
                 if operation == "write" and torn is not None:
                     torn()
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *(() if operation == "write" or "sync" in operation else (path,)))
-            result = do()
-            if kind == "after":
-                self._hit()
-                self._die()
-            return result
+            try:
+                return do()
+            finally:
+                if kind == "after":
+                    self._hit()
+                    self._die()
         finally:
             self._inside.depth = 0
 
@@ -167,7 +168,8 @@ class Shim:
             # Of a rename, the place where the content becomes visible.
             shown = arguments[0] if name in ("rename", "replace", "link", "symlink") else path
             shown = self._path(shown, options.get("dir_fd"))
-            changes = name != "mkdir" or not self._exists(shown)
+            # Of a path of which more is missing, the rest is asked for first, and then this again.
+            changes = name != "mkdir" or (not self._exists(shown) and self._exists(os.path.dirname(shown)))
             return self.step(name, shown, lambda: real(path, *arguments, **options), changes=changes)
 
         setattr(os, name, counted)

@@ -131,6 +131,11 @@ class Listener(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that gives up, as a scrape may, is none of the server's failures."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 def compile_kernels() -> None:
     """Leave what a compiler leaves, by temp file and rename as it does, where it is not there yet."""
