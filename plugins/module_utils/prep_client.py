@@ -93,7 +93,7 @@ def failure(job: dict[str, Any], result: dict[str, Any] | None) -> str | None:
             return f"stage {name} failed, {stage['error_type']}: {'; '.join(stage['errors'])}" + (f"\n{tail}" if tail else "")
     if job["exit_code"]:
         return f"the stages are fine, but METRICS_READY is not proven: {result['telemetry_probe']['reason']}"
-    if job["state"] != "done" or job["exit_code"] is None:
+    if job["state"] != "done" or job["exit_code"] != 0:
         # Killed between its result and its last record, which would say whether the proof that was wanted was made.
         return f"{job['prep_id']} ended before it could say so ({job['state']}): {job['message']}; run it again to finish what is missing"
     return None

@@ -194,7 +194,9 @@ def test_why_a_prep_failed() -> None:
     assert "ended without a result (interrupted)" in str(failure({**job, "state": "interrupted"}, None))
 
 
-@pytest.mark.parametrize("changes", [{"state": "interrupted", "exit_code": None}, {"state": "interrupted"}, {"exit_code": None}])
+@pytest.mark.parametrize(
+    "changes", [{"state": "interrupted", "exit_code": None}, {"state": "interrupted"}, {"exit_code": None}, {"exit_code": []}]
+)
 def test_a_prep_that_did_not_end_in_order_has_failed_also_with_a_result(changes: dict[str, Any]) -> None:
     job, result = validators.example("job"), validators.example("prep_result")
     job.update(state="done", exit_code=0)
