@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
@@ -18,6 +17,7 @@ from jsonschema import ValidationError
 
 from tests.contract import validators
 from tests.faults.fault_site import FaultSite
+from tests.faults.leftovers import is_free
 from tests.integration.installation import docker, port_is_free, wait_for
 
 STATE = "/var/lib/sgl"
@@ -153,7 +153,7 @@ class Rig:
         found = [f"temp file: {path}" for path in site.root.rglob("*.tmp") if "prometheus" not in path.parts]
         found += [f"temp file: {STATE}/{name}" for name in site.docker_exec("ls", "-A", STATE).stdout.split() if name.endswith(".tmp")]
         found += [f"marker: {path}" for path in (site.profiles / ".in_progress").iterdir()]
-        found += [f"held lock: {path}" for path in (site.profiles / ".locks").iterdir() if not lock_is_free(path)]
+        found += [f"held lock: {path}" for path in (site.profiles / ".locks").iterdir() if not is_free(path)]
         found += [f"process: {line}" for line in site.commands() if "sglang::" in line or "launch_server" in line or ".worker" in line]
         found += [] if port_is_free(site.ports["sglang"]) else ["the server's port is taken"]
         for path in (site.telemetry / "container_runs").glob("*/job.json"):
@@ -215,15 +215,6 @@ def load(path: Path) -> dict[str, Any]:
 def check_prometheus_config(path: Path) -> None:
     if [job["job_name"] for job in yaml.safe_load(path.read_text())["scrape_configs"]][-1] != "sglang":
         raise ValueError("it does not end with the server's target")
-
-
-def lock_is_free(path: Path) -> bool:
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def copy(source: Path, target: Path) -> None:
