@@ -280,3 +280,14 @@ def test_a_busy_prep_with_strange_arguments_is_named(live_run: str, model_folder
 def test_what_is_no_request_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         Request.from_json(text)
+
+
+def test_who_stops_following_is_told_that_the_prep_goes_on(
+    live_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run_id: str, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_wait", interrupted)
+    assert cli.main(["status"]) == 130
+    assert "a prep goes on by itself" in capsys.readouterr().err

@@ -18,6 +18,8 @@ from sgl_admin.request import MODES, PROBES, Request
 from sgl_admin.stages import STAGES
 
 EXIT_NO_RESULT, EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY = 1, 2, 3, 4, 5
+# What a shell says of a program that SIGINT ended.
+_EXIT_SIGINT = 130
 _POLL_S = 0.1
 # How often a prep that is watched is looked at, and the longest silence.
 _LOOK_S, _HEARTBEAT_S = 1.0, 10.0
@@ -50,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except OSError as error:
         return _complain(EXIT_NO_RESULT, files.reason(error))
+    except KeyboardInterrupt:
+        return _complain(_EXIT_SIGINT, "no longer followed; a prep goes on by itself (sgl-admin status --watch)")
 
 
 def _complain(exit_code: int, message: str) -> int:
