@@ -291,3 +291,18 @@ def test_who_stops_following_is_told_that_the_prep_goes_on(
     monkeypatch.setattr(cli, "_wait", interrupted)
     assert cli.main(["status"]) == 130
     assert "a prep goes on by itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"exit_code": 6}, 6), ({"exit_code": 256}, 1), ({"state": "running"}, 1)])
+def test_who_watches_a_prep_is_told_how_it_ended(live_run: str, changes: dict[str, Any], code: int) -> None:
+    """One that says `running` and holds no lock was killed: that is no success."""
+    made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
+    made.update(**{"state": "done", "exit_code": None if changes.get("state") else 0, **changes})
+    assert cli.main(["status", "--watch"]) == code
+
+
+def test_a_warning_of_a_strange_record_is_one_line(live_run: str) -> None:
+    job.Job(live_run, request(), "\x1b[31m\n").update(stage="\0")
+    warnings: list[str] = []
+    job.settle(live_run, warnings)
+    assert len(warnings) == 1 and warnings[0].isprintable()

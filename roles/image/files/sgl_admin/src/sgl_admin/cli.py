@@ -360,8 +360,10 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_envelope(live.run_id, record)
     print(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
-    # Who watches a prep to its end is told how it ended.
-    return int(record["exit_code"] or 0) if arguments.watch and record else 0
+    if not arguments.watch or record is None:
+        return 0
+    # Who watches a prep to its end is told how it ended: one that was killed has no exit code.
+    return record["exit_code"] if record["exit_code"] in range(256) else EXIT_NO_RESULT
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

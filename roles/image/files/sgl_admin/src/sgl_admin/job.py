@@ -121,7 +121,8 @@ def settle(run_id: str, warnings: list[str]) -> None:
     if type(group) is int and group in _GROUPS and start_time(group) in (server.get("start_ticks"), None):
         end_group(group)
     warnings.append(
-        f"{record.get('prep_id')} ended without a result in stage {record.get('stage')}; its work is done again where it was not finished"
+        files.printable(f"{record['prep_id']} ended without a result in stage {record['stage']}")
+        + "; its work is done again where it was not finished"
     )
     record.update(state="interrupted", server=None, message="its process is gone", updated_at=clock.utc())
     files.write_json(paths.job(run_id), record)
