@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -97,7 +97,7 @@ def one_line(message: str) -> None:
 @st.composite
 def mostly(draw: st.DrawFn, usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any], percent: int = 85) -> Any:
     """The usual in so many of a hundred examples; `|` would take both as often."""
-    return draw(usual if draw(st.integers(0, 99)) < percent else other)
+    return draw(usual if draw(_HUNDRED) < percent else other)
 
 
 @st.composite
@@ -160,6 +160,7 @@ _NUMBERS = [
 ]
 
 
+@functools.cache
 def text() -> st.SearchStrategy[str]:
     """Any text, halves of surrogate pairs and control characters among it."""
     return st.sampled_from(_STRINGS) | st.text(st.characters(exclude_categories=()), max_size=8)
@@ -171,12 +172,14 @@ def _made() -> st.SearchStrategy[str]:
     return deep.map(lambda depth: f"@deep:{depth}@") | st.sampled_from([4000, 4301, 100_000]).map(lambda count: f"@digits:{count}@")
 
 
+@functools.cache
 def scalars() -> st.SearchStrategy[Any]:
     return st.one_of(st.none(), st.booleans(), st.sampled_from(_NUMBERS), text(), st.integers(), st.floats(), _made())
 
 
-def documents(keys: list[str] | None = None) -> st.SearchStrategy[Any]:
-    """Any JSON document, where `keys` are given with those among its keys."""
+@functools.cache
+def documents(*keys: str) -> st.SearchStrategy[Any]:
+    """Any JSON document, with `keys` among its keys; made once, as Hypothesis checks each strategy that it has not seen."""
     names = text() | st.sampled_from(keys) if keys else text()
     return st.recursive(scalars(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
 
@@ -186,6 +189,11 @@ def _places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
     items = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     for key, value in items:
         yield from _places(value, (*path, key))
+
+
+_CHANGES = st.sampled_from(["replace", "replace", "drop", "rename", "copy"])
+_DAMAGES = st.sampled_from(["whole"] * 7 + ["cut", "overwritten", "other"])
+_HUNDRED = st.integers(0, 99)
 
 
 @st.composite
@@ -198,7 +206,7 @@ def spoiled(draw: st.DrawFn, document: Any, most: int = 3, values: st.SearchStra
             break
         *above, key = draw(st.sampled_from(places))
         parent = functools.reduce(lambda node, step: node[step], above, made)
-        match draw(st.sampled_from(["replace", "replace", "drop", "rename", "copy"])):
+        match draw(_CHANGES):
             case "drop":
                 del parent[key]
             case "rename" if isinstance(parent, dict):
@@ -225,7 +233,7 @@ def encoded(document: Any) -> bytes:
 def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
     """Bytes of `whole`, most often as they are; else cut off, overwritten or replaced by others."""
     content = draw(whole)
-    match draw(st.sampled_from(["whole"] * 7 + ["cut", "overwritten", "other"])):
+    match draw(_DAMAGES):
         case "cut":
             return content[: draw(st.integers(0, len(content)))]
         case "overwritten":
@@ -240,9 +248,9 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
             return content
 
 
-def files_of(document: Any, most: int = 3, keys: list[str] | None = None) -> st.SearchStrategy[bytes]:
+def files_of(document: Any, most: int = 3, keys: Iterable[str] = ()) -> st.SearchStrategy[bytes]:
     """The bytes of a file that should hold `document`: most often it, spoiled; else any other JSON, or none."""
-    return damaged(mostly(spoiled(document, most), documents(keys)).map(encoded))
+    return damaged(mostly(spoiled(document, most), documents(*keys)).map(encoded))
 
 
 # What may lie where a file should be, other than a file.
