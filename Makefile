@@ -30,7 +30,7 @@ test: lint types sanity docker-up ## Pass every test: check, sanity, integration
 
 # What takes minutes: each write killed, 10,000 inputs for each parser, 50 repetitions of what runs at once.
 .PHONY: slow
-slow: setup docker-up ## The slow lane, which CI runs too: as many faults, inputs and repetitions as it takes
+slow: setup docker-up ## The slow lane: as many faults, inputs and repetitions as it takes
 	env SGL_FUZZ_EXAMPLES=10000 SGL_REPETITIONS=50 $(PYTEST) -m "long or repeated" tests/fuzz tests/faults $(ARGS)
 
 .PHONY: check
