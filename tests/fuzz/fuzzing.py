@@ -53,6 +53,7 @@ def fuzz(*, deep: float, **strategies: st.SearchStrategy[Any]) -> Callable[[Call
         def run() -> None:
             _Tally.examples = _Tally.deep = 0
             examples()
+            print(f"SHARE {test.__name__} {_Tally.deep / max(1, _Tally.examples):.2f} of {deep}")
             assert _Tally.deep >= deep * _Tally.examples, f"only {_Tally.deep} of {_Tally.examples} examples got past the first check"
 
         run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__

@@ -20,7 +20,8 @@ from sgl_admin.errors import StageFailure
 
 HOST = "127.0.0.1"
 # The counter has a colon in most releases and an underscore in newer ones.
-_PROMPT_TOKENS = re.compile(r"^sglang[:_]prompt_tokens_total(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
+# A label's value may hold anything but a bare quote.
+_PROMPT_TOKENS = re.compile(r'^sglang[:_]prompt_tokens_total(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)', re.MULTILINE)
 _TERMINATE_S = 15.0
 _GATE = Path(__file__).with_name("gate.py")
 
@@ -95,7 +96,7 @@ class Server:
             status, answer = self._request("POST", "/v1/completions", body, timeout_s=600)
             if status == 200:
                 return int(json.loads(answer)["usage"]["prompt_tokens"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise StageFailure("request_failed", f"a warm-up request failed: {error!r}", self.log_tail()) from error
         raise StageFailure("request_failed", f"a warm-up request got HTTP {status}: {answer[:300]!r}", self.log_tail())
 
@@ -107,7 +108,11 @@ class Server:
             raise StageFailure("request_failed", f"the server's /metrics does not answer: {error!r}", self.log_tail()) from error
         if status != 200:
             raise StageFailure("request_failed", f"the server's /metrics answers HTTP {status}", self.log_tail())
-        return sum(float(value) for value in _PROMPT_TOKENS.findall(answer.decode(errors="replace")))
+        values = _PROMPT_TOKENS.findall(answer.decode(errors="replace"))
+        try:
+            return sum(float(value) for value in values)
+        except ValueError as error:
+            raise StageFailure("request_failed", f"the server counts its prompt tokens as {values[0][:40]!r}", self.log_tail()) from error
 
     def stop(self) -> None:
         """End the whole group: asked first, then forced. Raises StageFailure(cleanup_failed) when one outlives even that."""
