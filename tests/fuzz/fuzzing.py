@@ -39,7 +39,10 @@ def reached() -> None:
 
 
 def fuzz(*, deep: float, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """A test with examples of `strategies`, more in the slow lane; it fails also where less than the share `deep` calls `reached`."""
+    """A test with examples of `strategies`, more in the slow lane; it fails also where less than the share `deep` calls `reached`.
+
+    That share is half of what is usual or less: which examples come depends on the constants in whatever modules are loaded.
+    """
 
     def decorate(test: Callable[..., None]) -> Callable[[], None]:
         @functools.wraps(test)
@@ -53,7 +56,6 @@ def fuzz(*, deep: float, **strategies: st.SearchStrategy[Any]) -> Callable[[Call
         def run() -> None:
             _Tally.examples = _Tally.deep = 0
             examples()
-            print(f"SHARE {test.__name__} {_Tally.deep / max(1, _Tally.examples):.2f} of {deep}")
             assert _Tally.deep >= deep * _Tally.examples, f"only {_Tally.deep} of {_Tally.examples} examples got past the first check"
 
         run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__

@@ -38,7 +38,7 @@ def codes() -> st.SearchStrategy[int]:
 
 
 @fuzz(
-    deep=0.3,
+    deep=0.15,
     printed=output([INSPECTED]),
     code=codes(),
     error=text() | st.just("Error: No such object: x"),
@@ -120,7 +120,7 @@ def test_a_prep_is_done_and_ready_only_when_sgl_admin_says_so(printed: list[tupl
     assert result["metrics_ready"] is (result["result"]["telemetry_probe"]["ok"] is True)
 
 
-@fuzz(deep=0.3, printed=output(PLAN).map(lambda plan: plan + "\nRESULT_STATUS dry_run inductor:would_run\n"), code=codes())
+@fuzz(deep=0.2, printed=output(PLAN).map(lambda plan: plan + "\nRESULT_STATUS dry_run inductor:would_run\n"), code=codes())
 def test_a_dry_run_is_told_or_refused(printed: str, code: int) -> None:
     result = PrepAction([(code, printed, "")], {"model": "/models/m"}, True).run(None, {})
     json.dumps(result)

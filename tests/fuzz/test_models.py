@@ -75,7 +75,7 @@ def is_whole(path: Path) -> bool:
 
 
 @fuzz(
-    deep=0.2,
+    deep=0.1,
     config=things(mostly(st.just(encoded(CONFIG)), files_of(CONFIG, keys=list(CONFIG)), 60)),
     index=indexes() | st.just("missing"),
     first=things(shards()),

@@ -245,7 +245,7 @@ def accounted(body: bytes, ledger: Ledger) -> float:
 
 
 @fuzz(
-    deep=0.2,
+    deep=0.08,
     status=statuses(),
     body=samples(),
     later=mostly(st.just(encoded(matrix())), samples()),
@@ -276,7 +276,7 @@ def test_there_is_a_proof_only_when_the_tokens_are_accounted_for(
 
 
 @fuzz(
-    deep=0.1,
+    deep=0.05,
     url=mostly(
         st.builds("http://{}:{}{}".format, st.sampled_from(["127.0.0.1", "[::1]", "h\u00e9", "\0", "a b"]), st.integers(-9, 99999), text()),
         text(),

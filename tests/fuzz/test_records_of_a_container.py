@@ -185,7 +185,7 @@ def nothing_lost(inside: Path, files: dict[str, Any]) -> None:
 
 
 @fuzz(
-    deep=0.4,
+    deep=0.2,
     files=partly(GOOD, STRANGE),
     how=st.sampled_from([["--json"], [], ["--dry-run", "--json"], ["--dry-run"], ["--detach"], ["--json", "--probe", "never"]]),
     answers=mostly(st.just(True), st.just(False)),
@@ -257,7 +257,7 @@ def test_the_status_is_told_whatever_the_record_says(files: dict[str, Any], how:
 
 
 @fuzz(
-    deep=0.9,
+    deep=0.5,
     files=partly(GOOD, {name: STRANGE[name] for name in (RECORD, MARKER, f"profiles/{GRAPH}")}),
     how=st.sampled_from([[], ["--json"]]),
 )
@@ -281,7 +281,7 @@ def test_caches_are_valid_only_while_their_record_vouches_for_them(files: dict[s
             )
 
 
-@fuzz(deep=0.1, files=partly(GOOD, {name: STRANGE[name] for name in (LIVE, POINTER, NAMED)}, most=1))
+@fuzz(deep=0.07, files=partly(GOOD, {name: STRANGE[name] for name in (LIVE, POINTER, NAMED)}, most=1))
 def test_a_run_is_live_only_when_the_pointer_names_it(files: dict[str, Any]) -> None:
     with container() as inside:
         for name in (LIVE, POINTER, NAMED):
