@@ -173,7 +173,8 @@ def is_warm(inside: Path, files: dict[str, Any]) -> bool:
 
 
 def is_proven(files: dict[str, Any]) -> bool:
-    return parsed(files[RESULT])["telemetry_probe"]["ok"] is True
+    result = parsed(files[RESULT])
+    return result["telemetry_probe"]["ok"] is True and result["run"]["run_id"] == RUN_ID
 
 
 def nothing_lost(inside: Path, files: dict[str, Any]) -> None:

@@ -469,6 +469,15 @@ def test_a_proof_does_not_stand_where_prometheus_does_not_answer(world: World) -
     assert world.execute()[1] == 0 and world.prep().nothing_to_do
 
 
+def test_the_proof_of_another_run_is_none_of_this_ones(world: World) -> None:
+    world.execute()
+    assert world.prep().nothing_to_do
+    result = files.read_json(paths.prep_result(world.run_id)) or {}
+    result["run"]["run_id"] = "container-run-20261123T091500Z-00000000"
+    files.write_json(paths.prep_result(world.run_id), result)
+    assert world.prep().probe_wanted
+
+
 def test_progress_is_counted_and_estimated(world: World) -> None:
     made = world.prep()
     job = Job(world.run_id, made.request, made.prep_id)

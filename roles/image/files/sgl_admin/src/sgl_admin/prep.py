@@ -93,8 +93,11 @@ class Prep:
         return decision
 
     def _standing_proof(self) -> dict[str, Any] | None:
-        proof = self._previous.get("telemetry_probe")
-        return proof if isinstance(proof, dict) and proof.get("ok") is True else None
+        # A result that was copied from another run carries that run's proof.
+        if self._previous.get("run", {}).get("run_id") != self.run.run_id:
+            return None
+        proof: dict[str, Any] = self._previous["telemetry_probe"]
+        return proof if proof.get("ok") is True else None
 
     def _proof_stands(self) -> bool:
         if self._standing_proof() is None:

@@ -83,7 +83,7 @@ class Server:
             try:
                 if self._request("GET", "/health", timeout_s=5)[0] == 200:
                     return
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException, ValueError):
                 pass
             tick()
             time.sleep(0.1)
