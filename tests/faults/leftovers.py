@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-from pathlib import Path
-
-from tests.integration.installation import Site, port_is_free
+from tests.integration.installation import Site, lock_is_free, port_is_free
 
 
 def leftovers(site: Site) -> list[str]:
     """Stray processes, ports, locks, markers and temp files of an installation on which nothing runs; each in words."""
     found = [f"temp file {path}" for path in site.root.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".sgl-new-")]
     found += [f"marker {path}" for path in (site.profiles / ".in_progress").glob("*")]
-    found += [f"lock {path} is held" for path in (site.profiles / ".locks").glob("*.lock") if not is_free(path)]
+    found += [f"lock {path} is held" for path in (site.profiles / ".locks").glob("*.lock") if not lock_is_free(path)]
     container = site.inspect()
     running = container is not None and container["State"]["Running"]
     if running:
@@ -22,12 +19,3 @@ def leftovers(site: Site) -> list[str]:
     if not running and site.pointer.exists() and container is None:
         found.append(f"pointer {site.pointer} without a container")
     return found
-
-
-def is_free(lock: Path) -> bool:
-    with lock.open() as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

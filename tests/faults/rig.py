@@ -17,8 +17,7 @@ from jsonschema import ValidationError
 
 from tests.contract import validators
 from tests.faults.fault_site import FaultSite
-from tests.faults.leftovers import is_free
-from tests.integration.installation import docker, port_is_free, wait_for
+from tests.integration.installation import docker, lock_is_free, port_is_free, wait_for
 
 STATE = "/var/lib/sgl"
 # What differs between two runs that came to the same: when, how long, who; and what the second finds done by the first.
@@ -153,7 +152,7 @@ class Rig:
         found = [f"temp file: {path}" for path in site.root.rglob("*.tmp") if "prometheus" not in path.parts]
         found += [f"temp file: {STATE}/{name}" for name in site.docker_exec("ls", "-A", STATE).stdout.split() if name.endswith(".tmp")]
         found += [f"marker: {path}" for path in (site.profiles / ".in_progress").iterdir()]
-        found += [f"held lock: {path}" for path in (site.profiles / ".locks").iterdir() if not is_free(path)]
+        found += [f"held lock: {path}" for path in (site.profiles / ".locks").iterdir() if not lock_is_free(path)]
         found += [f"process: {line}" for line in site.commands() if "sglang::" in line or "launch_server" in line or ".worker" in line]
         found += [] if port_is_free(site.ports["sglang"]) else ["the server's port is taken"]
         for path in (site.telemetry / "container_runs").glob("*/job.json"):

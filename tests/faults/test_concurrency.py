@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.fault_site import FaultSite
 from tests.faults.leftovers import leftovers
-from tests.integration.installation import Play, docker, ended, new_root, service_user, wait_for
+from tests.integration.installation import Play, docker, ended, installation, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -21,20 +21,10 @@ REPETITIONS = int(os.environ.get("SGL_REPETITIONS", "2"))
 @pytest.fixture(scope="module")
 def contended(fault_image: None) -> Iterator[FaultSite]:
     """An installation of which only the model is there."""
-    base = new_root()
-    made = FaultSite(
-        base / "sglang-observability",
-        container="sglang-dev-contended",
-        ports={"prometheus": 19790, "node_exporter": 19799, "sglang": 31790},
-        user=service_user(),
-    )
-    docker("rm", "--force", made.container, check=False)
-    try:
+    ports = {"prometheus": 19790, "node_exporter": 19799, "sglang": 31790}
+    with installation(FaultSite, container="sglang-dev-contended", ports=ports) as made:
         made.must_play("prep")
         yield made
-    finally:
-        made.remove()
-        shutil.rmtree(base, ignore_errors=True)
 
 
 def at_once(site: FaultSite, *names: str, variables: dict[str, Any] | None = None) -> list[Play]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ import pytest
 from tests.contract import validators
 from tests.faults.fault_site import FaultSite
 from tests.faults.leftovers import leftovers
-from tests.integration.installation import docker, ended, new_root, service_user, wait_for
+from tests.integration.installation import docker, ended, wait_for
+from tests.integration.installation import installation as installed
 
 pytestmark = pytest.mark.slow
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
@@ -155,16 +155,9 @@ def filled(folder: Path) -> Iterator[None]:
 @needs_root
 @pytest.mark.parametrize(("what", "megabytes"), [("profiles", 16), ("telemetry", 512)])
 def test_full_disk(fault_image: None, what: str, megabytes: int) -> None:
-    base = new_root()
-    site = FaultSite(
-        base / "sglang-observability",
-        container="sglang-dev-full",
-        ports={"prometheus": 19690, "node_exporter": 19699, "sglang": 31690},
-        user=service_user(),
-    )
-    docker("rm", "--force", site.container, check=False)
-    try:
-        with small_disk(base / "disk", megabytes) as disk:
+    ports = {"prometheus": 19690, "node_exporter": 19699, "sglang": 31690}
+    with installed(FaultSite, container="sglang-dev-full", ports=ports) as site:
+        with small_disk(site.root.parent / "disk", megabytes) as disk:
             root = disk / what
             site.root.mkdir()
             (site.root / what).symlink_to(root)
@@ -183,9 +176,6 @@ def test_full_disk(fault_image: None, what: str, megabytes: int) -> None:
             validators.validate_prep_result(site.result())
             assert leftovers(site) == []
             docker("rm", "--force", site.container)
-    finally:
-        site.remove()
-        shutil.rmtree(base, ignore_errors=True)
 
 
 # --- who asked goes away -------------------------------------------------------------------------------------------------

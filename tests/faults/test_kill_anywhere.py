@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.faults.fault_site import FaultSite
-from tests.faults.leftovers import is_free
 from tests.faults.rig import Operation, Rig, Undisturbed, difference, new_rig
-from tests.integration.installation import docker, wait_for
+from tests.integration.installation import docker, lock_is_free, wait_for
 
 # A start of the container and a prep wait more than they compute.
 RIGS = 3
@@ -131,7 +130,7 @@ class AdminAfterKill(Admin):
         rig.plan(signature, "before")
         # Nobody waits for it, who would settle it.
         rig.site.ensure("--detach")
-        wait_for(lambda: rig.hit and is_free(rig.site.profiles / ".locks" / "prep.lock"), "the worker to be killed", 30)
+        wait_for(lambda: rig.hit and lock_is_free(rig.site.profiles / ".locks" / "prep.lock"), "the worker to be killed", 30)
 
 
 class Init(Scenario):

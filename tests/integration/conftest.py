@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.installation import CONTAINER, IMAGE, ROOT, Play, Site, docker, module, new_root, service_user
+from tests.integration.installation import CONTAINER, Play, Site, installation, make_image
 
 
 @pytest.fixture(scope="session")
 def image() -> str:
     """The real image, made by the project's own module where it is missing or outdated; never removed."""
-    arguments = {"name": IMAGE, "context": str(ROOT / "roles" / "image" / "files"), "flavour": "local"}
-    answer = module("sgl_image", arguments)
-    assert not answer.get("failed"), answer["msg"]
-    return str(answer["image"]["id"])
+    return make_image()
 
 
 @pytest.fixture(scope="session")
 def site(image: str) -> Iterator[Site]:
     """The installation, taken from nothing to METRICS_READY once; what that play came to is in `first`."""
-    base = new_root()
-    made = Site(base / "sglang-observability", user=service_user())
-    docker("rm", "--force", made.container, check=False)
-    try:
+    with installation(Site) as made:
         yield made
-    finally:
-        made.remove()
-        shutil.rmtree(base, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -48,16 +38,6 @@ def prepared(site: Site, first: Play) -> Site:
 @pytest.fixture
 def bare(image: str) -> Iterator[Site]:
     """An installation of which nothing is there yet, with names and ports of its own."""
-    base = new_root()
-    made = Site(
-        base / "sglang-observability",
-        container=f"{CONTAINER}-bare",
-        ports={"prometheus": 19391, "node_exporter": 19398, "sglang": 31391},
-        user=service_user(),
-    )
-    docker("rm", "--force", made.container, check=False)
-    try:
+    ports = {"prometheus": 19391, "node_exporter": 19398, "sglang": 31391}
+    with installation(Site, container=f"{CONTAINER}-bare", ports=ports) as made:
         yield made
-    finally:
-        made.remove()
-        shutil.rmtree(base, ignore_errors=True)

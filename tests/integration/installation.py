@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -14,7 +15,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -247,6 +249,9 @@ def tree(root: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+S = TypeVar("S", bound=Site)
+
+
 def read(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return document
@@ -315,6 +320,15 @@ def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 18
         time.sleep(0.05)
 
 
+def lock_is_free(lock: Path) -> bool:
+    with lock.open() as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
 def port_is_free(port: int) -> bool:
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -336,3 +350,24 @@ def new_root() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="sglang-it-"))
     folder.chmod(0o755)
     return folder
+
+
+def make_image() -> str:
+    """The real image's id, made by the project's own module where it is missing or outdated; never removed."""
+    arguments = {"name": IMAGE, "context": str(ROOT / "roles" / "image" / "files"), "flavour": "local"}
+    answer = module("sgl_image", arguments)
+    assert not answer.get("failed"), answer["msg"]
+    return str(answer["image"]["id"])
+
+
+@contextmanager
+def installation(kind: type[S], **options: Any) -> Iterator[S]:
+    """An installation of which nothing is there yet, in a new folder; nothing of it stays."""
+    base = new_root()
+    made = kind(base / "sglang-observability", user=service_user(), **options)
+    docker("rm", "--force", made.container, check=False)
+    try:
+        yield made
+    finally:
+        made.remove()
+        shutil.rmtree(base, ignore_errors=True)

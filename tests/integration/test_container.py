@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract import validators
-from tests.integration.installation import STAGES, Play, Site, docker, port_is_free, read, tree, wait_for
+from tests.integration.installation import STAGES, Play, Site, docker, lock_is_free, port_is_free, read, tree, wait_for
 
 pytestmark = pytest.mark.slow
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another owner")
@@ -23,15 +22,6 @@ WARM = {"deep_gemm": "skipped", "moe_tune": "skipped", "flashinfer": "skipped", 
 
 def statuses(result: dict) -> dict[str, str]:
     return {name: stage["status"] for name, stage in result["stages"].items()}
-
-
-def lock_is_free(path: Path) -> bool:
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
 
 
 def stop_prep(site: Site) -> dict:
