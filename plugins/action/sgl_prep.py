@@ -36,7 +36,10 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "moe_batch_sizes": {"type": "list", "elements": "int", "default": []},
     "moe_dtype": {"type": "str", "default": "auto"},
     "probe": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+    "moe_fusion": {"type": "str", "choices": ["ensure", "skip"], "default": "ensure"},
     "server_args": {"type": "list", "elements": "str", "default": []},
+    "server_env": {"type": "dict", "default": {}},
+    "cuda_graph_batch_sizes": {"type": "list", "elements": "int", "default": []},
     "server_timeout": {"type": "float", "default": 1800},
     "probe_timeout": {"type": "float", "default": 30},
     "assume_started": {"type": "bool", "default": True},
@@ -56,7 +59,7 @@ class ActionModule(ActionBase):
                 return {**result, **self._plan(client, given)}
             return {**result, **self._prep(client, given, task_vars or {})}
         except PrepError as error:
-            return {**result, "failed": True, "msg": str(error)}
+            return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
             return {
                 **result,
@@ -75,7 +78,7 @@ class ActionModule(ActionBase):
         self._warn(plan["warnings"])
         stages = {name: stage["status"] for name, stage in plan["stages"].items()}
         would_run = {name: status == "would_run" for name, status in stages.items()}
-        return {"changed": plan["would_change"] is True, "stages": stages, "diff": diff(would_run)}
+        return {"changed": plan["would_change"] is True, "stages": stages, "exit_code": 0, "diff": diff(would_run)}
 
     def _prep(self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         host = str(task_vars.get("inventory_hostname", "localhost"))
@@ -96,6 +99,7 @@ class ActionModule(ActionBase):
         if job is None:
             raise PrepError("sgl-admin has no record of the prep that it began; run this again")
         outcome: dict[str, Any] = {"changed": result is not None and did_work(result), "prep_id": job["prep_id"], "job": job, "stages": {}}
+        outcome["exit_code"] = job["exit_code"] if isinstance(job["exit_code"], int) else 1
         if result:
             self._warn(result["warnings"])
             outcome.update(

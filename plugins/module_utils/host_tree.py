@@ -18,7 +18,7 @@ import secrets
 import shlex
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 TELEMETRY_DIRS = ("container_runs", "logs", "prometheus", "jaeger")
 PROFILES_DIRS = (
@@ -32,6 +32,7 @@ PROFILES_DIRS = (
     ".locks",
     ".in_progress",
 )
+POINTER = "container_run_meta.env"
 TEMP_PREFIX = ".sgl-new-"
 TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
 NAMED_MISMATCHES = 10
@@ -48,9 +49,20 @@ class HostTreeError(Exception):
     """The tree cannot be used or made as it is; the text names the path and the remedy."""
 
 
+class ForeignOwner(HostTreeError):
+    """Something belongs to another uid:gid; ``paths`` are those things."""
+
+    def __init__(self, text: str, paths: list[str]) -> None:
+        super().__init__(text)
+        self.paths = paths
+
+
 @dataclass(frozen=True)
 class Spec:
-    """What is wanted. Paths are absolute; ``mode`` holds permission bits (0o775), ids are numeric."""
+    """What is wanted. Paths are absolute; ``mode`` holds permission bits (0o775), ids are numeric.
+
+    ``pointer_uid`` and ``pointer_gid`` are the expected owner of the pointer alone, where that is not the tree's.
+    """
 
     root: str
     telemetry: str
@@ -61,6 +73,20 @@ class Spec:
     gid: int
     mode: int = 0o775
     ownership_ignore: bool = False
+    pointer_uid: int | None = None
+    pointer_gid: int | None = None
+
+    @property
+    def pointer(self) -> str:
+        return os.path.join(self.telemetry, POINTER)
+
+    def of_pointer(self) -> Spec:
+        """The same with the pointer's expected owner."""
+        return replace(
+            self,
+            uid=self.uid if self.pointer_uid is None else self.pointer_uid,
+            gid=self.gid if self.pointer_gid is None else self.pointer_gid,
+        )
 
     def roots(self) -> dict[str, str]:
         return {
@@ -92,6 +118,7 @@ class Plan:
     chmod: dict[str, tuple[int, int]] = field(default_factory=dict)
     leftovers: list[str] = field(default_factory=list)
     foreign: list[Foreign] = field(default_factory=list)
+    foreign_pointer: Foreign | None = None
     entries_checked: int = 0
     warnings: list[str] = field(default_factory=list)
 
@@ -280,6 +307,7 @@ def _may(path: str, how: int) -> bool:
 def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:
     """Look at each entry below top, without following links; a foreign directory is named and not entered."""
     uid, gid = spec.uid, spec.gid
+    pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
     parents = set(temp_parents)
     lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
     checked = 0
@@ -306,6 +334,9 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
                 is_directory = stat.S_ISDIR(info.st_mode)
                 if may_hold_temp and is_directory and _is_leftover(entry.path, entry.name):
                     plan.leftovers.append(entry.path)
+                elif entry.path == spec.pointer and pointer_owner != (uid, gid):
+                    if (info.st_uid, info.st_gid) != pointer_owner:
+                        plan.foreign_pointer = Foreign(entry.path, info.st_uid, info.st_gid, top, recursive=False)
                 elif info.st_uid != uid or info.st_gid != gid:
                     # mkfs makes it, for root, at the top of each ext4; no service goes there.
                     if entry.path != lost_and_found:
@@ -419,10 +450,13 @@ def inspect(spec: Spec) -> Plan:
             inside = {os.path.dirname(os.path.join(top, name)) for name in names}
             _scan(top, spec, inside, plan)
     plan.foreign.sort(key=lambda item: item.path)
-    if plan.foreign:
-        text = ownership_text(spec, plan.foreign)
+    if plan.foreign or plan.foreign_pointer:
+        text = ownership_text(spec, plan.foreign) if plan.foreign else ""
+        if plan.foreign_pointer:
+            text = "; ".join(filter(None, [text, ownership_text(spec.of_pointer(), [plan.foreign_pointer])]))
         if not spec.ownership_ignore:
-            raise HostTreeError(f"{text}, or set sgl_ownership_ignore: true to proceed all the same")
+            paths = [printable(item.path) for item in (*plan.foreign, plan.foreign_pointer) if item]
+            raise ForeignOwner(f"{text}, or set sgl_ownership_ignore: true to proceed all the same", paths)
         plan.warnings.append(f"ownership is ignored as asked: {text}, or the services may be unable to write there")
 
     plan.chmod = mode_of

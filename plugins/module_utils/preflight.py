@@ -33,6 +33,10 @@ class Options:
     image: str
     roots: dict[str, str | None]
     ownership_ignore: bool
+    owner_uid: int | None
+    owner_gid: int | None
+    pointer_uid: int | None
+    pointer_gid: int | None
     model: str | None
     model_may_be_missing: bool
     tp: int
@@ -57,17 +61,18 @@ def look(options: Options, run: Runner) -> Findings:
     user = service_user(options.user)
     found.facts.update(user=user, acting=os.geteuid(), architecture=platform.machine(), devices=_devices(found, run))
     spec = _tree_spec(options, user)
-    found.facts.update(_docker(found, options, run))
-    found.facts["tree"] = {"paths": spec.roots(), "owner": {"uid": spec.uid, "gid": spec.gid}, "incomplete": False}
+    found.facts.update(_docker(found, options, run) if options.ready_for != "tree" else _docker_not_asked())
+    found.facts["tree"] = {"paths": spec.roots(), "owner": {"uid": spec.uid, "gid": spec.gid}, "incomplete": False, "foreign": []}
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, found.facts["container"])
-    if options.ready_for in ("start", "prep"):
+    if options.ready_for in ("tree", "start", "prep"):
         if os.geteuid() not in (0, user["uid"]):
             found.problems.append(
                 f"modules run as uid {os.geteuid()} here, and the service user is {user['name']} ({user['uid']}): "
                 "set ansible_become to true, or sgl_user to the user who connects"
             )
         _look_at_tree(found, spec)
+    if options.ready_for in ("start", "prep"):
         found.problems.extend(_taken_ports(found.facts["container"], options))
         found.problems.extend(_short_of_space(found.facts, options, run))
     if options.ready_for == "prep":
@@ -96,6 +101,10 @@ def _devices(found: Findings, run: Runner) -> dict[str, Any]:
     if code or not names:
         found.problems.append(f"nvidia-smi names no GPU: {(error or output).strip()}; mend the driver first (dmesg tells of Xid errors)")
     return {"count": len(names), "name": names[0] if names else "unknown", "cuda": True}
+
+
+def _docker_not_asked() -> dict[str, Any]:
+    return {"docker": {"available": False, "version": None, "problem": "not asked"}, "container": None, "image": None}
 
 
 def _docker(found: Findings, options: Options, run: Runner) -> dict[str, Any]:
@@ -130,8 +139,10 @@ def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
         profiles=folder("profiles"),
         models=folder("models"),
         huggingface=folder("huggingface"),
-        uid=user["uid"],
-        gid=user["gid"],
+        uid=user["uid"] if options.owner_uid is None else options.owner_uid,
+        gid=user["gid"] if options.owner_gid is None else options.owner_gid,
+        pointer_uid=options.pointer_uid,
+        pointer_gid=options.pointer_gid,
         ownership_ignore=options.ownership_ignore,
     )
 
@@ -141,6 +152,8 @@ def _look_at_tree(found: Findings, spec: host_tree.Spec) -> None:
         plan = host_tree.inspect(spec)
     except host_tree.HostTreeError as error:
         found.problems.append(str(error))
+        if isinstance(error, host_tree.ForeignOwner):
+            found.facts["tree"]["foreign"] = error.paths
         return
     found.warnings.extend(plan.warnings)
     found.facts["tree"]["incomplete"] = plan.changed

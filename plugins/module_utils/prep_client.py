@@ -14,7 +14,14 @@ _REFUSALS = {2: "usage", 3: "permission", 4: "no live run", 5: "busy"}
 
 
 class PrepError(Exception):
-    """The prep did not begin, or sgl-admin's answer cannot be understood; the message is its own, with its remedy."""
+    """The prep did not begin, or sgl-admin's answer cannot be understood; the message is its own, with its remedy.
+
+    ``exit_code`` is sgl-admin's, where it gave one other than 0.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class PrepClient:
@@ -49,7 +56,7 @@ class PrepClient:
         code, output, error = self._run(["docker", "exec", self._container, "sgl-admin", *arguments])
         if code:
             message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
-            raise PrepError(f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}")
+            raise PrepError(f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code)
         return output
 
     @staticmethod
@@ -70,10 +77,20 @@ def command_line(options: dict[str, Any]) -> list[str]:
         arguments += [flag, options[option]]
     if options["moe_batch_sizes"]:
         arguments += ["--moe-batch-sizes", ",".join(map(str, options["moe_batch_sizes"]))]
-    arguments += ["--moe-dtype", options["moe_dtype"], "--server-timeout", f"{options['server_timeout']:g}"]
+    if options["cuda_graph_batch_sizes"]:
+        arguments += ["--cuda-graph-bs", ",".join(map(str, options["cuda_graph_batch_sizes"]))]
+    arguments += [
+        "--moe-dtype",
+        options["moe_dtype"],
+        "--moe-fusion",
+        options["moe_fusion"],
+        "--server-timeout",
+        f"{options['server_timeout']:g}",
+    ]
     arguments += ["--probe-timeout", f"{options['probe_timeout']:g}"]
     # One word with its flag: a server's argument begins with dashes itself.
-    return arguments + [f"--server-arg={argument}" for argument in options["server_args"]]
+    arguments += [f"--server-arg={argument}" for argument in options["server_args"]]
+    return arguments + [f"--server-env={name}={value}" for name, value in options["server_env"].items()]
 
 
 def did_work(result: dict[str, Any]) -> bool:

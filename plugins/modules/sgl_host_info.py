@@ -16,11 +16,11 @@ description:
 options:
   ready_for:
     description:
-      - Fail where something stops this. V(stop) needs Docker; V(start) also the host tree with its owner, free ports and space; V(prep)
-        also the model.
+      - Fail where something stops this. V(tree) needs the host tree with its owner, and does not ask Docker anything. V(stop) needs Docker;
+        V(start) Docker, the host tree, free ports and space; V(prep) also the model.
       - V(nothing) only looks.
     type: str
-    choices: [nothing, stop, start, prep]
+    choices: [nothing, tree, stop, start, prep]
     default: nothing
   user:
     description:
@@ -54,6 +54,18 @@ options:
     description: Warn of what belongs to somebody else in the host tree instead of refusing it.
     type: bool
     default: false
+  owner_uid:
+    description: Uid that the host tree must belong to, and that the container runs with. By default the service user's.
+    type: int
+  owner_gid:
+    description: Gid that the host tree must belong to. By default the service user's.
+    type: int
+  pointer_uid:
+    description: Uid that the pointer, where there is one, must belong to. By default the tree's owner.
+    type: int
+  pointer_gid:
+    description: Gid that the pointer, where there is one, must belong to. By default the tree's owner.
+    type: int
   model:
     description: The model's folder under the models folder. Needed for O(ready_for=prep).
     type: str
@@ -148,11 +160,11 @@ architecture:
   sample: aarch64
 tree:
   description: >-
-    The host tree's folders and owner, and for a start or a prep whether M(slice_bench.sglang.sgl_host_dirs) has something to do
-    (C(incomplete)).
+    The host tree's folders and owner, and unless it is only for a stop whether M(slice_bench.sglang.sgl_host_dirs) has something to do
+    (C(incomplete)), and what in it somebody else owns (C(foreign)).
   returned: always
   type: dict
-  sample: {paths: {telemetry: /home/ubuntu/sglang-observability/telemetry}, owner: {uid: 1000, gid: 1000}, incomplete: false}
+  sample: {paths: {telemetry: /home/ubuntu/sglang-observability/telemetry}, owner: {uid: 1000, gid: 1000}, incomplete: false, foreign: []}
 model:
   description: What M(slice_bench.sglang.sgl_model) returns of the model; null unless O(ready_for=prep), or where it cannot be used.
   returned: always
@@ -179,7 +191,7 @@ _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "ready_for": {"type": "str", "choices": ["nothing", "stop", "start", "prep"], "default": "nothing"},
+            "ready_for": {"type": "str", "choices": ["nothing", "tree", "stop", "start", "prep"], "default": "nothing"},
             "user": {"type": "str"},
             "container": {"type": "str", "default": "sglang-dev"},
             "image": {"type": "str", "default": "sglang-dev:local"},
@@ -189,6 +201,10 @@ def main() -> None:
             "models_root": {"type": "path"},
             "huggingface_root": {"type": "path"},
             "ownership_ignore": {"type": "bool", "default": False},
+            "owner_uid": {"type": "int"},
+            "owner_gid": {"type": "int"},
+            "pointer_uid": {"type": "int"},
+            "pointer_gid": {"type": "int"},
             "model": {"type": "str"},
             "model_may_be_missing": {"type": "bool", "default": False},
             "tp": {"type": "int", "default": 1},

@@ -63,6 +63,22 @@ options:
     type: list
     elements: str
     default: []
+  server_env:
+    description:
+      - More environment variables of the server, the same as in serving.
+      - They stand in the records, so no secret may be among them.
+    type: dict
+    default: {}
+  cuda_graph_batch_sizes:
+    description: Batch sizes that the server captures CUDA graphs for, and that it is warmed with. By default those of the image.
+    type: list
+    elements: int
+    default: []
+  moe_fusion:
+    description: After tuning the mixture-of-experts kernel, whether the fused kernels are compiled and verified with a server.
+    type: str
+    choices: [ensure, skip]
+    default: ensure
   server_timeout:
     description: Seconds for the server to become healthy.
     type: float
@@ -125,6 +141,11 @@ result:
   description: The whole C(prep_result).
   returned: when a prep has ended
   type: dict
+exit_code:
+  description: sgl-admin's, by its manual; also where the prep did not begin.
+  returned: when sgl-admin was asked
+  type: int
+  sample: 0
 job:
   description: The job's record.
   returned: when a prep was run

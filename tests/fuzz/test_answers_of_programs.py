@@ -164,6 +164,9 @@ _MODES = st.sampled_from(["ensure", "rebuild", "skip"])
             "moe_dtype": mostly(st.just("auto"), text()),
             "probe": st.sampled_from(["auto", "always", "never"]),
             "server_args": st.lists(text(), max_size=3),
+            "server_env": st.dictionaries(mostly(st.from_regex(r"\A[A-Z_]{1,8}\Z"), text()), text(), max_size=2),
+            "cuda_graph_batch_sizes": st.lists(mostly(st.integers(1, 512), st.integers(), 95), max_size=3),
+            "moe_fusion": st.sampled_from(["ensure", "skip"]),
             "server_timeout": mostly(st.floats(0, 99999), st.floats(), 95),
             "probe_timeout": mostly(st.floats(0, 99999), st.floats(), 95),
         }
@@ -180,6 +183,8 @@ def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(options: di
     assert made.model == options["model"].rstrip("/") and made.tp == options["tp"] and made.moe_dtype == options["moe_dtype"]
     assert made.stages == {name: options[name.removesuffix("_tune")] for name in ("deep_gemm", "moe_tune", "flashinfer", "inductor")}
     assert made.moe_batch_sizes == tuple(sorted(set(options["moe_batch_sizes"]))) and made.server_args == tuple(options["server_args"])
+    assert made.cuda_graph_batch_sizes == tuple(sorted(set(options["cuda_graph_batch_sizes"])))
+    assert made.server_env == tuple(f"{name}={value}" for name, value in options["server_env"].items())
     assert made.server_timeout_s == pytest.approx(options["server_timeout"], rel=1e-5)
 
 

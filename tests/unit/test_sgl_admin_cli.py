@@ -202,6 +202,9 @@ def test_a_request_survives_the_way_to_its_worker() -> None:
         ["--moe-dtype", "fp8_w8a8"],
         ["--probe", "never"],
         ["--server-arg=--x"],
+        ["--server-env=A=1"],
+        ["--cuda-graph-bs", "8"],
+        ["--moe-fusion", "skip"],
         ["--server-timeout", "1"],
         ["--probe-timeout", "1"],
         ["--port", "1"],
@@ -212,7 +215,8 @@ def test_another_request_has_another_digest(arguments: list[str]) -> None:
 
 
 def test_the_description_asks_for_the_same_again() -> None:
-    made = request(["--inductor", "rebuild", "--moe", "ensure", "--probe", "always", "--server-arg=--kv-cache-dtype", "--server-arg=x y"])
+    server = ["--server-arg=--kv-cache-dtype", "--server-arg=x y", "--server-env=A=b=c", "--cuda-graph-bs", "8,1", "--moe-fusion", "skip"]
+    made = request(["--inductor", "rebuild", "--moe", "ensure", "--probe", "always", *server])
     parsed = cli._parser().parse_args(["caches", "ensure", *made.describe()])
     assert cli._request(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}})) == made
 
@@ -223,11 +227,22 @@ def test_the_modules_command_line_is_understood() -> None:
         **{"deep_gemm": "skip", "moe": "rebuild", "moe_batch_sizes": [512, 64], "moe_dtype": "fp8_w8a8"},
         **{"model": "/models/m", "tp": 2, "probe": "never", "server_timeout": 1800.0, "probe_timeout": 30.5},
         "server_args": ["--a", "-b c"],
+        **{"server_env": {"A": "b=c"}, "cuda_graph_batch_sizes": [4, 1], "moe_fusion": "skip"},
     }
     made = request(command_line(options)[2:])
     assert made.stages == {"deep_gemm": "skip", "moe_tune": "rebuild", "flashinfer": "ensure", "inductor": "ensure"}
     assert (made.tp, made.probe, made.moe_batch_sizes, made.moe_dtype) == (2, "never", (64, 512), "fp8_w8a8")
     assert (made.server_timeout_s, made.probe_timeout_s, made.server_args) == (1800.0, 30.5, ("--a", "-b c"))
+    assert (made.server_env, made.cuda_graph_batch_sizes, made.moe_fusion) == (("A=b=c",), (1, 4), "skip")
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"), [("A", "KEY=VALUE"), ("1A=x", "KEY=VALUE"), ("HF_TOKEN=x", "records"), ("api_key=x", "records")]
+)
+def test_no_secret_and_no_nonsense_becomes_the_servers_environment(setting: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        request([f"--server-env={setting}"])
+    assert why in capsys.readouterr().err
 
 
 def test_a_model_with_a_name_that_none_can_have_ends_with_2(live_run: str, capsys: pytest.CaptureFixture[str]) -> None:

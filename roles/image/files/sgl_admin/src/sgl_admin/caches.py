@@ -99,6 +99,15 @@ def snapshot() -> dict[str, Any]:
     return {"schema_version": "1", "taken_at": clock.utc(), **{cache: _describe(cache, stage) for cache, stage in CACHES.items()}}
 
 
+def sizes() -> dict[str, dict[str, int]]:
+    """How much each cache holds: `size_bytes` and `file_count`."""
+    found = {}
+    for cache in CACHES:
+        listed = [stat.st_size for _, stat in cache_files(cache)]
+        found[cache] = {"size_bytes": sum(listed), "file_count": len(listed)}
+    return found
+
+
 def _describe(cache: str, stage: str) -> dict[str, Any]:
     folder = paths.PROFILES / cache
     count, size, latest = 0, 0, 0.0

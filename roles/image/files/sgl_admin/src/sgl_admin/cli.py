@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -12,12 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from sgl_admin import __version__, caches, files, job, locks, model, paths, run, worker
+from sgl_admin import __version__, argument_types, caches, files, job, locks, model, paths, run, server_cli, worker
+from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_USAGE, Refused
 from sgl_admin.prep import RESULT_SHAPE, Prep
 from sgl_admin.request import MODES, PROBES, Request
 from sgl_admin.stages import STAGES
 
-EXIT_NO_RESULT, EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY = 1, 2, 3, 4, 5
 # What a shell says of a program that SIGINT ended.
 _EXIT_SIGINT = 130
 _POLL_S = 0.1
@@ -25,14 +24,6 @@ _POLL_S = 0.1
 _LOOK_S, _HEARTBEAT_S = 1.0, 10.0
 # For whoever holds the prep lock to say what it does.
 _START_PATIENCE_S = 5.0
-
-
-class Refused(Exception):
-    """The command cannot be done; the message names the thing and the remedy."""
-
-    def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,33 +63,66 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     ensure.set_defaults(handler=_ensure)
     ensure.add_argument("--model", required=True, help="the model's folder in the container, under /models")
-    ensure.add_argument("--tp", type=_positive, default=1, help="tensor parallel size (default: %(default)s)")
+    ensure.add_argument("--tp", type=argument_types.positive, default=1, help="tensor parallel size (default: %(default)s)")
     for stage in STAGES:
         ensure.add_argument(f"--{stage.option}", choices=MODES, dest=stage.name, help=f"stage {stage.name}")
     ensure.add_argument(
-        "--moe-batch-sizes", type=_batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for"
+        "--moe-batch-sizes", type=argument_types.batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for"
     )
     ensure.add_argument("--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)")
     ensure.add_argument("--probe", choices=PROBES, default="auto", help="prove METRICS_READY (default: only while this run has no proof)")
     ensure.add_argument(
         "--server-arg",
         action="append",
-        type=_server_argument,
+        type=argument_types.server_argument,
         default=[],
         metavar="ARG",
         help="one more argument of the server; may be repeated",
     )
     ensure.add_argument(
-        "--server-timeout", type=_seconds, default=1800.0, metavar="S", help="for the server to become healthy (default: %(default)s)"
+        "--server-env",
+        action="append",
+        type=argument_types.server_setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="one more environment variable of the server; may be repeated",
     )
     ensure.add_argument(
-        "--probe-timeout", type=_seconds, default=30.0, metavar="S", help="for Prometheus to account for the tokens (default: %(default)s)"
+        "--cuda-graph-bs",
+        type=argument_types.batch_sizes,
+        default=(),
+        metavar="N,N,...",
+        help="batch sizes that the server captures CUDA graphs for, and that it is warmed with (default: the image's)",
     )
-    ensure.add_argument("--port", type=_port, help="the server's port while it warms up (default: the one that Prometheus scrapes)")
+    ensure.add_argument(
+        "--moe-fusion",
+        choices=("ensure", "skip"),
+        default="ensure",
+        help="after tuning the MoE kernel, compile and verify the fused kernels with a server (default: %(default)s)",
+    )
+    ensure.add_argument(
+        "--server-timeout",
+        type=argument_types.seconds,
+        default=1800.0,
+        metavar="S",
+        help="for the server to become healthy (default: %(default)s)",
+    )
+    ensure.add_argument(
+        "--probe-timeout",
+        type=argument_types.seconds,
+        default=30.0,
+        metavar="S",
+        help="for Prometheus to account for the tokens (default: %(default)s)",
+    )
+    ensure.add_argument(
+        "--port", type=argument_types.port, help="the server's port while it warms up (default: the one that Prometheus scrapes)"
+    )
     ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")
     ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result, attached} as JSON")
-    ensure.add_argument("--wait", type=_seconds, default=0.0, metavar="S", help="with --detach: wait so long for the end first")
+    ensure.add_argument(
+        "--wait", type=argument_types.seconds, default=0.0, metavar="S", help="with --detach: wait so long for the end first"
+    )
 
     inspect = group.add_parser("inspect", help="what the caches hold")
     inspect.set_defaults(handler=_inspect)
@@ -108,39 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(handler=_status)
     status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
     status.add_argument("--watch", action="store_true", help="show its progress until it ends, and exit with its exit code")
-    status.add_argument("--wait", type=_seconds, default=0.0, metavar="S", help="wait so long for it to end first")
+    status.add_argument("--wait", type=argument_types.seconds, default=0.0, metavar="S", help="wait so long for it to end first")
+
+    server_cli.register(commands)
 
     commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if _positive(text) >= 2**16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: the last one is {2**16 - 1}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return float(text)
-
-
-def _server_argument(text: str) -> str:
-    name = text.partition("=")[0]
-    if name.endswith("api-key"):
-        raise argparse.ArgumentTypeError(f"{name} would stand in the records; the server of a prep listens on loopback and needs no key")
-    return text
-
-
-def _batch_sizes(text: str) -> tuple[int, ...]:
-    return tuple(sorted({_positive(item.strip()) for item in text.split(",")}))
 
 
 def _request(arguments: argparse.Namespace, live: run.Run) -> Request:
@@ -154,6 +151,9 @@ def _request(arguments: argparse.Namespace, live: run.Run) -> Request:
         moe_dtype=arguments.moe_dtype,
         probe=arguments.probe,
         server_args=tuple(arguments.server_arg),
+        server_env=tuple(arguments.server_env),
+        cuda_graph_batch_sizes=arguments.cuda_graph_bs,
+        moe_fusion=arguments.moe_fusion,
         server_timeout_s=arguments.server_timeout,
         probe_timeout_s=arguments.probe_timeout,
         warmup_port=arguments.port or int(live.manifest["services"]["sglang"]["port"]),

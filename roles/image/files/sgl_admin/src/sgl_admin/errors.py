@@ -1,4 +1,4 @@
-"""What can go wrong in a stage, by the contract's closed list of error types."""
+"""What can go wrong: in a stage, by the contract's closed list of error types; and with a command, by its exit code."""
 
 from __future__ import annotations
 
@@ -23,3 +23,14 @@ class Interrupted(StageFailure):
 
     def __init__(self) -> None:
         super().__init__("interrupted", "the prep was told to stop; run it again to finish what is missing")
+
+
+EXIT_NO_RESULT, EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY, EXIT_PROOF_FAILED, EXIT_SERVER_FAILED = range(1, 8)
+
+
+class Refused(Exception):
+    """The command cannot be done; the message names the thing and the remedy."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,5 +1,7 @@
 """A server's process until the prep that started it has noted it: then it becomes the server, and ends with that prep.
 
+One whose word is "d" (detached) is a benchmark's, and outlives whoever started it.
+
 A prep may be killed at any moment. Killed before it noted its server, it must leave none: nobody would know whom to end. This is run by
 its path, so it imports nothing of ours.
 
@@ -24,6 +26,8 @@ def main() -> None:
     os.close(word)
     if not noted or os.getppid() != parent:
         sys.exit("sgl-admin: the prep is gone, so its server does not begin")
+    if noted == b"d":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
     os.execvp(sys.argv[3], sys.argv[3:])
 
 

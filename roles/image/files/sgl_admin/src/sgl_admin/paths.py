@@ -64,3 +64,8 @@ def job(run_id: str) -> Path:
 
 def log(run_id: str) -> Path:
     return LOGS / f"{run_id}.log"
+
+
+def server(run_id: str) -> Path:
+    """The record of the server that was started for a benchmark."""
+    return run_dir(run_id) / "server.json"

@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin import clock, devices, files, model, paths, probe, server, versions
+from sgl_admin import caches, clock, devices, files, model, paths, probe, server, versions
 from sgl_admin.caches import SignatureRecord, dead_owner
-from sgl_admin.errors import Interrupted, StageFailure
+from sgl_admin.errors import EXIT_PROOF_FAILED, Interrupted, StageFailure
 from sgl_admin.job import Job
 from sgl_admin.locks import locked
 from sgl_admin.request import Request
@@ -20,7 +20,6 @@ from sgl_admin.stages import FIRST_STATUS_CODE, STAGES, Context, Stage
 from sgl_admin.warmup import Warmup
 
 _LOCK_TIMEOUT_S = 3600.0
-EXIT_PROOF_FAILED = 6
 RESULT_SHAPE: files.Shape = {"status": str, "run": dict, "stages": dict, "telemetry_probe": dict, "errors": list, "warnings": list}
 _STAGE_SHAPE: files.Shape = {"stage": str, "ran": bool, "status": str, "status_code": int, "artifacts": dict, "errors": list}
 
@@ -57,19 +56,22 @@ class Prep:
         self._interruptible = False
         self._counted_from = self._started
         flavour = files.read_json(paths.FLAVOUR) or {}
-        self._environment: dict[str, str] = flavour["server"]["env"]
+        self._environment: dict[str, str] = {**flavour["server"]["env"], **dict(line.split("=", 1) for line in request.server_env)}
         loaded, found = model.load(request.model), devices.find()
         if request.tp > found.count:
             raise ValueError(
                 f"tp {request.tp} needs {request.tp} devices, and here is {found.count} ({found.name}): use --tp {found.count}"
             )
-        argv = server.command(request.model, request.tp, request.warmup_port, [*flavour["server"]["args"], *request.server_args])
+        sizes = request.cuda_graph_batch_sizes
+        graphs = ["--cuda-graph-bs", *map(str, sizes)] if sizes else []
+        arguments = [*flavour["server"]["args"], *graphs, *request.server_args]
+        argv = server.command(request.model, request.tp, request.warmup_port, arguments)
         self._argv = argv
         self._warmup = Warmup(
             argv, self._environment, request.warmup_port, paths.log(run.run_id), request.server_timeout_s,
             self._server_changed, self._server_starting,
         )  # fmt: skip
-        self.context = Context(request, loaded, found, tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)
+        self.context = Context(request, loaded, found, sizes or tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)
         self.plan = [self._decide(stage) for stage in STAGES]
         self._previous = files.read_or_set_aside(paths.prep_result(run.run_id), RESULT_SHAPE, self.warnings) or {}
         self.probe_wanted = request.probe == "always" or (request.probe == "auto" and not self._proof_stands())
@@ -158,6 +160,7 @@ class Prep:
     def _execute(self, job: Job) -> tuple[dict[str, Any], int]:
         self._job = job
         job.update()
+        before = caches.sizes()
         results: dict[str, dict[str, Any]] = {}
         try:
             for number, decision in enumerate(self.plan):
@@ -170,7 +173,8 @@ class Prep:
             proof = self._proof()
         finally:
             cleanup = self._close_server()
-        aggregate = self._aggregate(results, proof, cleanup)
+        after = before if self.nothing_to_do else caches.sizes()
+        aggregate = {**self._aggregate(results, proof, cleanup), "profile_cache": {"before": before, "after": after}}
         files.write_json(paths.prep_result(self.run.run_id), aggregate)
         self.run.add_prep_result_paths()
         failed = [result["status_code"] for result in results.values() if result["status"] == "error"]
@@ -315,6 +319,8 @@ class Prep:
                     "stages": request.stages,
                     "moe_batch_sizes": list(request.moe_batch_sizes),
                     "moe_dtype": request.moe_dtype,
+                    "moe_fusion": request.moe_fusion,
+                    "cuda_graph_batch_sizes": list(self.context.batch_sizes),
                     "warmup_port": request.warmup_port,
                     "write_mode": "atomic",
                 },

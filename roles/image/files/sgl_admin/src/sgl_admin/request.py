@@ -23,6 +23,12 @@ class Request:
     server_timeout_s: float
     probe_timeout_s: float
     warmup_port: int
+    # KEY=VALUE, beside the image's own.
+    server_env: tuple[str, ...] = ()
+    # Of the server's CUDA graphs, and of the warm-up; without any, the image says what it warms.
+    cuda_graph_batch_sizes: tuple[int, ...] = ()
+    # Whether the kernels that were tuned are compiled and verified with a server: ensure or skip.
+    moe_fusion: str = "ensure"
 
     @property
     def digest(self) -> str:
@@ -49,5 +55,8 @@ class Request:
             f"--tp={self.tp}",
             *flags,
             f"--probe={self.probe}",
+            *([f"--cuda-graph-bs={','.join(map(str, self.cuda_graph_batch_sizes))}"] if self.cuda_graph_batch_sizes else []),
+            *(["--moe-fusion=skip"] if self.moe_fusion == "skip" else []),
             *(f"--server-arg={arg}" for arg in self.server_args),
+            *(f"--server-env={setting}" for setting in self.server_env),
         ]

@@ -36,13 +36,14 @@ def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
 class Server:
     """One server process group. Its output goes to the run's log."""
 
-    def __init__(self, argv: list[str], environment: dict[str, str], port: int, log: Path) -> None:
+    def __init__(self, argv: list[str], environment: dict[str, str], port: int, log: Path, log_start: int = 0) -> None:
         self.argv = argv
         self.environment = environment
         self.port = port
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
+        # Where its own lines begin in the run's log, in bytes.
+        self.log_start = log_start
         # Where the process waits for the word to begin, as long as it does.
         self._word: int | None = None
 
@@ -60,7 +61,7 @@ class Server:
                     "port_busy", f"port {self.port} on {HOST} is taken by {ports.holder(self.port)}: stop it ({error})"
                 ) from error
         with open(self.log, "ab") as output:
-            self._log_start = output.tell()
+            self.log_start = output.tell()
             waits, self._word = os.pipe()
             # A group of its own, so that it ends as a whole; and with its parent, should that be killed outright.
             self._process = subprocess.Popen(
@@ -80,14 +81,23 @@ class Server:
                 raise StageFailure(
                     _death_type(self.log_tail()), f"the server ended while starting, exit code {self._process.returncode}", self.log_tail()
                 )
-            try:
-                if self._request("GET", "/health", timeout_s=5)[0] == 200:
-                    return
-            except (OSError, http.client.HTTPException, ValueError):
-                pass
+            if self.healthy():
+                return
             tick()
             time.sleep(0.1)
         raise StageFailure("server_unhealthy_timeout", f"the server did not become healthy within {timeout_s:.0f} s", self.log_tail())
+
+    def healthy(self) -> bool:
+        """Whether /health says 200 now."""
+        try:
+            return self._request("GET", "/health", timeout_s=5)[0] == 200
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+
+    def release(self) -> None:
+        """Let the server begin, and outlive this process: whoever started it has noted it where others will find it."""
+        self._give_word(b"d")
+        self._process = None
 
     def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
         """Send one completion; returns the prompt tokens that the server says it took."""
@@ -122,11 +132,11 @@ class Server:
         end_group(self._process.pid, self._process.poll)
         self._process = None
 
-    def _give_word(self) -> None:
+    def _give_word(self, word: bytes = b"1") -> None:
         """The server is noted, and may begin."""
         if self._word is not None:
             try:
-                os.write(self._word, b"1")
+                os.write(self._word, word)
             except BrokenPipeError:
                 pass  # It ended already, which its exit code tells.
             self._close_word()
@@ -138,7 +148,7 @@ class Server:
 
     def log_tail(self, lines: int = 20) -> list[str]:
         with open(self.log, "rb") as stream:
-            stream.seek(self._log_start)
+            stream.seek(self.log_start)
             return stream.read().decode(errors="replace").splitlines()[-lines:]
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> tuple[int, bytes]:

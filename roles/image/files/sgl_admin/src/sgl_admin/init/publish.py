@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import caches, clock, files, job, paths, run
+from sgl_admin import caches, clock, files, job, paths, run, serving
+from sgl_admin.errors import Refused, StageFailure
 from sgl_admin.init.services import LOOPBACK, SERVICES, Settings
 from sgl_admin.server import start_time
 
@@ -30,6 +31,7 @@ def main() -> None:
     publish(run_id, ending)
     ending.wait()
     end_prep(run_id)
+    end_server(run_id)
     withdraw(run_id)
     print(f"run_record: {run_id} is ended", flush=True)
 
@@ -73,6 +75,14 @@ def end_prep(run_id: str) -> None:
     os.kill(record["pid"], signal.SIGTERM)
     while start_time(record["pid"]) == record["pid_start_ticks"] and job.running():
         time.sleep(0.05)
+
+
+def end_server(run_id: str) -> None:
+    """End a server that was started for a benchmark, in order. What cannot be ended so goes with the container."""
+    try:
+        serving.stop(run_id)
+    except (OSError, Refused, StageFailure) as error:
+        print(f"run_record: ERROR: the server is not ended in order: {error}", flush=True)
 
 
 def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: report
+type: notification
+short_description: One page for each prep, hosts by stages, and the same as JSON
+version_added: 1.1.0
+description:
+  - After a playbook that prepares hosts, writes a self-contained HTML page (hosts and stages, timings, cache sizes before and after,
+    warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed or were unreachable too.
+  - Other playbooks get no page.
+requirements:
+  - Enabled in the configuration, as in this collection's own ansible.cfg.
+options:
+  directory:
+    description: Folder on the controller for the pages; made where it is missing. Empty for none.
+    type: path
+    default: reports
+    ini:
+      - section: callback_sglang_report
+        key: directory
+    env:
+      - name: SGL_REPORT_DIR
+  outcome:
+    description: File that gets the JSON of whatever playbook is run, for a program that runs one.
+    type: path
+    env:
+      - name: SGL_REPORT_OUTCOME
+author:
+  - slice_bench.sglang contributors (@slice-bench)
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import Report
+
+
+class CallbackModule(CallbackBase):
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "slice_bench.sglang.report"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._report: Report | None = None
+
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        self._report = Report(os.path.basename(playbook._file_name), bool(context.CLIARGS.get("check")))
+
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        if self._report:
+            self._report.begin(host.get_name(), str(task._uuid))
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        self._ended(result, "changed" if result.result.get("changed") else "ok")
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        self._ended(result, "ok" if ignore_errors else "failed")
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        self._ended(result, "unreachable")
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        self._ended(result, "skipped")
+
+    def _ended(self, result: Any, status: str) -> None:
+        if not self._report:
+            return
+        task = result.task
+        role = task._role.get_name() if task._role else None
+        self._report.end(
+            result.host.get_name(), str(task._uuid), str(task.action).rpartition(".")[2], role and role.rpartition(".")[2],
+            task.name or str(task.action), status, result.result,
+        )  # fmt: skip
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        if not self._report:
+            return
+        self._report.settle(set(stats.failures), set(stats.dark))
+        if not self._report.is_ours:
+            return
+        document = self._report.document()
+        text = json.dumps(document, indent=2) + "\n"
+        try:
+            if outcome := self.get_option("outcome"):
+                _write(Path(outcome), text)
+            if self._report.of_a_prep and (directory := self.get_option("directory")):
+                self._publish(Path(directory), document, text)
+        except OSError as error:
+            self._display.warning(f"no report: {error.filename}: {error.strerror}; set SGL_REPORT_DIR to a folder that you may write")
+
+    def _publish(self, directory: Path, document: dict[str, Any], text: str) -> None:
+        # Where nobody wants a page, jinja2's compiling of one costs nothing.
+        from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_page import render
+
+        directory.mkdir(parents=True, exist_ok=True)
+        page = directory / f"{document['report_id']}.html"
+        _write(page.with_suffix(".json"), text)
+        _write(page, render(document))
+        self._display.display(f"Report: {page}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,207 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Gathers, from the results of a playbook's tasks, what became of each host. The document is schemas/report.schema.json."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+# The modules whose results say what a host is and what was done on it.
+_HOST_INFO, _MANIFEST, _PREP, _SMOKE, _DEBUG = "sgl_host_info", "sgl_manifest", "sgl_prep", "sgl_smoke", "debug"
+_KNOWN = (_HOST_INFO, _MANIFEST, _PREP, _SMOKE)
+_VERSIONS = ("sglang", "torch", "triton", "flashinfer", "deep_gemm")
+_STAGE_KEYS = ("status", "reason", "duration_s", "error_type", "errors")
+_PROBE_KEYS = ("ok", "tokens_expected", "tokens_seen", "waited_s", "reason")
+_UNKNOWN_STAGE: dict[str, Any] = {"reason": None, "duration_s": None, "error_type": None, "errors": []}
+
+
+@dataclass
+class _Host:
+    """One host's results; `steps` are the roles that ran on it, `began` the tasks that run now (seconds)."""
+
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    began: dict[str, float] = field(default_factory=dict)
+    first: float | None = None
+    last: float = 0.0
+    changed: int = 0
+    status: str = "ok"
+    problem: str | None = None
+    failed_task: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Report:
+    """Fed by the callback as tasks begin and end; `document` at the end."""
+
+    def __init__(self, playbook: str, check_mode: bool) -> None:
+        self._playbook = playbook
+        self._check_mode = check_mode
+        self._zero = time.monotonic()
+        self._started_at = _utc()
+        self._hosts: dict[str, _Host] = {}
+        self.report_id = f"report-{self._started_at.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether any task was one of this collection's."""
+        return any(host.known or host.status == "unreachable" for host in self._hosts.values())
+
+    @property
+    def of_a_prep(self) -> bool:
+        """Whether a host was to be prepared: looked at for a prep, and not only to be started or stopped."""
+        return any(_PREP in host.known or host.known.get(_HOST_INFO, {}).get("ready_for") == "prep" for host in self._hosts.values())
+
+    def begin(self, host: str, task_id: str) -> None:
+        entry = self._hosts.setdefault(host, _Host())
+        entry.began[task_id] = self._now()
+        if entry.first is None:
+            entry.first = entry.began[task_id]
+
+    def end(self, host: str, task_id: str, action: str, role: str | None, name: str, status: str, result: dict[str, Any]) -> None:
+        """A task has ended; `status` is ok, changed, failed, unreachable or skipped."""
+        entry, now = self._hosts.setdefault(host, _Host()), self._now()
+        began = entry.began.pop(task_id, now)
+        entry.last = now
+        if action in _KNOWN and status != "skipped":
+            entry.known[action] = result
+        if action == _DEBUG and role and status != "skipped":
+            entry.notes.append(str(result.get("msg")))
+        if status == "changed":
+            entry.changed += 1
+        for warning in result.get("warnings") or []:
+            if (words := str(warning)) not in entry.warnings:
+                entry.warnings.append(words)
+        if status in ("failed", "unreachable"):
+            entry.problem, entry.failed_task = str(result.get("msg") or "the task failed"), name
+        if role and status != "skipped":
+            _add_step(entry.steps, role, began, now, status)
+
+    def settle(self, failed: set[str], unreachable: set[str]) -> None:
+        """Which hosts failed in the end: a failure that was rescued does not count."""
+        for name in failed | unreachable:
+            self._hosts.setdefault(name, _Host())
+        for name, host in self._hosts.items():
+            host.status = "unreachable" if name in unreachable else "failed" if name in failed else "ok"
+            if host.status == "ok":
+                host.problem = host.failed_task = None
+
+    def document(self) -> dict[str, Any]:
+        hosts = [self._host(name, entry) for name, entry in sorted(self._hosts.items())]
+        fine = sum(host["status"] == "ok" for host in hosts)
+        return {
+            "schema_version": "1",
+            "report_id": self.report_id,
+            "playbook": self._playbook,
+            "check_mode": self._check_mode,
+            "started_at": self._started_at,
+            "finished_at": _utc(),
+            "duration_s": round(self._now(), 3),
+            "status": "ok" if fine == len(hosts) else "partial" if fine else "failed",
+            "metrics_ready": {"ready": sum(host["metrics_ready"] is True for host in hosts), "total": len(hosts)},
+            "hosts": hosts,
+        }
+
+    def _host(self, name: str, entry: _Host) -> dict[str, Any]:
+        info, prep = entry.known.get(_HOST_INFO, {}), entry.known.get(_PREP, {})
+        run = entry.known.get(_MANIFEST) or info.get("run") or {}
+        smoke = entry.known.get(_SMOKE, {})
+        result = prep.get("result") or {}
+        about = result.get("run") or {}
+        proof = result.get("telemetry_probe")
+        ready = prep.get("metrics_ready", run.get("metrics_ready") if run.get("live") else None)
+        warnings = [*entry.warnings, *(words for words in result.get("warnings") or [] if words not in entry.warnings)]
+        return {
+            "host": name,
+            "status": entry.status,
+            "changed": entry.changed,
+            "problem": entry.problem,
+            "failed_task": entry.failed_task,
+            "run_id": run.get("run_id") if run.get("live") else None,
+            "prep_id": prep.get("prep_id"),
+            "metrics_ready": ready,
+            "exit_code": prep.get("exit_code"),
+            "prep_status": prep.get("status"),
+            "notes": entry.notes,
+            "smoke": {key: smoke[key] for key in ("summary", "path", "exit_code")} if smoke.get("summary") else None,
+            "foreign": (info.get("tree") or {}).get("foreign") or [],
+            "model": {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]} if about else _model(info),
+            "device": {key: value for key, value in info["devices"].items() if key in ("name", "count")} if info.get("devices") else None,
+            "versions": {key: about.get(f"{key}_version") for key in _VERSIONS} if about else None,
+            "started_at": _utc(self._wall(entry.first)) if entry.first is not None else None,
+            "finished_at": _utc(self._wall(entry.last)) if entry.first is not None else None,
+            "duration_s": round(entry.last - entry.first, 3) if entry.first is not None else None,
+            "steps": [{**step, "start_s": round(step["start_s"], 3), "duration_s": round(step["duration_s"], 3)} for step in entry.steps],
+            "stages": _stages(result, prep),
+            "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
+            "caches": _caches(result),
+            "warnings": warnings,
+            "links": _links(run),
+        }
+
+    def _now(self) -> float:
+        return time.monotonic() - self._zero
+
+    def _wall(self, offset_s: float) -> float:
+        return time.time() - self._now() + offset_s
+
+
+def _utc(seconds: float | None = None) -> str:
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _add_step(steps: list[dict[str, Any]], role: str, began: float, ended: float, status: str) -> None:
+    """One step for all tasks of a role that follow each other; the worst of their states is its own."""
+    order = ("ok", "changed", "failed", "unreachable")
+    if not steps or steps[-1]["name"] != role:
+        steps.append({"name": role, "start_s": began, "duration_s": 0.0, "status": "ok"})
+    step = steps[-1]
+    step["duration_s"] = ended - step["start_s"]
+    step["status"] = max(step["status"], status, key=order.index)
+
+
+def _model(info: dict[str, Any]) -> dict[str, Any] | None:
+    found = info.get("model")
+    return {"path": found["path"], "slug": found["slug"], "tp": None} if found else None
+
+
+def _stages(result: dict[str, Any], prep: dict[str, Any]) -> dict[str, Any]:
+    if result:
+        return {name: {key: stage.get(key) for key in _STAGE_KEYS} for name, stage in result["stages"].items()}
+    return {name: {"status": status, **_UNKNOWN_STAGE} for name, status in (prep.get("stages") or {}).items()}
+
+
+def _caches(result: dict[str, Any]) -> dict[str, Any] | None:
+    sizes = result.get("profile_cache")
+    if not sizes:
+        return None
+    nothing = {"size_bytes": 0, "file_count": 0}
+    return {
+        name: {
+            **{f"{when}_bytes": sizes[when].get(name, nothing)["size_bytes"] for when in ("before", "after")},
+            **{f"{when}_files": sizes[when].get(name, nothing)["file_count"] for when in ("before", "after")},
+        }
+        for name in sizes["after"]
+    }
+
+
+def _links(run: dict[str, Any]) -> dict[str, Any]:
+    """Where the live run's records are, on the host and in the container."""
+    if not run.get("live"):
+        return dict.fromkeys(("prometheus", "prep_result", "prep_result_container", "manifest", "manifest_container", "log"))
+    manifest, host = run["manifest"], run["paths"]
+    inside = manifest["paths"]["container"]["run_dir"]
+    return {
+        "prometheus": manifest["services"]["prometheus"]["url"],
+        "prep_result": f"{host['run_dir']}/prep_result.json",
+        "prep_result_container": f"{inside}/prep_result.json",
+        "manifest": f"{host['run_dir']}.json",
+        "manifest_container": f"{inside}.json",
+        "log": host["log_file"],
+    }

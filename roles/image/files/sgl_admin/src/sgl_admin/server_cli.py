@@ -1,0 +1,110 @@
+"""`sgl-admin server`: start exactly the server that was prepared, ask after it, and stop it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from typing import Any
+
+from sgl_admin import argument_types, paths, run, serving
+from sgl_admin.errors import EXIT_SERVER_FAILED, Refused, StageFailure
+
+_HEARTBEAT_S = 5.0
+
+
+def register(commands: Any) -> None:
+    """Add the command to sgl-admin's; `commands` is argparse's collection of sub-commands."""
+    actions = commands.add_parser("server", help="the server that was prepared").add_subparsers(required=True, metavar="ACTION")
+
+    start = actions.add_parser(
+        "start", help="start it, detached, where it does not run, and wait until it is healthy",
+        epilog="Its command and environment are those of the run's latest prep: what the caches are warm for.",
+    )  # fmt: skip
+    start.set_defaults(handler=_start)
+    start.add_argument(
+        "--timeout", type=argument_types.seconds, default=1800.0, metavar="S", help="to become healthy (default: %(default)s)"
+    )
+    start.add_argument("--detach", action="store_true", help="return as soon as it is started")
+    start.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
+
+    status = actions.add_parser("status", help="whether it runs and is healthy")
+    status.set_defaults(handler=_status)
+    status.add_argument("--wait", type=argument_types.seconds, default=0.0, metavar="S", help="wait so long for it to become healthy first")
+
+    stop = actions.add_parser("stop", help="stop it with all its processes; harmless where none runs")
+    stop.set_defaults(handler=_stop)
+    for action in (start, status, stop):
+        action.add_argument("--json", action="store_true", help="print {server, healthy, log_tail} as JSON")
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    live = run.live()
+    wanted = serving.prepared(live)
+    if arguments.dry_run:
+        words = [*(f"{key}={value}" for key, value in wanted.env.items()), *wanted.argv]
+        print(json.dumps({"argv": wanted.argv, "env": wanted.env}) if arguments.json else shlex.join(words))
+        return 0
+    record, started = serving.start(live, wanted)
+    healthy = False
+    if not arguments.detach:
+        found, healthy = serving.wait(live.run_id, arguments.timeout, _Heartbeat(record["server_id"]))
+        if not healthy:
+            _refuse_unhealthy(found, arguments.timeout)
+        record = found or record
+    return _print(record, healthy, arguments.json, started=started)
+
+
+class _Heartbeat:
+    """Says now and then, on standard error, that a server is still starting."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said_at = time.monotonic()
+
+    def __call__(self, waited_s: float) -> None:
+        if time.monotonic() - self._said_at >= _HEARTBEAT_S:
+            self._said_at = time.monotonic()
+            print(f"{self._name}: not healthy yet ({waited_s:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _refuse_unhealthy(record: dict[str, Any] | None, timeout_s: float) -> None:
+    """Raises Refused: why the server did not become healthy, with its last words. One that still starts is left running."""
+    if record is None or record["state"] == serving.STOPPED:
+        raise Refused(EXIT_SERVER_FAILED, "the server was stopped while it started; start it again")
+    tail = "\n".join(serving.handle(record).log_tail())
+    log = paths.to_host(paths.log(record["run_id"])) or record["log"]
+    what = (
+        "ended while starting"
+        if record["state"] == serving.ENDED
+        else f"is not healthy after {timeout_s:.0f} s (it goes on: sgl-admin server status --wait 600, or sgl-admin server stop)"
+    )
+    print(tail, file=sys.stderr)
+    raise Refused(EXIT_SERVER_FAILED, f"{record['server_id']} {what}; its last lines are above, the log is {log}")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    record, healthy = serving.wait(run.live().run_id, arguments.wait)
+    return _print(record, healthy, arguments.json)
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    try:
+        return _print(serving.stop(run.live().run_id), False, arguments.json)
+    except StageFailure as failure:
+        raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
+
+
+def _print(record: dict[str, Any] | None, healthy: bool, as_json: bool, **more: bool) -> int:
+    if as_json:
+        ended = record is not None and record["state"] == serving.ENDED
+        tail = serving.handle(record).log_tail() if record is not None and ended else []
+        print(json.dumps({"server": record, "healthy": healthy, "log_tail": tail, **more}))
+    elif record is None:
+        print("no server was started in this run")
+    else:
+        state, log = "healthy" if healthy else record["state"], paths.to_host(record["log"]) or record["log"]
+        print(f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log {log}")
+    return 0

@@ -1,0 +1,167 @@
+"""The server that a benchmark uses: exactly the prepared one, started detached, and ended with all its processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_admin import clock, files, locks, paths
+from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED, Refused, StageFailure
+from sgl_admin.prep import RESULT_SHAPE
+from sgl_admin.run import Run
+from sgl_admin.server import Server, end_group, start_time
+
+LOCK = "server"
+RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
+_SHAPE: files.Shape = {
+    "server_id": str,
+    "state": str,
+    "pgid": int,
+    "start_ticks": str,
+    "argv": list,
+    "env": dict,
+    "port": int,
+    "log_start": int,
+}
+_LOCK_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a prep says of its server: command, environment beyond the container's own, and model."""
+
+    argv: list[str]
+    env: dict[str, str]
+    model: str
+
+    @property
+    def port(self) -> int:
+        return int(self.argv[self.argv.index("--port") + 1])
+
+
+def prepared(live: Run) -> Prepared:
+    """The server of the run's latest prep. Raises Refused where none was made, or its record cannot be read."""
+    remedy = "prepare it first (playbooks/prep.yml, or sgl-admin caches ensure)"
+    path = paths.prep_result(live.run_id)
+    try:
+        result = files.read_record(path, RESULT_SHAPE)
+    except ValueError as error:
+        raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {remedy}") from error
+    if result is None:
+        raise Refused(EXIT_NO_LIVE_RUN, f"nothing was prepared in {live.run_id} yet: {remedy}")
+    server, model = result["run"].get("server"), result["run"].get("model")
+    argv, env = (server.get("argv"), server.get("env")) if isinstance(server, dict) else (None, None)
+    if not (isinstance(argv, list) and isinstance(env, dict) and isinstance(model, str)) or not all(
+        isinstance(word, str) for word in (*argv, *env, *env.values())
+    ):
+        raise Refused(EXIT_NO_LIVE_RUN, f"{path} names no server; {remedy}")
+    made = Prepared(argv, env, model)
+    try:
+        if made.port not in range(1, 2**16):
+            raise ValueError
+    except (ValueError, IndexError):
+        raise Refused(EXIT_NO_LIVE_RUN, f"the server that {path} names has no port; {remedy}") from None
+    return made
+
+
+def read(run_id: str) -> dict[str, Any] | None:
+    """The record of the run's server, with its state as it is now; None where none was started."""
+    record = files.read_or_set_aside(paths.server(run_id), _SHAPE, [])
+    if record is not None and record["state"] == RUNNING and start_time(record["pgid"]) != record["start_ticks"]:
+        record["state"] = ENDED
+    return record
+
+
+def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
+    """Start the prepared server where it does not run; returns its record, and whether it was started now.
+
+    It is not healthy yet. Raises Refused: another server of ours runs, or its port is taken.
+    """
+    with locked():
+        record = read(live.run_id)
+        if record is not None and record["state"] == RUNNING:
+            if record["argv"] == wanted.argv and record["env"] == wanted.env:
+                return record, False
+            raise Refused(
+                EXIT_BUSY,
+                f"{record['server_id']} runs with other settings than the prepared ones: {' '.join(record['argv'])}; "
+                "stop it (sgl-admin server stop) and run this again",
+            )
+        server = Server(wanted.argv, wanted.env, wanted.port, paths.log(live.run_id))
+        try:
+            server.start()
+        except StageFailure as failure:
+            raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
+        try:
+            assert server.group is not None
+            record = {
+                "schema_version": "1",
+                "server_id": clock.new_id("server"),
+                "run_id": live.run_id,
+                "state": RUNNING,
+                "pgid": server.group,
+                "start_ticks": start_time(server.group),
+                "argv": wanted.argv,
+                "env": wanted.env,
+                "model": wanted.model,
+                "port": wanted.port,
+                "log": str(server.log),
+                "log_start": server.log_start,
+                "started_at": clock.utc(),
+            }
+            files.write_json(paths.server(live.run_id), record)
+        except BaseException:
+            server.stop()
+            raise
+        server.release()
+        return record, True
+
+
+def wait(run_id: str, timeout_s: float, tick: Callable[[float], None] = lambda waited_s: None) -> tuple[dict[str, Any] | None, bool]:
+    """The server's record and whether it is healthy: as soon as it is, when it has ended, or after so many seconds."""
+    began = time.monotonic()
+    while True:
+        record = read(run_id)
+        healthy = record is not None and record["state"] == RUNNING and handle(record).healthy()
+        waited_s = time.monotonic() - began
+        if healthy or record is None or record["state"] != RUNNING or waited_s >= timeout_s:
+            return record, healthy
+        tick(waited_s)
+        time.sleep(0.1)
+
+
+def stop(run_id: str) -> dict[str, Any] | None:
+    """End the run's server, so that its port is free and no process is left; returns its record, None where none was started.
+
+    Raises StageFailure(cleanup_failed) where a process outlives SIGKILL.
+    """
+    if read(run_id) is None:
+        return None
+    with locked():
+        record = read(run_id)
+        if record is None or record["state"] == STOPPED:
+            return record
+        # Where its leader is gone already, some of its children may not be: its number still names their group then.
+        if start_time(record["pgid"]) in (record["start_ticks"], None):
+            end_group(record["pgid"])
+        record.update(state=STOPPED, stopped_at=clock.utc())
+        files.write_json(paths.server(run_id), record)
+        return record
+
+
+def handle(record: dict[str, Any]) -> Server:
+    """The server of a record, to be asked and for its log; it is not this process's child."""
+    return Server(record["argv"], record["env"], record["port"], paths.log(record["run_id"]), record["log_start"])
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Held while a server is started or stopped. Raises Refused where another does so for too long."""
+    try:
+        with locks.locked(LOCK, _LOCK_TIMEOUT_S):
+            yield
+    except TimeoutError as error:
+        raise Refused(EXIT_BUSY, f"another command starts or stops the server: {error}") from error

@@ -1,0 +1,77 @@
+"""What the caller's environment asks for, as the collection's variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_TEXTS = {
+    "HOST_OBS_ROOT": "sgl_root",
+    "HOST_TELEMETRY_ROOT": "sgl_telemetry_root",
+    "HOST_PROFILES_ROOT": "sgl_profiles_root",
+    "HOST_MODELS_ROOT": "sgl_models_root",
+    "HOST_HF_ROOT": "sgl_huggingface_root",
+    "CONTAINER_NAME": "sgl_container",
+    "IMAGE_NAME": "sgl_image",
+}
+_NUMBERS = {
+    "EXPECT_OWNER_UID": "sgl_owner_uid",
+    "EXPECT_OWNER_GID": "sgl_owner_gid",
+    "EXPECT_POINTER_OWNER_UID": "sgl_pointer_owner_uid",
+    "EXPECT_POINTER_OWNER_GID": "sgl_pointer_owner_gid",
+}
+_FLAGS = {"HOST_DIR_OWNERSHIP_IGNORE": "sgl_ownership_ignore"}
+
+MANUAL = """\
+environment:
+  HOST_OBS_ROOT                the host tree (default: ~/sglang-observability of the service user)
+  HOST_TELEMETRY_ROOT, HOST_PROFILES_ROOT, HOST_MODELS_ROOT, HOST_HF_ROOT
+                               its parts, where they are not in it
+  CONTAINER_NAME, IMAGE_NAME   of the container (defaults: sglang-dev, sglang-dev:<flavour>)
+  HOST_DIR_OWNERSHIP_IGNORE=1  warn of what somebody else owns in the tree, instead of refusing it
+  EXPECT_OWNER_UID, EXPECT_OWNER_GID
+                               who must own the tree, where that is not the service user
+  EXPECT_POINTER_OWNER_UID, EXPECT_POINTER_OWNER_GID
+                               who must own the pointer, where that is not the tree's owner
+  ANSIBLE_INVENTORY            where the host and its other settings are (default: inventories/local)
+  SLICE_BENCH_VERBOSE=1        show what Ansible prints
+
+exit codes: 0 done, 2 wrong usage, 3 something belongs to somebody else, 1 anything else
+"""
+
+
+class WrongUsage(Exception):
+    """What was asked cannot be understood (exit code 2)."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """`variables` are extra variables of a playbook; a variable that the caller did not set is left to the inventory."""
+
+    variables: dict[str, Any]
+    validate_only: bool
+    verbose: bool
+
+    @property
+    def container(self) -> str:
+        return str(self.variables.get("sgl_container", "sglang-dev"))
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Caller:
+    """Raises WrongUsage where a number is none."""
+    variables: dict[str, Any] = {}
+    for name, variable in _TEXTS.items():
+        if value := environment.get(name):
+            # A path is the caller's, who may stand elsewhere than the checkout.
+            variables[variable] = os.path.abspath(os.path.expanduser(value)) if name.startswith("HOST_") else value
+    for name, variable in _NUMBERS.items():
+        if value := environment.get(name):
+            if not value.isdecimal():
+                raise WrongUsage(f"{name}={value!r} is not a number: set it to what `id` prints")
+            variables[variable] = int(value)
+    for name, variable in _FLAGS.items():
+        if environment.get(name) == "1":
+            variables[variable] = True
+    return Caller(variables, environment.get("VALIDATE_ONLY") == "1", environment.get("SLICE_BENCH_VERBOSE") == "1")

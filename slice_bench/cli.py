@@ -1,0 +1,85 @@
+"""`python -m slice_bench.cli`: start, stop, provider-prep, server, smoke, profiles."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def bootstrap() -> None:
+    """Go on in the checkout's own environment, which is made where it is missing: this Python may have no Ansible."""
+    if importlib.util.find_spec("ansible") and importlib.util.find_spec("yaml"):
+        return
+    if os.environ.get("SLICE_BENCH_BOOTSTRAPPED"):
+        sys.exit(f"slice_bench: {CHECKOUT}/.venv has no Ansible: remove it and run this again")
+    subprocess.run([str(CHECKOUT / "scripts" / "setup.sh"), "base"], check=True)
+    python = str(CHECKOUT / ".venv" / "bin" / "python")
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "SLICE_BENCH_BOOTSTRAPPED": "1"}
+    os.execve(python, [python, "-m", "slice_bench.cli", *sys.argv[1:]], environment)
+
+
+def parser() -> argparse.ArgumentParser:
+    from slice_bench import caller
+
+    top = argparse.ArgumentParser(prog="slice_bench", description="Prepare this machine to benchmark SGLang, without knowing Ansible.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=caller.MANUAL,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
+    command("start", "start the observability container; VALIDATE_ONLY=1 only makes and checks the directories")
+    command("stop", "stop and remove the container and its pointer; harmless where nothing runs")
+
+    prep = command("provider-prep", "warm the caches for a profile and prove that its server's metrics arrive")
+    prep.add_argument("profile", help="its name; `profiles` lists them")
+    prep.add_argument("--tune-moe", action="store_true", help="tune the mixture-of-experts kernel")
+    prep.add_argument("--skip-gemm-cache", action="store_true", help="leave DeepGEMM's kernels")
+    prep.add_argument("--skip-warmup-cache", action="store_true", help="leave FlashInfer's and TorchInductor's kernels")
+    prep.add_argument("--skip-moe-fusion-cache", action="store_true", help="after tuning, do not compile the fused kernels with a server")
+    prep.add_argument("--tp", type=int, help="tensor parallel size, instead of the profile's")
+    prep.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    prep.add_argument("--json", action="store_true", help="print the prep_result before the RESULT lines")
+
+    server = command("server", "start exactly the server that was prepared, ask after it, or stop it")
+    server.add_argument("action", choices=("start", "status", "stop"))
+    server.add_argument("arguments", nargs=argparse.REMAINDER, help="further arguments of `sgl-admin server`, such as --json")
+
+    smoke = command("smoke", "ask the prepared server the questions of a scenario, and sum up")
+    smoke.add_argument("scenario", nargs="?", help="a YAML file (default: the one that the role smoke ships)")
+    smoke.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    command("profiles", "list the profiles")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    from slice_bench import caller, commands
+    from slice_bench.playbook import EXIT_USAGE, Failed
+
+    try:
+        return commands.COMMANDS[arguments.command](arguments, caller.from_environment())
+    except caller.WrongUsage as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except Failed as failure:
+        print(f"ERROR: {failure}", file=sys.stderr)
+        return failure.exit_code
+    except KeyboardInterrupt:
+        print("ERROR: no longer followed; a prep that had begun goes on: ask the same again to attach to it", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    bootstrap()
+    sys.exit(main())

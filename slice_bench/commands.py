@@ -1,0 +1,179 @@
+"""What each command does: a playbook of the checkout, and its outcome in the words that callers expect."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from slice_bench import profiles
+from slice_bench.caller import Caller, WrongUsage
+from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_OWNERSHIP, Failed, Outcome, play
+
+# What sgl-admin calls a stage, and what its option is called.
+_STAGE_OF = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
+
+
+def start(_arguments: argparse.Namespace, caller: Caller) -> int:
+    if caller.validate_only:
+        done(play("validate", caller.variables, verbose=caller.verbose))
+        print("The host tree is there and belongs to whom it should; Docker was not asked (VALIDATE_ONLY=1).")
+        return 0
+    docker_up()
+    outcome = play("start", {**caller.variables, "sgl_keep_running": True}, verbose=caller.verbose, heartbeat=True)
+    links = done(outcome).links
+    for note in outcome.host["notes"]:
+        print(note, file=sys.stderr)
+    check_pointer(Path(links["manifest"]), caller)
+    print(f"CONTAINER_RUN_META_JSON_HOST={links['manifest']}")
+    print(f"CONTAINER_RUN_META_JSON={links['manifest_container']}")
+    return 0
+
+
+def stop(_arguments: argparse.Namespace, caller: Caller) -> int:
+    if shutil.which("docker") is None:
+        print("Nothing runs: there is no Docker on this machine.")
+        return 0
+    done(play("stop", caller.variables, verbose=caller.verbose, heartbeat=True))
+    print(f"Container {caller.container} is stopped and removed; its pointer is gone, caches and records stay.")
+    return 0
+
+
+def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
+    wanted = profiles.variables(profiles.load(arguments.profile))
+    stages = wanted["sgl_stages"]
+    if arguments.tune_moe:
+        stages["moe"] = "ensure"
+    if arguments.skip_gemm_cache:
+        stages["deep_gemm"] = "skip"
+    if arguments.skip_warmup_cache:
+        stages.update(flashinfer="skip", inductor="skip")
+    if arguments.skip_moe_fusion_cache:
+        wanted["sgl_moe_fusion"] = "skip"
+    if arguments.tp is not None:
+        wanted["sgl_tp"] = arguments.tp
+    variables = {**wanted, **caller.variables, "sgl_keep_running": True}
+    if not arguments.dry_run:
+        docker_up()
+    outcome = play("prep", variables, *(["--check"] if arguments.dry_run else []), verbose=caller.verbose, heartbeat=True)
+    for note in outcome.host["notes"]:
+        print(note, file=sys.stderr)
+    return say_dry_run(outcome, stages) if arguments.dry_run else say_result(outcome, arguments.json)
+
+
+def say_result(outcome: Outcome, as_json: bool) -> int:
+    """The RESULT lines of a prep; returns sgl-admin's exit code, or why it was not asked."""
+    host, failure = outcome.host, outcome.failure()
+    if host["prep_id"] is None or not host["stages"]:
+        raise Failed(str(failure), host["exit_code"] or failure.exit_code) if failure else Failed("the prep left no result; run it again")
+    if as_json:
+        print(Path(host["links"]["prep_result"]).read_text(encoding="utf-8").rstrip())
+    for warning in host["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if failure:
+        print(f"ERROR: {failure}", file=sys.stderr)
+    print(f"RESULT_JSON {host['links']['prep_result_container']}")
+    print(status_line(host["prep_status"], {name: stage["status"] for name, stage in host["stages"].items()}))
+    return int(host["exit_code"])
+
+
+def say_dry_run(outcome: Outcome, modes: dict[str, str]) -> int:
+    """What a prep would do; where no container runs that could be asked, what it was told to."""
+    done(outcome)
+    plan = {name: stage["status"] for name, stage in outcome.host["stages"].items()}
+    if not plan:
+        plan = {name: "skipped" if modes[option] == "skip" else "would_run" for name, option in _STAGE_OF.items()}
+        print("No container runs yet: which stages apply to this host's devices is decided in it.", file=sys.stderr)
+    print(status_line("dry_run", plan))
+    return 0
+
+
+def status_line(status: str, stages: dict[str, str]) -> str:
+    return f"RESULT_STATUS {status} {' '.join(f'{name}:{of_stage}' for name, of_stage in stages.items())}"
+
+
+def server(arguments: argparse.Namespace, caller: Caller) -> int:
+    """sgl-admin itself answers, with its exit code."""
+    return subprocess.run(
+        ["docker", "exec", caller.container, "sgl-admin", "server", arguments.action, *arguments.arguments],
+        stdin=subprocess.DEVNULL,
+        check=False,
+    ).returncode
+
+
+def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
+    variables = {**caller.variables}
+    if arguments.scenario:
+        path = Path(arguments.scenario)
+        if not path.is_file():
+            raise WrongUsage(f"there is no scenario file {path}")
+        variables["sgl_smoke_scenario"] = str(path.resolve())
+    outcome = play("smoke", variables, verbose=caller.verbose, heartbeat=True)
+    found, failure = outcome.host["smoke"], outcome.failure()
+    if not found:
+        raise failure or Failed("the smoke left no summary; run it again")
+    summary = found["summary"]
+    if arguments.json:
+        print(json.dumps(summary, indent=2))
+    if failure:
+        print(f"ERROR: {failure}", file=sys.stderr)
+    counts = summary["counts"]
+    print(f"SMOKE_SUMMARY {found['path']}")
+    print(
+        f"SMOKE_STATUS {summary['state']} passed:{counts['passed']} failed:{counts['failed']} not_run:{counts['not_run']} "
+        f"prep_metrics_ready:{json.dumps(summary['prep_metrics_ready'])}"
+    )
+    return int(found["exit_code"])
+
+
+def list_profiles(_arguments: argparse.Namespace, _caller: Caller) -> int:
+    for name in profiles.known():
+        print(f"{name:48} {profiles.load(name).get('description', '')}".rstrip())
+    return 0
+
+
+def done(outcome: Outcome) -> Outcome:
+    """The outcome, where all went well. Raises Failed."""
+    if failure := outcome.failure():
+        raise failure
+    return outcome
+
+
+def docker_up() -> None:
+    """See that Docker answers on this machine, as `make prep` does; a caller with an inventory of its own looks after it there."""
+    if "ANSIBLE_INVENTORY" in os.environ:
+        return
+    if subprocess.run([str(CHECKOUT / "scripts" / "docker_up.sh")], stdout=sys.stderr, check=False).returncode:
+        raise Failed("Docker does not answer on this machine; why is said above", EXIT_FAILED)
+
+
+def check_pointer(manifest: Path, caller: Caller) -> None:
+    """Raises Failed (exit code 3) where the pointer of the run does not belong to whom the caller expects."""
+    pointer = manifest.parent.parent / "container_run_meta.env"
+    expected = [caller.variables.get(f"sgl_pointer_owner_{name}") for name in ("uid", "gid")]
+    if expected == [None, None]:
+        return
+    info = pointer.stat()
+    owner = [info.st_uid, info.st_gid]
+    wanted = [have if want is None else want for have, want in zip(owner, expected, strict=True)]
+    if owner != wanted:
+        raise Failed(
+            f"{pointer} is owned by {owner[0]}:{owner[1]}, not {wanted[0]}:{wanted[1]}: the container runs as the tree's owner; "
+            "set EXPECT_POINTER_OWNER_UID and _GID to that, or leave them out",
+            EXIT_OWNERSHIP,
+        )
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Caller], int]] = {
+    "start": start,
+    "stop": stop,
+    "provider-prep": provider_prep,
+    "server": server,
+    "smoke": smoke,
+    "profiles": list_profiles,
+}

@@ -1,0 +1,98 @@
+"""Runs a playbook of the checkout, shows that it goes on, and says what became of the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+HEARTBEAT_S = 5.0
+EXIT_FAILED, EXIT_USAGE, EXIT_OWNERSHIP = 1, 2, 3
+_TASK = re.compile(r"^TASK \[(?:.* : )?(.*)\] \**$")
+# What the collection's actions say of long work: "<host>: ...".
+_PROGRESS = re.compile(r"^[\w.-]+: \S")
+
+
+class Failed(Exception):
+    """The playbook did not do it; the message names the reason and the remedy, and `exit_code` is the caller's."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the host: its part of the report (schemas/report.schema.json)."""
+
+    host: dict[str, Any]
+
+    @property
+    def links(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.host["links"]
+        return found
+
+    def failure(self) -> Failed | None:
+        if self.host["status"] == "ok":
+            return None
+        return Failed(str(self.host["problem"]), EXIT_OWNERSHIP if self.host["foreign"] else EXIT_FAILED)
+
+
+def play(name: str, variables: dict[str, Any], *flags: str, verbose: bool = False, heartbeat: bool = False) -> Outcome:
+    """Run playbooks/<name>.yml. Raises Failed where it ended before it could say anything of the host."""
+    with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
+        given, outcome = Path(folder) / "variables.json", Path(folder) / "outcome.json"
+        given.write_text(json.dumps(variables), encoding="utf-8")
+        process = subprocess.Popen(
+            [str(_program("ansible-playbook")), f"playbooks/{name}.yml", "--extra-vars", f"@{given}", *flags],
+            cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env={**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "SGL_REPORT_OUTCOME": str(outcome)},
+        )  # fmt: skip
+        output = _follow(process, name, verbose, heartbeat)
+        if not outcome.exists():
+            raise Failed(f"ansible-playbook playbooks/{name}.yml ended with exit code {process.returncode}:\n{''.join(output).strip()}")
+        hosts = json.loads(outcome.read_text(encoding="utf-8"))["hosts"]
+    if len(hosts) != 1:
+        raise Failed(f"the inventory has {len(hosts)} hosts, and this is for one: use `ansible-playbook playbooks/{name}.yml` for a fleet")
+    return Outcome(hosts[0])
+
+
+def _program(name: str) -> Path:
+    """A program of the environment that this runs in."""
+    return Path(sys.executable).with_name(name)
+
+
+def _follow(process: subprocess.Popen[str], name: str, verbose: bool, heartbeat: bool) -> list[str]:
+    """Read the playbook's output to its end; shows on standard error what a person wants to see meanwhile."""
+    output: list[str] = []
+    doing = ["beginning"]
+    ended = threading.Event()
+    beat = threading.Thread(target=_beat, args=(name, ended, lambda: doing[0]), daemon=True)
+    if heartbeat:
+        beat.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        output.append(line)
+        if found := _TASK.match(line):
+            doing[0] = found[1]
+        if verbose or _PROGRESS.match(line):
+            print(line, end="", file=sys.stderr, flush=True)
+    process.wait()
+    ended.set()
+    return output
+
+
+def _beat(name: str, ended: threading.Event, doing: Callable[[], str]) -> None:
+    began = time.monotonic()
+    while not ended.wait(HEARTBEAT_S):
+        print(f"{name}: {time.monotonic() - began:.0f} s: {doing()}", file=sys.stderr, flush=True)
