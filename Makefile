@@ -25,8 +25,8 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
 
 .PHONY: test
-test: lint types sanity docker-up ## Pass every test: check, sanity, integration, molecule
-	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/integration tests/faults tests/molecule
+test: lint types sanity docker-up chromium-up ## Pass every test: check, sanity, browser, integration, molecule
+	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/integration tests/faults tests/molecule
 
 # What takes minutes: each write killed, 10,000 inputs for each parser, 50 repetitions of what runs at once.
 .PHONY: slow
@@ -65,6 +65,10 @@ sanity: setup ## ansible-test sanity
 integration: setup docker-up ## The tests against real Docker containers
 	$(PYTEST) -m "not long" tests/integration tests/faults $(ARGS)
 
+.PHONY: browser
+browser: setup chromium-up ## The report's page in a real browser
+	$(PYTEST) tests/browser $(ARGS)
+
 .PHONY: molecule
 molecule: setup docker-up ## Every molecule scenario
 	$(PYTEST) tests/molecule $(ARGS)
@@ -80,6 +84,10 @@ setup-base:
 .PHONY: docker-up
 docker-up:
 	scripts/docker_up.sh
+
+.PHONY: chromium-up
+chromium-up:
+	scripts/chromium_up.sh
 
 .PHONY: lock
 lock: ## Compile requirements/*.txt from *.in with uv (ARGS=--upgrade takes the newest)

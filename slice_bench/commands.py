@@ -85,7 +85,7 @@ def say_result(outcome: Outcome, as_json: bool) -> int:
 def say_dry_run(outcome: Outcome, modes: dict[str, str]) -> int:
     """What a prep would do; where no container runs that could be asked, what it was told to."""
     done(outcome)
-    plan = {name: stage["status"] for name, stage in outcome.host["stages"].items()}
+    plan = outcome.host["plan"]
     if not plan:
         plan = {name: "skipped" if modes[option] == "skip" else "would_run" for name, option in _STAGE_OF.items()}
         print("No container runs yet: which stages apply to this host's devices is decided in it.", file=sys.stderr)

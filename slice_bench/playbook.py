@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 HEARTBEAT_S = 5.0
 EXIT_FAILED, EXIT_USAGE, EXIT_OWNERSHIP = 1, 2, 3
 _TASK = re.compile(r"^TASK \[(?:.* : )?(.*)\] \**$")
-# What the collection's actions say of long work: "<host>: ...".
-_PROGRESS = re.compile(r"^[\w.-]+: \S")
+# What the collection's actions say of long work, "<host>: ...", and not Ansible's own "ok: [<host>]".
+_PROGRESS = re.compile(r"^(?!included: )[\w.-]+: [^\s\[]")
 
 
 class Failed(Exception):
@@ -75,24 +74,36 @@ def _program(name: str) -> Path:
 def _follow(process: subprocess.Popen[str], name: str, verbose: bool, heartbeat: bool) -> list[str]:
     """Read the playbook's output to its end; shows on standard error what a person wants to see meanwhile."""
     output: list[str] = []
-    doing = ["beginning"]
-    ended = threading.Event()
-    beat = threading.Thread(target=_beat, args=(name, ended, lambda: doing[0]), daemon=True)
+    beat = _Heartbeat(name)
     if heartbeat:
         beat.start()
     assert process.stdout is not None
     for line in process.stdout:
         output.append(line)
         if found := _TASK.match(line):
-            doing[0] = found[1]
+            beat.doing = found[1]
         if verbose or _PROGRESS.match(line):
-            print(line, end="", file=sys.stderr, flush=True)
+            beat.say(line.rstrip())
     process.wait()
-    ended.set()
+    beat.ended.set()
     return output
 
 
-def _beat(name: str, ended: threading.Event, doing: Callable[[], str]) -> None:
-    began = time.monotonic()
-    while not ended.wait(HEARTBEAT_S):
-        print(f"{name}: {time.monotonic() - began:.0f} s: {doing()}", file=sys.stderr, flush=True)
+class _Heartbeat(threading.Thread):
+    """Says what is being done, whenever nothing else was said for HEARTBEAT_S seconds."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(daemon=True)
+        self._title = name
+        self._began = self._said_at = time.monotonic()
+        self.doing = "beginning"
+        self.ended = threading.Event()
+
+    def say(self, words: str) -> None:
+        self._said_at = time.monotonic()
+        print(words, file=sys.stderr, flush=True)
+
+    def run(self) -> None:
+        while not self.ended.wait(max(0.0, self._said_at + HEARTBEAT_S - time.monotonic())):
+            if time.monotonic() - self._said_at >= HEARTBEAT_S:
+                self.say(f"{self._title}: {time.monotonic() - self._began:.0f} s: {self.doing}")

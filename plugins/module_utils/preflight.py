@@ -65,6 +65,10 @@ def look(options: Options, run: Runner) -> Findings:
     found.facts["tree"] = {"paths": spec.roots(), "owner": {"uid": spec.uid, "gid": spec.gid}, "incomplete": False, "foreign": []}
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, found.facts["container"])
+    if options.ready_for == "smoke" and not found.facts["run"]["live"]:
+        found.problems.append(
+            f"no run is live in container {options.container}: {found.facts['run']['reason']}; prepare the host first (playbooks/prep.yml)"
+        )
     if options.ready_for in ("tree", "start", "prep"):
         if os.geteuid() not in (0, user["uid"]):
             found.problems.append(

@@ -17,10 +17,10 @@ options:
   ready_for:
     description:
       - Fail where something stops this. V(tree) needs the host tree with its owner, and does not ask Docker anything. V(stop) needs Docker;
-        V(start) Docker, the host tree, free ports and space; V(prep) also the model.
+        V(smoke) also a live run; V(start) Docker, the host tree, free ports and space; V(prep) also the model.
       - V(nothing) only looks.
     type: str
-    choices: [nothing, tree, stop, start, prep]
+    choices: [nothing, tree, stop, smoke, start, prep]
     default: nothing
   user:
     description:
@@ -173,6 +173,11 @@ run:
   description: What M(slice_bench.sglang.sgl_manifest) returns of the container's run.
   returned: always
   type: dict
+ready_for:
+  description: What was asked for.
+  returned: always
+  type: str
+  sample: prep
 problems:
   description: What stops O(ready_for), each with its remedy.
   returned: always
@@ -191,7 +196,7 @@ _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "ready_for": {"type": "str", "choices": ["nothing", "tree", "stop", "start", "prep"], "default": "nothing"},
+            "ready_for": {"type": "str", "choices": ["nothing", "tree", "stop", "smoke", "start", "prep"], "default": "nothing"},
             "user": {"type": "str"},
             "container": {"type": "str", "default": "sglang-dev"},
             "image": {"type": "str", "default": "sglang-dev:local"},
@@ -231,10 +236,10 @@ def main() -> None:
     stopping = found.problems if module.check_mode else problems
     if options.ready_for != "nothing":
         if stopping:
-            module.fail_json(msg="; ".join(stopping), problems=problems)
+            module.fail_json(msg="; ".join(stopping), problems=problems, ready_for=options.ready_for, **found.facts)
         if problems:
             module.warn(f"A run without --check would stop here: {'; '.join(problems)}")
-    module.exit_json(changed=False, problems=problems, **found.facts)
+    module.exit_json(changed=False, problems=problems, ready_for=options.ready_for, **found.facts)
 
 
 if __name__ == "__main__":

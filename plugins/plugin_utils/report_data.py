@@ -13,10 +13,9 @@ from typing import Any
 # The modules whose results say what a host is and what was done on it.
 _HOST_INFO, _MANIFEST, _PREP, _SMOKE, _DEBUG = "sgl_host_info", "sgl_manifest", "sgl_prep", "sgl_smoke", "debug"
 _KNOWN = (_HOST_INFO, _MANIFEST, _PREP, _SMOKE)
-_VERSIONS = ("sglang", "torch", "triton", "flashinfer", "deep_gemm")
+_VERSIONS = {name: f"{name}_version" for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")} | {"cuda": "cuda"}
 _STAGE_KEYS = ("status", "reason", "duration_s", "error_type", "errors")
 _PROBE_KEYS = ("ok", "tokens_expected", "tokens_seen", "waited_s", "reason")
-_UNKNOWN_STAGE: dict[str, Any] = {"reason": None, "duration_s": None, "error_type": None, "errors": []}
 
 
 @dataclass
@@ -130,14 +129,16 @@ class Report:
             "notes": entry.notes,
             "smoke": {key: smoke[key] for key in ("summary", "path", "exit_code")} if smoke.get("summary") else None,
             "foreign": (info.get("tree") or {}).get("foreign") or [],
-            "model": {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]} if about else _model(info),
+            "model": {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]} if about else None,
             "device": {key: value for key, value in info["devices"].items() if key in ("name", "count")} if info.get("devices") else None,
-            "versions": {key: about.get(f"{key}_version") for key in _VERSIONS} if about else None,
+            "versions": {name: about.get(key) for name, key in _VERSIONS.items()} if about else None,
             "started_at": _utc(self._wall(entry.first)) if entry.first is not None else None,
             "finished_at": _utc(self._wall(entry.last)) if entry.first is not None else None,
             "duration_s": round(entry.last - entry.first, 3) if entry.first is not None else None,
             "steps": [{**step, "start_s": round(step["start_s"], 3), "duration_s": round(step["duration_s"], 3)} for step in entry.steps],
-            "stages": _stages(result, prep),
+            "stages": {name: {key: stage.get(key) for key in _STAGE_KEYS} for name, stage in (result.get("stages") or {}).items()},
+            # What check mode says of the stages.
+            "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
             "caches": _caches(result),
             "warnings": warnings,
@@ -164,17 +165,6 @@ def _add_step(steps: list[dict[str, Any]], role: str, began: float, ended: float
     step = steps[-1]
     step["duration_s"] = ended - step["start_s"]
     step["status"] = max(step["status"], status, key=order.index)
-
-
-def _model(info: dict[str, Any]) -> dict[str, Any] | None:
-    found = info.get("model")
-    return {"path": found["path"], "slug": found["slug"], "tp": None} if found else None
-
-
-def _stages(result: dict[str, Any], prep: dict[str, Any]) -> dict[str, Any]:
-    if result:
-        return {name: {key: stage.get(key) for key in _STAGE_KEYS} for name, stage in result["stages"].items()}
-    return {name: {"status": status, **_UNKNOWN_STAGE} for name, status in (prep.get("stages") or {}).items()}
 
 
 def _caches(result: dict[str, Any]) -> dict[str, Any] | None:

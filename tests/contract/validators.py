@@ -88,6 +88,17 @@ def validate_job(document: Any) -> None:
     _validate("job", document)
 
 
+def validate_smoke_summary(document: Any) -> None:
+    _validate("smoke_summary", document)
+
+
+def validate_report(document: Any) -> None:
+    _validate("report", document)
+    ready = sum(host["metrics_ready"] is True for host in document["hosts"])
+    _same("metrics_ready.ready", document["metrics_ready"]["ready"], ready)
+    _same("metrics_ready.total", document["metrics_ready"]["total"], len(document["hosts"]))
+
+
 def parse_and_validate_pointer(text: str) -> dict[str, str]:
     """The pointer's values by key."""
     if not re.search(schema("container_run_meta")["$defs"]["file"]["pattern"], text):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from sgl_admin import caches, cli, devices, job, locks, paths, probe, run, versions
+from sgl_admin import caches, cli, devices, job, locks, paths, probe, run, server, versions
 from sgl_admin import files as contract_files
 from sgl_admin.prep import Prep
 from sgl_admin.stages import STAGES
@@ -150,7 +150,7 @@ def nothing_begins(answers: bool) -> Iterator[list[Prep]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_spawn", lambda prep, lock: begun.append(prep))
-        patch.setattr(job, "end_group", end_group)
+        patch.setattr(server, "end_group", end_group)
         patch.setattr(probe, "answers", lambda url: answers)
         patch.setattr(cli, "_START_PATIENCE_S", -1.0)
         yield begun

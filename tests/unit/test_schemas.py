@@ -17,6 +17,8 @@ VALIDATE: dict[str, Callable[[Any], None]] = {
     "stage": validators.validate_stage,
     "prep_result": validators.validate_prep_result,
     "job": validators.validate_job,
+    "smoke_summary": validators.validate_smoke_summary,
+    "report": validators.validate_report,
 }
 
 # The keys of the examples that a writer may leave out; every other one is required.
@@ -26,6 +28,8 @@ OPTIONAL = {
     # What else a signature holds is each stage's own; the environment is the server's.
     "prep_result": ("run.server.env.*", "stages.deep_gemm.signature.*", "stages.flashinfer.signature.*", "stages.inductor.signature.*"),
     "job": (),
+    "smoke_summary": (),
+    "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
 }
 IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")
 

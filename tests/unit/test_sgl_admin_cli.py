@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
-from sgl_admin import cli, devices, files, job, locks, paths, run
+from sgl_admin import cli, detached, devices, files, job, locks, paths, run, server
 from sgl_admin.request import Request
 
 from tests.contract import validators
@@ -160,7 +160,7 @@ def test_a_prep_that_ends_before_it_begins_is_told_with_its_reason(
         script = "import sys; print(sys.argv[1]); sys.exit(1)"
         return subprocess.Popen([sys.executable, "-c", script, said], stdin=subprocess.PIPE, stdout=stdout)
 
-    monkeypatch.setattr(cli, "subprocess", SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(detached, "subprocess", SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE))
     assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 1
     error = capsys.readouterr().err
     assert f"ended before it began: {told}; the log is /host/telemetry/logs/{live_run}.log" in error
@@ -272,7 +272,7 @@ def test_a_strange_record_is_shown_in_one_line(live_run: str, changes: dict[str,
 def test_the_group_of_a_spoiled_record_is_not_killed(live_run: str, monkeypatch: pytest.MonkeyPatch, group: object) -> None:
     """0 would be sgl-admin's own."""
     killed: list[int] = []
-    monkeypatch.setattr(job, "end_group", killed.append)
+    monkeypatch.setattr(server, "end_group", killed.append)
     made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
     made.update(server={"pgid": group, "start_ticks": None})
     job.settle(live_run, [])

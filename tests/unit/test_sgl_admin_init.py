@@ -175,15 +175,15 @@ def test_the_end_of_a_run_ends_its_prep(live_run: str, tmp_path: Path) -> None:
     request = job.Request("/models/m", 1, {}, (), "auto", "auto", (), 1.0, 1.0, 30000)
     record = job.Job(live_run, request, "prep-20261123T091600Z-77aa01bc")
     record.update(pid=prep.pid, pid_start_ticks="another")
-    publish.end_prep(live_run)
+    publish.end_work(live_run)
     assert prep.poll() is None, "a process that only has the same number was ended"
     record.update(pid=prep.pid, pid_start_ticks=server.start_time(prep.pid))
-    publish.end_prep(live_run)
+    publish.end_work(live_run)
     assert prep.wait(60) == 0
 
 
 def test_a_run_without_a_prep_ends(live_run: str) -> None:
-    publish.end_prep(live_run)
+    publish.end_work(live_run)
     assert run.pointed_run() == live_run
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from sgl_admin import __version__, argument_types, caches, files, job, locks, model, paths, run, server_cli, worker
+from sgl_admin import __version__, argument_types, caches, detached, files, job, locks, model, paths, run, server_cli, worker
 from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_USAGE, Refused
 from sgl_admin.prep import RESULT_SHAPE, Prep
 from sgl_admin.request import MODES, PROBES, Request
+from sgl_admin.smoke import cli as smoke_cli
 from sgl_admin.stages import STAGES
 
 # What a shell says of a program that SIGINT ended.
@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--wait", type=argument_types.seconds, default=0.0, metavar="S", help="wait so long for it to end first")
 
     server_cli.register(commands)
+    smoke_cli.register(commands)
 
     commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
     return parser
@@ -203,6 +204,16 @@ def _begin(live: run.Run, request: Request, lock: int) -> str:
     return prep.prep_id
 
 
+def _spawn(prep: Prep, lock: int) -> None:
+    run_id, prep_id = prep.run.run_id, prep.prep_id
+
+    def recorded() -> bool:
+        record = job.read(run_id)
+        return record is not None and record["prep_id"] == prep_id
+
+    detached.begin(run_id, "sgl_admin.worker", prep_id, worker.order(prep.request, prep.warnings), lock, recorded)
+
+
 def _prepare(live: run.Run, request: Request, warnings: Sequence[str] = ()) -> Prep:
     try:
         return Prep(live, request, warnings)
@@ -230,35 +241,6 @@ def _attach(record: dict[str, Any], request: Request) -> str:
             "wait for it (sgl-admin status --watch) and run this again",
         )
     return str(record["prep_id"])
-
-
-def _spawn(prep: Prep, lock: int) -> None:
-    """Begin the prep in a process of its own, which holds the lock from its first moment on. Raises Refused where it ends at once."""
-    run_id, prep_id = prep.run.run_id, prep.prep_id
-    with open(paths.log(run_id), "ab") as log:
-        logged = log.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sgl_admin.worker", prep_id],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True, cwd="/",
-        )  # fmt: skip
-    assert process.stdin is not None
-    try:
-        process.stdin.write(worker.order(prep.request, prep.warnings).encode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass  # It ended already, and is told of below.
-    # It must be visible to `status` before this process ends.
-    while True:
-        ended = process.poll() is not None
-        record = job.read(run_id)
-        if record is not None and record["prep_id"] == prep_id:
-            return
-        if ended:
-            break
-        time.sleep(0.02)
-    said = paths.log(run_id).read_bytes()[logged:].decode(errors="replace").splitlines()
-    why = [line.removeprefix(worker.PREFIX) for line in said if line.startswith(worker.PREFIX)] or [f"exit code {process.returncode}"]
-    raise Refused(EXIT_NO_RESULT, f"{prep_id} ended before it began: {why[-1]}; the log is {paths.to_host(paths.log(run_id))}")
 
 
 def _wait(run_id: str, seconds: float) -> dict[str, Any] | None:

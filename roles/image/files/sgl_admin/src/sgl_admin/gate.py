@@ -23,11 +23,12 @@ def main() -> None:
     # Asked of the kernel before the word is awaited: so there is no moment at which the prep's end would go unseen.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     noted = os.read(word, 1)
-    os.close(word)
     if not noted or os.getppid() != parent:
         sys.exit("sgl-admin: the prep is gone, so its server does not begin")
     if noted == b"d":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    # Whoever started a detached one waits for this before it ends.
+    os.close(word)
     os.execvp(sys.argv[3], sys.argv[3:])
 
 

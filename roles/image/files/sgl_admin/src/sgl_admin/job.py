@@ -8,14 +8,12 @@ from types import NoneType
 from typing import Any
 
 from sgl_admin import clock, files, paths
-from sgl_admin.locks import try_lock
+from sgl_admin.locks import held
 from sgl_admin.request import Request
-from sgl_admin.server import end_group, start_time
+from sgl_admin.server import end_noted, start_time
 
 LOCK = "prep"
 RUNNING = "running"
-# A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no number above the last.
-_GROUPS = range(2, 2**22)
 SHAPE: files.Shape = {
     "prep_id": str,
     "pid": int,
@@ -104,10 +102,7 @@ def alive(record: dict[str, Any]) -> bool:
 
 def running() -> bool:
     """Whether some process holds the prep lock."""
-    if (lock := try_lock(LOCK)) is None:
-        return True
-    os.close(lock)
-    return False
+    return held(LOCK)
 
 
 def settle(run_id: str, warnings: list[str]) -> None:
@@ -116,10 +111,7 @@ def settle(run_id: str, warnings: list[str]) -> None:
     if record is None or record.get("state") != RUNNING:
         return
     server: dict[str, Any] = record["server"] if isinstance(record.get("server"), dict) else {}
-    group = server.get("pgid")
-    # The leader dies with its parent, but some of its children do not: its number still names their group then.
-    if type(group) is int and group in _GROUPS and start_time(group) in (server.get("start_ticks"), None):
-        end_group(group)
+    end_noted(server.get("pgid"), server.get("start_ticks"))
     warnings.append(
         files.printable(f"{record['prep_id']} ended without a result in stage {record['stage']}")
         + "; its work is done again where it was not finished"

@@ -23,6 +23,14 @@ def try_lock(name: str) -> int | None:
     return descriptor
 
 
+def held(name: str) -> bool:
+    """Whether some process holds the lock."""
+    if (descriptor := try_lock(name)) is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
 @contextmanager
 def locked(name: str, timeout_s: float) -> Iterator[None]:
     """Holds the lock `name`; raises TimeoutError when another holds it for longer than `timeout_s` seconds."""

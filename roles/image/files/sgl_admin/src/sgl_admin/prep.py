@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from sgl_admin import caches, clock, devices, files, model, paths, probe, server, versions
 from sgl_admin.caches import SignatureRecord, dead_owner
 from sgl_admin.errors import EXIT_PROOF_FAILED, Interrupted, StageFailure
+from sgl_admin.interruption import Interruptible
 from sgl_admin.job import Job
 from sgl_admin.locks import locked
 from sgl_admin.request import Request
@@ -39,7 +40,7 @@ class Decision:
         return SignatureRecord(self.stage.name, self.stage.caches, self.signature)
 
 
-class Prep:
+class Prep(Interruptible):
     def __init__(self, run: Run, request: Request, warnings: Iterable[str] = ()) -> None:
         """`warnings` are those of what was found and mended before.
 
@@ -52,8 +53,6 @@ class Prep:
         self._started = time.monotonic()
         self._started_at = clock.utc()
         self._job: Job | None = None
-        self._interrupted = False
-        self._interruptible = False
         self._counted_from = self._started
         flavour = files.read_json(paths.FLAVOUR) or {}
         self._environment: dict[str, str] = {**flavour["server"]["env"], **dict(line.split("=", 1) for line in request.server_env)}
@@ -132,22 +131,6 @@ class Prep:
             "telemetry_probe": "would_run" if self.probe_wanted else "skipped" if self.request.probe == "never" else "stands",
             "warnings": self.warnings,
         }
-
-    def interrupt(self) -> None:
-        """Told to stop, at whatever moment: what takes long is cut short, and records are written to their end."""
-        first, self._interrupted = not self._interrupted, True
-        if first and self._interruptible:
-            raise Interrupted()
-
-    @contextmanager
-    def _may_be_interrupted(self) -> Iterator[None]:
-        self._interruptible = True
-        try:
-            if self._interrupted:
-                raise Interrupted()
-            yield
-        finally:
-            self._interruptible = False
 
     def execute(self, job: Job) -> tuple[dict[str, Any], int]:
         """Do what is planned; returns the aggregate, which is on disk by then, and the exit code. Raises OSError where it cannot be."""

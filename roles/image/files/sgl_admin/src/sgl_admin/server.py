@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ HOST = "127.0.0.1"
 # A label's value may hold anything but a bare quote.
 _PROMPT_TOKENS = re.compile(r'^sglang[:_]prompt_tokens_total(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)', re.MULTILINE)
 _TERMINATE_S = 15.0
+# A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no number above the last.
+_GROUPS = range(2, 2**22)
 _GATE = Path(__file__).with_name("gate.py")
 
 
@@ -58,7 +61,9 @@ class Server:
                 probe.bind((HOST, self.port))
             except OSError as error:
                 raise StageFailure(
-                    "port_busy", f"port {self.port} on {HOST} is taken by {ports.holder(self.port)}: stop it ({error})"
+                    "port_busy",
+                    f"port {self.port} on {HOST} is taken by {ports.holder(self.port)}: stop it (sgl-admin server stop, "
+                    f"where it is one of ours; {error})",
                 ) from error
         with open(self.log, "ab") as output:
             self.log_start = output.tell()
@@ -74,7 +79,8 @@ class Server:
     def wait_healthy(self, timeout_s: float, tick: Callable[[], None]) -> None:
         """Let the server begin; returns when /health says 200. An open port, or other pages answering, does not count."""
         assert self._process is not None
-        self._give_word()
+        self._give_word(b"1")
+        self._close_word()
         started = time.monotonic()
         while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
@@ -95,8 +101,14 @@ class Server:
             return False
 
     def release(self) -> None:
-        """Let the server begin, and outlive this process: whoever started it has noted it where others will find it."""
+        """Let the server begin, and outlive this process: it is noted where others will find it."""
+        assert self._word is not None
+        ready = select.poll()
+        ready.register(self._word, 0)
         self._give_word(b"d")
+        # Until it has read the word and cut itself loose, or has ended: its end of the pipe is closed then.
+        ready.poll()
+        self._close_word()
         self._process = None
 
     def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
@@ -132,14 +144,13 @@ class Server:
         end_group(self._process.pid, self._process.poll)
         self._process = None
 
-    def _give_word(self, word: bytes = b"1") -> None:
+    def _give_word(self, word: bytes) -> None:
         """The server is noted, and may begin."""
         if self._word is not None:
             try:
                 os.write(self._word, word)
             except BrokenPipeError:
                 pass  # It ended already, which its exit code tells.
-            self._close_word()
 
     def _close_word(self) -> None:
         if self._word is not None:
@@ -159,6 +170,15 @@ class Server:
             return response.status, response.read()
         finally:
             connection.close()
+
+
+def end_noted(group: Any, ticks: Any) -> None:
+    """End the group of a server by what a record says of it. Raises StageFailure.
+
+    The leader dies with its parent, but some of its children do not: its number still names their group then.
+    """
+    if type(group) is int and group in _GROUPS and start_time(group) in (ticks, None):
+        end_group(group)
 
 
 def end_group(group: int, reap: Callable[[], object] = lambda: None) -> None:
@@ -201,3 +221,12 @@ def start_time(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return None
+
+
+def is_running(pid: int, ticks: str) -> bool:
+    """Whether the process of that identity still does something: one that has ended and waits to be reaped does not."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[19] == ticks and fields[0] not in "ZX"

@@ -12,7 +12,7 @@ from sgl_admin import clock, files, locks, paths
 from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED, Refused, StageFailure
 from sgl_admin.prep import RESULT_SHAPE
 from sgl_admin.run import Run
-from sgl_admin.server import Server, end_group, start_time
+from sgl_admin.server import Server, end_noted, is_running, start_time
 
 LOCK = "server"
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
@@ -70,7 +70,7 @@ def prepared(live: Run) -> Prepared:
 def read(run_id: str) -> dict[str, Any] | None:
     """The record of the run's server, with its state as it is now; None where none was started."""
     record = files.read_or_set_aside(paths.server(run_id), _SHAPE, [])
-    if record is not None and record["state"] == RUNNING and start_time(record["pgid"]) != record["start_ticks"]:
+    if record is not None and record["state"] == RUNNING and not is_running(record["pgid"], record["start_ticks"]):
         record["state"] = ENDED
     return record
 
@@ -144,9 +144,7 @@ def stop(run_id: str) -> dict[str, Any] | None:
         record = read(run_id)
         if record is None or record["state"] == STOPPED:
             return record
-        # Where its leader is gone already, some of its children may not be: its number still names their group then.
-        if start_time(record["pgid"]) in (record["start_ticks"], None):
-            end_group(record["pgid"])
+        end_noted(record["pgid"], record["start_ticks"])
         record.update(state=STOPPED, stopped_at=clock.utc())
         files.write_json(paths.server(run_id), record)
         return record

@@ -8,12 +8,10 @@ import signal
 import sys
 
 from sgl_admin import caches, files, paths, run
+from sgl_admin.detached import PREFIX
 from sgl_admin.job import Job
 from sgl_admin.prep import Prep
 from sgl_admin.request import Request
-
-# Of the line in the run's log that says why a prep could not go on.
-PREFIX = "sgl-admin: "
 
 
 def order(request: Request, warnings: list[str]) -> str:

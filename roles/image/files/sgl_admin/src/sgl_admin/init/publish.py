@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import caches, clock, files, job, paths, run, serving
+from sgl_admin import caches, clock, files, job, locks, paths, run, serving
 from sgl_admin.errors import Refused, StageFailure
 from sgl_admin.init.services import LOOPBACK, SERVICES, Settings
 from sgl_admin.server import start_time
+from sgl_admin.smoke import record as smoke
 
 READY_TIMEOUT_S = 15.0
 _RETRY_S = 1.0
@@ -30,7 +31,7 @@ def main() -> None:
         signal.signal(number, lambda *_: ending.set())
     publish(run_id, ending)
     ending.wait()
-    end_prep(run_id)
+    end_work(run_id)
     end_server(run_id)
     withdraw(run_id)
     print(f"run_record: {run_id} is ended", flush=True)
@@ -67,14 +68,15 @@ def withdraw(run_id: str) -> None:
         print(f"run_record: ERROR: the pointer is not taken back: {files.reason(error)}", flush=True)
 
 
-def end_prep(run_id: str) -> None:
-    """Tell a prep that runs in this container to stop, and wait until it has written its records."""
-    record = job.read(run_id)
-    if record is None or record["state"] != job.RUNNING or start_time(record["pid"]) != record["pid_start_ticks"]:
-        return
-    os.kill(record["pid"], signal.SIGTERM)
-    while start_time(record["pid"]) == record["pid_start_ticks"] and job.running():
-        time.sleep(0.05)
+def end_work(run_id: str) -> None:
+    """Tell the prep and the smoke that run in this container to stop, and wait until they have written their records."""
+    smoke_id = smoke.latest(run_id)
+    for record, lock in ((job.read(run_id), job.LOCK), (smoke.read(run_id, smoke_id) if smoke_id else None, smoke.LOCK)):
+        if record is None or record["state"] != job.RUNNING or start_time(record["pid"]) != record.get("pid_start_ticks", ""):
+            continue
+        os.kill(record["pid"], signal.SIGTERM)
+        while start_time(record["pid"]) == record["pid_start_ticks"] and locks.held(lock):
+            time.sleep(0.05)
 
 
 def end_server(run_id: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from sgl_admin import clock, files, job, paths, ports
 from sgl_admin.init.services import SERVICES, Settings, prometheus_config, render_prometheus_config
 from sgl_admin.locks import try_lock
+from sgl_admin.smoke import record as smoke
 
 USER = "devuser"
 SUPERVISOR_CONFIG = paths.STATE / "supervisord.conf"
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def tidy() -> None:
-    """Mend what a killed container left: its temp files go, and its prep's record says that it ended.
+    """Mend what a killed container left: its temp files go, and the records of its prep and its smoke say that they ended.
 
     No process of this container writes yet. What other containers of the host may write is held by the prep lock, and
     waits for the next start where it is taken. Nothing here keeps a run from starting.
@@ -48,15 +49,20 @@ def tidy() -> None:
     try:
         files.sweep_temporaries(paths.STATE)
         files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
-        if (lock := try_lock(job.LOCK)) is None:
-            return
-        try:
-            for folder in (paths.RUNS, *paths.RUNS.glob("*/"), *paths.RUNS.glob("*/stages")):
-                files.sweep_temporaries(folder)
-            for record in paths.RUNS.glob("*/job.json"):
-                job.settle(record.parent.name, [])
-        finally:
-            os.close(lock)
+        if (lock := try_lock(job.LOCK)) is not None:
+            try:
+                for folder in (paths.RUNS, *paths.RUNS.glob("*/"), *paths.RUNS.glob("*/stages")):
+                    files.sweep_temporaries(folder)
+                for record in paths.RUNS.glob("*/job.json"):
+                    job.settle(record.parent.name, [])
+            finally:
+                os.close(lock)
+        if any(paths.RUNS.glob("*/smokes")) and (lock := try_lock(smoke.LOCK)) is not None:
+            try:
+                for folder in paths.RUNS.glob("*/smokes"):
+                    smoke.settle(folder.parent.name)
+            finally:
+                os.close(lock)
     except OSError as error:
         print(f"sgl-init: WARNING: what an earlier run left is not tidied: {files.reason(error)}", flush=True)
 

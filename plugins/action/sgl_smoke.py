@@ -1,0 +1,70 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Begins a smoke in the container and follows it by short polls, showing each test as it ends."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils.smoke_client import SmokeClient, SmokeError, failure, test_line
+
+_HEARTBEAT_S = 10.0
+_POLL_S = 2.0
+ARGUMENT_SPEC: dict[str, Any] = {
+    "container": {"type": "str", "default": "sglang-dev"},
+    "scenario": {"type": "dict", "required": True},
+    "server_timeout": {"type": "float", "default": 1800},
+}
+
+
+class ActionModule(ActionBase):
+    _requires_connection = True
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        if self._task.check_mode:
+            return {**result, "changed": True, "msg": "the smoke would be run"}
+        client = SmokeClient(self._call, given["container"])
+        try:
+            summary = self._follow(client, given, str((task_vars or {}).get("inventory_hostname", "localhost")))
+            problem = failure(summary)
+            outcome = {
+                "changed": True,
+                "summary": summary,
+                "path": summary["summary"]["container_path"],
+                "path_on_host": summary["summary"].get("host_path"),
+                "tests": {test["name"]: test["error"]["kind"] if test["error"] else test["status"] for test in summary["tests"]},
+                "exit_code": summary["exit_code"] if isinstance(summary["exit_code"], int) else 1,
+            }
+        except SmokeError as error:
+            return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            return {**result, "failed": True, "msg": f"sgl-admin's answer breaks the contract: {repr(error)[:300]}"}
+        return {**result, **outcome, "failed": True, "msg": problem} if problem else {**result, **outcome}
+
+    def _call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
+        done = self._low_level_execute_command(shlex.join(arguments), in_data=text.encode() if text else None)
+        return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
+
+    def _follow(self, client: SmokeClient, given: dict[str, Any], host: str) -> dict[str, Any]:
+        summary = client.start(given["scenario"], given["server_timeout"])
+        shown, began = 0, time.monotonic()
+        shown_at = began
+        while True:
+            ended = [test for test in summary["tests"] if test["status"] != "not_run"]
+            for test in ended[shown:]:
+                self._display.display(f"{host}: {test_line(test)}")
+            if len(ended) > shown:
+                shown, shown_at = len(ended), time.monotonic()
+            if summary["state"] != "running":
+                return summary
+            if time.monotonic() - shown_at >= _HEARTBEAT_S:
+                shown_at = time.monotonic()
+                waiting = "waiting for the server to become healthy" if not shown and summary["model"] is None else "waiting for an answer"
+                self._display.display(f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)")
+            summary = client.follow(summary["smoke_id"], _POLL_S)

@@ -1,0 +1,66 @@
+"""Reports to make pages of: a fleet of any size, and one of a host that wants into the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.contract import validators
+
+MIB = 1024**2
+# Each is no more than text, wherever it stands.
+HOSTILE = "\"><script>document.title='taken'</script><img src=http://127.0.0.1:1/x onerror=alert(1)>\u202e'{{ 7 * 7 }}</td></details>"
+
+
+def fleet(count: int) -> dict[str, Any]:
+    """Hosts like the example's: most ok with times of their own, every 9th failed, every 13th unreachable, the 5th without a proof."""
+    report = validators.example("report")
+    hosts = [_host(number) for number in range(count)]
+    ok = sum(host["status"] == "ok" for host in hosts)
+    report.update(
+        hosts=hosts,
+        status="ok" if ok == count else "partial" if ok else "failed",
+        metrics_ready={"ready": sum(host["metrics_ready"] is True for host in hosts), "total": count},
+        duration_s=max(host["duration_s"] for host in hosts),
+    )
+    return report
+
+
+def _host(number: int) -> dict[str, Any]:
+    is_failed, is_gone = number % 9 == 8, number % 13 == 12
+    host = validators.example("report")["hosts"][2 if is_gone else 1 if is_failed else 0]
+    host["host"] = f"gh200-{number + 1:02}.rack{number // 8 + 1}.lab"
+    # Spread without chance, so that a page that fails does so again.
+    spread = 0.7 + (number * 37 % 100) / 200
+    for step in host["steps"]:
+        step["start_s"], step["duration_s"] = step["start_s"] * spread, step["duration_s"] * spread
+    for stage in host["stages"].values():
+        stage["duration_s"] *= spread
+    for cache in (host["caches"] or {}).values():
+        cache["after_bytes"] = int(cache["after_bytes"] * spread) if cache["before_bytes"] == 0 else cache["after_bytes"]
+    host["duration_s"] *= spread
+    if number == 4:
+        host["metrics_ready"] = False
+        host["telemetry_probe"].update(ok=False, tokens_seen=0, reason="Prometheus was down when the proof was made; run this again")
+    return host
+
+
+def hostile() -> dict[str, Any]:
+    """The example with :data:`HOSTILE` in every text that a host, a task or an inventory gives."""
+    report = validators.example("report")
+    report["playbook"] = HOSTILE
+    for host in report["hosts"]:
+        host.update(host=host["host"] + HOSTILE, warnings=[HOSTILE])
+        if host["status"] != "ok":
+            host.update(problem=HOSTILE, failed_task=HOSTILE)
+        for step in host["steps"]:
+            step["name"] += HOSTILE
+        for stage in host["stages"].values():
+            stage["errors"] = [HOSTILE for _error in stage["errors"]]
+        if host["model"]:
+            host["model"].update(path="/models/" + HOSTILE, slug=HOSTILE)
+            host["device"]["name"] = HOSTILE
+            host["versions"] = {HOSTILE: HOSTILE}
+            host["links"].update(prometheus="http://" + HOSTILE, log="/" + HOSTILE)
+        if host["telemetry_probe"] and not host["telemetry_probe"]["ok"]:
+            host["telemetry_probe"]["reason"] = HOSTILE
+    return report

@@ -1,0 +1,34 @@
+#!/usr/bin/env python3
+"""OpenSSH's client as Ansible and rsync call it; the remote host is this one.
+
+It stands for ssh to a host: options first, then the host, then the command, which the login shell gets as one string. It notes its
+arguments in the file that SGL_TEST_SSH_LOG names, a line each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+_WITH_VALUE = set("bcDEeFIiJLlmOopQRSWw")
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    with open(os.environ["SGL_TEST_SSH_LOG"], "a", encoding="utf-8") as log:
+        log.write(json.dumps(words) + "\n")
+    while words and words[0].startswith("-"):
+        word = words.pop(0)
+        if word == "--":
+            break
+        if word[-1] in _WITH_VALUE and len(word) == 2:
+            words.pop(0)
+    if len(words) < 2:
+        sys.exit(255)
+    path = os.environ.get("SGL_TEST_SSH_PATH", os.environ["PATH"])
+    os.execve("/bin/sh", ["/bin/sh", "-c", " ".join(words[1:])], {**os.environ, "PATH": path})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""The report's page as text: its numbers, its groups, and what a report may lack. What a browser says of it is in tests/browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_page
+from jsonschema import ValidationError
+
+from tests.browser import reports
+from tests.contract import validators
+
+VOID = {"meta", "link", "br", "hr", "img", "input", "base"}
+
+
+class Page(HTMLParser):
+    """The page's elements, with every open one closed in its turn; ``texts`` holds the words of each table cell and heading."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th", "h1", "h2", "h3", "h4"):
+            self.texts.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.texts and {"td", "th", "h1", "h2", "h3", "h4"} & set(self.open):
+            self.texts[-1] = " ".join(f"{self.texts[-1]} {data}".split())
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def rendered(**changes: Any) -> str:
+    """The page of the example whose every host has these values."""
+    report = validators.example("report")
+    for host in report["hosts"]:
+        host.update(changes)
+    return report_page.render(report)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_a_fleet_keeps_the_contract(count):
+    validators.validate_report(json.loads(json.dumps(reports.fleet(count))))
+
+
+def test_hostile_report_keeps_the_contract():
+    """Else the contract would already keep it from the page."""
+    validators.validate_report(reports.hostile())
+
+
+@pytest.mark.parametrize("status", ["ok", "failed"])
+def test_status_goes_with_the_hosts(status):
+    with pytest.raises(ValidationError):
+        validators.validate_report({**validators.example("report"), "status": status})
+
+
+def test_stages_are_all_there_or_none():
+    report = validators.example("report")
+    report["hosts"][0]["stages"] = {}
+    validators.validate_report(report)
+    del report["hosts"][1]["stages"]["inductor"]
+    with pytest.raises(ValidationError):
+        validators.validate_report(report)
+
+
+def test_names_are_the_contracts():
+    host = validators.schema("report")["$defs"]["host"]["properties"]
+    assert report_page.STAGES == tuple(host["stages"]["properties"]) == tuple(validators.schema("common")["$defs"]["stage_name"]["enum"])
+    assert report_page.CACHES == tuple(host["caches"]["properties"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "unknown"),
+        (0, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (418, "6 min 58 s"),
+        (3599.7, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert report_page.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (None, "unknown"),
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (2316, "2.3 KiB"),
+        (1024**2 - 1, "1.0 MiB"),
+        (734003200, "700 MiB"),
+        (99.96 * 1024**3, "100 GiB"),
+        (1024**3 - 1, "1.0 GiB"),
+        (5000 * 1024**4, "5000 TiB"),
+    ],
+)
+def test_size(count, text):
+    assert report_page.size(count) == text
+
+
+def test_moment():
+    assert report_page.moment("2026-11-05T07:02:60Z") == "5 Nov 2026, 07:02:60 UTC"
+    assert report_page.moment(None) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("span", "labels"),
+    [
+        (0.35, ["0", "0.1 s", "0.2 s", "0.3 s"]),
+        (42, ["0", "10 s", "20 s", "30 s", "40 s"]),
+        (170, ["0", "30 s", "1 min", "1 min 30 s", "2 min", "2 min 30 s"]),
+        (1754.6, ["0", "5 min", "10 min", "15 min", "20 min", "25 min"]),
+        (9000, ["0", "30 min", "1 h", "1 h 30 min", "2 h", "2 h 30 min"]),
+        (300000, ["0", "24 h", "48 h", "72 h"]),
+    ],
+)
+def test_ticks_of_the_time_axis(span, labels):
+    assert [report_page.tick_label(at) for at in report_page.ticks(span)] == labels
+
+
+@pytest.mark.parametrize("span", [10.0**power for power in range(-1, 9)])
+def test_ticks_are_few(span):
+    found = report_page.ticks(span)
+    assert 2 <= len(found) <= report_page.MOST_TICKS + 1 and found[-1] <= span
+
+
+def test_same_sentence_is_told_once():
+    report = reports.fleet(40)
+    hosts = report["hosts"]
+    problems = report_page.findings(hosts, report_page.problems_of)
+    assert [len(problem.hosts) for problem in problems] == [4, 3, 1]
+    assert problems[0].hosts == [8, 17, 26, 35] and problems[0].task == "Warm the caches and prove the metrics"
+    assert problems[2].text.startswith("No METRICS_READY: Prometheus was down")
+    page = report_page.render(report)
+    listed = page.split('<ul class="findings problem">')[1].split("</ul>")[0]
+    assert listed.count(hosts[8]["problem"]) == 1 and all(hosts[number]["host"] in listed for number in (8, 17, 26, 35))
+
+
+def test_failed_stage_of_a_host_without_a_sentence_is_told():
+    host = validators.example("report")["hosts"][1]
+    host["problem"] = None
+    assert [problem[0].split(":")[0] for problem in report_page.problems_of(host)] == ["moe_tune", "No METRICS_READY"]
+
+
+def test_timeline():
+    report = validators.example("report")
+    chart = report_page.timeline(report)
+    assert chart["names"] == ["preflight", "host_dirs", "model", "image", "stack", "provider_prep"]
+    assert [[bar["colour"] for bar in row] for row in chart["rows"]] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0]]
+    bars = [bar for row in chart["rows"] for bar in row]
+    assert all(bar["x"] >= 0 and bar["width"] > 0 and bar["x"] + bar["width"] <= 100.1 for bar in bars)
+    assert chart["rows"][0][5]["width"] == pytest.approx(100 * 1610.6 / 1754.6)
+
+
+def test_steps_beyond_the_colours_share_the_last():
+    report = validators.example("report")
+    report["hosts"][0]["steps"] = [{"name": f"role {n}", "start_s": n, "duration_s": 1, "status": "ok"} for n in range(10)]
+    chart = report_page.timeline(report)
+    assert [bar["colour"] for bar in chart["rows"][0]] == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7]
+    page = report_page.render(report)
+    assert set(re.findall(r'class="step-(\d+)"', page)) <= set(re.findall(r"^\.step-(\d+) ", page, re.MULTILINE))
+
+
+def test_page_says_what_the_report_says():
+    texts = Page(report_page.render(validators.example("report"))).texts
+    assert texts[0] == "METRICS_READY 1 of 3"
+    start = texts.index("Took") + 1
+    assert texts[start : start + 14] == [
+        *(
+            "gh200-01 ok",
+            "ready 48 of 48 tokens",
+            "ok 6 min 58 s",
+            "ok 15 min 38 s",
+            "no-op 0.4 s valid signature",
+            "ok 3 min 35 s",
+            "29 min 13 s",
+        ),
+        *(
+            "gh200-02 failed",
+            "not ready 0 of 48 tokens",
+            "ok 7 min 2 s",
+            "error 4 min 5 s tuner failed",
+            "skipped requested",
+            "ok 2 min 49 s",
+        ),
+        "17 min 2 s",
+    ]
+    assert {"0 B → 700 MiB", "112 MiB as before", "1.1 KiB → 2.3 KiB", "empty"} <= set(texts)
+
+
+def test_page_can_be_heard():
+    page = Page(report_page.render(reports.fleet(3)))
+    assert page.all("html") == [{"lang": "en"}]
+    assert len(page.all("h1")) == 1 and len(page.all("table")) == 2 + 2 * 3
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    assert all("aria-hidden" in attributes or attributes.get("role") == "img" for attributes in page.all("svg"))
+    ids = [attributes["id"] for _tag, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = [attributes["aria-labelledby"] for _tag, attributes in page.elements if "aria-labelledby" in attributes]
+    hrefs = [(attributes["href"] or "") for attributes in page.all("a", "use")]
+    assert {href[1:] for href in hrefs if href.startswith("#")} | set(named) <= set(ids)
+
+
+def test_page_holds_no_script_and_names_nothing_to_load():
+    page = Page(report_page.render(reports.hostile()))
+    assert page.all("script", "link", "img", "iframe", "object", "base", "form") == []
+    assert [name for _tag, attributes in page.elements for name in attributes if name.startswith("on") or name == "src"] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict.fromkeys(("run_id", "prep_id", "metrics_ready", "model", "device", "versions", "telemetry_probe", "caches")),
+        dict.fromkeys(("started_at", "finished_at", "duration_s")),
+        {"stages": {}, "steps": [], "warnings": []},
+        {"caches": {}},
+        {"caches": {"triton": dict.fromkeys(("before_bytes", "after_bytes", "before_files", "after_files"))}},
+        {"caches": {"triton": {"before_bytes": 2048, "after_bytes": 1024, "before_files": 2, "after_files": 1}}},
+        {"versions": {"deep_gemm": None}},
+        {"links": dict.fromkeys(("prometheus", "prep_result", "manifest", "log"))},
+    ],
+)
+def test_what_is_unknown_is_left_out_or_said(changes):
+    page = rendered(**changes)
+    Page(page)
+    assert "None" not in page
+
+
+def test_run_of_no_time_and_no_host():
+    report = {**validators.example("report"), "hosts": [], "status": "failed", "metrics_ready": {"ready": 0, "total": 0}, "duration_s": 0.0}
+    validators.validate_report(report)
+    assert "METRICS_READY</span> 0 of 0" in report_page.render(report)
+
+
+def test_fields_added_later_are_ignored():
+    report = validators.example("report")
+
+    def add(value: Any) -> None:
+        for inner in list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []:
+            add(inner)
+        if isinstance(value, dict):
+            value["added_later"] = "text"
+
+    add(report)
+    assert "added_later" not in report_page.render(report).replace("added_later text", "")
+
+
+def test_check_mode_is_said():
+    report = validators.example("report")
+    assert "Check mode" not in report_page.render(report)
+    assert "Check mode" in report_page.render({**report, "check_mode": True})
+
+
+def test_half_a_character_can_be_written():
+    assert "gh200-?" in rendered(host="gh200-\udcff")

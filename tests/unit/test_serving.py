@@ -1,0 +1,184 @@
+"""`sgl-admin server`: exactly the prepared server, one at a time, ended as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sgl_admin import cli, files, paths, serving
+from sgl_admin.server import _alive
+
+from tests.contract import validators
+
+ROOT = Path(__file__).resolve().parents[2]
+# Stands for the prepared server: it answers /health, and has a helper process in its group, as SGLang has.
+DOUBLE = str(ROOT / "tests" / "doubles" / "chat_server.py")
+Admin = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
+@pytest.fixture
+def prepared(live_run: str, port: int) -> Iterator[list[str]]:
+    """A run in which a prep left its result; returns its server's command. Whatever a test started is ended."""
+    argv = [sys.executable, DOUBLE, "--port", str(port)]
+    prepare(live_run, argv)
+    yield argv
+    serving.stop(live_run)
+
+
+def prepare(run_id: str, argv: Any, env: Any = None) -> None:
+    result = validators.example("prep_result")
+    result["run"].update(run_id=run_id, server={"argv": argv, "env": {"PYTHONPATH": str(ROOT)} if env is None else env})
+    files.write_json(paths.prep_result(run_id), result)
+
+
+@pytest.fixture
+def admin(capsys: pytest.CaptureFixture[str]) -> Admin:
+    def call(*words: str) -> tuple[int, str, str]:
+        code = cli.main(["server", *words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def gone(group: int) -> bool:
+    """Whether a process group has ended, reaping what was this process's own child."""
+    deadline = time.monotonic() + 20
+    while _alive(group) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not _alive(group)
+
+
+def test_it_starts_the_prepared_one_and_stops_all_of_it(prepared: list[str], live_run: str, port: int, admin: Admin) -> None:
+    code, out, _ = admin("start", "--json")
+    started = json.loads(out)
+    assert code == 0 and started["healthy"] is True and started["started"] is True
+    record = started["server"]
+    assert record["argv"] == prepared and record["port"] == port and record["run_id"] == live_run
+    with open(f"/proc/{record['pgid']}/cmdline", "rb") as command:
+        assert command.read().decode().split("\0")[:-1] == prepared
+    code, out, _ = admin("stop")
+    assert code == 0 and "stopped" in out
+    assert gone(record["pgid"])
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(("127.0.0.1", port))
+    assert files.read_json(paths.server(live_run))["state"] == "stopped"  # type: ignore[index]
+
+
+def test_a_second_start_takes_the_one_that_runs(prepared: list[str], admin: Admin) -> None:
+    first = json.loads(admin("start", "--json")[1])
+    second = json.loads(admin("start", "--json")[1])
+    assert second["started"] is False and second["server"]["server_id"] == first["server"]["server_id"]
+
+
+def test_another_server_is_not_started_beside_it(prepared: list[str], live_run: str, admin: Admin) -> None:
+    admin("start")
+    prepare(live_run, [*prepared, "--mode", "tags"])
+    code, _, error = admin("start")
+    assert code == 5 and "server stop" in error and prepared[1] in error
+
+
+def test_it_outlives_who_started_it(prepared: list[str], live_run: str, admin: Admin) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(cli.main(["server", "start", "--detach"]))
+    assert os.waitpid(child, 0)[1] == 0
+    code, out, _ = admin("status", "--wait", "60", "--json")
+    assert code == 0 and json.loads(out)["healthy"] is True
+
+
+def test_one_that_ends_while_it_starts_is_told_with_its_last_words(live_run: str, port: int, admin: Admin) -> None:
+    prepare(live_run, [sys.executable, "-c", "print('CUDA out of memory'); raise SystemExit(9)", "--port", str(port)])
+    code, _, error = admin("start")
+    assert code == 7 and "CUDA out of memory" in error and "ended while starting" in error
+    code, out, _ = admin("status", "--json")
+    assert code == 0 and json.loads(out)["server"]["state"] == "ended" and "CUDA out of memory" in json.loads(out)["log_tail"]
+
+
+def test_one_that_does_not_get_healthy_is_left_to_go_on(prepared: list[str], live_run: str, port: int, admin: Admin) -> None:
+    prepare(live_run, [sys.executable, "-c", "import time; time.sleep(600)", "--port", str(port)])
+    code, _, error = admin("start", "--timeout", "0")
+    assert code == 7 and "goes on" in error and "server stop" in error
+    assert json.loads(admin("status", "--json")[1])["server"]["state"] == "running"
+
+
+def test_a_taken_port_names_its_holder(prepared: list[str], port: int, admin: Admin) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        code, _, error = admin("start")
+    assert code == 7 and str(port) in error and f"pid {os.getpid()}" in error
+
+
+def test_a_record_that_cannot_be_written_leaves_no_server(prepared: list[str], monkeypatch: pytest.MonkeyPatch, admin: Admin) -> None:
+    started: list[int | None] = []
+    real = serving.Server.start
+
+    def start(server: serving.Server) -> None:
+        real(server)
+        started.append(server.group)
+
+    monkeypatch.setattr(serving.Server, "start", start)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "/telemetry/x")
+
+    monkeypatch.setattr(files, "write_json", full)
+    code, _, error = admin("start")
+    assert code == 1 and "no space left" in error
+    assert started[0] is not None and gone(started[0])
+
+
+def test_a_leader_that_was_killed_leaves_no_helper(prepared: list[str], admin: Admin) -> None:
+    record = json.loads(admin("start", "--json")[1])["server"]
+    os.kill(record["pgid"], signal.SIGKILL)
+    code, out, _ = admin("stop")
+    assert code == 0 and "stopped" in out and gone(record["pgid"])
+
+
+def test_without_a_prep_there_is_nothing_to_start(live_run: str, admin: Admin) -> None:
+    code, _, error = admin("start")
+    assert code == 4 and "prep.yml" in error
+    assert admin("stop")[:2] == (0, "no server was started in this run\n")
+    assert admin("status")[:2] == (0, "no server was started in this run\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "env"),
+    [
+        ("python", {}),
+        ([], {}),
+        (["x"], {}),
+        (["x", "--port"], {}),
+        (["x", "--port", "0"], {}),
+        (["x", "--port", "y"], {}),
+        ([1], {}),
+        (["x"], []),
+    ],
+)
+def test_a_prep_result_that_names_no_server_is_refused_in_words(live_run: str, argv: Any, env: Any, admin: Admin) -> None:
+    prepare(live_run, argv, env)
+    code, _, error = admin("start")
+    assert code == 4 and error.startswith("sgl-admin: ") and "prepare it first" in error
+
+
+def test_a_dry_run_prints_the_command_and_starts_nothing(prepared: list[str], live_run: str, admin: Admin) -> None:
+    code, out, _ = admin("start", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["argv"] == prepared
+    assert not paths.server(live_run).exists()
