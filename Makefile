@@ -25,7 +25,7 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
 
 .PHONY: test
-test: lint types sanity docker-up chromium-up ## Pass every test: check, sanity, browser, integration, molecule
+test: lint types sanity docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
 	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/integration tests/faults tests/molecule
 
 # What takes minutes: each write killed, 10,000 inputs for each parser, 50 repetitions of what runs at once.
@@ -66,7 +66,7 @@ integration: setup docker-up ## The tests against real Docker containers
 	$(PYTEST) -m "not long" tests/integration tests/faults $(ARGS)
 
 .PHONY: browser
-browser: setup chromium-up ## The report's page in a real browser
+browser: setup test-tools-up ## The report's page in a real browser
 	$(PYTEST) tests/browser $(ARGS)
 
 .PHONY: molecule
@@ -85,9 +85,9 @@ setup-base:
 docker-up:
 	scripts/docker_up.sh
 
-.PHONY: chromium-up
-chromium-up:
-	scripts/chromium_up.sh
+.PHONY: test-tools-up
+test-tools-up:
+	scripts/test_tools_up.sh
 
 .PHONY: lock
 lock: ## Compile requirements/*.txt from *.in with uv (ARGS=--upgrade takes the newest)

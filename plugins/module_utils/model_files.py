@@ -42,8 +42,8 @@ class ModelMissing(ModelError):
     """There is no such folder."""
 
 
-def _shown(path: str) -> str:
-    """The path for a message: one line, also where a name of an index holds what does not print."""
+def one_line(path: str) -> str:
+    """A path for a message: one line, also where a name of an index holds what does not print."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -60,14 +60,14 @@ def _read(path: str) -> bytes:
     return data
 
 
-def _json_object(path: str, data: bytes) -> dict[str, Any]:
+def json_object(path: str, data: bytes) -> dict[str, Any]:
     remedy = "copy or download the model again"
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as exc:  # UnicodeDecodeError is a ValueError
-        raise ModelError(f"{_shown(path)} is not valid JSON ({exc}): {remedy}") from None
+        raise ModelError(f"{one_line(path)} is not valid JSON ({exc}): {remedy}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{_shown(path)} holds a JSON {type(value).__name__}, not an object: {remedy}")
+        raise ModelError(f"{one_line(path)} holds a JSON {type(value).__name__}, not an object: {remedy}")
     return value
 
 
@@ -149,7 +149,7 @@ def architecture(path: str, config: dict[str, Any]) -> str:
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ModelError(
-            f"{_shown(path)} names no architecture (architectures is {_brief(names)}): use the folder of a complete Hugging Face model"
+            f"{one_line(path)} names no architecture (architectures is {_brief(names)}): use the folder of a complete Hugging Face model"
         )
     return name
 
@@ -161,11 +161,11 @@ def check_heads(path: str, config: dict[str, Any], tp: int) -> None:
         return
     name, heads = found
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
-        raise ModelError(f"{_shown(path)} has {name} {_brief(heads)}, not a positive number: copy or download the model again")
+        raise ModelError(f"{one_line(path)} has {name} {_brief(heads)}, not a positive number: copy or download the model again")
     if heads % tp:
         fitting = [str(number) for number in range(1, tp) if heads % number == 0]
         raise ModelError(
-            f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of {_shown(path)}: set sgl_tp: {fitting[-1]}"
+            f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of {one_line(path)}: set sgl_tp: {fitting[-1]}"
         )
 
 
@@ -181,21 +181,43 @@ def _shard_names(path: str, index: dict[str, Any]) -> list[str]:
     remedy = "copy or download the model again"
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{_shown(path)} has no weight_map that names the shards: {remedy}")
+        raise ModelError(f"{one_line(path)} has no weight_map that names the shards: {remedy}")
     names: dict[str, None] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _is_file_name(name):
-            raise ModelError(f"{_shown(path)} names {_brief(name)} as the file of {_brief(tensor)}: {remedy}")
+            raise ModelError(f"{one_line(path)} names {_brief(name)} as the file of {_brief(tensor)}: {remedy}")
         names[name] = None
     for name in names:
         if os.path.isabs(name) or ".." in name.split("/"):
             raise ModelError(
-                f"{_shown(path)} names the shard {_brief(name)}, which lies outside its folder: take the model from a trusted source"
+                f"{one_line(path)} names the shard {_brief(name)}, which lies outside its folder: take the model from a trusted source"
             )
     return sorted(names)
 
 
-def _several(problems: list[str], total: int, noun: str = "shards") -> str:
+def is_below(name: str) -> bool:
+    """Whether a name that some file gives is a relative path that stays below its folder, in its one plain spelling."""
+    return _is_file_name(name) and not os.path.isabs(name) and os.path.normpath(name) == name and name.split("/")[0] not in ("..", ".")
+
+
+def weight_files(path: str) -> tuple[bytes | None, list[str]]:
+    """The index, None where there is none, and the weight files: those that it names, else each ``*.safetensors`` of the folder.
+
+    Raises ModelError for an index that cannot be used.
+    """
+    index = os.path.join(path, INDEX)
+    if os.path.lexists(index):
+        data = load(index)
+        return data, _shard_names(index, json_object(index, data))
+    try:
+        names = os.listdir(path)
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
+    return None, sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("."))
+
+
+def several(problems: list[str], total: int, noun: str = "shards") -> str:
+    """``2 of 9 shards: a, b``; of many only the first ones by name."""
     more = len(problems) - NAMED_SHARDS
     text = ", ".join(problems[:NAMED_SHARDS]) + (f" and {more} more" if more > 0 else "")
     return f"{len(problems)} of {total} {noun}: {text}"
@@ -231,7 +253,7 @@ def outside_mount(path: str, root: str) -> str | None:
     A relative link that stays below root resolves there too; an absolute one, or one that leaves root, dangles.
     """
     if path != root and not path.startswith(root.rstrip("/") + "/"):
-        return f"is not below {_shown(root)}"
+        return f"is not below {one_line(root)}"
     parts = [part for part in os.path.relpath(path, root).split("/") if part != "."]
     done: list[str] = []
     links = 0
@@ -239,7 +261,7 @@ def outside_mount(path: str, root: str) -> str | None:
         part = parts.pop(0)
         if part == "..":
             if not done:
-                return f"leads out of {_shown(root)} by a symbolic link"
+                return f"leads out of {one_line(root)} by a symbolic link"
             done.pop()
             continue
         here = os.path.join(root, *done, part)
@@ -250,9 +272,9 @@ def outside_mount(path: str, root: str) -> str | None:
             continue
         links += 1
         if os.path.isabs(target):
-            return f"is reached by the absolute symbolic link {_shown(here)} -> {_shown(target)}"
+            return f"is reached by the absolute symbolic link {one_line(here)} -> {one_line(target)}"
         if links > 40:
-            return f"is reached by symbolic links in a circle at {_shown(here)}"
+            return f"is reached by symbolic links in a circle at {one_line(here)}"
         parts = [step for step in target.split("/") if step not in ("", ".")] + parts
     return None
 
@@ -293,14 +315,14 @@ def inspect_model(
     Raises ModelMissing when there is no such folder and ModelError for all else.
     """
     check_devices(tp, device_count, device_name)
-    shown = _shown(path)
+    shown = one_line(path)
     if not os.path.isabs(path) or "\0" in path:
         raise ModelError(f"model '{shown}' is not an absolute path: set sgl_model to a folder below the models root")
     path = os.path.normpath(path)
-    shown = _shown(path)
+    shown = one_line(path)
     root = os.path.normpath(root) if root else None
     if root is not None and (why := outside_mount(path, root)):
-        raise ModelError(f"the container cannot see the model: {shown} {why}: move or copy the model to a folder below {_shown(root)}")
+        raise ModelError(f"the container cannot see the model: {shown} {why}: move or copy the model to a folder below {one_line(root)}")
     try:
         info = os.stat(path)
         names = os.listdir(path) if stat.S_ISDIR(info.st_mode) else []
@@ -308,30 +330,25 @@ def inspect_model(
         what = "is a dangling symbolic link" if os.path.islink(path) else "does not exist"
         raise ModelMissing(f"the model {shown} {what}: put the model there, or set sgl_model to one that is there") from None
     except OSError as exc:
-        raise _unreadable(path, exc) from exc
+        raise unreadable(path, exc) from exc
     if not stat.S_ISDIR(info.st_mode):
         raise ModelError(f"the model {shown} is not a directory: set sgl_model to the folder that holds {CONFIG}")
 
     config_path = os.path.join(path, CONFIG)
     if CONFIG not in names:
         raise ModelError(f"the model {shown} has no {CONFIG}: set sgl_model to the folder of a complete Hugging Face model")
-    config_data = _load(config_path)
-    config = _json_object(config_path, config_data)
+    config_data = load(config_path)
+    config = json_object(config_path, config_data)
     arch = architecture(config_path, config)
     check_heads(config_path, config, tp)
 
     parts = [(CONFIG, config_data)]
-    required = [CONFIG]
-    if INDEX in names:
-        index_path = os.path.join(path, INDEX)
-        index_data = _load(index_path)
-        shards = _shard_names(index_path, _json_object(index_path, index_data))
+    index_data, shards = weight_files(path)
+    if index_data is not None:
         parts.append((INDEX, index_data))
-        required.append(INDEX)
-    else:
-        shards = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("."))
-        if not shards:
-            raise ModelError(f"the model {shown} has no *.safetensors file: use a model in the safetensors format, or finish its download")
+    elif not shards:
+        raise ModelError(f"the model {shown} has no *.safetensors file: use a model in the safetensors format, or finish its download")
+    required = [name for name, _data in parts]
     sizes = _check_shards(path, shards)
     for name in [*required, *shards]:
         _check_visible(os.path.join(path, name), root, uid, gid, path)
@@ -351,7 +368,7 @@ def missing_model(path: str) -> dict[str, Any]:
     """What is known of a model that is not there yet; the keys of :func:`inspect_model`."""
     path = os.path.normpath(path)
     return {
-        "path": _shown(path),
+        "path": one_line(path),
         "slug": os.path.basename(path),
         "missing": True,
         "identity": None,
@@ -362,8 +379,8 @@ def missing_model(path: str) -> dict[str, Any]:
     }
 
 
-def _unreadable(path: str, exc: OSError) -> ModelError:
-    shown = _shown(path)
+def unreadable(path: str, exc: OSError) -> ModelError:
+    shown = one_line(path)
     if isinstance(exc, PermissionError):
         remedy = f"run `chmod -R u+rX,g+rX {shlex.quote(shown)}`, or run the task with become: true"
     else:
@@ -371,11 +388,11 @@ def _unreadable(path: str, exc: OSError) -> ModelError:
     return ModelError(f"{shown} cannot be read by uid {os.geteuid()} ({exc.strerror or exc}): {remedy}")
 
 
-def _load(path: str) -> bytes:
+def load(path: str) -> bytes:
     try:
         return _read(path)
     except OSError as exc:
-        raise _unreadable(path, exc) from exc
+        raise unreadable(path, exc) from exc
 
 
 def _check_shards(path: str, shards: list[str]) -> list[int]:
@@ -386,36 +403,36 @@ def _check_shards(path: str, shards: list[str]) -> list[int]:
         try:
             info = os.stat(file)
             if not stat.S_ISREG(info.st_mode):
-                damaged.append(f"{_shown(name)} (not a file)")
+                damaged.append(f"{one_line(name)} (not a file)")
                 continue
             problem = shard_problem(file, info.st_size)
         except (FileNotFoundError, NotADirectoryError):
-            missing.append(_shown(name))
+            missing.append(one_line(name))
             continue
         except OSError as exc:
-            raise _unreadable(file, exc) from exc
+            raise unreadable(file, exc) from exc
         if problem:
-            damaged.append(f"{_shown(name)} ({problem})")
+            damaged.append(f"{one_line(name)} ({problem})")
         sizes.append(info.st_size)
     if missing:
         raise ModelError(
-            f"the model {_shown(path)} lacks {_several(missing, len(shards))}: finish its copy or download (the files that {INDEX} names)"
+            f"the model {one_line(path)} lacks {several(missing, len(shards))}: finish its copy or download (the files that {INDEX} names)"
         )
     if damaged:
-        raise ModelError(f"the model {_shown(path)} has damaged weights in {_several(damaged, len(shards))}: copy or download these again")
+        raise ModelError(f"the model {one_line(path)} has damaged weights in {several(damaged, len(shards))}: copy or download these again")
     return sizes
 
 
 def _check_visible(file: str, root: str | None, uid: int | None, gid: int | None, folder: str) -> None:
     if root is not None and (why := outside_mount(file, root)):
-        raise ModelError(f"the container cannot see {_shown(file)}: it {why}: put the file itself there (cp -L)")
+        raise ModelError(f"the container cannot see {one_line(file)}: it {why}: put the file itself there (cp -L)")
     if uid is None:
         return
     try:
         closed = denied(file, uid, -1 if gid is None else gid, root or folder)
     except OSError as exc:
-        raise _unreadable(file, exc) from exc
+        raise unreadable(file, exc) from exc
     if closed:
         inside = closed == folder or closed.startswith(folder + "/")
-        command = f"chmod -R a+rX {shlex.quote(_shown(folder))}" if inside else f"chmod a+rx {shlex.quote(_shown(closed))}"
-        raise ModelError(f"{_shown(closed)} cannot be read by uid {uid}, as which the server runs: run `{command}`")
+        command = f"chmod -R a+rX {shlex.quote(one_line(folder))}" if inside else f"chmod a+rx {shlex.quote(one_line(closed))}"
+        raise ModelError(f"{one_line(closed)} cannot be read by uid {uid}, as which the server runs: run `{command}`")

@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, model_files, ports, run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, model_digests, model_files, ports, run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, Runner
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage
 
 _GB = 10**9
+# Sources of a model that need to be told where from.
+_FROM = ("local", "controller", "hub")
 
 
 class PreflightError(Exception):
@@ -38,7 +41,11 @@ class Options:
     pointer_uid: int | None
     pointer_gid: int | None
     model: str | None
-    model_may_be_missing: bool
+    model_source: str
+    model_from: str | None
+    model_revision: str
+    model_endpoint: str | None
+    model_verify: str
     tp: int
     bind_address: str
     ports: dict[str, int]
@@ -168,17 +175,58 @@ def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> N
         found.problems.append("no model is named: set sgl_model to its folder under the models folder, such as Qwen/Qwen3-8B")
         return
     path = os.path.join(spec.models, options.model)
+    if options.model_source in _FROM and not options.model_from:
+        found.problems.append(f"sgl_model_source is {options.model_source}, and nothing says where from: set sgl_model_from")
+        return
     devices = found.facts["devices"]
+    fitting = {"tp": options.tp, "device_count": devices["count"], "device_name": devices["name"]}
     try:
-        found.facts["model"] = model_files.inspect_model(
-            path, tp=options.tp, device_count=devices["count"], device_name=devices["name"], root=spec.models, uid=spec.uid, gid=spec.gid
-        )
-    except model_files.ModelMissing as error:
-        found.facts["model"] = model_files.missing_model(path)
-        if not options.model_may_be_missing:
-            found.problems.append(str(error))
+        model = _model_that_is_there(path, spec, fitting, options)
+        found.facts["model"] = {**model, "stage": _to_be_staged(path, model, spec, fitting, options)}
     except model_files.ModelError as error:
         found.problems.append(str(error))
+
+
+def _model_that_is_there(path: str, spec: host_tree.Spec, fitting: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Its description, and whether its bytes are known to be those that were recorded. Raises ModelError for what nothing will mend."""
+    unread = {"recorded": False, "verified": False}
+    try:
+        model = model_files.inspect_model(path, **fitting, root=spec.models, uid=spec.uid, gid=spec.gid)
+        read = model_digests.quick(path) if options.model_source in _FROM else model_digests.quick_and_sound(path)
+    except model_files.ModelMissing:
+        if options.model_source == "present":
+            raise
+        return {**model_files.missing_model(path), **unread}
+    except model_files.ModelError:
+        if options.model_source not in _FROM:
+            raise
+        # It is brought anew.
+        return {**model_files.missing_model(path), "missing": False, **unread}
+    return {**model, "recorded": read.recorded, "verified": read.verified}
+
+
+def _to_be_staged(path: str, model: dict[str, Any], spec: host_tree.Spec, fitting: dict[str, Any], options: Options) -> bool:
+    """Whether sgl_model_stage has something to bring or to read. Raises ModelError for what it would refuse."""
+    if options.model_source == "tiny":
+        return False
+    # What the controller has, only its action can tell.
+    if options.model_verify == "full" or (model["recorded"] and not model["verified"]) or options.model_source == "controller":
+        return True
+    if options.model_source == "present":
+        return False
+    asked = Request(
+        path=path,
+        models_root=spec.models,
+        source=options.model_source,
+        uid=spec.uid,
+        gid=spec.gid,
+        origin=options.model_from or "",
+        revision=options.model_revision,
+        endpoint=options.model_endpoint,
+        fitting=fitting,
+    )
+    changed: bool = Stage(asked).plan()["changed"]
+    return changed
 
 
 def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:

@@ -69,10 +69,26 @@ options:
   model:
     description: The model's folder under the models folder. Needed for O(ready_for=prep).
     type: str
-  model_may_be_missing:
-    description: Do not refuse a model that is not there, as it is about to be made.
-    type: bool
-    default: false
+  model_source:
+    description: Where the model comes from, if it is not there; as in M(slice_bench.sglang.sgl_model_stage), or V(tiny).
+    type: str
+    choices: [present, tiny, local, controller, hub]
+    default: present
+  model_from:
+    description: The folder or the repository that the model comes from.
+    type: str
+  model_revision:
+    description: The hub's branch, tag or commit.
+    type: str
+    default: main
+  model_endpoint:
+    description: The hub's address, where it is not the public one.
+    type: str
+  model_verify:
+    description: Whether the model is to be read in full.
+    type: str
+    choices: [quick, full]
+    default: quick
   tp:
     description: Tensor parallel size.
     type: int
@@ -166,7 +182,10 @@ tree:
   type: dict
   sample: {paths: {telemetry: /home/ubuntu/sglang-observability/telemetry}, owner: {uid: 1000, gid: 1000}, incomplete: false, foreign: []}
 model:
-  description: What M(slice_bench.sglang.sgl_model) returns of the model; null unless O(ready_for=prep), or where it cannot be used.
+  description: >-
+    What M(slice_bench.sglang.sgl_model) returns of the model; null unless O(ready_for=prep), or where it cannot be used. Also whether there
+    are recorded digests (C(recorded)), whether its bytes are known to be those (C(verified)), and whether
+    M(slice_bench.sglang.sgl_model_stage) has something to bring or to read (C(stage)).
   returned: always
   type: dict
 run:
@@ -211,7 +230,11 @@ def main() -> None:
             "pointer_uid": {"type": "int"},
             "pointer_gid": {"type": "int"},
             "model": {"type": "str"},
-            "model_may_be_missing": {"type": "bool", "default": False},
+            "model_source": {"type": "str", "choices": ["present", "tiny", "local", "controller", "hub"], "default": "present"},
+            "model_from": {"type": "str"},
+            "model_revision": {"type": "str", "default": "main"},
+            "model_endpoint": {"type": "str"},
+            "model_verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
             "tp": {"type": "int", "default": 1},
             "bind_address": {"type": "str", "default": "127.0.0.1"},
             "ports": {"type": "dict", "default": {}},

@@ -54,7 +54,11 @@ def options(root: Path, **given: Any) -> Options:
         "pointer_uid": None,
         "pointer_gid": None,
         "model": None,
-        "model_may_be_missing": False,
+        "model_source": "present",
+        "model_from": None,
+        "model_revision": "main",
+        "model_endpoint": None,
+        "model_verify": "quick",
         "tp": 1,
         "bind_address": "127.0.0.1",
         "ports": {},
@@ -168,7 +172,7 @@ def test_a_model_is_looked_at(host: Docker, tmp_path: Path) -> None:
     wanted = {"ready_for": "prep", "model": "lab/m"}
     [problem] = look(options(tmp_path / "tree", **wanted), host).problems
     assert "lab/m" in problem
-    found = look(options(tmp_path / "tree", **wanted, model_may_be_missing=True), host)
+    found = look(options(tmp_path / "tree", **wanted, model_source="tiny"), host)
     assert found.problems == [] and found.facts["model"]["missing"] is True
     folder = tmp_path / "tree" / "models" / "lab" / "m"
     folder.mkdir(parents=True)

@@ -1,0 +1,289 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""One slice of bringing a model to its place and verifying it: what comes next is told by what is on the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files, model_hub
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import HUB_STATE, SHA256, Digest, Verification
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, ModelMissing, one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
+    Files,
+    Slice,
+    SourceFile,
+    Staging,
+    read_source,
+    refuse_strangers,
+    survey,
+)
+
+# Between two looks at a download.
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """The module's options; ``source`` is local, staged, hub or present, ``origin`` its option ``from``."""
+
+    path: str
+    models_root: str
+    source: str
+    uid: int
+    gid: int
+    origin: str = ""
+    revision: str = "main"
+    endpoint: str | None = None
+    token: str | None = None
+    full: bool = False
+    # tp, device_count and device_name, as inspect_model takes them.
+    fitting: dict[str, Any] | None = None
+    run: str = ""
+    # What the controller has, where it sends the files; and whether they are still to be sent.
+    manifest: dict[str, Any] | None = None
+    prepare: bool = False
+
+
+def listing(files: Files) -> dict[str, Any]:
+    """The files as JSON."""
+    return {
+        name: {"size": file.size, "mtime_ns": file.mtime_ns, **({file.digest.kind: file.digest.value} if file.digest else {})}
+        for name, file in files.items()
+    }
+
+
+def listed(manifest: dict[str, Any]) -> dict[str, SourceFile]:
+    """The files of :func:`listing`. Raises ModelError."""
+    files: dict[str, SourceFile] = {}
+    for name, value in manifest.items():
+        value = value if isinstance(value, dict) else {}
+        kinds = [kind for kind in (SHA256, model_digests.GIT_SHA1) if kind in value]
+        numbers = all(model_digests.is_number(value.get(key)) for key in ("size", "mtime_ns"))
+        if not numbers or not model_digests.may_count(name) or not all(model_digests.is_digest(kind, value[kind]) for kind in kinds):
+            raise ModelError(
+                f"the manifest's entry {one_line(name)[:80]!r} cannot be used: call this as slice_bench.sglang.sgl_model_stage"
+            )
+        digest = Digest(kinds[0], value[kinds[0]], value["size"]) if kinds else None
+        files[name] = SourceFile(value["size"], value["mtime_ns"], digest)
+    return files
+
+
+class Stage:
+    """What is asked, and the slices to get there."""
+
+    def __init__(self, request: Request, client: model_hub.Client | None = None) -> None:
+        """``client`` is needed for a download alone. Raises ModelError."""
+        self.request = request
+        self.client = client
+        self.staging = Staging(request.path, request.models_root, request.uid, request.gid)
+        self.path = self.staging.path
+        self.warnings: list[str] = []
+        self._deadline: float | None = None
+
+    def plan(self) -> dict[str, Any]:
+        """What :meth:`slice` would come to in the end, with nothing changed. Raises ModelError for what it would refuse."""
+        if self.request.source == "present" or self._is_current(self._files()):
+            model, found = self._model(), model_digests.quick(self.path)
+            return self._answer("done", changed=self.request.full and not found.recorded, found=found, model=model)
+        refuse_strangers(self.path)
+        return self._answer("done", changed=True, model=model_files.missing_model(self.path))
+
+    def slice(self, budget_s: float | None = None) -> dict[str, Any]:
+        """Go on for about ``budget_s`` seconds, or to the end. Raises ModelError."""
+        self._deadline = None if budget_s is None else time.monotonic() + budget_s
+        if self.request.source == "present":
+            return self._verify()
+        files = self._files()
+        if self._is_current(files):
+            try:
+                return self._verify()
+            except ModelError as error:
+                if model_digests.quick(self.path).sound:
+                    raise
+                self.warnings.append(f"{error}, which is done now")
+        with self.staging.alone(self._left or 0.0) as mine:
+            if mine:
+                return self._download() if files is None else self._arrived(files) if self.request.source == "staged" else self._copy(files)
+        if budget_s is not None:
+            return self._answer("waiting", done=False)
+        who = f" (pid {self.staging.holder})" if self.staging.holder else ""
+        raise ModelError(f"the model {one_line(self.path)} is staged by another run{who}: run this again when it is done")
+
+    @property
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _files(self) -> dict[str, SourceFile] | None:
+        """What the source has, where that can be told without a download. Raises ModelError for a source that is no model."""
+        request = self.request
+        if request.source == "local":
+            try:
+                files = survey(request.origin)
+            except ModelMissing as error:
+                if not self._is_current(None):
+                    raise
+                self.warnings.append(f"{error}; the model that was made from it is there")
+                return None
+            self.staging.check_source(request.origin)
+            model_files.inspect_model(os.path.abspath(request.origin), **(request.fitting or {}))
+            return files
+        if request.source == "staged":
+            if request.manifest is None:
+                raise ModelError("the manifest is missing: call this as slice_bench.sglang.sgl_model_stage, whose action plugin makes it")
+            return listed(request.manifest)
+        return None
+
+    def _is_current(self, files: Files | None) -> bool:
+        """The model is there and, as far as it is known without reading, what is asked for."""
+        if files is not None:
+            return self.staging.holds(files)
+        try:
+            record, found = model_digests.read_record(self.path), model_digests.quick(self.path)
+        except ModelError:
+            return False
+        revisions = (record.source.get("revision"), record.source.get("commit"))
+        wanted = self._source(None)
+        same = all(record.source.get(key) == wanted[key] for key in ("kind", "from", "endpoint"))
+        return record.origin == "record" and found.sound and same and (wanted["kind"] != "hub" or self.request.revision in revisions)
+
+    def _source(self, commit: str | None) -> dict[str, Any]:
+        """Whence the model comes, for its record."""
+        request = self.request
+        hub = request.source == "hub"
+        return {
+            "kind": "controller" if request.source == "staged" else request.source,
+            "from": one_line(request.origin),
+            "endpoint": request.endpoint or model_hub.PUBLIC_HUB if hub else None,
+            "revision": request.revision if hub else None,
+            "commit": commit,
+        }
+
+    # --- phases ------------------------------------------------------------------------------------------------------
+
+    def _verify(self) -> dict[str, Any]:
+        """The model is in its place: is it what it was?"""
+        model = self._model()
+        found = model_digests.verify(self.path, full=self.request.full, budget_s=self._left)
+        self.warnings += found.warnings
+        if found.done and self.staging.begun and self.request.source != "present":
+            with self.staging.alone(0.0) as mine:
+                if mine:
+                    self.staging.clean()
+        return self._answer(
+            "done" if found.done else "verifying",
+            done=found.done,
+            changed=found.wrote_record,
+            found=found,
+            model=model if found.done else None,
+        )
+
+    def _copy(self, files: dict[str, SourceFile]) -> dict[str, Any]:
+        staging, origin = self.staging, self.request.origin
+        staging.begin(f"local:{origin}")
+        part, known = read_source(origin, files, staging.source_memo, budget_s=self._left)
+        if not part.done:
+            return self._answer("reading", done=False, part=part)
+        staging.reuse(known, files)
+        part = staging.copy(origin, known, budget_s=self._left)
+        if not part.done:
+            return self._answer("copying", done=False, part=part)
+        return self._verified(known, part.bytes_moved, None)
+
+    def _arrived(self, files: dict[str, SourceFile]) -> dict[str, Any]:
+        staging = self.staging
+        staging.begin(f"controller:{self.request.origin}")
+        staging.reuse(files, files)
+        missing = staging.incomplete(files)
+        total, left = (sum(files[name].size for name in names) for names in (files, missing))
+        if self.request.prepare:
+            staging.check_space(left)
+            answer = self._answer("sending", done=False, part=Slice(False, total - left, total))
+            return {**answer, "staging": staging.folder, "missing": missing}
+        if missing:
+            texts = [one_line(name) for name in missing]
+            raise ModelError(
+                f"{model_files.several(texts, len(files), 'files')} did not arrive as they are on the controller: run this again"
+            )
+        return self._verified(files, 0, None)
+
+    def _download(self) -> dict[str, Any]:
+        request, staging = self.request, self.staging
+        staging.begin(f"hub:{request.endpoint}:{request.origin}")
+        if self.client is None:
+            raise ModelError("there is no client for the hub: set the image that has it")
+        state = os.path.join(staging.folder, HUB_STATE)
+        if not os.path.lexists(state):
+            self._reuse_old()
+        download = model_hub.Download(request.origin, request.revision, request.endpoint, request.token, request.run)
+        while True:
+            followed = model_hub.follow(staging.folder, download, self.client)
+            if followed.files is not None:
+                break
+            if self._left is not None and self._left < _POLL_S:
+                return self._answer("downloading", done=False, part=Slice(False, followed.bytes_done, followed.bytes_total))
+            time.sleep(_POLL_S)
+        try:
+            return self._verified(followed.files, 0, followed.commit)
+        except ModelError:
+            # What was removed is to be downloaded again.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(state)
+            raise
+
+    def _reuse_old(self) -> None:
+        """What is there of the same repository and was read on this host: the client compares it with the hub and keeps what is right."""
+        with contextlib.suppress(ModelError):
+            record = model_digests.read_record(self.path)
+            if record.source.get("from") == self._source(None)["from"]:
+                old = {name: SourceFile(digest.size or 0, -1, digest) for name, digest in record.files.items()}
+                self.staging.reuse(old, old)
+
+    def _verified(self, files: dict[str, SourceFile], moved: int, commit: str | None) -> dict[str, Any]:
+        """Verify what is staged and give it the model's name."""
+        staging = self.staging
+        unknown = [one_line(name) for name, file in files.items() if file.digest is None]
+        if unknown:
+            raise ModelError(f"there is no digest of {model_files.several(unknown, len(files), 'files')}: stage the model by its action")
+        part = staging.verify(files, self._source(None)["from"], budget_s=self._left)
+        if not part.done:
+            return self._answer("verifying", done=False, part=Slice(False, part.bytes_done, part.bytes_total, moved))
+        staging.swap(files, self._source(commit), **(self.request.fitting or {}))
+        answer = self._answer("done", changed=True, found=model_digests.quick(self.path), model=self._model())
+        return {**answer, "bytes_moved": moved}
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    def _model(self) -> dict[str, Any]:
+        request = self.request
+        return model_files.inspect_model(self.path, root=self.staging.root, uid=request.uid, gid=request.gid, **(request.fitting or {}))
+
+    def _answer(
+        self,
+        phase: str,
+        *,
+        done: bool = True,
+        changed: bool = True,
+        part: Slice | None = None,
+        found: Verification | None = None,
+        model: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        progress = part or Slice(
+            done, found.bytes_done if found else 0, found.bytes_total if found else 0, found.bytes_read if found else 0
+        )
+        return {
+            "changed": changed,
+            "done": done,
+            "phase": phase,
+            "bytes_done": progress.bytes_done,
+            "bytes_total": progress.bytes_total,
+            "bytes_moved": progress.bytes_moved,
+            "verified": bool(found and found.verified),
+            "recorded": bool(found and found.recorded),
+            "model": model,
+            "warnings": self.warnings,
+        }

@@ -1,0 +1,590 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Puts a model in its place on a host: copied beside, in slices that can be killed, verified, and swapped in whole.
+
+All that a slice has to know of the ones before is on the disk, below ``<models root>/.staging``: the next one goes on, whoever runs it.
+The name of the model always holds the old files or the new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import (
+    TEMP_NAME,
+    HostTreeError,
+    make_directory,
+    missing_directories,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
+    MEMO,
+    RECORD,
+    SOURCE_MEMO,
+    STATE,
+    Digest,
+    Memo,
+    Progress,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, ModelMissing, one_line, several
+
+STAGING = ".staging"
+# A slice ends on time also where a disk writes 10 MB/s.
+_CHUNK = 16 << 20
+_SPARE = 0.01
+_LOCK_POLL_S = 0.1
+_FILE_MODE, _DIR_MODE = 0o664, 0o775
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100
+_NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EEXIST)
+
+
+class SourceFile(NamedTuple):
+    """A file of the source: bytes, modification time (negative where it has none that counts), and its digest where it has one."""
+
+    size: int
+    mtime_ns: int
+    digest: Digest | None
+
+
+Files = Mapping[str, SourceFile]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one slice came to; ``bytes_moved`` is what it copied or read itself."""
+
+    done: bool
+    bytes_done: int
+    bytes_total: int
+    bytes_moved: int = 0
+
+
+def survey(source: str) -> dict[str, SourceFile]:
+    """The files of a model's folder, links followed, with the digests that it came with. Raises ModelMissing and ModelError."""
+    shown = one_line(source)
+    if not os.path.isdir(source):
+        raise ModelMissing(f"the source {shown} is not a folder that is there: set it to the folder that holds the model's config.json")
+    record = model_digests.read_record(source)
+    files: dict[str, SourceFile] = {}
+    for name in model_digests.model_names(source):
+        file = os.path.join(source, name)
+        try:
+            info = os.stat(file)
+        except FileNotFoundError:
+            raise ModelError(
+                f"{one_line(file)} is a dangling symbolic link: finish the download of the source, or remove the link"
+            ) from None
+        except OSError as error:
+            raise model_files.unreadable(file, error) from error
+        if not stat.S_ISREG(info.st_mode):
+            raise ModelError(f"{one_line(file)} is no regular file, which a model does not have: remove it from the source")
+        digest = record.files.get(name)
+        if digest and digest.size not in (None, info.st_size):
+            raise ModelError(
+                f"the source is damaged: {one_line(file)} has {info.st_size} bytes, and {digest.size} were recorded: get it again"
+            )
+        files[name] = SourceFile(info.st_size, info.st_mtime_ns, digest)
+    lacking = sorted(set(record.files) - set(files)) if record.origin == "record" else []
+    if lacking:
+        raise ModelError(
+            f"the source {shown} lacks {several([one_line(name) for name in lacking], len(record.files), 'files')}: get it again"
+        )
+    return files
+
+
+def read_source(
+    source: str, files: Files, memo_file: str, *, budget_s: float | None = None, progress: Progress | None = None
+) -> tuple[Slice, dict[str, SourceFile]]:
+    """Read the files of the source that came without a digest, in slices kept in ``memo_file``; the files with what is known then.
+
+    Raises ModelError.
+    """
+    memo = Memo(memo_file)
+    wanted = {name: file for name, file in files.items() if file.digest is None}
+    infos = {name: os.stat(os.path.join(source, name)) for name in wanted}
+    unread = [(name, infos[name].st_size, False) for name in wanted if not memo.vouches(name, infos[name])]
+    total = sum(file.size for file in wanted.values())
+    before = total - sum(size for _name, size, _git in unread)
+    try:
+        done, count = model_digests.read_files(source, unread, memo, budget_s=budget_s, progress=progress, done=(before, total))
+    except OSError as error:
+        raise ModelError(f"{one_line(memo_file)} cannot be written ({error.strerror}): free space there, and run this again") from error
+    known = dict(files)
+    for name, file in wanted.items():
+        if entry := memo.vouches(name, infos[name]):
+            known[name] = file._replace(digest=Digest(model_digests.SHA256, entry.sha256, entry.size))
+    return Slice(done, before + count, total, count), known
+
+
+class Staging:
+    """The place beside the model where it is put together, and the way from there to its name."""
+
+    def __init__(self, path: str, root: str, uid: int, gid: int) -> None:
+        """``path`` is the model's folder, ``root`` the models root; what is made belongs to uid:gid. Raises ModelError."""
+        self.path, self.root = os.path.normpath(path), os.path.normpath(root)
+        inside = os.path.relpath(self.path, self.root)
+        if not os.path.isabs(path) or not os.path.isabs(root) or "\0" in path or inside == "." or inside.split("/")[0] in ("..", STAGING):
+            raise ModelError(f"the model {one_line(path)} is not below the models root {one_line(root)}: set sgl_model to a name below it")
+        self.uid, self.gid = uid, gid
+        # The process that has the lock, where this one did not get it.
+        self.holder = ""
+        slug = inside.replace("/", "--")
+        self.folder = os.path.join(self.root, STAGING, slug)
+        self.memo_file = os.path.join(self.folder, MEMO)
+        self.source_memo = os.path.join(self.folder, SOURCE_MEMO)
+        self._aside = f"{self.folder}.old"
+        self._lock = f"{self.folder}.lock"
+        self._state = os.path.join(self.folder, STATE)
+
+    # --- before ------------------------------------------------------------------------------------------------------
+
+    def check_source(self, source: str) -> None:
+        """Raises ModelError where the source is the model itself, or one lies in the other."""
+        here, there = os.path.realpath(self.path), os.path.realpath(source)
+        staged = os.path.realpath(self.folder)
+        if here == there:
+            raise ModelError(f"the source {one_line(source)} is the model's own folder: set the source to present to verify it where it is")
+        for one, other in ((here, there), (there, here), (staged, there), (there, staged)):
+            if one == other or one.startswith(other.rstrip("/") + "/"):
+                raise ModelError(f"the source {one_line(source)} and the model {one_line(self.path)} lie in one another: move one of them")
+
+    def holds(self, files: Files) -> bool:
+        """The model has these files and no others, none known to be wrong: by size and modification time, or by recorded digest."""
+        if not os.path.isdir(self.path):
+            return False
+        try:
+            record = model_digests.read_record(self.path)
+            sound = record.origin == "record" and model_digests.quick(self.path).sound
+        except ModelError:
+            return False
+        return sound and set(record.files) == set(files) and all(self._same(name, file, record.files[name]) for name, file in files.items())
+
+    def _same(self, name: str, file: SourceFile, recorded: Digest) -> bool:
+        info = os.stat(os.path.join(self.path, name))
+        if file.digest and file.digest.kind == recorded.kind:
+            return file.digest.value == recorded.value
+        return info.st_size == file.size and same_time(info.st_mtime_ns, file.mtime_ns)
+
+    @contextlib.contextmanager
+    def alone(self, wait_s: float) -> Iterator[bool]:
+        """Holds the staging of this model; False where another run still has it after ``wait_s`` seconds. Raises ModelError."""
+        self._make(os.path.dirname(self.folder))
+        try:
+            fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+        except OSError as error:
+            raise self._failed("open", self._lock, error) from error
+        with os.fdopen(fd, "r+", encoding="ascii", errors="replace") as lock:
+            deadline = time.monotonic() + wait_s
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        self.holder = lock.read(20).strip()
+                        yield False
+                        return
+                    time.sleep(_LOCK_POLL_S)
+            with contextlib.suppress(PermissionError):
+                if os.fstat(fd).st_uid != self.uid:
+                    os.fchown(fd, self.uid, self.gid)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            self._recover()
+            yield True
+
+    def _recover(self) -> None:
+        """What a killed run left: the old model aside, where two names cannot be exchanged at once, and folders without their name."""
+        for parent in (os.path.dirname(self.folder), os.path.dirname(self.path)):
+            for name in os.listdir(parent) if os.path.isdir(parent) else ():
+                if TEMP_NAME.fullmatch(name):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(os.path.join(parent, name))
+        if os.path.lexists(self._aside):
+            if os.path.lexists(self.path):
+                _remove(self._aside)
+            else:
+                os.rename(self._aside, self.path)
+
+    def clean(self) -> None:
+        """Remove what earlier runs left of this staging, once the model is in its place."""
+        _remove(self.folder)
+
+    @property
+    def begun(self) -> bool:
+        """Some run has left something of this staging."""
+        return os.path.lexists(self.folder) or os.path.lexists(self._aside)
+
+    def begin(self, source: str) -> None:
+        """Make the place, and note whence the files come: what was begun from elsewhere begins anew. Raises ModelError."""
+        refuse_strangers(self.path)
+        self._make(self.folder)
+        document = self._read_state()
+        if document["source"] != source:
+            self._write_state({"source": source, "parts": {}})
+
+    def _read_state(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        with contextlib.suppress(ModelError):
+            found = model_files.json_object(self._state, model_files.load(self._state))
+        parts = found.get("parts")
+        return {"source": found.get("source"), "parts": parts if isinstance(parts, dict) else {}}
+
+    def _write_state(self, document: dict[str, Any]) -> None:
+        try:
+            model_digests.write_json(self._state, document)
+        except OSError as error:
+            raise self._failed("write", self._state, error) from error
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def reuse(self, files: Files, recorded: Files) -> int:
+        """Take over, by hard link, what of the old model was read on this host and is what is wanted; returns the bytes.
+
+        ``recorded`` are the files as surveyed. One without a digest of its own must also have the modification time, by which the next
+        run knows it. A file of another owner is not taken over, as its owner would have to be changed.
+        """
+        memo, old = Memo(self.memo_file), Memo(os.path.join(self.path, MEMO))
+        taken = 0
+        for name, file in files.items():
+            source = os.path.join(self.path, name)
+            try:
+                info = os.lstat(source)
+            except OSError:
+                continue
+            entry = old.vouches(name, info, file.digest.kind) if file.digest else None
+            if (
+                entry is None
+                or file.digest is None
+                or entry.digest(file.digest.kind) != file.digest.value
+                or self._is_complete(name, file, memo)
+            ):
+                continue
+            by_time = recorded[name].digest is not None or same_time(info.st_mtime_ns, file.mtime_ns)
+            if not by_time or not stat.S_ISREG(info.st_mode) or (info.st_uid, info.st_gid) != (self.uid, self.gid):
+                continue
+            target = os.path.join(self.folder, name)
+            self._make(os.path.dirname(target))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(target)
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise self._failed("link", target, error) from error
+                continue
+            memo.entries[name] = entry
+            taken += info.st_size
+        if taken:
+            self._save(memo)
+        return taken
+
+    def _is_complete(self, name: str, file: SourceFile, memo: Memo) -> bool:
+        """The staged file is there: as the source has it by size and time, or as it was read here and is wanted."""
+        try:
+            info = os.lstat(os.path.join(self.folder, name))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if not stat.S_ISREG(info.st_mode) or info.st_size != file.size:
+            return False
+        entry = memo.vouches(name, info, file.digest.kind) if file.digest else None
+        if entry and file.digest:
+            return entry.digest(file.digest.kind) == file.digest.value
+        return same_time(info.st_mtime_ns, file.mtime_ns)
+
+    def incomplete(self, files: Files) -> list[str]:
+        memo = Memo(self.memo_file)
+        return [name for name, file in files.items() if not self._is_complete(name, file, memo)]
+
+    def check_space(self, bytes_missing: int) -> None:
+        """Raises ModelError where the file system cannot take that and 1 % more."""
+        needed = int(bytes_missing * (1 + _SPARE))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise ModelError(
+                f"{one_line(self.root)} has {free / 1e9:.1f} GB free and the model needs {needed / 1e9:.1f} GB more:"
+                " free space there, or move the models root (sgl_models_root)"
+            )
+
+    def copy(self, source: str, files: Files, *, budget_s: float | None = None, progress: Progress | None = None) -> Slice:
+        """Copy what is not there yet, for ``budget_s`` seconds; a file that was begun goes on where it stopped. Raises ModelError."""
+        deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
+        missing = self.incomplete(files)
+        total = sum(file.size for file in files.values())
+        begun = {name: self._begun(name, files[name]) for name in missing}
+        left = sum(files[name].size - begun[name] for name in missing)
+        self.check_space(left)
+        before = total - left
+        moved = 0
+
+        def count(bytes_copied: int) -> bool:
+            """Whether to go on."""
+            nonlocal moved
+            moved += bytes_copied
+            if progress:
+                progress(before + moved, total)
+            return time.monotonic() < deadline
+
+        for place, name in enumerate(missing):
+            whole = self._copy_file(os.path.join(source, name), name, files[name], begun[name], count)
+            if not whole or (not count(0) and place + 1 < len(missing)):
+                return Slice(False, before + moved, total, moved)
+        return Slice(True, total, total, moved)
+
+    def _begun(self, name: str, file: SourceFile) -> int:
+        """How many bytes of a file are there already; none where it was begun from another state of the source."""
+        if self._read_state()["parts"].get(name) != [file.size, file.mtime_ns]:
+            return 0
+        try:
+            info = os.lstat(os.path.join(self.folder, name) + ".part")
+        except OSError:
+            return 0
+        return info.st_size if stat.S_ISREG(info.st_mode) and info.st_size <= file.size else 0
+
+    def _copy_file(self, source: str, name: str, file: SourceFile, offset: int, count: Any) -> bool:
+        target = os.path.join(self.folder, name)
+        part = f"{target}.part"
+        self._make(os.path.dirname(target))
+        state = self._read_state()
+        if not offset:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+            state["parts"][name] = [file.size, file.mtime_ns]
+            self._write_state(state)
+        try:
+            with open(source, "rb", buffering=0) as read:
+                fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+                with open(fd, "wb", buffering=0) as write:
+                    _unchanged(source, read.fileno(), file)
+                    while offset < file.size:
+                        copied = copy_range(read.fileno(), fd, offset, min(_CHUNK, file.size - offset))
+                        if not copied:
+                            break
+                        offset += copied
+                        if not count(copied) and offset < file.size:
+                            return False
+                    if offset < file.size:
+                        raise OSError(errno.EIO, "the source ends too early")
+                    _unchanged(source, read.fileno(), file)
+                    os.utime(fd, ns=(file.mtime_ns, file.mtime_ns))
+                    os.fsync(write.fileno())
+            if os.path.isdir(target):
+                _remove(target)
+            os.rename(part, target)
+        except OSError as error:
+            raise self._failed("copy to", target, error) from error
+        return True
+
+    def verify(self, files: Files, source: str, *, budget_s: float | None = None, progress: Progress | None = None) -> Slice:
+        """Read the staged files, in slices, against the digests of ``files``. One that differs is removed, so that it is copied again.
+
+        Raises ModelError that names those.
+        """
+        memo = Memo(self.memo_file)
+        infos: dict[str, os.stat_result] = {}
+        for name in files:
+            try:
+                infos[name] = os.lstat(os.path.join(self.folder, name))
+            except OSError as error:
+                raise ModelError(f"{one_line(name)} did not arrive from {one_line(source)}: run this again to get it") from error
+        kinds = {name: file.digest.kind for name, file in files.items() if file.digest}
+        unread = [name for name in files if not memo.vouches(name, infos[name], kinds.get(name))]
+        total = sum(info.st_size for info in infos.values())
+        before = total - sum(infos[name].st_size for name in unread)
+        wanted = [(name, infos[name].st_size, kinds.get(name) == model_digests.GIT_SHA1) for name in unread]
+        try:
+            done, count = model_digests.read_files(self.folder, wanted, memo, budget_s=budget_s, progress=progress, done=(before, total))
+        except OSError as error:
+            raise self._failed("write", self.memo_file, error) from error
+        if done:
+            damaged = [
+                (name, file.digest)
+                for name, file in files.items()
+                if file.digest and memo.entries[name].digest(file.digest.kind) != file.digest.value
+            ]
+            if damaged:
+                texts = [model_digests.difference(name, digest, memo.entries[name]) for name, digest in damaged]
+                for name, _digest in damaged:
+                    _remove(os.path.join(self.folder, name))
+                raise ModelError(
+                    f"what came from {one_line(source)} is not what it has to be, {several(texts, len(files), 'files')}:"
+                    " run this again (only these are copied), and if they differ again, get the source anew"
+                )
+        return Slice(done, before + count, total, count)
+
+    # --- into place --------------------------------------------------------------------------------------------------
+
+    def swap(self, files: Files, source: dict[str, Any], **fitting: Any) -> None:
+        """Give the verified files owner, modes, record and memo, and the model's name to them. Raises ModelError.
+
+        ``fitting`` goes to :func:`model_files.inspect_model`, which has the last word. The old model goes when the new one has its name.
+        """
+        try:
+            self._tidy(files)
+            self._hand_over()
+            memo = Memo(self.memo_file)
+            memo.entries = {name: memo.entries[name] for name in files}
+            model_digests.write_record(self.folder, source, memo.entries)
+            memo.save()
+            model_files.inspect_model(self.folder, root=self.root, uid=self.uid, gid=self.gid, **fitting)
+            refuse_strangers(self.path)
+            self._make(os.path.dirname(self.path))
+            self._rename()
+            model_digests.sync_folder(os.path.dirname(self.path))
+            _remove(self.folder)
+            _remove(self._aside)
+        except OSError as error:
+            raise self._failed("put", self.path, error) from error
+
+    def _tidy(self, files: Files) -> None:
+        """Remove whatever is no file of the model."""
+        folders = {os.path.dirname(name) for name in files}
+        folders |= {parent for folder in folders for parent in _parents(folder)}
+        for folder, inside, names in os.walk(self.folder):
+            place = os.path.relpath(folder, self.folder)
+            for name in [*inside, *names]:
+                relative = os.path.normpath(os.path.join(place, name))
+                if relative not in files and relative not in folders and relative != MEMO:
+                    _remove(os.path.join(folder, name))
+            inside[:] = [name for name in inside if os.path.normpath(os.path.join(place, name)) in folders]
+
+    def _hand_over(self) -> None:
+        """Owner and mode of all that was made here, and all of it on the disk."""
+        for folder, _folders, names in os.walk(self.folder):
+            for path, mode in ((folder, _DIR_MODE), *((os.path.join(folder, name), _FILE_MODE) for name in names)):
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    info = os.fstat(fd)
+                    # A file with a second name was taken over from the old model, whose it still is.
+                    if mode == _DIR_MODE or info.st_nlink == 1:
+                        if (info.st_uid, info.st_gid) != (self.uid, self.gid):
+                            os.fchown(fd, self.uid, self.gid)
+                        if info.st_mode & 0o777 != mode:
+                            os.fchmod(fd, mode | info.st_mode & stat.S_ISGID)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    def _rename(self) -> None:
+        if not os.path.lexists(self.path):
+            os.rename(self.folder, self.path)
+            return
+        try:
+            exchange(self.folder, self.path)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+            # A file system without the exchange, as NFS: what is left by a kill in between is put right by the next run.
+            os.rename(self.path, self._aside)
+            os.rename(self.folder, self.path)
+
+    def _make(self, folder: str) -> None:
+        """Make a folder and its missing parents, for the owner. Raises ModelError."""
+        if os.path.isdir(folder) and not (folder.startswith(self.folder) and os.path.islink(folder)):
+            return
+        try:
+            missing, base = missing_directories("the models root", folder)
+            for path in missing:
+                setgid = os.stat(base).st_mode & stat.S_ISGID
+                make_directory(path, self.uid, self.gid, _DIR_MODE | setgid)
+        except HostTreeError as error:
+            raise ModelError(str(error)) from error
+        except OSError as error:
+            raise self._failed("make", folder, error) from error
+
+    def _save(self, memo: Memo) -> None:
+        try:
+            memo.save()
+        except OSError as error:
+            raise self._failed("write", memo.file, error) from error
+
+    def _failed(self, doing: str, path: str, error: OSError) -> ModelError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free space there and run this again, which goes on from here"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "run the task as the owner of the models root or with become: true"
+        else:
+            remedy = "check the file systems that hold the source and the models root, and run this again"
+        return ModelError(f"cannot {doing} {one_line(path)} ({error.strerror or error}): {remedy}")
+
+
+def same_time(one: int, other: int) -> bool:
+    """Equal, in nanoseconds, or cut off as a file system does that knows 100 ns (CIFS), 1 us or whole seconds (ext3) alone."""
+    return one == other or any(one - one % unit == other or other - other % unit == one for unit in (100, 1000, 10**9))
+
+
+def copy_range(source: int, target: int, offset: int, count: int) -> int:
+    """Copy up to ``count`` bytes at ``offset`` between two descriptors, in the kernel where it can; 0 at the end of the source."""
+    try:
+        copied = os.copy_file_range(source, target, count, offset, offset)
+        if copied:
+            return copied
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+    data = os.pread(source, count, offset)
+    written = 0
+    while written < len(data):
+        written += os.pwrite(target, data[written:], offset + written)
+    return written
+
+
+def exchange(one: str, other: str) -> None:
+    """Swap two names in one step. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), one)
+
+
+def _unchanged(path: str, fd: int, file: SourceFile) -> None:
+    info = os.fstat(fd)
+    if (info.st_size, info.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise ModelError(f"{one_line(path)} changed while it was copied: run this again once nothing writes to the source")
+
+
+def _parents(folder: str) -> Iterator[str]:
+    while folder := os.path.dirname(folder):
+        yield folder
+
+
+def _remove(path: str) -> None:
+    """Raises OSError."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def refuse_strangers(path: str) -> None:
+    """Raises ModelError where the folder that would be replaced is not one model: it would be removed with all that is in it."""
+    if os.path.islink(path) or not os.path.lexists(path):
+        return
+    if not os.path.isdir(path):
+        raise ModelError(f"{one_line(path)} is a file: move it away, or set sgl_model to another name")
+    for folder, folders, names in os.walk(path):
+        is_model = model_files.CONFIG in names and any(name.endswith(".safetensors") for name in names)
+        if folder == path:
+            foreign = bool(folders or names) and model_files.CONFIG not in names and RECORD not in names
+        else:
+            foreign = is_model
+        if foreign:
+            raise ModelError(
+                f"{one_line(folder)} would be removed and is not the model's own: move it away, or set sgl_model to another name"
+            )

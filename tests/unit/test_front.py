@@ -1,0 +1,312 @@
+"""The front for callers that know no Ansible: what it takes, what it asks the playbooks for, and how it says what came of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from slice_bench import caller, cli, commands, playbook, profiles
+from slice_bench.caller import WrongUsage
+from slice_bench.playbook import Failed, Outcome
+from tests.contract import validators
+
+ROOT = Path(__file__).resolve().parents[2]
+BASELINE = "custom/sglang/qwen3-next-80b-fp8-baseline"
+HANDED_OFF = [BASELINE, "--tune-moe", "--skip-moe-fusion-cache", "--skip-gemm-cache", "--skip-warmup-cache", "--tp", "1"]
+
+
+class Plays:
+    """Stands for ansible-playbook: keeps what it was asked, and answers with a host of the report's example."""
+
+    def __init__(self, number: int = 0, **changes: Any) -> None:
+        self.asked: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
+        self.host = {**validators.example("report")["hosts"][number], **changes}
+
+    def __call__(self, name: str, variables: dict[str, Any], *flags: str, **_: Any) -> Outcome:
+        self.asked.append((name, variables, flags))
+        return Outcome(self.host)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of whoever runs the tests, and no Docker."""
+    for name in [*caller._TEXTS, *caller._NUMBERS, *caller._FLAGS, "VALIDATE_ONLY", "SLICE_BENCH_PROFILES"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(commands, "docker_up", lambda: None)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, plays: Plays, *words: str) -> int:
+    monkeypatch.setattr(commands, "play", plays)
+    return cli.main(list(words))
+
+
+# --- the caller's environment ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "variable", "value"),
+    [
+        ("HOST_OBS_ROOT", "/srv/obs", "sgl_root", "/srv/obs"),
+        ("HOST_TELEMETRY_ROOT", "/a b/t", "sgl_telemetry_root", "/a b/t"),
+        ("HOST_PROFILES_ROOT", "rel", "sgl_profiles_root", os.path.abspath("rel")),
+        ("HOST_MODELS_ROOT", "~/m", "sgl_models_root", os.path.expanduser("~/m")),
+        ("HOST_HF_ROOT", "/h", "sgl_huggingface_root", "/h"),
+        ("CONTAINER_NAME", "c", "sgl_container", "c"),
+        ("IMAGE_NAME", "i:t", "sgl_image", "i:t"),
+        ("HOST_DIR_OWNERSHIP_IGNORE", "1", "sgl_ownership_ignore", True),
+        ("EXPECT_OWNER_UID", "1001", "sgl_owner_uid", 1001),
+        ("EXPECT_OWNER_GID", "1002", "sgl_owner_gid", 1002),
+        ("EXPECT_POINTER_OWNER_UID", "0", "sgl_pointer_owner_uid", 0),
+        ("EXPECT_POINTER_OWNER_GID", "5", "sgl_pointer_owner_gid", 5),
+    ],
+)
+def test_each_variable_of_the_environment_becomes_one_of_the_collections(name: str, given: str, variable: str, value: object) -> None:
+    assert caller.from_environment({name: given}).variables == {variable: value}
+
+
+def test_what_the_caller_does_not_set_is_left_to_the_inventory() -> None:
+    assert caller.from_environment({"HOST_OBS_ROOT": "", "HOST_DIR_OWNERSHIP_IGNORE": "0"}).variables == {}
+
+
+def test_every_variable_is_one_that_the_preflight_knows_and_the_manual_names() -> None:
+    specs = yaml.safe_load((ROOT / "roles/preflight/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    known = specs["argument_specs"]["main"]["options"]
+    tables = {**caller._TEXTS, **caller._NUMBERS, **caller._FLAGS}
+    assert set(tables.values()) <= set(known)
+    assert [name for name in tables if name not in caller.MANUAL] == []
+
+
+@pytest.mark.parametrize("given", ["root", "-1", "1.5", "²"])
+def test_a_number_that_is_none_is_wrong_usage(given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EXPECT_OWNER_UID", given)
+    assert run(monkeypatch, Plays(), "start") == 2
+    assert capsys.readouterr().err.startswith("ERROR: EXPECT_OWNER_UID=")
+
+
+# --- start and stop ----------------------------------------------------------------------------------------------------------
+
+
+def test_start_names_the_manifest_as_host_and_container_see_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    plays = Plays(notes=["container-run-x is live and is kept"])
+    assert run(monkeypatch, plays, "start") == 0
+    said = capsys.readouterr()
+    run_id = plays.host["run_id"]
+    assert said.out.splitlines() == [
+        f"CONTAINER_RUN_META_JSON_HOST={plays.host['links']['manifest']}",
+        f"CONTAINER_RUN_META_JSON=/telemetry/container_runs/{run_id}.json",
+    ]
+    assert "is kept" in said.err
+    assert plays.asked == [("start", {"sgl_keep_running": True}, ())]
+
+
+def test_validate_only_plays_nothing_that_asks_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VALIDATE_ONLY", "1")
+    monkeypatch.setattr(commands, "docker_up", lambda: pytest.fail("Docker was looked for"))
+    plays = Plays()
+    assert run(monkeypatch, plays, "start") == 0
+    assert [name for name, *_ in plays.asked] == ["validate"]
+
+
+@pytest.mark.parametrize(("foreign", "code"), [(["/x"], 3), ([], 1)])
+def test_what_belongs_to_somebody_else_has_an_exit_code_of_its_own(
+    foreign: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = "/x is owned by 7:7 (no such user), not 1000:1000 (ubuntu): run `chown`"
+    assert run(monkeypatch, Plays(1, problem=problem, foreign=foreign), "start") == code
+    said = capsys.readouterr()
+    assert said.err == f"ERROR: {problem}\n" and said.out == ""
+
+
+def test_a_pointer_of_another_owner_than_expected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pointer = tmp_path / "container_run_meta.env"
+    pointer.touch()
+    uid, gid = pointer.stat().st_uid, pointer.stat().st_gid
+    manifest = tmp_path / "container_runs" / "x.json"
+    monkeypatch.setenv("EXPECT_POINTER_OWNER_UID", str(uid + 1))
+    links = {**validators.example("report")["hosts"][0]["links"], "manifest": str(manifest)}
+    assert run(monkeypatch, Plays(links=links), "start") == 3
+    assert f"{pointer} is owned by {uid}:{gid}, not {uid + 1}:{gid}" in capsys.readouterr().err
+    monkeypatch.setenv("EXPECT_POINTER_OWNER_UID", str(uid))
+    assert run(monkeypatch, Plays(links=links), "start") == 0
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+@pytest.mark.parametrize("words", [["--force"], ["now"], ["-x"]])
+def test_any_other_argument_is_wrong_usage(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, *words])
+    assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["start", "stop", "provider-prep"])
+def test_help_prints_usage_and_the_environment(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and said.startswith("usage:") and "HOST_OBS_ROOT" in said
+
+
+def test_stop_without_docker_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plays = Plays()
+    assert run(monkeypatch, plays, "stop") == 0 and plays.asked == []
+
+
+# --- profiles and provider-prep ----------------------------------------------------------------------------------------------
+
+
+def test_the_call_of_the_hand_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    plays = Plays()
+    assert run(monkeypatch, plays, "provider-prep", *HANDED_OFF) == 0
+    ((name, variables, flags),) = plays.asked
+    assert (name, flags) == ("prep", ())
+    assert variables["sgl_model"] == "Qwen/Qwen3-Next-80B-A3B-Thinking-FP8" and variables["sgl_tp"] == 1
+    assert variables["sgl_stages"] == {"deep_gemm": "skip", "moe": "ensure", "flashinfer": "skip", "inductor": "skip"}
+    assert variables["sgl_moe_fusion"] == "skip" and variables["sgl_keep_running"] is True
+    assert "sgl_probe" not in variables, "METRICS_READY is proven all the same"
+    run_id = plays.host["run_id"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"RESULT_JSON /telemetry/container_runs/{run_id}/prep_result.json",
+        "RESULT_STATUS ok deep_gemm:ok moe_tune:ok flashinfer:noop inductor:ok",
+    ]
+
+
+def test_a_profile_alone_asks_for_its_own_stages() -> None:
+    made = profiles.variables(profiles.load(BASELINE))
+    assert made["sgl_stages"] == {"deep_gemm": "ensure", "moe": "skip", "flashinfer": "ensure", "inductor": "ensure"}
+    assert made["sgl_cuda_graph_batch_sizes"] == [1, 2, 4, 8, 16, 32] and "--mem-fraction-static" in made["sgl_server_args"]
+
+
+def test_the_exit_code_is_sgl_admins_with_the_result_lines_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, Plays(1), "provider-prep", BASELINE) == 11
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith("RESULT_STATUS partial ") and "\nERROR: " in said.err
+
+
+def test_a_prep_that_did_not_begin_has_sgl_admins_exit_code_and_no_result_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plays = Plays(1, prep_id=None, stages={}, exit_code=5, problem="the prep did not begin (busy): another")
+    assert run(monkeypatch, plays, "provider-prep", BASELINE) == 5
+    said = capsys.readouterr()
+    assert "RESULT" not in said.out and said.err == "ERROR: the prep did not begin (busy): another\n"
+
+
+def test_a_dry_run_is_check_mode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = {"deep_gemm": "skipped", "moe_tune": "skipped", "flashinfer": "noop", "inductor": "would_run"}
+    plays = Plays(stages={}, plan=plan)
+    assert run(monkeypatch, plays, "provider-prep", BASELINE, "--dry-run") == 0
+    assert plays.asked[0][2] == ("--check",)
+    wanted = "RESULT_STATUS dry_run deep_gemm:skipped moe_tune:skipped flashinfer:noop inductor:would_run\n"
+    assert capsys.readouterr().out == wanted
+
+
+def test_the_callers_environment_goes_before_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINER_NAME", "mine")
+    plays = Plays()
+    run(monkeypatch, plays, "provider-prep", BASELINE)
+    assert plays.asked[0][1]["sgl_container"] == "mine"
+
+
+@pytest.mark.parametrize("name", ["custom/none", "../profiles/custom/sglang/qwen3-tiny-cpu", "/etc/passwd", ""])
+def test_an_unknown_profile_lists_the_known_ones(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, Plays(), "provider-prep", name) == 2
+    assert BASELINE in capsys.readouterr().err
+
+
+def test_a_profile_of_ones_own_goes_before_a_shipped_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = tmp_path / f"{BASELINE}.yml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("model: {name: my/model}\nserver: {speculative: {algorithm: EAGLE, num_steps: 3}, env: {A: 1}, args: [--x, 5]}\n")
+    monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
+    made = profiles.variables(profiles.load(BASELINE))
+    assert made["sgl_model"] == "my/model" and made["sgl_server_env"] == {"A": "1"}
+    assert made["sgl_server_args"] == ["--x", "5", "--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[]", "no mapping"),
+        ("a: [", "not YAML"),
+        ("tp: 1", "names no model"),
+        ("model: {name: 5}", "model.name is not of type str"),
+        ("model: {name: m}\ntp: true", "tp is not of type int"),
+        ("model: {name: m}\nsever: {}", "sever is no key"),
+        ("model: {name: m, source: ftp}", "model.source"),
+        ("model: {name: m}\nstages: {gemm: skip}", "stages takes"),
+        ("model: {name: m}\nstages: {moe: never}", "a stage is none of"),
+        ("model: {name: m}\nserver: {cuda_graph_batch_sizes: [0]}", "whole numbers above 0"),
+        ("model: {name: m}\nserver: {args: --x}", "server.args is no list"),
+        ("model: {name: m}\nserver: {env: [A]}", "server.env is no mapping"),
+        ("model: {name: m}\nserver: {speculative: {steps: 1}}", "server.speculative takes"),
+    ],
+)
+def test_a_profile_that_is_wrong_names_the_place(content: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "p.yml").write_text(content)
+    monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
+    with pytest.raises(WrongUsage, match=why) as caught:
+        profiles.load("p")
+    assert str(tmp_path / "p.yml") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", profiles.known())
+def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str) -> None:
+    specs = yaml.safe_load((ROOT / "roles/preflight/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    assert set(profiles.variables(profiles.load(name))) <= set(specs["argument_specs"]["main"]["options"])
+
+
+# --- running a playbook ------------------------------------------------------------------------------------------------------
+
+
+def test_a_playbook_that_ends_before_it_says_anything_shows_what_it_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "ansible-playbook"
+    program.write_text("#!/bin/sh\necho no such inventory; exit 4\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+    with pytest.raises(Failed, match=r"exit code 4:\nno such inventory"):
+        playbook.play("start", {})
+
+
+def test_a_quiet_playbook_has_a_heartbeat_that_names_its_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "ansible-playbook"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\nprint('TASK [slice : Build the image] ***', flush=True)\n"
+        "print('ok: [localhost]\\nlocalhost: image: pulling', flush=True)\ntime.sleep(1)\n"
+        "open(os.environ['SGL_REPORT_OUTCOME'], 'w').write('{\"hosts\": [{\"host\": \"a\"}]}')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+    monkeypatch.setattr(playbook, "HEARTBEAT_S", 0.2)
+    assert playbook.play("start", {}, heartbeat=True).host == {"host": "a"}
+    said = capsys.readouterr().err
+    assert "localhost: image: pulling\n" in said and "start: 0 s: Build the image\n" in said and "ok: [localhost]" not in said
+
+
+def test_a_fleet_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "ansible-playbook"
+    program.write_text('#!/bin/sh\necho \'{"hosts": [{}, {}]}\' > "$SGL_REPORT_OUTCOME"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+    with pytest.raises(Failed, match="2 hosts"):
+        playbook.play("start", {})
+
+
+@pytest.mark.parametrize("name", ["start", "stop"])
+def test_a_script_is_three_lines_on_the_front(name: str) -> None:
+    script = ROOT / "scripts" / f"{name}_observable_container.sh"
+    assert len(script.read_text(encoding="utf-8").splitlines()) == 3
+    done = subprocess.run([str(script), "--help"], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: slice_bench {name}")
