@@ -94,10 +94,10 @@ def command_line(options: dict[str, Any]) -> list[str]:
 
 
 def did_work(result: dict[str, Any]) -> bool:
-    """Whether a stage did work, or the proof is this prep's own."""
-    return (
-        any(stage.get("ran") for stage in result["stages"].values()) or result["telemetry_probe"].get("prep_id") == result["run"]["prep_id"]
-    )
+    """Whether a stage did work, or the proof was made by this prep."""
+    proof = result["telemetry_probe"]
+    proven = proof["ok"] is True and proof.get("prep_id") == result["run"]["prep_id"]
+    return proven or any(stage.get("ran") for stage in result["stages"].values())
 
 
 def failure(job: dict[str, Any], result: dict[str, Any] | None) -> str | None:

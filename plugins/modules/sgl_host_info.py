@@ -259,7 +259,9 @@ def main() -> None:
     stopping = found.problems if module.check_mode else problems
     if options.ready_for != "nothing":
         if stopping:
-            module.fail_json(msg="; ".join(stopping), problems=problems, ready_for=options.ready_for, **found.facts)
+            # All the facts would bury the message.
+            foreign = {"foreign": found.facts["tree"]["foreign"]}
+            module.fail_json(msg="; ".join(stopping), problems=problems, ready_for=options.ready_for, tree=foreign)
         if problems:
             module.warn(f"A run without --check would stop here: {'; '.join(problems)}")
     module.exit_json(changed=False, problems=problems, ready_for=options.ready_for, **found.facts)
