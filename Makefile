@@ -28,10 +28,16 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 test: lint types sanity docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
 	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/integration tests/faults tests/molecule
 
-# What takes minutes: each write killed, 10,000 inputs for each parser, 50 repetitions of what runs at once.
+# What takes minutes: each write killed, 10,000 inputs for each parser, and what runs at once as often as REPETITIONS says.
+# The inputs need a processor and the faults mostly wait, so they run side by side.
+REPETITIONS ?= 50
+SLOW_LOG := tests/output/slow-fuzz.log
 .PHONY: slow
 slow: setup docker-up ## The slow lane: as many faults, inputs and repetitions as it takes
-	env SGL_FUZZ_EXAMPLES=10000 SGL_REPETITIONS=50 $(PYTEST) -m "long or repeated" tests/fuzz tests/faults $(ARGS)
+	mkdir -p $(dir $(SLOW_LOG))
+	env SGL_FUZZ_EXAMPLES=10000 $(PYTEST) -m "long or repeated" tests/fuzz > $(SLOW_LOG) 2>&1 & fuzz=$$!; \
+	env SGL_REPETITIONS=$(REPETITIONS) $(PYTEST) -m "long or repeated" tests/faults $(ARGS) && faults=0 || faults=$$?; \
+	wait $$fuzz && fuzz=0 || fuzz=$$?; tail -n 3 $(SLOW_LOG); [ $$fuzz = 0 ] || cat $(SLOW_LOG); exit $$((faults + fuzz))
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests

@@ -7,7 +7,7 @@ DOCUMENTATION = r"""
 name: report
 type: notification
 short_description: One page for each prep, hosts by stages, and the same as JSON
-version_added: 1.1.0
+version_added: 1.0.0
 description:
   - After a playbook that prepares hosts, writes a self-contained HTML page (hosts and stages, timings, cache sizes before and after,
     warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed or were unreachable too.

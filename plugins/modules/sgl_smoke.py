@@ -7,7 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: sgl_smoke
 short_description: Chat with the prepared server by a scenario, and keep what it said
-version_added: 1.1.0
+version_added: 1.0.0
 description:
   - Runs a scenario of one-shot and multi-turn tests over C(/v1/chat/completions) with C(sgl-admin smoke) in the container, as a detached
     job, and follows it, showing each test as it ends.

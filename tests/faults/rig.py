@@ -24,9 +24,10 @@ STATE = "/var/lib/sgl"
 _VARYING = frozenset(
     "started_at finished_at updated_at probed_at taken_at pid_started_at latest_mtime_iso duration_s elapsed_s eta_s waited_s "
     "pid pid_start_ticks start_ticks owner_pid done total unit message sample_count tokens_seen tokens_expected warmup_requests "
-    "ran reason warnings".split()
+    "ran reason warnings "
+    "start_byte end_byte latency_s ttft_s ready_after_s output_tokens_per_s pgid log_start stopped_at".split()
 )
-_IDS = re.compile(r"\b(container-run|prep)-\d{8}T\d{6}Z-[0-9a-f]{8}\b")
+_IDS = re.compile(r"\b(container-run|prep|smoke|server)-\d{8}T\d{6}Z-[0-9a-f]{8}\b")
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class Rig:
             ("*/prep_result.json", validators.validate_prep_result),
             ("*/job.json", validators.validate_job),
             ("*/stages/*.json", validators.validate_stage),
+            ("*/smokes/*/summary.json", validators.validate_smoke_summary),
+            ("*/server.json", lambda record: (record["server_id"], record["argv"], record["state"])),
         ):
             for path in runs.glob(name):
                 yield path, lambda path, validate=validate: validate(load(path))
@@ -155,16 +158,24 @@ class Rig:
         found += [f"held lock: {path}" for path in (site.profiles / ".locks").iterdir() if not lock_is_free(path)]
         found += [f"process: {line}" for line in site.commands() if "sglang::" in line or "launch_server" in line or ".worker" in line]
         found += [] if port_is_free(site.ports["sglang"]) else ["the server's port is taken"]
-        for path in (site.telemetry / "container_runs").glob("*/job.json"):
-            if load(path)["state"] == "running":
-                found.append(f"record of a prep that runs: {path}")
+        for name in ("*/job.json", "*/smokes/*/summary.json", "*/server.json"):
+            found += [
+                f"record of what runs: {path}"
+                for path in (site.telemetry / "container_runs").glob(name)
+                if load(path)["state"] == "running"
+            ]
         return found
 
     def end_state(self) -> dict[str, Any]:
         """Every record of the live run and all that the caches hold, less what differs between two runs that came to the same."""
         site, run_id = self.site, self.site.run_id
         state: dict[str, Any] = {"pointer": _IDS.sub(r"\1-ID", site.pointer.read_text())}
+        smokes = sorted(site.run_dir().glob("smokes/*/summary.json"), key=lambda path: path.stat().st_mtime_ns)
+        # Of several smokes the last one counts; the one before it may be the one that was disturbed.
+        earlier = [path.parent for path in smokes[:-1]]
         for path in [site.pointed(), *(path for path in site.run_dir().rglob("*") if path.is_file())]:
+            if any(path.is_relative_to(folder) for folder in earlier):
+                continue
             state[_IDS.sub(r"\1-ID", str(path.relative_to(site.telemetry)))] = comparable(path)
         for path in site.profiles.rglob("*"):
             if path.is_file():
@@ -188,6 +199,8 @@ def comparable(path: Path) -> Any:
 
 
 def simplify(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"start", "end"}:
+        return "two moments"
     if isinstance(value, dict):
         return {key: "ok" if (key, item) == ("status", "noop") else simplify(item) for key, item in value.items() if key not in _VARYING}
     return [simplify(item) for item in value] if isinstance(value, list) else value

@@ -133,6 +133,34 @@ class AdminAfterKill(Admin):
         wait_for(lambda: rig.hit and lock_is_free(rig.site.profiles / ".locks" / "prep.lock"), "the worker to be killed", 30)
 
 
+class Smoke(AdminNothingToDo):
+    """A smoke of the prepared server, which it starts and stops itself."""
+
+    def run(self, rig: Rig) -> Ended:
+        logged = len(rig.site.log())
+        done = rig.site.admin("smoke", "run")
+        return Ended(done.returncode, done.stdout + done.stderr + rig.site.log()[logged:])
+
+    def run_again(self, rig: Rig) -> list[str]:
+        return done_with(rig, "smoke", "run") + ([] if ready(rig) else ["the smoke took METRICS_READY away"])
+
+    def told(self, ended: Ended, kind: str, rig: Rig) -> list[str]:
+        problems = Scenario.told(self, ended, kind, rig)
+        return problems + ([] if ended.code in (0, 1, 7, 137) else [f"exit code {ended.code}: {ended.text[-500:]}"])
+
+
+class Server(Smoke):
+    """The prepared server, started for a benchmark and stopped."""
+
+    def run(self, rig: Rig) -> Ended:
+        started = rig.site.admin("server", "start")
+        stopped = rig.site.admin("server", "stop") if not rig.hit else started
+        return Ended(started.returncode or stopped.returncode, "".join((started.stdout, started.stderr, stopped.stdout, stopped.stderr)))
+
+    def run_again(self, rig: Rig) -> list[str]:
+        return done_with(rig, "server", "start") + done_with(rig, "server", "stop")
+
+
 class Init(Scenario):
     """A start of the container and its stop, with warm caches and the pointer of an earlier run that was killed."""
 
@@ -197,6 +225,8 @@ SCENARIOS = {
     "admin_nothing_to_do": AdminNothingToDo("sgl-admin, nothing to do", "cli", "worker"),
     "admin_rebuild": AdminRebuild("sgl-admin, rebuild", "worker"),
     "admin_after_kill": AdminAfterKill("sgl-admin, after a killed prep", "cli"),
+    "smoke": Smoke("sgl-admin, smoke", "cli", "smoke"),
+    "server": Server("sgl-admin, server", "cli"),
     "start": Start("the init's first process", "start"),
     "publish": Publish("the init's run record", "publish"),
 }
@@ -213,6 +243,11 @@ def ensure(rig: Rig) -> list[str]:
     done = rig.site.ensure()
     problems = [] if done.returncode == 0 else [f"the next run: exit code {done.returncode}: {(done.stdout + done.stderr)[-800:]}"]
     return problems + ([] if ready(rig) else ["the next run did not reach METRICS_READY"])
+
+
+def done_with(rig: Rig, *command: str) -> list[str]:
+    done = rig.site.admin(*command)
+    return [] if done.returncode == 0 else [f"{' '.join(command)}: exit code {done.returncode}: {(done.stdout + done.stderr)[-800:]}"]
 
 
 def ready(rig: Rig) -> bool:
@@ -313,7 +348,9 @@ def test_kill_anywhere(rigs: list[Rig], name: str, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), [("admin", "before"), ("admin", "full"), ("start", "before"), ("publish", "before")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("admin", "before"), ("admin", "full"), ("start", "before"), ("publish", "before"), ("smoke", "before")]
+)
 def test_kill_at_every_tenth_write(rigs: list[Rig], name: str, kind: str) -> None:
     """A sample for every day; all of them are in the long lane."""
     disturb_all(rigs, name, kind, every=10)

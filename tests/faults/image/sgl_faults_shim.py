@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 PROGRAMS = {
     "sgl_admin": "cli",
     "sgl_admin.worker": "worker",
+    "sgl_admin.smoke.worker": "smoke",
     "sgl_admin.init.start": "start",
     "sgl_admin.init.publish": "publish",
 }

@@ -1,8 +1,8 @@
 """Stands for the real SGLang server where a fault is injected or seconds matter.
 
-It speaks what sgl-admin and Prometheus ask of the real one: /health, /v1/completions with `usage`, and /metrics with the counter
-of prompt tokens, which is born with its first value when a request has finished. It has helper processes in its group that outlive
-it when it is killed, and it leaves the same "compiled" files in the kernel caches each time.
+It speaks what sgl-admin and Prometheus ask of the real one: /health, /v1/models, /v1/completions and /v1/chat/completions (streamed or
+not) with `usage`, and /metrics with the counter of prompt tokens, which is born with its first value when a request has finished. It has
+helper processes in its group that outlive it when it is killed, and it leaves the same "compiled" files in the kernel caches each time.
 
 The environment says what goes wrong; each variable begins with SGL_TEST_SERVER_:
 
@@ -91,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             self.answer(200 if self.state.ready else 503, "text/plain", "")
+        elif self.path == "/v1/models":
+            self.answer(200, "application/json", json.dumps({"object": "list", "data": [{"id": self.state.model, "object": "model"}]}))
         elif self.path == "/metrics":
             self.answer(200, "text/plain; version=0.0.4; charset=utf-8", self.state.metrics())
         else:
@@ -108,11 +110,17 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(500, "application/json", json.dumps({"object": "error", "message": "Internal server error", "code": 500}))
             return
         time.sleep(number("REQUEST_S"))
-        tokens = len(body["prompt"].split())
+        chat = self.path == "/v1/chat/completions"
+        asked = " ".join(message["content"] for message in body["messages"]) if chat else body["prompt"]
+        tokens = len(asked.split())
         self.state.finish(tokens)
         usage = {"prompt_tokens": tokens, "completion_tokens": body["max_tokens"], "total_tokens": tokens + body["max_tokens"]}
-        answer = {"object": "text_completion", "model": body["model"], "choices": [{"index": 0, "text": " words"}], "usage": usage}
-        self.answer(200, "application/json", json.dumps(answer))
+        if chat and body["stream"]:
+            self.answer(200, "text/event-stream", "".join(f"data: {event}\n\n" for event in chunks(usage)))
+            return
+        said: dict[str, object] = {"message": {"role": "assistant", "content": "words"}} if chat else {"text": " words"}
+        choice = {"index": 0, **said, "finish_reason": "length"}
+        self.answer(200, "application/json", json.dumps({"model": body["model"], "choices": [choice], "usage": usage}))
 
     def answer(self, status: int, kind: str, text: str) -> None:
         content = text.encode()
@@ -124,6 +132,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing: a scrape five times a second would fill the run's log."""
+
+
+def chunks(usage: dict[str, int]) -> list[str]:
+    """A streamed chat's events: words, the end of the choice, the usage, the end."""
+    choices: list[list[dict[str, object]]] = [
+        [{"index": 0, "delta": {"role": "assistant", "content": "words"}, "finish_reason": None}],
+        [{"index": 0, "delta": {"content": ""}, "finish_reason": "length"}],
+        [],
+    ]
+    events = [{"choices": choice, "usage": None if choice else usage} for choice in choices]
+    return [*map(json.dumps, events), "[DONE]"]
 
 
 class Listener(ThreadingHTTPServer):

@@ -81,6 +81,8 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
     It is not healthy yet. Raises Refused: another server of ours runs, or its port is taken.
     """
     with locked():
+        # Of a command that was killed; no other writes this record.
+        files.sweep_temporaries(paths.run_dir(live.run_id), paths.server(live.run_id).name)
         record = read(live.run_id)
         if record is not None and record["state"] == RUNNING:
             if record["argv"] == wanted.argv and record["env"] == wanted.env:
@@ -141,6 +143,7 @@ def stop(run_id: str) -> dict[str, Any] | None:
     if read(run_id) is None:
         return None
     with locked():
+        files.sweep_temporaries(paths.run_dir(run_id), paths.server(run_id).name)
         record = read(run_id)
         if record is None or record["state"] == STOPPED:
             return record
