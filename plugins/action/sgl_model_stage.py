@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
@@ -153,9 +153,9 @@ class ActionModule(ActionBase):
             names.write(b"".join(os.fsencode(name) + b"\0" for name in missing))
             names.seek(0)
             with subprocess.Popen(command, stdin=names, stdout=subprocess.PIPE, stderr=errors, bufsize=0) as process:
-                assert process.stdout is not None  # noqa: S101
+                output = cast(IO[bytes], process.stdout)
                 try:
-                    while text := process.stdout.read(1 << 16):
+                    while text := output.read(1 << 16):
                         if found := _RSYNC_BYTES.findall(text):
                             shown.progress("sending", int(re.sub(rb"\D", b"", found[-1])), total)
                 except BaseException:

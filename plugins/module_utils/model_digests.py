@@ -393,7 +393,7 @@ def read_files(
     if not queue:
         return True, 0
     reading = _Reading(folder, memo, queue, time.monotonic() + budget_s if budget_s is not None else float("inf"))
-    threads = [threading.Thread(target=reading.work, daemon=True) for _ in range(number)]
+    threads = [threading.Thread(target=reading.work, daemon=True) for _ignored in range(number)]
     try:
         for thread in threads:
             thread.start()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files, model_hub
@@ -78,6 +78,8 @@ class Stage:
 
     def __init__(self, request: Request, client: model_hub.Client | None = None) -> None:
         """``client`` is needed for a download alone. Raises ModelError."""
+        if request.source == "local":
+            request = replace(request, origin=os.path.expanduser(request.origin))
         self.request = request
         self.client = client
         self.staging = Staging(request.path, request.models_root, request.uid, request.gid)

@@ -52,7 +52,8 @@ class SmokeClient:
             # Whatever is used of it, so that it is missed here and not later.
             if not isinstance(summary["smoke_id"], str) or not isinstance(summary["state"], str):
                 raise TypeError
-            _ = summary["tests"], summary["counts"], summary["server"], summary["summary"]["container_path"], summary["errors"]
+            if not {"tests", "counts", "server", "summary", "errors", "exit_code"} <= summary.keys():
+                raise KeyError("summary")
         except (ValueError, RecursionError, LookupError, TypeError) as broken:
             raise SmokeError(
                 f"sgl-admin's answer is no smoke's summary: {output[-300:]!r}; is the image older than this collection?"

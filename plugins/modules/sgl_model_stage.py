@@ -250,7 +250,7 @@ def main() -> None:
         path=given["path"],
         models_root=given["models_root"],
         source=given["source"],
-        origin=os.path.expanduser(given["from"] or "") if given["source"] == "local" else given["from"] or "",
+        origin=given["from"] or "",
         revision=given["revision"],
         endpoint=given["endpoint"],
         token=given["token"],
