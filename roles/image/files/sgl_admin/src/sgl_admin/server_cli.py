@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from sgl_admin import argument_types, paths, run, serving
+from sgl_admin import argument_types, files, paths, run, serving
 from sgl_admin.errors import EXIT_SERVER_FAILED, Refused, StageFailure
 
 _HEARTBEAT_S = 5.0
@@ -52,9 +52,9 @@ def _start(arguments: argparse.Namespace) -> int:
     if not arguments.detach:
         found, healthy = serving.wait(live.run_id, arguments.timeout, _Heartbeat(record["server_id"]))
         if not healthy:
-            _refuse_unhealthy(found, arguments.timeout)
+            _refuse_unhealthy(live.run_id, found, arguments.timeout)
         record = found or record
-    return _print(record, healthy, arguments.json, started=started)
+    return _print(live.run_id, record, healthy, arguments.json, started=started)
 
 
 class _Heartbeat:
@@ -70,12 +70,12 @@ class _Heartbeat:
             print(f"{self._name}: not healthy yet ({waited_s:.0f} s)", file=sys.stderr, flush=True)
 
 
-def _refuse_unhealthy(record: dict[str, Any] | None, timeout_s: float) -> None:
+def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: float) -> None:
     """Raises Refused: why the server did not become healthy, with its last words. One that still starts is left running."""
     if record is None or record["state"] == serving.STOPPED:
         raise Refused(EXIT_SERVER_FAILED, "the server was stopped while it started; start it again")
-    tail = "\n".join(serving.handle(record).log_tail())
-    log = paths.to_host(paths.log(record["run_id"])) or record["log"]
+    tail = "\n".join(serving.handle(run_id, record).log_tail())
+    log = paths.to_host(paths.log(run_id)) or paths.log(run_id)
     what = (
         "ended while starting"
         if record["state"] == serving.ENDED
@@ -86,25 +86,27 @@ def _refuse_unhealthy(record: dict[str, Any] | None, timeout_s: float) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    record, healthy = serving.wait(run.live().run_id, arguments.wait)
-    return _print(record, healthy, arguments.json)
+    run_id = run.live().run_id
+    record, healthy = serving.wait(run_id, arguments.wait)
+    return _print(run_id, record, healthy, arguments.json)
 
 
 def _stop(arguments: argparse.Namespace) -> int:
+    run_id = run.live().run_id
     try:
-        return _print(serving.stop(run.live().run_id), False, arguments.json)
+        return _print(run_id, serving.stop(run_id), False, arguments.json)
     except StageFailure as failure:
         raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
 
 
-def _print(record: dict[str, Any] | None, healthy: bool, as_json: bool, **more: bool) -> int:
+def _print(run_id: str, record: dict[str, Any] | None, healthy: bool, as_json: bool, **more: bool) -> int:
     if as_json:
         ended = record is not None and record["state"] == serving.ENDED
-        tail = serving.handle(record).log_tail() if record is not None and ended else []
+        tail = serving.handle(run_id, record).log_tail() if record is not None and ended else []
         print(json.dumps({"server": record, "healthy": healthy, "log_tail": tail, **more}))
     elif record is None:
         print("no server was started in this run")
     else:
-        state, log = "healthy" if healthy else record["state"], paths.to_host(record["log"]) or record["log"]
-        print(f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log {log}")
+        state, log = "healthy" if healthy else record["state"], paths.to_host(paths.log(run_id)) or paths.log(run_id)
+        print(files.printable(f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log {log}"))
     return 0

@@ -68,11 +68,21 @@ def prepared(live: Run) -> Prepared:
 
 
 def read(run_id: str) -> dict[str, Any] | None:
-    """The record of the run's server, with its state as it is now; None where none was started."""
+    """The record of the run's server, with its state as it is now; None where none was started, or what is there is no record of one."""
     record = files.read_or_set_aside(paths.server(run_id), _SHAPE, [])
+    if record is not None and not _usable(record):
+        return None
     if record is not None and record["state"] == RUNNING and not is_running(record["pgid"], record["start_ticks"]):
         record["state"] = ENDED
     return record
+
+
+def _usable(record: dict[str, Any]) -> bool:
+    words = (*record["argv"], *record["env"].values())
+    known = record["state"] in (RUNNING, ENDED, STOPPED)
+    return (
+        known and record["port"] in range(1, 2**16) and record["log_start"] in range(2**53) and all(isinstance(word, str) for word in words)
+    )
 
 
 def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
@@ -110,7 +120,6 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
                 "env": wanted.env,
                 "model": wanted.model,
                 "port": wanted.port,
-                "log": str(server.log),
                 "log_start": server.log_start,
                 "started_at": clock.utc(),
             }
@@ -127,7 +136,7 @@ def wait(run_id: str, timeout_s: float, tick: Callable[[float], None] = lambda w
     began = time.monotonic()
     while True:
         record = read(run_id)
-        healthy = record is not None and record["state"] == RUNNING and handle(record).healthy()
+        healthy = record is not None and record["state"] == RUNNING and handle(run_id, record).healthy()
         waited_s = time.monotonic() - began
         if healthy or record is None or record["state"] != RUNNING or waited_s >= timeout_s:
             return record, healthy
@@ -153,9 +162,9 @@ def stop(run_id: str) -> dict[str, Any] | None:
         return record
 
 
-def handle(record: dict[str, Any]) -> Server:
+def handle(run_id: str, record: dict[str, Any]) -> Server:
     """The server of a record, to be asked and for its log; it is not this process's child."""
-    return Server(record["argv"], record["env"], record["port"], paths.log(record["run_id"]), record["log_start"])
+    return Server(record["argv"], record["env"], record["port"], paths.log(run_id), record["log_start"])
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class Smoke(Interruptible):
         with self._may_be_interrupted():
             found, healthy = serving.wait(self._live.run_id, self._server_timeout_s)
         if not healthy:
-            tail = serving.handle(found).log_tail() if found else []
+            tail = serving.handle(self._live.run_id, found).log_tail() if found else []
             raise StageFailure("server_unhealthy_timeout", "the server that was started (sgl-admin server start) is not healthy", tail)
 
     def _start_server(self, used: dict[str, Any]) -> None:
