@@ -23,15 +23,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, one_line, several
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import HUB_METADATA, RECORD, ModelError, one_line, several
 
-RECORD = ".sgl-model.json"
 MEMO = ".sgl-verified.json"
 # What staging keeps beside a model that is on its way.
 STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG = ".sgl-staging.json", ".sgl-source.json", ".sgl-hub.json", ".sgl-hub.log"
 OURS = frozenset(name + end for name in (RECORD, MEMO, STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG) for end in ("", ".tmp"))
 _UNFINISHED = (".part", ".incomplete")
-HUB_METADATA = ".cache/huggingface/download"
 SHA256, GIT_SHA1 = "sha256", "git_sha1"
 
 # Bytes done and bytes in all.

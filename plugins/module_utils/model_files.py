@@ -19,6 +19,9 @@ from typing import Any
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+# The digests that a model came with (model_digests), and where the Hugging Face client keeps its own notes.
+RECORD = ".sgl-model.json"
+HUB_METADATA = ".cache/huggingface/download"
 NAMED_SHARDS = 5
 # Linux' own, with the NUL at the end.
 _MAX_PATH = 4096
@@ -362,6 +365,13 @@ def inspect_model(
         "size_bytes": sum(sizes),
         "shards": len(shards),
     }
+
+
+def may_have_digests(path: str) -> bool:
+    """Whether the folder may hold recorded digests; told cheaply, for whoever needs model_digests only then."""
+    notes = (RECORD, HUB_METADATA)
+    # The client's cache is made of links whose targets are named by their digests.
+    return any(os.path.lexists(os.path.join(path, name)) for name in notes) or os.path.islink(os.path.join(path, CONFIG))
 
 
 def missing_model(path: str) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, model_digests, model_files, ports, run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, model_files, ports, run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, Runner
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage
 
 _GB = 10**9
 # Sources of a model that need to be told where from.
@@ -182,7 +181,7 @@ def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> N
     fitting = {"tp": options.tp, "device_count": devices["count"], "device_name": devices["name"]}
     try:
         model = _model_that_is_there(path, spec, fitting, options)
-        found.facts["model"] = {**model, "stage": _to_be_staged(path, model, spec, fitting, options)}
+        found.facts["model"] = {**model, "stage": _to_be_staged(model, fitting, options)}
     except model_files.ModelError as error:
         found.problems.append(str(error))
 
@@ -192,7 +191,7 @@ def _model_that_is_there(path: str, spec: host_tree.Spec, fitting: dict[str, Any
     unread = {"recorded": False, "verified": False}
     try:
         model = model_files.inspect_model(path, **fitting, root=spec.models, uid=spec.uid, gid=spec.gid)
-        read = model_digests.quick(path) if options.model_source in _FROM else model_digests.quick_and_sound(path)
+        known = _known_of(path, options) if model_files.may_have_digests(path) else unread
     except model_files.ModelMissing:
         if options.model_source == "present":
             raise
@@ -202,31 +201,25 @@ def _model_that_is_there(path: str, spec: host_tree.Spec, fitting: dict[str, Any
             raise
         # It is brought anew.
         return {**model_files.missing_model(path), "missing": False, **unread}
-    return {**model, "recorded": read.recorded, "verified": read.verified}
+    return {**model, **known}
 
 
-def _to_be_staged(path: str, model: dict[str, Any], spec: host_tree.Spec, fitting: dict[str, Any], options: Options) -> bool:
-    """Whether sgl_model_stage has something to bring or to read. Raises ModelError for what it would refuse."""
-    if options.model_source == "tiny":
-        return False
-    # What the controller has, only its action can tell.
-    if options.model_verify == "full" or (model["recorded"] and not model["verified"]) or options.model_source == "controller":
+def _known_of(path: str, options: Options) -> dict[str, bool]:
+    """Whether a model's bytes are known to be those that were recorded. Raises ModelError for damage that nothing will mend."""
+    # Compiling it on the host takes longer than most of what else is looked at.
+    from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests
+
+    read = model_digests.quick(path) if options.model_source in _FROM else model_digests.quick_and_sound(path)
+    return {"recorded": read.recorded, "verified": read.verified}
+
+
+def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Options) -> bool:
+    """Whether sgl_model_stage may have something to bring or to read. Raises ModelError for a source that is no model."""
+    if options.model_source == "local":
+        model_files.inspect_model(os.path.abspath(os.path.expanduser(options.model_from or "")), **fitting)
+    if options.model_source in _FROM:
         return True
-    if options.model_source == "present":
-        return False
-    asked = Request(
-        path=path,
-        models_root=spec.models,
-        source=options.model_source,
-        uid=spec.uid,
-        gid=spec.gid,
-        origin=options.model_from or "",
-        revision=options.model_revision,
-        endpoint=options.model_endpoint,
-        fitting=fitting,
-    )
-    changed: bool = Stage(asked).plan()["changed"]
-    return changed
+    return options.model_source == "present" and (options.model_verify == "full" or (model["recorded"] and not model["verified"]))
 
 
 def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:

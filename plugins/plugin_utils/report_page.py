@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
 
@@ -48,7 +48,13 @@ class Finding(NamedTuple):
 def render(report: dict[str, Any]) -> str:
     """The whole page. ``report`` must keep its schema; fields that it does not know are not shown."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        # Compiling the template takes ten times as long as filling it.
+        bytecode_cache=FileSystemBytecodeCache(),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(duration=duration, size=size, moment=moment, words=words)
     hosts = report["hosts"]
