@@ -52,10 +52,19 @@ def play(name: str, variables: dict[str, Any], *flags: str, verbose: bool = Fals
     with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
         given, outcome = Path(folder) / "variables.json", Path(folder) / "outcome.json"
         given.write_text(json.dumps(variables), encoding="utf-8")
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "SGL_REPORT_OUTCOME": str(outcome),
+        }
+        if reports := environment.get("SGL_REPORT_DIR"):
+            # The caller may stand elsewhere than the checkout.
+            environment["SGL_REPORT_DIR"] = os.path.abspath(reports)
         process = subprocess.Popen(
             [str(_program("ansible-playbook")), f"playbooks/{name}.yml", "--extra-vars", f"@{given}", *flags],
             cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env={**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "SGL_REPORT_OUTCOME": str(outcome)},
+            env=environment,
         )  # fmt: skip
         output = _follow(process, name, verbose, heartbeat)
         if not outcome.exists():

@@ -11,13 +11,13 @@ version_added: 1.0.0
 description:
   - After a playbook that prepares hosts, writes a self-contained HTML page (hosts and stages, timings, cache sizes before and after,
     warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed or were unreachable too.
-  - Other playbooks get no page.
+  - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it. Others get no page.
 requirements:
   - Enabled in the configuration, as in this collection's own ansible.cfg.
 options:
   directory:
-    description: Folder on the controller for the pages; made where it is missing. Empty for none.
-    type: path
+    description: Folder on the controller for the pages, by its path or from the current folder; made where it is missing. Empty for none.
+    type: str
     default: reports
     ini:
       - section: callback_sglang_report
@@ -35,6 +35,7 @@ author:
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         self._report = Report(os.path.basename(playbook._file_name), bool(context.CLIARGS.get("check")))
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        if self._report and any(_module(task) == "sgl_prep" for task in _tasks(play.get_tasks())):
+            self._report.of_a_prep = True
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         if self._report:
@@ -78,7 +83,7 @@ class CallbackModule(CallbackBase):
         task = result.task
         role = task._role.get_name() if task._role else None
         self._report.end(
-            result.host.get_name(), str(task._uuid), str(task.action).rpartition(".")[2], role and role.rpartition(".")[2],
+            result.host.get_name(), str(task._uuid), _module(task), role and role.rpartition(".")[2],
             task.name or str(task.action), status, result.result,
         )  # fmt: skip
 
@@ -94,7 +99,7 @@ class CallbackModule(CallbackBase):
             if outcome := self.get_option("outcome"):
                 _write(Path(outcome), text)
             if self._report.of_a_prep and (directory := self.get_option("directory")):
-                self._publish(Path(directory), document, text)
+                self._publish(Path(directory).expanduser(), document, text)
         except OSError as error:
             self._display.warning(f"no report: {error.filename}: {error.strerror}; set SGL_REPORT_DIR to a folder that you may write")
 
@@ -107,6 +112,21 @@ class CallbackModule(CallbackBase):
         _write(page.with_suffix(".json"), text)
         _write(page, render(document))
         self._display.display(f"Report: {page}")
+
+
+def _module(task: Any) -> str:
+    return str(task.action).rpartition(".")[2]
+
+
+def _tasks(entries: Iterable[Any]) -> Iterator[Any]:
+    """The tasks of a play that are there before it runs; blocks, as imported roles are, hold others."""
+    for entry in entries:
+        if isinstance(entry, list):
+            yield from _tasks(entry)
+        elif hasattr(entry, "block"):
+            yield from _tasks([*entry.block, *entry.rescue, *entry.always])
+        else:
+            yield entry
 
 
 def _write(path: Path, text: str) -> None:

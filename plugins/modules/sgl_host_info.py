@@ -192,11 +192,6 @@ run:
   description: What M(slice_bench.sglang.sgl_manifest) returns of the container's run.
   returned: always
   type: dict
-ready_for:
-  description: What was asked for.
-  returned: always
-  type: str
-  sample: prep
 problems:
   description: What stops O(ready_for), each with its remedy.
   returned: always
@@ -261,10 +256,10 @@ def main() -> None:
         if stopping:
             # All the facts would bury the message.
             foreign = {"foreign": found.facts["tree"]["foreign"]}
-            module.fail_json(msg="; ".join(stopping), problems=problems, ready_for=options.ready_for, tree=foreign)
+            module.fail_json(msg="; ".join(stopping), problems=problems, tree=foreign)
         if problems:
             module.warn(f"A run without --check would stop here: {'; '.join(problems)}")
-    module.exit_json(changed=False, problems=problems, ready_for=options.ready_for, **found.facts)
+    module.exit_json(changed=False, problems=problems, **found.facts)
 
 
 if __name__ == "__main__":

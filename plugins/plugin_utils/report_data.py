@@ -44,17 +44,14 @@ class Report:
         self._zero = time.monotonic()
         self._started_at = _utc()
         self._hosts: dict[str, _Host] = {}
+        # Whether a play prepares hosts, and does not only start or stop them; told by the callback.
+        self.of_a_prep = False
         self.report_id = f"report-{self._started_at.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
 
     @property
     def is_ours(self) -> bool:
         """Whether any task was one of this collection's."""
         return any(host.known or host.status == "unreachable" for host in self._hosts.values())
-
-    @property
-    def of_a_prep(self) -> bool:
-        """Whether a host was to be prepared: looked at for a prep, and not only to be started or stopped."""
-        return any(_PREP in host.known or host.known.get(_HOST_INFO, {}).get("ready_for") == "prep" for host in self._hosts.values())
 
     def begin(self, host: str, task_id: str) -> None:
         entry = self._hosts.setdefault(host, _Host())

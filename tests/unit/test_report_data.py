@@ -22,7 +22,6 @@ INFO: dict[str, Any] = {
     "devices": {"count": 1, "name": "NVIDIA GH200 480GB", "cuda": True},
     "run": {**RUN, "live": False, "run_id": None},
     "tree": {"foreign": []},
-    "ready_for": "prep",
 }
 PREP = {
     "prep_id": RESULT["run"]["prep_id"],
@@ -84,7 +83,7 @@ def test_a_prepared_host() -> None:
     assert host["caches"]["triton"] == {"before_bytes": 0, "after_bytes": 734003200, "before_files": 0, "after_files": 182}
     assert host["links"]["manifest_container"] == f"/telemetry/container_runs/{host['run_id']}.json"
     assert host["notes"] == []
-    assert told.report.of_a_prep and told.report.is_ours
+    assert told.report.is_ours
 
 
 def test_hosts_that_failed_or_were_never_reached_are_there_with_their_reasons() -> None:
@@ -138,10 +137,9 @@ def test_a_smoke_is_kept_whole() -> None:
     told = Told("smoke.yml")
     told.task("a", "sgl_smoke", "smoke", "failed", msg="x", summary=summary, path="/telemetry/s", exit_code=8)
     assert told.host(failed=("a",))["smoke"] == {"summary": summary, "path": "/telemetry/s", "exit_code": 8}
-    assert not told.report.of_a_prep
 
 
 def test_other_peoples_playbooks_are_none_of_ours() -> None:
     told = Told("site.yml")
     told.task("a", "copy", "web", "changed")
-    assert not told.report.is_ours and not told.report.of_a_prep
+    assert not told.report.is_ours
