@@ -35,6 +35,8 @@ _IGNORED = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "
 CLIENT = r"""
 import json, os, shutil, sys, time, traceback
 folder, repo, revision, run, *ignored = sys.argv[1:]
+# A uid that the image does not know has no home, and the hub's client wants one.
+os.environ["HOME"] = "/tmp"
 state_file, token = os.path.join(folder, ".sgl-hub.json"), os.environ.get("HF_TOKEN") or None
 log = open(os.path.join(folder, ".sgl-hub.log"), "a", buffering=1)
 os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
@@ -203,7 +205,6 @@ def _begin(folder: str, download: Download, client: Client) -> None:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HOME": "/tmp",  # noqa: S108 -- the container's own
         **({"HF_ENDPOINT": download.endpoint} if download.endpoint else {}),
         **({"HF_TOKEN": download.token} if download.token else {}),
     }
