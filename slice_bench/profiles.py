@@ -62,6 +62,8 @@ def variables(profile: dict[str, Any]) -> dict[str, Any]:
     given = dict(_leaves(profile))
     found = {variable: given[key] for key, (_, variable) in _SIMPLE.items() if key in given}
     server = profile.get("server", {})
+    # The inventory's own model may be made on the spot; a profile's is what it says.
+    found.setdefault("sgl_model_source", "present")
     found["sgl_stages"] = {stage: profile.get("stages", {}).get(stage, "ensure") for stage in _STAGES}
     found["sgl_server_args"] = [str(word) for word in server.get("args", [])] + _speculative(server.get("speculative", {}))
     found["sgl_server_env"] = {name: str(value) for name, value in server.get("env", {}).items()}

@@ -182,6 +182,7 @@ def test_the_call_of_the_hand_off(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_a_profile_alone_asks_for_its_own_stages() -> None:
     made = profiles.variables(profiles.load(BASELINE))
     assert made["sgl_stages"] == {"deep_gemm": "ensure", "moe": "skip", "flashinfer": "ensure", "inductor": "ensure"}
+    assert made["sgl_model_source"] == "present", "the inventory's own must not make a random model of that name"
     assert made["sgl_cuda_graph_batch_sizes"] == [1, 2, 4, 8, 16, 32] and "--mem-fraction-static" in made["sgl_server_args"]
 
 

@@ -24,6 +24,7 @@ HOST = "127.0.0.1"
 # A label's value may hold anything but a bare quote.
 _PROMPT_TOKENS = re.compile(r'^sglang[:_]prompt_tokens_total(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)', re.MULTILINE)
 _TERMINATE_S = 15.0
+_TAIL_BYTES = 1 << 16
 # A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no number above the last.
 _GROUPS = range(2, 2**22)
 _GATE = Path(__file__).with_name("gate.py")
@@ -159,7 +160,8 @@ class Server:
 
     def log_tail(self, lines: int = 20) -> list[str]:
         with open(self.log, "rb") as stream:
-            stream.seek(self.log_start)
+            # A server that served for days has written more than anyone wants to read for its last words.
+            stream.seek(max(self.log_start, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return stream.read().decode(errors="replace").splitlines()[-lines:]
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> tuple[int, bytes]:
