@@ -216,7 +216,16 @@ def _known_of(path: str, options: Options) -> dict[str, bool]:
 def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Options) -> bool:
     """Whether sgl_model_stage may have something to bring or to read. Raises ModelError for a source that is no model."""
     if options.model_source == "local":
-        model_files.inspect_model(os.path.abspath(os.path.expanduser(options.model_from or "")), **fitting)
+        source = os.path.abspath(os.path.expanduser(options.model_from or ""))
+        try:
+            model_files.inspect_model(source, **fitting)
+        except model_files.ModelMissing:
+            # What was staged from it before serves without it.
+            if model["missing"] or not model["verified"]:
+                raise model_files.ModelError(
+                    f"the source {model_files.one_line(source)} is not a folder that is there: "
+                    "set sgl_model_from to one that holds config.json"
+                ) from None
     if options.model_source in _FROM:
         return True
     return options.model_source == "present" and (options.model_verify == "full" or (model["recorded"] and not model["verified"]))

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils.preflight import Options, PreflightError, look
+
+from tests.doubles.model_folder import make_model
 
 Answer = tuple[int, str, str]
 ROOTS = ("root", "telemetry", "profiles", "models", "huggingface")
@@ -177,3 +179,85 @@ def test_a_model_is_looked_at(host: Docker, tmp_path: Path) -> None:
     folder = tmp_path / "tree" / "models" / "lab" / "m"
     folder.mkdir(parents=True)
     assert any("config.json" in problem for problem in look(options(tmp_path / "tree", **wanted), host).problems)
+
+
+def made_model(folder: Path) -> Path:
+    make_model(folder, 2, 64)
+    return folder
+
+
+def looked_at(host: Docker, tree: Path, **given: Any) -> tuple[list[str], dict[str, Any] | None]:
+    found = look(options(tree, **{"ready_for": "prep", "model": "lab/m", **given}), host)
+    return found.problems, found.facts["model"]
+
+
+def test_a_model_from_somewhere_else_is_to_be_staged(host: Docker, tmp_path: Path) -> None:
+    tree, source = tmp_path / "tree", made_model(tmp_path / "source")
+    [problem] = looked_at(host, tree, model_source="hub")[0]
+    assert "sgl_model_from" in problem
+    for kind, place in (("local", str(source)), ("controller", "/elsewhere"), ("hub", "org/m")):
+        problems, model = looked_at(host, tree, model_source=kind, model_from=place)
+        assert problems == [] and model is not None and model["missing"] and model["stage"] is True
+    [problem] = looked_at(host, tree, model_source="local", model_from=str(tmp_path / "none"))[0]
+    assert str(tmp_path / "none") in problem and "sgl_model_from" in problem
+    (source / "model-00002-of-00002.safetensors").unlink()
+    [problem] = looked_at(host, tree, model_source="local", model_from=str(source))[0]
+    assert "model-00002-of-00002.safetensors" in problem
+
+
+def test_a_model_that_is_there_is_read_where_something_was_recorded(host: Docker, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    folder = made_model(tree / "models" / "lab" / "m")
+    problems, model = looked_at(host, tree)
+    assert problems == [] and model is not None and (model["recorded"], model["verified"], model["stage"]) == (False, False, False)
+    assert looked_at(host, tree, model_verify="full")[1]["stage"] is True  # type: ignore[index]
+    model_digests.verify(str(folder), full=True)
+    for file in folder.iterdir():
+        # What was written this very moment may change within the same tick.
+        os.utime(file, ns=(1, file.stat().st_mtime_ns - 10**9))
+    assert looked_at(host, tree)[1]["stage"] is True  # type: ignore[index]
+    model_digests.verify(str(folder))
+    problems, model = looked_at(host, tree)
+    assert problems == [] and model is not None and (model["recorded"], model["verified"], model["stage"]) == (True, True, False)
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes() + b"x")
+    [problem] = looked_at(host, tree)[0]
+    assert shard.name in problem and "stage it again" in problem
+    # Where it came from somewhere else, it is brought again.
+    problems, model = looked_at(host, tree, model_source="hub", model_from="org/m")
+    assert problems == [] and model is not None and model["stage"] is True
+
+
+def test_a_tree_is_looked_at_without_docker(host: Docker, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def spy(command: list[str]) -> Answer:
+        asked.append(command)
+        return host(command)
+
+    found = look(options(tmp_path / "tree", ready_for="tree"), spy)
+    assert found.problems == [] and found.facts["tree"]["incomplete"] is True
+    assert [command for command in asked if "docker" in command[0]] == []
+
+
+def test_who_must_own_the_tree_and_the_pointer_can_be_said(host: Docker, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    uid, gid = os.geteuid(), os.getegid()
+    (tree / "telemetry").mkdir(parents=True)
+    pointer = tree / "telemetry" / "container_run_meta.env"
+    pointer.touch()
+    found = look(options(tree, ready_for="tree", owner_uid=uid, owner_gid=gid), host)
+    assert found.facts["tree"]["foreign"] == [] and found.facts["tree"]["owner"] == {"uid": uid, "gid": gid}
+    found = look(options(tree, ready_for="tree", pointer_uid=uid + 1), host)
+    [problem] = found.problems
+    assert found.facts["tree"]["foreign"] == [str(pointer)] and f"not {uid + 1}:{gid}" in problem
+    found = look(options(tree, ready_for="tree", pointer_uid=uid, pointer_gid=gid), host)
+    assert found.problems == []
+    if os.geteuid() == 0:
+        found = look(options(tree, ready_for="tree", owner_uid=uid + 5), host)
+        assert str(tree) in found.facts["tree"]["foreign"] and f"not {uid + 5}:{gid}" in found.problems[0]
+
+
+def test_a_smoke_needs_a_live_run(host: Docker, tmp_path: Path) -> None:
+    [problem] = look(options(tmp_path / "tree", ready_for="smoke"), host).problems
+    assert "no run is live in container sglang-dev" in problem and "prep.yml" in problem
