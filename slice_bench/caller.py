@@ -35,10 +35,14 @@ environment:
                                who must own the tree, where that is not the service user
   EXPECT_POINTER_OWNER_UID, EXPECT_POINTER_OWNER_GID
                                who must own the pointer, where that is not the tree's owner
+  VALIDATE_ONLY=1              start: only make and check the directories; Docker is not asked
+  SLICE_BENCH_PROFILES         folders with profiles of yours, parted by colons
+  SGL_REPORT_DIR               where the report of a prep goes (default: reports/ in the checkout)
   ANSIBLE_INVENTORY            where the host and its other settings are (default: inventories/local)
   SLICE_BENCH_VERBOSE=1        show what Ansible prints
 
-exit codes: 0 done, 2 wrong usage, 3 something belongs to somebody else, 1 anything else
+exit codes: 0 done, 2 wrong usage, 3 something belongs to somebody else, 1 anything else;
+            provider-prep, server and smoke end with that of sgl-admin, where it was asked
 """
 
 
