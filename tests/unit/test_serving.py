@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, files, paths, serving
-from sgl_admin.server import _alive
+from sgl_admin import cli, files, locks, paths, serving
+from sgl_admin.errors import StageFailure
+from sgl_admin.server import _alive, is_running
 
 from tests.contract import validators
 
@@ -61,6 +62,10 @@ def gone(group: int) -> bool:
     deadline = time.monotonic() + 20
     while _alive(group) and time.monotonic() < deadline:
         time.sleep(0.02)
+    return not _alive(group)
+
+
+def gone_now(group: int) -> bool:
     return not _alive(group)
 
 
@@ -150,6 +155,60 @@ def test_a_leader_that_was_killed_leaves_no_helper(prepared: list[str], admin: A
     os.kill(record["pgid"], signal.SIGKILL)
     code, out, _ = admin("stop")
     assert code == 0 and "stopped" in out and gone(record["pgid"])
+
+
+def test_a_start_after_a_crash_ends_what_is_left_of_the_one_before(prepared: list[str], admin: Admin) -> None:
+    first = json.loads(admin("start", "--json")[1])["server"]
+    os.kill(first["pgid"], signal.SIGKILL)
+    # It is dead a moment after the signal.
+    while is_running(first["pgid"], first["start_ticks"]):
+        time.sleep(0.01)
+    code, out, error = admin("start", "--json")
+    assert code == 0, error
+    second = json.loads(out)["server"]
+    assert second["server_id"] != first["server_id"] and gone(first["pgid"]) and not gone_now(second["pgid"])
+
+
+def test_who_has_a_server_of_its_own_is_not_disturbed(
+    prepared: list[str], live_run: str, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_LOCK_TIMEOUT_S", 0.2)
+    place = serving.claim(live_run)
+    try:
+        code, _, error = admin("start")
+        assert code == 5 and "has the place of the server" in error
+        with pytest.raises(StageFailure, match="has the place of the server") as caught:
+            serving.claim(live_run)
+        assert caught.value.error_type == "port_busy"
+    finally:
+        os.close(place)
+    admin("start")
+    with pytest.raises(StageFailure, match=r"server-\S+ serves at port \d+: stop it first \(sgl-admin server stop\)") as caught:
+        serving.claim(live_run)
+    assert caught.value.error_type == "port_busy"
+    admin("stop")
+    os.close(serving.claim(live_run))
+
+
+def test_the_lock_of_a_server_lives_as_long_as_it(prepared: list[str], admin: Admin) -> None:
+    admin("start")
+    assert locks.held(serving.SERVES)
+    admin("stop")
+    assert not locks.held(serving.SERVES)
+
+
+def test_who_waits_in_vain_is_told_by_the_exit_code(prepared: list[str], admin: Admin) -> None:
+    assert admin("status", "--wait", "0.1")[0] == 7
+    assert admin("status")[0] == 0
+    admin("start")
+    assert admin("status", "--wait", "10")[0] == 0
+
+
+@pytest.mark.parametrize(("word", "name"), [("a\0b", "A"), ("\ud800", "A"), ("x", "A=B")])
+def test_a_command_that_no_process_can_have_is_refused_in_words(live_run: str, port: int, word: str, name: str, admin: Admin) -> None:
+    prepare(live_run, [sys.executable, "--port", str(port), word], {name: "1"})
+    code, _, error = admin("start")
+    assert code == 7 and "cannot be started" in error
 
 
 def test_without_a_prep_there_is_nothing_to_start(live_run: str, admin: Admin) -> None:

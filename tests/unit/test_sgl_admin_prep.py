@@ -558,7 +558,7 @@ class FakeServer:
 
 
 @pytest.fixture
-def fake_server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+def fake_server(container: Path, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     made = FakeServer()
     monkeypatch.setattr(warmup, "Server", lambda *_: made)
     return made
@@ -566,7 +566,7 @@ def fake_server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
 
 def new_warmup() -> tuple[warmup.Warmup, list[int | None]]:
     groups: list[int | None] = []
-    return warmup.Warmup([], {}, 1, Path("/dev/null"), 1.0, groups.append, lambda: None), groups
+    return warmup.Warmup("r", [], {}, 1, 1.0, groups.append, lambda: None), groups
 
 
 def test_each_batch_size_is_asked_greedy_and_sampled_of_one_server(fake_server: FakeServer) -> None:
@@ -609,7 +609,7 @@ def test_a_server_that_cannot_be_recorded_is_tried_once(fake_server: FakeServer)
     def refuse(group: int | None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    made = warmup.Warmup([], {}, 1, Path("/dev/null"), 1.0, refuse, lambda: None)
+    made = warmup.Warmup("r", [], {}, 1, 1.0, refuse, lambda: None)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
             made.ensure_requests((1,))

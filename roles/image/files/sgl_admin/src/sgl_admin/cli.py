@@ -10,15 +10,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from sgl_admin import __version__, argument_types, caches, detached, files, job, locks, model, paths, run, server_cli, worker
-from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_USAGE, Refused
-from sgl_admin.prep import RESULT_SHAPE, Prep
+from sgl_admin import __version__, argument_types, caches, detached, files, job, locks, model, paths, run, server_cli, serving, worker
+from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_SIGINT, EXIT_USAGE, Refused
+from sgl_admin.prep import Prep
 from sgl_admin.request import MODES, PROBES, Request
 from sgl_admin.smoke import cli as smoke_cli
 from sgl_admin.stages import STAGES
 
-# What a shell says of a program that SIGINT ended.
-_EXIT_SIGINT = 130
 _POLL_S = 0.1
 # How often a prep that is watched is looked at, and the longest silence.
 _LOOK_S, _HEARTBEAT_S = 1.0, 10.0
@@ -44,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _complain(EXIT_NO_RESULT, files.reason(error))
     except KeyboardInterrupt:
-        return _complain(_EXIT_SIGINT, "no longer followed; a prep goes on by itself (sgl-admin status --watch)")
+        return _complain(EXIT_SIGINT, "no longer followed; a prep goes on by itself (sgl-admin status --watch)")
 
 
 def _complain(exit_code: int, message: str) -> int:
@@ -195,6 +193,7 @@ def _begin(live: run.Run, request: Request, lock: int) -> str:
     """With the prep lock held: do the prep at once where nothing is to be done, or else begin its process; returns its id."""
     warnings: list[str] = []
     job.settle(live.run_id, warnings)
+    serving.settle_dead(live.run_id)
     prep = _prepare(live, request, warnings)
     worker.sweep(live.run_id)
     if prep.nothing_to_do:
@@ -295,7 +294,7 @@ def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
 def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
     """The prep's result; None where it wrote none, or what is there cannot be read: the next prep sets that aside."""
     try:
-        result = files.read_record(paths.prep_result(run_id), RESULT_SHAPE)
+        result = files.read_record(paths.prep_result(run_id), run.RESULT_SHAPE)
     except ValueError:
         return None
     return result if result is not None and result["run"].get("prep_id") == prep_id else None

@@ -26,6 +26,8 @@ class Interrupted(StageFailure):
 
 
 EXIT_NO_RESULT, EXIT_USAGE, EXIT_PERMISSION, EXIT_NO_LIVE_RUN, EXIT_BUSY, EXIT_PROOF_FAILED, EXIT_SERVER_FAILED = range(1, 8)
+# What a shell says of a program that SIGINT ended.
+EXIT_SIGINT = 130
 
 
 class Refused(Exception):

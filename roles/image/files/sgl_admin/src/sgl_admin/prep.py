@@ -16,12 +16,11 @@ from sgl_admin.interruption import Interruptible
 from sgl_admin.job import Job
 from sgl_admin.locks import locked
 from sgl_admin.request import Request
-from sgl_admin.run import Run
+from sgl_admin.run import RESULT_SHAPE, Run
 from sgl_admin.stages import FIRST_STATUS_CODE, STAGES, Context, Stage
 from sgl_admin.warmup import Warmup
 
 _LOCK_TIMEOUT_S = 3600.0
-RESULT_SHAPE: files.Shape = {"status": str, "run": dict, "stages": dict, "telemetry_probe": dict, "errors": list, "warnings": list}
 _STAGE_SHAPE: files.Shape = {"stage": str, "ran": bool, "status": str, "status_code": int, "artifacts": dict, "errors": list}
 
 
@@ -67,7 +66,7 @@ class Prep(Interruptible):
         argv = server.command(request.model, request.tp, request.warmup_port, arguments)
         self._argv = argv
         self._warmup = Warmup(
-            argv, self._environment, request.warmup_port, paths.log(run.run_id), request.server_timeout_s,
+            run.run_id, argv, self._environment, request.warmup_port, request.server_timeout_s,
             self._server_changed, self._server_starting,
         )  # fmt: skip
         self.context = Context(request, loaded, found, sizes or tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)

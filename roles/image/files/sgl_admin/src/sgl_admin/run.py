@@ -7,6 +7,8 @@ from typing import Any
 
 from sgl_admin import files, paths
 
+# What readers of a prep's aggregate build on.
+RESULT_SHAPE: files.Shape = {"status": str, "run": dict, "stages": dict, "telemetry_probe": dict, "errors": list, "warnings": list}
 # What a prep builds on.
 _PARTS = {"paths.container": dict, "paths.host": dict, "services.prometheus.url": str, "services.sglang.port": int}
 

@@ -40,7 +40,11 @@ def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
 class Server:
     """One server process group. Its output goes to the run's log."""
 
-    def __init__(self, argv: list[str], environment: dict[str, str], port: int, log: Path, log_start: int = 0) -> None:
+    def __init__(
+        self, argv: list[str], environment: dict[str, str], port: int, log: Path, log_start: int = 0, inherits: tuple[int, ...] = ()
+    ) -> None:
+        """`inherits` are descriptors that stay open as long as the server, or anything of it, lives: a lock."""
+        self._inherits = inherits
         self.argv = argv
         self.environment = environment
         self.port = port
@@ -70,12 +74,18 @@ class Server:
             self.log_start = output.tell()
             waits, self._word = os.pipe()
             # A group of its own, so that it ends as a whole; and with its parent, should that be killed outright.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GATE), str(os.getpid()), str(waits), *self.argv], pass_fds=(waits,),
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"), start_new_session=True,
-            )  # fmt: skip
-            os.close(waits)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(_GATE), str(os.getpid()), str(waits), *self.argv], pass_fds=(waits, *self._inherits),
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"), start_new_session=True,
+                )  # fmt: skip
+            except ValueError as error:
+                # Of a word that no command line can hold, or a name that no environment can.
+                self._close_word()
+                raise StageFailure("server_start_failed", f"the server cannot be started: {error}") from error
+            finally:
+                os.close(waits)
 
     def wait_healthy(self, timeout_s: float, tick: Callable[[], None]) -> None:
         """Let the server begin; returns when /health says 200. An open port, or other pages answering, does not count."""

@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from sgl_admin import argument_types, files, paths, run, serving
-from sgl_admin.errors import EXIT_SERVER_FAILED, Refused, StageFailure
+from sgl_admin.errors import EXIT_SERVER_FAILED, EXIT_SIGINT, Refused, StageFailure
+from sgl_admin.server import end_noted
 
 _HEARTBEAT_S = 5.0
 
@@ -32,7 +33,13 @@ def register(commands: Any) -> None:
 
     status = actions.add_parser("status", help="whether it runs and is healthy")
     status.set_defaults(handler=_status)
-    status.add_argument("--wait", type=argument_types.seconds, default=0.0, metavar="S", help="wait so long for it to become healthy first")
+    status.add_argument(
+        "--wait",
+        type=argument_types.seconds,
+        default=0.0,
+        metavar="S",
+        help="wait so long for it to become healthy; exit code 7 where it does not",
+    )
 
     stop = actions.add_parser("stop", help="stop it with all its processes; harmless where none runs")
     stop.set_defaults(handler=_stop)
@@ -50,7 +57,10 @@ def _start(arguments: argparse.Namespace) -> int:
     record, started = serving.start(live, wanted)
     healthy = False
     if not arguments.detach:
-        found, healthy = serving.wait(live.run_id, arguments.timeout, _Heartbeat(record["server_id"]))
+        try:
+            found, healthy = serving.wait(live.run_id, arguments.timeout, _Heartbeat(record["server_id"]))
+        except KeyboardInterrupt:
+            raise Refused(EXIT_SIGINT, f"no longer followed; {record['server_id']} goes on by itself (sgl-admin server status)") from None
         if not healthy:
             _refuse_unhealthy(live.run_id, found, arguments.timeout)
         record = found or record
@@ -74,6 +84,9 @@ def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: flo
     """Raises Refused: why the server did not become healthy, with its last words. One that still starts is left running."""
     if record is None or record["state"] == serving.STOPPED:
         raise Refused(EXIT_SERVER_FAILED, "the server was stopped while it started; start it again")
+    if record["state"] == serving.ENDED:
+        # Its children may have outlived it.
+        end_noted(record["pgid"], record["start_ticks"])
     tail = "\n".join(serving.handle(run_id, record).log_tail())
     log = paths.to_host(paths.log(run_id)) or paths.log(run_id)
     what = (
@@ -88,7 +101,9 @@ def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: flo
 def _status(arguments: argparse.Namespace) -> int:
     run_id = run.live().run_id
     record, healthy = serving.wait(run_id, arguments.wait)
-    return _print(run_id, record, healthy, arguments.json)
+    _print(run_id, record, healthy, arguments.json)
+    # Who waits for it wants to know whether it came.
+    return EXIT_SERVER_FAILED if arguments.wait and not healthy else 0
 
 
 def _stop(arguments: argparse.Namespace) -> int:

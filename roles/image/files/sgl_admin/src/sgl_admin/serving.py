@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin import clock, files, locks, paths
+from sgl_admin import clock, files, job, locks, paths
 from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED, Refused, StageFailure
-from sgl_admin.prep import RESULT_SHAPE
-from sgl_admin.run import Run
+from sgl_admin.run import RESULT_SHAPE, Run
 from sgl_admin.server import Server, end_noted, is_running, start_time
+from sgl_admin.smoke import record as smoke
 
-LOCK = "server"
+# Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its own; and by the server that
+# `sgl-admin server start` started, as long as anything of it lives.
+LOCK, SERVES = "server", "serving"
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
 _SHAPE: files.Shape = {
     "server_id": str,
@@ -27,6 +30,7 @@ _SHAPE: files.Shape = {
     "log_start": int,
 }
 _LOCK_TIMEOUT_S = 10.0
+_HELD = "a prep, a smoke or another command has the place of the server"
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,14 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
 
     It is not healthy yet. Raises Refused: another server of ours runs, or its port is taken.
     """
+    settle_dead(live.run_id)
     with locked():
         # Of a command that was killed; no other writes this record.
         files.sweep_temporaries(paths.run_dir(live.run_id), paths.server(live.run_id).name)
         record = read(live.run_id)
+        if record is not None and record["state"] == ENDED:
+            # Its leader is gone; what is left of it may hold the GPU.
+            end_noted(record["pgid"], record["start_ticks"])
         if record is not None and record["state"] == RUNNING:
             if record["argv"] == wanted.argv and record["env"] == wanted.env:
                 return record, False
@@ -102,11 +110,17 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
                 f"{record['server_id']} runs with other settings than the prepared ones: {' '.join(record['argv'])}; "
                 "stop it (sgl-admin server stop) and run this again",
             )
-        server = Server(wanted.argv, wanted.env, wanted.port, paths.log(live.run_id))
+        if (serves := locks.try_lock(SERVES)) is None:
+            raise Refused(
+                EXIT_BUSY, "a server of another container of this host runs on these caches, or one of an earlier run; stop it first"
+            )
+        server = Server(wanted.argv, wanted.env, wanted.port, paths.log(live.run_id), inherits=(serves,))
         try:
             server.start()
         except StageFailure as failure:
             raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
+        finally:
+            os.close(serves)
         try:
             assert server.group is not None
             record = {
@@ -167,6 +181,37 @@ def handle(run_id: str, record: dict[str, Any]) -> Server:
     return Server(record["argv"], record["env"], record["port"], paths.log(run_id), record["log_start"])
 
 
+def settle_dead(run_id: str) -> None:
+    """End what a prep or a smoke that was killed left of its server; its record says then that it ended."""
+    if (lock := locks.try_lock(job.LOCK)) is not None:
+        try:
+            job.settle(run_id, [])
+        finally:
+            os.close(lock)
+    if smoke.latest(run_id) and (lock := locks.try_lock(smoke.LOCK)) is not None:
+        try:
+            smoke.settle(run_id)
+        finally:
+            os.close(lock)
+
+
+def claim(run_id: str) -> int:
+    """Take the place of the run's server, for a prep or a smoke that starts one of its own; returns a descriptor to close after it.
+
+    Raises StageFailure(port_busy) where another has it.
+    """
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while (lock := locks.try_lock(LOCK)) is None:
+        if time.monotonic() > deadline:
+            raise StageFailure("port_busy", f"{_HELD}, and runs a server of its own: wait for its end, and run this again")
+        time.sleep(0.1)
+    record = read(run_id)
+    if record is not None and record["state"] == RUNNING:
+        os.close(lock)
+        raise StageFailure("port_busy", f"{record['server_id']} serves at port {record['port']}: stop it first (sgl-admin server stop)")
+    return lock
+
+
 @contextmanager
 def locked() -> Iterator[None]:
     """Held while a server is started or stopped. Raises Refused where another does so for too long."""
@@ -174,4 +219,4 @@ def locked() -> Iterator[None]:
         with locks.locked(LOCK, _LOCK_TIMEOUT_S):
             yield
     except TimeoutError as error:
-        raise Refused(EXIT_BUSY, f"another command starts or stops the server: {error}") from error
+        raise Refused(EXIT_BUSY, f"{_HELD}: wait for its end (sgl-admin status --watch, sgl-admin smoke status --wait 600)") from error

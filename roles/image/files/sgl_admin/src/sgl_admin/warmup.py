@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from sgl_admin import paths, serving
 from sgl_admin.errors import Interrupted, StageFailure
 from sgl_admin.probe import TokenLedger
 from sgl_admin.server import Server
@@ -16,10 +17,13 @@ _TEMPERATURES = (0.0, 0.8)
 
 class Warmup:
     def __init__(
-        self, argv: list[str], environment: dict[str, str], port: int, log: Path, timeout_s: float,
+        self, run_id: str, argv: list[str], environment: dict[str, str], port: int, timeout_s: float,
         on_server: Callable[[int | None], None], tick: Callable[[], None],
     ) -> None:  # fmt: skip
-        self._server = Server(argv, environment, port, log)
+        self._run_id = run_id
+        # Of the server's place, while this one has it.
+        self._place: int | None = None
+        self._server = Server(argv, environment, port, paths.log(run_id))
         self._timeout_s = timeout_s
         self._on_server = on_server
         self._tick = tick
@@ -34,6 +38,7 @@ class Warmup:
         if self._started:
             return
         try:
+            self._place = serving.claim(self._run_id)
             self._server.start()
             self._on_server(self._server.group)
             self._server.wait_healthy(self._timeout_s, self._tick)
@@ -73,4 +78,7 @@ class Warmup:
         try:
             self._server.stop()
         finally:
+            if self._place is not None:
+                os.close(self._place)
+                self._place = None
             self._on_server(None)

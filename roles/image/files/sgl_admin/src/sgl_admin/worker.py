@@ -39,7 +39,9 @@ def sweep(run_id: str) -> None:
     """With the prep lock held: remove the temp files that a killed prep of this run left, in its records and in the caches'."""
     files.sweep_temporaries(paths.RUNS, f"{run_id}.json")
     records = [paths.PROFILES / cache / caches.RECORDS for cache in caches.CACHES]
-    for folder in (paths.run_dir(run_id), paths.run_dir(run_id) / "stages", paths.IN_PROGRESS, *records):
+    for record in (paths.job(run_id), paths.prep_result(run_id)):
+        files.sweep_temporaries(record.parent, record.name)
+    for folder in (paths.run_dir(run_id) / "stages", paths.IN_PROGRESS, *records):
         files.sweep_temporaries(folder)
 
 

@@ -10,7 +10,8 @@ import socket
 import sys
 from pathlib import Path
 
-from sgl_admin import clock, files, job, paths, ports
+from sgl_admin import clock, files, job, locks, paths, ports, serving
+from sgl_admin.errors import Refused, StageFailure
 from sgl_admin.init.services import SERVICES, Settings, prometheus_config, render_prometheus_config
 from sgl_admin.locks import try_lock
 from sgl_admin.smoke import record as smoke
@@ -61,10 +62,17 @@ def tidy() -> None:
             try:
                 for folder in paths.RUNS.glob("*/smokes"):
                     smoke.settle(folder.parent.name)
+                    smoke.sweep(folder.parent.name)
             finally:
                 os.close(lock)
-    except OSError as error:
-        print(f"sgl-init: WARNING: what an earlier run left is not tidied: {files.reason(error)}", flush=True)
+        if not locks.held(serving.SERVES):
+            for server in paths.RUNS.glob("*/server.json"):
+                serving.stop(server.parent.name)
+    except (OSError, Refused, StageFailure) as error:
+        print(
+            f"sgl-init: WARNING: what an earlier run left is not tidied: {files.reason(error) if isinstance(error, OSError) else error}",
+            flush=True,
+        )
 
 
 def add_user(uid: int, gid: int) -> None:

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin import argument_types, clock, detached, files, job, locks, run, serving
-from sgl_admin.errors import EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE, Refused
+from sgl_admin.errors import EXIT_BUSY, EXIT_NO_RESULT, EXIT_SIGINT, EXIT_USAGE, Refused
 from sgl_admin.smoke import record, runner, scenario, worker
 
 _LOOK_S, _POLL_S = 1.0, 0.1
 # For whoever holds the smoke lock to say what it does.
 _START_PATIENCE_S = 5.0
-# What a shell says of a program that SIGINT ended.
-_EXIT_SIGINT = 130
 
 
 def register(commands: Any) -> None:
@@ -57,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         return _follow(live.run_id, smoke_id, arguments.json)
     except KeyboardInterrupt:
-        raise Refused(_EXIT_SIGINT, f"no longer followed; {smoke_id} goes on by itself (sgl-admin smoke status --wait 600)") from None
+        raise Refused(EXIT_SIGINT, f"no longer followed; {smoke_id} goes on by itself (sgl-admin smoke status --wait 600)") from None
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,7 @@ from typing import Any
 
 from sgl_admin import clock, files, locks, paths
 from sgl_admin.errors import StageFailure
-from sgl_admin.prep import RESULT_SHAPE
-from sgl_admin.run import Run
+from sgl_admin.run import RESULT_SHAPE, Run
 from sgl_admin.server import end_noted, start_time
 from sgl_admin.smoke.scenario import Scenario, Test
 

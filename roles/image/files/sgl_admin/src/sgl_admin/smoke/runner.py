@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -39,6 +40,8 @@ class Smoke(Interruptible):
         self._server_timeout_s = server_timeout_s
         self._started = time.monotonic()
         self._server: Server | None = None
+        # Of the server's place, while this smoke's own has it.
+        self._place: int | None = None
         self.summary = record.new(live, scenario, smoke_id)
         self._path = record.path(live.run_id, smoke_id)
 
@@ -101,14 +104,11 @@ class Smoke(Interruptible):
             prepared = serving.prepared(self._live)
         except Refused as refusal:
             raise StageFailure("server_start_failed", str(refusal)) from refusal
+        self._place = serving.claim(self._live.run_id)
         self._server = Server(prepared.argv, prepared.env, prepared.port, paths.log(self._live.run_id))
         used.update(used="started", argv=prepared.argv, port=prepared.port)
         started = time.monotonic()
-        try:
-            self._server.start()
-        except ValueError as error:
-            # Of a word that no command line can hold.
-            raise StageFailure("server_start_failed", f"the prepared server cannot be started: {error}") from error
+        self._server.start()
         group = self._server.group
         assert group is not None
         used.update(pgid=group, start_ticks=start_time(group))
@@ -119,9 +119,14 @@ class Smoke(Interruptible):
         used["ready_after_s"] = round(time.monotonic() - started, 3)
 
     def _stop_server(self) -> None:
-        if self._server is not None:
-            self._server.stop()
-            self.summary["server"].update(pgid=None, start_ticks=None)
+        try:
+            if self._server is not None:
+                self._server.stop()
+                self.summary["server"].update(pgid=None, start_ticks=None)
+        finally:
+            if self._place is not None:
+                os.close(self._place)
+                self._place = None
 
     def _test(self, test: Test) -> dict[str, Any]:
         """Ask its turns, write its transcript and its metrics; returns its part of the summary."""
