@@ -36,6 +36,7 @@ SLOW_LOG := tests/output/slow-fuzz.log
 slow: setup docker-up ## The slow lane: as many faults, inputs and repetitions as it takes
 	mkdir -p $(dir $(SLOW_LOG))
 	env SGL_FUZZ_EXAMPLES=10000 $(PYTEST) -m "long or repeated" tests/fuzz > $(SLOW_LOG) 2>&1 & fuzz=$$!; \
+	trap "kill $$fuzz" INT TERM; \
 	env SGL_REPETITIONS=$(REPETITIONS) $(PYTEST) -m "long or repeated" tests/faults $(ARGS) && faults=0 || faults=$$?; \
 	wait $$fuzz && fuzz=0 || fuzz=$$?; tail -n 3 $(SLOW_LOG); [ $$fuzz = 0 ] || cat $(SLOW_LOG); exit $$((faults + fuzz))
 

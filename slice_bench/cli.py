@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,15 +14,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def bootstrap() -> None:
-    """Go on in the checkout's own environment, which is made where it is missing: this Python may have no Ansible."""
-    if importlib.util.find_spec("ansible") and importlib.util.find_spec("yaml"):
+    """Go on in the checkout's own environment, made where it is missing: this Python may have no Ansible, or another one."""
+    environment = CHECKOUT / ".venv"
+    if Path(sys.prefix).resolve() == environment.resolve():
         return
-    if os.environ.get("SLICE_BENCH_BOOTSTRAPPED"):
-        sys.exit(f"slice_bench: {CHECKOUT}/.venv has no Ansible: remove it and run this again")
-    subprocess.run([str(CHECKOUT / "scripts" / "setup.sh"), "base"], check=True)
-    python = str(CHECKOUT / ".venv" / "bin" / "python")
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "SLICE_BENCH_BOOTSTRAPPED": "1"}
-    os.execve(python, [python, "-m", "slice_bench.cli", *sys.argv[1:]], environment)
+    if subprocess.run([str(CHECKOUT / "scripts" / "setup.sh"), "base"], check=False).returncode:
+        sys.exit(f"slice_bench: {environment} could not be made; why is said above")
+    python = str(environment / "bin" / "python")
+    os.execve(python, [python, "-m", "slice_bench.cli", *sys.argv[1:]], {**os.environ, "PYTHONPATH": str(CHECKOUT)})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     from slice_bench import caller, commands
-    from slice_bench.playbook import EXIT_USAGE, Failed
+    from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed
 
     try:
         return commands.COMMANDS[arguments.command](arguments, caller.from_environment())
@@ -75,11 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failed as failure:
         print(f"ERROR: {failure}", file=sys.stderr)
         return failure.exit_code
+    except OSError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("ERROR: no longer followed; a prep that had begun goes on: ask the same again to attach to it", file=sys.stderr)
         return 130
 
 
+def _told_to_stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
     bootstrap()
+    # Its playbook is ended in order too.
+    signal.signal(signal.SIGTERM, _told_to_stop)
     sys.exit(main())

@@ -36,7 +36,7 @@ def start(_arguments: argparse.Namespace, caller: Caller) -> int:
 
 
 def stop(_arguments: argparse.Namespace, caller: Caller) -> int:
-    if shutil.which("docker") is None:
+    if shutil.which("docker") is None and "ANSIBLE_INVENTORY" not in os.environ:
         print("Nothing runs: there is no Docker on this machine.")
         return 0
     done(play("stop", caller.variables, verbose=caller.verbose, heartbeat=True))
@@ -99,6 +99,8 @@ def status_line(status: str, stages: dict[str, str]) -> str:
 
 def server(arguments: argparse.Namespace, caller: Caller) -> int:
     """sgl-admin itself answers, with its exit code."""
+    if shutil.which("docker") is None:
+        raise Failed("there is no Docker on this machine, so no server: prepare it first (provider-prep)")
     return subprocess.run(
         ["docker", "exec", caller.container, "sgl-admin", "server", arguments.action, *arguments.arguments],
         stdin=subprocess.DEVNULL,
@@ -114,10 +116,11 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
             raise WrongUsage(f"there is no scenario file {path}")
         variables["sgl_smoke_scenario"] = str(path.resolve())
     outcome = play("smoke", variables, verbose=caller.verbose, heartbeat=True)
-    found, failure = outcome.host["smoke"], outcome.failure()
-    if not found:
-        raise failure or Failed("the smoke left no summary; run it again")
+    found, failure = outcome.host["smoke"] or {"summary": None, "exit_code": None}, outcome.failure()
     summary = found["summary"]
+    if summary is None:
+        why = str(failure) if failure else "the smoke left no summary; run it again"
+        raise Failed(why, found["exit_code"] or (failure.exit_code if failure else EXIT_FAILED))
     if arguments.json:
         print(json.dumps(summary, indent=2))
     if failure:
@@ -133,7 +136,11 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
 
 def list_profiles(_arguments: argparse.Namespace, _caller: Caller) -> int:
     for name in profiles.known():
-        print(f"{name:48} {profiles.load(name).get('description', '')}".rstrip())
+        try:
+            about = profiles.load(name).get("description", "")
+        except WrongUsage as error:
+            about = f"ERROR: {error}"
+        print(f"{name:48} {about}".rstrip())
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 HEARTBEAT_S = 5.0
 EXIT_FAILED, EXIT_USAGE, EXIT_OWNERSHIP = 1, 2, 3
+_REPORT = "slice_bench.sglang.report"
 _TASK = re.compile(r"^TASK \[(?:.* : )?(.*)\] \**$")
 # What the collection's actions say of long work, "<host>: ...", and not Ansible's own "ok: [<host>]".
 _PROGRESS = re.compile(r"^(?!included: )[\w.-]+: [^\s\[]")
@@ -58,15 +59,25 @@ def play(name: str, variables: dict[str, Any], *flags: str, verbose: bool = Fals
             "ANSIBLE_NOCOLOR": "1",
             "SGL_REPORT_OUTCOME": str(outcome),
         }
-        if reports := environment.get("SGL_REPORT_DIR"):
-            # The caller may stand elsewhere than the checkout.
-            environment["SGL_REPORT_DIR"] = os.path.abspath(reports)
+        # What came of the playbook is this callback's; a caller's own ones go beside it.
+        enabled = {*filter(None, environment.get("ANSIBLE_CALLBACKS_ENABLED", "").split(",")), _REPORT}
+        environment["ANSIBLE_CALLBACKS_ENABLED"] = ",".join(sorted(enabled))
+        for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
+            # The caller may stand elsewhere than the checkout; an inventory may be a list of hosts, too.
+            if environment.get(place) and (place == "SGL_REPORT_DIR" or os.path.exists(environment[place])):
+                environment[place] = os.path.abspath(environment[place])
         process = subprocess.Popen(
             [str(_program("ansible-playbook")), f"playbooks/{name}.yml", "--extra-vars", f"@{given}", *flags],
             cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=environment,
         )  # fmt: skip
-        output = _follow(process, name, verbose, heartbeat)
+        try:
+            output = _follow(process, name, verbose, heartbeat)
+        except BaseException:
+            # Ansible ends its own children; a prep or a smoke in the container goes on.
+            process.terminate()
+            process.wait()
+            raise
         if not outcome.exists():
             raise Failed(f"ansible-playbook playbooks/{name}.yml ended with exit code {process.returncode}:\n{''.join(output).strip()}")
         hosts = json.loads(outcome.read_text(encoding="utf-8"))["hosts"]

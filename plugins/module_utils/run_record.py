@@ -94,6 +94,18 @@ def running_prep(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
+def in_use(record: RunRecord) -> list[str]:
+    """What goes on in a live run and would be lost with its container, in words: a benchmark's server, a smoke."""
+    locks = Path(record.paths["profiles_root"]) / ".locks"
+    admin = f"docker exec {_shown(record.manifest['container_name'])} sgl-admin"
+    found = []
+    if (Path(record.paths["run_dir"]) / "server.json").exists() and _held(locks / "serving.lock"):
+        found.append(f"a server that was started for a benchmark (stop it: {admin} server stop)")
+    if (Path(record.paths["run_dir"]) / "smokes").exists() and _held(locks / "smoke.lock"):
+        found.append(f"a smoke (wait for it: {admin} smoke status --wait 600)")
+    return found
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Opens for `open`: a pipe in a file's place would wait for its writer, maybe for ever."""
     return os.open(path, flags | os.O_NONBLOCK)
@@ -129,6 +141,7 @@ def summary(record: RunRecord | None, reason: str | None) -> dict[str, Any]:
         "prep_result": record.prep_result if record else None,
         "metrics_ready": live and record is not None and record.metrics_ready,
         "prep": running_prep(record) if live and record is not None else None,
+        "in_use": in_use(record) if live and record is not None else [],
     }
 
 

@@ -32,7 +32,11 @@ class SmokeClient:
     def start(self, scenario: dict[str, Any], server_timeout_s: float) -> dict[str, Any]:
         """Begin a smoke; returns its summary as it stands."""
         arguments = ["run", "--scenario", "-", "--detach", "--server-timeout", f"{server_timeout_s:g}"]
-        return self._summary("the smoke did not begin", arguments, json.dumps(scenario))
+        try:
+            text = json.dumps(scenario)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SmokeError(f"the scenario holds what JSON does not have ({error}): put dates and the like in quotes", 2) from error
+        return self._summary("the smoke did not begin", arguments, text)
 
     def follow(self, smoke_id: str, wait_s: float) -> dict[str, Any]:
         """The smoke's summary once it ends or after `wait_s` seconds. Raises SmokeError when another took its place."""

@@ -90,6 +90,11 @@ prep:
   returned: always
   type: dict
   sample: {prep_id: prep-20261123T091600Z-77aa01bc, pid: 812, stage: inductor, arguments: [--tp=1]}
+in_use:
+  description: What else goes on in the live run now, in words, a benchmark's server or a smoke.
+  returned: always
+  type: list
+  elements: str
 waited_s:
   description: Seconds waited.
   returned: always

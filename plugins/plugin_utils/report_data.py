@@ -110,7 +110,9 @@ class Report:
         result = prep.get("result") or {}
         about = result.get("run") or {}
         proof = result.get("telemetry_probe")
-        ready = prep.get("metrics_ready", run.get("metrics_ready") if run.get("live") else None)
+        # What was found before counts only where nothing failed since.
+        found = run.get("metrics_ready") if run.get("live") and entry.status == "ok" else None
+        ready = prep.get("metrics_ready", found)
         warnings = [*entry.warnings, *(words for words in result.get("warnings") or [] if words not in entry.warnings)]
         return {
             "host": name,
@@ -124,7 +126,7 @@ class Report:
             "exit_code": prep.get("exit_code"),
             "prep_status": prep.get("status"),
             "notes": entry.notes,
-            "smoke": {key: smoke[key] for key in ("summary", "path", "exit_code")} if smoke.get("summary") else None,
+            "smoke": {key: smoke.get(key) for key in ("summary", "path", "exit_code")} if "exit_code" in smoke else None,
             "foreign": (info.get("tree") or {}).get("foreign") or [],
             "model": {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]} if about else None,
             "device": {key: value for key, value in info["devices"].items() if key in ("name", "count")} if info.get("devices") else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,60 @@ def test_a_quiet_playbook_has_a_heartbeat_that_names_its_task(
     assert playbook.play("start", {}, heartbeat=True).host == {"host": "a"}
     said = capsys.readouterr().err
     assert "localhost: image: pulling\n" in said and "start: 0 s: Build the image\n" in said and "ok: [localhost]" not in said
+
+
+def test_a_front_that_is_told_to_stop_ends_its_playbook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    program = tmp_path / "ansible-playbook"
+    program.write_text(f"#!/bin/sh\ntrap 'touch {ended}; exit 1' TERM\ntouch {begun}\nwhile :; do sleep 0.05; done\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+
+    def interrupt(*_: Any) -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(playbook, "_follow", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        playbook.play("start", {})
+    assert ended.exists()
+
+
+def test_a_callers_own_callbacks_do_not_take_the_reports_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "ansible-playbook"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os\nnames = ('ANSIBLE_CALLBACKS_ENABLED', 'ANSIBLE_INVENTORY', 'SGL_REPORT_DIR')\n"
+        "open(os.environ['SGL_REPORT_OUTCOME'], 'w').write(json.dumps({'hosts': [{name: os.environ[name] for name in names}]}))\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inv.yml").touch()
+    for name, value in (("ANSIBLE_CALLBACKS_ENABLED", "ansible.posix.timer"), ("ANSIBLE_INVENTORY", "inv.yml"), ("SGL_REPORT_DIR", "r")):
+        monkeypatch.setenv(name, value)
+    assert playbook.play("start", {}).host == {
+        "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.timer,slice_bench.sglang.report",
+        "ANSIBLE_INVENTORY": str(tmp_path / "inv.yml"),
+        "SGL_REPORT_DIR": str(tmp_path / "r"),
+    }
+
+
+def test_a_smoke_that_did_not_begin_has_sgl_admins_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = {"summary": None, "path": None, "exit_code": 5}
+    assert run(monkeypatch, Plays(1, smoke=refused, problem="the smoke did not begin (busy)"), "smoke") == 5
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == "ERROR: the smoke did not begin (busy)\n"
+
+
+def test_one_broken_profile_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.yml").write_text("[")
+    monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
+    assert run(monkeypatch, Plays(), "profiles") == 0
+    said = capsys.readouterr().out
+    assert BASELINE in said and f"ERROR: profile {tmp_path / 'broken.yml'} is not YAML" in said
 
 
 def test_a_fleet_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,6 +107,19 @@ def test_a_failure_that_was_rescued_is_none() -> None:
     assert (host["status"], host["problem"], host["failed_task"]) == ("ok", None, None)
 
 
+def test_a_host_that_failed_is_not_ready_whatever_was_found_before() -> None:
+    told = Told()
+    told.task("a", "sgl_host_info", "preflight", **{**INFO, "run": {**RUN, "metrics_ready": True}})
+    told.task("a", "docker_container", "stack", "failed", msg="no such image")
+    assert told.host(failed=("a",))["metrics_ready"] is None
+
+
+def test_a_smoke_that_did_not_begin_keeps_its_exit_code() -> None:
+    told = Told("smoke.yml")
+    told.task("a", "sgl_smoke", "smoke", "failed", msg="busy", exit_code=5)
+    assert told.host(failed=("a",))["smoke"] == {"summary": None, "path": None, "exit_code": 5}
+
+
 @pytest.mark.parametrize(("ends", "status"), [((), "ok"), (("a",), "partial"), (("a", "b"), "failed")])
 def test_the_runs_status_is_that_of_its_hosts(ends: tuple[str, ...], status: str) -> None:
     told = Told()
