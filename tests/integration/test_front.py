@@ -110,6 +110,10 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
     server = json.loads(served.stdout)
     assert server["healthy"] is True and server["server"]["argv"] == result["run"]["server"]["argv"]
     assert any("sglang.launch_server" in line for line in site.servers())
+    # An operator's run with other options would take the container from under it.
+    refused = site.play("prep", variables={"sgl_scrape_interval": "2s"})
+    assert refused.code == 2 and "a server that was started for a benchmark" in refused.text, refused.output
+    assert site.inspect()["Id"] == container_id  # type: ignore[index]
     smoked = front(*FRONT, "smoke", "--json")
     assert smoked.returncode == 0, smoked.stderr + site.diagnosis()
     *document, path, status = smoked.stdout.splitlines()

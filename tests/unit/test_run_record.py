@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -213,6 +214,23 @@ def test_no_container_another_or_a_stopped_one(records: Records) -> None:
     assert "there is no container" in str(why_not(records, None))
     assert "is exited" in str(why_not(records, records.container(running=False, status="exited")))
     assert "earlier container" in str(why_not(records, records.container(id="f" * 64)))
+
+
+@pytest.mark.parametrize(("file", "lock", "words"), [("server.json", "serving", "server stop"), ("smokes", "smoke", "smoke status")])
+def test_what_goes_on_in_a_run_is_told_while_its_lock_is_held(records: Records, tmp_path: Path, file: str, lock: str, words: str) -> None:
+    locks = tmp_path / "profiles" / ".locks"
+    locks.mkdir(parents=True)
+    records.manifest["paths"]["host"].update(profiles_root=str(tmp_path / "profiles"), run_dir=str(records.result_path.parent))
+    records.write()
+    found = records.read()
+    assert found is not None and run_record.in_use(found) == []
+    (records.result_path.parent / file).mkdir()
+    with open(locks / f"{lock}.lock", "w") as stream:
+        assert run_record.in_use(found) == []
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        [told] = run_record.in_use(found)
+        assert words in told and "docker exec sglang-dev sgl-admin" in told
+    assert run_record.in_use(found) == []
 
 
 def test_the_pointer_is_removed_once(records: Records) -> None:
