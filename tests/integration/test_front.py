@@ -166,7 +166,7 @@ def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("name: w\ntests: []\n")
     refused = front(*FRONT, "smoke", str(wrong))
-    assert refused.returncode == 1 and "tests: must be a list of at least one test" in refused.stderr
+    assert refused.returncode == 2 and "tests: must be a list of at least one test" in refused.stderr
     assert front(*FRONT, "smoke", str(tmp_path / "none.yml")).returncode == 2
 
 
