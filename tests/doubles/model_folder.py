@@ -39,8 +39,10 @@ def make_model(folder: Path, shards: int, shard_bytes: int, seed: int = 0) -> li
 
 
 def flip(file: Path, offset: int = -1, *, keep_time: bool = False) -> None:
-    """Change one byte where it lies, as a bad disk does it (which keeps the time) or a bad program."""
+    """Change one byte where it lies, as a bad disk does it (which keeps the time) or a bad program; an empty file has none."""
     before = file.stat()
+    if not before.st_size:
+        return
     with file.open("r+b") as stream:
         stream.seek(offset, os.SEEK_END if offset < 0 else os.SEEK_SET)
         byte = stream.read(1)
