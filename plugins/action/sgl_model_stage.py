@@ -31,7 +31,10 @@ _HEARTBEAT_S = 12.0
 _CACHE = "~/.cache/slice_bench.sglang"
 _INTERNAL = ("budget_s", "run_id", "manifest", "prepare")
 _RSYNC_BYTES = re.compile(rb"([\d.,]+)\s+\d+%")
-_NO_RSYNC = re.compile(r"rsync: (\d+: )?(command )?not found|rsync: No such file", re.IGNORECASE)
+_NO_RSYNC = re.compile(r"rsync: (\d+: )?(command )?not found|rsync: No such file|failed to execute rsync", re.IGNORECASE)
+# Of flock, where the lock is held. rsync hands it on, or, where it notices the closed connection first, has a code of its own.
+_HELD = 75
+_CLOSED = "connection unexpectedly closed (0 bytes received so far)"
 _NO_SUDO = re.compile(r"sudo: .*(password|terminal|tty)", re.IGNORECASE)
 
 
@@ -106,7 +109,7 @@ class ActionModule(ActionBase):
         if answer.get("failed"):
             return answer
         if answer.get("missing"):
-            self._rsync(folder, files, answer["staging"], answer["missing"], shown)
+            self._rsync(folder, files, answer, shown)
         return self._slices(arguments, task_vars, shown)
 
     def _prepare(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown) -> dict[str, Any]:
@@ -123,8 +126,9 @@ class ActionModule(ActionBase):
         memo = os.path.join(cache, hashlib.sha256(os.fsencode(folder)).hexdigest() + ".json")
         return read_source(folder, files, memo, progress=lambda done, total: shown.progress("reading", done, total))[1]
 
-    def _rsync(self, folder: str, files: dict[str, SourceFile], staging: str, missing: list[str], shown: Shown) -> None:
-        """Raises AnsibleActionFail."""
+    def _rsync(self, folder: str, files: dict[str, SourceFile], place: dict[str, Any], shown: Shown) -> None:
+        """Send what is missing to the place that was prepared. Raises AnsibleActionFail."""
+        missing: list[str] = place["missing"]
         option = self._connection.get_option
         host = str(option("host"))
         remote = f"{option('remote_user')}@{host}" if option("remote_user") else host
@@ -142,11 +146,13 @@ class ActionModule(ActionBase):
                 "--partial-dir=.rsync-partial",
                 "--info=progress2",
                 "--no-human-readable",
+                # A receiver whose network is gone would hold the lock for hours.
+                "--timeout=300",
             ),
             *("--from0", "--files-from=-", "--rsh", rsync_words(ssh_command(option))),
-            *(["--rsync-path", f"sudo -n -u {user} rsync"] if elevated else []),
+            *("--rsync-path", receiver(place["lock"], user if elevated else None)),
             f"{folder}/",
-            f"{f'[{remote}]' if ':' in host else remote}:{staging}/",
+            f"{f'[{remote}]' if ':' in host else remote}:{place['staging']}/",
         ]
         total = sum(files[name].size for name in missing)
         with tempfile.TemporaryFile() as names, tempfile.TemporaryFile() as errors:
@@ -167,15 +173,24 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(explain(process.returncode, said, host))
 
 
+def receiver(lock: str, user: str | None) -> str:
+    """rsync on the host, which holds the staging's lock for as long as it writes: no other run stages or swaps meanwhile."""
+    words = ["flock", "--nonblock", "--conflict-exit-code", str(_HELD), lock, "rsync"]
+    return shlex.join([*(["sudo", "-n", "-u", user] if user else []), *words])
+
+
 def explain(code: int, said: str, host: str) -> str:
     """rsync's failure in a sentence."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     if _NO_SUDO.search(said):
         return (
             f"sudo on {host} wants a password, which rsync cannot give: connect as the models' owner, or copy the model there, source local"
         )
     if _NO_RSYNC.search(said):
         return f"rsync is not installed on {host}: run `apt-get install rsync` there"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    # flock says nothing, and whatever else keeps rsync from starting says why.
+    if code == _HELD or (_CLOSED in said and all(line.startswith("rsync") for line in lines)):
+        return f"another run sends or stages the same model on {host}: run this again when that one is done"
     return f"rsync to {host} ended with exit code {code} ({' / '.join(lines[:3])}): run this again, which goes on from here"
 
 

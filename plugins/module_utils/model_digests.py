@@ -30,6 +30,7 @@ MEMO = ".sgl-verified.json"
 STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG = ".sgl-staging.json", ".sgl-source.json", ".sgl-hub.json", ".sgl-hub.log"
 OURS = frozenset(name + end for name in (RECORD, MEMO, STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG) for end in ("", ".tmp"))
 _UNFINISHED = (".part", ".incomplete")
+_TEMPORARY = re.compile(r"(.+)\.([0-9]+)\.tmp")
 SHA256, GIT_SHA1 = "sha256", "git_sha1"
 
 # Bytes done and bytes in all.
@@ -123,9 +124,15 @@ def is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def is_ours(name: str) -> bool:
+    """Whether the file of this name is one of ours, or one of them that is being written."""
+    temporary = _TEMPORARY.fullmatch(name)
+    return name in OURS or bool(temporary and temporary[1] in OURS)
+
+
 def may_count(name: str) -> bool:
     """Whether a record may name this file: below the folder, and none of ours, which change."""
-    return model_files.is_below(name) and os.path.basename(name) not in OURS
+    return model_files.is_below(name) and not is_ours(os.path.basename(name))
 
 
 # --- the record ------------------------------------------------------------------------------------------------------
@@ -212,11 +219,14 @@ def write_record(path: str, source: dict[str, Any], files: dict[str, Entry]) -> 
 
 def write_json(file: str, document: dict[str, Any]) -> None:
     """Replace a file whole, for the owner of its folder. Raises OSError."""
-    folder, temporary = os.path.dirname(file), f"{file}.tmp"
+    # Each process has its own, so that two that write the same do not meet.
+    folder, temporary = os.path.dirname(file), f"{file}.{os.getpid()}.tmp"
     owner = os.stat(folder)
-    # A leftover goes; should another process write the same, then what stays is whole as soon as the later of both is done.
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
+    for name in os.listdir(folder):
+        left = _TEMPORARY.fullmatch(name)
+        if left and left[1] == os.path.basename(file) and (left[2] == str(os.getpid()) or not os.path.exists(f"/proc/{left[2]}")):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "w", encoding="ascii") as stream:
@@ -424,7 +434,7 @@ def model_names(path: str) -> Iterator[str]:
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name not in OURS and not name.endswith(_UNFINISHED):
+            if not is_ours(name) and not name.endswith(_UNFINISHED):
                 yield os.path.relpath(os.path.join(folder, name), path)
 
 

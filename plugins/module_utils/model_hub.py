@@ -111,6 +111,9 @@ class Client(Protocol):
     def start(self, folder: str, arguments: list[str], environment: Mapping[str, str]) -> None:
         """Begin :data:`CLIENT` on ``folder``, with the environment variables and the ones of proxies."""
 
+    def stop(self) -> None:
+        """End it where it runs."""
+
 
 class ContainerClient:
     """In a container of ``image``, as uid:gid. ``docker_with`` makes a Docker client whose process has some more variables."""
@@ -119,7 +122,7 @@ class ContainerClient:
         self._docker_with = docker_with
         self._image = image
         self._user = f"{uid}:{gid}"
-        self.name = f"sgl-stage-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+        self.name = f"sgl-stage-{hashlib.sha256(os.fsencode(os.path.normpath(path))).hexdigest()[:12]}"
 
     def running(self) -> bool:
         """Raises ModelError where Docker cannot tell."""
@@ -141,8 +144,7 @@ class ContainerClient:
             if docker.image(self._image) is None:
                 raise ModelError(f"there is no image {self._image}, which has the hub's client: build it first (playbooks/prep.yml does)")
             # One that has ended and is not removed yet would have the name.
-            if docker.container(self.name):
-                docker.call("container", "rm", "--force", self.name)
+            self._remove(docker)
             docker.call(
                 *("container", "run", "--rm", "--detach", "--pull", "never", "--name", self.name),
                 *("--user", self._user, "--network", "host", "--volume", f"{folder}:/staging", *options),
@@ -150,6 +152,17 @@ class ContainerClient:
             )
         except DockerError as error:
             raise ModelError(f"the hub's client cannot be started: {error}") from error
+
+    def stop(self) -> None:
+        """Raises ModelError where Docker cannot do it."""
+        try:
+            self._remove(self._docker_with({}))
+        except DockerError as error:
+            raise ModelError(f"the hub's client cannot be stopped: {error}") from error
+
+    def _remove(self, docker: DockerCli) -> None:
+        if docker.container(self.name):
+            docker.call("container", "rm", "--force", self.name)
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,10 @@ def follow(folder: str, download: Download, client: Client) -> Followed:
     running = client.running()
     state = _state(folder)
     same = (state.get("repo"), state.get("revision")) == (download.repo, download.revision)
+    if running and not state:
+        # It downloads into a folder that was thrown away.
+        client.stop()
+        running = False
     if running and not same:
         raise ModelError(f"{one_line(str(state.get('repo')))} is on its way to the place of this model: run this again when it is there")
     if not running:
@@ -259,7 +276,7 @@ def _on_disk(folder: str) -> int:
     total = 0
     for place, _folders, names in os.walk(folder):
         for name in names:
-            if name not in model_digests.OURS:
+            if not model_digests.is_ours(name):
                 with contextlib.suppress(OSError):
                     total += os.lstat(os.path.join(place, name)).st_size
     return total

@@ -19,7 +19,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging i
     SourceFile,
     Staging,
     read_source,
-    refuse_strangers,
     survey,
 )
 
@@ -91,8 +90,9 @@ class Stage:
         """What :meth:`slice` would come to in the end, with nothing changed. Raises ModelError for what it would refuse."""
         if self.request.source == "present" or self._is_current(self._files()):
             model, found = self._model(), model_digests.quick(self.path)
-            return self._answer("done", changed=self.request.full and not found.recorded, found=found, model=model)
-        refuse_strangers(self.path)
+            records = self.request.full and (not found.recorded or bool(found.unrecorded))
+            return self._answer("done", changed=records, found=found, model=model)
+        self.staging.check_place()
         return self._answer("done", changed=True, model=model_files.missing_model(self.path))
 
     def slice(self, budget_s: float | None = None) -> dict[str, Any]:
@@ -105,12 +105,17 @@ class Stage:
             try:
                 return self._verify()
             except ModelError as error:
-                if model_digests.quick(self.path).sound:
+                gone = files is None and self.request.source == "local"
+                if gone or model_digests.quick(self.path).sound:
                     raise
                 self.warnings.append(f"{error}, which is done now")
         with self.staging.alone(self._left or 0.0) as mine:
-            if mine:
-                return self._download() if files is None else self._arrived(files) if self.request.source == "staged" else self._copy(files)
+            answer = self._stage(files) if mine else None
+        if answer and budget_s is None and answer["phase"] == "verifying":
+            again = self.slice()
+            return {**again, "changed": True, "bytes_moved": answer["bytes_moved"] + again["bytes_moved"]}
+        if answer:
+            return answer
         if budget_s is not None:
             return self._answer("waiting", done=False)
         who = f" (pid {self.staging.holder})" if self.staging.holder else ""
@@ -167,15 +172,32 @@ class Stage:
 
     # --- phases ------------------------------------------------------------------------------------------------------
 
-    def _verify(self) -> dict[str, Any]:
-        """The model is in its place: is it what it was?"""
+    def _stage(self, files: dict[str, SourceFile] | None) -> dict[str, Any]:
+        """Go on, with the staging for this run alone."""
+        try:
+            if self._is_current(files):
+                # Another run has finished it while this one waited.
+                return self._verify(alone=True)
+            return self._download() if files is None else self._arrived(files) if self.request.source == "staged" else self._copy(files)
+        except ModelError:
+            self.staging.rest(self.request.run)
+            raise
+
+    def _end_client(self, thrown_away: str | None) -> None:
+        """End the hub's client that has filled a staging which was thrown away; should it go on, then into a folder without a name."""
+        if thrown_away and thrown_away.startswith("hub:") and self.client:
+            with contextlib.suppress(ModelError):
+                self.client.stop()
+
+    def _verify(self, *, alone: bool = False) -> dict[str, Any]:
+        """The model is in its place: is it what it was? ``alone`` where this run holds the staging."""
         model = self._model()
         found = model_digests.verify(self.path, full=self.request.full, budget_s=self._left)
         self.warnings += found.warnings
         if found.done and self.staging.begun and self.request.source != "present":
-            with self.staging.alone(0.0) as mine:
+            with contextlib.nullcontext(True) if alone else self.staging.alone(0.0) as mine:
                 if mine:
-                    self.staging.clean()
+                    self._end_client(self.staging.clean())
         return self._answer(
             "done" if found.done else "verifying",
             done=found.done,
@@ -186,7 +208,7 @@ class Stage:
 
     def _copy(self, files: dict[str, SourceFile]) -> dict[str, Any]:
         staging, origin = self.staging, self.request.origin
-        staging.begin(f"local:{origin}")
+        self._end_client(staging.begin(f"local:{origin}", self.request.run))
         part, known = read_source(origin, files, staging.source_memo, budget_s=self._left)
         if not part.done:
             return self._answer("reading", done=False, part=part)
@@ -198,14 +220,16 @@ class Stage:
 
     def _arrived(self, files: dict[str, SourceFile]) -> dict[str, Any]:
         staging = self.staging
-        staging.begin(f"controller:{self.request.origin}")
+        self._end_client(staging.begin(f"controller:{self.request.origin}", self.request.run))
         staging.reuse(files, files)
         missing = staging.incomplete(files)
         total, left = (sum(files[name].size for name in names) for names in (files, missing))
         if self.request.prepare:
-            staging.check_space(left)
+            # Without the digests it cannot be told what of the old model is taken over.
+            if all(file.digest for file in files.values()):
+                staging.check_space(left)
             answer = self._answer("sending", done=False, part=Slice(False, total - left, total))
-            return {**answer, "staging": staging.folder, "missing": missing}
+            return {**answer, "staging": staging.folder, "lock": staging.lock, "missing": missing}
         if missing:
             texts = [one_line(name) for name in missing]
             raise ModelError(
@@ -215,7 +239,7 @@ class Stage:
 
     def _download(self) -> dict[str, Any]:
         request, staging = self.request, self.staging
-        staging.begin(f"hub:{request.endpoint}:{request.origin}")
+        self._end_client(staging.begin(f"hub:{request.endpoint}:{request.origin}", request.run))
         if self.client is None:
             raise ModelError("there is no client for the hub: set the image that has it")
         state = os.path.join(staging.folder, HUB_STATE)
@@ -254,7 +278,11 @@ class Stage:
         part = staging.verify(files, self._source(None)["from"], budget_s=self._left)
         if not part.done:
             return self._answer("verifying", done=False, part=Slice(False, part.bytes_done, part.bytes_total, moved))
+        # What was taken over from the old model was read by an earlier run.
+        anew = self.request.full and staging.took_over(files)
         staging.swap(files, self._source(commit), **(self.request.fitting or {}))
+        if anew:
+            return self._answer("verifying", done=False, part=Slice(False, 0, part.bytes_total, moved))
         answer = self._answer("done", changed=True, found=model_digests.quick(self.path), model=self._model())
         return {**answer, "bytes_moved": moved}
 

@@ -12,7 +12,9 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
+import secrets
 import shutil
 import stat
 import time
@@ -43,6 +45,8 @@ STAGING = ".staging"
 _CHUNK = 16 << 20
 _SPARE = 0.01
 _LOCK_POLL_S = 0.1
+# A run that goes on calls this more often; one that was killed does not hold up another source for longer.
+_GOES_ON_S = 60.0
 _FILE_MODE, _DIR_MODE = 0o664, 0o775
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 _NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
@@ -78,7 +82,9 @@ def survey(source: str) -> dict[str, SourceFile]:
         raise ModelMissing(f"the source {shown} is not a folder that is there: set it to the folder that holds the model's config.json")
     record = model_digests.read_record(source)
     files: dict[str, SourceFile] = {}
-    for name in model_digests.model_names(source):
+    recorded = record.files if record.origin == "record" else {}
+    # A record may name files of a hidden folder, as the hub has them.
+    for name in sorted({*model_digests.model_names(source), *(name for name in recorded if os.path.lexists(os.path.join(source, name)))}):
         file = os.path.join(source, name)
         try:
             info = os.stat(file)
@@ -96,11 +102,9 @@ def survey(source: str) -> dict[str, SourceFile]:
                 f"the source is damaged: {one_line(file)} has {info.st_size} bytes, and {digest.size} were recorded: get it again"
             )
         files[name] = SourceFile(info.st_size, info.st_mtime_ns, digest)
-    lacking = sorted(set(record.files) - set(files)) if record.origin == "record" else []
+    lacking = sorted(set(recorded) - set(files))
     if lacking:
-        raise ModelError(
-            f"the source {shown} lacks {several([one_line(name) for name in lacking], len(record.files), 'files')}: get it again"
-        )
+        raise ModelError(f"the source {shown} lacks {several([one_line(name) for name in lacking], len(recorded), 'files')}: get it again")
     return files
 
 
@@ -140,12 +144,15 @@ class Staging:
         self.uid, self.gid = uid, gid
         # The process that has the lock, where this one did not get it.
         self.holder = ""
-        slug = inside.replace("/", "--")
+        # The digest keeps a/b and a--b apart, and each from what is beside another's.
+        slug = f"{inside.replace('/', '--')}-{hashlib.sha256(os.fsencode(inside)).hexdigest()[:12]}"
         self.folder = os.path.join(self.root, STAGING, slug)
         self.memo_file = os.path.join(self.folder, MEMO)
         self.source_memo = os.path.join(self.folder, SOURCE_MEMO)
-        self._aside = f"{self.folder}.old"
-        self._lock = f"{self.folder}.lock"
+        # Whoever writes to the folder holds this lock.
+        self.lock = os.path.join(self.root, STAGING, f"lock.{slug}")
+        self._aside = os.path.join(self.root, STAGING, f"old.{slug}")
+        self._gone = os.path.join(self.root, STAGING, f"gone.{slug}.")
         self._state = os.path.join(self.folder, STATE)
 
     # --- before ------------------------------------------------------------------------------------------------------
@@ -182,9 +189,9 @@ class Staging:
         """Holds the staging of this model; False where another run still has it after ``wait_s`` seconds. Raises ModelError."""
         self._make(os.path.dirname(self.folder))
         try:
-            fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+            fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
         except OSError as error:
-            raise self._failed("open", self._lock, error) from error
+            raise self._failed("open", self.lock, error) from error
         with os.fdopen(fd, "r+", encoding="ascii", errors="replace") as lock:
             deadline = time.monotonic() + wait_s
             while True:
@@ -213,35 +220,93 @@ class Staging:
                 if TEMP_NAME.fullmatch(name):
                     with contextlib.suppress(OSError):
                         os.rmdir(os.path.join(parent, name))
+                if os.path.join(parent, name).startswith(self._gone):
+                    shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
         if os.path.lexists(self._aside):
             if os.path.lexists(self.path):
                 _remove(self._aside)
             else:
                 os.rename(self._aside, self.path)
 
-    def clean(self) -> None:
-        """Remove what earlier runs left of this staging, once the model is in its place."""
-        _remove(self.folder)
+    def clean(self) -> str | None:
+        """Throw away what earlier runs left of this staging, once the model is in its place; returns whence that came."""
+        source: str | None = self._read_state()["source"]
+        self._throw_away()
+        return source
+
+    def _throw_away(self) -> None:
+        """Take the folder's name away first: a writer that has outlived its run then writes into nothing."""
+        gone = f"{self._gone}{secrets.token_hex(8)}"
+        try:
+            os.rename(self.folder, gone)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._failed("rename", self.folder, error) from error
+        # Such a writer may hinder this, and what it leaves goes with the next run.
+        shutil.rmtree(gone, ignore_errors=True)
 
     @property
     def begun(self) -> bool:
         """Some run has left something of this staging."""
         return os.path.lexists(self.folder) or os.path.lexists(self._aside)
 
-    def begin(self, source: str) -> None:
-        """Make the place, and note whence the files come: what was begun from elsewhere begins anew. Raises ModelError."""
+    def check_place(self) -> None:
+        """Raises ModelError where the container would not see the model there, or what is there is not one model."""
+        if why := model_files.outside_mount(os.path.dirname(self.path), self.root):
+            raise ModelError(
+                f"the container would not see the model: the folder of {one_line(self.path)} {why}: set sgl_model to a name that lies below"
+                f" {one_line(self.root)} itself"
+            )
         refuse_strangers(self.path)
-        self._make(self.folder)
+
+    def begin(self, source: str, run: str) -> str | None:
+        """Make the place, and note whence the files come and who brings them.
+
+        What was begun from elsewhere is thrown away, and that source returned. Raises ModelError, also where another run is at that.
+        """
+        self.check_place()
         document = self._read_state()
-        if document["source"] != source:
-            self._write_state({"source": source, "parts": {}})
+        other: str | None = document["source"] if document["source"] != source else None
+        if other:
+            if document["run"] not in (None, run) and self._goes_on():
+                raise ModelError(
+                    f"another run stages the model {one_line(self.path)} from another source ({other.partition(':')[0]}):"
+                    " run this again when that one is done, or a minute after it was ended"
+                )
+            self._throw_away()
+        self._make(self.folder)
+        if (document["source"], document["run"]) != (source, run):
+            self._write_state({"source": source, "run": run, "parts": document["parts"] if document["source"] == source else {}})
+        else:
+            try:
+                os.utime(self._state)
+            except OSError as error:
+                raise self._failed("write", self._state, error) from error
+        return other
+
+    def _goes_on(self) -> bool:
+        """Something was done here lately: a slice, or a file that has arrived."""
+        touched = max(os.stat(path).st_mtime for path in (self.folder, self._state))
+        return 0 <= time.time() - touched < _GOES_ON_S
+
+    def rest(self, run: str) -> None:
+        """The run has failed: another source need not wait for it."""
+        document = self._read_state()
+        if document["source"] and document["run"] == run:
+            with contextlib.suppress(ModelError):
+                self._write_state({**document, "run": None})
 
     def _read_state(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         with contextlib.suppress(ModelError):
             found = model_files.json_object(self._state, model_files.load(self._state))
-        parts = found.get("parts")
-        return {"source": found.get("source"), "parts": parts if isinstance(parts, dict) else {}}
+        source, run, parts = (found.get(key) for key in ("source", "run", "parts"))
+        return {
+            "source": source if isinstance(source, str) else None,
+            "run": run if isinstance(run, str) else None,
+            "parts": parts if isinstance(parts, dict) else {},
+        }
 
     def _write_state(self, document: dict[str, Any]) -> None:
         try:
@@ -254,8 +319,8 @@ class Staging:
     def reuse(self, files: Files, recorded: Files) -> int:
         """Take over, by hard link, what of the old model was read on this host and is what is wanted; returns the bytes.
 
-        ``recorded`` are the files as surveyed. One without a digest of its own must also have the modification time, by which the next
-        run knows it. A file of another owner is not taken over, as its owner would have to be changed.
+        ``recorded`` are the files as surveyed. One that came without the digest that is recorded of it must also have the modification
+        time, by which the next run knows it. A file of another owner is not taken over, as its owner would have to be changed.
         """
         memo, old = Memo(self.memo_file), Memo(os.path.join(self.path, MEMO))
         taken = 0
@@ -273,7 +338,8 @@ class Staging:
                 or self._is_complete(name, file, memo)
             ):
                 continue
-            by_time = recorded[name].digest is not None or same_time(info.st_mtime_ns, file.mtime_ns)
+            digest = recorded[name].digest
+            by_time = (digest is not None and digest.kind == model_digests.SHA256) or same_time(info.st_mtime_ns, file.mtime_ns)
             if not by_time or not stat.S_ISREG(info.st_mode) or (info.st_uid, info.st_gid) != (self.uid, self.gid):
                 continue
             target = os.path.join(self.folder, name)
@@ -291,6 +357,10 @@ class Staging:
         if taken:
             self._save(memo)
         return taken
+
+    def took_over(self, files: Files) -> bool:
+        """Some file still has its name in the old model too."""
+        return any(os.lstat(os.path.join(self.folder, name)).st_nlink > 1 for name in files)
 
     def _is_complete(self, name: str, file: SourceFile, memo: Memo) -> bool:
         """The staged file is there: as the source has it by size and time, or as it was read here and is wanted."""
@@ -442,6 +512,8 @@ class Staging:
             model_files.inspect_model(self.folder, root=self.root, uid=self.uid, gid=self.gid, **fitting)
             refuse_strangers(self.path)
             self._make(os.path.dirname(self.path))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._state)
             self._rename()
             model_digests.sync_folder(os.path.dirname(self.path))
             _remove(self.folder)
@@ -457,7 +529,7 @@ class Staging:
             place = os.path.relpath(folder, self.folder)
             for name in [*inside, *names]:
                 relative = os.path.normpath(os.path.join(place, name))
-                if relative not in files and relative not in folders and relative != MEMO:
+                if relative not in files and relative not in folders and relative not in (MEMO, STATE):
                     _remove(os.path.join(folder, name))
             inside[:] = [name for name in inside if os.path.normpath(os.path.join(place, name)) in folders]
 
@@ -578,12 +650,16 @@ def refuse_strangers(path: str) -> None:
         return
     if not os.path.isdir(path):
         raise ModelError(f"{one_line(path)} is a file: move it away, or set sgl_model to another name")
+    try:
+        recorded = model_digests.read_record(path).files
+    except ModelError:
+        recorded = {}
     for folder, folders, names in os.walk(path):
         is_model = model_files.CONFIG in names and any(name.endswith(".safetensors") for name in names)
         if folder == path:
             foreign = bool(folders or names) and model_files.CONFIG not in names and RECORD not in names
         else:
-            foreign = is_model
+            foreign = is_model and os.path.relpath(os.path.join(folder, model_files.CONFIG), path) not in recorded
         if foreign:
             raise ModelError(
                 f"{one_line(folder)} would be removed and is not the model's own: move it away, or set sgl_model to another name"

@@ -19,7 +19,8 @@ description:
   - What this host has read of a model is kept in C(.sgl-verified.json) beside it, and holds for as long as size, modification time and
     inode of a file are the same. So an unchanged model is verified in less than a second.
   - Where files of a model are damaged, only these are brought again. Files of the old model that are verified are taken over by hard link.
-  - Two runs that stage the same model take turns, and share what is done.
+  - Two runs that stage the same model from the same source take turns, and share what is done. From another source it is refused while
+    a run goes on.
 options:
   path:
     description:
@@ -120,7 +121,8 @@ attributes:
 seealso:
   - module: slice_bench.sglang.sgl_model
 notes:
-  - Runs on Linux with Python 3.11 or later and its standard library. V(hub) needs Docker, V(controller) needs rsync on both sides.
+  - Runs on Linux with Python 3.11 or later and its standard library. V(hub) needs Docker, V(controller) needs rsync on both sides and flock
+    (util-linux) on the host.
 """
 
 EXAMPLES = r"""
@@ -191,7 +193,12 @@ staging:
   description: Where the controller is to send the files to.
   returned: while they are to be sent
   type: str
-  sample: /home/ubuntu/sglang-observability/models/.staging/Qwen--Qwen3-0.6B
+  sample: /home/ubuntu/sglang-observability/models/.staging/Qwen--Qwen3-0.6B-fb68f5a6d13f
+lock:
+  description: The file whose lock is to be held while they are sent.
+  returned: while they are to be sent
+  type: str
+  sample: /home/ubuntu/sglang-observability/models/.staging/lock.Qwen--Qwen3-0.6B-fb68f5a6d13f
 missing:
   description: The files that are to be sent.
   returned: while they are to be sent
@@ -263,8 +270,7 @@ def main() -> None:
         prepare=given["prepare"],
     )
     try:
-        client = ContainerClient(docker_with, given["image"], request.path, uid, gid) if given["source"] == "hub" else None
-        stage = Stage(request, client)
+        stage = Stage(request, ContainerClient(docker_with, given["image"] or "", request.path, uid, gid))
         before = came_from(request.path)
         answer = stage.plan() if module.check_mode else stage.slice(given["budget_s"])
     except ModelError as error:

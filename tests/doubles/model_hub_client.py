@@ -32,6 +32,9 @@ class ProcessClient:
         inherited = {name: value for name, value in os.environ.items() if name not in PROXY_VARIABLES}
         self.started.append(subprocess.Popen(self.arguments, env={**inherited, **environment}, stdin=subprocess.DEVNULL))
 
+    def stop(self) -> None:
+        self.end()
+
     def end(self) -> None:
         for process in self.started:
             process.kill()

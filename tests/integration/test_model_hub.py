@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import Staging
 
 from tests.doubles.hub import COMMIT, Hub, serving
 from tests.doubles.model_folder import contents, flip, make_model, shard_name
@@ -44,6 +45,7 @@ class Bench:
         self.root, self.hub, self.client = root, hub, client
         self.model = root / "org" / "m"
         root.mkdir(mode=0o755)
+        self.staging = Staging(str(self.model), str(root), os.geteuid(), os.getegid())
 
     def stage(self, budget_s: float | None = None, run: str = "1", **options: Any) -> dict[str, Any]:
         given: dict[str, Any] = {"path": str(self.model), "models_root": str(self.root), "source": "hub", "origin": "org/m", "run": run}
@@ -75,7 +77,7 @@ def test_a_model_comes_from_the_hub_and_stays(bench: Bench, hub: Hub, client: Pr
     assert answer["changed"] and answer["verified"] and contents(bench.model) == contents(hub.folder)
     source = json.loads((bench.model / ".sgl-model.json").read_bytes())["source"]
     assert source == {"kind": "hub", "from": "org/m", "endpoint": hub.endpoint, "revision": "main", "commit": COMMIT}
-    assert sorted(os.listdir(bench.root / ".staging")) == ["org--m.lock"]
+    assert os.listdir(bench.root / ".staging") == [os.path.basename(bench.staging.lock)]
     for revision in ("main", COMMIT):
         again = bench.stage(revision=revision)
         assert again["changed"] is False and again["verified"]
@@ -178,7 +180,7 @@ def test_a_refusal_is_a_sentence_with_the_remedy(bench: Bench, hub: Hub, spoil: 
 
 
 def test_a_state_that_nobody_wrote_for_good_begins_anew(bench: Bench) -> None:
-    place = bench.root / ".staging" / "org--m"
+    place = Path(bench.staging.folder)
     place.mkdir(parents=True)
     for text in ("[]", "{", json.dumps({"repo": "org/m", "revision": "main", "status": "done", "files": {"../x": {}, "config.json": 7}})):
         (place / ".sgl-hub.json").write_text(text)

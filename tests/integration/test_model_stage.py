@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import quick
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import Staging
 
 from tests.doubles.model_folder import INDEX, contents, flip, make_model, shard_name
 from tests.integration.installation import ROOT, Play, ansible, module
@@ -50,6 +52,10 @@ def stage(root: Path, *flags: str, **options: Any) -> dict[str, Any]:
     return module("sgl_model_stage", arguments(root, **options), *flags)
 
 
+def staging(root: Path) -> Staging:
+    return Staging(str(root / "org" / "m"), str(root), os.geteuid(), os.getegid())
+
+
 def good(answer: dict[str, Any]) -> dict[str, Any]:
     assert not answer["failed"], answer.get("msg")
     assert answer["done"] and answer["verified"]
@@ -75,7 +81,7 @@ def test_killed_in_the_middle_it_goes_on_and_the_old_model_stays_until_then(root
     # config.json, two calls for each shard of 17 MiB: the fifth is the second half of the second shard.
     play = killed(root, source, "copy_file_range:5")
     assert play.code != 0 and contents(root / "org" / "m") == old
-    place = root / ".staging" / "org--m"
+    place = Path(staging(root).folder)
     assert (place / f"{shard(1)}.part").stat().st_size == 16 * MIB and (place / shard(0)).exists()
     answer = good(stage(root, source="local", **of(source)))
     copied = 77 + (source / shard(0)).stat().st_size + 16 * MIB
@@ -90,7 +96,7 @@ def test_killed_at_other_places_the_next_run_ends_it(root: Path, source: Path, c
     killed(root, source, call)
     assert contents(root / "org" / "m") in (old, contents(source))
     good(stage(root, source="local", **of(source)))
-    assert contents(root / "org" / "m") == contents(source) and os.listdir(root / ".staging") == ["org--m.lock"]
+    assert contents(root / "org" / "m") == contents(source) and os.listdir(root / ".staging") == [os.path.basename(staging(root).lock)]
 
 
 def test_a_second_run_reads_and_copies_nothing(root: Path, source: Path) -> None:
@@ -179,7 +185,7 @@ class Remote:
     @property
     def rsync_calls(self) -> list[list[str]]:
         lines = [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
-        return [words for words in lines if "rsync" in words]
+        return [words for words in lines if "--server" in words]
 
 
 @pytest.fixture
@@ -202,10 +208,24 @@ def test_rsync_sends_what_is_not_there_over_the_connections_own_ssh(rsync: None,
     assert contents(remote.root / "org" / "m") == contents(source) and (remote.root / "org" / "m" / shard(0)).stat().st_ino == inode
 
 
+def test_rsync_holds_the_stagings_lock_and_says_so_where_another_has_it(rsync: None, remote: Remote, source: Path, tmp_path: Path) -> None:
+    held, go_on = tmp_path / "held", tmp_path / "go-on"
+    os.mkfifo(held)
+    os.mkfifo(go_on)
+    # The receiver of another run, as its controller left it: it holds the lock until the pipe is closed here.
+    hold = ["flock", staging(remote.root).lock, "sh", "-c", f"echo x > {shlex.quote(str(held))}; cat {shlex.quote(str(go_on))}"]
+    with open(os.open(go_on, os.O_RDWR), "wb"):
+        answer = remote.stage(environment={"SGL_TEST_SSH_BEFORE": shlex.join(hold), "SGL_TEST_SSH_HELD": str(held)}, **of(source))
+        assert answer["failed"] and "another run sends or stages the same model on box: run this again" in answer["msg"], answer["msg"]
+        with staging(remote.root).alone(0.0) as mine:
+            assert not mine
+    assert good(remote.stage(**of(source)))["changed"] and contents(remote.root / "org" / "m") == contents(source)
+
+
 def test_without_rsync_the_side_is_named(rsync: None, remote: Remote, source: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bin"
     bare.mkdir()
-    for name in ("sh", "sleep", "mkdir", "echo", "rm", "cat", "chmod", "umask", "python3", "env"):
+    for name in ("sh", "sleep", "mkdir", "echo", "rm", "cat", "chmod", "umask", "python3", "env", "flock"):
         if found := shutil.which(name):
             (bare / name).symlink_to(found)
     answer = remote.stage(environment={"SGL_TEST_SSH_PATH": str(bare)}, **of(source))

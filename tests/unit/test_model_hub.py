@@ -53,6 +53,20 @@ def test_the_container_gets_the_token_by_name_only(tmp_path: Path, monkeypatch: 
     assert ("--volume", f"{bundle}:/ca-bundle.pem:ro") in pairs and run[-4:] == ["/staging", "org/m", "main", "1"]
 
 
+def test_a_container_that_is_there_is_ended() -> None:
+    state = {"Running": True, "Status": "running", "StartedAt": "", "ExitCode": 0, "Pid": 7}
+    there = (0, json.dumps([{"Id": "1", "Image": "i", "State": state}]), "")
+    for found, ended in ((there, True), (GONE, False)):
+        calls, _environments, docker_with = container_of({"container inspect": found})
+        client = model_hub.ContainerClient(docker_with, "", "/models/m/", 7, 8)
+        client.stop()
+        assert (["container", "rm", "--force", client.name] in calls) is ended
+        assert client.name == model_hub.ContainerClient(docker_with, "", "/models/m", 7, 8).name
+    with pytest.raises(ModelError, match="cannot be stopped: .*does not answer"):
+        broken = container_of({"container inspect": (1, "", "Cannot connect to the Docker daemon")})
+        model_hub.ContainerClient(broken[2], "", "/m", 1, 1).stop()
+
+
 def test_docker_that_does_not_work_is_a_sentence() -> None:
     for answers, said in (
         ({"image inspect": (1, "", "No such image")}, "there is no image image"),

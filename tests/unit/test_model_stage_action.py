@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_model_stage
-from ansible_collections.slice_bench.sglang.plugins.action.sgl_model_stage import Shown, describe, explain, rsync_words, ssh_command
+from ansible_collections.slice_bench.sglang.plugins.action.sgl_model_stage import (
+    Shown,
+    describe,
+    explain,
+    receiver,
+    rsync_words,
+    ssh_command,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +68,27 @@ def test_ssh_gets_the_connections_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("user", "words"),
+    [
+        (None, ["flock", "--nonblock", "--conflict-exit-code", "75", "/a b/lock.m", "rsync"]),
+        ("bench", ["sudo", "-n", "-u", "bench", "flock", "--nonblock", "--conflict-exit-code", "75", "/a b/lock.m", "rsync"]),
+    ],
+)
+def test_the_receiver_holds_the_lock(user: str | None, words: list[str]) -> None:
+    assert shlex.split(receiver("/a b/lock.m", user)) == words
+
+
+@pytest.mark.parametrize(
     ("code", "said", "told"),
     [
+        (75, "rsync error: unexplained error (code 75)\n", "another run sends or stages the same model on box: run this again"),
+        (12, "rsync: connection unexpectedly closed (0 bytes received so far) [sender]\n", "another run sends or stages the same model"),
+        (
+            255,
+            "Host key verification failed.\nrsync: connection unexpectedly closed (0 bytes received so far)\n",
+            "ended with exit code 255",
+        ),
+        (12, "flock: failed to execute rsync: No such file or directory\n", "rsync is not installed on box"),
         (127, "sh: 1: rsync: not found", "rsync is not installed on box: run `apt-get install rsync` there"),
         (12, "bash: line 1: rsync: command not found\nrsync error", "rsync is not installed on box"),
         (12, "sudo: a password is required\n", "sudo on box wants a password"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,12 @@ def model(root: Path) -> Path:
     return root / "org" / "m"
 
 
+def staging(root: Path, name: str = "org/m") -> Staging:
+    return Staging(str(root / name), str(root), os.geteuid(), os.getegid())
+
+
 def nothing_left(root: Path) -> bool:
-    return os.listdir(root / ".staging") == ["org--m.lock"] and os.listdir(root / "org") == ["m"]
+    return os.listdir(root / ".staging") == [os.path.basename(staging(root).lock)] and os.listdir(root / "org") == ["m"]
 
 
 def test_a_model_is_copied_whole_and_once(root: Path, source: Path) -> None:
@@ -202,6 +207,18 @@ def test_a_folder_that_is_no_model_is_not_replaced(root: Path, source: Path) -> 
     assert f"{model(root)}/lora would be removed" in refused(lambda: stage(root, source))
 
 
+def test_a_folder_that_the_container_does_not_see_is_refused_before_anything_is_copied(root: Path, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (root / "org").symlink_to(tmp_path / "elsewhere")
+    for call in (lambda: Stage(request(root, source)).plan(), lambda: stage(root, source)):
+        assert "would not see the model" in refused(call)
+    assert os.listdir(tmp_path / "elsewhere") == [] and not Path(staging(root).folder).exists()
+    (root / "org").unlink()
+    (root / "org").mkdir()
+    model(root).symlink_to(tmp_path / "elsewhere")
+    assert stage(root, source)["verified"] and not model(root).is_symlink()
+
+
 def test_a_source_that_is_no_model_is_refused_before_it_is_copied(root: Path, source: Path) -> None:
     (source / names()[0]).unlink()
     assert names()[0] in refused(lambda: stage(root, source))
@@ -223,6 +240,9 @@ def test_a_source_that_went_away_does_not_matter_to_what_was_made_from_it(root: 
     shutil.rmtree(source)
     answer = stage(root, source)
     assert answer["changed"] is False and answer["verified"] and "is not a folder" in answer["warnings"][0]
+    flip(model(root) / names()[0])
+    client = HubClient()
+    assert names()[0] in refused(lambda: Stage(request(root, source), client).slice(0.0)) and not client.started
 
 
 # --- repair ----------------------------------------------------------------------------------------------------------
@@ -234,7 +254,9 @@ def test_only_the_damaged_file_is_copied_again(root: Path, source: Path) -> None
     flip(model(root) / names()[1], keep_time=True)
     answer = stage(root, source, full=True)
     assert answer["changed"] and answer["verified"] and names()[1] in answer["warnings"][0]
-    assert answer["bytes_moved"] == (source / names()[1]).stat().st_size
+    # All that was asked for is read once more, as what is taken over was read before.
+    total = sum(len(data) for data in contents(source).values())
+    assert answer["bytes_moved"] == (source / names()[1]).stat().st_size + total
     assert (model(root) / names()[0]).stat().st_ino == inodes[names()[0]]
     assert (model(root) / names()[1]).stat().st_ino != inodes[names()[1]]
     assert contents(model(root)) == contents(source) and nothing_left(root)
@@ -247,6 +269,17 @@ def test_present_names_the_damage_and_changes_nothing(root: Path, source: Path) 
     assert (model(root) / names()[1]).exists()
 
 
+def test_the_plan_knows_that_a_full_reading_records(root: Path, source: Path) -> None:
+    stage(root, source)
+    record = model(root) / model_digests.RECORD
+    document = json.loads(record.read_bytes())
+    del document["files"]["config.json"]
+    record.write_text(json.dumps(document))
+    for changed in (True, False):
+        planned = Stage(request(root, "", source="present", full=True)).plan()["changed"]
+        assert (planned, stage(root, "", source="present", full=True)["changed"]) == (changed, changed)
+
+
 def test_a_new_version_takes_over_what_is_the_same(root: Path, source: Path) -> None:
     stage(root, source)
     config = json.loads((source / "config.json").read_bytes())
@@ -255,6 +288,52 @@ def test_a_new_version_takes_over_what_is_the_same(root: Path, source: Path) -> 
     answer = stage(root, source)
     assert answer["changed"] and answer["bytes_moved"] == (source / "config.json").stat().st_size
     assert contents(model(root)) == contents(source)
+
+
+@pytest.mark.parametrize("budget_s", [None, 0.0])
+def test_a_full_reading_finds_what_rotted_in_a_file_that_was_taken_over(root: Path, source: Path, budget_s: float | None) -> None:
+    stage(root, source)
+    flip(model(root) / names()[0], keep_time=True)
+    (source / "new.json").write_text("{}")
+    answer: dict[str, Any] = {"done": False}
+    for _slice in range(100):
+        if not answer["done"]:
+            answer = stage(root, source, full=True, budget_s=budget_s)
+    assert answer["done"] and answer["verified"] and contents(model(root)) == contents(source)
+
+
+def test_a_small_file_of_the_hub_that_was_touched_is_brought_once(root: Path, source: Path) -> None:
+    data = (source / "config.json").read_bytes()
+    git_name = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    noted = source / ".cache/huggingface/download/config.json.metadata"
+    noted.parent.mkdir(parents=True)
+    noted.write_text(f"{'c' * 40}\n{git_name}\n1.0\n")
+    stage(root, source)
+    os.utime(source / "config.json", (10**9, 10**9))
+    assert stage(root, source)["changed"] is True
+    assert stage(root, source)["changed"] is False
+
+
+def test_a_model_with_a_model_of_its_own_inside_is_repaired(root: Path, source: Path) -> None:
+    make_model(source / "1_Dense", 1, 1000)
+    stage(root, source)
+    flip(model(root) / names()[0])
+    assert stage(root, source)["verified"] and contents(model(root)) == contents(source)
+    make_model(model(root) / "mine", 1, 10)
+    flip(model(root) / names()[0])
+    assert f"{model(root)}/mine would be removed" in refused(lambda: stage(root, source))
+
+
+def test_a_hidden_folder_that_the_sources_record_names_comes_too(root: Path, source: Path) -> None:
+    (source / ".eval").mkdir()
+    (source / ".eval" / "x.yaml").write_text("a")
+    files = {name: file for name, file in contents(source).items()}
+    read = {name: model_digests.Entry(len(data), 0, 0, hashlib.sha256(data).hexdigest(), None) for name, data in files.items()}
+    model_digests.write_record(str(source), {"kind": "hub"}, read)
+    assert stage(root, source)["verified"] and contents(model(root)) == files
+    assert stage(root, source)["changed"] is False
+    (source / ".eval" / "x.yaml").unlink()
+    assert "lacks 1 of 6 files: .eval/x.yaml" in refused(lambda: stage(root, source))
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------
@@ -352,11 +431,12 @@ def test_killed_while_it_copies_it_goes_on(root: Path, source: Path, monkeypatch
 def test_a_leftover_behind_a_finished_model_goes(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model(model(root), 1, 10, seed=4)
     assert killed_at(monkeypatch, "exchange", 2, lambda: None) is False
-    monkeypatch.setattr(model_staging, "_remove", lambda path: (_ for _ in ()).throw(Killed()) if path.endswith("org--m") else None)
+    place = Path(staging(root).folder)
+    monkeypatch.setattr(model_staging, "_remove", lambda path: (_ for _ in ()).throw(Killed()) if path == str(place) else None)
     with pytest.raises(Killed):
         stage(root, source)
     monkeypatch.undo()
-    assert (root / ".staging" / "org--m").exists() and contents(model(root)) == contents(source)
+    assert place.exists() and contents(model(root)) == contents(source)
     assert stage(root, source)["changed"] is False and nothing_left(root)
 
 
@@ -364,11 +444,124 @@ def test_a_leftover_behind_a_finished_model_goes(root: Path, source: Path, monke
 
 
 def test_another_run_is_named_or_waited_for(root: Path, source: Path) -> None:
-    with Staging(str(model(root)), str(root), os.geteuid(), os.getegid()).alone(0.0) as mine:
+    with staging(root).alone(0.0) as mine:
         assert mine
         assert f"is staged by another run (pid {os.getpid()}): run this again when it is done" in refused(lambda: stage(root, source))
         assert stage(root, source, budget_s=0.0)["phase"] == "waiting"
     assert stage(root, source)["done"]
+
+
+class HubClient:
+    """A client that goes on when its run is gone, with the folder itself in its hands, as a container has it by its mount."""
+
+    def __init__(self) -> None:
+        self.is_running = False
+        self.folder = -1
+        self.started = 0
+
+    def running(self) -> bool:
+        return self.is_running
+
+    def start(self, folder: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self.is_running, self.folder = True, os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self.started += 1
+
+    def stop(self) -> None:
+        self.is_running = False
+
+    def write(self, name: str) -> None:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=self.folder)
+        os.close(fd)
+
+
+def from_hub(root: Path, client: HubClient, **options: Any) -> dict[str, Any]:
+    return Stage(request(root, "org/m", source="hub", **options), client).slice(0.0)
+
+
+def test_a_client_of_the_hub_that_outlives_its_run_writes_into_nothing(root: Path, source: Path) -> None:
+    client = HubClient()
+    assert from_hub(root, client)["phase"] == "downloading" and client.running()
+    assert Stage(request(root, source), client).slice()["verified"] and not client.running()
+    with pytest.raises(FileNotFoundError):
+        client.write(names()[0])
+    assert contents(model(root)) == contents(source) and nothing_left(root)
+
+
+def test_a_client_of_the_hub_that_cannot_be_ended_writes_into_nothing_either(root: Path, source: Path) -> None:
+    client = HubClient()
+    from_hub(root, client)
+    assert stage(root, source)["verified"] and client.running()
+    with pytest.raises(FileNotFoundError):
+        client.write(names()[0])
+    assert contents(model(root)) == contents(source)
+    shutil.rmtree(model(root))
+    assert from_hub(root, client)["phase"] == "downloading" and client.started == 2, "the stray one is replaced"
+
+
+def test_a_leftover_of_the_hub_behind_a_finished_model_goes_with_its_client(root: Path, source: Path) -> None:
+    stage(root, source)
+    client = HubClient()
+    from_hub(root, client)
+    assert Stage(request(root, source), client).slice()["changed"] is False
+    assert not client.running() and nothing_left(root)
+
+
+def test_what_a_stray_writer_hinders_goes_with_the_next_run(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from_hub(root, HubClient())
+    monkeypatch.setattr(shutil, "rmtree", lambda _path, ignore_errors=False: None)
+    assert stage(root, source)["verified"] and not nothing_left(root)
+    monkeypatch.undo()
+    with staging(root).alone(0.0):
+        assert nothing_left(root)
+
+
+def test_another_source_is_refused_while_a_run_goes_on(root: Path, source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    make_model(other, 2, SHARD, seed=2)
+    while stage(root, source, budget_s=0.0, run="1")["phase"] != "copying":
+        pass
+    place = Path(staging(root).folder)
+    assert "another run stages" in refused(lambda: stage(root, other, run="2"))
+    begun = place.stat().st_ino
+    assert stage(root, source, budget_s=0.0, run="3")["phase"] in ("copying", "verifying") and place.stat().st_ino == begun
+    # A run that was killed long ago holds up nobody.
+    for path in (place, place / model_digests.STATE):
+        os.utime(path, (0, 0))
+    assert stage(root, other, run="2")["verified"] and contents(model(root)) == contents(other)
+
+
+def test_a_run_that_failed_holds_up_nobody(root: Path, source: Path, tmp_path: Path) -> None:
+    model_digests.verify(str(source), full=True)
+    flip(source / names()[0])
+    assert "sha256" in refused(lambda: stage(root, source, run="1"))
+    make_model(tmp_path / "other", 2, SHARD, seed=2)
+    assert stage(root, tmp_path / "other", run="2")["verified"]
+
+
+def test_a_run_that_waited_does_not_stage_the_finished_model_again(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Staging.alone
+
+    def late(self: Staging, wait_s: float) -> Any:
+        monkeypatch.undo()
+        stage(root, source)
+        return alone(self, wait_s)
+
+    monkeypatch.setattr(Staging, "alone", late)
+    answer = stage(root, source)
+    assert answer["verified"] and (answer["changed"], answer["bytes_moved"]) == (False, 0) and nothing_left(root)
+
+
+@pytest.mark.parametrize(("one", "other"), [("m", "m.old"), ("m", "m.lock"), ("a/b", "a--b"), ("m", "old.m"), ("m", "lock.m")])
+def test_the_stagings_of_two_models_do_not_meet(root: Path, source: Path, tmp_path: Path, one: str, other: str) -> None:
+    half = tmp_path / "half"
+    make_model(half, 2, SHARD, seed=6)
+    for begun, last in ((one, other), (other, one)):
+        while stage(root, half, path=str(root / begun), budget_s=0.0)["phase"] != "copying":
+            pass
+        assert stage(root, source, path=str(root / last))["verified"] and not (root / begun).exists()
+        assert stage(root, half, path=str(root / begun))["verified"] and contents(root / begun) == contents(half)
+        shutil.rmtree(root / one)
+        shutil.rmtree(root / other)
 
 
 # --- from the controller ---------------------------------------------------------------------------------------------
@@ -393,6 +586,19 @@ def test_what_the_controller_sent_is_verified_and_swapped_in(root: Path, source:
     flip(model(root) / names()[0])
     answer = sent(root, source)
     assert answer["sent"] == [names()[0]] and answer["verified"]
+
+
+def test_the_space_is_looked_at_once_it_is_known_what_is_missing(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent(root, source)
+    flip(model(root) / names()[0])
+    usage = shutil.disk_usage(root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2 * SHARD))
+    undigested: dict[str, Any] = {"source": "staged", "manifest": listing(survey(str(source))), "prepare": True}
+    assert stage(root, source, **undigested)["phase"] == "sending"
+    assert sent(root, source)["sent"] == [names()[0]]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=SHARD // 2))
+    flip(model(root) / names()[0])
+    assert "GB free" in refused(lambda: sent(root, source))
 
 
 def test_what_did_not_arrive_whole_is_named(root: Path, source: Path) -> None:
