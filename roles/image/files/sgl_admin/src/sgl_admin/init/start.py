@@ -65,8 +65,9 @@ def tidy() -> None:
                     smoke.sweep(folder.parent.name)
             finally:
                 os.close(lock)
-        if not locks.held(serving.SERVES):
-            for server in paths.RUNS.glob("*/server.json"):
+        servers = list(paths.RUNS.glob("*/server.json"))
+        if servers and not locks.held(serving.SERVES):
+            for server in servers:
                 serving.stop(server.parent.name)
     except (OSError, Refused, StageFailure) as error:
         print(
