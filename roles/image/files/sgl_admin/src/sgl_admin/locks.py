@@ -31,14 +31,20 @@ def held(name: str) -> bool:
     return False
 
 
-@contextmanager
-def locked(name: str, timeout_s: float) -> Iterator[None]:
-    """Holds the lock `name`; raises TimeoutError when another holds it for longer than `timeout_s` seconds."""
+def acquire(name: str, timeout_s: float) -> int:
+    """A descriptor that holds the lock `name`; raises TimeoutError when another holds it for longer than `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while (descriptor := try_lock(name)) is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{paths.LOCKS / name}.lock is held by another process for more than {timeout_s:.0f} s")
         time.sleep(0.1)
+    return descriptor
+
+
+@contextmanager
+def locked(name: str, timeout_s: float) -> Iterator[None]:
+    """Holds the lock `name`; raises TimeoutError as `acquire` does."""
+    descriptor = acquire(name, timeout_s)
     try:
         yield
     finally:

@@ -200,11 +200,10 @@ def claim(run_id: str) -> int:
 
     Raises StageFailure(port_busy) where another has it.
     """
-    deadline = time.monotonic() + _LOCK_TIMEOUT_S
-    while (lock := locks.try_lock(LOCK)) is None:
-        if time.monotonic() > deadline:
-            raise StageFailure("port_busy", f"{_HELD}, and runs a server of its own: wait for its end, and run this again")
-        time.sleep(0.1)
+    try:
+        lock = locks.acquire(LOCK, _LOCK_TIMEOUT_S)
+    except TimeoutError as error:
+        raise StageFailure("port_busy", f"{_HELD}, and runs a server of its own: wait for its end, and run this again") from error
     record = read(run_id)
     if record is not None and record["state"] == RUNNING:
         os.close(lock)
