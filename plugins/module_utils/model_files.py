@@ -30,6 +30,7 @@ _MAX_HEADER = 100_000_000
 # One index of a 512-expert model is 15 MB.
 _MAX_JSON = 256 << 20
 _DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,19})\s*\]')
+_OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[')
 # How the architectures that SGLang knows call their number of experts.
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
@@ -244,7 +245,11 @@ def shard_problem(path: str, size: int) -> str | None:
         return f"cut off at {size} bytes"
     if not header.startswith(b"{"):
         return "no safetensors file"
-    wanted = 8 + length + max(map(int, _DATA_END.findall(header)), default=0)
+    ends = _DATA_END.findall(header)
+    if len(ends) < len(_OFFSETS.findall(header)):
+        # One that no reader takes would leave the end of the file unknown.
+        return "its header gives a tensor no place"
+    wanted = 8 + length + max(map(int, ends), default=0)
     if size < wanted:
         return f"cut off: {size} of {wanted} bytes"
     return None

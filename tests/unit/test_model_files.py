@@ -203,6 +203,14 @@ def test_a_shard_that_is_cut_off(path: Path, length: int) -> None:
     assert f"damaged weights in 1 of 2 shards: {shard.name} ({wanted}): copy or download these again" in refused(path)
 
 
+@pytest.mark.parametrize("offsets", [[None, 80], [0, "80"], [0], [0, -1], [0, 10**30]])
+def test_a_header_that_gives_a_tensor_no_place(path: Path, offsets: list[object]) -> None:
+    """Where such a tensor ends is unknown: the others' ends must not pass for the end of the file."""
+    header = json.dumps({"a": {"data_offsets": [0, 40]}, "b": {"data_offsets": offsets}}).encode()
+    (path / tiny_model.SHARDS[0]).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 40)
+    assert f"{tiny_model.SHARDS[0]} (its header gives a tensor no place)" in refused(path)
+
+
 @pytest.mark.parametrize("data", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", struct.pack("<Q", 4) + b"[12]"])
 def test_a_shard_that_is_something_else(path: Path, data: bytes) -> None:
     """A clone without git-lfs has text files in the place of the weights."""
