@@ -25,6 +25,8 @@ CACHES = {
 # What a compiler leaves beside its results: not part of a cache's content.
 _SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 RECORDS = ".signatures"
+# What a tuning keeps while it lasts.
+WORK = ".tuning"
 _SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 
@@ -38,7 +40,7 @@ def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
             continue
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                if entry.name != RECORDS:
+                if entry.name not in (RECORDS, WORK):
                     folders.append(Path(entry.path))
             elif entry.is_file(follow_symlinks=False) and not _SCRATCH.search(entry.name):
                 try:

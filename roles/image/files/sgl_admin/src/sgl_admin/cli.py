@@ -10,7 +10,22 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from sgl_admin import __version__, argument_types, caches, detached, files, job, locks, model, paths, run, server_cli, serving, worker
+from sgl_admin import (
+    __version__,
+    argument_types,
+    caches,
+    detached,
+    files,
+    job,
+    locks,
+    model,
+    paths,
+    run,
+    server_cli,
+    serving,
+    standalone,
+    worker,
+)
 from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_SIGINT, EXIT_USAGE, Refused
 from sgl_admin.prep import Prep
 from sgl_admin.request import MODES, PROBES, Request
@@ -28,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(0o002)
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.root:
+            standalone.begin(arguments.root)
         return int(arguments.handler(arguments))
     except Refused as refusal:
         return _complain(refusal.exit_code, str(refusal))
@@ -52,6 +69,9 @@ def _complain(exit_code: int, message: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sgl-admin", description="Warms and inspects the kernel caches of this SGLang container.")
+    parser.add_argument(
+        "--root", metavar="FOLDER", help="work on this machine, without the container, and keep caches and records below this folder"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     group = commands.add_parser("caches", help="the kernel caches under /profiles").add_subparsers(required=True, metavar="ACTION")
 
@@ -67,8 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     ensure.add_argument(
         "--moe-batch-sizes", type=argument_types.batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for"
     )
+    ensure.add_argument(
+        "--moe-sample", type=argument_types.positive, metavar="N", help="try only a fixed sample of so many configurations (default: all)"
+    )
     ensure.add_argument("--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)")
-    ensure.add_argument("--probe", choices=PROBES, default="auto", help="prove METRICS_READY (default: only while this run has no proof)")
+    ensure.add_argument(
+        "--probe", choices=PROBES, help="prove METRICS_READY (default: auto, only while this run has no proof; with --root: never)"
+    )
     ensure.add_argument(
         "--server-arg",
         action="append",
@@ -148,7 +173,8 @@ def _request(arguments: argparse.Namespace, live: run.Run) -> Request:
         stages={name: mode or default for name, mode in given.items()},
         moe_batch_sizes=arguments.moe_batch_sizes,
         moe_dtype=arguments.moe_dtype,
-        probe=arguments.probe,
+        moe_sample=arguments.moe_sample,
+        probe=arguments.probe or ("never" if arguments.root else "auto"),
         server_args=tuple(arguments.server_arg),
         server_env=tuple(arguments.server_env),
         cuda_graph_batch_sizes=arguments.cuda_graph_bs,

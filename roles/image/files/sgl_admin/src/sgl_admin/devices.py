@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+_MIB = 1 << 20
+# What lowers a clock against the driver's will, by NVML's names (nvmlClocksEventReasons); idle and set limits are not among them.
+_THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal, by software", 0x40: "thermal, by hardware", 0x80: "power brake"}
 
 
 @dataclass(frozen=True)
@@ -14,34 +22,135 @@ class Devices:
     cuda: bool
     compute_capability: str | None = None
     driver_version: str | None = None
+    # The newest CUDA that the driver can run.
     cuda_version: str | None = None
+    # Product names of all that are visible, each once.
+    kinds: tuple[str, ...] = ()
     # What the compiler may assume of the CPU: Inductor's C++ kernels depend on it, and on nothing else of the CPU.
     cpu_isa: str | None = None
     cpu_arch: str = platform.machine()
 
 
+@dataclass(frozen=True)
+class GpuProcess:
+    pid: int
+    name: str
+    memory_mib: int
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid}, {self.memory_mib} MiB)"
+
+
 def find() -> Devices:
-    """The host's devices as this process sees them. Raises RuntimeError where an NVIDIA driver is there and NVML fails."""
+    """The devices that a server started from here would see.
+
+    Raises RuntimeError where an NVIDIA driver is there and NVML fails, or where a GPU is cut up by MIG.
+    """
     if not Path("/dev/nvidiactl").exists():
         return Devices(name="cpu", count=1, cuda=False, cpu_isa=_cpu_isa())
+    with _nvml() as nvml:
+        gpus = list(_visible(nvml))
+        if not gpus:
+            raise RuntimeError("NVML shows no GPU here: is the container started with its GPUs, and does CUDA_VISIBLE_DEVICES name one?")
+        for number, gpu in enumerate(gpus):
+            if _mig_is_on(nvml, gpu):
+                raise RuntimeError(
+                    f"MIG is on for GPU {number} ({nvml.nvmlDeviceGetName(gpu)}), and its kernels would be tuned for a slice of it: "
+                    f"turn it off on the host (nvidia-smi -i {number} -mig 0), or hide that GPU (CUDA_VISIBLE_DEVICES)"
+                )
+        names = [nvml.nvmlDeviceGetName(gpu) for gpu in gpus]
+        cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
+        return Devices(
+            name=names[0],
+            count=len(gpus),
+            cuda=True,
+            compute_capability=".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(gpus[0]))),
+            driver_version=nvml.nvmlSystemGetDriverVersion(),
+            cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}",
+            kinds=tuple(dict.fromkeys(names)),
+        )
+
+
+def processes(own_groups: Iterable[int] = (), least_mib: int = 256) -> list[GpuProcess]:
+    """Who else computes on the visible GPUs and holds at least `least_mib` MiB of their memory; none of `own_groups`.
+
+    NVML tells what the container may see: processes of the host's are named where it shares the host's process ids.
+    """
+    own = set(own_groups)
+    found: dict[int, GpuProcess] = {}
+    with _nvml() as nvml:
+        for gpu in _visible(nvml):
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
+                memory = (process.usedGpuMemory or 0) // _MIB
+                if memory >= least_mib and _group(process.pid) not in own:
+                    found[process.pid] = GpuProcess(process.pid, _process_name(nvml, process.pid), memory)
+    return list(found.values())
+
+
+def throttles() -> list[str]:
+    """What holds the first GPU's clocks down now, in words."""
+    with _nvml() as nvml:
+        try:
+            reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(next(_visible(nvml)))
+        except (nvml.NVMLError, StopIteration):
+            return []
+    return [words for bit, words in _THROTTLES.items() if reasons & bit]
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVML, initialised. Raises RuntimeError where it cannot be, or where it fails."""
     try:
         import pynvml
     except ImportError as error:
         raise RuntimeError("an NVIDIA driver is here, but this image lacks nvidia-ml-py, which names the GPU") from error
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        return Devices(
-            name=pynvml.nvmlDeviceGetName(handle),
-            count=pynvml.nvmlDeviceGetCount(),
-            cuda=True,
-            compute_capability=".".join(map(str, pynvml.nvmlDeviceGetCudaComputeCapability(handle))),
-            driver_version=pynvml.nvmlSystemGetDriverVersion(),
-            cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}",
-        )
+        try:
+            yield pynvml
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise RuntimeError(f"NVML does not answer: {error}; is the container started with its GPUs?") from error
+
+
+def _visible(nvml: Any) -> Iterator[Any]:
+    """The GPUs that CUDA shows a process of this environment, in the order of their PCI addresses (CUDA_DEVICE_ORDER=PCI_BUS_ID)."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        yield from (nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount()))
+        return
+    for name in filter(None, map(str.strip, wanted.split(","))):
+        by: Callable[[Any], Any] = nvml.nvmlDeviceGetHandleByIndex if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID
+        try:
+            gpu = by(int(name) if name.isdigit() else name)
+        except nvml.NVMLError:
+            # CUDA takes a name that it does not know for the end of the list.
+            return
+        yield gpu
+
+
+def _mig_is_on(nvml: Any, gpu: Any) -> bool:
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(gpu)[0])
+    except nvml.NVMLError:
+        # A GPU that cannot do it has no such mode.
+        return False
+
+
+def _process_name(nvml: Any, pid: int) -> str:
+    try:
+        name = nvml.nvmlSystemGetProcessName(pid)
+    except nvml.NVMLError:
+        return "a process of another container"
+    return str(name).rpartition("/")[2]
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
 
 
 def _cpu_isa() -> str:

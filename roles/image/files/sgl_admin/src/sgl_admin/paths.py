@@ -1,4 +1,7 @@
-"""Where everything is in the container, and what the same place is called on the host."""
+"""Where everything is in the container, and what the same place is called on the host.
+
+`sgl-admin --root FOLDER` works on a machine without the container: then all of it is below that folder (`relocate`).
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,47 @@ LIVE_RUN = STATE / "run_id"
 FLAVOUR = Path("/etc/sgl/flavour.json")
 IMAGE_FACTS = Path("/etc/sgl/image.json")
 
-_HOST_ROOTS = (
+_HOST_ROOTS: tuple[tuple[Path, str], ...] = (
     (TELEMETRY, "SGL_HOST_TELEMETRY_ROOT"),
     (PROFILES, "SGL_HOST_PROFILES_ROOT"),
     (MODELS, "SGL_HOST_MODELS_ROOT"),
     (HUGGINGFACE, "SGL_HOST_HF_ROOT"),
 )
+# Set for the processes that `sgl-admin --root` starts.
+ROOT_VARIABLE = "SGL_ADMIN_ROOT"
+# The cache variables of the server; in the container they are its environment (Dockerfile).
+CACHE_VARIABLES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "SGLANG_DG_CACHE_DIR": "deep_gemm",
+    "SGL_DG_CACHE_DIR": "deep_gemm",
+    # SGLang's own JIT kernels: built by tvm-ffi up to 0.5.17, by itself in 0.5.23.
+    "TVM_FFI_CACHE_DIR": "tvm_ffi",
+    "SGLANG_JIT_CACHE_DIR": "tvm_ffi",
+}
+
+
+def relocate(root: Path) -> None:
+    """Put every path below `root`, which then is the host's folder too, and say so to the processes that are started from here."""
+    _place_below(root)
+    os.environ.update({variable: str(folder) for folder, variable in _HOST_ROOTS})
+    os.environ.update({variable: str(PROFILES / cache) for variable, cache in CACHE_VARIABLES.items()})
+    os.environ[ROOT_VARIABLE] = str(root)
+
+
+def _place_below(root: Path) -> None:
+    global _HOST_ROOTS
+    places = {
+        "TELEMETRY": "telemetry", "PROFILES": "profiles", "MODELS": "models", "HUGGINGFACE": "huggingface",
+        "POINTER": "telemetry/container_run_meta.env", "RUNS": "telemetry/container_runs", "LOGS": "telemetry/logs",
+        "PROMETHEUS": "telemetry/prometheus", "JAEGER": "telemetry/jaeger", "LOCKS": "profiles/.locks",
+        "IN_PROGRESS": "profiles/.in_progress", "STATE": "state", "LIVE_RUN": "state/run_id", "FLAVOUR": "state/flavour.json",
+        "IMAGE_FACTS": "state/image.json",
+    }  # fmt: skip
+    globals().update({name: root / place for name, place in places.items()})
+    variables = [variable for _, variable in _HOST_ROOTS]
+    _HOST_ROOTS = tuple(zip((TELEMETRY, PROFILES, MODELS, HUGGINGFACE), variables, strict=True))
 
 
 def to_host(path: Path | str) -> str | None:
@@ -69,3 +107,8 @@ def log(run_id: str) -> Path:
 def server(run_id: str) -> Path:
     """The record of the server that was started for a benchmark."""
     return run_dir(run_id) / "server.json"
+
+
+if ROOT_VARIABLE in os.environ:
+    # Whoever began this process has set its environment, and maybe a cache of its own in it.
+    _place_below(Path(os.environ[ROOT_VARIABLE]))

@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin import caches, clock, devices, files, model, paths, probe, server, versions
+from sgl_admin import caches, clock, devices, files, gpu_fit, model, paths, probe, releases, server, versions
 from sgl_admin.caches import SignatureRecord, dead_owner
 from sgl_admin.errors import EXIT_PROOF_FAILED, Interrupted, StageFailure
 from sgl_admin.interruption import Interruptible
 from sgl_admin.job import Job
 from sgl_admin.locks import locked
+from sgl_admin.moe import config_files
 from sgl_admin.request import Request
 from sgl_admin.run import RESULT_SHAPE, Run
 from sgl_admin.stages import FIRST_STATUS_CODE, STAGES, Context, Stage
@@ -56,23 +57,35 @@ class Prep(Interruptible):
         flavour = files.read_json(paths.FLAVOUR) or {}
         self._environment: dict[str, str] = {**flavour["server"]["env"], **dict(line.split("=", 1) for line in request.server_env)}
         loaded, found = model.load(request.model), devices.find()
-        if request.tp > found.count:
-            raise ValueError(
-                f"tp {request.tp} needs {request.tp} devices, and here is {found.count} ({found.name}): use --tp {found.count}"
-            )
+        gpu_fit.check(found, request.tp, self._warn)
+        self._release, unknown = releases.of(versions.installed("sglang"))
+        if unknown:
+            self._warn(unknown)
+        if found.cuda:
+            self._environment = {**gpu_fit.ENVIRONMENT, "SGLANG_MOE_CONFIG_DIR": str(config_files.root()), **self._environment}
         sizes = request.cuda_graph_batch_sizes
-        graphs = ["--cuda-graph-bs", *map(str, sizes)] if sizes else []
-        arguments = [*flavour["server"]["args"], *graphs, *request.server_args]
+        graphs = [self._release.cuda_graph_flag, *map(str, sizes)] if sizes else []
+        arguments = [*flavour["server"]["args"], *self._tracing(), *graphs, *request.server_args]
         argv = server.command(request.model, request.tp, request.warmup_port, arguments)
         self._argv = argv
         self._warmup = Warmup(
             run.run_id, argv, self._environment, request.warmup_port, request.server_timeout_s,
-            self._server_changed, self._server_starting,
+            self._server_changed, self._server_starting, self._make_gpu_ready if found.cuda else lambda: None,
         )  # fmt: skip
-        self.context = Context(request, loaded, found, sizes or tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress)
+        self.context = Context(
+            request, loaded, found, sizes or tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress,
+            tuple(arguments), tuple(self._environment.items()), self._release, self._server_changed,
+        )  # fmt: skip
         self.plan = [self._decide(stage) for stage in STAGES]
         self._previous = files.read_or_set_aside(paths.prep_result(run.run_id), RESULT_SHAPE, self.warnings) or {}
         self.probe_wanted = request.probe == "always" or (request.probe == "auto" and not self._proof_stands())
+
+    def _tracing(self) -> list[str]:
+        """The server's traces go to the run's Jaeger, where one runs."""
+        manifest = self.run.manifest
+        if manifest.get("telemetry_surfaces", {}).get("tracing", {}).get("status") != "running":
+            return []
+        return ["--enable-trace", self._release.otlp_flag, f"{server.HOST}:{manifest['services']['jaeger']['otlp_grpc']}"]
 
     @property
     def nothing_to_do(self) -> bool:
@@ -88,7 +101,7 @@ class Prep(Interruptible):
         if dead_owner(stage.name):
             self._warn(f"an earlier {stage.name} was killed before it finished; it is done again")
             return decision
-        if mode == "ensure" and decision.record.problem(self.warnings) is None:
+        if mode == "ensure" and decision.record.problem(self.warnings) is None and stage.lacking(self.context) is None:
             return Decision(stage, "noop", "valid_signature", decision.signature)
         return decision
 
@@ -123,7 +136,8 @@ class Prep(Interruptible):
             "stages": {
                 decision.stage.name: {
                     "status": "would_run" if decision.action == "run" else decision.action,
-                    "reason": decision.reason or (decision.record.problem([]) if decision.action == "run" else None),
+                    "reason": decision.reason
+                    or (decision.record.problem([]) or decision.stage.lacking(self.context) if decision.action == "run" else None),
                 }
                 for decision in self.plan
             },
@@ -212,7 +226,9 @@ class Prep(Interruptible):
                     if self.request.stages[stage.name] == "rebuild":
                         self._clear(stage)
                     artifacts = stage.run(self.context)
-                artifacts["files"] = decision.record.write()
+                # What the stage learned of the server may have changed what its work depends on.
+                record = SignatureRecord(stage.name, stage.caches, stage.signature(self.context))
+                artifacts["files"] = record.write()
             finally:
                 marker.unlink()
         return artifacts
@@ -290,7 +306,7 @@ class Prep(Interruptible):
                 "torch_version": versions.installed("torch"),
                 "triton_version": versions.installed("triton"),
                 "flashinfer_version": versions.installed("flashinfer-python"),
-                "deep_gemm_version": versions.installed("deep_gemm"),
+                "deep_gemm_version": versions.deep_gemm(),
                 "sglang_version": versions.installed("sglang"),
                 "sglang_commit": "unknown",
                 "started_at": self._started_at,
@@ -330,6 +346,12 @@ class Prep(Interruptible):
     def _server_changed(self, group: int | None) -> None:
         if self._job:
             self._job.server(group)
+
+    def _make_gpu_ready(self) -> None:
+        """What a server on a GPU needs before it starts. Raises StageFailure."""
+        gpu_fit.check_free_space()
+        gpu_fit.wait_until_free()
+        config_files.place_built_in(self._release)
 
     def _server_starting(self) -> None:
         if self._job:

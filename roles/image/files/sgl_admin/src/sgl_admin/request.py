@@ -27,6 +27,8 @@ class Request:
     server_env: tuple[str, ...] = ()
     # Of the server's CUDA graphs, and of the warm-up; without any, the image says what it warms.
     cuda_graph_batch_sizes: tuple[int, ...] = ()
+    # How many of the MoE configurations are tried; all without it.
+    moe_sample: int | None = None
     # Whether the kernels that were tuned are compiled and verified with a server: ensure or skip.
     moe_fusion: str = "ensure"
 
@@ -56,6 +58,8 @@ class Request:
             *flags,
             f"--probe={self.probe}",
             *([f"--cuda-graph-bs={','.join(map(str, self.cuda_graph_batch_sizes))}"] if self.cuda_graph_batch_sizes else []),
+            *([f"--moe-batch-sizes={','.join(map(str, self.moe_batch_sizes))}"] if self.moe_batch_sizes else []),
+            *([f"--moe-sample={self.moe_sample}"] if self.moe_sample else []),
             *(["--moe-fusion=skip"] if self.moe_fusion == "skip" else []),
             *(f"--server-arg={arg}" for arg in self.server_args),
             *(f"--server-env={setting}" for setting in self.server_env),

@@ -25,8 +25,22 @@ HOST = "127.0.0.1"
 _PROMPT_TOKENS = re.compile(r'^sglang[:_]prompt_tokens_total(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)', re.MULTILINE)
 _TERMINATE_S = 15.0
 _TAIL_BYTES = 1 << 16
+# What a server says as it dies, by what it dies of; the first that is found counts (docs/decisions/gpu-stages.md).
+_DEATHS = (
+    ("insufficient_disk", ("no space left on device", "disk quota exceeded")),
+    ("oom", ("out of memory", "outofmemoryerror", "not enough memory", "cudaerrormemoryallocation")),
+    ("port_busy", ("address already in use",)),
+    (
+        "compile_failed",
+        ("ninja exited with status", "ninja build failed", "failed to build jit module", "missingjitcacheerror", "nvcc compilation failed",
+         "nvrtc error", "could not find nvcc", "could not find cuda installation", "failed to find c compiler", "ptxaserror",
+         "compilationerror", "passmanager::run failed", "inductorerror", "backendcompilerfailed"),
+    ),
+)  # fmt: skip
 # A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no number above the last.
 _GROUPS = range(2, 2**22)
+# Where the cause of a death is looked for: the traceback of the process that died first is followed by the others'.
+_LAST_LINES = 400
 _GATE = Path(__file__).with_name("gate.py")
 
 
@@ -96,7 +110,9 @@ class Server:
         while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
                 raise StageFailure(
-                    _death_type(self.log_tail()), f"the server ended while starting, exit code {self._process.returncode}", self.log_tail()
+                    _death_type(self.log_tail(_LAST_LINES)),
+                    f"the server ended while starting, exit code {self._process.returncode}",
+                    self.log_tail(),
                 )
             if self.healthy():
                 return
@@ -174,6 +190,12 @@ class Server:
             stream.seek(max(self.log_start, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
             return stream.read().decode(errors="replace").splitlines()[-lines:]
 
+    def own_log(self) -> str:
+        """All that it has written."""
+        with open(self.log, "rb") as stream:
+            stream.seek(self.log_start)
+            return stream.read().decode(errors="replace")
+
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
         try:
@@ -224,7 +246,7 @@ def _alive(group: int) -> bool:
 
 def _death_type(tail: list[str]) -> str:
     text = "\n".join(tail).lower()
-    return "oom" if "out of memory" in text else "server_start_failed"
+    return next((kind for kind, words in _DEATHS if any(word in text for word in words)), "server_start_failed")
 
 
 def start_time(pid: int) -> str | None:

@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+from pathlib import Path
 
 
 def installed(distribution: str) -> str | None:
@@ -30,6 +31,30 @@ def _distributions() -> dict[str, str]:
                 project, _, version = name.removesuffix(".dist-info").partition("-")
                 found.setdefault(_normal(project), version)
     return found
+
+
+def cuda_runtime() -> str | None:
+    """The CUDA that the installed torch is built for, `13.0`: from its version, `2.11.0+cu130`, or its runtime's; None by default."""
+    local = (installed("torch") or "").partition("+")[2]
+    if named := re.fullmatch(r"cu(\d+)(\d)", local):
+        return f"{named[1]}.{named[2]}"
+    for distribution in ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12"):
+        if version := installed(distribution):
+            return ".".join(version.split(".")[:2])
+    return None
+
+
+def deep_gemm() -> str | None:
+    """DeepGEMM's version: its own distribution's, or the one that SGLang builds of it."""
+    return installed("deep_gemm") or installed("sgl-deep-gemm") or installed("sgl-kernel") or installed("sglang-kernel")
+
+
+def package_folder(package: str) -> Path | None:
+    """Where a package that is not imported here would be imported from; None where it is not installed."""
+    for folder in sys.path:
+        if (found := Path(folder or ".") / package).joinpath("__init__.py").exists():
+            return found
+    return None
 
 
 def _normal(distribution: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sgl_admin import versions
-from sgl_admin.stages.base import Context, Stage
+from sgl_admin.stages.base import Context, Stage, kernel_arguments
 
 
 class Inductor(Stage):
@@ -23,12 +23,13 @@ class Inductor(Stage):
         return {
             **super().signature(context),
             "cpu_isa": context.devices.cpu_isa,
-            "sglang": versions.installed("sglang"),
+            "cuda": versions.cuda_runtime() if context.devices.cuda else None,
             "torch": versions.installed("torch"),
             "triton": versions.installed("triton"),
             "model_identity": context.model.identity,
             "tp": context.request.tp,
             "batch_sizes": list(context.batch_sizes),
+            "kernel_arguments": kernel_arguments(context.arguments),
         }
 
     def run(self, context: Context) -> dict[str, Any]:

@@ -1,11 +1,35 @@
-"""Tuned launch configurations of the fused mixture-of-experts kernel (NVIDIA GPUs only)."""
+"""Tuned launch configurations of the fused mixture-of-experts kernel (NVIDIA GPUs only).
 
-from sgl_admin.stages.base import Context, Stage
+The server says in its log which file it looks up; that is the file which is made, and a server that is started after that has to say
+that it read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from sgl_admin import paths, versions
+from sgl_admin.errors import StageFailure
+from sgl_admin.moe import config_files, space
+from sgl_admin.moe import shape as shapes
+from sgl_admin.moe.shape import Lookup, MoeShape
+from sgl_admin.moe.tuner import Tuner
+from sgl_admin.stages.base import Context, Stage, kernel_arguments
+
+# What SLICE-Bench's provider-prep asks for.
+BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
+# As every release since 0.5.3 says it (releases.py): read, taken from another Triton's folder, or not found.
+_READ = re.compile(r"Using MoE kernel config from (\S.*?\.json)")
+_LOOKED_UP = re.compile(r"(?:Using MoE kernel config from|Config file not found at) (\S.*?\.json)")
 
 
 class MoeTune(Stage):
     name = "moe_tune"
-    caches = ("moe_configs",)
+    caches = (config_files.CACHE,)
 
     @property
     def option(self) -> str:
@@ -13,3 +37,146 @@ class MoeTune(Stage):
 
     def skip_reason(self, context: Context) -> str | None:
         return super().skip_reason(context) or (None if context.model.has_experts else "no_moe_layers")
+
+    def signature(self, context: Context) -> dict[str, Any]:
+        return _tuning(context, _expected(context))
+
+    def lacking(self, context: Context) -> str | None:
+        shape = _expected(context)
+        missing = _missing(context, shape) if shape else []
+        return f"no configuration for batch sizes {', '.join(map(str, missing))}" if missing else None
+
+    def standing(self, context: Context) -> dict[str, Any]:
+        shape = _expected(context)
+        assert shape is not None
+        return _artifacts(context, shape, new=[], verified=context.request.moe_fusion == "ensure")
+
+    def run(self, context: Context) -> dict[str, Any]:
+        expected = _expected(context)
+        if expected is None:
+            raise StageFailure("unsupported", _why_none(context))
+        shape = self._asked_for(context, expected)
+        tuned: dict[str, Any] = {}
+        if missing := _missing(context, shape):
+            tuned = self._tune(context, shape, missing)
+        verified = context.request.moe_fusion == "ensure" and self._verify(context, shape)
+        return {**_artifacts(context, shape, new=missing, verified=verified), **({"tuning": tuned} if tuned else {})}
+
+    def _asked_for(self, context: Context, expected: MoeShape) -> MoeShape:
+        """The shape as a server asks for it. Without one (--moe-fusion skip) that of an earlier prep, or the one that is expected."""
+        if not context.warmup.started and context.request.moe_fusion == "skip":
+            return expected
+        context.progress(0, 1, "servers", "the server starts, and says which MoE configuration it looks up")
+        context.warmup.start()
+        names = [Path(found).name for found in _LOOKED_UP.findall(context.warmup.log())]
+        lookups = [lookup for name in dict.fromkeys(names) if (lookup := Lookup.from_file_name(name)) is not None]
+        shape = shapes.seen(expected, lookups)
+        if shape is None:
+            named = ", ".join(dict.fromkeys(names)) or "none"
+            raise StageFailure(
+                "unsupported",
+                f"the server looks up no MoE configuration for N={expected.lookup.N} (it asks for {named}): its experts are not run by the "
+                "Triton kernel (--moe-runner-backend), so tuning would change nothing; skip it (--moe skip)",
+            )
+        config_files.remember(_settings(context), shape.lookup)
+        return shape
+
+    def _tune(self, context: Context, shape: MoeShape, batch_sizes: list[int]) -> dict[str, Any]:
+        # Benchmarks want the GPU for themselves.
+        context.warmup.rest()
+        tuning, path = _tuning(context, shape), _path(context, shape)
+        tuner = Tuner(
+            shape, space.configs(shape.lookup.block_shape, context.request.moe_sample), tuning,
+            _sm(context), context.warmup.log_file, context.progress, context.on_group, dict(context.environment),
+        )  # fmt: skip
+        context.warmup.keep_place()
+        outcome = tuner.run(batch_sizes, lambda size, config: config_files.add(path, tuning, size, config))
+        return outcome.describe()
+
+    def _verify(self, context: Context, shape: MoeShape) -> bool:
+        """Whether a server that was started since says that it read the file. Raises StageFailure where one does not."""
+        path = str(_path(context, shape))
+        if context.warmup.started and path not in _READ.findall(context.warmup.log()):
+            context.warmup.rest()
+        context.progress(0, 1, "servers", "the server starts, to show that it reads the tuned configurations")
+        context.warmup.start()
+        if path in _READ.findall(context.warmup.log()):
+            return True
+        raise StageFailure(
+            "tuner_failed",
+            f"the server started, but did not say that it read {path}: its log names what it looked up",
+            context.warmup.log_tail(),
+        )
+
+
+def _expected(context: Context) -> MoeShape | None:
+    """The shape by the model's config and what a server of these settings asked for before; None where it has no tuning."""
+    try:
+        shape = _by_config(context)
+    except shapes.Untunable:
+        return None
+    known = config_files.remembered(_settings(context))
+    return (shapes.seen(shape, [known]) if known else None) or shape
+
+
+def _why_none(context: Context) -> str:
+    try:
+        _by_config(context)
+    except shapes.Untunable as error:
+        return f"{error}; skip it (--moe skip)"
+    return "the experts have no tuning"
+
+
+def _by_config(context: Context) -> MoeShape:
+    assert context.release is not None
+    return shapes.of(context.model.config, context.request.tp, context.request.moe_dtype, context.arguments, context.release)
+
+
+def _tuning(context: Context, shape: MoeShape | None) -> dict[str, Any]:
+    """What the configurations depend on: the stage's signature."""
+    return {
+        **Stage.signature(MoeTune(), context),
+        "triton": versions.installed("triton"),
+        "E": shape.lookup.E if shape else None,
+        "N": shape.lookup.N if shape else None,
+        "hidden_size": shape.hidden_size if shape else None,
+        "rows_per_token": shape.rows_per_token if shape else None,
+        "dtype": (shape.lookup.dtype or shape.torch_dtype) if shape else None,
+        "block_shape": list(shape.lookup.block_shape) if shape and shape.lookup.block_shape else None,
+        "tp": context.request.tp,
+        "configurations": len(space.configs(shape.lookup.block_shape if shape else None, context.request.moe_sample)),
+    }
+
+
+def _sm(context: Context) -> int:
+    return int((context.devices.compute_capability or "0").replace(".", ""))
+
+
+def _settings(context: Context) -> str:
+    """Names the server's settings that what it looks up depends on."""
+    parts = [context.model.identity, context.request.tp, versions.installed("sglang"), kernel_arguments(context.arguments)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _path(context: Context, shape: MoeShape) -> Path:
+    return config_files.folder(versions.installed("triton") or "unknown") / shape.lookup.file_name(context.devices.name)
+
+
+def _wanted(context: Context) -> tuple[int, ...]:
+    return context.request.moe_batch_sizes or BATCH_SIZES
+
+
+def _missing(context: Context, shape: MoeShape) -> list[int]:
+    have = config_files.tuned(_path(context, shape), _tuning(context, shape))
+    return [size for size in _wanted(context) if size not in have]
+
+
+def _artifacts(context: Context, shape: MoeShape, new: list[int], verified: bool) -> dict[str, Any]:
+    path = _path(context, shape)
+    return {
+        "config_file": {"container_path": str(path), "host_path": paths.to_host(path)},
+        "available_batch_sizes": sorted(config_files.read(path)),
+        "new_batch_sizes": new,
+        "skipped_batch_sizes": [size for size in _wanted(context) if size not in new],
+        "verified_in_log": verified,
+    }

@@ -1,0 +1,88 @@
+"""What differs between releases of SGLang, in one place: names of flags, of modules and of places.
+
+Seen in the releases that each row is named after (their packages and, for what is the same in all, docs/decisions/gpu-stages.md). Between
+two rows the older one counts; a release newer than the last row is taken for it, with a warning. What the log of a server says
+(moe_tune) always has the last word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_NO_FUSION_FLAG = "--disable-shared-experts-fusion"
+
+
+@dataclass(frozen=True)
+class Release:
+    since: tuple[int, int, int]
+    # Batch sizes that CUDA graphs are captured for when decoding.
+    cuda_graph_flag: str
+    # Where SGLang's traces go.
+    otlp_flag: str
+    # The module of `fused_experts`, and the package whose `override_config` it heeds.
+    fused_moe: str
+    moe_override: str
+    # The module of the Triton kernels that `fused_experts` launches.
+    kernels: str
+    # The folder in the package whose `configs` holds the MoE configurations that come with it.
+    moe_configs: str
+    # How many shared experts the server fuses into the routed ones, by the model's config.
+    fused_shared: Callable[[dict[str, Any]], int]
+
+    def fused_shared_experts(self, config: dict[str, Any], server_args: tuple[str, ...]) -> int:
+        return 0 if _NO_FUSION_FLAG in server_args else self.fused_shared(config)
+
+
+def _deepseek(config: dict[str, Any]) -> int:
+    architecture = (config.get("architectures") or [None])[0]
+    if architecture not in ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeForCausalLM"):
+        return 0
+    return 1 if config.get("n_shared_experts") == 1 else 0
+
+
+def _deepseek_and_qwen_next(config: dict[str, Any]) -> int:
+    if (config.get("architectures") or [None])[0] == "Qwen3NextForCausalLM":
+        # Where a shared expert is as large as a routed one.
+        size = config.get("shared_expert_intermediate_size")
+        return 1 if size and size == config.get("moe_intermediate_size") else 0
+    return _deepseek(config)
+
+
+_OLD_MOE = "sglang.srt.layers.moe.fused_moe_triton"
+_NEW_MOE = "sglang.srt.layers.moe.moe_runner.triton_utils"
+RELEASES = (
+    Release((0, 5, 3), "--cuda-graph-bs", "--oltp-traces-endpoint", f"{_OLD_MOE}.fused_moe", _OLD_MOE,
+            f"{_OLD_MOE}.fused_moe_triton_kernels",
+            "srt/layers/moe/fused_moe_triton", _deepseek),
+    Release((0, 5, 9), "--cuda-graph-bs", "--otlp-traces-endpoint", f"{_OLD_MOE}.fused_moe", _OLD_MOE,
+            f"{_OLD_MOE}.fused_moe_triton_kernels",
+            "srt/layers/moe/fused_moe_triton", _deepseek),
+    Release((0, 5, 17), "--cuda-graph-bs-decode", "--otlp-traces-endpoint", f"{_NEW_MOE}.fused_moe", _NEW_MOE,
+            "sglang.kernels.ops.moe.fused_moe_triton_kernels",
+            "srt/layers/moe/moe_runner/triton_utils", _deepseek_and_qwen_next),
+    Release((0, 5, 23), "--cuda-graph-bs-decode", "--otlp-traces-endpoint", f"{_NEW_MOE}.fused_moe", _NEW_MOE,
+            "sglang.kernels.ops.moe.fused_moe_triton_kernels",
+            "srt/layers/moe/moe_runner/triton_utils", _deepseek_and_qwen_next),
+)  # fmt: skip
+
+
+def of(version: str | None) -> tuple[Release, str | None]:
+    """The row of an installed version, and a warning where there is none for it."""
+    newest, oldest = RELEASES[-1], RELEASES[0]
+    found = _VERSION.match(version or "")
+    if found is None or found[0] == "0.0.0":
+        return newest, f"SGLang's version {version} is none that is known: it is taken for {_text(newest)}" if version else None
+    number = (int(found[1]), int(found[2]), int(found[3]))
+    if number > newest.since:
+        return newest, f"SGLang {version} is newer than what is known here ({_text(newest)}): its flags and places are taken to be the same"
+    if number < oldest.since:
+        return oldest, f"SGLang {version} is older than what is known here ({_text(oldest)}): its flags and places may differ"
+    return next(release for release in reversed(RELEASES) if release.since <= number), None
+
+
+def _text(release: Release) -> str:
+    return ".".join(map(str, release.since))

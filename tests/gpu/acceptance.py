@@ -1,0 +1,265 @@
+"""What has to hold on a Hopper GPU with SGLang installed, with or without Docker: each phase writes what it saw as JSON.
+
+    python tests/gpu/acceptance.py --out FOLDER cold prepared shipped tuner
+
+The phases build on each other's caches, below `--root`; each prints a short summary, and fails with the first thing that does not hold.
+It needs nothing but this checkout, SGLang, pebble and nvidia-ml-py in the Python that runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SOURCES = CHECKOUT / "roles" / "image" / "files" / "sgl_admin" / "src"
+sys.path[:0] = [str(CHECKOUT), str(SOURCES)]
+
+from sgl_admin import caches, devices, paths, versions  # noqa: E402
+
+from tests.gpu import tuning  # noqa: E402
+from tests.gpu.models import write_qwen3_next_fp8  # noqa: E402
+
+PORT = 30000
+BATCH_SIZE, SAMPLE = 64, 32
+GRAPHS = "1,2,4,8"
+# Dummy weights; and of the GPU no more than such a model needs.
+SERVER = ("--load-format", "dummy", "--mem-fraction-static", "0.6")
+# The pip packages of FlashInfer need not be of one version.
+ENVIRONMENT = ("FLASHINFER_DISABLE_VERSION_CHECK=1",)
+LONG = " ".join(f"w{number % 1900 + 3}" for number in range(700))
+
+
+class Acceptance:
+    def __init__(self, root: Path, out: Path) -> None:
+        self.root = root
+        self.out = out
+        self.model = write_qwen3_next_fp8(root / "models" / "qwen3-next-4-layers-fp8")
+        paths.relocate(root)
+
+    def admin(self, *words: str, timeout_s: float = 570) -> subprocess.CompletedProcess[str]:
+        python_path = os.pathsep.join(filter(None, (str(SOURCES), os.environ.get("PYTHONPATH"))))
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "sgl_admin", "--root", str(self.root), *words],
+            env={**os.environ, "PYTHONPATH": python_path}, stdout=subprocess.PIPE, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def ensure(self, *words: str) -> tuple[dict[str, Any], float]:
+        """A prep of all stages; returns its result and the seconds that it took."""
+        server = [f"--server-arg={word}" for word in SERVER] + [f"--server-env={setting}" for setting in ENVIRONMENT]
+        started = time.monotonic()
+        done = self.admin(
+            "caches", "ensure", "--json", "--model", str(self.model), "--moe-batch-sizes", str(BATCH_SIZE), "--moe-sample", str(SAMPLE),
+            "--cuda-graph-bs", GRAPHS, *server, *words,
+        )  # fmt: skip
+        took = time.monotonic() - started
+        text = done.stdout[: done.stdout.rfind("RESULT_JSON")]
+        try:
+            return json.loads(text), took
+        except ValueError:
+            sys.exit(f"no result (exit code {done.returncode}): {done.stdout[-2000:]}\n{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        logs = sorted(paths.LOGS.glob("*.log"))
+        return "\n".join(logs[-1].read_text(errors="replace").splitlines()[-60:]) if logs else "no log"
+
+    def save(self, name: str, found: dict[str, Any]) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / f"{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=1))
+
+    # --- phases
+
+    def cold(self) -> None:
+        """Every stage from empty caches, and again."""
+        first, took = self.ensure()
+        second, again = self.ensure()
+        found = {"first": first, "first_s": took, "second": second, "second_s": again}
+        self.save("cold", found)
+        for log in paths.LOGS.glob("*.log"):
+            shutil.copy(log, self.out / "cold.log")
+        for name, stage in first["stages"].items():
+            print(f"{name:10} {stage['status']:6} {stage['duration_s']:8.1f} s  {stage['artifacts']}  {stage['errors']}")
+        print(f"cold ensure {took:.1f} s; again {again:.2f} s: {statuses(second)}")
+        check(statuses(first) == ["ok"] * 4, f"cold: {statuses(first)}\n{self.log_tail()}")
+        check(first["stages"]["moe_tune"]["artifacts"]["verified_in_log"], "the server did not say that it read our file")
+        check(statuses(second) == ["noop"] * 4, f"again: {statuses(second)}")
+        check(again < 1, f"a no-op took {again:.2f} s")
+
+    def prepared(self) -> None:
+        """A server on prepared caches: nothing is compiled from its start to the last request."""
+        found = self.serve()
+        self.save("prepared", found)
+        print(json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1))
+        check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
+
+    def shipped(self) -> None:
+        """The caches packed, and unpacked in a fresh folder at the same path with their times: everything hits."""
+        archive = self.root / "profiles.tar"
+        subprocess.run(["tar", "--format=posix", "-C", str(self.root), "-cf", str(archive), "profiles"], check=True)
+        packed = archive.stat().st_size
+        paths.PROFILES.rename(self.root / "profiles.packed")
+        try:
+            subprocess.run(["tar", "-C", str(self.root), "-xpf", str(archive)], check=True)
+            archive.unlink()
+            result, took = self.ensure()
+            found = {"archive_bytes": packed, "ensure": statuses(result), "ensure_s": took, **self.serve()}
+        finally:
+            shutil.rmtree(self.root / "profiles.packed")
+        self.save("shipped", found)
+        print(json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1))
+        check(found["ensure"] == ["noop"] * 4, f"ensure after unpacking: {found['ensure']}")
+        check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
+
+    def tuner(self) -> None:
+        """The tuner against the serial method, and what each chose, in turns on one GPU."""
+        found = tuning.compare(self.model, self.root, SAMPLE)
+        self.save("tuner", found)
+        print(json.dumps(found["summary"], indent=1))
+        check(found["summary"]["times_faster"] >= 10, "not ten times faster")
+        check(found["summary"]["worst_ratio"] <= 1.02, "a chosen kernel is more than 2% slower than the serial method's")
+
+    def full(self) -> None:
+        """The whole space for all batch sizes, as a user has it."""
+        found = tuning.full(self.model, self.root)
+        self.save("full", found)
+        print(json.dumps(found, indent=1))
+
+    # --- a server
+
+    def serve(self) -> dict[str, Any]:
+        """Start the prepared server, ask it, stop it; returns times in seconds and the files that came into the caches."""
+        before = snapshot()
+        started = time.monotonic()
+        begun = self.admin("server", "start", "--json")
+        check(begun.returncode == 0, f"server start: {begun.stdout[-500:]}")
+        try:
+            ready_s = self.wait_healthy(started)
+            ready = snapshot()
+            first, sampled = stream("w5 w6 w7 w8", 0.0), stream("w9 w10 w11", 0.8)
+            with ThreadPoolExecutor(8) as pool:
+                for size in (2, 4, 8):
+                    for temperature in (0.0, 0.8):
+                        list(pool.map(lambda number, heat=temperature: stream(f"w{number + 20} w{number + 21}", heat), range(size)))
+            long = stream(LONG, 0.8)
+            metrics = [line for line in get("/metrics").splitlines() if line.startswith("sglang:startup")]
+        finally:
+            self.admin("server", "stop", "--json")
+        after = snapshot()
+        return {
+            "ready_s": ready_s,
+            "first_greedy": first,
+            "first_sampled": sampled,
+            "long_sampled": long,
+            "metrics": metrics,
+            "files_before": len(before),
+            "new_until_ready": sorted(ready.keys() - before.keys()),
+            "new_files": sorted(after.keys() - before.keys()),
+            "graphs": graph_times(),
+        }
+
+    def wait_healthy(self, started: float) -> float:
+        while time.monotonic() - started < 500:
+            try:
+                if get("/health", timeout_s=5) is not None:
+                    return time.monotonic() - started
+            except OSError:
+                pass
+            time.sleep(0.1)
+        raise SystemExit(f"the server did not become healthy\n{self.log_tail()}")
+
+
+def get(path: str, timeout_s: float = 30) -> str:
+    """Raises OSError where it does not answer 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        text = response.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise OSError(f"HTTP {response.status}")
+    return text
+
+
+def stream(prompt: str, temperature: float) -> dict[str, float]:
+    """Seconds to the first token of a streamed completion, and to its end."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=500)
+    body = {"model": "default", "prompt": prompt, "max_tokens": 16, "temperature": temperature, "stream": True, "ignore_eos": True}
+    started = time.monotonic()
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    check(response.status == 200, f"HTTP {response.status}")
+    first = None
+    for line in response:
+        if first is None and line.startswith(b"data: {"):
+            first = time.monotonic() - started
+    connection.close()
+    check(first is not None, "no token came")
+    return {"first_token_s": round(first or 0, 3), "end_s": round(time.monotonic() - started, 3)}
+
+
+def graph_times() -> list[str]:
+    """What the servers' log says of the capture of graphs, and of what it compiles."""
+    log = max(paths.LOGS.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    words = ("apture", "fired up", "DeepGEMM", "Load weight", "MoE kernel config", "elapsed")
+    lines = log.read_text(errors="replace").splitlines()
+    return [line[:220] for line in lines if any(word in line for word in words) and "%|" not in line][-60:]
+
+
+def snapshot() -> dict[str, int]:
+    """Every content file of every cache, with its size."""
+    return {str(path): stat.st_size for cache in caches.CACHES for path, stat in caches.cache_files(cache)}
+
+
+def statuses(result: dict[str, Any]) -> list[str]:
+    return [stage["status"] for stage in result["stages"].values()]
+
+
+def machine() -> dict[str, Any]:
+    found = devices.find()
+    packages = ("sglang", "torch", "triton", "flashinfer-python", "sgl-deep-gemm", "sglang-kernel", "apache-tvm-ffi")
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "gpu": found.name,
+        "driver": found.driver_version,
+        "cuda": versions.cuda_runtime(),
+        "cpu_arch": found.cpu_arch,
+        "processors": len(os.sched_getaffinity(0)),
+        "python": sys.version.split()[0],
+        "versions": {name: versions.installed(name) for name in packages},
+    }
+
+
+def check(holds: bool, message: str) -> None:
+    if not holds:
+        sys.exit(f"acceptance: {message}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("/tmp/sgl-acceptance"), help="folder for caches and records")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("phases", nargs="+", choices=("cold", "prepared", "shipped", "tuner", "full"))
+    arguments = parser.parse_args()
+    acceptance = Acceptance(arguments.root, arguments.out)
+    for phase in arguments.phases:
+        started = time.monotonic()
+        print(f"--- {phase}", flush=True)
+        getattr(acceptance, phase)()
+        print(f"--- {phase}: {time.monotonic() - started:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
