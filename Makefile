@@ -9,6 +9,7 @@ BIN := $(CURDIR)/.venv/bin
 WITH_PATH := env PATH="$(BIN):$$PATH"
 PYTEST := $(WITH_PATH) $(BIN)/python -m pytest
 UV ?= uv
+PYTHON ?= python3
 # Passed to what a target runs: make prep ARGS="-i inventories/gh200 --check", make unit ARGS="-k manifest"
 ARGS ?=
 # A run that names its own inventory needs Docker on those hosts; without one, it is this machine that is prepared.
@@ -26,18 +27,19 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 
 .PHONY: test
 test: lint types sanity docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
-	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/integration tests/faults tests/molecule
+	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/integration tests/faults tests/molecule tests/gpu
 
-# What takes minutes: each write killed, 10,000 inputs for each parser, and what runs at once as often as REPETITIONS says.
+# What takes minutes: each write killed, as many inputs for each parser as EXAMPLES says, and what runs at once as often as REPETITIONS.
 # The inputs need a processor and the faults mostly wait, so they run side by side.
 REPETITIONS ?= 50
+EXAMPLES ?= 10000
 SLOW_LOG := tests/output/slow-fuzz.log
 .PHONY: slow
 slow: setup docker-up ## The slow lane: as many faults, inputs and repetitions as it takes
 	mkdir -p $(dir $(SLOW_LOG))
-	env SGL_FUZZ_EXAMPLES=10000 $(PYTEST) -m "long or repeated" tests/fuzz > $(SLOW_LOG) 2>&1 & fuzz=$$!; \
+	env SGL_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) -m "long or repeated" tests/fuzz > $(SLOW_LOG) 2>&1 & fuzz=$$!; \
 	trap "kill $$fuzz" INT TERM; \
-	env SGL_REPETITIONS=$(REPETITIONS) $(PYTEST) -m "long or repeated" tests/faults $(ARGS) && faults=0 || faults=$$?; \
+	env SGL_REPETITIONS=$(REPETITIONS) $(PYTEST) -m "long or repeated" tests/faults tests/integration $(ARGS) && faults=0 || faults=$$?; \
 	wait $$fuzz && fuzz=0 || fuzz=$$?; tail -n 3 $(SLOW_LOG); [ $$fuzz = 0 ] || cat $(SLOW_LOG); exit $$((faults + fuzz))
 
 .PHONY: check
@@ -75,6 +77,10 @@ integration: setup docker-up ## The tests against real Docker containers
 .PHONY: browser
 browser: setup test-tools-up ## The report's page in a real browser
 	$(PYTEST) tests/browser $(ARGS)
+
+.PHONY: gpu
+gpu: ## The acceptance suite on this machine's Hopper GPU, with the Python that has SGLang (PYTHON=)
+	$(PYTHON) tests/gpu/acceptance.py --out tests/output/gpu cold prepared shipped tuner full
 
 .PHONY: molecule
 molecule: setup docker-up ## Every molecule scenario

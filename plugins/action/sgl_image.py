@@ -1,6 +1,6 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Computes the digest of the image's inputs on the controller and, where the image differs, has it made step by step."""
+"""Computes the digest of the image's inputs on the controller and, where the image differs, has it made or brought step by step."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import pulled_by_digest
 
 _SAYS = {
-    "base": "the Debian base, by debootstrap (once, about half a minute)",
-    "wheels": "the Python packages, by the host's pip (about 0.5 GB)",
+    "base": "the base, pulled or by debootstrap (once, about half a minute or, for another architecture, a minute and a half)",
+    "wheels": "the Python packages, by the host's pip (about 0.5 GB for the local flavour)",
+    "downloads": "the programs of the services, from their projects' releases (about 0.2 GB)",
     "build": "docker build (about a minute the first time)",
+    "pull": "docker pull",
+    "load": "docker load",
 }
+_BUILD_STEPS = ("base", "wheels", "downloads", "build")
 # What makes another image even where the build context is the same.
 _INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
+# And, where they are set at all:
+_MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads")
 
 
 class ActionModule(ActionBase):
@@ -34,10 +41,14 @@ class ActionModule(ActionBase):
         arguments = dict(self._task.args)
         for name in ("inputs", "step", "context_archive"):
             arguments.pop(name, None)
-        archive = pack(str(arguments.get("context", "")), str(arguments.get("flavour", "")))
-        arguments["inputs"] = digest(archive, {name: arguments.get(name) for name in _INPUT_OPTIONS})
-
         found = arguments.pop("found", None)
+        if arguments.get("source", "build") != "build":
+            return self._taken(arguments, found, task_vars)
+        archive = pack(str(arguments.get("context", "")), str(arguments.get("flavour", "")))
+        options = {name: arguments.get(name) for name in _INPUT_OPTIONS}
+        options.update({name: arguments[name] for name in _MORE_INPUT_OPTIONS if arguments.get(name)})
+        arguments["inputs"] = digest(archive, options)
+
         if found and (found["name"], found["labels"].get(INPUTS_LABEL)) == (arguments.get("name"), arguments["inputs"]):
             return {"changed": False, "image": found, "inputs": arguments["inputs"], "next_step": None}
 
@@ -50,10 +61,10 @@ class ActionModule(ActionBase):
             # Each step tells the next; the limit keeps a host on which nothing ever gets done from going round for ever.
             result = self._module({**arguments, "context_archive": remote}, task_vars)
             step = result.get("next_step")
-            for _attempt in range(len(_SAYS)):
+            for _attempt in range(len(_BUILD_STEPS)):
                 if result.get("failed") or step is None:
                     break
-                self._display.display(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
+                self._say(arguments, step, task_vars)
                 result = self._module({**arguments, "context_archive": remote, "step": step}, task_vars)
                 step = result.get("next_step")
         finally:
@@ -67,6 +78,21 @@ class ActionModule(ActionBase):
         if diff and not result.get("failed"):
             result["diff"] = diff
         return result
+
+    def _taken(self, arguments: dict[str, Any], found: dict[str, Any] | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """The image from a registry or an archive."""
+        if found and arguments["source"] == "pull" and found["name"] == arguments.get("name"):
+            reference = str(arguments.get("pull"))
+            if "@" in reference and pulled_by_digest(found, reference):
+                return {"changed": False, "image": found, "inputs": None, "next_step": None}
+        result = self._module(arguments, task_vars)
+        if result.get("failed") or result.get("image") or self._task.check_mode:
+            return result
+        self._say(arguments, result["next_step"], task_vars)
+        return self._module({**arguments, "step": result["next_step"]}, task_vars)
+
+    def _say(self, arguments: dict[str, Any], step: str, task_vars: dict[str, Any] | None) -> None:
+        self._display.display(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
 
     def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         answer: dict[str, Any] = self._execute_module(

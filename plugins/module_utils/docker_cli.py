@@ -64,7 +64,7 @@ class DockerCli:
         return found
 
     def image(self, name: str) -> dict[str, Any] | None:
-        """What the roles need of an image: name, id, labels, architecture, created."""
+        """What the roles need of an image: name, id, labels, architecture, created, and by which digests registries know it."""
         found = self.inspect("image", name)
         if found is None:
             return None
@@ -75,6 +75,7 @@ class DockerCli:
             "architecture": _part(found, str, "Architecture"),
             # Not every image has it.
             "created": _part({"Created": "", **found}, str, "Created"),
+            "repo_digests": [str(name) for name in _part({"RepoDigests": None, **found}, (list, NoneType), "RepoDigests") or []],
         }
 
     def container(self, name: str) -> dict[str, Any] | None:

@@ -1,13 +1,14 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Makes the image, step by step: the Debian base, the wheels by the host's own pip, the build. Each step that is done is kept."""
+"""Makes the image, step by step: its bases, the wheels by the host's own pip, the programs, the build. Each step that is done is kept."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
-import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import image_downloads, image_parts
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
     INPUTS_LABEL,
     DockerCli,
@@ -24,31 +27,66 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli impo
     build_client,
     explain,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import MACHINES, ImageError, check_image
 
-DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 # The Python of Debian bookworm, which the wheels are for.
 WHEEL_PYTHON = "3.11"
+BASE = "sglang-base"
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA_BUNDLE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+# A requirement with its digests, which stand on lines of their own.
+_REQUIREMENT = r"^[A-Za-z0-9][^ \n]*==(?:.*\\\n)*.*\n"
+# The variable by which an operator names another image for a stage.
+_STAGE_VARIABLES = {"DCGM_IMAGE": "sgl_image_dcgm"}
 
 
-class ImageError(Exception):
-    """A step of the build failed; the message names it, the end of its output and the remedy."""
+@dataclass(frozen=True)
+class Sources:
+    """Where a build takes from what it is made of, where that is not what the flavour's recipe says."""
+
+    # By the build argument of its stage.
+    stages: dict[str, str] = field(default_factory=dict)
+    downloads: dict[str, Any] = field(default_factory=dict)
+    download_mirror: str | None = None
+    download_dir: str | None = None
 
 
 class ImageBuild:
-    """What is needed to build one image on this host; `run` runs an argument list."""
+    """What is needed to build one image on this host; `run` runs an argument list.
 
-    def __init__(self, run: Runner, name: str, flavour: str, inputs: str, base_name: str, base_suite: str, build_dir: str) -> None:
-        """Raises DockerError where Docker cannot be used."""
+    A flavour's folder holds `requirements.txt` and, where it takes more than Debian's packages, the recipe `build.json`: its base, the
+    images of its stages, and the archives that it downloads.
+    """
+
+    def __init__(
+        self,
+        run: Runner,
+        name: str,
+        flavour: str,
+        inputs: str,
+        base_name: str | None,
+        base_suite: str,
+        build_dir: str,
+        platform: str | None = None,
+        sources: Sources | None = None,
+    ) -> None:
+        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is not."""
         self._run = run
         self._docker = DockerCli(run)
         self.name = name
         self.flavour = flavour
         self.inputs = inputs
-        self.base_name = base_name
         self.base_suite = base_suite
         self.build_dir = build_dir
+        self.architecture = image_parts.architecture_of(platform)
+        self._given_base = base_name
+        self._sources = sources or Sources()
+
+    @property
+    def _foreign(self) -> bool:
+        """Whether the image is for another architecture than this host."""
+        return self.architecture != image_parts.host_architecture()
 
     def current(self) -> dict[str, Any] | None:
         """The image as it is; None where it does not exist or was made from other inputs."""
@@ -63,21 +101,46 @@ class ImageBuild:
         return image is not None and image["labels"].get(INPUTS_LABEL) == self.inputs
 
     def next_step(self, context: str | None) -> str | None:
-        """`base`, `wheels` or `build`: what is to be done next; None when the image is current."""
+        """`base`, `wheels`, `downloads` or `build`: what is to be done next; None when the image is current. Raises ImageError."""
         if self.current():
             return None
-        if self._docker.image(self.base_name) is None:
+        if context is None:
             return "base"
-        if context is None or not os.path.isdir(self._wheelhouse(context)):
+        recipe = self._recipe(context)
+        # What cannot be had should not be found out after half an hour of downloads.
+        wanted = self._archives(recipe)
+        if any(not self._is_here(reference) for reference in self._bases(recipe).values()):
+            return "base"
+        if not os.path.isdir(self._wheelhouse(context)):
             return "wheels"
+        if any(not os.path.exists(image_downloads.program(archive, self.build_dir)) for archive in wanted):
+            return "downloads"
         return "build"
+
+    def _recipe(self, context: str) -> dict[str, Any]:
+        try:
+            with open(os.path.join(context, "flavours", self.flavour, "build.json"), encoding="utf-8") as stream:
+                recipe: dict[str, Any] = json.load(stream)
+                return recipe
+        except FileNotFoundError:
+            return {}
+
+    def _bases(self, recipe: dict[str, Any]) -> dict[str, str]:
+        """The images that the Dockerfile begins with, by its build arguments."""
+        own = f"{BASE}:{self.base_suite}-{self.architecture}" if self._foreign else f"{BASE}:{self.base_suite}"
+        return {"BASE": self._given_base or recipe.get("base") or own, **recipe.get("stages", {}), **self._sources.stages}
+
+    def _archives(self, recipe: dict[str, Any]) -> list[image_downloads.Archive]:
+        return image_downloads.archives(recipe, self._sources.downloads, self.architecture, self._sources.download_mirror)
+
+    def _is_here(self, reference: str) -> bool:
+        image = self._docker.image(reference)
+        return image is not None and image["architecture"] == self.architecture
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Holds the build folder against another build of this host, waiting for it, and removes what a killed one left."""
-        os.makedirs(self.build_dir, exist_ok=True)
-        with open(os.path.join(self.build_dir, ".lock"), "w", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self.build_dir):
             for entry in os.scandir(self.build_dir):
                 if entry.name.startswith(("base-", "context-")) or entry.name.endswith(".partial"):
                     self._remove(entry.path)
@@ -90,11 +153,29 @@ class ImageBuild:
         if all(self._run(["umount", mount])[0] == 0 for mount in reversed(inside)):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def make_base(self) -> None:
-        """A Debian base by debootstrap, from the host's own mirror. Needs root. Raises ImageError."""
+    def make_base(self, context: str) -> None:
+        """The images that the build begins with: pulled, or a Debian base by debootstrap. Raises ImageError."""
+        recipe = self._recipe(context)
+        image_parts.need_emulator(self.architecture)
+        for argument, reference in self._bases(recipe).items():
+            if argument == "BASE" and "base" not in recipe:
+                self._debootstrap(reference)
+            else:
+                image_parts.pull(self._docker, reference, self.architecture, _STAGE_VARIABLES.get(argument, "sgl_image_base"))
+
+    def _debootstrap(self, name: str) -> None:
+        """A Debian base, from the host's own mirror. Needs root. Raises ImageError."""
+        base = self._docker.image(name)
+        if base is not None:
+            if base["architecture"] != self.architecture:
+                raise ImageError(
+                    f"the base image {name} is for {base['architecture']}, and linux/{self.architecture} is wanted: set sgl_image_base to "
+                    "another name, under which one is made"
+                )
+            return
         if os.geteuid() != 0:
             raise ImageError(
-                f"the base image {self.base_name} is missing, and debootstrap, which makes it once, needs root: "
+                f"the base image {name} is missing, and debootstrap, which makes it once, needs root: "
                 "run the playbook once with --become, or `make prep` as root"
             )
         debootstrap = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -104,12 +185,26 @@ class ImageBuild:
         try:
             root = os.path.join(folder, "root")
             mirror = self.host_mirror()
-            self._step("debootstrap", [debootstrap, "--variant=minbase", self.base_suite, root, *([mirror] if mirror else [])])
+            foreign = ["--arch", self.architecture] if self._foreign else []
+            self._step("debootstrap", [debootstrap, *foreign, "--variant=minbase", self.base_suite, root, *([mirror] if mirror else [])])
             archive = os.path.join(folder, "root.tar")
             self._step("packing the base", ["tar", "--directory", root, "--create", "--file", archive, "."])
-            self._step("docker import", [self._docker.binary, "import", archive, self.base_name])
+            if self._foreign:
+                self._import_foreign(archive, name)
+            else:
+                self._step("docker import", [self._docker.binary, "import", archive, name])
         finally:
             self._remove(folder)
+
+    def _import_foreign(self, archive: str, name: str) -> None:
+        """`docker import` records the host's architecture before Docker 23, whatever it is told; a build records the one that it is for."""
+        context = os.path.join(os.path.dirname(archive), "import")
+        os.mkdir(context)
+        os.link(archive, os.path.join(context, "root.tar"))
+        with open(os.path.join(context, "Dockerfile"), "w", encoding="ascii") as stream:
+            stream.write("FROM scratch\nADD root.tar /\n")
+        command = [*build_client(self._run), "--platform", f"linux/{self.architecture}", "--tag", name, context]
+        self._step("docker build of the base", command, environment={"DOCKER_BUILDKIT": "1"})
 
     def host_mirror(self) -> str | None:
         """The mirror from which this host takes the base's suite; None lets debootstrap take its default."""
@@ -129,7 +224,7 @@ class ImageBuild:
     def fetch_wheels(self, context: str) -> None:
         """The image's Python packages, by the host's pip and its settings, checked by digest. Raises ImageError."""
         wheelhouse = self._wheelhouse(context)
-        machine = platform.machine()
+        machine = MACHINES.get(self.architecture, self.architecture)
         # Made under another name: a killed download is not taken for a whole one.
         partial = tempfile.mkdtemp(prefix="wheelhouse-", suffix=".partial", dir=self.build_dir)
         try:
@@ -139,30 +234,52 @@ class ImageBuild:
                 command += ["--abi", abi]
             for tag in ("manylinux_2_35", "manylinux_2_31", "manylinux_2_28", "manylinux_2_17", "manylinux2014", "linux"):
                 command += ["--platform", f"{tag}_{machine}"]
-            self._step("pip download", [*command, "--dest", partial, "--requirement", self._requirements(context)])
+            requirements = os.path.join(partial, "requirements.txt")
+            with open(requirements, "w", encoding="utf-8") as stream:
+                stream.write(self._requirements(context))
+            self._step("pip download", [*command, "--dest", partial, "--requirement", requirements])
+            os.unlink(requirements)
             for entry in os.listdir(self.build_dir):
-                if entry.startswith("wheelhouse-") and not entry.endswith(".partial"):
+                if _older_wheelhouse(entry, os.path.basename(wheelhouse)):
                     shutil.rmtree(os.path.join(self.build_dir, entry))
             os.replace(partial, wheelhouse)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    def fetch_programs(self, context: str) -> None:
+        """The programs that come in release archives. Raises ImageError."""
+        for archive in self._archives(self._recipe(context)):
+            image_downloads.provide(archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle())
+
     def build(self, context: str, git_revision: str) -> dict[str, Any]:
         """Build and check the image; returns it as it is then. Raises ImageError."""
-        base = self._docker.image(self.base_name)
+        recipe = self._recipe(context)
+        bases = self._bases(recipe)
+        base = self._docker.image(bases["BASE"])
         if base is None:
-            raise ImageError(f"the base image {self.base_name} vanished; run this again")
-        shutil.copytree(self._wheelhouse(context), os.path.join(context, "wheelhouse"), copy_function=os.link, dirs_exist_ok=True)
+            raise ImageError(f"the base image {bases['BASE']} vanished; run this again")
+        requirements, wheelhouse = self._requirements(context), self._wheelhouse(context)
+        with open(os.path.join(context, "flavours", self.flavour, "requirements.txt"), "w", encoding="utf-8") as stream:
+            stream.write(requirements)
+        shutil.copytree(wheelhouse, os.path.join(context, "wheelhouse"), copy_function=os.link, dirs_exist_ok=True)
+        programs = os.path.join(context, "programs")
+        os.makedirs(programs, exist_ok=True)
+        for archive in self._archives(recipe):
+            os.link(image_downloads.program(archive, self.build_dir), os.path.join(programs, archive.program))
         arguments = {
-            "BASE": self.base_name,
+            **bases,
             "FLAVOUR": self.flavour,
             "IMAGE_INPUTS": self.inputs,
-            "BASE_NAME": self.base_name,
-            "BASE_DIGEST": base["id"],
+            "BASE_NAME": bases["BASE"],
+            "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
             "GIT_REVISION": git_revision,
-            **{key: value for key, value in os.environ.items() if key.lower() in ("http_proxy", "https_proxy", "no_proxy")},
+            **{key: value for key, value in os.environ.items() if key.lower() in _PROXIES},
         }
         command = [*build_client(self._run), "--progress=plain", "--tag", self.name]
+        if self._foreign:
+            command += ["--platform", f"linux/{self.architecture}"]
+            # Under emulation it takes minutes, which is more than it saves there.
+            arguments["PIP_OPTIONS"] = "--no-compile"
         for key, value in arguments.items():
             command += ["--build-arg", f"{key}={value}"]
         bundle = ca_bundle()
@@ -172,20 +289,35 @@ class ImageBuild:
         image = self.current()
         if image is None:
             raise ImageError(f"docker build ended well, but {self.name} does not carry the inputs {self.inputs}: is another build at work?")
-        wanted = DOCKER_ARCHITECTURES.get(platform.machine(), platform.machine())
-        if image["architecture"] != wanted:
+        if image["architecture"] != self.architecture:
             raise ImageError(
-                f"{self.name} is for {image['architecture']}, and this host is {wanted}: its base {self.base_name} is the wrong one"
+                f"{self.name} is for {image['architecture']}, and linux/{self.architecture} is wanted: "
+                f"its base {bases['BASE']} is the wrong one"
             )
+        check_image(self._docker, image, self.architecture, self.flavour)
         return image
 
     def _requirements(self, context: str) -> str:
-        return os.path.join(context, "flavours", self.flavour, "requirements.txt")
+        """The flavour's requirements; those in a file for the architecture stand instead of those of the same names."""
+        folder = os.path.join(context, "flavours", self.flavour)
+        with open(os.path.join(folder, "requirements.txt"), encoding="utf-8") as stream:
+            text = stream.read()
+        try:
+            with open(os.path.join(folder, f"requirements.{self.architecture}.txt"), encoding="utf-8") as stream:
+                own = stream.read()
+        except FileNotFoundError:
+            return text
+        for entry in re.findall(_REQUIREMENT, own, re.MULTILINE):
+            name = re.escape(entry.partition("==")[0])
+            theirs = re.search(rf"^{name}==(?:.*\\\n)*.*\n", text, re.MULTILINE)
+            text = text.replace(theirs[0], entry) if theirs else text + entry
+        return text
 
     def _wheelhouse(self, context: str) -> str:
-        with open(self._requirements(context), "rb") as stream:
-            digest = hashlib.sha256(stream.read() + platform.machine().encode()).hexdigest()
-        return os.path.join(self.build_dir, f"wheelhouse-{digest[:16]}")
+        machine = MACHINES.get(self.architecture, self.architecture)
+        digest = hashlib.sha256((self._requirements(context) + machine).encode()).hexdigest()
+        prefix = f"wheelhouse-{self.architecture}" if self._foreign else "wheelhouse"
+        return os.path.join(self.build_dir, f"{prefix}-{digest[:16]}")
 
     def _step(self, what: str, command: list[str], environment: dict[str, str] | None = None) -> None:
         """Run a long command with the caller's environment; its output is shown only when it fails."""
@@ -196,6 +328,20 @@ class ImageBuild:
         if done.returncode:
             tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-25:])
             raise ImageError(f"{what} failed with exit code {done.returncode}: {explain(tail)}")
+
+
+@contextmanager
+def alone(build_dir: str) -> Iterator[None]:
+    """Holds the build folder against another run on this host, waiting for it."""
+    os.makedirs(build_dir, exist_ok=True)
+    with open(os.path.join(build_dir, ".lock"), "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _older_wheelhouse(entry: str, name: str) -> bool:
+    """Whether a folder holds the wheels of other requirements for the same architecture."""
+    return entry != name and re.fullmatch(rf"{re.escape(name.rpartition('-')[0])}-[0-9a-f]{{16}}", entry) is not None
 
 
 def ca_bundle() -> str | None:

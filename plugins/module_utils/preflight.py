@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, model_files, ports, run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils import gpu_health, host_tree, model_files, ports, run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, Runner
 
 _GB = 10**9
@@ -49,6 +49,13 @@ class Options:
     bind_address: str
     ports: dict[str, int]
     space_gb: dict[str, float]
+    gpus: bool = False
+    visible_devices: str | None = None
+    image_cuda: str | None = None
+
+    @property
+    def needs_gpus(self) -> bool:
+        return self.gpus and self.ready_for not in ("tree", "stop")
 
 
 @dataclass
@@ -65,9 +72,12 @@ def look(options: Options, run: Runner) -> Findings:
     """Everything in one go. Raises PreflightError where there is no such user."""
     found = Findings()
     user = service_user(options.user)
-    found.facts.update(user=user, acting=os.geteuid(), architecture=platform.machine(), devices=_devices(found, run))
+    devices, described = _devices(found, options, run)
+    found.facts.update(user=user, acting=os.geteuid(), architecture=platform.machine(), devices=devices)
     spec = _tree_spec(options, user)
     found.facts.update(_docker(found, options, run) if options.ready_for != "tree" else _docker_not_asked())
+    if described is not None:
+        _look_at_gpus(found, described, options, run)
     found.facts["tree"] = {"paths": spec.roots(), "owner": {"uid": spec.uid, "gid": spec.gid}, "incomplete": False, "foreign": []}
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, found.facts["container"])
@@ -101,16 +111,55 @@ def service_user(name: str | None) -> dict[str, Any]:
     return {"name": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "home": entry.pw_dir}
 
 
-def _devices(found: Findings, run: Runner) -> dict[str, Any]:
-    """GPUs as nvidia-smi names them; without its device file there is no driver, and the tool need not be asked."""
-    tool = shutil.which("nvidia-smi") if os.path.exists("/dev/nvidiactl") else None
-    if tool is None:
-        return {"count": 1, "name": "cpu", "cuda": False}
+def _devices(found: Findings, options: Options, run: Runner) -> tuple[dict[str, Any], gpu_health.Smi | None]:
+    """GPUs as nvidia-smi names them, and all that it tells of them where they are to be used."""
+    tool = shutil.which("nvidia-smi")
+    # Without its device file there is no driver, and the tool need not be asked.
+    if tool is None or not os.path.exists("/dev/nvidiactl"):
+        if options.needs_gpus:
+            lack = "/dev/nvidiactl is missing" if tool else "there is no nvidia-smi on the PATH"
+            found.warnings.append(
+                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}): install one, or set sgl_flavour to local"
+            )
+        return {"count": 1, "name": "cpu", "cuda": False, "health": None}, None
+    unknown = None
+    if options.needs_gpus:
+        try:
+            smi, warnings = gpu_health.ask(tool, run)
+        except gpu_health.SmiError as refusal:
+            unknown = f"the GPUs' health is not known, as `nvidia-smi -q -x` does not describe them ({refusal}): look at `nvidia-smi -q`"
+        else:
+            found.warnings.extend(warnings)
+            return {"count": len(smi.gpus), "name": smi.gpus[0].name, "cuda": True, "health": None}, smi
     code, output, error = run([tool, "--query-gpu=name", "--format=csv,noheader"])
-    names = [line.strip() for line in output.splitlines() if line.strip()]
+    names = [gpu_health.one_line(line) for line in output.splitlines() if line.strip()]
     if code or not names:
-        found.problems.append(f"nvidia-smi names no GPU: {(error or output).strip()}; mend the driver first (dmesg tells of Xid errors)")
-    return {"count": len(names), "name": names[0] if names else "unknown", "cuda": True}
+        # What needs no GPU goes on without.
+        told = found.warnings if options.ready_for in ("tree", "stop") else found.problems
+        words = gpu_health.one_line(error, 400) or gpu_health.one_line(output, 400) or f"it ended with exit code {code}"
+        told.append(f"nvidia-smi names no GPU: {words}; mend the driver first (dmesg tells of Xid errors)")
+    elif unknown:
+        found.warnings.append(unknown)
+    return {"count": len(names), "name": names[0] if names else "unknown", "cuda": True, "health": None}, None
+
+
+def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: Runner) -> None:
+    """Their health, and whether the container and the image can use them."""
+    container, image = found.facts["container"], found.facts["image"]
+    health = gpu_health.describe(smi, run, container["id"] if container else None)
+    found.facts["devices"]["health"] = health
+    cuda, requires = options.image_cuda, ""
+    # Where the image's container runs, it has shown that the driver serves it.
+    served = container is not None and container["running"] and image is not None and container["image_id"] == image["id"]
+    if found.facts["docker"]["available"] and options.ready_for != "smoke" and not served:
+        docker = DockerCli(run)
+        if lacking := gpu_health.toolkit_problem(run, docker.binary):
+            found.lacking.append(lacking)
+        if image is not None and cuda is None:
+            cuda, requires = gpu_health.image_cuda(docker.inspect("image", options.image) or {})
+    verdict = gpu_health.judge(health, gpu_health.Use(options.tp, options.visible_devices, cuda, requires))
+    found.problems.extend(verdict.problems)
+    found.warnings.extend(verdict.warnings)
 
 
 def _docker_not_asked() -> dict[str, Any]:

@@ -109,6 +109,26 @@ options:
         are looked at unless the run has proven its metrics, C(docker) (Docker's own folder) where the image is missing.
     type: dict
     default: {}
+  gpus:
+    description:
+      - Whether the container is to use the host's GPUs. Then their health is looked at, and what keeps them from being used is refused.
+        V(tree) and V(stop) of O(ready_for) need no GPU, and do not look.
+      - GPUs in MIG mode, GPUs that the driver lost, and a driver too old for the CUDA of the image are problems; so are GPUs of
+        different kinds where O(tp) is more than 1, and a Docker without the NVIDIA container toolkit.
+      - What may spoil a measurement is a warning. That is Xid errors, uncorrectable ECC errors, row remaps that wait for a reset, a
+        slowdown, persistence mode that is off, processes of others on a GPU, and on Grace what NVIDIA advises against.
+    type: bool
+    default: false
+  visible_devices:
+    description:
+      - What CUDA_VISIBLE_DEVICES is in the container; other GPUs are not judged. UUIDs, or indexes as C(nvidia-smi) counts them.
+      - CUDA itself counts the fastest first unless CUDA_DEVICE_ORDER is C(PCI_BUS_ID), so of GPUs of different kinds take UUIDs.
+    type: str
+  image_cuda:
+    description:
+      - The image's version of CUDA, such as V(13.0). By default its environment variable CUDA_VERSION, once the image is on the host; it
+        is not looked at where a container of that image runs already.
+    type: str
 attributes:
   check_mode:
     support: full
@@ -134,6 +154,13 @@ EXAMPLES = r"""
     user: bench
     ports: {prometheus: 9090, sglang: 30000}
     space_gb: {telemetry: 1, profiles: 2}
+
+- name: Look at the GPUs too, of which the container sees one
+  slice_bench.sglang.sgl_host_info:
+    ready_for: start
+    gpus: true
+    visible_devices: GPU-c5533cd4-5a60-059e-348d-b6d7466932e4
+    image_cuda: "13.0"
 """
 
 RETURN = r"""
@@ -168,7 +195,67 @@ devices:
   description: The GPUs by the driver's own tool; a host without one counts its CPU as one device.
   returned: always
   type: dict
-  sample: {count: 1, name: NVIDIA GH200 480GB, cuda: true}
+  sample: {count: 1, name: NVIDIA GH200 480GB, cuda: true, health: null}
+  contains:
+    count:
+      description: How many there are.
+      type: int
+    name:
+      description: Name of the first.
+      type: str
+    cuda:
+      description: Whether they are GPUs.
+      type: bool
+    health:
+      description: The GPUs' health with O(gpus), or null where it was not looked at or C(nvidia-smi) does not describe them.
+      type: dict
+      sample:
+        driver: 580.105.08
+        cuda: '13.0'
+        gpus:
+          - index: 0
+            name: NVIDIA GH200 480GB
+            uuid: GPU-c5533cd4-5a60-059e-348d-b6d7466932e4
+            bus: '00000009:01:00.0'
+            memory_mib: 97871
+            lost: false
+            persistence: true
+            mig: false
+            ecc: true
+            uncorrectable: 0
+            wants_reset: []
+            broken: []
+            slowdown: []
+            coherent: true
+        processes: [{gpu: 0, pid: 4242, name: /usr/bin/python3, memory_mib: 61234, own: false}]
+        xid: [{code: 79, count: 1, where: [GPU 0]}]
+        grace: {page_size: 65536, numa_balancing: false, init_on_alloc: false, transparent_hugepages: madvise}
+      contains:
+        driver:
+          description: Version of the driver.
+          type: str
+        cuda:
+          description: The newest version of CUDA that the driver supports, or null.
+          type: str
+        gpus:
+          description: >-
+            Each GPU; null is what the driver does not tell. C(uncorrectable) counts uncorrectable ECC errors since the driver was loaded,
+            C(wants_reset) and C(broken) hold reasons, C(slowdown) the causes of one that is active now, C(coherent) is true on Grace.
+          type: list
+          elements: dict
+        processes:
+          description: The processes that compute on a GPU, and whether they are those of O(container) (C(own)).
+          type: list
+          elements: dict
+        xid:
+          description: >-
+            Xid errors since the host was started, as far back as the kernel's messages are kept; null where this user may not read
+            those.
+          type: list
+          elements: dict
+        grace:
+          description: What NVIDIA advises on for Grace, as it is; null on other hosts.
+          type: dict
 architecture:
   description: The host's CPU architecture.
   returned: always
@@ -234,6 +321,9 @@ def main() -> None:
             "bind_address": {"type": "str", "default": "127.0.0.1"},
             "ports": {"type": "dict", "default": {}},
             "space_gb": {"type": "dict", "default": {}},
+            "gpus": {"type": "bool", "default": False},
+            "visible_devices": {"type": "str"},
+            "image_cuda": {"type": "str"},
         },
         supports_check_mode=True,
     )

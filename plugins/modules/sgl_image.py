@@ -5,20 +5,28 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sgl_image
-short_description: Build the image when its inputs have changed
+short_description: Build, pull or load the image where the one that is there is not the wanted one
 version_added: 1.0.0
 description:
-  - The image carries a label with the digest of all that it is made from. Where that equals the digest of the build context on the
-    controller and of the options here, nothing is done, in one round trip or, with O(found), in none.
-  - Otherwise the image is made on the host in up to three steps, each told on the screen and each kept once it is done. A Debian base
-    by debootstrap (needs root, once); the Python packages by the host's own pip, with its indexes, find-links, proxy and CA
-    bundle, checked by digest; then C(docker build) with BuildKit.
+  - With O(source=build), the image carries a label with the digest of all that it is made from. Where that equals the digest of the build
+    context on the controller and of the options here, nothing is done, in one round trip or, with O(found), in none.
+  - Otherwise the image is made on the host in up to four steps, each told on the screen and each kept once it is done. Its bases are
+    pulled, or for the local flavour a Debian base is made by debootstrap (needs root, once); the Python packages come by the host's own
+    pip, with its indexes, find-links, proxy and CA bundle, checked by digest; the programs of the services from their release archives,
+    checked by digest; then C(docker build) with BuildKit.
+  - With O(source=pull) or O(source=load), it comes from a registry or from an archive.
+  - In each case the architecture of the image and of the programs in it is checked, without running anything of it.
   - An edit of sgl-admin alone repeats only the last layers.
 options:
   name:
     description: Name of the image.
     type: str
     required: true
+  source:
+    description: How the image is had.
+    type: str
+    choices: [build, pull, load]
+    default: build
   context:
     description: The build context, a folder on the controller.
     type: path
@@ -27,14 +35,46 @@ options:
     description: Which components the image gets; a folder of this name is in the context's C(flavours).
     type: str
     required: true
-  base_name:
-    description: Name of the base image, made where it does not exist.
+  platform:
+    description: The platform of the image. By default the host's own; for another one the host needs an emulator.
     type: str
-    default: sglang-base:bookworm
+    choices: [linux/amd64, linux/arm64]
+  base_name:
+    description:
+      - Name of the base image, best with its digest (C(name@sha256:...)). By default the one that the flavour's recipe names; for V(local)
+        C(sglang-base) with O(base_suite) as its tag, made where it does not exist.
+      - One that is on the host is taken as it is, so a tag that moves is not followed. The digest that was taken is recorded.
+    type: str
   base_suite:
-    description: The Debian release of the base.
+    description: The Debian release of a base that is made.
     type: str
     default: bookworm
+  dcgm_image:
+    description: The image that dcgm-exporter is taken from. By default the one that the flavour's recipe names.
+    type: str
+  downloads:
+    description:
+      - Versions and digests of release archives, by the name that the flavour's recipe has for them, in place of those of the recipe.
+      - An archive of another version needs its own C(sha256).
+    type: dict
+    default: {}
+  download_mirror:
+    description: Address of a mirror of C(https://github.com), with the same paths below it.
+    type: str
+  download_dir:
+    description: Folder on the host with release archives that somebody put there, under their own names. They are checked all the same.
+    type: path
+  pull:
+    description:
+      - Reference of the image for O(source=pull), best with its digest (C(registry/name@sha256:...)).
+      - A tag is taken with a warning. It is not followed once its image is on the host.
+    type: str
+  archive:
+    description: Path on the host of the archive for O(source=load), as C(docker save) writes it, packed by gzip or not.
+    type: path
+  archive_sha256:
+    description: Digest that the archive must have.
+    type: str
   build_dir:
     description: Folder on the host for downloads and for the build context. It holds about 0.5 GB of wheels for the next build.
     type: path
@@ -53,7 +93,7 @@ options:
   step:
     description: What this call does. Set by the action plugin.
     type: str
-    choices: [check, base, wheels, build]
+    choices: [check, base, wheels, downloads, build, pull, load]
     default: check
   context_archive:
     description: The build context on the host. Set by the action plugin.
@@ -61,10 +101,10 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Tells whether the image would be built, and builds nothing.
+    description: Tells whether the image would be built, pulled or loaded, and changes nothing.
   diff_mode:
     support: full
-    description: Shows the digest of the inputs before and after.
+    description: Shows the digest of the inputs before and after; of an image that is pulled or loaded its id, and what it would come from.
 author:
   - slice_bench.sglang contributors (@slice-bench)
 """
@@ -76,16 +116,32 @@ EXAMPLES = r"""
     context: "{{ role_path }}/files"
     flavour: local
     found: "{{ preflight_host.image }}"
+
+- name: Pull an image that was built elsewhere
+  slice_bench.sglang.sgl_image:
+    name: sglang-dev:gh200
+    source: pull
+    pull: registry.example.com/sglang-dev@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    context: "{{ role_path }}/files"
+    flavour: gh200
+
+- name: Load it from an archive, in a lab without a registry
+  slice_bench.sglang.sgl_image:
+    name: sglang-dev:gh200
+    source: load
+    archive: /srv/images/sglang-dev-gh200.tar
+    context: "{{ role_path }}/files"
+    flavour: gh200
 """
 
 RETURN = r"""
 image:
-  description: The image as it is, or null where it would have to be built.
+  description: The image as it is, or null where it would have to be built, pulled or loaded.
   returned: always
   type: dict
-  sample: {id: 'sha256:...', architecture: arm64, labels: {}}
+  sample: {id: 'sha256:...', architecture: arm64, labels: {}, repo_digests: []}
 inputs:
-  description: Digest of all that the image is made from.
+  description: Digest of all that the image is made from; null where it is not built here.
   returned: always
   type: str
   sample: sha256:...
@@ -102,26 +158,90 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, ImageError, unpack
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, Sources, alone, unpack
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ImageError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import Loaded, Pulled
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
+            "source": {"type": "str", "choices": ["build", "pull", "load"], "default": "build"},
             "context": {"type": "path", "required": True},
             "flavour": {"type": "str", "required": True},
-            "base_name": {"type": "str", "default": "sglang-base:bookworm"},
+            "platform": {"type": "str", "choices": ["linux/amd64", "linux/arm64"]},
+            "base_name": {"type": "str"},
             "base_suite": {"type": "str", "default": "bookworm"},
+            "dcgm_image": {"type": "str"},
+            "downloads": {"type": "dict", "default": {}},
+            "download_mirror": {"type": "str"},
+            "download_dir": {"type": "path"},
+            "pull": {"type": "str"},
+            "archive": {"type": "path"},
+            "archive_sha256": {"type": "str"},
             "build_dir": {"type": "path", "default": "~/.cache/slice_bench.sglang"},
             "found": {"type": "dict"},
             "git_revision": {"type": "str", "default": "unknown"},
             "inputs": {"type": "str"},
-            "step": {"type": "str", "choices": ["check", "base", "wheels", "build"], "default": "check"},
+            "step": {"type": "str", "choices": ["check", "base", "wheels", "downloads", "build", "pull", "load"], "default": "check"},
             "context_archive": {"type": "path"},
         },
+        required_if=[("source", "pull", ("pull",)), ("source", "load", ("archive",))],
         supports_check_mode=True,
     )
+    if module.params["source"] == "build":
+        build_image(module)
+    else:
+        take_image(module)
+
+
+def take_image(module: AnsibleModule) -> None:
+    """The image from a registry or an archive."""
+    given = module.params
+    try:
+        source: Pulled | Loaded
+        if given["source"] == "pull":
+            source = Pulled(module.run_command, given["name"], given["flavour"], given["platform"], given["pull"])
+        else:
+            source = Loaded(
+                module.run_command,
+                given["name"],
+                given["flavour"],
+                given["platform"],
+                given["archive"],
+                given["archive_sha256"],
+                given["build_dir"],
+            )
+        before = source.found()
+        current = source.is_current(before)
+        image = before if current else None
+        if not current and not module.check_mode and given["step"] == source.step:
+            with alone(given["build_dir"]):
+                # Another run may have brought it meanwhile.
+                before = source.found()
+                image = before if source.is_current(before) else source.make()
+    except DockerError as error:
+        if module.check_mode:
+            module.exit_json(
+                changed=True, image=None, inputs=None, next_step=given["source"], msg=f"the image would come once Docker works: {error}"
+            )
+        module.fail_json(msg=str(error))
+    except (ImageError, OSError) as error:
+        module.fail_json(msg=str(error))
+    if image is not None and (warning := source.warning(image)):
+        module.warn(warning)
+    before_id = before["id"] if before else "absent"
+    module.exit_json(
+        changed=image["id"] != before_id if image else True,
+        image=image,
+        inputs=None,
+        next_step=None if image else source.step,
+        diff={"before": before_id + "\n", "after": (image["id"] if image else f"from {source.wanted}") + "\n"},
+    )
+
+
+def build_image(module: AnsibleModule) -> None:
     given = module.params
     inputs = given["inputs"]
     if inputs is None:
@@ -130,9 +250,18 @@ def main() -> None:
         )
     try:
         build = ImageBuild(
-            module.run_command, given["name"], given["flavour"], inputs, given["base_name"], given["base_suite"], given["build_dir"]
-        )
+            module.run_command, given["name"], given["flavour"], inputs, given["base_name"], given["base_suite"], given["build_dir"],
+            given["platform"],
+            Sources(
+                {"DCGM_IMAGE": given["dcgm_image"]} if given["dcgm_image"] else {},
+                given["downloads"],
+                given["download_mirror"],
+                given["download_dir"],
+            ),
+        )  # fmt: skip
         before = build.found()
+    except ImageError as error:
+        module.fail_json(msg=str(error), inputs=inputs)
     except DockerError as error:
         if module.check_mode:
             module.exit_json(
@@ -163,10 +292,12 @@ def make(build: ImageBuild, given: dict[str, Any]) -> dict[str, Any]:
     try:
         if context:
             unpack(given["context_archive"], context)
-        if given["step"] == "base":
-            build.make_base()
+        if given["step"] == "base" and context:
+            build.make_base(context)
         elif given["step"] == "wheels" and context:
             build.fetch_wheels(context)
+        elif given["step"] == "downloads" and context:
+            build.fetch_programs(context)
         elif given["step"] == "build" and context:
             image = build.build(context, given["git_revision"])
         return {"changed": image is not None, "image": image, "next_step": build.next_step(context)}

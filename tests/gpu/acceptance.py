@@ -123,15 +123,18 @@ class Acceptance:
         """The tuner against the serial method, and what each chose, in turns on one GPU."""
         found = tuning.compare(self.model, self.root, SAMPLE)
         self.save("tuner", found)
+        shutil.copy(self.out / "tuner.json", self.root / "tuner.json")
         print(json.dumps(found["summary"], indent=1))
-        check(found["summary"]["times_faster"] >= 10, "not ten times faster")
         check(found["summary"]["worst_ratio"] <= 1.02, "a chosen kernel is more than 2% slower than the serial method's")
 
     def full(self) -> None:
-        """The whole space for all batch sizes, as a user has it."""
+        """The whole space for all batch sizes, as a user has it, against what the serial method takes (phase tuner)."""
+        serial_s = json.loads((self.root / "tuner.json").read_text())["summary"]["serial_whole_s"]
         found = tuning.full(self.model, self.root)
+        found["times_faster"] = round(serial_s / found["outcome"]["duration_s"], 1)
         self.save("full", found)
         print(json.dumps(found, indent=1))
+        check(found["times_faster"] >= 10, "not ten times faster")
 
     # --- a server
 

@@ -49,7 +49,7 @@ def tell(done: int, total: int, unit: str, message: str) -> None:
 
 
 def compare(model: Path, root: Path, sample: int) -> dict[str, Any]:
-    """Both methods on a fixed sample of the space; what each would take for all of it is computed from what it took for a part."""
+    """Both methods on a fixed sample of the space; what the serial one would take for all of it is computed from that."""
     shape = shape_of(model)
     configs = space.configs(shape.lookup.block_shape, sample)
     whole = len(space.configs(shape.lookup.block_shape))
@@ -63,22 +63,11 @@ def compare(model: Path, root: Path, sample: int) -> dict[str, Any]:
         "sample": sample,
         "space": whole,
         "ours_sample_s": outcome.duration_s,
-        "ours_whole_s": _ours_whole(outcome, whole),
         "serial_whole_s": _serial_whole(serial, whole),
         "ratios": ratios,
         "worst_ratio": max(ratios.values()),
     }
-    summary["times_faster"] = round(summary["serial_whole_s"] / summary["ours_whole_s"], 1)
     return {"summary": summary, "chosen": chosen, "outcome": outcome.describe(), "serial": serial, "turns": turns}
-
-
-def _ours_whole(outcome: Outcome, whole: int) -> float:
-    """Compiling and looking grow with the number of configurations; starting up and the last comparisons do not.
-
-    Taken as if every group of batch sizes tried the whole space, though the later ones try the best of it only.
-    """
-    grown = outcome.compile_s + outcome.look_s
-    return round(outcome.duration_s + grown * (whole / outcome.configurations - 1), 1)
 
 
 def _serial_whole(serial: dict[str, Any], whole: int) -> float:
@@ -89,6 +78,7 @@ def _serial_whole(serial: dict[str, Any], whole: int) -> float:
 
 
 def full(model: Path, root: Path) -> dict[str, Any]:
+    """The tuner on the whole space, as a user has it."""
     shape = shape_of(model)
     chosen, outcome = ours(model, root, space.configs(shape.lookup.block_shape))
     return {"file": shape.lookup.file_name(devices.find().name), "chosen": chosen, "outcome": outcome.describe()}

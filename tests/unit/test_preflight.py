@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils import gpu_health, model_digests, preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils.preflight import Options, PreflightError, look
 
 from tests.doubles.model_folder import make_model
+from tests.doubles.nvidia_smi import Card, NvidiaSmi
 
 Answer = tuple[int, str, str]
 ROOTS = ("root", "telemetry", "profiles", "models", "huggingface")
@@ -164,10 +165,120 @@ def test_gpus_are_named_by_the_driver(host: Docker, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl" or exists(path))
     host.answers["nvidia-smi"] = (0, "NVIDIA GH200 480GB\n", "")
     found = look(options(tmp_path / "tree"), host)
-    assert found.facts["devices"] == {"count": 1, "name": "NVIDIA GH200 480GB", "cuda": True} and found.problems == []
+    assert found.facts["devices"] == {"count": 1, "name": "NVIDIA GH200 480GB", "cuda": True, "health": None} and found.problems == []
     host.answers["nvidia-smi"] = (9, "", "couldn't communicate with the NVIDIA driver")
     found = look(options(tmp_path / "tree"), host)
     assert "couldn't communicate" in found.problems[0] and found.facts["devices"]["cuda"] is True
+    for wanted in ("tree", "stop"):
+        found = look(options(tmp_path / "tree", ready_for=wanted, gpus=True), host)
+        assert found.problems == [] and "couldn't communicate" in found.warnings[0]
+
+
+class GpuHost:
+    """Stands for the programs of a host with GPUs: nvidia-smi by its double, docker by the answers of Docker above; keeps what was run."""
+
+    def __init__(self, docker: Docker, smi: NvidiaSmi) -> None:
+        self.docker, self.smi = docker, smi
+        self.ran: list[str] = []
+
+    def __call__(self, command: list[str]) -> Answer:
+        name = os.path.basename(command[0])
+        self.ran.append(" ".join([name, *command[1:]]))
+        if name == "journalctl":
+            return 1, "-- No entries --", ""
+        return self.smi(command) if name == "nvidia-smi" else self.docker(command)
+
+
+@pytest.fixture
+def gpus(host: Docker, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl" or exists(path))
+    # Whether this machine has the toolkit is not the question.
+    monkeypatch.setattr(gpu_health, "toolkit_problem", lambda run, docker: None)
+    # Nor are errors that its own kernel tells of.
+    monkeypatch.setattr(gpu_health, "_kernel_log", lambda run, root: "")
+    return GpuHost(host, NvidiaSmi())
+
+
+def image(cuda: str) -> Answer:
+    document = {"Id": "sha256:1", "Architecture": "arm64", "Created": "", "Config": {"Env": [f"CUDA_VERSION={cuda}"]}}
+    return 0, json.dumps([document]), ""
+
+
+def test_gpus_that_are_to_be_used_are_described_by_one_call(gpus: GpuHost, tmp_path: Path) -> None:
+    found = look(options(tmp_path / "tree", gpus=True), gpus)
+    assert (found.problems, found.lacking, found.warnings) == ([], [], [])
+    devices = found.facts["devices"]
+    assert (devices["count"], devices["name"], devices["cuda"]) == (1, "NVIDIA H200", True)
+    assert devices["health"]["driver"] == "580.105.08" and devices["health"]["gpus"][0]["persistence"] is True
+    assert [command for command in gpus.ran if "nvidia-smi" in command] == ["nvidia-smi -q -x"]
+
+
+@pytest.mark.parametrize("wanted", ["tree", "stop"])
+def test_what_needs_no_gpu_does_not_look_at_its_health(gpus: GpuHost, tmp_path: Path, wanted: str) -> None:
+    gpus.smi.cards = [Card(mig="Enabled", persistence="Disabled")]
+    found = look(options(tmp_path / "tree", ready_for=wanted, gpus=True), gpus)
+    assert (found.problems, found.warnings, found.facts["devices"]["health"]) == ([], [], None)
+    found = look(options(tmp_path / "tree"), gpus)
+    assert (found.problems, found.warnings, found.facts["devices"]["health"]) == ([], [], None)
+
+
+@pytest.mark.parametrize("wanted", ["nothing", "smoke", "start", "prep"])
+def test_gpus_that_cannot_be_used_are_refused(gpus: GpuHost, tmp_path: Path, wanted: str) -> None:
+    gpus.smi.cards = [Card(mig="Enabled"), Card(persistence="Disabled", uuid="GPU-2")]
+    found = look(options(tmp_path / "tree", ready_for=wanted, gpus=True), gpus)
+    assert sum("MIG" in problem for problem in found.problems) == 1
+    assert len(found.warnings) == 1 and "persistence" in found.warnings[0]
+
+
+def test_a_driver_too_old_for_the_image_is_refused_before_and_after_the_image_is_there(gpus: GpuHost, tmp_path: Path) -> None:
+    gpus.smi.driver, gpus.smi.cuda = "550.163.01", "12.4"
+    assert look(options(tmp_path / "tree", gpus=True), gpus).problems == []
+    [problem] = look(options(tmp_path / "tree", gpus=True, image_cuda="13.0"), gpus).problems
+    assert "too old for the image" in problem
+    gpus.docker.answers["image inspect"] = image("13.0.1")
+    assert look(options(tmp_path / "tree", gpus=True), gpus).problems == [problem]
+    assert look(options(tmp_path / "tree", gpus=True, image_cuda="12.4"), gpus).problems == []
+
+
+def test_a_container_that_runs_has_shown_that_the_driver_serves_its_image(gpus: GpuHost, tmp_path: Path) -> None:
+    gpus.docker.answers["image inspect"] = image("13.0.1")
+    gpus.docker.answers["container inspect"] = container(running=True)
+    found = look(options(tmp_path / "tree", gpus=True), gpus)
+    assert found.problems == [] and sum("image inspect" in command for command in gpus.ran) == 1
+
+
+def test_a_host_without_the_container_toolkit_lacks_it(gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_health, "toolkit_problem", lambda run, docker: f"{os.path.basename(docker)} lacks the toolkit")
+    found = look(options(tmp_path / "tree", gpus=True), gpus)
+    assert (found.problems, found.lacking) == ([], ["docker lacks the toolkit"])
+    assert look(options(tmp_path / "tree", gpus=True, ready_for="stop"), gpus).lacking == []
+    assert look(options(tmp_path / "tree", gpus=False), gpus).lacking == []
+
+
+def test_an_answer_that_describes_no_gpu_is_made_up_for_by_their_names(
+    gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NvidiaSmi, "xml", lambda self: "<nvidia_smi_log><gpu>")
+    found = look(options(tmp_path / "tree", gpus=True), gpus)
+    assert found.problems == [] and found.facts["devices"] == {"count": 1, "name": "NVIDIA H200", "cuda": True, "health": None}
+    [warning] = found.warnings
+    assert "health is not known" in warning
+
+
+def test_a_broken_driver_is_told_once(host: Docker, gpus: GpuHost, tmp_path: Path) -> None:
+    host.answers["nvidia-smi"] = (9, "", "couldn't communicate with the NVIDIA driver")
+    found = look(options(tmp_path / "tree", gpus=True), host)
+    assert found.warnings == [] and len(found.problems) == 1 and "couldn't communicate" in found.problems[0]
+
+
+def test_an_image_for_gpus_on_a_host_without_a_driver_is_warned_of(host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/nvidiactl" and exists(path))
+    found = look(options(tmp_path / "tree", gpus=True), host)
+    assert found.problems == [] and "no working NVIDIA driver (/dev/nvidiactl is missing)" in found.warnings[0]
+    assert found.facts["devices"] == {"count": 1, "name": "cpu", "cuda": False, "health": None}
+    assert look(options(tmp_path / "tree"), host).warnings == []
 
 
 def test_a_model_is_looked_at(host: Docker, tmp_path: Path) -> None:

@@ -13,14 +13,15 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
-from sgl_admin import devices, files, image_facts, job, locks, model, paths, run, server, versions
-from sgl_admin.init import publish, services, start
+from sgl_admin import devices, files, image_facts, job, locks, model, paths, releases, run, server, tracing, versions
+from sgl_admin.init import dcgm, publish, services, start
 from sgl_admin.init.services import Settings
 
 from tests.contract import validators
@@ -100,6 +101,138 @@ def test_a_new_run_has_its_folders_and_no_pointer_yet(container: Path, monkeypat
     assert not paths.POINTER.exists()
 
 
+# --- what only a flavour for GPUs has ----------------------------------------------------------------------------------------
+
+GPU_FLAVOUR = json.loads((Path(__file__).resolve().parents[2] / "roles/image/files/flavours/gh200/flavour.json").read_text())
+
+
+def test_jaeger_keeps_its_traces_under_the_run(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(monkeypatch, SGL_BIND_ADDRESS="192.0.2.7", SGL_OTLP_GRPC_PORT="4417", SGL_TRACE_RETENTION="24h")
+    command = services.SERVICES["jaeger"].command(given, RUN_ID)
+    assert command[:3] == ["env", "SPAN_STORAGE_TYPE=badger", "jaeger-all-in-one"]
+    flags = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
+    assert Path(flags["badger.directory-key"]).parent == Path(flags["badger.directory-value"]).parent == paths.JAEGER / RUN_ID
+    assert flags["badger.ephemeral"] == "false" and flags["badger.span-store-ttl"] == "24h"
+    assert flags["collector.otlp.grpc.host-port"] == "192.0.2.7:4417" and flags["query.http-server.host-port"] == "192.0.2.7:16686"
+    listens = {name: value for name, value in flags.items() if name.endswith("host-port")}
+    assert {value for name, value in listens.items() if value not in ("192.0.2.7:4417", "192.0.2.7:4318", "192.0.2.7:16686")} == {
+        "127.0.0.1:0"
+    }, "the network is the host's: nothing else may take a port that has a name"
+
+
+@pytest.mark.parametrize(
+    ("bind", "endpoint"), [("127.0.0.1", "127.0.0.1:4417"), ("0.0.0.0", "127.0.0.1:4417"), ("::1", "[::1]:4417"), ("::", "127.0.0.1:4417")]
+)
+def test_the_server_sends_its_traces_to_jaeger(
+    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch, bind: str, endpoint: str
+) -> None:
+    files.write_json(paths.FLAVOUR, GPU_FLAVOUR)
+    monkeypatch.setattr(versions, "installed", lambda name: "1.36.0")
+    given = settings(monkeypatch, SGL_BIND_ADDRESS=bind, SGL_OTLP_GRPC_PORT="4417")
+    manifest = publish.build_manifest(RUN_ID, given, threading.Event())
+    for version, flag in (("0.5.3", "--oltp-traces-endpoint"), ("0.5.17", "--otlp-traces-endpoint")):
+        assert tracing.arguments(manifest, releases.of(version)[0]) == ["--enable-trace", flag, endpoint]
+    manifest["telemetry_surfaces"]["tracing"]["status"] = "failed"
+    assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
+
+
+def test_a_server_that_cannot_send_traces_is_not_told_to(container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_json(paths.FLAVOUR, GPU_FLAVOUR)
+    monkeypatch.setattr(versions, "installed", lambda name: None if name == "opentelemetry-sdk" else "1.36.0")
+    manifest = publish.build_manifest(RUN_ID, settings(monkeypatch), threading.Event())
+    surface = manifest["telemetry_surfaces"]["tracing"]
+    assert surface["status"] == "degraded" and "its Python lacks opentelemetry-sdk" in surface["details"]
+    assert f"tracing: {surface['details']}" in manifest["warnings"]
+    assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
+
+
+def test_a_service_of_a_later_release_is_passed_over(container: Path) -> None:
+    files.write_json(paths.FLAVOUR, {"flavour": "local", "services": ["prometheus", "of a later release"]})
+    assert services.of_image() == ["prometheus"]
+
+
+STATUS = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t{bounding}\nNoNewPrivs:\t{sealed}\n"
+
+
+@pytest.mark.parametrize(
+    ("bounding", "sealed", "host_engine", "profiling"),
+    [
+        ("0000000000200000", 0, False, True),
+        ("0000000000000000", 0, False, False),
+        # Root's own default set, without SYS_ADMIN.
+        ("00000000a80425fb", 0, False, False),
+        ("0000000000200000", 1, False, False),
+        ("0000000000000000", 1, True, True),
+    ],
+)
+def test_whether_dcgm_may_profile(bounding: str, sealed: int, host_engine: bool, profiling: bool) -> None:
+    assert dcgm.choose(STATUS.format(bounding=bounding, sealed=sealed), host_engine) == dcgm.Choice(host_engine, profiling)
+
+
+def test_a_kernel_that_says_nothing_of_capabilities_gives_none() -> None:
+    assert dcgm.choose("Name:\tx\n", False).profiling is False
+
+
+@pytest.fixture
+def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("default-counters", "dcp-metrics-included"):
+        (tmp_path / f"{name}.csv").write_text(f"# {name}\nDCGM_FI_DEV_GPU_UTIL, gauge, x\nDCGM_FI_PROF_DRAM_ACTIVE, gauge, x\n")
+    monkeypatch.setattr(dcgm, "COUNTERS", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("choice", "program", "listed", "remote"),
+    [
+        (dcgm.Choice(False, True), dcgm.PRIVILEGED, "dcp-metrics-included", False),
+        (dcgm.Choice(False, False), dcgm.PLAIN, "default-counters", False),
+        (dcgm.Choice(True, True), dcgm.PLAIN, "dcp-metrics-included", True),
+    ],
+)
+def test_the_exporter_that_is_started(
+    container: Path, counters: None, monkeypatch: pytest.MonkeyPatch, choice: dcgm.Choice, program: str, listed: str, remote: bool
+) -> None:
+    argv = dcgm.command(choice, settings(monkeypatch, SGL_DCGM_EXPORTER_PORT="9410"))
+    assert argv[0] == program and "--address=127.0.0.1:9410" in argv and (f"--remote-hostengine-info=127.0.0.1:{5555}" in argv) is remote
+    text = (paths.STATE / "dcgm-counters.csv").read_text()
+    assert text.startswith(f"# {listed}\n") and "DCGM_FI_DEV_GPU_UTIL" in text and ("DCGM_FI_PROF_" in text) is choice.profiling
+
+
+@pytest.mark.parametrize(("answers", "found"), [("exit 0", True), ("exit 1", False)])
+def test_what_has_the_engines_port_is_asked_whether_it_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str, found: bool
+) -> None:
+    dcgmi = tmp_path / "dcgmi"
+    dcgmi.write_text(f"#!/bin/sh\n{answers}\n")
+    dcgmi.chmod(0o755)
+    monkeypatch.setattr(dcgm, "DCGMI", str(dcgmi))
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(dcgm, "HOST_ENGINE_PORT", holder.getsockname()[1])
+        assert dcgm.host_engine_answers() is False
+        holder.listen()
+        assert dcgm.host_engine_answers() is found
+        monkeypatch.setattr(dcgm, "DCGMI", str(tmp_path / "none"))
+        assert dcgm.host_engine_answers() is False
+
+
+def test_the_manifest_tells_what_dcgm_may_do(container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_json(paths.FLAVOUR, GPU_FLAVOUR)
+    monkeypatch.setattr(versions, "installed", lambda name: "1.36.0")
+
+    def surfaces(**note: bool) -> tuple[dict[str, str], list[str]]:
+        files.write_json(paths.STATE / "dcgm-exporter.json", note)
+        manifest = publish.build_manifest(RUN_ID, settings(monkeypatch), threading.Event())
+        validators.validate_manifest(json.loads(json.dumps(manifest).replace(str(container), "")))
+        assert manifest["telemetry_surfaces"]["tracing"]["status"] == "running"
+        return manifest["telemetry_surfaces"]["dcgm_metrics"], manifest["warnings"]
+
+    example = validators.example("manifest")
+    assert surfaces() == (example["telemetry_surfaces"]["dcgm_metrics"], example["warnings"])
+    assert surfaces(host_engine=False, profiling=True) == ({"status": "running", "details": "dcgm-exporter at 127.0.0.1:9400"}, [])
+    found, warnings = surfaces(host_engine=True, profiling=True)
+    assert found["status"] == "running" and "nv-hostengine of the host" in found["details"] and warnings == []
+
+
 # --- identity and ports --------------------------------------------------------------------------------------------------
 
 
@@ -148,10 +281,16 @@ def test_the_manifest_keeps_the_contract(container: Path, image: dict[str, Any])
     assert manifest["paths"]["host"]["profiles_root"] == "/host/profiles"
 
 
+def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no service have time to start."""
+    for name, service in services.SERVICES.items():
+        monkeypatch.setitem(services.SERVICES, name, replace(service, ready_timeout_s=0.05))
+
+
 def test_a_service_that_does_not_answer_is_failed_and_warned_of(
     container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "READY_TIMEOUT_S", 0.05)
+    in_no_time(monkeypatch)
     monkeypatch.setattr(publish, "answers", lambda settings, port, path: port == 9100)
     manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
     validators.validate_manifest(json.loads(json.dumps(manifest).replace(str(container), "")))
@@ -161,7 +300,6 @@ def test_a_service_that_does_not_answer_is_failed_and_warned_of(
 
 
 def test_a_stop_while_starting_does_not_wait_for_the_services(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "READY_TIMEOUT_S", 3600.0)
     monkeypatch.setattr(publish, "answers", lambda *_: False)
     ending = threading.Event()
     ending.set()

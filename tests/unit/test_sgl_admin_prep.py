@@ -571,10 +571,10 @@ def new_warmup() -> tuple[warmup.Warmup, list[int | None]]:
 
 def test_each_batch_size_is_asked_greedy_and_sampled_of_one_server(fake_server: FakeServer) -> None:
     made, groups = new_warmup()
-    assert made.exercise((1, 4)) == 11
-    assert sorted(fake_server.asked) == [0.0] * 6 + [0.8] * 5
-    assert made.ledger.tokens == 77 and made.ledger.baseline == 5.0
-    assert made.ensure_requests((1,)) is made.ledger and len(fake_server.asked) == 11, "tokens were sent already"
+    assert made.exercise((1, 4)) == 12
+    assert sorted(fake_server.asked) == [0.0] * 6 + [0.8] * 6
+    assert made.ledger.tokens == 84 and made.ledger.baseline == 5.0
+    assert made.ensure_requests((1,)) is made.ledger and len(fake_server.asked) == 12, "tokens were sent already"
     made.close()
     assert fake_server.started == 1 and groups == [77, None]
 
@@ -589,8 +589,8 @@ def test_a_server_that_does_not_start_is_tried_once(fake_server: FakeServer) -> 
 
 
 def test_an_interruption_does_not_wait_for_requests_in_flight(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first sampled request may compile for minutes; a container that stops has one."""
-    fake_server.hang_from = 2
+    """A request may compile for minutes; a container that stops has one. The first two are asked alone, before the pool."""
+    fake_server.hang_from = 3
     made, _ = new_warmup()
 
     class Pool(warmup.ThreadPoolExecutor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import json
@@ -146,12 +145,6 @@ def site(live_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(run.__file__).parents[1])]))
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    def parser() -> argparse.ArgumentParser:
-        made = argparse.ArgumentParser(prog="sgl-admin")
-        smoke_cli.register(made.add_subparsers(required=True))
-        return made
-
-    monkeypatch.setattr(cli, "_parser", parser)
     made = Site(live_run, tmp_path, capsys)
     made.listen_at(made.port)
     made.prepare()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# There wherever NVIDIA's driver is, and in a container that was started with its GPUs.
+CONTROL = Path("/dev/nvidiactl")
 _MIB = 1 << 20
 # What lowers a clock against the driver's will, by NVML's names (nvmlClocksEventReasons); idle and set limits are not among them.
 _THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal, by software", 0x40: "thermal, by hardware", 0x80: "power brake"}
@@ -46,17 +48,19 @@ def find() -> Devices:
 
     Raises RuntimeError where an NVIDIA driver is there and NVML fails, or where a GPU is cut up by MIG.
     """
-    if not Path("/dev/nvidiactl").exists():
+    if not CONTROL.exists():
         return Devices(name="cpu", count=1, cuda=False, cpu_isa=_cpu_isa())
     with _nvml() as nvml:
         gpus = list(_visible(nvml))
         if not gpus:
             raise RuntimeError("NVML shows no GPU here: is the container started with its GPUs, and does CUDA_VISIBLE_DEVICES name one?")
-        for number, gpu in enumerate(gpus):
+        for gpu in gpus:
             if _mig_is_on(nvml, gpu):
+                # By its UUID: its number here need not be the host's.
+                uuid = nvml.nvmlDeviceGetUUID(gpu)
                 raise RuntimeError(
-                    f"MIG is on for GPU {number} ({nvml.nvmlDeviceGetName(gpu)}), and its kernels would be tuned for a slice of it: "
-                    f"turn it off on the host (nvidia-smi -i {number} -mig 0), or hide that GPU (CUDA_VISIBLE_DEVICES)"
+                    f"MIG is on for GPU {uuid} ({nvml.nvmlDeviceGetName(gpu)}), and its kernels would be tuned for a slice of it: "
+                    f"turn it off on the host (nvidia-smi -i {uuid} -mig 0), or hide that GPU (CUDA_VISIBLE_DEVICES)"
                 )
         names = [nvml.nvmlDeviceGetName(gpu) for gpu in gpus]
         cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -77,14 +81,16 @@ def processes(own_groups: Iterable[int] = (), least_mib: int = 256) -> list[GpuP
     NVML tells what the container may see: processes of the host's are named where it shares the host's process ids.
     """
     own = set(own_groups)
-    found: dict[int, GpuProcess] = {}
+    held: dict[int, int] = {}
     with _nvml() as nvml:
         for gpu in _visible(nvml):
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
-                memory = (process.usedGpuMemory or 0) // _MIB
-                if memory >= least_mib and _group(process.pid) not in own:
-                    found[process.pid] = GpuProcess(process.pid, _process_name(nvml, process.pid), memory)
-    return list(found.values())
+                held[process.pid] = held.get(process.pid, 0) + (process.usedGpuMemory or 0)
+        return [
+            GpuProcess(pid, _process_name(nvml, pid), memory // _MIB)
+            for pid, memory in held.items()
+            if memory >= least_mib * _MIB and _group(pid) not in own
+        ]
 
 
 def throttles() -> list[str]:
@@ -118,16 +124,27 @@ def _visible(nvml: Any) -> Iterator[Any]:
     """The GPUs that CUDA shows a process of this environment, in the order of their PCI addresses (CUDA_DEVICE_ORDER=PCI_BUS_ID)."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
-        yield from (nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount()))
+        yield from _every(nvml)
         return
     for name in filter(None, map(str.strip, wanted.split(","))):
-        by: Callable[[Any], Any] = nvml.nvmlDeviceGetHandleByIndex if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID
         try:
-            gpu = by(int(name) if name.isdigit() else name)
+            gpu = nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else _by_uuid(nvml, name)
         except nvml.NVMLError:
+            gpu = None
+        if gpu is None:
             # CUDA takes a name that it does not know for the end of the list.
             return
         yield gpu
+
+
+def _every(nvml: Any) -> Iterator[Any]:
+    return (nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount()))
+
+
+def _by_uuid(nvml: Any, name: str) -> Any | None:
+    """CUDA takes the beginning of a UUID too, where one GPU alone has it; NVML takes whole ones."""
+    found = [gpu for gpu in _every(nvml) if nvml.nvmlDeviceGetUUID(gpu).startswith(name)]
+    return found[0] if len(found) == 1 else None
 
 
 def _mig_is_on(nvml: Any, gpu: Any) -> bool:

@@ -19,7 +19,8 @@ def binary_version(command: list[str]) -> str | None:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except FileNotFoundError:
         return None
-    found = re.search(r"\d+\.\d+(\.\d+)*", answer.stdout + answer.stderr)
+    # dcgm-exporter's has two parts: its DCGM's, and its own.
+    found = re.search(r"\d+\.\d+(\.\d+)*(-\d+(\.\d+)+)?", answer.stdout + answer.stderr)
     return found.group() if found else None
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin import caches, clock, devices, files, gpu_fit, model, paths, probe, releases, server, versions
+from sgl_admin import caches, clock, devices, files, gpu_fit, model, paths, probe, releases, server, tracing, versions
 from sgl_admin.caches import SignatureRecord, dead_owner
 from sgl_admin.errors import EXIT_PROOF_FAILED, Interrupted, StageFailure
 from sgl_admin.interruption import Interruptible
@@ -62,10 +62,10 @@ class Prep(Interruptible):
         if unknown:
             self._warn(unknown)
         if found.cuda:
-            self._environment = {**gpu_fit.ENVIRONMENT, "SGLANG_MOE_CONFIG_DIR": str(config_files.root()), **self._environment}
+            self._environment = {**gpu_fit.ENVIRONMENT, config_files.VARIABLE: str(config_files.root()), **self._environment}
         sizes = request.cuda_graph_batch_sizes
         graphs = [self._release.cuda_graph_flag, *map(str, sizes)] if sizes else []
-        arguments = [*flavour["server"]["args"], *self._tracing(), *graphs, *request.server_args]
+        arguments = [*flavour["server"]["args"], *tracing.arguments(run.manifest, self._release), *graphs, *request.server_args]
         argv = server.command(request.model, request.tp, request.warmup_port, arguments)
         self._argv = argv
         self._warmup = Warmup(
@@ -80,13 +80,6 @@ class Prep(Interruptible):
         self._previous = files.read_or_set_aside(paths.prep_result(run.run_id), RESULT_SHAPE, self.warnings) or {}
         self.probe_wanted = request.probe == "always" or (request.probe == "auto" and not self._proof_stands())
 
-    def _tracing(self) -> list[str]:
-        """The server's traces go to the run's Jaeger, where one runs."""
-        manifest = self.run.manifest
-        if manifest.get("telemetry_surfaces", {}).get("tracing", {}).get("status") != "running":
-            return []
-        return ["--enable-trace", self._release.otlp_flag, f"{server.HOST}:{manifest['services']['jaeger']['otlp_grpc']}"]
-
     @property
     def nothing_to_do(self) -> bool:
         return not self.probe_wanted and all(decision.action != "run" for decision in self.plan)
@@ -97,6 +90,8 @@ class Prep(Interruptible):
             return Decision(stage, "skipped", "requested", None)
         if reason := stage.skip_reason(self.context):
             return Decision(stage, "skipped", reason, None)
+        if stage.unsupported(self.context):
+            return Decision(stage, "run", None, None)
         decision = Decision(stage, "run", None, stage.signature(self.context))
         if dead_owner(stage.name):
             self._warn(f"an earlier {stage.name} was killed before it finished; it is done again")
@@ -136,14 +131,17 @@ class Prep(Interruptible):
             "stages": {
                 decision.stage.name: {
                     "status": "would_run" if decision.action == "run" else decision.action,
-                    "reason": decision.reason
-                    or (decision.record.problem([]) or decision.stage.lacking(self.context) if decision.action == "run" else None),
+                    "reason": decision.reason or (self._why(decision) if decision.action == "run" else None),
                 }
                 for decision in self.plan
             },
             "telemetry_probe": "would_run" if self.probe_wanted else "skipped" if self.request.probe == "never" else "stands",
             "warnings": self.warnings,
         }
+
+    def _why(self, decision: Decision) -> str | None:
+        stage = decision.stage
+        return stage.unsupported(self.context) or decision.record.problem([]) or stage.lacking(self.context)
 
     def execute(self, job: Job) -> tuple[dict[str, Any], int]:
         """Do what is planned; returns the aggregate, which is on disk by then, and the exit code. Raises OSError where it cannot be."""
@@ -204,15 +202,18 @@ class Prep(Interruptible):
             assert self._job is not None
             self._job.update(stage=decision.stage.name, done=0, total=0, eta_s=None, message=f"stage {decision.stage.name}")
             try:
-                result["artifacts"] = self._work(decision)
+                result["artifacts"], result["signature"] = self._work(decision)
             except Exception as error:
                 failure = as_stage_failure(error)
                 result.update(status="error", error_type=failure.error_type, errors=[str(failure)], log_tail=failure.log_tail)
             result.update(finished_at=clock.utc(), duration_s=round(time.monotonic() - started, 3))
         return result
 
-    def _work(self, decision: Decision) -> dict[str, Any]:
-        """The stage's work under its lock, with a marker that outlives only a process that is killed outright."""
+    def _work(self, decision: Decision) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The stage's work under its lock, with a marker that outlives only a process that is killed outright.
+
+        Returns the artifacts, and the signature of what was done.
+        """
         stage = decision.stage
         marker = paths.IN_PROGRESS / f"{stage.name}.json"
         with ExitStack() as held:
@@ -231,7 +232,7 @@ class Prep(Interruptible):
                 artifacts["files"] = record.write()
             finally:
                 marker.unlink()
-        return artifacts
+        return artifacts, record.signature
 
     @staticmethod
     def _clear(stage: Stage) -> None:
@@ -351,7 +352,7 @@ class Prep(Interruptible):
         """What a server on a GPU needs before it starts. Raises StageFailure."""
         gpu_fit.check_free_space()
         gpu_fit.wait_until_free()
-        config_files.place_built_in(self._release)
+        config_files.make_ready(self._environment[config_files.VARIABLE], self._release)
 
     def _server_starting(self) -> None:
         if self._job:

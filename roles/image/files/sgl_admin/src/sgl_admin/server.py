@@ -33,8 +33,9 @@ _DEATHS = (
     (
         "compile_failed",
         ("ninja exited with status", "ninja build failed", "failed to build jit module", "missingjitcacheerror", "nvcc compilation failed",
-         "nvrtc error", "could not find nvcc", "could not find cuda installation", "failed to find c compiler", "ptxaserror",
-         "compilationerror", "passmanager::run failed", "inductorerror", "backendcompilerfailed"),
+         "nvrtc error", "could not find nvcc", "no such file or directory: 'ninja'", "could not find cuda installation",
+         "failed to find c compiler", "ptxaserror", "compilationerror", "passmanager::run failed", "inductorerror",
+         "backendcompilerfailed"),
     ),
 )  # fmt: skip
 # A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no number above the last.

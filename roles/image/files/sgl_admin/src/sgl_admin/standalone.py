@@ -32,7 +32,7 @@ def _begin_run() -> None:
         files.write_json(paths.FLAVOUR, dict(_FLAVOUR))
     if paths.POINTER.exists() and paths.LIVE_RUN.exists():
         return
-    run_id = clock.new_id("standalone-run")
+    run_id = clock.new_id("container-run")
     (paths.run_dir(run_id) / "stages").mkdir(parents=True)
     paths.log(run_id).touch()
     places = {"telemetry_root": str(paths.TELEMETRY), "run_dir": str(paths.run_dir(run_id)), "log_file": str(paths.log(run_id))}

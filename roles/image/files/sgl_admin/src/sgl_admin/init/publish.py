@@ -12,15 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import caches, clock, files, job, locks, paths, run, serving
+from sgl_admin import caches, clock, files, job, locks, paths, run, serving, tracing
 from sgl_admin.errors import Refused, StageFailure
-from sgl_admin.init.services import LOOPBACK, SERVICES, Settings
+from sgl_admin.init import dcgm
+from sgl_admin.init.services import LOOPBACK, SERVICES, Settings, of_image
 from sgl_admin.server import start_time
 from sgl_admin.smoke import record as smoke
 
-READY_TIMEOUT_S = 15.0
 _RETRY_S = 1.0
-_ANY = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 def main() -> None:
@@ -92,7 +91,7 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
     flavour = files.read_json(paths.FLAVOUR) or {}
     started_at = clock.utc()
     profile_cache = caches.snapshot()
-    states = wait_for_services([name for name in flavour["services"] if name in SERVICES], settings, ending)
+    states = wait_for_services(of_image(), settings, ending)
     container_paths = {
         "telemetry_root": str(paths.TELEMETRY),
         "run_dir": str(paths.run_dir(run_id)),
@@ -104,7 +103,7 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "huggingface_root": str(paths.HUGGINGFACE),
     }
     surfaces, warnings = describe_surfaces(states, flavour.get("unavailable", {}), settings, facts)
-    reachable = LOOPBACK if settings.bind in _ANY else settings.bind
+    reachable = f"[{settings.reachable}]" if ":" in settings.reachable else settings.reachable
     return {
         "schema_version": "1",
         "container_run_id": run_id,
@@ -144,19 +143,24 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
 
 
 def wait_for_services(names: list[str], settings: Settings, ending: threading.Event) -> dict[str, str]:
-    """`running` for each service once its page says 200, `failed` for one that has not within READY_TIMEOUT_S."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    states = dict.fromkeys(names, "failed")
-    while "failed" in states.values() and time.monotonic() < deadline and not ending.is_set():
+    """`running` for each service once its page says 200, `failed` for one that has not within the time that its start may take."""
+    began = time.monotonic()
+    states: dict[str, str] = {}
+    while len(states) < len(names):
         for name in names:
-            if states[name] == "failed" and answers(settings, SERVICES[name].port(settings), SERVICES[name].ready_path):
+            service = SERVICES[name]
+            if name in states:
+                continue
+            if answers(settings, service.ports(settings)[0], service.ready_path):
                 states[name] = "running"
+            elif time.monotonic() - began >= service.ready_timeout_s or ending.is_set():
+                states[name] = "failed"
         ending.wait(0.02)
-    return states
+    return {name: states[name] for name in names}
 
 
 def answers(settings: Settings, port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(LOOPBACK if settings.bind in _ANY else settings.bind, port, timeout=2)
+    connection = http.client.HTTPConnection(settings.reachable, port, timeout=2)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -175,30 +179,44 @@ def describe_surfaces(
     """`telemetry_surfaces` and `warnings` of the manifest."""
     at = {"node_exporter": settings.address(settings.node_exporter_port), "dcgm_exporter": settings.address(settings.dcgm_exporter_port)}
 
-    def surface(service: str, running: str) -> dict[str, str]:
+    def late(service: str) -> str:
+        return f"within {SERVICES[service].ready_timeout_s:.0f} s of the start; the run's log says why"
+
+    def surface(service: str, running: str, lacks: str | None = None) -> dict[str, str]:
         if service not in states:
             return {"status": "unavailable", "details": unavailable.get(service, f"this image has no {service}")}
         if states[service] == "failed":
-            return {
-                "status": "failed",
-                "details": f"{service} did not answer within {READY_TIMEOUT_S:.0f} s of the start; the run's log says why",
-            }
-        return {"status": "running", "details": running}
+            return {"status": "failed", "details": f"{service} did not answer {late(service)}"}
+        return {"status": "degraded", "details": lacks} if lacks else {"status": "running", "details": running}
 
+    untraced = tracing.missing_packages()
+    chosen = dcgm.chosen()
+    jaeger = f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP {settings.otlp_http_port}"
     surfaces = {
         "sglang_metrics": {
             "status": "expected" if states.get("prometheus") == "running" else "failed",
             "details": f"scraped at {LOOPBACK}:{settings.sglang_port} once the server runs with --enable-metrics"
             if states.get("prometheus") == "running"
-            else f"Prometheus did not become ready within {READY_TIMEOUT_S:.0f} s of the start; the run's log says why",
+            else f"Prometheus did not become ready {late('prometheus')}",
         },
         "tracing": surface(
-            "jaeger", f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP {settings.otlp_http_port}"
+            "jaeger",
+            jaeger,
+            f"{jaeger}; the server sends no traces, as its Python lacks {' and '.join(untraced)}" if untraced else None,
         ),
         "node_metrics": surface("node_exporter", f"node_exporter at {at['node_exporter']}"),
-        "dcgm_metrics": surface("dcgm_exporter", f"dcgm-exporter at {at['dcgm_exporter']}"),
+        "dcgm_metrics": surface(
+            "dcgm_exporter",
+            f"dcgm-exporter at {at['dcgm_exporter']}{', by the nv-hostengine of the host' if chosen.host_engine else ''}",
+            None if chosen.profiling else "profiling metrics need SYS_ADMIN",
+        ),
     }
-    return surfaces, [f"{name}: {value['details']}" for name, value in surfaces.items() if value["status"] == "failed"]
+    warnings = [f"{name}: {value['details']}" for name, value in surfaces.items() if value["status"] == "failed"]
+    if surfaces["tracing"]["status"] == "degraded":
+        warnings.append(f"tracing: {surfaces['tracing']['details']}")
+    if surfaces["dcgm_metrics"]["status"] == "degraded":
+        warnings.append(dcgm.WARNING)
+    return surfaces, warnings
 
 
 def container_id() -> str:

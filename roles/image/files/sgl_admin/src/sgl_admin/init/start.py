@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sgl_admin import clock, files, job, locks, paths, ports, serving
 from sgl_admin.errors import Refused, StageFailure
-from sgl_admin.init.services import SERVICES, Settings, prometheus_config, render_prometheus_config
+from sgl_admin.init.services import SERVICES, Settings, of_image, prometheus_config, render_prometheus_config
 from sgl_admin.locks import try_lock
 from sgl_admin.smoke import record as smoke
 
@@ -25,7 +25,7 @@ STOP_WAIT_S = 25
 def main() -> None:
     os.umask(0o002)
     settings = Settings.from_environment()
-    services = [name for name in (files.read_json(paths.FLAVOUR) or {})["services"] if name in SERVICES]
+    services = of_image()
     try:
         # A container that is started again has its last life's: no run is live until this one's is published.
         paths.LIVE_RUN.unlink(missing_ok=True)
@@ -93,8 +93,7 @@ def add_user(uid: int, gid: int) -> None:
 
 def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
     """The network is the host's: a port that another process holds would let its answers pass for our service's."""
-    for name in services:
-        port = SERVICES[name].port(settings)
+    for name, port in [(service, port) for service in services for port in SERVICES[service].ports(settings)]:
         where = settings.address(port)
         with socket.socket(socket.AF_INET6 if ":" in settings.bind else socket.AF_INET) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -16,6 +16,7 @@ from sgl_admin.moe.space import Config
 from sgl_admin.releases import Release
 
 CACHE = "moe_configs"
+VARIABLE = "SGLANG_MOE_CONFIG_DIR"
 # Not part of the cache's content: which of the files came with SGLang, and which batch sizes of ours come of which tuning.
 _BUILT_IN = ".built_in.json"
 TUNED = ".tuned"
@@ -27,6 +28,21 @@ def root() -> Path:
 
 def folder(triton: str) -> Path:
     return root() / "configs" / f"triton_{triton.replace('.', '_')}"
+
+
+def make_ready(named: str, release: Release) -> None:
+    """Have what a server needs in the folder that its environment names. Raises StageFailure(config_missing).
+
+    Ours gets the files that came with SGLang; another one is its operator's, and only looked at.
+    """
+    if Path(named) == root():
+        place_built_in(release)
+    elif not (Path(named) / "configs").is_dir():
+        raise StageFailure(
+            "config_missing",
+            f"{VARIABLE}={named} has no folder configs, so the server would not start: copy SGLang's own configs into it, or leave the "
+            "variable away (sgl_server_env)",
+        )
 
 
 def place_built_in(release: Release) -> int:
@@ -41,18 +57,16 @@ def place_built_in(release: Release) -> int:
             "config_missing", f"SGLang's own MoE configurations are not at {source}: the server would not start without them"
         )
     installed = versions.installed("sglang")
-    try:
-        record = files.read_json(root() / _BUILT_IN) or {}
-    except ValueError:
-        record = {}
-    placed: list[str] = record.get("files", []) if isinstance(record.get("files"), list) else []
-    there = {name for name in placed if isinstance(name, str) and (root() / "configs" / name).exists()}
-    if record.get("sglang") == installed and len(there) == len(placed):
+    placed_of, placed = _built_in()
+    there = {name for name in placed if (root() / "configs" / name).exists()}
+    if placed_of == installed and len(there) == len(placed):
         return 0
     names = sorted(str(path.relative_to(source)) for path in source.glob("triton_*/*.json"))
     ours = {str(path.relative_to(root() / "configs")) for path in (root() / "configs").glob("triton_*/*.json")} - there
     # One of the down projection alone belongs to the file that it came with.
     written = [name for name in names if name not in ours and name.replace("_down.json", ".json") not in ours]
+    # Noted before they lie there, as of no SGLang yet: else those that a killed prep leaves, one of them torn, would pass for ours.
+    _note_built_in("", sorted(there | set(written)))
     for name in there - set(written):
         (root() / "configs" / name).unlink(missing_ok=True)
     for name in written:
@@ -60,16 +74,31 @@ def place_built_in(release: Release) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((source / name).read_bytes())
     (root() / "configs").mkdir(parents=True, exist_ok=True)
-    files.write_json(root() / _BUILT_IN, {"schema_version": "1", "sglang": installed, "files": written})
+    _note_built_in(installed, written)
     return len(written)
+
+
+def _built_in() -> tuple[str | None, list[str]]:
+    """Of which SGLang the built-in files are (None: of one without a version), and their names; none where that cannot be read."""
+    try:
+        record = files.read_json(root() / _BUILT_IN) or {}
+    except ValueError:
+        record = {}
+    names = record.get("files")
+    return record.get("sglang", ""), [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _note_built_in(sglang: str | None, names: list[str]) -> None:
+    files.write_json(root() / _BUILT_IN, {"schema_version": "1", "sglang": sglang, "files": names})
 
 
 def read(path: Path) -> dict[int, Config]:
     """The configurations of a file of SGLang's format by batch size; none where there is no such file, or none that can be read."""
     try:
-        return {int(size): dict(config) for size, config in (files.read_json(path) or {}).items()}
-    except (ValueError, TypeError):
+        found = {int(size): config for size, config in (files.read_json(path) or {}).items()}
+    except ValueError:
         return {}
+    return found if all(isinstance(config, dict) for config in found.values()) else {}
 
 
 def tuned(path: Path, tuning: dict[str, Any]) -> dict[int, Config]:
@@ -81,7 +110,7 @@ def tuned(path: Path, tuning: dict[str, Any]) -> dict[int, Config]:
     if record.get("tuning") != tuning or not isinstance(record.get("batch_sizes"), list):
         return {}
     present = read(path)
-    return {size: present[size] for size in record["batch_sizes"] if size in present}
+    return {size: present[size] for size in record["batch_sizes"] if type(size) is int and size in present}
 
 
 def add(path: Path, tuning: dict[str, Any], size: int, config: Config) -> None:
@@ -99,13 +128,13 @@ def add(path: Path, tuning: dict[str, Any], size: int, config: Config) -> None:
 
 def _forget_built_in(path: Path) -> None:
     """The file is ours from now on: a new SGLang does not replace it."""
-    record = files.read_json(root() / _BUILT_IN) or {}
+    placed_of, placed = _built_in()
     down = path.with_name(f"{path.stem}_down.json")
     names = {str(each.relative_to(root() / "configs")) for each in (path, down)}
-    if names & set(record.get("files", [])):
+    if names & set(placed):
         # It was tuned for another one; ours are measured with one configuration for both projections.
         down.unlink(missing_ok=True)
-        files.write_json(root() / _BUILT_IN, {**record, "files": [name for name in record["files"] if name not in names]})
+        _note_built_in(placed_of, [name for name in placed if name not in names])
 
 
 def remember(key: str, lookup: Lookup) -> None:

@@ -46,7 +46,7 @@ class Journal:
         for line in content.splitlines():
             try:
                 found = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):
                 yield found
@@ -73,7 +73,10 @@ class Journal:
     def _write(self, line: dict[str, Any]) -> None:
         self._take(line)
         if self._stream is None:
+            # What follows a torn line would be lost with it.
+            torn = not files.read_bytes(self.path).endswith(b"\n")
             self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the tuning
+            self._stream.write("\n" * torn)
         self._stream.write(json.dumps(line) + "\n")
         # Into the kernel's hands: what kills this process does not take it along.
         self._stream.flush()

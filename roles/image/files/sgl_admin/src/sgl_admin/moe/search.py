@@ -63,30 +63,34 @@ class Search:
         self.look_s = 0.0
 
     def run(self, found: Callable[[int, Config, float], None]) -> None:
-        """Tune every batch size; `found` is told of each as soon as it is done. Raises CannotRun."""
-        groups = grouped(self._launches)
-        for group in groups:
-            open_sizes = [size for size in group if size not in self._journal.best]
-            if group is groups[0]:
-                everything = {size: self._all(size) for size in open_sizes}
-                self._compile_group(everything)
-            else:
-                later = {size: self._nearest_best(size, _LATER_SHARE, _LATER_LEAST) for size in open_sizes}
-                self._compile_group(later)
+        """Tune every batch size; `found` is told of each as soon as it is done, of what was done before at once. Raises CannotRun."""
+        settled = self._journal.best
+        for size in self._launches:
+            # Whoever settled it may have been killed before it could tell.
+            if size in settled:
+                found(size, *settled[size])
+        earlier: list[int] = []
+        for group in grouped(self._launches):
+            open_sizes = [size for size in group if size not in settled]
+            # By the groups before alone: so one that was killed among these goes on with the same candidates.
+            later = {size: self._nearest_best(size, earlier, _LATER_SHARE, _LATER_LEAST) for size in open_sizes} if earlier else {}
+            self._compile_group(later or {size: self._all(size) for size in open_sizes})
             for size in open_sizes:
-                numbers = self._nearest_best(size, _SAME_SHARE, _LATER_LEAST) if group is groups[0] else later[size]
+                same = [other for other in group if other in settled]
+                numbers = later[size] if later else self._nearest_best(size, same, _SAME_SHARE, _LATER_LEAST)
                 config, us = self._tune(size, numbers)
                 self._journal.settle(size, config, us)
                 found(size, config, us)
+            earlier += group
 
     def _all(self, size: int) -> list[int]:
         """The configurations that can be launched, as far as is known before they are compiled."""
         return [number for number, launches in enumerate(self._launches[size]) if launches]
 
-    def _nearest_best(self, size: int, share: float, least: int) -> list[int]:
-        """Those that were best at the nearest batch size that was looked at; all where none was."""
+    def _nearest_best(self, size: int, tuned: Sequence[int], share: float, least: int) -> list[int]:
+        """Those that were best at the nearest of the batch sizes that are tuned; all where none is."""
         everything = self._all(size)
-        looked = {other: looks for other, looks in self._journal.looks.items() if other != size and looks and other in self._launches}
+        looked = {other: self._journal.looks[other] for other in tuned if self._journal.looks.get(other)}
         if not looked:
             return everything
         nearest = looked[min(looked, key=lambda other: abs(math.log(other / size)))]

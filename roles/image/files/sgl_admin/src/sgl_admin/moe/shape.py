@@ -13,8 +13,8 @@ _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_exp
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k")
 _INTERMEDIATE = ("moe_intermediate_size", "expert_hidden_dim", "intermediate_size")
 _NAME = re.compile(
-    r"E=(?P<E>\d+),N=(?P<N>\d+),device_name=(?P<device>[^,]+?)(?:,dtype=(?P<dtype>\w+))?"
-    r"(?:,block_shape=\[(?P<n>\d+), ?(?P<k>\d+)\])?(?P<channel>,per_channel_quant=True)?(?P<down>_down)?\.json"
+    r"E=(?P<E>\d{1,9}),N=(?P<N>\d{1,9}),device_name=(?P<device>[^,]+?)(?:,dtype=(?P<dtype>\w+?))?"
+    r"(?:,block_shape=\[(?P<n>\d{1,9}), ?(?P<k>\d{1,9})\])?(?P<channel>,per_channel_quant=True)?(?P<down>_down)?\.json"
 )
 
 

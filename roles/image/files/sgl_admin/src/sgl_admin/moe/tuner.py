@@ -32,6 +32,7 @@ _MEASURE_STALL_S = 60.0
 # So many configurations may bring the process down before something else must be wrong.
 _FALLS = 25
 _GATE = Path(__file__).parents[1] / "gate.py"
+_PROCESS = "sgl_admin.moe.tune_process"
 # This package's, so that the process finds it where this one did.
 _SOURCES = str(Path(__file__).parents[2])
 _TAIL_LINES = 20
@@ -93,7 +94,9 @@ class Tuner:
         while not self._attempt(batch_sizes, found):
             self.outcome.restarts += 1
             if self.outcome.restarts > _FALLS:
-                raise StageFailure("tuner_failed", f"the tuner's process ended {_FALLS} times, last: {self._ended}", self._tail())
+                raise StageFailure(
+                    "tuner_failed", f"the tuner's process ended {self.outcome.restarts} times, last: {self._ended}", self._tail()
+                )
         self.outcome.duration_s = round(time.monotonic() - started, 3)
         shutil.rmtree(self.folder)
         return self.outcome
@@ -117,8 +120,10 @@ class Tuner:
         }  # fmt: skip
         read, write = os.pipe()
         try:
-            process = self._begin(order, write)
-            os.close(write)
+            try:
+                process = self._begin(order, write)
+            finally:
+                os.close(write)
             try:
                 hung = self._follow(read, found)
                 if hung is None:
@@ -143,7 +148,7 @@ class Tuner:
         waits, word = os.pipe()
         python_path = os.pathsep.join(filter(None, (_SOURCES, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, **self._environment, "TRITON_CACHE_DIR": str(self.folder / "triton"), "PYTHONPATH": python_path}
-        command = [sys.executable, "-P", "-m", "sgl_admin.moe.tune_process", str(tells)]
+        command = [sys.executable, "-P", "-m", _PROCESS, str(tells)]
         with open(self._log, "ab") as output:
             self._log_start = output.tell()
             process = subprocess.Popen(
@@ -152,15 +157,20 @@ class Tuner:
                 start_new_session=True,
             )  # fmt: skip
         os.close(waits)
-        self._on_group(process.pid)
-        os.write(word, b"1")
-        os.close(word)
         assert process.stdin is not None
         try:
+            self._on_group(process.pid)
             with process.stdin as stdin:
+                os.write(word, b"1")
                 stdin.write(json.dumps(order).encode())
         except BrokenPipeError:
             pass  # It has ended already, which is seen at once.
+        except BaseException:
+            # Nobody else would end it: it is not noted, or waits for its order for ever.
+            end_group(process.pid, process.poll)
+            raise
+        finally:
+            os.close(word)
         return process
 
     def _raise_hopeless(self, code: int | None, measured: int) -> None:
@@ -218,10 +228,12 @@ class Tuner:
                 self.outcome.dropped += failed
                 self.outcome.compile_s = round(self.outcome.compile_s + seconds, 3)
             case {"batch_size": int(size), "best": dict(config), "us": float(us), "looked": int(looked), "look_s": float(look_s)}:
-                self.outcome.batch_sizes.append(size)
-                self.outcome.us[str(size)] = round(us, 3)
                 self.outcome.looked, self.outcome.look_s = looked, round(look_s, 3)
-                found(size, config)
+                # One that was begun again tells what was found before, too.
+                if size not in self.outcome.batch_sizes:
+                    self.outcome.batch_sizes.append(size)
+                    self.outcome.us[str(size)] = round(us, 3)
+                    found(size, config)
         return _STALL_S
 
     def _look_at_clocks(self) -> None:

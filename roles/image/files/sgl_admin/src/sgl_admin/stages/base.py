@@ -55,6 +55,10 @@ class Stage:
         """Why this stage does not apply here, by the contract's list; None when it does."""
         return None if context.devices.cuda else "no_cuda_device"
 
+    def unsupported(self, context: Context) -> str | None:
+        """Why this stage's work, which is wanted, cannot be done for such a model, in words; it has no signature then."""
+        return None
+
     def signature(self, context: Context) -> dict[str, Any]:
         """All that changes this stage's cache, and nothing else; what every stage shares."""
         return {

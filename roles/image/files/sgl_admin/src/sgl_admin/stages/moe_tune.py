@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import paths, versions
+from sgl_admin import files, paths, versions
 from sgl_admin.errors import StageFailure
 from sgl_admin.moe import config_files, space
 from sgl_admin.moe import shape as shapes
@@ -38,28 +38,45 @@ class MoeTune(Stage):
     def skip_reason(self, context: Context) -> str | None:
         return super().skip_reason(context) or (None if context.model.has_experts else "no_moe_layers")
 
+    def unsupported(self, context: Context) -> str | None:
+        try:
+            _by_config(context)
+        except shapes.Untunable as error:
+            return f"{error}; skip it (--moe skip)"
+        return None
+
     def signature(self, context: Context) -> dict[str, Any]:
         return _tuning(context, _expected(context))
 
     def lacking(self, context: Context) -> str | None:
         shape = _expected(context)
-        missing = _missing(context, shape) if shape else []
-        return f"no configuration for batch sizes {', '.join(map(str, missing))}" if missing else None
+        if missing := _missing(context, shape):
+            return f"no configuration for batch sizes {', '.join(map(str, missing))}"
+        if context.request.moe_fusion == "ensure" and not _was_read(context, shape):
+            return "no server has said yet that it reads the configurations"
+        return None
 
     def standing(self, context: Context) -> dict[str, Any]:
         shape = _expected(context)
-        assert shape is not None
-        return _artifacts(context, shape, new=[], verified=context.request.moe_fusion == "ensure")
+        return _artifacts(context, shape, new=[], verified=_was_read(context, shape) or None)
 
     def run(self, context: Context) -> dict[str, Any]:
-        expected = _expected(context)
-        if expected is None:
-            raise StageFailure("unsupported", _why_none(context))
-        shape = self._asked_for(context, expected)
+        if why := self.unsupported(context):
+            raise StageFailure("unsupported", why)
+        if (named := dict(context.environment).get(config_files.VARIABLE)) != str(config_files.root()):
+            raise StageFailure(
+                "config_missing",
+                f"what is tuned goes to {config_files.root()}, and {config_files.VARIABLE}={named} has the server read another folder: "
+                "leave that variable away (sgl_server_env), or skip the stage (--moe skip)",
+            )
+        shape = self._asked_for(context, _expected(context))
         tuned: dict[str, Any] = {}
         if missing := _missing(context, shape):
             tuned = self._tune(context, shape, missing)
-        verified = context.request.moe_fusion == "ensure" and self._verify(context, shape)
+        verified = None
+        if context.request.moe_fusion == "ensure":
+            self._verify(context, shape)
+            verified = True
         return {**_artifacts(context, shape, new=missing, verified=verified), **({"tuning": tuned} if tuned else {})}
 
     def _asked_for(self, context: Context, expected: MoeShape) -> MoeShape:
@@ -93,38 +110,27 @@ class MoeTune(Stage):
         outcome = tuner.run(batch_sizes, lambda size, config: config_files.add(path, tuning, size, config))
         return outcome.describe()
 
-    def _verify(self, context: Context, shape: MoeShape) -> bool:
-        """Whether a server that was started since says that it read the file. Raises StageFailure where one does not."""
+    def _verify(self, context: Context, shape: MoeShape) -> None:
+        """Raises StageFailure where a server that was started since does not say that it read the file."""
         path = str(_path(context, shape))
         if context.warmup.started and path not in _READ.findall(context.warmup.log()):
             context.warmup.rest()
         context.progress(0, 1, "servers", "the server starts, to show that it reads the tuned configurations")
         context.warmup.start()
-        if path in _READ.findall(context.warmup.log()):
-            return True
-        raise StageFailure(
-            "tuner_failed",
-            f"the server started, but did not say that it read {path}: its log names what it looked up",
-            context.warmup.log_tail(),
-        )
+        if path not in _READ.findall(context.warmup.log()):
+            raise StageFailure(
+                "tuner_failed",
+                f"the server started, but did not say that it read {path}: its log names what it looked up",
+                context.warmup.log_tail(),
+            )
+        files.write_json(_proof(context, shape), {"schema_version": "1", **_what_is_read(context, shape)})
 
 
-def _expected(context: Context) -> MoeShape | None:
-    """The shape by the model's config and what a server of these settings asked for before; None where it has no tuning."""
-    try:
-        shape = _by_config(context)
-    except shapes.Untunable:
-        return None
+def _expected(context: Context) -> MoeShape:
+    """The shape by the model's config and what a server of these settings asked for before. Raises shapes.Untunable."""
+    shape = _by_config(context)
     known = config_files.remembered(_settings(context))
     return (shapes.seen(shape, [known]) if known else None) or shape
-
-
-def _why_none(context: Context) -> str:
-    try:
-        _by_config(context)
-    except shapes.Untunable as error:
-        return f"{error}; skip it (--moe skip)"
-    return "the experts have no tuning"
 
 
 def _by_config(context: Context) -> MoeShape:
@@ -132,19 +138,19 @@ def _by_config(context: Context) -> MoeShape:
     return shapes.of(context.model.config, context.request.tp, context.request.moe_dtype, context.arguments, context.release)
 
 
-def _tuning(context: Context, shape: MoeShape | None) -> dict[str, Any]:
+def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
     """What the configurations depend on: the stage's signature."""
     return {
         **Stage.signature(MoeTune(), context),
         "triton": versions.installed("triton"),
-        "E": shape.lookup.E if shape else None,
-        "N": shape.lookup.N if shape else None,
-        "hidden_size": shape.hidden_size if shape else None,
-        "rows_per_token": shape.rows_per_token if shape else None,
-        "dtype": (shape.lookup.dtype or shape.torch_dtype) if shape else None,
-        "block_shape": list(shape.lookup.block_shape) if shape and shape.lookup.block_shape else None,
+        "E": shape.lookup.E,
+        "N": shape.lookup.N,
+        "hidden_size": shape.hidden_size,
+        "rows_per_token": shape.rows_per_token,
+        "dtype": shape.lookup.dtype or shape.torch_dtype,
+        "block_shape": list(shape.lookup.block_shape) if shape.lookup.block_shape else None,
         "tp": context.request.tp,
-        "configurations": len(space.configs(shape.lookup.block_shape if shape else None, context.request.moe_sample)),
+        "configurations": len(space.configs(shape.lookup.block_shape, context.request.moe_sample)),
     }
 
 
@@ -162,6 +168,24 @@ def _path(context: Context, shape: MoeShape) -> Path:
     return config_files.folder(versions.installed("triton") or "unknown") / shape.lookup.file_name(context.devices.name)
 
 
+def _proof(context: Context, shape: MoeShape) -> Path:
+    """Where it stands that a server said that it read the file."""
+    return config_files.root() / config_files.TUNED / f"read-{_path(context, shape).name}"
+
+
+def _what_is_read(context: Context, shape: MoeShape) -> dict[str, Any]:
+    return {"tuning": _tuning(context, shape), "batch_sizes": sorted(config_files.read(_path(context, shape)))}
+
+
+def _was_read(context: Context, shape: MoeShape) -> bool:
+    """Whether a server said that it read the file as it is now."""
+    try:
+        record = files.read_json(_proof(context, shape)) or {}
+    except ValueError:
+        return False
+    return all(record.get(key) == value for key, value in _what_is_read(context, shape).items())
+
+
 def _wanted(context: Context) -> tuple[int, ...]:
     return context.request.moe_batch_sizes or BATCH_SIZES
 
@@ -171,7 +195,7 @@ def _missing(context: Context, shape: MoeShape) -> list[int]:
     return [size for size in _wanted(context) if size not in have]
 
 
-def _artifacts(context: Context, shape: MoeShape, new: list[int], verified: bool) -> dict[str, Any]:
+def _artifacts(context: Context, shape: MoeShape, new: list[int], verified: bool | None) -> dict[str, Any]:
     path = _path(context, shape)
     return {
         "config_file": {"container_path": str(path), "host_path": paths.to_host(path)},

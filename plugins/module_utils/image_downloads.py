@@ -1,0 +1,173 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The programs that an image takes from their projects' release archives: fetched by the host, checked by digest, resumed where cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import ssl
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ELF_HEAD_BYTES, ImageError, elf_architecture
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 60
+_ORIGIN = "https://github.com"
+_OPTIONS = ("version", "sha256")
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]*")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One release archive, and the program in it."""
+
+    name: str
+    url: str
+    program: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def archives(recipe: dict[str, Any], given: dict[str, Any], architecture: str, mirror: str | None) -> list[Archive]:
+    """The archives that a flavour's recipe names, with the operator's versions and digests. Raises ImageError.
+
+    `given` is by name: `{jaeger: {version: ..., sha256: ...}}`. A mirror has the paths of github.com under its own address.
+    """
+    known = recipe.get("downloads", {})
+    if strange := sorted(set(given) - set(known)):
+        raise ImageError(f"sgl_image_downloads names {', '.join(strange)}, and this flavour downloads {', '.join(known) or 'nothing'}")
+    made = []
+    for name, entry in known.items():
+        own = given.get(name) or {}
+        if not isinstance(own, dict) or set(own) - set(_OPTIONS):
+            raise ImageError(f"sgl_image_downloads.{name} takes {' and '.join(_OPTIONS)}")
+        version = str(own.get("version") or entry["version"])
+        if not _VERSION.fullmatch(version):
+            raise ImageError(f"sgl_image_downloads.{name}.version is no version: {version!r}")
+        # Another version is another file: the pinned digest is not its.
+        sha256 = own.get("sha256") or (entry["sha256"].get(architecture) if version == entry["version"] else None)
+        url = entry["url"].format(version=version, architecture=architecture)
+        if not sha256:
+            sums = entry.get("sums", "its project's sha256sums.txt").format(version=version)
+            raise ImageError(
+                f"no digest of {url.rpartition('/')[2]} is pinned: take it from {sums}, and set "
+                f"sgl_image_downloads: {{{name}: {{sha256: ...}}}}"
+            )
+        if not re.fullmatch(r"[0-9a-f]{64}", str(sha256)):
+            raise ImageError(f"sgl_image_downloads.{name}.sha256 is no sha256 digest: {sha256!r}")
+        if mirror:
+            url = mirror.rstrip("/") + url.removeprefix(_ORIGIN)
+        made.append(Archive(name, url, entry["program"], str(sha256)))
+    return made
+
+
+def program(archive: Archive, folder: str) -> str:
+    """Where the program of an archive is, or will be, once it is unpacked."""
+    return os.path.join(folder, "programs", archive.sha256[:16], archive.program)
+
+
+def provide(archive: Archive, folder: str, architecture: str, fetched: str | None, ca_bundle: str | None) -> None:
+    """Have the program of an archive under `folder`. Raises ImageError; what was fetched until then is gone on with the next time.
+
+    `fetched` is a folder of archives that somebody brought: one that lies there is not fetched.
+    """
+    target = program(archive, folder)
+    if os.path.exists(target):
+        return
+    brought = os.path.join(fetched, archive.file) if fetched else None
+    if brought and os.path.exists(brought):
+        _must_be(archive, brought, f"{brought} is another file than the one wanted: bring the right one")
+        _unpack(archive, brought, target, architecture)
+        return
+    path = os.path.join(folder, "downloads", archive.file)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _fetch(archive, path, ca_bundle, fetched)
+    _unpack(archive, path, target, architecture)
+    os.unlink(path)
+
+
+def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | None) -> None:
+    """Fetch an archive to `path`, going on where an earlier try was cut off."""
+    request = urllib.request.Request(archive.url)
+    begun = os.path.getsize(path) if os.path.exists(path) else 0
+    if begun:
+        request.add_header("Range", f"bytes={begun}-")
+    try:
+        # Proxies are those of the environment, as for pip and the build.
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=ssl.create_default_context(cafile=ca_bundle)) as answer:
+            with open(path, "ab" if answer.status == 206 else "wb") as target:
+                shutil.copyfileobj(answer, target, _CHUNK)
+    except urllib.error.HTTPError as error:
+        # 416: it was whole already, or is longer than it should be; the digest tells.
+        if error.code != 416:
+            raise ImageError(_unreachable(archive, fetched, str(error))) from error
+    except (OSError, ValueError) as error:
+        raise ImageError(_unreachable(archive, fetched, str(error))) from error
+    try:
+        _must_be(archive, path, f"{archive.url} gave another file than the one wanted, which is thrown away: see what the mirror has")
+    except ImageError:
+        os.unlink(path)
+        raise
+
+
+def _unreachable(archive: Archive, fetched: str | None, error: str) -> str:
+    where = fetched or "a folder of this host"
+    return (
+        f"{archive.url} cannot be fetched: {error}; set sgl_download_mirror to a mirror of github.com, or put {archive.file} into {where} "
+        f"{'' if fetched else 'and set sgl_download_dir to it'}".rstrip()
+    )
+
+
+def _must_be(archive: Archive, path: str, remedy: str) -> None:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for chunk in _chunks(stream):
+            digest.update(chunk)
+    if digest.hexdigest() != archive.sha256:
+        raise ImageError(f"{remedy} (sha256 {digest.hexdigest()}, wanted {archive.sha256})")
+
+
+def _chunks(stream: Any) -> Iterator[bytes]:
+    while chunk := stream.read(_CHUNK):
+        yield chunk
+
+
+def _unpack(archive: Archive, path: str, target: str, architecture: str) -> None:
+    """Take the program out of an archive, under its own name only once it is whole."""
+    os.makedirs(os.path.dirname(os.path.dirname(target)), exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=".", suffix=".partial", dir=os.path.dirname(os.path.dirname(target)))
+    try:
+        with tarfile.open(path) as packed:
+            entry = next((entry for entry in packed if entry.isfile() and os.path.basename(entry.name) == archive.program), None)
+            content = packed.extractfile(entry) if entry is not None else None
+            if content is None:
+                raise ImageError(f"{archive.file} holds no program {archive.program}: it is not the archive that it is named for")
+            unpacked = os.path.join(partial, archive.program)
+            with open(unpacked, "wb") as stream:
+                shutil.copyfileobj(content, stream, _CHUNK)
+        os.chmod(unpacked, 0o755)  # noqa: S103 - a program
+        with open(unpacked, "rb") as stream:
+            found = elf_architecture(stream.read(ELF_HEAD_BYTES))
+        if found != architecture:
+            raise ImageError(
+                f"{archive.program} of {archive.file} is a program for {found or 'no Linux that is known'}, not for {architecture}"
+            )
+        os.chmod(partial, 0o755)  # noqa: S103 - its folder
+        shutil.rmtree(os.path.dirname(target), ignore_errors=True)
+        os.replace(partial, os.path.dirname(target))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ImageError(f"{archive.file} cannot be unpacked: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,160 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What every way to an image has in common: platforms, references, and the check of what came."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tarfile
+from typing import Any
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
+
+DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+MACHINES = {architecture: machine for machine, architecture in DOCKER_ARCHITECTURES.items()}
+FLAVOUR_LABEL = "org.slice-bench.flavour"
+# e_machine of an ELF header.
+_ELF_MACHINES = {62: "amd64", 183: "arm64"}
+ELF_HEAD_BYTES = 20
+_PROGRAMS = ("prometheus", "node_exporter", "jaeger-all-in-one", "dcgm-exporter")
+_EMULATORS = "/proc/sys/fs/binfmt_misc"
+
+
+class ImageError(Exception):
+    """A step on the way to the image failed; the message names it, the end of its output and the remedy."""
+
+
+def host_architecture() -> str:
+    return DOCKER_ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+def architecture_of(wanted: str | None) -> str:
+    """The architecture of a platform such as `linux/arm64`; the host's where none is named. Raises ImageError."""
+    if not wanted:
+        return host_architecture()
+    system, _ignored, architecture = wanted.partition("/")
+    if system != "linux" or architecture not in MACHINES:
+        raise ImageError(f"no image can be made for platform {wanted}: set sgl_image_platform to linux/amd64 or linux/arm64")
+    return architecture
+
+
+def need_emulator(architecture: str) -> None:
+    """Raises ImageError where the host can run no program of that architecture."""
+    if architecture != host_architecture() and not os.path.exists(os.path.join(_EMULATORS, f"qemu-{MACHINES[architecture]}")):
+        raise ImageError(
+            f"this host is {host_architecture()} and runs no programs for {architecture}, which building an image for it needs: "
+            f"`apt-get install qemu-user-static binfmt-support`, and without systemd `mount -t binfmt_misc binfmt_misc {_EMULATORS}` "
+            f"and `update-binfmts --enable qemu-{MACHINES[architecture]}`"
+        )
+
+
+def repository_of(reference: str) -> str:
+    """`registry:5000/a/b` of `registry:5000/a/b:tag` and of `registry:5000/a/b@sha256:...`."""
+    name = reference.partition("@")[0]
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(":")[0]
+
+
+def digest_of(reference: str, image: dict[str, Any]) -> str:
+    """The digest that a reference stands for on this host: the registry's, or the image's own id where it came from none."""
+    if "@" in reference:
+        return reference.partition("@")[2]
+    repository = repository_of(reference)
+    for name in image.get("repo_digests", []):
+        found, _ignored, digest = name.partition("@")
+        if found == repository or found.endswith(f"/{repository}"):
+            return str(digest)
+    return str(image["id"])
+
+
+def platforms_of(docker: DockerCli, reference: str) -> list[str] | None:
+    """The platforms that a registry has of a reference; None where it cannot be asked so, as through a mirror of the daemon."""
+    try:
+        document = json.loads(docker.call("manifest", "inspect", "--verbose", reference))
+        entries = document if isinstance(document, list) else [document]
+        found = [entry["Descriptor"]["platform"] for entry in entries]
+        # An attestation is listed as unknown/unknown.
+        return sorted({f"{entry['os']}/{entry['architecture']}" for entry in found} - {"unknown/unknown"}) or None
+    except (DockerError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def pull(docker: DockerCli, reference: str, architecture: str, variable: str) -> dict[str, Any]:
+    """Have the image of a reference for an architecture; returns its description. Raises ImageError where there is none.
+
+    One that is there already is taken as it is, so a tag that moves is not followed.
+    """
+    image = docker.image(reference)
+    if image is not None and image["architecture"] == architecture:
+        return image
+    remedy = f"set {variable} to one that has"
+    has = platforms_of(docker, reference)
+    if has is not None and f"linux/{architecture}" not in has:
+        raise ImageError(f"{reference} has no image for linux/{architecture}, only for {', '.join(has)}: {remedy}")
+    try:
+        docker.call("pull", "--quiet", "--platform", f"linux/{architecture}", reference)
+    except DockerError as error:
+        if "no matching manifest" in str(error) or "does not match the specified platform" in str(error):
+            raise ImageError(f"{reference} has no image for linux/{architecture}: {remedy} ({error})") from error
+        there = f"; the one that is here is for {image['architecture']}" if image is not None else ""
+        raise ImageError(
+            f"{reference} cannot be pulled{there}: {error}; a host without that registry takes it from a mirror (set {variable} to the "
+            "mirror's name for it), or with `docker load`"
+        ) from error
+    image = docker.image(reference)
+    if image is None or image["architecture"] != architecture:
+        raise ImageError(f"{reference} is for {image['architecture'] if image else 'nothing'}, not for linux/{architecture}: {remedy}")
+    return image
+
+
+def elf_architecture(head: bytes) -> str | None:
+    """The architecture of a program by its first bytes; None where it is no 64-bit little-endian ELF file of one that is known."""
+    if len(head) < ELF_HEAD_BYTES or head[:6] != b"\x7fELF\x02\x01":
+        return None
+    return _ELF_MACHINES.get(int.from_bytes(head[18:20], "little"))
+
+
+def check_image(docker: DockerCli, image: dict[str, Any], architecture: str, flavour: str) -> None:
+    """Hold an image to its label, its architecture and that of its programs. Raises ImageError."""
+    name = image["name"]
+    if image["labels"].get(FLAVOUR_LABEL) != flavour:
+        what = image["labels"].get(FLAVOUR_LABEL)
+        raise ImageError(
+            f"{name} is {f'of flavour {what}' if what else 'not one that this collection built'}, and sgl_flavour is {flavour}: "
+            "name an image of that flavour, or have it built (sgl_image_source: build)"
+        )
+    if image["architecture"] != architecture:
+        raise ImageError(f"{name} is for {image['architecture']}, and linux/{architecture} is wanted")
+    for program, found in program_architectures(docker, image["id"]).items():
+        if found != architecture:
+            raise ImageError(
+                f"{program} in {name} is a program for {found or 'no Linux that is known'}, and the image says {architecture}: "
+                "what it was made from was of another architecture"
+            )
+
+
+def program_architectures(docker: DockerCli, image: str) -> dict[str, str | None]:
+    """Of each service's program that an image has, the architecture that its ELF header names. Nothing of the image is run."""
+    container = docker.call("create", "--entrypoint", "/none", image).strip().splitlines()[-1]
+    try:
+        heads = {program: _head(docker.binary, f"{container}:/usr/local/bin/{program}") for program in _PROGRAMS}
+    finally:
+        docker.call("rm", container)
+    return {program: elf_architecture(head) for program, head in heads.items() if head is not None}
+
+
+def _head(binary: str, path: str) -> bytes | None:
+    """The first bytes of a file of a container; None where it does not have it."""
+    with subprocess.Popen([binary, "cp", "--follow-link", path, "-"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as copy:
+        try:
+            with tarfile.open(fileobj=copy.stdout, mode="r|") as archive:
+                entry = archive.next()
+                content = archive.extractfile(entry) if entry is not None else None
+                return content.read(ELF_HEAD_BYTES) if content is not None else None
+        except tarfile.TarError:
+            return None
+        finally:
+            copy.kill()

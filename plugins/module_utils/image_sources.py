@@ -1,0 +1,174 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""An image that was built elsewhere: pulled from a registry, or loaded from an archive that `docker save` wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from typing import Any
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils import image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, Runner
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ImageError, check_image
+
+_CHUNK = 1 << 20
+
+
+class Pulled:
+    """The image `name`, by a registry's reference to it."""
+
+    step = "pull"
+
+    def __init__(self, run: Runner, name: str, flavour: str, platform: str | None, reference: str) -> None:
+        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is not."""
+        self._docker = DockerCli(run)
+        self._architecture = image_parts.architecture_of(platform)
+        self._flavour = flavour
+        self.name = name
+        self.reference = reference
+
+    @property
+    def wanted(self) -> str:
+        return self.reference
+
+    def found(self) -> dict[str, Any] | None:
+        return self._docker.image(self.name)
+
+    def is_current(self, image: dict[str, Any] | None) -> bool:
+        if image is None:
+            return False
+        if "@" in self.reference:
+            return pulled_by_digest(image, self.reference)
+        source = self._docker.image(self.reference)
+        return source is not None and source["id"] == image["id"]
+
+    def make(self) -> dict[str, Any]:
+        """Pull and check it, and give it its name. Raises ImageError, DockerError."""
+        image = image_parts.pull(self._docker, self.reference, self._architecture, "sgl_image_pull")
+        check_image(self._docker, image, self._architecture, self._flavour)
+        return _named(self._docker, self.reference, self.name)
+
+    def warning(self, image: dict[str, Any]) -> str | None:
+        """What is to be said of a reference that another image may have tomorrow."""
+        if "@" in self.reference:
+            return None
+        pinned = f"{image_parts.repository_of(self.reference)}@{image_parts.digest_of(self.reference, image)}"
+        return f"{self.reference} is a tag, which moves: other hosts may get another image; set sgl_image_pull to {pinned}"
+
+
+def pulled_by_digest(image: dict[str, Any], reference: str) -> bool:
+    """Whether an image is the one of a reference with a digest."""
+    _ignored, _ignored, digest = reference.partition("@")
+    return any(name.partition("@")[2] == digest for name in image.get("repo_digests", []))
+
+
+class Loaded:
+    """The image `name`, from an archive on this host. What was loaded is noted, so that a converged host needs the archive no more."""
+
+    step = "load"
+
+    def __init__(
+        self, run: Runner, name: str, flavour: str, platform: str | None, archive: str, sha256: str | None, build_dir: str
+    ) -> None:
+        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is not."""
+        self._docker = DockerCli(run)
+        self._architecture = image_parts.architecture_of(platform)
+        self._flavour = flavour
+        self.name = name
+        self.archive = archive
+        self._sha256 = sha256.lower().removeprefix("sha256:") if sha256 else None
+        self._note = os.path.join(build_dir, f"loaded-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
+
+    @property
+    def wanted(self) -> str:
+        return f"sha256:{self._sha256}" if self._sha256 else self.archive
+
+    def found(self) -> dict[str, Any] | None:
+        return self._docker.image(self.name)
+
+    def is_current(self, image: dict[str, Any] | None) -> bool:
+        note = self._noted()
+        if image is None or note.get("image_id") != image["id"]:
+            return False
+        if self._sha256 and note.get("sha256"):
+            return bool(note["sha256"] == self._sha256)
+        if note.get("archive") != self.archive:
+            return False
+        stamp = self._stamp()
+        if stamp is None:
+            return not self._sha256
+        return note.get("stamp") == stamp and (not self._sha256 or self._digest() == self._sha256)
+
+    def make(self) -> dict[str, Any]:
+        """Check and load the archive, and give the image its name. Raises ImageError, DockerError."""
+        stamp = self._stamp()
+        if stamp is None:
+            raise ImageError(f"there is no archive {self.archive} on this host: put it there, or set sgl_image_archive to where it is")
+        if self._sha256 and (found := self._digest()) != self._sha256:
+            raise ImageError(
+                f"{self.archive} has the sha256 digest {found}, and sgl_image_archive_sha256 is {self._sha256}: "
+                "it is not whole, or another one"
+            )
+        output = self._docker.call("load", "--input", self.archive)
+        loaded = [line.partition(": ")[2].strip() for line in output.splitlines() if line.startswith("Loaded image")]
+        source = self.name if self.name in loaded else loaded[0] if len(loaded) == 1 else None
+        if source is None:
+            raise ImageError(
+                f"{self.archive} holds {len(loaded)} images ({', '.join(loaded)}), none of them {self.name}: set sgl_image to one of these"
+            )
+        image = self._docker.image(source)
+        if image is None:
+            raise ImageError(f"{source}, which {self.archive} holds, vanished; run this again")
+        check_image(self._docker, image, self._architecture, self._flavour)
+        named = _named(self._docker, source, self.name)
+        self._write_note({"archive": self.archive, "stamp": stamp, "sha256": self._sha256, "image_id": named["id"]})
+        return named
+
+    def warning(self, image: dict[str, Any]) -> str | None:
+        return None
+
+    def _stamp(self) -> list[int] | None:
+        """Size and time of the archive; None where it is not there."""
+        try:
+            status = os.stat(self.archive)
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns]
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        try:
+            with open(self.archive, "rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        except OSError as error:
+            raise ImageError(f"{self.archive} cannot be read: {error.strerror}") from error
+        return digest.hexdigest()
+
+    def _noted(self) -> dict[str, Any]:
+        try:
+            with open(self._note, encoding="utf-8") as stream:
+                note = json.load(stream)
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def _write_note(self, note: dict[str, Any]) -> None:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=os.path.dirname(self._note), suffix=".partial", delete=False) as stream:
+            json.dump(note, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(stream.name, self._note)
+
+
+def _named(docker: DockerCli, source: str, name: str) -> dict[str, Any]:
+    """Give an image the name that the container is created from. Raises ImageError, DockerError."""
+    if source != name:
+        docker.call("tag", source, name)
+    image = docker.image(name)
+    if image is None:
+        raise ImageError(f"image {name} vanished; run this again")
+    return image

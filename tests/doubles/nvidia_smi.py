@@ -1,0 +1,127 @@
+"""Stands for nvidia-smi on a host with GPUs: the XML of `-q -x` and the CSV of `--query-gpu`, with the element names of a real driver.
+
+The elements are those of real answers of drivers 535 (throttle reasons), 550 (event reasons), 570 (recovery action, the reset status
+deprecated), 580 (no reset status, repairs) and 595, without those that nobody here reads. What a GPU does not support says N/A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from xml.sax.saxutils import escape
+
+Answer = tuple[int, str, str]
+_DEPRECATED = "Requested functionality has been deprecated"
+_REASONS = (
+    *("gpu_idle", "applications_clocks_setting", "sw_power_cap", "hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"),
+    *("sync_boost", "sw_thermal_slowdown", "display_clocks_setting"),
+)
+
+
+@dataclass
+class Card:
+    """One GPU and what it says of itself."""
+
+    name: str = "NVIDIA H200"
+    uuid: str = "GPU-c5533cd4-5a60-059e-348d-b6d7466932e4"
+    bus: str = "00000000:53:00.0"
+    memory: str = "143771 MiB"
+    compute_cap: str = "9.0"
+    persistence: str = "Enabled"
+    mig: str = "Disabled"
+    addressing: str = "HMM"
+    uncorrectable: int = 0
+    row_pending: str = "No"
+    row_failure: str = "No"
+    repair_pending: str = "No"
+    recovery_action: str = "None"
+    reset_required: str = "No"
+    # The names of what is Active, such as hw_thermal_slowdown.
+    reasons: Iterable[str] = ("gpu_idle",)
+    # pid, type, name, memory
+    processes: list[tuple[int, str, str, str]] = field(default_factory=list)
+
+    def xml(self, driver: str) -> str:
+        major = int(driver.partition(".")[0])
+        what = "event" if major >= 550 else "throttle"
+        reasons = "".join(
+            f"<clocks_{what}_reason_{name}>{'Active' if name in self.reasons else 'Not Active'}</clocks_{what}_reason_{name}>"
+            for name in _REASONS
+        )
+        reset = (
+            f"<gpu_reset_status><reset_required>{self.reset_required if major < 570 else _DEPRECATED}</reset_required></gpu_reset_status>"
+        )
+        recovery = f"<gpu_recovery_action>{self.recovery_action}</gpu_recovery_action>" if major >= 570 else ""
+        repair = f"<channel_repair_pending>{self.repair_pending}</channel_repair_pending>" if major >= 580 else ""
+        processes = "".join(
+            "<process_info><gpu_instance_id>N/A</gpu_instance_id><compute_instance_id>N/A</compute_instance_id>"
+            f"<pid>{pid}</pid><type>{kind}</type><process_name>{escape(name)}</process_name><used_memory>{memory}</used_memory></process_info>"
+            for pid, kind, name, memory in self.processes
+        )
+        counts = (
+            "<sram_correctable>0</sram_correctable><sram_uncorrectable_parity>0</sram_uncorrectable_parity>"
+            "<sram_uncorrectable_secded>0</sram_uncorrectable_secded><dram_correctable>3</dram_correctable>"
+            f"<dram_uncorrectable>{self.uncorrectable}</dram_uncorrectable>"
+        )
+        return f"""
+    <gpu id="{self.bus}">
+        <product_name>{self.name}</product_name>
+        <product_brand>NVIDIA</product_brand>
+        <product_architecture>Hopper</product_architecture>
+        <persistence_mode>{self.persistence}</persistence_mode>
+        <addressing_mode>{self.addressing}</addressing_mode>
+        <mig_mode><current_mig>{self.mig}</current_mig><pending_mig>{self.mig}</pending_mig></mig_mode>
+        <mig_devices>
+            None
+        </mig_devices>
+        <uuid>{self.uuid}</uuid>
+        <minor_number>0</minor_number>
+        <vbios_version>96.00.A5.00.1A</vbios_version>
+        {reset if major < 580 else ""}
+        {recovery}
+        <pci><pci_device_id>233510DE</pci_device_id><pci_bus_id>{self.bus}</pci_bus_id></pci>
+        <clocks_{what}_reasons>{reasons}</clocks_{what}_reasons>
+        <fb_memory_usage><total>{self.memory}</total><used>1 MiB</used><free>{self.memory}</free></fb_memory_usage>
+        <ecc_mode><current_ecc>Enabled</current_ecc><pending_ecc>Enabled</pending_ecc></ecc_mode>
+        <ecc_errors>
+            <volatile>{counts}</volatile>
+            <aggregate>{counts}<sram_threshold_exceeded>No</sram_threshold_exceeded></aggregate>
+            {repair}
+        </ecc_errors>
+        <retired_pages><pending_blacklist>N/A</pending_blacklist><pending_retirement>N/A</pending_retirement></retired_pages>
+        <remapped_rows>
+            <remapped_row_pending>{self.row_pending}</remapped_row_pending>
+            <remapped_row_failure>{self.row_failure}</remapped_row_failure>
+        </remapped_rows>
+        <processes>{processes}</processes>
+    </gpu>"""
+
+
+@dataclass
+class NvidiaSmi:
+    """Answers a command line of nvidia-smi about its cards."""
+
+    cards: list[Card] = field(default_factory=lambda: [Card()])
+    driver: str = "580.105.08"
+    cuda: str = "13.0"
+
+    def __call__(self, command: list[str]) -> Answer:
+        if command[1:] == ["-q", "-x"]:
+            return 0, self.xml(), ""
+        fields = next(word for word in command if word.startswith("--query-gpu=")).partition("=")[2].split(",")
+        return 0, "".join(", ".join(self._value(card, name) for name in fields) + "\n" for card in self.cards), ""
+
+    def xml(self) -> str:
+        return f"""<?xml version="1.0" ?>
+<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v{13 if int(self.driver.partition(".")[0]) >= 580 else 12}.dtd">
+<nvidia_smi_log>
+    <timestamp>Mon Nov 23 09:15:00 2026</timestamp>
+    <driver_version>{self.driver}</driver_version>
+    <cuda_version>{self.cuda}</cuda_version>
+    <attached_gpus>{len(self.cards)}</attached_gpus>{"".join(card.xml(self.driver) for card in self.cards)}
+</nvidia_smi_log>
+"""
+
+    def _value(self, card: Card, name: str) -> str:
+        values = {"name": card.name, "driver_version": self.driver, "compute_cap": card.compute_cap, "memory.total": card.memory}
+        return {**values, "uuid": card.uuid, "mig.mode.current": card.mig, "vbios_version": "96.00.A5.00.1A"}[name]

@@ -1,0 +1,640 @@
+"""The ways to an image: platforms and what is refused for them, release archives, what is handed to the build, registries and archives."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import platform
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import image_build, image_downloads, image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, Sources
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import FLAVOUR_LABEL, ImageError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import Loaded, Pulled, pulled_by_digest
+
+FILES = Path(__file__).resolve().parents[2] / "roles" / "image" / "files"
+RECIPE = json.loads((FILES / "flavours/gh200/build.json").read_text(encoding="utf-8"))
+DIGEST = "sha256:" + "d" * 64
+Answer = tuple[int, str, str]
+
+
+class Docker:
+    """Stands for the docker client: it answers by the words of the command line, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+
+    def __call__(self, command: list[str]) -> Answer:
+        line = " ".join(command[1:])
+        self.asked.append(line)
+        for words, answer in self.answers.items():
+            if line.startswith(words):
+                return answer
+        return 1, "", f"Error: No such object: {line}"
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text("#!/bin/false\n")
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    return Docker()
+
+
+def image(
+    identifier: str = "sha256:1", architecture: str = "arm64", labels: dict[str, str] | None = None, digests: tuple[str, ...] = ()
+) -> Answer:
+    config = {"Labels": {FLAVOUR_LABEL: "gh200", **(labels or {})}}
+    return 0, json.dumps([{"Id": identifier, "Config": config, "Architecture": architecture, "RepoDigests": list(digests)}]), ""
+
+
+def elf(machine: int = 183) -> bytes:
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + (2).to_bytes(2, "little") + machine.to_bytes(2, "little") + bytes(44)
+
+
+# --- platforms -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_platform_is_an_architecture(docker: Docker) -> None:
+    assert image_parts.architecture_of(None) == "amd64" and image_parts.architecture_of("linux/arm64") == "arm64"
+    for wrong in ("arm64", "linux/riscv64", "windows/amd64", "linux/arm64/v8"):
+        with pytest.raises(ImageError, match="set sgl_image_platform to linux/amd64 or linux/arm64"):
+            image_parts.architecture_of(wrong)
+
+
+def test_another_architecture_needs_an_emulator(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_parts, "_EMULATORS", str(tmp_path))
+    image_parts.need_emulator("amd64")
+    with pytest.raises(ImageError, match="apt-get install qemu-user-static binfmt-support.*update-binfmts --enable qemu-aarch64"):
+        image_parts.need_emulator("arm64")
+    (tmp_path / "qemu-aarch64").touch()
+    image_parts.need_emulator("arm64")
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        (elf(183), "arm64"),
+        (elf(62), "amd64"),
+        (elf(40), None),
+        (b"\x7fELF\x02\x02" + elf()[6:], None),
+        (b"#!/bin/sh\n" + bytes(20), None),
+        (b"", None),
+    ],
+)
+def test_a_programs_architecture_is_read_from_its_head(head: bytes, found: str | None) -> None:
+    assert image_parts.elf_architecture(head[: image_parts.ELF_HEAD_BYTES]) == found
+
+
+@pytest.mark.parametrize(
+    ("reference", "repository"),
+    [
+        ("lmsysorg/sglang:dev", "lmsysorg/sglang"),
+        ("nvcr.io/nvidia/k8s/dcgm-exporter:4.4.1", "nvcr.io/nvidia/k8s/dcgm-exporter"),
+        ("registry.example:5000/a/b", "registry.example:5000/a/b"),
+        (f"registry.example:5000/a/b@{DIGEST}", "registry.example:5000/a/b"),
+        (f"a/b:tag@{DIGEST}", "a/b"),
+    ],
+)
+def test_a_references_repository(reference: str, repository: str) -> None:
+    assert image_parts.repository_of(reference) == repository
+
+
+def test_the_digest_that_a_tag_stood_for_is_the_registrys() -> None:
+    there = {"id": "sha256:1", "repo_digests": ["mirror.example/other@sha256:0", f"docker.io/lmsysorg/sglang@{DIGEST}"]}
+    assert image_parts.digest_of("lmsysorg/sglang:dev", there) == DIGEST
+    assert image_parts.digest_of("lmsysorg/sglang@sha256:9", there) == "sha256:9"
+    assert image_parts.digest_of("sglang-base:bookworm", {"id": "sha256:1", "repo_digests": []}) == "sha256:1"
+
+
+def manifest(*platforms: str) -> Answer:
+    entries = [{"Descriptor": {"platform": dict(zip(("os", "architecture"), name.split("/"), strict=True))}} for name in platforms]
+    return 0, json.dumps(entries if len(entries) > 1 else entries[0]), ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "has"),
+    [
+        (manifest("linux/amd64", "linux/arm64", "unknown/unknown"), ["linux/amd64", "linux/arm64"]),
+        (manifest("linux/amd64"), ["linux/amd64"]),
+        ((1, "", "no such manifest"), None),
+        ((0, "[7]", ""), None),
+        ((0, "[" * 100_000, ""), None),
+    ],
+)
+def test_a_registrys_platforms(docker: Docker, answer: Answer, has: list[str] | None) -> None:
+    docker.answers = {"manifest inspect --verbose": answer}
+    assert image_parts.platforms_of(DockerCli(docker), "lmsysorg/sglang:dev") == has
+
+
+def test_a_base_without_the_platform_is_refused_before_it_is_pulled(docker: Docker) -> None:
+    docker.answers = {"manifest inspect": manifest("linux/amd64", "linux/s390x")}
+    with pytest.raises(ImageError) as caught:
+        image_parts.pull(DockerCli(docker), "lmsysorg/sglang:dev", "arm64", "sgl_image_base")
+    assert str(caught.value) == (
+        "lmsysorg/sglang:dev has no image for linux/arm64, only for linux/amd64, linux/s390x: set sgl_image_base to one that has"
+    )
+    assert not [line for line in docker.asked if line.startswith("pull")]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("no matching manifest for linux/arm64/v8 in the manifest list entries", "has no image for linux/arm64: set sgl_image_base"),
+        ("Get https://x/v2/: dial tcp: lookup x: no such host", "cannot be pulled: .*no such host.*or with `docker load`"),
+    ],
+)
+def test_a_pull_that_fails_is_told_with_its_remedy(docker: Docker, error: str, words: str) -> None:
+    # Through a mirror of the daemon the client itself may see no registry: the pull decides.
+    docker.answers = {"pull": (1, "", error)}
+    with pytest.raises(ImageError, match=words):
+        image_parts.pull(DockerCli(docker), "lmsysorg/sglang:dev", "arm64", "sgl_image_base")
+
+
+def test_what_is_here_is_not_pulled_and_what_is_here_for_another_platform_is(docker: Docker) -> None:
+    docker.answers = {"image inspect": image(), "pull": (0, "", "")}
+    assert image_parts.pull(DockerCli(docker), "a/b:c", "arm64", "x")["id"] == "sha256:1"
+    assert docker.asked == ["image inspect a/b:c"]
+    with pytest.raises(ImageError, match="a/b:c is for arm64, not for linux/amd64: set x to one that has"):
+        image_parts.pull(DockerCli(docker), "a/b:c", "amd64", "x")
+    assert "pull --quiet --platform linux/amd64 a/b:c" in docker.asked
+
+
+# --- the check of what came --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copying(docker: Docker, tmp_path: Path) -> Path:
+    """A docker whose `cp` gives what lies in the returned folder under the program's name."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    script = f'#!/bin/sh\nname="${{3##*/}}"\n[ -e "{folder}/$name" ] || exit 1\nexec /bin/tar --create --directory "{folder}" "$name"\n'
+    (tmp_path / "bin" / "docker").write_text(script)
+    docker.answers = {"create": (0, "c1\n", ""), "rm c1": (0, "", "")}
+    return folder
+
+
+def described(docker: Docker, **options: Any) -> dict[str, Any]:
+    docker.answers["image inspect x"] = image(**options)
+    found = DockerCli(docker).image("x")
+    assert found is not None
+    return found
+
+
+def test_an_image_whose_programs_are_all_for_it_passes(docker: Docker, copying: Path) -> None:
+    for name in ("prometheus", "dcgm-exporter"):
+        (copying / name).write_bytes(elf())
+    image_parts.check_image(DockerCli(docker), described(docker), "arm64", "gh200")
+    assert "rm c1" in docker.asked, "the container that the programs were copied out of is left"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(elf(62), "prometheus in x is a program for amd64, and the image says arm64"), (b"#!/bin/sh" + bytes(99), "for no Linux")],
+)
+def test_a_program_of_another_architecture_is_named(docker: Docker, copying: Path, content: bytes, words: str) -> None:
+    (copying / "prometheus").write_bytes(content)
+    (copying / "node_exporter").write_bytes(elf())
+    with pytest.raises(ImageError, match=words):
+        image_parts.check_image(DockerCli(docker), described(docker), "arm64", "gh200")
+    assert "rm c1" in docker.asked
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"architecture": "amd64"}, "x is for amd64, and linux/arm64 is wanted"),
+        ({"labels": {FLAVOUR_LABEL: "local"}}, "x is of flavour local, and sgl_flavour is gh200"),
+        ({"labels": {FLAVOUR_LABEL: ""}}, "not one that this collection built"),
+    ],
+)
+def test_an_image_that_is_another_one_is_refused(docker: Docker, copying: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        image_parts.check_image(DockerCli(docker), described(docker, **options), "arm64", "gh200")
+
+
+# --- release archives ----------------------------------------------------------------------------------------------------
+
+
+def archive(content: bytes = elf(), program: str = "prometheus") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+        entry = tarfile.TarInfo(f"prometheus-3.5.0.linux-arm64/{program}")
+        entry.size = len(content)
+        packed.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def wanted(url: str, content: bytes) -> image_downloads.Archive:
+    return image_downloads.Archive("prometheus", url, "prometheus", hashlib.sha256(content).hexdigest())
+
+
+class Mirror:
+    """A web server that has one file, and remembers which part of it was asked for."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.ranges: list[str | None] = []
+        self.proxied: list[str] = []
+        mirror = self
+
+        class Pages(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked = self.headers["Range"]
+                mirror.ranges.append(asked)
+                if self.path.startswith("http"):
+                    mirror.proxied.append(self.path)
+                begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+                part = mirror.content[begin:]
+                self.send_response(416 if asked and not part else 206 if asked else 200)
+                self.send_header("Content-Length", str(len(part)))
+                self.end_headers()
+                self.wfile.write(part)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    made = Mirror(archive())
+    thread = threading.Thread(target=functools.partial(made.server.serve_forever, poll_interval=0.01))
+    thread.start()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()
+
+
+def test_an_archive_is_fetched_checked_and_unpacked_once(mirror: Mirror, tmp_path: Path) -> None:
+    one = wanted(f"{mirror.address}/prometheus-3.5.0.linux-arm64.tar.gz", mirror.content)
+    for _time in range(2):
+        image_downloads.provide(one, str(tmp_path), "arm64", None, None)
+    program = Path(image_downloads.program(one, str(tmp_path)))
+    assert program.read_bytes() == elf() and os.access(program, os.X_OK)
+    assert mirror.ranges == [None], "it was fetched again"
+    assert list((tmp_path / "downloads").iterdir()) == [], "the archive is of no use any more"
+
+
+@pytest.mark.parametrize("begun", [1, 100, None], ids=["one byte", "a hundred", "all of it"])
+def test_a_download_goes_on_where_it_was_cut_off(mirror: Mirror, tmp_path: Path, begun: int | None) -> None:
+    one = wanted(f"{mirror.address}/p.tar.gz", mirror.content)
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "p.tar.gz").write_bytes(mirror.content[:begun])
+    image_downloads.provide(one, str(tmp_path), "arm64", None, None)
+    assert mirror.ranges == [f"bytes={len(mirror.content) if begun is None else begun}-"]
+    assert Path(image_downloads.program(one, str(tmp_path))).read_bytes() == elf()
+
+
+def test_another_file_than_the_wanted_one_is_thrown_away(mirror: Mirror, tmp_path: Path) -> None:
+    one = wanted(f"{mirror.address}/p.tar.gz", b"something else")
+    with pytest.raises(ImageError, match=f"gave another file than the one wanted.*wanted {one.sha256}"):
+        image_downloads.provide(one, str(tmp_path), "arm64", None, None)
+    assert list((tmp_path / "downloads").iterdir()) == [] and not os.path.exists(image_downloads.program(one, str(tmp_path)))
+
+
+def test_an_archive_that_was_brought_is_checked_and_not_fetched(mirror: Mirror, tmp_path: Path) -> None:
+    brought = tmp_path / "brought"
+    brought.mkdir()
+    (brought / "p.tar.gz").write_bytes(mirror.content)
+    one = wanted(f"{mirror.address}/p.tar.gz", mirror.content)
+    image_downloads.provide(one, str(tmp_path), "arm64", str(brought), None)
+    assert mirror.ranges == [] and (brought / "p.tar.gz").exists()
+    (brought / "q.tar.gz").write_bytes(b"another")
+    with pytest.raises(ImageError, match="q.tar.gz is another file than the one wanted: bring the right one"):
+        image_downloads.provide(wanted(f"{mirror.address}/q.tar.gz", mirror.content + b"x"), str(tmp_path), "arm64", str(brought), None)
+
+
+def test_what_cannot_be_fetched_is_told_with_both_remedies(mirror: Mirror, tmp_path: Path) -> None:
+    nowhere = wanted("http://127.0.0.1:9/p.tar.gz", b"")
+    with pytest.raises(ImageError, match="cannot be fetched: .*set sgl_download_mirror.*put p.tar.gz into a folder.*sgl_download_dir"):
+        image_downloads.provide(nowhere, str(tmp_path), "arm64", None, None)
+
+
+def test_the_proxy_of_the_environment_is_used(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", mirror.address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    image_downloads.provide(wanted("http://releases.example/p.tar.gz", mirror.content), str(tmp_path), "arm64", None, None)
+    assert mirror.proxied == ["http://releases.example/p.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (archive(elf(62)), "is a program for amd64, not for arm64"),
+        (archive(b"#!/bin/sh\n" + bytes(99)), "is a program for no Linux"),
+        (archive(program="promtool"), "holds no program prometheus"),
+        (b"no archive", "cannot be unpacked"),
+        (archive()[:-40], "cannot be unpacked"),
+    ],
+)
+def test_an_archive_that_holds_something_else_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "p.tar.gz").write_bytes(content)
+    one = wanted("https://releases.example/p.tar.gz", content)
+    with pytest.raises(ImageError, match=words):
+        image_downloads.provide(one, str(tmp_path / "cache"), "arm64", str(tmp_path), None)
+    assert list((tmp_path / "cache" / "programs").iterdir()) == []
+
+
+@pytest.mark.parametrize("architecture", ["amd64", "arm64"])
+def test_the_recipes_archives_are_pinned_or_asked_for(architecture: str) -> None:
+    given: dict[str, Any] = {name: {"sha256": "0" * 64} for name, entry in RECIPE["downloads"].items() if not entry["sha256"][architecture]}
+    found = {one.name: one for one in image_downloads.archives(RECIPE, given, architecture, None)}
+    assert {name: entry["version"] for name, entry in RECIPE["downloads"].items()} == {
+        "prometheus": "3.5.0", "node_exporter": "1.9.1", "jaeger": "1.73.0",
+    }  # fmt: skip
+    assert set(found) == set(RECIPE["downloads"]) and set(given) <= {"jaeger"}
+    for one in found.values():
+        assert one.url.startswith("https://github.com/") and one.file.endswith(f"linux-{architecture}.tar.gz") and len(one.sha256) == 64
+
+
+def test_a_digest_that_nobody_pinned_is_asked_of_the_operator() -> None:
+    with pytest.raises(ImageError) as caught:
+        image_downloads.archives(RECIPE, {}, "arm64", None)
+    assert str(caught.value) == (
+        "no digest of jaeger-1.73.0-linux-arm64.tar.gz is pinned: take it from jaeger-1.73.0.sha256sum.txt of that release, and set "
+        "sgl_image_downloads: {jaeger: {sha256: ...}}"
+    )
+
+
+def test_a_mirror_has_the_same_paths() -> None:
+    given = {"jaeger": {"sha256": "0" * 64}}
+    plain, mirrored = (image_downloads.archives(RECIPE, given, "arm64", mirror) for mirror in (None, "https://mirror.example/github/"))
+    assert [one.url.replace("https://mirror.example/github/", "https://github.com/") for one in mirrored] == [one.url for one in plain]
+    assert all(one.url.startswith("https://mirror.example/github/p") or "jaeger" in one.url for one in mirrored)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"grafana": {}}, "names grafana, and this flavour downloads prometheus, node_exporter, jaeger"),
+        ({"prometheus": {"version": "3.6.0"}}, "linux-arm64.tar.gz is pinned: take it from its project's sha256sums.txt"),
+        ({"prometheus": {"sha256": "ABC"}}, "is no sha256 digest: 'ABC'"),
+        ({"prometheus": {"version": "../../x", "sha256": "0" * 64}}, "is no version"),
+        ({"prometheus": {"url": "https://x"}}, "takes version and sha256"),
+        ({"prometheus": "3.6.0"}, "takes version and sha256"),
+    ],
+)  # fmt: skip
+def test_what_the_operator_gives_for_an_archive_is_checked(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ImageError, match=words.replace("(", r"\(")):
+        image_downloads.archives(RECIPE, {"jaeger": {"sha256": "0" * 64}, **given}, "arm64", None)
+
+
+# --- the build -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    folder = tmp_path / "context" / "flavours" / "gh200"
+    folder.mkdir(parents=True)
+    (folder / "requirements.txt").write_text("supervisor==4.3.0 \\\n    --hash=sha256:00\n")
+    (folder / "build.json").write_text(json.dumps(RECIPE))
+    return tmp_path / "context"
+
+
+def gh200(docker: Docker, tmp_path: Path, base: str | None = None, platform: str | None = "linux/arm64", **sources: Any) -> ImageBuild:
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    given = {"downloads": {"jaeger": {"sha256": "0" * 64}}, **sources}
+    return ImageBuild(docker, "box:gh200", "gh200", "sha256:a", base, "bookworm", str(tmp_path / "cache"), platform, Sources(**given))
+
+
+def have(build: ImageBuild, context: Path) -> None:
+    """Let every program be there already."""
+    for one in build._archives(RECIPE):
+        program = Path(image_downloads.program(one, build.build_dir))
+        program.parent.mkdir(parents=True)
+        program.write_bytes(elf())
+
+
+def test_a_recipes_steps_come_one_after_the_other(docker: Docker, tmp_path: Path, context: Path) -> None:
+    build = gh200(docker, tmp_path)
+    assert build.next_step(str(context)) == "base"
+    docker.answers["image inspect lmsysorg/sglang:dev"] = image()
+    docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image(architecture="amd64")
+    assert build.next_step(str(context)) == "base", "one of the bases is for another architecture"
+    docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image()
+    assert build.next_step(str(context)) == "wheels"
+    Path(build._wheelhouse(str(context))).mkdir()
+    assert build.next_step(str(context)) == "downloads"
+    have(build, context)
+    assert build.next_step(str(context)) == "build"
+
+
+def test_an_archive_without_a_digest_is_told_before_any_download(docker: Docker, tmp_path: Path, context: Path) -> None:
+    with pytest.raises(ImageError, match="no digest of jaeger"):
+        gh200(docker, tmp_path, downloads={}).next_step(str(context))
+
+
+def test_every_base_is_had_by_its_own_variable(docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_parts, "need_emulator", lambda architecture: None)
+    pulled: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(
+        image_parts, "pull", lambda client, reference, architecture, variable: pulled.append((reference, architecture, variable))
+    )
+    gh200(docker, tmp_path, f"lmsysorg/sglang@{DIGEST}", stages={"DCGM_IMAGE": "mirror.example/dcgm:1"}).make_base(str(context))
+    assert pulled == [
+        (f"lmsysorg/sglang@{DIGEST}", "arm64", "sgl_image_base"),
+        ("mirror.example/dcgm:1", "arm64", "sgl_image_dcgm"),
+    ]
+
+
+def build_command(build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    commands: list[list[str]] = []
+
+    def step(what: str, command: list[str], environment: dict[str, str]) -> None:
+        commands.append(command)
+        docker.answers["image inspect box"] = image(labels={INPUTS_LABEL: "sha256:a"})
+
+    Path(build._wheelhouse(str(context))).mkdir()
+    have(build, context)
+    docker.answers["version --format"] = (0, "20.10.24", "")
+    monkeypatch.setattr(build, "_step", step)
+    monkeypatch.setattr(image_build, "check_image", lambda *_: None)
+    build.build(str(context), "abc")
+    return commands[0]
+
+
+def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTPS_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, f"value-of-{name}")
+    docker.answers["image inspect lmsysorg/sglang:dev"] = image(digests=(f"lmsysorg/sglang@{DIGEST}",))
+    command = build_command(gh200(docker, tmp_path), docker, context, monkeypatch)
+    for argument in (
+        "BASE=lmsysorg/sglang:dev", "BASE_NAME=lmsysorg/sglang:dev", f"BASE_DIGEST={DIGEST}",
+        f"DCGM_IMAGE={RECIPE['stages']['DCGM_IMAGE']}",
+        "http_proxy=value-of-http_proxy", "HTTPS_PROXY=value-of-HTTPS_PROXY", "no_proxy=value-of-no_proxy",
+    ):  # fmt: skip
+        assert argument in command
+    assert command[command.index("--platform") + 1] == "linux/arm64"
+    assert sorted(os.listdir(context / "programs")) == ["jaeger-all-in-one", "node_exporter", "prometheus"]
+
+
+def test_the_hosts_own_platform_is_not_named(docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker.answers["image inspect lmsysorg/sglang:dev"] = image(architecture="amd64")
+    with pytest.raises(
+        ImageError, match="box:gh200 is for arm64, and linux/amd64 is wanted: its base lmsysorg/sglang:dev is the wrong one"
+    ):
+        build_command(gh200(docker, tmp_path, platform=None), docker, context, monkeypatch)
+
+
+def test_an_architectures_own_requirements_stand_instead(docker: Docker, tmp_path: Path) -> None:
+    folder = tmp_path / "context" / "flavours" / "local"
+    folder.mkdir(parents=True)
+    (folder / "requirements.txt").write_text(
+        "# x\na==1 \\\n    --hash=sha256:01 \\\n    --hash=sha256:02\ntorch==2 \\\n    --hash=sha256:03\nz==1 --hash=sha256:04\n"
+    )
+    (folder / "requirements.arm64.txt").write_text("# y\ntorch==1.9 \\\n    --hash=sha256:05\n")
+    text = {}
+    for wanted_platform in ("linux/amd64", "linux/arm64"):
+        build = ImageBuild(docker, "box:local", "local", "sha256:a", None, "bookworm", str(tmp_path), wanted_platform)
+        text[wanted_platform] = build._requirements(str(tmp_path / "context"))
+    assert text["linux/amd64"] == (folder / "requirements.txt").read_text()
+    assert (
+        text["linux/arm64"]
+        == "# x\na==1 \\\n    --hash=sha256:01 \\\n    --hash=sha256:02\ntorch==1.9 \\\n    --hash=sha256:05\nz==1 --hash=sha256:04\n"
+    )
+
+
+def test_wheels_of_another_architecture_are_kept_apart(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = gh200(docker, tmp_path, platform=None), gh200(docker, tmp_path)
+    for build in (own, other):
+        monkeypatch.setattr(build, "_step", lambda what, command: None)
+        build.fetch_wheels(str(context))
+    assert {os.path.basename(build._wheelhouse(str(context))) for build in (own, other)} == set(os.listdir(own.build_dir))
+    assert os.path.basename(other._wheelhouse(str(context))).startswith("wheelhouse-arm64-")
+
+
+def test_a_debian_base_is_named_for_its_architecture(docker: Docker, tmp_path: Path) -> None:
+    def base(platform: str | None) -> str:
+        return ImageBuild(docker, "box:local", "local", "sha256:a", None, "bookworm", str(tmp_path), platform)._bases({})["BASE"]
+
+    assert base(None) == base("linux/amd64") == "sglang-base:bookworm" and base("linux/arm64") == "sglang-base:bookworm-arm64"
+
+
+# --- registries and archives -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ansible_collections.slice_bench.sglang.plugins.module_utils import image_sources
+
+    monkeypatch.setattr(image_sources, "check_image", lambda *_: None)
+
+
+def test_an_image_is_known_by_the_digest_that_it_was_pulled_by(docker: Docker) -> None:
+    reference = f"registry.example/sglang-dev@{DIGEST}"
+    source = Pulled(docker, "box:gh200", "gh200", "linux/arm64", reference)
+    assert source.is_current(source.found()) is False
+    docker.answers["image inspect box:gh200"] = image(digests=(f"elsewhere.example/sglang-dev@{DIGEST}",))
+    found = source.found()
+    assert source.is_current(found) is True and found is not None and pulled_by_digest(found, reference)
+    assert source.warning(found) is None
+    docker.answers["image inspect box:gh200"] = image(digests=("registry.example/sglang-dev@sha256:0",))
+    assert source.is_current(source.found()) is False
+
+
+def test_a_tag_is_taken_with_a_warning_and_not_followed(docker: Docker, unchecked: None) -> None:
+    source = Pulled(docker, "box:gh200", "gh200", "linux/arm64", "registry.example/sglang-dev:stable")
+    docker.answers["image inspect registry.example/sglang-dev:stable"] = image(digests=(f"registry.example/sglang-dev@{DIGEST}",))
+    docker.answers["tag registry.example/sglang-dev:stable box:gh200"] = (0, "", "")
+    assert source.is_current(None) is False
+    docker.answers["image inspect box:gh200"] = image(digests=(f"registry.example/sglang-dev@{DIGEST}",))
+    made = source.make()
+    assert source.is_current(made) is True
+    assert f"set sgl_image_pull to registry.example/sglang-dev@{DIGEST}" in (source.warning(made) or "")
+    docker.answers["image inspect box:gh200"] = image("sha256:2")
+    assert source.is_current(source.found()) is False
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "image.tar"
+    path.write_bytes(b"an archive")
+    return path
+
+
+def loaded(docker: Docker, tmp_path: Path, saved: Path, sha256: str | None = None) -> Loaded:
+    docker.answers.setdefault("load --input", (0, "Loaded image: sglang-dev:elsewhere\n", ""))
+    docker.answers.setdefault("image inspect sglang-dev:elsewhere", image())
+    docker.answers.setdefault("tag sglang-dev:elsewhere box:gh200", (0, "", ""))
+    return Loaded(docker, "box:gh200", "gh200", "linux/arm64", str(saved), sha256, str(tmp_path))
+
+
+def test_an_archive_is_loaded_once(docker: Docker, tmp_path: Path, saved: Path, unchecked: None) -> None:
+    source = loaded(docker, tmp_path, saved)
+    assert source.is_current(source.found()) is False
+    docker.answers["image inspect box:gh200"] = image()
+    assert source.is_current(source.found()) is False, "an image of that name that came from elsewhere"
+    assert source.make()["id"] == "sha256:1"
+    assert source.is_current(source.found()) is True
+    saved.unlink()
+    assert source.is_current(source.found()) is True, "a converged host needs the archive no more"
+    saved.write_bytes(b"another archive")
+    assert source.is_current(source.found()) is False
+    docker.answers["image inspect box:gh200"] = image("sha256:2")
+    assert source.is_current(source.found()) is False, "the name was given to another image"
+
+
+def test_an_archive_is_held_to_its_digest(docker: Docker, tmp_path: Path, saved: Path, unchecked: None) -> None:
+    digest = hashlib.sha256(b"an archive").hexdigest()
+    with pytest.raises(ImageError, match=f"has the sha256 digest {digest}, and sgl_image_archive_sha256 is {'0' * 64}"):
+        loaded(docker, tmp_path, saved, "0" * 64).make()
+    assert not [line for line in docker.asked if line.startswith("load")]
+    docker.answers["image inspect box:gh200"] = image()
+    loaded(docker, tmp_path, saved).make()
+    source = loaded(docker, tmp_path, saved, f"sha256:{digest.upper()}")
+    assert source.is_current(source.found()) is True, "what was loaded without a digest has the wanted one"
+    source.make()
+    saved.rename(tmp_path / "moved.tar")
+    assert loaded(docker, tmp_path, tmp_path / "moved.tar", digest).is_current(source.found()) is True
+    assert loaded(docker, tmp_path, saved, "0" * 64).is_current(source.found()) is False
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Loaded image: a:1\nLoaded image: b:1\n", r"holds 2 images \(a:1, b:1\), none of them box:gh200: set sgl_image"),
+        ("", "holds 0 images"),
+    ],
+)
+def test_an_archive_with_other_images_is_refused(docker: Docker, tmp_path: Path, saved: Path, said: str, words: str) -> None:
+    docker.answers["load --input"] = (0, said, "")
+    with pytest.raises(ImageError, match=words):
+        loaded(docker, tmp_path, saved).make()
+
+
+def test_an_archive_that_is_not_there_is_told(docker: Docker, tmp_path: Path) -> None:
+    source = loaded(docker, tmp_path, tmp_path / "none.tar")
+    with pytest.raises(ImageError, match=r"there is no archive .*none\.tar on this host: put it there, or set sgl_image_archive"):
+        source.make()
+    docker.answers["load --input"] = (1, "", "open /x: no such file or directory")
+    (tmp_path / "none.tar").touch()
+    with pytest.raises(DockerError, match="no such file"):
+        source.make()
