@@ -8,15 +8,14 @@ import hashlib
 import os
 import re
 import shutil
-import ssl
 import tarfile
 import tempfile
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ansible.module_utils.urls import open_url
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ELF_HEAD_BYTES, ImageError, elf_architecture
 
 _CHUNK = 1 << 20
@@ -100,14 +99,12 @@ def provide(archive: Archive, folder: str, architecture: str, fetched: str | Non
 
 def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | None) -> None:
     """Fetch an archive to `path`, going on where an earlier try was cut off."""
-    request = urllib.request.Request(archive.url)
     begun = os.path.getsize(path) if os.path.exists(path) else 0
-    if begun:
-        request.add_header("Range", f"bytes={begun}-")
+    headers = {"Range": f"bytes={begun}-"} if begun else None
     try:
         # Proxies are those of the environment, as for pip and the build.
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=ssl.create_default_context(cafile=ca_bundle)) as answer:
-            with open(path, "ab" if answer.status == 206 else "wb") as target:
+        with open_url(archive.url, headers=headers, timeout=_TIMEOUT_S, ca_path=ca_bundle) as answer:
+            with open(path, "ab" if answer.getcode() == 206 else "wb") as target:
                 shutil.copyfileobj(answer, target, _CHUNK)
     except urllib.error.HTTPError as error:
         # 416: it was whole already, or is longer than it should be; the digest tells.
