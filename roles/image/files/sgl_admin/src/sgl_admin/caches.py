@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,14 @@ class SignatureRecord:
             return "no finished work with this signature"
         return missing_file(record)
 
-    def write(self) -> dict[str, Any]:
-        """Vouch for what the caches hold now; returns the record's summary of them."""
+    def write(self, content: Iterable[Path] | None = None) -> dict[str, Any]:
+        """Vouch for these files, or for all that the caches hold now; returns the record's summary of them."""
         listed: dict[str, int] = {}
         latest = 0.0
-        for cache in self.caches:
-            for path, stat in cache_files(cache):
-                listed[str(path.relative_to(paths.PROFILES))] = stat.st_size
-                latest = max(latest, stat.st_mtime)
+        everything = (found for cache in self.caches for found in cache_files(cache))
+        for path, stat in everything if content is None else ((path, path.stat()) for path in content):
+            listed[str(path.relative_to(paths.PROFILES))] = stat.st_size
+            latest = max(latest, stat.st_mtime)
         summary = {"count": len(listed), "bytes": sum(listed.values()), "latest_mtime_iso": clock.utc(latest) if listed else None}
         files.write_json(self.path, {"schema_version": "1", "signature": self.signature, "summary": summary, "files": listed})
         return summary

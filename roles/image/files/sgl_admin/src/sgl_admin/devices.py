@@ -12,6 +12,8 @@ from typing import Any
 
 # There wherever NVIDIA's driver is, and in a container that was started with its GPUs.
 CONTROL = Path("/dev/nvidiactl")
+# By which CUDA, and so NVML's answers here, are narrowed.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MIB = 1 << 20
 # What lowers a clock against the driver's will, by NVML's names (nvmlClocksEventReasons); idle and set limits are not among them.
 _THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal, by software", 0x40: "thermal, by hardware", 0x80: "power brake"}
@@ -122,7 +124,7 @@ def _nvml() -> Iterator[Any]:
 
 def _visible(nvml: Any) -> Iterator[Any]:
     """The GPUs that CUDA shows a process of this environment, in the order of their PCI addresses (CUDA_DEVICE_ORDER=PCI_BUS_ID)."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = os.environ.get(VISIBLE)
     if wanted is None:
         yield from _every(nvml)
         return

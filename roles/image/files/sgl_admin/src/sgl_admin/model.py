@@ -10,6 +10,10 @@ from typing import Any
 
 from sgl_admin import files
 
+# How the architectures that SGLang knows call their number of experts, and the language model's part of a config.
+EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
+_LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
+
 
 class UnusableModel(Exception):
     """The model's folder or its config cannot be used (exit code 2)."""
@@ -24,8 +28,13 @@ class Model:
 
     @property
     def has_experts(self) -> bool:
-        keys = ("num_experts", "num_local_experts", "n_routed_experts")
-        return any(isinstance(self.config.get(key), int) and self.config[key] > 0 for key in keys)
+        parts = (self.config, language_part(self.config))
+        return any(type(part.get(key)) is int and part[key] > 0 for part in parts for key in EXPERTS)
+
+
+def language_part(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config: multimodal models keep it in a config of its own."""
+    return next((config[key] for key in _LANGUAGE if isinstance(config.get(key), dict)), config)
 
 
 def load(path: str) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -56,6 +57,9 @@ class Prep(Interruptible):
         self._counted_from = self._started
         flavour = files.read_json(paths.FLAVOUR) or {}
         self._environment: dict[str, str] = {**flavour["server"]["env"], **dict(line.split("=", 1) for line in request.server_env)}
+        if devices.VISIBLE in self._environment:
+            # What the server will see is what this prep is for.
+            os.environ[devices.VISIBLE] = self._environment[devices.VISIBLE]
         loaded, found = model.load(request.model), devices.find()
         gpu_fit.check(found, request.tp, self._warn)
         self._release, unknown = releases.of(versions.installed("sglang"))
@@ -229,7 +233,7 @@ class Prep(Interruptible):
                     artifacts = stage.run(self.context)
                 # What the stage learned of the server may have changed what its work depends on.
                 record = SignatureRecord(stage.name, stage.caches, stage.signature(self.context))
-                artifacts["files"] = record.write()
+                artifacts["files"] = record.write(stage.content(self.context))
             finally:
                 marker.unlink()
         return artifacts, record.signature

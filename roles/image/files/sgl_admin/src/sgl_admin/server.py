@@ -27,7 +27,8 @@ _TERMINATE_S = 15.0
 _TAIL_BYTES = 1 << 16
 # What a server says as it dies, by what it dies of; the first that is found counts (docs/decisions/gpu-stages.md).
 _DEATHS = (
-    ("insufficient_disk", ("no space left on device", "disk quota exceeded")),
+    # DeepGEMM says only where it was writing (csrc/jit/compiler.hpp).
+    ("insufficient_disk", ("no space left on device", "disk quota exceeded", "out.write(")),
     ("oom", ("out of memory", "outofmemoryerror", "not enough memory", "cudaerrormemoryallocation")),
     ("port_busy", ("address already in use",)),
     (

@@ -6,10 +6,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sgl_admin.model import EXPERTS, language_part
 from sgl_admin.releases import Release
 
 # How the architectures that SGLang knows call these (their Hugging Face configs).
-_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k")
 _INTERMEDIATE = ("moe_intermediate_size", "expert_hidden_dim", "intermediate_size")
 _NAME = re.compile(
@@ -77,9 +77,8 @@ def of(config: dict[str, Any], tp: int, moe_dtype: str, server_args: tuple[str, 
 
     The server's log has the last word (`seen`): which shared experts are fused depends on the release and on its flags.
     """
-    # Multimodal models keep the language model's part in a config of its own.
-    text = next((config[key] for key in ("text_config", "llm_config", "language_config") if isinstance(config.get(key), dict)), config)
-    routed, chosen, intermediate = (_first(text, keys) for keys in (_EXPERTS, _CHOSEN, _INTERMEDIATE))
+    text = language_part(config)
+    routed, chosen, intermediate = (_first(text, keys) for keys in (EXPERTS, _CHOSEN, _INTERMEDIATE))
     hidden = text.get("hidden_size")
     if not (routed and chosen and intermediate and isinstance(hidden, int)):
         raise Untunable("the model's config does not tell the shape of its experts (their number, how many are chosen, their sizes)")

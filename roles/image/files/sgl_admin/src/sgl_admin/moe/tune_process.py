@@ -41,8 +41,9 @@ def tune(order: dict[str, Any], say: Any) -> int:
     shape = MoeShape.from_json(order["shape"])
     configs: list[space.Config] = order["configs"]
     journal = Journal(Path(order["journal"]), order["tuning"])
-    if journal.open is not None:
-        journal.drop(*journal.open, f"the process that measured it ended: {order['ended'] or 'killed'}")
+    # Where it is not known why that process ended, it may have been killed with all the others: the configuration is tried again.
+    if journal.open is not None and order["ended"]:
+        journal.drop(*journal.open, f"the process that measured it ended: {order['ended']}")
     import torch
 
     from sgl_admin.moe.bench import FusedExperts

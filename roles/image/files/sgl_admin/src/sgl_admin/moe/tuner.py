@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,6 +20,7 @@ from typing import Any
 from sgl_admin import caches, devices, files, paths
 from sgl_admin.errors import StageFailure
 from sgl_admin.moe import config_files
+from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
 from sgl_admin.server import end_group
@@ -91,6 +93,8 @@ class Tuner:
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_space()
+        # What a killed one had settled says which configurations are worth trying at the others.
+        batch_sizes = sorted({*batch_sizes, *Journal(self._journal, self._tuning).best})
         while not self._attempt(batch_sizes, found):
             self.outcome.restarts += 1
             if self.outcome.restarts > _FALLS:
@@ -160,9 +164,9 @@ class Tuner:
         assert process.stdin is not None
         try:
             self._on_group(process.pid)
-            with process.stdin as stdin:
-                os.write(word, b"1")
-                stdin.write(json.dumps(order).encode())
+            os.write(word, b"1")
+            process.stdin.write(json.dumps(order).encode())
+            process.stdin.flush()
         except BrokenPipeError:
             pass  # It has ended already, which is seen at once.
         except BaseException:
@@ -171,6 +175,8 @@ class Tuner:
             raise
         finally:
             os.close(word)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         return process
 
     def _raise_hopeless(self, code: int | None, measured: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_admin import versions
@@ -77,6 +78,10 @@ class Stage:
     def run(self, context: Context) -> dict[str, Any]:
         """Do the work; returns artifacts beyond the files. Raises StageFailure."""
         raise NotImplementedError
+
+    def content(self, context: Context) -> Iterable[Path] | None:
+        """The files that its work is; None for all that its caches hold."""
+        return None
 
     def standing(self, context: Context) -> dict[str, Any]:
         """Artifacts beyond the files of work that stands: what a no-op reports."""

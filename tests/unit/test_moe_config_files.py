@@ -1,0 +1,244 @@
+"""The folder of MoE configuration files: SGLang's own, which an upgrade replaces, and ours, which it does not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sgl_admin import paths, releases, versions
+from sgl_admin.errors import StageFailure
+from sgl_admin.moe import config_files
+from sgl_admin.moe.shape import Lookup
+
+LOOKUP = Lookup(513, 512, "fp8_w8a8", (128, 128))
+NAME = LOOKUP.file_name("NVIDIA GH200 480GB")
+DOWN = NAME.replace(".json", "_down.json")
+OTHER = "E=8,N=14336,device_name=NVIDIA_H200.json"
+TUNING = {"E": 513, "sglang": "0.5.17"}
+TILE = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
+
+
+class Site:
+    """A folder on sys.path with an installed SGLang of no code."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.release, _ = releases.of("0.5.17")
+
+    def install(self, version: str, contents: dict[str, Any]) -> None:
+        """Install this version in the place of another; `contents` are its configurations, by name below `configs`."""
+        for old in self.folder.glob("sglang-*.dist-info"):
+            old.rmdir()
+        (self.folder / f"sglang-{version}.dist-info").mkdir(parents=True)
+        versions._distributions.cache_clear()
+        self.release, _ = releases.of(version)
+        package = self.folder / "sglang"
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()
+        configs = package / self.release.moe_configs / "configs"
+        for file in [*configs.glob("*/*.json")]:
+            file.unlink()
+        for name, content in contents.items():
+            (configs / name).parent.mkdir(parents=True, exist_ok=True)
+            (configs / name).write_text(json.dumps(content))
+
+    def place(self) -> int:
+        return config_files.place_built_in(self.release)
+
+
+@pytest.fixture
+def site(container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.setattr(sys, "path", [str(folder)])
+    made = Site(folder)
+    made.install(
+        "0.5.17", {f"triton_3_6_0/{NAME}": {"1": TILE}, f"triton_3_6_0/{DOWN}": {"1": TILE}, f"triton_3_5_1/{OTHER}": {"64": TILE}}
+    )
+    yield made
+    versions._distributions.cache_clear()
+
+
+def placed() -> dict[str, Any]:
+    configs = config_files.root() / "configs"
+    return {str(path.relative_to(configs)): json.loads(path.read_text()) for path in configs.rglob("*.json")}
+
+
+def stamps() -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in config_files.root().rglob("*") if path.is_file()}
+
+
+def ours() -> Path:
+    return config_files.folder("3.6.0") / NAME
+
+
+def test_the_folder_is_where_sglang_looks_for_this_triton(container: Path) -> None:
+    assert config_files.folder("3.6.0") == paths.PROFILES / "moe_configs" / "configs" / "triton_3_6_0"
+
+
+@pytest.mark.parametrize("version", ["0.5.3", "0.5.9", "0.5.17", "0.5.23"])
+def test_sglangs_own_files_are_placed_once(site: Site, version: str) -> None:
+    site.install(version, {f"triton_3_6_0/{NAME}": {"1": TILE}, f"triton_3_5_1/{OTHER}": {"64": TILE}})
+    assert site.place() == 2
+    assert placed() == {f"triton_3_6_0/{NAME}": {"1": TILE}, f"triton_3_5_1/{OTHER}": {"64": TILE}}
+    before = stamps()
+    assert site.place() == 0 and stamps() == before, "a second call writes nothing"
+
+
+def test_one_that_is_gone_is_placed_again(site: Site) -> None:
+    site.place()
+    expected = placed()
+    ours().unlink()
+    assert site.place() == 3 and placed() == expected
+
+
+def test_an_upgrade_replaces_sglangs_own_files_and_removes_those_that_it_has_no_more(site: Site) -> None:
+    site.place()
+    site.install("0.5.23", {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_7_1/{OTHER}": {"64": TILE}})
+    assert site.place() == 2
+    assert placed() == {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_7_1/{OTHER}": {"64": TILE}}
+    assert site.place() == 0
+
+
+def test_an_upgrade_leaves_ours(site: Site) -> None:
+    site.place()
+    config_files.add(ours(), TUNING, 16, TILE)
+    mine = config_files.folder("3.6.0") / OTHER
+    config_files.add(mine, TUNING, 4, TILE)
+    site.install("0.5.23", {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_6_0/{DOWN}": {"2": TILE}, f"triton_3_6_0/{OTHER}": {"2": TILE}})
+    assert site.place() == 0
+    assert placed() == {f"triton_3_6_0/{NAME}": {"1": TILE, "16": TILE}, f"triton_3_6_0/{OTHER}": {"4": TILE}}
+    assert sorted(config_files.tuned(ours(), TUNING)) == [16], "what was SGLang's own in it is not ours"
+
+
+@pytest.mark.parametrize("killed_at", range(6))
+def test_what_a_killed_placing_leaves_does_not_pass_for_ours(site: Site, monkeypatch: pytest.MonkeyPatch, killed_at: int) -> None:
+    """Killed at each of its writes, of a first placing and of an upgrade; the file that was being written is torn."""
+    real, calls = Path.write_bytes, []
+
+    class Killed(Exception):
+        pass
+
+    def write_bytes(self: Path, content: bytes) -> int:
+        calls.append(self)
+        if len(calls) == killed_at + 1:
+            real(self, content[:5])
+            raise Killed
+        return real(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    upgraded = {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_6_0/{OTHER}": {"2": TILE}, f"triton_3_7_1/{OTHER}": {"64": TILE}}
+    downs = 0
+    for version, contents in (("0.5.17", None), ("0.5.23", upgraded)):
+        if contents:
+            site.install(version, contents)
+        try:
+            site.place()
+        except Killed:
+            downs += 1
+            site.place()
+    assert downs == 1 and placed() == upgraded
+    assert site.place() == 0
+
+
+def test_the_union_of_old_and_new_batch_sizes_is_written_as_sglang_reads_it(site: Site) -> None:
+    site.install("0.5.17", {f"triton_3_6_0/{NAME}": {"1": {**TILE, "num_warps": 8}, "16": TILE, "1024": TILE}})
+    site.place()
+    better = {**TILE, "num_stages": 4}
+    config_files.add(ours(), TUNING, 16, better)
+    config_files.add(ours(), TUNING, 2, better)
+    text = ours().read_text()
+    found = json.loads(text)
+    assert found == {"1": {**TILE, "num_warps": 8}, "2": better, "16": better, "1024": TILE}
+    assert list(found) == ["1", "2", "16", "1024"] and text == json.dumps(found, indent=4) + "\n"
+    # As SGLang takes it in: its keys as numbers, its values as the kernel's keywords.
+    assert {int(size): config for size, config in found.items()} == config_files.read(ours())
+    assert config_files.tuned(ours(), TUNING) == {2: better, 16: better}
+
+
+def test_the_down_projections_file_goes_with_the_one_that_becomes_ours(site: Site) -> None:
+    site.place()
+    config_files.add(ours(), TUNING, 16, TILE)
+    assert set(placed()) == {f"triton_3_6_0/{NAME}", f"triton_3_5_1/{OTHER}"}
+    assert site.place() == 0 and set(placed()) == {f"triton_3_6_0/{NAME}", f"triton_3_5_1/{OTHER}"}
+
+
+def test_a_down_projections_file_of_somebody_elses_stays(site: Site) -> None:
+    """It lies beside a file of ours that SGLang has none for."""
+    site.install("0.5.17", {f"triton_3_5_1/{OTHER}": {"64": TILE}})
+    site.place()
+    down = ours().with_name(DOWN)
+    down.parent.mkdir(parents=True)
+    down.write_text("{}")
+    config_files.add(ours(), TUNING, 16, TILE)
+    assert down.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"16": []}', '{"sixteen": {}}', '{"16": {}', "\xff"])
+def test_a_file_of_ours_that_cannot_be_read_is_made_anew(site: Site, content: str) -> None:
+    config_files.add(ours(), TUNING, 2, TILE)
+    config_files.add(ours(), TUNING, 16, TILE)
+    ours().write_text(content)
+    assert config_files.read(ours()) == {} and config_files.tuned(ours(), TUNING) == {}
+    config_files.add(ours(), TUNING, 16, TILE)
+    assert json.loads(ours().read_text()) == {"16": TILE} and config_files.tuned(ours(), TUNING) == {16: TILE}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": [[]], "sglang": "0.5.17"}', '{"files": 3}'])
+def test_a_record_of_sglangs_files_that_cannot_be_read_makes_all_of_them_ours(site: Site, content: str) -> None:
+    """None of ours is lost that way; SGLang's own are what they were."""
+    site.place()
+    before = placed()
+    (config_files.root() / ".built_in.json").write_text(content)
+    config_files.add(ours(), TUNING, 16, TILE)
+    site.place()
+    assert placed() == {**before, f"triton_3_6_0/{NAME}": {"1": TILE, "16": TILE}}
+
+
+def test_an_sglang_without_a_version_has_its_files_placed(site: Site) -> None:
+    for folder in site.folder.glob("*.dist-info"):
+        folder.rmdir()
+    versions._distributions.cache_clear()
+    assert versions.installed("sglang") is None
+    assert site.place() == 3 and site.place() == 0
+
+
+@pytest.mark.parametrize("missing", ["configs", "sglang"])
+def test_an_sglang_without_its_configurations_is_told(site: Site, missing: str) -> None:
+    package = site.folder / "sglang"
+    if missing == "sglang":
+        (package / "__init__.py").unlink()
+    else:
+        site.release, _ = releases.of("0.5.3")
+    with pytest.raises(StageFailure, match="the server would not start without them") as caught:
+        site.place()
+    assert caught.value.error_type == "config_missing" and placed() == {}
+
+
+def test_another_tunings_batch_sizes_are_not_counted_as_tuned(site: Site) -> None:
+    config_files.add(ours(), TUNING, 16, TILE)
+    config_files.add(ours(), TUNING, 32, TILE)
+    newer = {**TUNING, "sglang": "0.5.23"}
+    assert sorted(config_files.tuned(ours(), TUNING)) == [16, 32] and config_files.tuned(ours(), newer) == {}
+    other = {**TILE, "num_warps": 8}
+    config_files.add(ours(), newer, 16, other)
+    assert config_files.tuned(ours(), newer) == {16: other} and config_files.tuned(ours(), TUNING) == {}
+    assert config_files.read(ours()) == {16: other, 32: TILE}, "the other one's stay where ours has none"
+
+
+def test_a_file_that_is_gone_has_nothing_tuned(site: Site) -> None:
+    config_files.add(ours(), TUNING, 16, TILE)
+    ours().unlink()
+    assert config_files.tuned(ours(), TUNING) == {}
+
+
+@pytest.mark.parametrize("lookup", [LOOKUP, Lookup(8, 64, None, None)])
+def test_what_a_server_asked_for_is_remembered_by_its_settings(container: Path, lookup: Lookup) -> None:
+    config_files.remember("a1", lookup)
+    assert config_files.remembered("a1") == lookup and config_files.remembered("b2") is None
+    (config_files.root() / config_files.TUNED / "lookup-a1.json").write_text("{")
+    assert config_files.remembered("a1") is None

@@ -1,0 +1,156 @@
+"""What a killed tuning leaves of its journal, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sgl_admin.moe.journal import Journal
+
+TUNING: dict[str, Any] = {"E": 513, "N": 512, "block_shape": [128, 128], "sglang": "0.5.17"}
+CONFIG = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+def write(path: Path) -> Journal:
+    """One of everything that a tuning writes."""
+    journal = Journal(path, TUNING)
+    journal.drop_launch("fused_moe_kernel 3", "its compiler took more than 120 s")
+    journal.measuring(16, 0)
+    journal.look(16, 0, 210)
+    journal.measuring(16, 1)
+    journal.drop(16, 1, "OutOfResources: shared memory")
+    journal.measuring(16, 2)
+    journal.look(16, 2, 190.5)
+    journal.settle(16, CONFIG, 189.25)
+    journal.measuring(32, 2)
+    journal.look(32, 2, 250.0)
+    journal.close()
+    return journal
+
+
+def state(journal: Journal) -> tuple[Any, ...]:
+    return journal.dropped_launches, journal.dropped, journal.looks, journal.best, journal.open
+
+
+def lines_of(lines: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """What these lines say, by other code than the journal's."""
+    launches: dict[str, str] = {}
+    dropped: dict[tuple[int, int], str] = {}
+    looks: dict[int, dict[int, float]] = {}
+    best: dict[int, tuple[Any, float]] = {}
+    open_: tuple[int, ...] | None = None
+    for line in lines:
+        if "tuning" in line:
+            continue
+        open_ = tuple(line["measuring"]) if "measuring" in line else None if "batch_size" in line else open_
+        if "launch" in line:
+            launches[line["launch"]] = line["dropped"]
+        elif "dropped" in line:
+            dropped[line["batch_size"], line["configuration"]] = line["dropped"]
+        elif "best" in line:
+            best[line["batch_size"]] = (line["best"], line["us"])
+        elif "us" in line:
+            looks.setdefault(line["batch_size"], {})[line["configuration"]] = line["us"]
+    return launches, dropped, looks, best, open_
+
+
+def test_what_was_written_is_read(path: Path) -> None:
+    written = write(path)
+    expected = (
+        {"fused_moe_kernel 3": "its compiler took more than 120 s"},
+        {(16, 1): "OutOfResources: shared memory"},
+        {16: {0: 210.0, 2: 190.5}, 32: {2: 250.0}},
+        {16: (CONFIG, 189.25)},
+        None,
+    )
+    assert state(written) == expected and state(Journal(path, TUNING)) == expected
+
+
+def test_every_prefix_of_a_journal_is_one_of_its_whole_lines(path: Path) -> None:
+    write(path)
+    content = path.read_bytes()
+    lines = [json.loads(line) for line in content.splitlines()]
+    header = content.index(b"\n") + 1
+    for end in range(len(content) + 1):
+        path.write_bytes(content[:end])
+        # A last line without its newline is whole all the same.
+        whole = content[:end].count(b"\n") + (end < len(content) and content[end : end + 1] == b"\n")
+        journal = Journal(path, TUNING)
+        assert state(journal) == lines_of(lines[:whole]), end
+        journal.drop(64, 7, "hung")
+        journal.look(64, 8, 1.5)
+        journal.close()
+        again = Journal(path, TUNING)
+        assert state(again) == state(journal) and again.dropped[64, 7] == "hung" and again.looks[64] == {8: 1.5}, end
+        if end >= header:
+            assert path.read_bytes().startswith(content[:end]), "what was known is not written anew"
+
+
+def test_a_journal_that_ends_while_measuring_names_what_it_was(path: Path) -> None:
+    journal = Journal(path, TUNING)
+    assert journal.open is None
+    journal.measuring(16, 5)
+    assert Journal(path, TUNING).open == (16, 5)
+    journal.drop_launch("x", "its compiler ended with exit code 1")
+    assert Journal(path, TUNING).open == (16, 5)
+    for write_end in (lambda: journal.look(16, 5, 1), lambda: journal.drop(16, 5, "no"), lambda: journal.settle(16, CONFIG, 1)):
+        write_end()
+        assert Journal(path, TUNING).open is None
+        journal.measuring(16, 6)
+    journal.close()
+
+
+@pytest.mark.parametrize("other", [{**TUNING, "N": 256}, {}, {**TUNING, "more": None}])
+def test_another_tuning_starts_anew(path: Path, other: dict[str, Any]) -> None:
+    write(path)
+    journal = Journal(path, other)
+    assert state(journal) == ({}, {}, {}, {}, None)
+    journal.look(2, 1, 5)
+    journal.close()
+    assert path.read_text().splitlines() == [json.dumps({"tuning": other}), '{"batch_size": 2, "configuration": 1, "us": 5.0}']
+    assert state(Journal(path, TUNING)) == ({}, {}, {}, {}, None), "and back again"
+
+
+def test_findings_below_another_tunings_name_are_not_taken(path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"tuning": TUNING}, {"batch_size": 2, "configuration": 1, "us": 5.0}, {"tuning": {"E": 8}},
+        {"batch_size": 2, "configuration": 2, "us": 1.0}, {"tuning": TUNING},
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Journal(path, TUNING).looks == {2: {1: 5.0}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "null", "[1]", "\x00\xff", "[" * 100_000, '{"measuring": [1]}', '{"measuring": ["16", 2]}',
+     '{"batch_size": 16, "configuration": 3, "us": "fast"}', '{"batch_size": 16, "configuration": 3}', '{"batch_size": 16, "best": [1]}',
+     '{"batch_size": ' + "9" * 5000 + ', "configuration": 3, "us": 1.0}'],
+)  # fmt: skip
+def test_a_line_that_is_none_is_passed_over(path: Path, line: str) -> None:
+    written = write(path)
+    content = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for place in range(1, len(content) + 1):
+        path.write_text("".join([*content[:place], line + "\n", *content[place:]]), encoding="utf-8")
+        assert state(Journal(path, TUNING)) == state(written)
+
+
+def test_a_journal_that_is_missing_begins(path: Path) -> None:
+    Journal(path, TUNING)
+    assert path.read_text() == json.dumps({"tuning": TUNING}) + "\n"
+
+
+def test_a_finding_is_there_for_others_before_the_writer_goes_on(path: Path) -> None:
+    journal = Journal(path, TUNING)
+    journal.measuring(16, 0)
+    assert Journal(path, TUNING).open == (16, 0)
+    journal.settle(16, CONFIG, 1)
+    assert Journal(path, TUNING).best == {16: (CONFIG, 1.0)}
+    journal.close()
+    journal.close()
