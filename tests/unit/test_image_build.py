@@ -11,6 +11,7 @@ import os
 import platform
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,12 @@ class Mirror:
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture(autouse=True)
+def opener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ansible's open_url leaves its opener, with the proxies of a test, to whatever else this process asks for."""
+    monkeypatch.setattr(urllib.request, "_opener", None)
 
 
 @pytest.fixture
