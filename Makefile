@@ -63,8 +63,8 @@ types: setup ## mypy
 	$(BIN)/mypy
 
 .PHONY: unit
-unit: setup ## The unit tests, fuzzing in small
-	$(PYTEST) tests/unit tests/fuzz $(ARGS)
+unit: setup ## The unit tests but the slow ones, fuzzing in small
+	$(PYTEST) -m "not slow" tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity

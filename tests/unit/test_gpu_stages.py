@@ -26,6 +26,9 @@ from sgl_admin.stages import STAGES, moe_tune
 
 from tests.contract import validators
 
+# It starts processes, and mostly waits for them.
+pytestmark = pytest.mark.slow
+
 DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
 NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 H100 = "NVIDIA H100 80GB HBM3"

@@ -17,6 +17,9 @@ from sgl_admin.moe.compiling import Compilers, Launch, Target
 
 from tests.doubles import moe_compile_work
 
+# It starts processes, and mostly waits for them.
+pytestmark = pytest.mark.slow
+
 # A work that is not to be ended by it takes no tenth of that.
 LIMIT_S = 2.0
 

@@ -27,6 +27,9 @@ from sgl_admin.moe.tuner import Outcome, Tuner
 
 from tests.doubles.moe_bench import time_us
 
+# It starts processes, and mostly waits for them.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOUBLE = "tests.doubles.moe_process"
 SHAPE = MoeShape(Lookup(513, 512, "fp8_w8a8", (128, 128)), 2048, 10, 1, "bfloat16")

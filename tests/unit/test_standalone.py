@@ -18,6 +18,9 @@ from sgl_admin.errors import Refused
 
 from tests.contract import validators
 
+# It starts processes, and mostly waits for them.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
 SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
