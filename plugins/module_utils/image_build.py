@@ -273,7 +273,6 @@ class ImageBuild:
             "BASE_NAME": bases["BASE"],
             "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
             "GIT_REVISION": git_revision,
-            **{key: value for key, value in os.environ.items() if key.lower() in _PROXIES},
         }
         command = [*build_client(self._run), "--progress=plain", "--tag", self.name]
         if self._foreign:
@@ -282,6 +281,10 @@ class ImageBuild:
             arguments["PIP_OPTIONS"] = "--no-compile"
         for key, value in arguments.items():
             command += ["--build-arg", f"{key}={value}"]
+        # Their values, which may hold a password, come from the environment: everybody sees a command line.
+        for key in os.environ:
+            if key.lower() in _PROXIES:
+                command += ["--build-arg", key]
         bundle = ca_bundle()
         if bundle:
             command += ["--secret", f"id=ca-bundle,src={bundle}"]
@@ -289,12 +292,17 @@ class ImageBuild:
         image = self.current()
         if image is None:
             raise ImageError(f"docker build ended well, but {self.name} does not carry the inputs {self.inputs}: is another build at work?")
-        if image["architecture"] != self.architecture:
-            raise ImageError(
-                f"{self.name} is for {image['architecture']}, and linux/{self.architecture} is wanted: "
-                f"its base {bases['BASE']} is the wrong one"
-            )
-        check_image(self._docker, image, self.architecture, self.flavour)
+        try:
+            if image["architecture"] != self.architecture:
+                raise ImageError(
+                    f"{self.name} is for {image['architecture']}, and linux/{self.architecture} is wanted: "
+                    f"its base {bases['BASE']} is the wrong one"
+                )
+            check_image(self._docker, image, self.architecture, self.flavour)
+        except BaseException:
+            # By its label the next run would take it for a good one.
+            self._run([self._docker.binary, "image", "rm", self.name])
+            raise
         return image
 
     def _requirements(self, context: str) -> str:

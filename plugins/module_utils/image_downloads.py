@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import re
 import shutil
 import tarfile
 import tempfile
 import urllib.error
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,12 @@ class Archive:
     @property
     def file(self) -> str:
         return self.url.rpartition("/")[2]
+
+    @property
+    def shown(self) -> str:
+        """The address for a message: without the name and password that a mirror's may hold."""
+        parts = urllib.parse.urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def archives(recipe: dict[str, Any], given: dict[str, Any], architecture: str, mirror: str | None) -> list[Archive]:
@@ -102,18 +110,28 @@ def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | No
     begun = os.path.getsize(path) if os.path.exists(path) else 0
     headers = {"Range": f"bytes={begun}-"} if begun else None
     try:
-        # Proxies are those of the environment, as for pip and the build.
-        with open_url(archive.url, headers=headers, timeout=_TIMEOUT_S, ca_path=ca_bundle) as answer:
-            with open(path, "ab" if answer.getcode() == 206 else "wb") as target:
+        # Proxies are those of the environment, as for pip and the build. Some mirrors call an archive's own gzip an encoding of theirs.
+        with open_url(archive.url, headers=headers, timeout=_TIMEOUT_S, ca_path=ca_bundle, decompress=False) as answer:
+            begun = begun if answer.getcode() == 206 else 0
+            with open(path, "ab" if begun else "wb") as target:
                 shutil.copyfileobj(answer, target, _CHUNK)
+            promised = answer.headers.get("Content-Length", "")
+        came = os.path.getsize(path) - begun
+        if promised.isdecimal() and came < int(promised):
+            raise http.client.IncompleteRead(b"", int(promised) - came)
     except urllib.error.HTTPError as error:
         # 416: it was whole already, or is longer than it should be; the digest tells.
         if error.code != 416:
             raise ImageError(_unreachable(archive, fetched, str(error))) from error
-    except (OSError, ValueError) as error:
+    except http.client.IncompleteRead as error:
+        kept = os.path.getsize(path)
+        raise ImageError(
+            _unreachable(archive, fetched, f"it was cut off, and goes on after {kept} bytes when this is run again")
+        ) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ImageError(_unreachable(archive, fetched, str(error))) from error
     try:
-        _must_be(archive, path, f"{archive.url} gave another file than the one wanted, which is thrown away: see what the mirror has")
+        _must_be(archive, path, f"{archive.shown} gave another file than the one wanted, which is thrown away: see what the mirror has")
     except ImageError:
         os.unlink(path)
         raise
@@ -122,7 +140,8 @@ def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | No
 def _unreachable(archive: Archive, fetched: str | None, error: str) -> str:
     where = fetched or "a folder of this host"
     return (
-        f"{archive.url} cannot be fetched: {error}; set sgl_download_mirror to a mirror of github.com, or put {archive.file} into {where} "
+        f"{archive.shown} cannot be fetched: {error.replace(archive.url, archive.shown)}; "
+        f"set sgl_download_mirror to a mirror of github.com, or put {archive.file} into {where} "
         f"{'' if fetched else 'and set sgl_download_dir to it'}".rstrip()
     )
 
@@ -143,8 +162,10 @@ def _chunks(stream: Any) -> Iterator[bytes]:
 
 def _unpack(archive: Archive, path: str, target: str, architecture: str) -> None:
     """Take the program out of an archive, under its own name only once it is whole."""
-    os.makedirs(os.path.dirname(os.path.dirname(target)), exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=".", suffix=".partial", dir=os.path.dirname(os.path.dirname(target)))
+    programs = os.path.dirname(os.path.dirname(target))
+    os.makedirs(programs, exist_ok=True)
+    # In the build folder itself, from which the next build removes what a killed one left.
+    partial = tempfile.mkdtemp(prefix="program-", suffix=".partial", dir=os.path.dirname(programs))
     try:
         with tarfile.open(path) as packed:
             entry = next((entry for entry in packed if entry.isfile() and os.path.basename(entry.name) == archive.program), None)

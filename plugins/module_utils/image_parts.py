@@ -62,7 +62,8 @@ def digest_of(reference: str, image: dict[str, Any]) -> str:
     """The digest that a reference stands for on this host: the registry's, or the image's own id where it came from none."""
     if "@" in reference:
         return reference.partition("@")[2]
-    repository = repository_of(reference)
+    # Docker leaves out the name of its own registry.
+    repository = repository_of(reference).removeprefix("docker.io/").removeprefix("library/")
     for name in image.get("repo_digests", []):
         found, _ignored, digest = name.partition("@")
         if found == repository or found.endswith(f"/{repository}"):
@@ -115,6 +116,11 @@ def elf_architecture(head: bytes) -> str | None:
     if len(head) < ELF_HEAD_BYTES or head[:6] != b"\x7fELF\x02\x01":
         return None
     return _ELF_MACHINES.get(int.from_bytes(head[18:20], "little"))
+
+
+def fits(image: dict[str, Any], architecture: str, flavour: str) -> bool:
+    """Whether an image says that it is of this architecture and flavour: a name or a digest may stand for one of another."""
+    return image["architecture"] == architecture and image["labels"].get(FLAVOUR_LABEL) == flavour
 
 
 def check_image(docker: DockerCli, image: dict[str, Any], architecture: str, flavour: str) -> None:

@@ -38,7 +38,7 @@ class Pulled:
         return self._docker.image(self.name)
 
     def is_current(self, image: dict[str, Any] | None) -> bool:
-        if image is None:
+        if image is None or not image_parts.fits(image, self._architecture, self._flavour):
             return False
         if "@" in self.reference:
             return pulled_by_digest(image, self.reference)
@@ -55,8 +55,13 @@ class Pulled:
         """What is to be said of a reference that another image may have tomorrow."""
         if "@" in self.reference:
             return None
+        if not image.get("repo_digests"):
+            return f"{self.reference} is a tag, which moves: other hosts may get another image; set sgl_image_pull to name@sha256:..."
         pinned = f"{image_parts.repository_of(self.reference)}@{image_parts.digest_of(self.reference, image)}"
         return f"{self.reference} is a tag, which moves: other hosts may get another image; set sgl_image_pull to {pinned}"
+
+    def settle(self) -> None:
+        """Nothing is noted of an image that is pulled."""
 
 
 def pulled_by_digest(image: dict[str, Any], reference: str) -> bool:
@@ -80,6 +85,7 @@ class Loaded:
         self.name = name
         self.archive = archive
         self._sha256 = sha256.lower().removeprefix("sha256:") if sha256 else None
+        self._proven: dict[str, Any] | None = None
         self._note = os.path.join(build_dir, f"loaded-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
 
     @property
@@ -91,7 +97,7 @@ class Loaded:
 
     def is_current(self, image: dict[str, Any] | None) -> bool:
         note = self._noted()
-        if image is None or note.get("image_id") != image["id"]:
+        if image is None or note.get("image_id") != image["id"] or not image_parts.fits(image, self._architecture, self._flavour):
             return False
         if self._sha256 and note.get("sha256"):
             return bool(note["sha256"] == self._sha256)
@@ -100,7 +106,15 @@ class Loaded:
         stamp = self._stamp()
         if stamp is None:
             return not self._sha256
-        return note.get("stamp") == stamp and (not self._sha256 or self._digest() == self._sha256)
+        if note.get("stamp") != stamp or (self._sha256 and self._digest() != self._sha256):
+            return False
+        self._proven = {**note, "sha256": self._sha256} if self._sha256 else None
+        return True
+
+    def settle(self) -> None:
+        """Note a digest that was only now asked for, so that not every run reads the whole archive for it."""
+        if self._proven:
+            self._write_note(self._proven)
 
     def make(self) -> dict[str, Any]:
         """Check and load the archive, and give the image its name. Raises ImageError, DockerError."""

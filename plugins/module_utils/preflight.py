@@ -52,6 +52,9 @@ class Options:
     gpus: bool = False
     visible_devices: str | None = None
     image_cuda: str | None = None
+    image_source: str = "build"
+    image_pull: str | None = None
+    image_archive: str | None = None
 
     @property
     def needs_gpus(self) -> bool:
@@ -93,6 +96,7 @@ def look(options: Options, run: Runner) -> Findings:
             )
         _look_at_tree(found, spec)
     if options.ready_for in ("start", "prep"):
+        _look_at_image_source(found, options)
         found.problems.extend(_taken_ports(found.facts["container"], options))
         found.problems.extend(_short_of_space(found.facts, options, run))
     if options.ready_for == "prep":
@@ -118,8 +122,10 @@ def _devices(found: Findings, options: Options, run: Runner) -> tuple[dict[str, 
     if tool is None or not os.path.exists("/dev/nvidiactl"):
         if options.needs_gpus:
             lack = "/dev/nvidiactl is missing" if tool else "there is no nvidia-smi on the PATH"
-            found.warnings.append(
-                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}): install one, or set sgl_flavour to local"
+            # Going on would make the container anew without its GPUs, and skip what it is for.
+            found.problems.append(
+                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}): install or load it (modprobe nvidia), set "
+                "sgl_flavour to local, or sgl_gpus to false for a host that is to go without"
             )
         return {"count": 1, "name": "cpu", "cuda": False, "health": None}, None
     unknown = None
@@ -155,8 +161,10 @@ def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: R
         docker = DockerCli(run)
         if lacking := gpu_health.toolkit_problem(run, docker.binary):
             found.lacking.append(lacking)
-        if image is not None and cuda is None:
-            cuda, requires = gpu_health.image_cuda(docker.inspect("image", options.image) or {})
+        if image is not None:
+            # Which drivers it makes do with, only the image itself can say.
+            its, requires = gpu_health.image_cuda(docker.inspect("image", options.image) or {})
+            cuda = cuda or its
     verdict = gpu_health.judge(health, gpu_health.Use(options.tp, options.visible_devices, cuda, requires))
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)
@@ -278,6 +286,22 @@ def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Optio
     if options.model_source in _FROM:
         return True
     return options.model_source == "present" and (options.model_verify == "full" or (model["recorded"] and not model["verified"]))
+
+
+def _look_at_image_source(found: Findings, options: Options) -> None:
+    """An image that comes from elsewhere needs to be told from where, before anything else changes."""
+    if options.image_source == "pull" and not options.image_pull:
+        found.problems.append("sgl_image_source is pull, and nothing says what: set sgl_image_pull to the image's reference in a registry")
+    if options.image_source == "load" and not options.image_archive:
+        found.problems.append(
+            "sgl_image_source is load, and nothing says from what: set sgl_image_archive to a file that docker save wrote"
+        )
+    elif options.image_source == "load" and found.facts["docker"]["available"] and found.facts["image"] is None:
+        # Once its image is there, the archive may go.
+        if not found.facts["run"]["live"] and not os.path.isfile(str(options.image_archive)):
+            found.lacking.append(
+                f"there is no archive {options.image_archive} on this host: put it there, or set sgl_image_archive to where it is"
+            )
 
 
 def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:

@@ -129,6 +129,19 @@ options:
       - The image's version of CUDA, such as V(13.0). By default its environment variable CUDA_VERSION, once the image is on the host; it
         is not looked at where a container of that image runs already.
     type: str
+  image_source:
+    description:
+      - How O(image) is had, as in M(slice_bench.sglang.sgl_image). V(pull) needs O(image_pull), and V(load) O(image_archive), which must be
+        on the host until its image is; looked at for V(start) and V(prep) of O(ready_for).
+    type: str
+    choices: [build, pull, load]
+    default: build
+  image_pull:
+    description: Reference of the image in a registry.
+    type: str
+  image_archive:
+    description: Path on the host of the image's archive.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -324,6 +337,9 @@ def main() -> None:
             "gpus": {"type": "bool", "default": False},
             "visible_devices": {"type": "str"},
             "image_cuda": {"type": "str"},
+            "image_source": {"type": "str", "choices": ["build", "pull", "load"], "default": "build"},
+            "image_pull": {"type": "str"},
+            "image_archive": {"type": "path"},
         },
         supports_check_mode=True,
     )

@@ -216,6 +216,8 @@ def take_image(module: AnsibleModule) -> None:
         before = source.found()
         current = source.is_current(before)
         image = before if current else None
+        if current and not module.check_mode:
+            source.settle()
         if not current and not module.check_mode and given["step"] == source.step:
             with alone(given["build_dir"]):
                 # Another run may have brought it meanwhile.

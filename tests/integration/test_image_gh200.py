@@ -56,6 +56,8 @@ class Gh200Site(Site):
             **super().variables,
             **{f"sgl_{name}_port": port for name, port in self.ports.items()},
             "sgl_flavour": "gh200",
+            # There is none here.
+            "sgl_gpus": False,
             "sgl_image": GH200_IMAGE,
             "sgl_image_base": BASE,
             "sgl_image_dcgm": DCGM,

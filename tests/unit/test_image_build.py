@@ -9,14 +9,18 @@ import io
 import json
 import os
 import platform
+import subprocess
+import sys
 import tarfile
 import threading
 import urllib.request
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.action.sgl_image import ActionModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import image_build, image_downloads, image_parts
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerCli, DockerError
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, Sources
@@ -119,6 +123,9 @@ def test_the_digest_that_a_tag_stood_for_is_the_registrys() -> None:
     there = {"id": "sha256:1", "repo_digests": ["mirror.example/other@sha256:0", f"docker.io/lmsysorg/sglang@{DIGEST}"]}
     assert image_parts.digest_of("lmsysorg/sglang:dev", there) == DIGEST
     assert image_parts.digest_of("lmsysorg/sglang@sha256:9", there) == "sha256:9"
+    # Docker leaves out the name of its own registry.
+    for reference, known in (("docker.io/lmsysorg/sglang:dev", "lmsysorg/sglang"), ("docker.io/library/debian:12", "debian")):
+        assert image_parts.digest_of(reference, {"id": "sha256:1", "repo_digests": [f"{known}@{DIGEST}"]}) == DIGEST
     assert image_parts.digest_of("sglang-base:bookworm", {"id": "sha256:1", "repo_digests": []}) == "sha256:1"
 
 
@@ -251,6 +258,10 @@ class Mirror:
         self.content = content
         self.ranges: list[str | None] = []
         self.proxied: list[str] = []
+        # A connection that breaks: only so many bytes of what was promised.
+        self.breaks_after: int | None = None
+        self.chunked = False
+        self.encoding: str | None = None
         mirror = self
 
         class Pages(http.server.BaseHTTPRequestHandler):
@@ -262,9 +273,13 @@ class Mirror:
                 begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
                 part = mirror.content[begin:]
                 self.send_response(416 if asked and not part else 206 if asked else 200)
-                self.send_header("Content-Length", str(len(part)))
+                self.send_header(*(("Transfer-Encoding", "chunked") if mirror.chunked else ("Content-Length", str(len(part)))))
+                if mirror.encoding:
+                    self.send_header("Content-Encoding", mirror.encoding)
                 self.end_headers()
-                self.wfile.write(part)
+                if mirror.chunked:
+                    self.wfile.write(b"%x\r\n" % len(part))
+                self.wfile.write(part[: mirror.breaks_after])
 
             def log_message(self, format: str, *arguments: object) -> None:
                 pass
@@ -313,6 +328,57 @@ def test_a_download_goes_on_where_it_was_cut_off(mirror: Mirror, tmp_path: Path,
     image_downloads.provide(one, str(tmp_path), "arm64", None, None)
     assert mirror.ranges == [f"bytes={len(mirror.content) if begun is None else begun}-"]
     assert Path(image_downloads.program(one, str(tmp_path))).read_bytes() == elf()
+
+
+def test_what_came_before_the_connection_broke_is_kept(mirror: Mirror, tmp_path: Path) -> None:
+    one = wanted(f"{mirror.address}/p.tar.gz", mirror.content)
+    mirror.breaks_after = 40
+    for kept in (40, 80):
+        with pytest.raises(ImageError, match=f"cut off, and goes on after {kept} bytes when this is run again; set sgl_download_mirror"):
+            image_downloads.provide(one, str(tmp_path), "arm64", None, None)
+    mirror.breaks_after = None
+    image_downloads.provide(one, str(tmp_path), "arm64", None, None)
+    assert mirror.ranges == [None, "bytes=40-", "bytes=80-"]
+    assert Path(image_downloads.program(one, str(tmp_path))).read_bytes() == elf()
+
+
+def test_a_connection_that_breaks_without_a_promised_length_is_told(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.breaks_after, mirror.chunked = 40, True
+    with pytest.raises(ImageError, match="cut off"):
+        image_downloads.provide(wanted(f"{mirror.address}/p.tar.gz", mirror.content), str(tmp_path), "arm64", None, None)
+
+
+def test_an_archive_stays_packed_whatever_the_mirror_calls_its_packing(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.encoding = "gzip"
+    one = wanted(f"{mirror.address}/p.tar.gz", mirror.content)
+    image_downloads.provide(one, str(tmp_path), "arm64", None, None)
+    assert Path(image_downloads.program(one, str(tmp_path))).read_bytes() == elf()
+
+
+@pytest.mark.parametrize("content", [b"something else", None], ids=["another file", "nothing there"])
+def test_a_mirrors_password_is_not_told(mirror: Mirror, tmp_path: Path, content: bytes | None) -> None:
+    address = mirror.address.replace("http://", "http://bob:s3cret@") if content else "http://bob:s3cret@127.0.0.1:9"
+    with pytest.raises(ImageError) as caught:
+        image_downloads.provide(wanted(f"{address}/p.tar.gz", b"wanted"), str(tmp_path), "arm64", None, None)
+    assert "s3cret" not in str(caught.value) and "http://127.0.0.1:" in str(caught.value)
+
+
+def test_what_a_killed_unpacking_left_is_removed_by_the_next_build(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = archive()
+    (tmp_path / "p.tar.gz").write_bytes(packed)
+
+    def killed(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(image_downloads.os, "replace", killed)
+        patch.setattr(image_downloads.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            image_downloads.provide(wanted("https://x/p.tar.gz", packed), str(cache), "arm64", str(tmp_path), None)
+    assert list(cache.glob("**/*.partial"))
+    with gh200(docker, tmp_path).alone():
+        assert not list(cache.glob("**/*.partial"))
 
 
 def test_another_file_than_the_wanted_one_is_thrown_away(mirror: Mirror, tmp_path: Path) -> None:
@@ -494,9 +560,10 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
     for argument in (
         "BASE=lmsysorg/sglang:dev", "BASE_NAME=lmsysorg/sglang:dev", f"BASE_DIGEST={DIGEST}",
         f"DCGM_IMAGE={RECIPE['stages']['DCGM_IMAGE']}",
-        "http_proxy=value-of-http_proxy", "HTTPS_PROXY=value-of-HTTPS_PROXY", "no_proxy=value-of-no_proxy",
+        "http_proxy", "HTTPS_PROXY", "no_proxy",
     ):  # fmt: skip
-        assert argument in command
+        assert command[command.index(argument) - 1] == "--build-arg"
+    assert not [word for word in command if "value-of" in word], "everybody sees a command line, and a proxy's address may hold a password"
     assert command[command.index("--platform") + 1] == "linux/arm64"
     assert sorted(os.listdir(context / "programs")) == ["jaeger-all-in-one", "node_exporter", "prometheus"]
 
@@ -507,6 +574,32 @@ def test_the_hosts_own_platform_is_not_named(docker: Docker, tmp_path: Path, con
         ImageError, match="box:gh200 is for arm64, and linux/amd64 is wanted: its base lmsysorg/sglang:dev is the wrong one"
     ):
         build_command(gh200(docker, tmp_path, platform=None), docker, context, monkeypatch)
+    assert docker.asked[-1] == "image rm box:gh200", "the next run would take it for a good one by its label"
+
+
+@pytest.mark.parametrize("place", ["sglang", "other"])
+def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(tmp_path: Path, place: str) -> None:
+    # A base image that has an environment of its own in /opt/sglang: SGLang's, or another one's.
+    for name in {"sglang", place}:
+        venv.create(tmp_path / name, symlinks=True)
+    own = next((tmp_path / place / "lib").iterdir()) / "site-packages"
+    (own / "sglang-1.dist-info").mkdir()
+    (own / "sglang-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 1\n")
+    (tmp_path / "wheels").mkdir()
+    text = (FILES / "flavours/gh200/adopt_python.py").read_text(encoding="utf-8").replace('"/opt/', f'"{tmp_path}/')
+    base = Path(sys.executable).resolve().stat()
+    done = run_program([tmp_path / place / "bin/python3", "-c", text, tmp_path / "wheels"])
+    assert done.returncode == 0, done.stderr
+    asked = [tmp_path / "sglang/bin/python", "-c", "import importlib.metadata as m; print(m.version('sglang'))"]
+    assert run_program(asked).stdout == "1\n"
+    assert (base.st_size, base.st_mtime_ns) == (
+        Path(sys.executable).resolve().stat().st_size,
+        Path(sys.executable).resolve().stat().st_mtime_ns,
+    )
+
+
+def run_program(command: list[Any]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_an_architectures_own_requirements_stand_instead(docker: Docker, tmp_path: Path) -> None:
@@ -555,6 +648,27 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_sources, "check_image", lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [({}, False), ({"platform": "linux/arm64"}, False), ({"platform": "linux/amd64"}, True), ({"flavour": "local"}, True)],
+)
+def test_a_found_image_of_another_kind_is_looked_at_on_the_host(docker: Docker, options: dict[str, str], asks: bool) -> None:
+    docker.answers["image inspect box:gh200"] = image(digests=(f"registry.example/sglang-dev@{DIGEST}",))
+    found = DockerCli(docker).image("box:gh200")
+    action = object.__new__(ActionModule)
+    asked: list[dict[str, Any]] = []
+
+    def module(arguments: dict[str, Any], task_vars: object) -> dict[str, Any]:
+        asked.append(arguments)
+        return {"image": found}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(action, "_module", module)
+        given = {"name": "box:gh200", "source": "pull", "flavour": "gh200", "pull": f"registry.example/sglang-dev@{DIGEST}", **options}
+        action._taken(given, found, None)
+    assert bool(asked) is asks
+
+
 def test_an_image_is_known_by_the_digest_that_it_was_pulled_by(docker: Docker) -> None:
     reference = f"registry.example/sglang-dev@{DIGEST}"
     source = Pulled(docker, "box:gh200", "gh200", "linux/arm64", reference)
@@ -563,6 +677,8 @@ def test_an_image_is_known_by_the_digest_that_it_was_pulled_by(docker: Docker) -
     found = source.found()
     assert source.is_current(found) is True and found is not None and pulled_by_digest(found, reference)
     assert source.warning(found) is None
+    docker.answers["image inspect box:gh200"] = image(architecture="amd64", digests=(f"elsewhere.example/sglang-dev@{DIGEST}",))
+    assert source.is_current(source.found()) is False, "a digest may be that of an image for several platforms"
     docker.answers["image inspect box:gh200"] = image(digests=("registry.example/sglang-dev@sha256:0",))
     assert source.is_current(source.found()) is False
 
@@ -578,6 +694,25 @@ def test_a_tag_is_taken_with_a_warning_and_not_followed(docker: Docker, unchecke
     assert f"set sgl_image_pull to registry.example/sglang-dev@{DIGEST}" in (source.warning(made) or "")
     docker.answers["image inspect box:gh200"] = image("sha256:2")
     assert source.is_current(source.found()) is False
+
+
+def test_an_image_whose_name_is_its_reference_is_not_taken_for_a_good_one_once_it_was_refused(docker: Docker) -> None:
+    name = "registry.example/sglang-dev:stable"
+    docker.answers[f"image inspect {name}"] = image(labels={FLAVOUR_LABEL: "local"})
+    source = Pulled(docker, name, "gh200", "linux/arm64", name)
+    for _time in range(2):
+        assert source.is_current(source.found()) is False
+        with pytest.raises(ImageError, match="is of flavour local, and sgl_flavour is gh200"):
+            source.make()
+
+
+def test_a_tag_of_no_registry_is_not_called_by_an_id_that_none_could_pull(docker: Docker) -> None:
+    docker.answers["image inspect box:mine"] = image()
+    source = Pulled(docker, "box:gh200", "gh200", "linux/arm64", "box:mine")
+    found = DockerCli(docker).image("box:mine")
+    assert found is not None
+    warning = source.warning(found) or ""
+    assert "sha256:1" not in warning and "set sgl_image_pull to name@sha256:..." in warning
 
 
 @pytest.fixture
@@ -609,7 +744,9 @@ def test_an_archive_is_loaded_once(docker: Docker, tmp_path: Path, saved: Path, 
     assert source.is_current(source.found()) is False, "the name was given to another image"
 
 
-def test_an_archive_is_held_to_its_digest(docker: Docker, tmp_path: Path, saved: Path, unchecked: None) -> None:
+def test_an_archive_is_held_to_its_digest(
+    docker: Docker, tmp_path: Path, saved: Path, unchecked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digest = hashlib.sha256(b"an archive").hexdigest()
     with pytest.raises(ImageError, match=f"has the sha256 digest {digest}, and sgl_image_archive_sha256 is {'0' * 64}"):
         loaded(docker, tmp_path, saved, "0" * 64).make()
@@ -618,7 +755,14 @@ def test_an_archive_is_held_to_its_digest(docker: Docker, tmp_path: Path, saved:
     loaded(docker, tmp_path, saved).make()
     source = loaded(docker, tmp_path, saved, f"sha256:{digest.upper()}")
     assert source.is_current(source.found()) is True, "what was loaded without a digest has the wanted one"
-    source.make()
+    source.settle()
+    with monkeypatch.context() as patch:
+        patch.setattr(Loaded, "_digest", lambda self: pytest.fail("the archive is read once more"))
+        again = loaded(docker, tmp_path, saved, digest)
+        assert again.is_current(again.found()) is True
+    docker.answers["image inspect box:gh200"] = image(architecture="amd64")
+    assert source.is_current(source.found()) is False, "another platform is wanted than was loaded"
+    docker.answers["image inspect box:gh200"] = image()
     saved.rename(tmp_path / "moved.tar")
     assert loaded(docker, tmp_path, tmp_path / "moved.tar", digest).is_current(source.found()) is True
     assert loaded(docker, tmp_path, saved, "0" * 64).is_current(source.found()) is False

@@ -200,8 +200,9 @@ def gpus(host: Docker, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
     return GpuHost(host, NvidiaSmi())
 
 
-def image(cuda: str) -> Answer:
-    document = {"Id": "sha256:1", "Architecture": "arm64", "Created": "", "Config": {"Env": [f"CUDA_VERSION={cuda}"]}}
+def image(cuda: str, requires: str = "") -> Answer:
+    env = [f"CUDA_VERSION={cuda}", f"NVIDIA_REQUIRE_CUDA={requires}"]
+    document = {"Id": "sha256:1", "Architecture": "arm64", "Created": "", "Config": {"Env": env}}
     return 0, json.dumps([document]), ""
 
 
@@ -241,6 +242,14 @@ def test_a_driver_too_old_for_the_image_is_refused_before_and_after_the_image_is
     assert look(options(tmp_path / "tree", gpus=True, image_cuda="12.4"), gpus).problems == []
 
 
+@pytest.mark.parametrize("told", [None, "13.0"])
+def test_a_driver_that_the_image_makes_do_with_is_warned_of_whoever_names_its_cuda(gpus: GpuHost, tmp_path: Path, told: str | None) -> None:
+    gpus.smi.driver, gpus.smi.cuda = "550.163.01", "12.4"
+    gpus.docker.answers["image inspect"] = image("13.0.1", "cuda>=13.0 brand=tesla,driver>=550,driver<551")
+    found = look(options(tmp_path / "tree", gpus=True, image_cuda=told), gpus)
+    assert found.problems == [] and "compatibility libraries make do with it" in found.warnings[0]
+
+
 def test_a_container_that_runs_has_shown_that_the_driver_serves_its_image(gpus: GpuHost, tmp_path: Path) -> None:
     gpus.docker.answers["image inspect"] = image("13.0.1")
     gpus.docker.answers["container inspect"] = container(running=True)
@@ -272,13 +281,40 @@ def test_a_broken_driver_is_told_once(host: Docker, gpus: GpuHost, tmp_path: Pat
     assert found.warnings == [] and len(found.problems) == 1 and "couldn't communicate" in found.problems[0]
 
 
-def test_an_image_for_gpus_on_a_host_without_a_driver_is_warned_of(host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_for_gpus_on_a_host_without_a_driver_is_refused(host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/nvidiactl" and exists(path))
     found = look(options(tmp_path / "tree", gpus=True), host)
-    assert found.problems == [] and "no working NVIDIA driver (/dev/nvidiactl is missing)" in found.warnings[0]
+    assert len(found.problems) == 1 and "no working NVIDIA driver (/dev/nvidiactl is missing)" in found.problems[0]
+    assert "sgl_gpus to false" in found.problems[0] and found.warnings == []
     assert found.facts["devices"] == {"count": 1, "name": "cpu", "cuda": False, "health": None}
-    assert look(options(tmp_path / "tree"), host).warnings == []
+    assert look(options(tmp_path / "tree"), host).problems == []
+    assert look(options(tmp_path / "tree", ready_for="stop", gpus=True), host).problems == [], "what ends a run needs no GPU"
+
+
+@pytest.mark.parametrize("wanted", ["start", "prep"])
+def test_an_image_from_elsewhere_needs_to_be_told_from_where(host: Docker, tmp_path: Path, wanted: str) -> None:
+    archive = tmp_path / "image.tar"
+
+    def said(**given: Any) -> tuple[list[str], list[str]]:
+        found = look(options(tmp_path / "tree", ready_for=wanted, model="m", model_source="tiny", **given), host)
+        return found.problems, found.lacking
+
+    assert "set sgl_image_pull" in said(image_source="pull")[0][0] and "set sgl_image_archive" in said(image_source="load")[0][0]
+    assert said(image_source="pull", image_pull="a/b:c") == said() == ([], [])
+    [lacking] = said(image_source="load", image_archive=str(archive))[1]
+    assert f"there is no archive {archive} on this host" in lacking
+    archive.touch()
+    assert said(image_source="load", image_archive=str(archive)) == ([], [])
+    archive.unlink()
+    host.answers["image inspect"] = image("13.0.1")
+    assert said(image_source="load", image_archive=str(archive)) == ([], []), "a host that has the image needs the archive no more"
+
+
+def test_how_the_image_is_had_does_not_keep_a_host_from_being_stopped(host: Docker, tmp_path: Path) -> None:
+    for wanted in ("nothing", "tree", "stop"):
+        found = look(options(tmp_path / "tree", ready_for=wanted, image_source="pull"), host)
+        assert (found.problems, found.lacking) == ([], [])
 
 
 def test_a_model_is_looked_at(host: Docker, tmp_path: Path) -> None:

@@ -28,11 +28,16 @@ def main() -> None:
     folder = [folder for folder in site.getsitepackages() if os.path.isdir(folder)][-1]
     with open(os.path.join(folder, "zz-sgl-admin.pth"), "w", encoding="utf-8") as path:
         path.write(f"{PACKAGES}\n")
-    # No link: an environment knows its packages by where its interpreter was called.
-    os.makedirs(os.path.dirname(NAME))
-    with open(NAME, "w", encoding="utf-8") as script:
-        script.write(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    os.chmod(NAME, 0o755)  # noqa: S103 - a program
+    # A base image that has it there needs no other name for it.
+    if os.path.dirname(sys.executable) != os.path.dirname(NAME) or not os.path.exists(NAME):
+        os.makedirs(os.path.dirname(NAME), exist_ok=True)
+        # Of another Python, whose program would be written over through it.
+        if os.path.islink(NAME):
+            os.unlink(NAME)
+        # No link: an environment knows its packages by where its interpreter was called.
+        with open(NAME, "w", encoding="utf-8") as script:
+            script.write(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        os.chmod(NAME, 0o755)  # noqa: S103 - a program
     print(f"SGLang {importlib.metadata.version('sglang')} in {sys.executable}")
 
 
