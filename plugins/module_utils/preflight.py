@@ -124,8 +124,8 @@ def _devices(found: Findings, options: Options, run: Runner) -> tuple[dict[str, 
             lack = "/dev/nvidiactl is missing" if tool else "there is no nvidia-smi on the PATH"
             # Going on would make the container anew without its GPUs, and skip what it is for.
             found.problems.append(
-                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}): install or load it (modprobe nvidia), set "
-                "sgl_flavour to local, or sgl_gpus to false for a host that is to go without"
+                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}): install or load it (modprobe nvidia), "
+                "set sgl_flavour to local, or sgl_gpus to false for a host that is to go without"
             )
         return {"count": 1, "name": "cpu", "cuda": False, "health": None}, None
     unknown = None
