@@ -294,7 +294,7 @@ def test_a_finding_that_cannot_be_kept_ends_the_process(world: World, error: Bas
     # It is not lost: the next one hears of it, and measures the rest.
     assert world.run().batch_sizes[0] == 16 and world.found[0] == (16, best_of(16))
     looks = world.noted("looks")
-    assert len(looks) == len(set(looks)), "no look is done twice"
+    assert len(looks) - len(set(looks)) <= 1, "none is done twice, but the one in whose middle the process was ended"
 
 
 def test_an_interrupted_measuring_leaves_no_process(world: World) -> None:
@@ -352,7 +352,7 @@ def test_the_process_dies_with_its_killed_parent_and_the_next_run_takes_its_jour
     assert world.found == [(16, best_of(16)), (64, best_of(64)), (2, best_of(2))] and outcome.restarts == 0
     assert world.dropped == {}, "nobody knows that the configuration was to blame, so it is tried again"
     looks = world.noted("looks")
-    assert len(set(looks)) == 36 and len(looks) in (36, 37), "no other look is done twice"
+    assert len(set(looks)) == 36 and len(looks) <= 37, "none is done twice, but the one in whose middle it was killed"
 
 
 def test_a_kill_of_everything_loses_nothing_that_was_settled(world: World) -> None:
