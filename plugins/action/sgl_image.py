@@ -15,7 +15,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import FLAVOUR_LABEL
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import fits
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import pulled_by_digest
 
 _SAYS = {
@@ -85,9 +85,8 @@ class ActionModule(ActionBase):
         if found and arguments["source"] == "pull" and found["name"] == arguments.get("name"):
             reference = str(arguments.get("pull"))
             # Where no platform is named, the host knows its own; a digest may be that of an image for several.
-            of_kind = arguments.get("platform") in (None, "", f"linux/{found['architecture']}")
-            of_kind = of_kind and found["labels"].get(FLAVOUR_LABEL) == arguments.get("flavour")
-            if "@" in reference and of_kind and pulled_by_digest(found, reference):
+            architecture = (arguments.get("platform") or f"linux/{found['architecture']}").partition("linux/")[2]
+            if "@" in reference and fits(found, architecture, str(arguments.get("flavour"))) and pulled_by_digest(found, reference):
                 return {"changed": False, "image": found, "inputs": None, "next_step": None}
         result = self._module(arguments, task_vars)
         if result.get("failed") or result.get("image") or self._task.check_mode:

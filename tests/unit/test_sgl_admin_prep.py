@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, devices, files, locks, paths, probe, run, server, versions, warmup
+from sgl_admin import cli, devices, files, gated, locks, paths, probe, run, server, versions, warmup
 from sgl_admin import job as job_module
 from sgl_admin import prep as prep_module
 from sgl_admin.errors import Interrupted, StageFailure
@@ -678,7 +678,7 @@ def test_a_server_whose_prep_is_gone_does_not_begin(tmp_path: Path, parent: int,
     os.write(given, word)
     os.close(given)
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(server._GATE), str(parent), str(waits), "/usr/bin/touch", str(tmp_path / "begun")],
+        [sys.executable, "-I", "-S", str(gated.GATE), str(parent), str(waits), "/usr/bin/touch", str(tmp_path / "begun")],
         pass_fds=(waits,), check=False,
     )  # fmt: skip
     os.close(waits)

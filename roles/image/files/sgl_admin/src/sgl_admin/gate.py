@@ -18,15 +18,20 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this signal when the parent ends; 0 for none."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
 def main() -> None:
     parent, word = int(sys.argv[1]), int(sys.argv[2])
     # Asked of the kernel before the word is awaited: so there is no moment at which the prep's end would go unseen.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     noted = os.read(word, 1)
     if not noted or os.getppid() != parent:
         sys.exit("sgl-admin: the prep is gone, so its server does not begin")
     if noted == b"d":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+        end_with_parent(0)
     # Whoever started a detached one waits for this before it ends.
     os.close(word)
     os.execvp(sys.argv[3], sys.argv[3:])

@@ -27,6 +27,13 @@ LIVE_RUN = STATE / "run_id"
 FLAVOUR = Path("/etc/sgl/flavour.json")
 IMAGE_FACTS = Path("/etc/sgl/image.json")
 
+# Each of these names in the container, and below which folder of a root its place is found (`relocate`).
+_INSIDE = {name: value for name, value in globals().items() if isinstance(value, Path)}
+_PLACES = (
+    (TELEMETRY, "telemetry"), (PROFILES, "profiles"), (MODELS, "models"), (HUGGINGFACE, "huggingface"), (STATE, "state"),
+    (Path("/etc/sgl"), "state"),
+)  # fmt: skip
+
 _HOST_ROOTS: tuple[tuple[Path, str], ...] = (
     (TELEMETRY, "SGL_HOST_TELEMETRY_ROOT"),
     (PROFILES, "SGL_HOST_PROFILES_ROOT"),
@@ -58,14 +65,9 @@ def relocate(root: Path) -> None:
 
 def _place_below(root: Path) -> None:
     global _HOST_ROOTS
-    places = {
-        "TELEMETRY": "telemetry", "PROFILES": "profiles", "MODELS": "models", "HUGGINGFACE": "huggingface",
-        "POINTER": "telemetry/container_run_meta.env", "RUNS": "telemetry/container_runs", "LOGS": "telemetry/logs",
-        "PROMETHEUS": "telemetry/prometheus", "JAEGER": "telemetry/jaeger", "LOCKS": "profiles/.locks",
-        "IN_PROGRESS": "profiles/.in_progress", "STATE": "state", "LIVE_RUN": "state/run_id", "FLAVOUR": "state/flavour.json",
-        "IMAGE_FACTS": "state/image.json",
-    }  # fmt: skip
-    globals().update({name: root / place for name, place in places.items()})
+    for name, inside in _INSIDE.items():
+        place, folder = next((place, folder) for place, folder in _PLACES if inside.is_relative_to(place))
+        globals()[name] = root / folder / inside.relative_to(place)
     variables = [variable for _, variable in _HOST_ROOTS]
     _HOST_ROOTS = tuple(zip((TELEMETRY, PROFILES, MODELS, HUGGINGFACE), variables, strict=True))
 

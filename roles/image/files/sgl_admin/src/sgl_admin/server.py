@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import ports
+from sgl_admin import gated, ports
 from sgl_admin.errors import StageFailure
 
 HOST = "127.0.0.1"
@@ -43,7 +43,6 @@ _DEATHS = (
 _GROUPS = range(2, 2**22)
 # Where the cause of a death is looked for: the traceback of the process that died first is followed by the others'.
 _LAST_LINES = 400
-_GATE = Path(__file__).with_name("gate.py")
 
 
 def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
@@ -88,20 +87,15 @@ class Server:
                 ) from error
         with open(self.log, "ab") as output:
             self.log_start = output.tell()
-            waits, self._word = os.pipe()
             # A group of its own, so that it ends as a whole; and with its parent, should that be killed outright.
             try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(_GATE), str(os.getpid()), str(waits), *self.argv], pass_fds=(waits, *self._inherits),
-                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                    env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"), start_new_session=True,
+                self._process, self._word = gated.start(
+                    self.argv, self._inherits, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    env={**os.environ, **self.environment}, cwd=os.environ.get("HOME", "/"),
                 )  # fmt: skip
             except ValueError as error:
                 # Of a word that no command line can hold, or a name that no environment can.
-                self._close_word()
                 raise StageFailure("server_start_failed", f"the server cannot be started: {error}") from error
-            finally:
-                os.close(waits)
 
     def wait_healthy(self, timeout_s: float, tick: Callable[[], None]) -> None:
         """Let the server begin; returns when /health says 200. An open port, or other pages answering, does not count."""
@@ -187,10 +181,7 @@ class Server:
             self._word = None
 
     def log_tail(self, lines: int = 20) -> list[str]:
-        with open(self.log, "rb") as stream:
-            # A server that served for days has written more than anyone wants to read for its last words.
-            stream.seek(max(self.log_start, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            return stream.read().decode(errors="replace").splitlines()[-lines:]
+        return last_lines(self.log, self.log_start, lines)
 
     def own_log(self) -> str:
         """All that it has written."""
@@ -206,6 +197,14 @@ class Server:
             return response.status, response.read()
         finally:
             connection.close()
+
+
+def last_lines(log: Path, start: int, lines: int = 20) -> list[str]:
+    """The last lines of what a log holds from `start` on, in bytes."""
+    with open(log, "rb") as stream:
+        # A server that served for days has written more than anyone wants to read for its last words.
+        stream.seek(max(start, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return stream.read().decode(errors="replace").splitlines()[-lines:]
 
 
 def end_noted(group: Any, ticks: Any) -> None:

@@ -6,17 +6,15 @@ process, into the same cache. No process here uses the GPU: its kind is all that
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 
 from pebble import ProcessExpired, ProcessPool
 
-_PR_SET_PDEATHSIG = 1
+from sgl_admin.gate import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,11 @@ class _NoDevice:
 
 def begin(target: Target) -> None:
     """Makes a process a compiler for the target."""
+    # One that hangs has its limit from whoever waits for it: without that one it must not stay.
     end_with_parent()
     from triton.runtime import driver
 
     driver.set_active(_NoDevice(target))
-
-
-def end_with_parent() -> None:
-    """A compiler that hangs has its limit from whoever waits for it: without that one it must not stay."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def compile_launch(launch: Launch) -> None:

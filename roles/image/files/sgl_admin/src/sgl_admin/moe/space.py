@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from typing import Any
@@ -32,6 +33,12 @@ def configs(block_shape: tuple[int, int] | None, sample: int | None = None) -> l
         chosen = set(random.Random(_SEED).sample(range(len(found)), sample))  # noqa: S311 - a sample, no secret
         found = [config for number, config in enumerate(found) if number in chosen]
     return found
+
+
+@functools.cache
+def count(block_shape: tuple[int, int] | None, sample: int | None = None) -> int:
+    """How many there are: asked for by each plan, several times."""
+    return len(configs(block_shape, sample))
 
 
 def compile_order(config: Config) -> int:

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import caches, devices, files, paths
+from sgl_admin import caches, devices, files, gated, paths
 from sgl_admin.errors import StageFailure
 from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
-from sgl_admin.server import end_group
+from sgl_admin.server import end_group, last_lines
 
 # How the process ends where beginning it again would not help.
 EXIT_CANNOT_RUN, EXIT_MEMORY = 3, 4
@@ -33,11 +33,9 @@ _STALL_S = 600.0
 _MEASURE_STALL_S = 60.0
 # So many configurations may bring the process down before something else must be wrong.
 _FALLS = 25
-_GATE = Path(__file__).parents[1] / "gate.py"
 _PROCESS = "sgl_admin.moe.tune_process"
 # This package's, so that the process finds it where this one did.
 _SOURCES = str(Path(__file__).parents[2])
-_TAIL_LINES = 20
 # For the process to end after its last word.
 _END_S = 60.0
 # How often the GPU's clocks are looked at.
@@ -149,18 +147,14 @@ class Tuner:
 
     def _begin(self, order: dict[str, Any], tells: int) -> subprocess.Popen[bytes]:
         """The process, begun once it is noted and ended with this one (gate.py); it tells on the descriptor `tells`."""
-        waits, word = os.pipe()
         python_path = os.pathsep.join(filter(None, (_SOURCES, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, **self._environment, "TRITON_CACHE_DIR": str(self.folder / "triton"), "PYTHONPATH": python_path}
         command = [sys.executable, "-P", "-m", _PROCESS, str(tells)]
         with open(self._log, "ab") as output:
             self._log_start = output.tell()
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GATE), str(os.getpid()), str(waits), *command],
-                stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=(waits, tells), env=environment, cwd="/",
-                start_new_session=True,
+            process, word = gated.start(
+                command, (tells,), stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, cwd="/"
             )  # fmt: skip
-        os.close(waits)
         assert process.stdin is not None
         try:
             self._on_group(process.pid)
@@ -250,7 +244,7 @@ class Tuner:
         self.outcome.throttled.extend(reason for reason in reasons if reason not in self.outcome.throttled)
 
     def _tail(self) -> list[str]:
-        return files.read_bytes(self._log)[self._log_start :].decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        return last_lines(self._log, self._log_start)
 
 
 def _processors() -> int:

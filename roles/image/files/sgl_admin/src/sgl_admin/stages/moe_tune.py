@@ -154,7 +154,7 @@ def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
         "dtype": shape.lookup.dtype or shape.torch_dtype,
         "block_shape": list(shape.lookup.block_shape) if shape.lookup.block_shape else None,
         "tp": context.request.tp,
-        "configurations": len(space.configs(shape.lookup.block_shape, context.request.moe_sample)),
+        "configurations": space.count(shape.lookup.block_shape, context.request.moe_sample),
     }
 
 
