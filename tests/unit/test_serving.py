@@ -241,3 +241,8 @@ def test_a_dry_run_prints_the_command_and_starts_nothing(prepared: list[str], li
     code, out, _ = admin("start", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["argv"] == prepared
     assert not paths.server(live_run).exists()
+
+
+def test_what_a_terminal_would_take_for_a_command_is_not_printed(live_run: str, admin: Admin) -> None:
+    prepare(live_run, ["x", "--port", "1", "a\x1b[31mb\n"], {"A": "\ud800"})
+    assert admin("start", "--dry-run")[:2] == (0, "'A=?' x --port 1 'a?[31mb?'\n")

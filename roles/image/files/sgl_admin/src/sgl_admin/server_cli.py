@@ -52,7 +52,7 @@ def _start(arguments: argparse.Namespace) -> int:
     wanted = serving.prepared(live)
     if arguments.dry_run:
         words = [*(f"{key}={value}" for key, value in wanted.env.items()), *wanted.argv]
-        print(json.dumps({"argv": wanted.argv, "env": wanted.env}) if arguments.json else shlex.join(words))
+        print(json.dumps({"argv": wanted.argv, "env": wanted.env}) if arguments.json else files.printable(shlex.join(words)))
         return 0
     record, started = serving.start(live, wanted)
     healthy = False
