@@ -11,7 +11,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tre
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, command_line
 from hypothesis import strategies as st
-from sgl_admin import cli, run
+from sgl_admin import cli, request_cli, run
 
 from tests.contract import validators
 from tests.doubles.prep_action import PrepAction
@@ -179,7 +179,7 @@ def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(options: di
         assert ended.code == cli.EXIT_USAGE
         return
     reached()
-    made = cli._request(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
+    made = request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
     assert made.model == options["model"].rstrip("/") and made.tp == options["tp"] and made.moe_dtype == options["moe_dtype"]
     assert made.stages == {name: options[name.removesuffix("_tune")] for name in ("deep_gemm", "moe_tune", "flashinfer", "inductor")}
     assert made.moe_batch_sizes == tuple(sorted(set(options["moe_batch_sizes"]))) and made.server_args == tuple(options["server_args"])

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from hypothesis import strategies as st
-from sgl_admin import cli, probe, run
+from sgl_admin import cli, probe, request_cli, run
 from sgl_admin.errors import StageFailure
 from sgl_admin.request import Request
 from sgl_admin.server import Server
@@ -114,7 +114,9 @@ def test_a_request_is_read_or_refused(content: bytes) -> None:
 )
 def test_a_request_survives_the_way_to_its_worker_and_describes_itself(arguments: list[str]) -> None:
     def asked(words: list[str]) -> Request:
-        return cli._request(cli._parser().parse_args(["caches", "ensure", *words]), run.Run("r", {"services": {"sglang": {"port": 31999}}}))
+        return request_cli.of(
+            cli._parser().parse_args(["caches", "ensure", *words]), run.Run("r", {"services": {"sglang": {"port": 31999}}})
+        )
 
     with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
         made = asked(["--model=/models/m", *arguments])

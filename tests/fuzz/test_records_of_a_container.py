@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from sgl_admin import caches, cli, devices, job, locks, paths, probe, run, server, versions
+from sgl_admin import caches, cli, devices, job, locks, paths, probe, request_cli, run, server, versions
 from sgl_admin import files as contract_files
 from sgl_admin.prep import Prep
 from sgl_admin.stages import STAGES
@@ -64,7 +64,7 @@ def _record() -> tuple[str, dict[str, Any]]:
         put(paths.PROFILES / GRAPH, b"x = 1\n")
         put(paths.PROFILES / KERNEL, b"12345")
         arguments = cli._parser().parse_args(["caches", "ensure", "--model", str(inside / MODEL)])
-        prep = Prep(run.Run(RUN_ID, MANIFEST), cli._request(arguments, run.Run(RUN_ID, MANIFEST)))
+        prep = Prep(run.Run(RUN_ID, MANIFEST), request_cli.of(arguments, run.Run(RUN_ID, MANIFEST)))
         record = caches.SignatureRecord("inductor", STAGES[3].caches, STAGES[3].signature(prep.context))
         record.write()
         return str(record.path.relative_to(inside)), json.loads(record.path.read_bytes())

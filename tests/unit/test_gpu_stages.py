@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, devices, files, gpu_fit, locks, paths, run, server, serving, versions
+from sgl_admin import cli, devices, files, gpu_fit, locks, paths, request_cli, run, server, serving, versions
 from sgl_admin import prep as prep_module
 from sgl_admin.job import Job
 from sgl_admin.moe import config_files
@@ -117,7 +117,7 @@ class World:
         if not any(word.startswith("--moe-batch-sizes") for word in arguments):
             words.append("--moe-batch-sizes=64")
         live = run.live()
-        return Prep(live, cli._request(cli._parser().parse_args([*words, *arguments]), live))
+        return Prep(live, request_cli.of(cli._parser().parse_args([*words, *arguments]), live))
 
     def execute(self, *arguments: str) -> tuple[dict[str, Any], int]:
         """A prep that SIGTERM interrupts, as its own process has it; its records are held to the contract, and it leaves nothing behind."""

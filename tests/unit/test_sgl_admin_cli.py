@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
-from sgl_admin import cli, detached, devices, files, job, locks, paths, run, server
+from sgl_admin import cli, detached, devices, files, job, locks, paths, request_cli, run, server
 from sgl_admin.request import Request
 
 from tests.contract import validators
@@ -24,7 +24,7 @@ STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 
 def request(arguments: Sequence[str] = (), model: str = "/models/m") -> Request:
     parsed = cli._parser().parse_args(["caches", "ensure", "--model", model, *arguments])
-    return cli._request(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
+    return request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
 
 
 def test_without_a_stage_flag_every_stage_is_ensured() -> None:
@@ -218,7 +218,7 @@ def test_the_description_asks_for_the_same_again() -> None:
     server = ["--server-arg=--kv-cache-dtype", "--server-arg=x y", "--server-env=A=b=c", "--cuda-graph-bs", "8,1", "--moe-fusion", "skip"]
     made = request(["--inductor", "rebuild", "--moe", "ensure", "--probe", "always", *server])
     parsed = cli._parser().parse_args(["caches", "ensure", *made.describe()])
-    assert cli._request(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}})) == made
+    assert request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}})) == made
 
 
 def test_the_modules_command_line_is_understood() -> None:

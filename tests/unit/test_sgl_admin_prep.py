@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, devices, files, gated, locks, paths, probe, run, server, versions, warmup
+from sgl_admin import caches, cli, devices, files, gated, locks, paths, probe, request_cli, run, server, versions, warmup
 from sgl_admin import job as job_module
 from sgl_admin import prep as prep_module
 from sgl_admin.errors import Interrupted, StageFailure
@@ -102,7 +102,7 @@ class World:
     def prep(self, *arguments: str) -> Prep:
         parsed = cli._parser().parse_args(["caches", "ensure", "--model", str(self.model), *arguments])
         live = run.live()
-        return Prep(live, cli._request(parsed, live))
+        return Prep(live, request_cli.of(parsed, live))
 
     def execute(self, *arguments: str) -> tuple[dict[str, Any], int]:
         """A prep; every record that it wrote is held to the contract."""
@@ -495,8 +495,9 @@ def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
     before = sorted(paths.PROFILES.rglob("*"))
     plan = world.prep("--inductor", "ensure").dry_run()
     assert plan["would_change"] is True and plan["telemetry_probe"] == "would_run"
-    assert plan["stages"]["inductor"] == {"status": "would_run", "reason": "no finished work with this signature"}
-    assert plan["stages"]["deep_gemm"] == {"status": "skipped", "reason": "requested"}
+    inductor, skipped = plan["stages"]["inductor"], {"status": "skipped", "reason": "requested", "key": None, "signature": None}
+    assert (inductor["status"], inductor["reason"]) == ("would_run", "no finished work with this signature")
+    assert inductor["key"] == caches.digest(inductor["signature"]) and plan["stages"]["deep_gemm"] == skipped
     assert sorted(paths.PROFILES.rglob("*")) == before and not paths.job(world.run_id).exists()
     world.execute()
     plan = world.prep().dry_run()

@@ -58,9 +58,7 @@ class SignatureRecord:
     def __init__(self, stage: str, caches: tuple[str, ...], signature: dict[str, Any]) -> None:
         self.caches = caches
         self.signature = signature
-        canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
-        name = f"{stage}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}.json"
-        self.path = paths.PROFILES / caches[0] / RECORDS / name
+        self.path = paths.PROFILES / caches[0] / RECORDS / f"{stage}-{digest(signature)}.json"
 
     def problem(self, warnings: list[str]) -> str | None:
         """Why the caches do not hold this signature's work; None when they do."""
@@ -83,6 +81,18 @@ class SignatureRecord:
 
     def summary(self) -> dict[str, Any] | None:
         return (files.read_json(self.path) or {}).get("summary")
+
+    def content(self) -> list[Path]:
+        """The files that it vouches for; none where there is no such record, or it does not hold any more."""
+        if self.problem([]) is not None:
+            return []
+        return [paths.PROFILES / name for name in (files.read_json(self.path) or {})["files"]]
+
+
+def digest(signature: dict[str, Any]) -> str:
+    """The 16 hex digits by which a signature is found."""
+    canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def missing_file(record: dict[str, Any]) -> str | None:

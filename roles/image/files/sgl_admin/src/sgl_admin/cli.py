@@ -20,6 +20,7 @@ from sgl_admin import (
     locks,
     model,
     paths,
+    request_cli,
     run,
     server_cli,
     serving,
@@ -28,9 +29,10 @@ from sgl_admin import (
 )
 from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_SIGINT, EXIT_USAGE, Refused
 from sgl_admin.prep import Prep
-from sgl_admin.request import MODES, PROBES, Request
+from sgl_admin.request import Request
+from sgl_admin.share import cli as share_cli
+from sgl_admin.share import incoming
 from sgl_admin.smoke import cli as smoke_cli
-from sgl_admin.stages import STAGES
 
 _POLL_S = 0.1
 # How often a prep that is watched is looked at, and the longest silence.
@@ -80,72 +82,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without a stage flag every stage is ensured; with any, the others are skipped.",
     )  # fmt: skip
     ensure.set_defaults(handler=_ensure)
-    ensure.add_argument("--model", required=True, help="the model's folder in the container, under /models")
-    ensure.add_argument("--tp", type=argument_types.positive, default=1, help="tensor parallel size (default: %(default)s)")
-    for stage in STAGES:
-        ensure.add_argument(f"--{stage.option}", choices=MODES, dest=stage.name, help=f"stage {stage.name}")
-    ensure.add_argument(
-        "--moe-batch-sizes", type=argument_types.batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for"
-    )
-    ensure.add_argument(
-        "--moe-sample", type=argument_types.positive, metavar="N", help="try only a fixed sample of so many configurations (default: all)"
-    )
-    ensure.add_argument("--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)")
-    ensure.add_argument(
-        "--probe", choices=PROBES, help="prove METRICS_READY (default: auto, only while this run has no proof; with --root: never)"
-    )
-    ensure.add_argument(
-        "--server-arg",
-        action="append",
-        type=argument_types.server_argument,
-        default=[],
-        metavar="ARG",
-        help="one more argument of the server; may be repeated",
-    )
-    ensure.add_argument(
-        "--server-env",
-        action="append",
-        type=argument_types.server_setting,
-        default=[],
-        metavar="KEY=VALUE",
-        help="one more environment variable of the server; may be repeated",
-    )
-    ensure.add_argument(
-        "--cuda-graph-bs",
-        type=argument_types.batch_sizes,
-        default=(),
-        metavar="N,N,...",
-        help="batch sizes that the server captures CUDA graphs for, and that it is warmed with (default: the image's)",
-    )
-    ensure.add_argument(
-        "--moe-fusion",
-        choices=("ensure", "skip"),
-        default="ensure",
-        help="after tuning the MoE kernel, compile and verify the fused kernels with a server (default: %(default)s)",
-    )
-    ensure.add_argument(
-        "--server-timeout",
-        type=argument_types.seconds,
-        default=1800.0,
-        metavar="S",
-        help="for the server to become healthy (default: %(default)s)",
-    )
-    ensure.add_argument(
-        "--probe-timeout",
-        type=argument_types.seconds,
-        default=30.0,
-        metavar="S",
-        help="for Prometheus to account for the tokens (default: %(default)s)",
-    )
-    ensure.add_argument(
-        "--port", type=argument_types.port, help="the server's port while it warms up (default: the one that Prometheus scrapes)"
-    )
+    request_cli.add_arguments(ensure)
     ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    ensure.add_argument(
+        "--standing", action="store_true", help="with --detach: where something is to be done, print the plan among them, and do nothing"
+    )
     ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")
     ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result, attached} as JSON")
     ensure.add_argument(
         "--wait", type=argument_types.seconds, default=0.0, metavar="S", help="with --detach: wait so long for the end first"
     )
+
+    share_cli.register(group)
 
     inspect = group.add_parser("inspect", help="what the caches hold")
     inspect.set_defaults(handler=_inspect)
@@ -164,46 +112,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _request(arguments: argparse.Namespace, live: run.Run) -> Request:
-    given = {stage.name: getattr(arguments, stage.name) for stage in STAGES}
-    default = "skip" if any(given.values()) else "ensure"
-    return Request(
-        model=arguments.model.rstrip("/"),
-        tp=arguments.tp,
-        stages={name: mode or default for name, mode in given.items()},
-        moe_batch_sizes=arguments.moe_batch_sizes,
-        moe_dtype=arguments.moe_dtype,
-        moe_sample=arguments.moe_sample,
-        probe=arguments.probe or ("never" if arguments.root else "auto"),
-        server_args=tuple(arguments.server_arg),
-        server_env=tuple(arguments.server_env),
-        cuda_graph_batch_sizes=arguments.cuda_graph_bs,
-        moe_fusion=arguments.moe_fusion,
-        server_timeout_s=arguments.server_timeout,
-        probe_timeout_s=arguments.probe_timeout,
-        warmup_port=arguments.port or int(live.manifest["services"]["sglang"]["port"]),
-    )
-
-
 def _ensure(arguments: argparse.Namespace) -> int:
     live = run.live()
-    request = _request(arguments, live)
+    request = request_cli.of(arguments, live)
     _check_ownership()
     if arguments.dry_run:
         return _print_dry_run(_prepare(live, request).dry_run(), arguments.json)
-    prep_id, attached = _begin_or_attach(live, request)
+    found, attached = _begin_or_attach(live, request, arguments.detach and arguments.standing)
+    if isinstance(found, Prep):
+        return _print_envelope(live.run_id, None, attached=False, plan=found.dry_run())
     if arguments.detach:
         return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait), attached=attached)
-    return _follow(live.run_id, prep_id, arguments.json)
+    return _follow(live.run_id, found, arguments.json)
 
 
-def _begin_or_attach(live: run.Run, request: Request) -> tuple[str, bool]:
-    """The id of the prep that does this request, and whether it was running already. Raises Refused (busy) when another one runs."""
+def _begin_or_attach(live: run.Run, request: Request, standing: bool = False) -> tuple[str | Prep, bool]:
+    """The id of the prep that does this request, and whether it was running already. Raises Refused (busy) when another one runs.
+
+    With `standing`, the prep itself where it has something to do: then it was not begun.
+    """
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
         if (lock := locks.try_lock(job.LOCK)) is not None:
             try:
-                return _begin(live, request, lock), False
+                return _begin(live, request, lock, standing), False
             finally:
                 os.close(lock)
         record = job.read(live.run_id)
@@ -215,13 +147,19 @@ def _begin_or_attach(live: run.Run, request: Request) -> tuple[str, bool]:
         time.sleep(_POLL_S)
 
 
-def _begin(live: run.Run, request: Request, lock: int) -> str:
-    """With the prep lock held: do the prep at once where nothing is to be done, or else begin its process; returns its id."""
+def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | Prep:
+    """With the prep lock held: do the prep at once where nothing is to be done, or else begin its process; returns its id.
+
+    With `standing` none is begun: the prep that would be is returned.
+    """
     warnings: list[str] = []
     job.settle(live.run_id, warnings)
+    incoming.settle(warnings)
     serving.settle_dead(live.run_id)
     prep = _prepare(live, request, warnings)
     worker.sweep(live.run_id)
+    if standing and not prep.nothing_to_do:
+        return prep
     if prep.nothing_to_do:
         prep.execute(job.Job(live.run_id, request, prep.prep_id))
     else:
@@ -354,7 +292,7 @@ def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
     return 0
 
 
-def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: bool) -> int:
+def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: Any) -> int:
     print(json.dumps({"job": record, "result": _result_of(run_id, record["prep_id"]) if record else None, **more}))
     return 0
 

@@ -20,6 +20,8 @@ PROMETHEUS = TELEMETRY / "prometheus"
 JAEGER = TELEMETRY / "jaeger"
 LOCKS = PROFILES / ".locks"
 IN_PROGRESS = PROFILES / ".in_progress"
+# What an import has not placed yet.
+INCOMING = PROFILES / ".incoming"
 
 # Not on a bind mount: each start of the container begins with its own.
 STATE = Path("/var/lib/sgl")

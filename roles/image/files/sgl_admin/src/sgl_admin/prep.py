@@ -136,12 +136,18 @@ class Prep(Interruptible):
                 decision.stage.name: {
                     "status": "would_run" if decision.action == "run" else decision.action,
                     "reason": decision.reason or (self._why(decision) if decision.action == "run" else None),
+                    "key": self._key(decision),
+                    "signature": decision.signature,
                 }
                 for decision in self.plan
             },
             "telemetry_probe": "would_run" if self.probe_wanted else "skipped" if self.request.probe == "never" else "stands",
             "warnings": self.warnings,
         }
+
+    def _key(self, decision: Decision) -> str | None:
+        """By which other hosts' work of this stage is found; none where it has no signature."""
+        return decision.stage.key(self.context) if decision.signature is not None else None
 
     def _why(self, decision: Decision) -> str | None:
         stage = decision.stage
@@ -193,6 +199,7 @@ class Prep(Interruptible):
             "started_at": started_at,
             "finished_at": started_at,
             "duration_s": 0.0,
+            "key": self._key(decision),
             "signature": decision.signature,
             "artifacts": {},
             "error_type": None,

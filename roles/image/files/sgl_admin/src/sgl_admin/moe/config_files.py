@@ -101,10 +101,15 @@ def read(path: Path) -> dict[int, Config]:
     return found if all(isinstance(config, dict) for config in found.values()) else {}
 
 
-def tuned(path: Path, tuning: dict[str, Any]) -> dict[int, Config]:
-    """What a tuning of this key has put into the file, by batch size."""
+def tuned_record(path: Path) -> Path:
+    """Where it stands which batch sizes of the file come of which tuning."""
+    return root() / TUNED / path.name
+
+
+def tuned(path: Path, tuning: dict[str, Any], record_at: Path | None = None) -> dict[int, Config]:
+    """What a tuning of this key has put into the file, by batch size; its record may lie elsewhere."""
     try:
-        record = files.read_json(root() / TUNED / path.name) or {}
+        record = files.read_json(record_at or tuned_record(path)) or {}
     except ValueError:
         record = {}
     if record.get("tuning") != tuning or not isinstance(record.get("batch_sizes"), list):
@@ -122,7 +127,7 @@ def add(path: Path, tuning: dict[str, Any], size: int, config: Config) -> None:
     union = dict(sorted({**read(path), **ours}.items()))
     text = json.dumps({str(size): config for size, config in union.items()}, indent=4) + "\n"
     files.write_text(path, text)
-    files.write_json(root() / TUNED / path.name, {"schema_version": "1", "tuning": tuning, "batch_sizes": sorted(ours)})
+    files.write_json(tuned_record(path), {"schema_version": "1", "tuning": tuning, "batch_sizes": sorted(ours)})
     _forget_built_in(path)
 
 

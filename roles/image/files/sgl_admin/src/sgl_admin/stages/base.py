@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_admin import versions
+from sgl_admin import caches, paths, versions
+from sgl_admin.caches import SignatureRecord
 from sgl_admin.devices import Devices
 from sgl_admin.model import Model
 
 if TYPE_CHECKING:
     from sgl_admin.releases import Release
     from sgl_admin.request import Request
+    from sgl_admin.share.archive import Part
     from sgl_admin.warmup import Warmup
 
 # The server's flags that choose kernels, by how their names begin; all others (context length, memory, ports, names) change no cache.
@@ -44,6 +46,17 @@ class Context:
     release: Release | None = None
     # Told the process group of what a stage starts itself, None when it has ended.
     on_group: Callable[[int | None], None] = lambda group: None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a host has of a stage's work and others may take."""
+
+    signature: dict[str, Any]
+    files: list[Path]
+    # Whether it is all that was wanted.
+    finished: bool = True
+    hints: dict[str, Any] = field(default_factory=dict)
 
 
 class Stage:
@@ -86,6 +99,32 @@ class Stage:
     def standing(self, context: Context) -> dict[str, Any]:
         """Artifacts beyond the files of work that stands: what a no-op reports."""
         return {}
+
+    def key(self, context: Context) -> str:
+        """By which hosts of the same hardware, software and settings find each other's work: no host has to have done any for it."""
+        return caches.digest(self.signature(context))
+
+    def offer(self, context: Context) -> Offer | None:
+        """What of this stage is finished here; None where nothing is, or a prep is at it."""
+        signature = self.signature(context)
+        content = SignatureRecord(self.name, self.caches, signature).content()
+        return Offer(signature, content) if content and caches.partial_info(self.name) is None else None
+
+    def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        """This host's own wanted signature, where it knows of another host's work what that learned of the server."""
+        return self.signature(context)
+
+    def learn(self, context: Context, hints: dict[str, Any]) -> None:
+        """Keep what another host's work of the same settings found out about the server."""
+
+    def adopt(self, part: Part, staged: Path) -> None:
+        """Put another host's files, which lie verified below `staged`, where they belong; where it was killed in that, once more."""
+        for entry in part.files:
+            if (source := staged / entry.path).exists():
+                target = paths.PROFILES / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+        SignatureRecord(self.name, self.caches, part.signature).write(paths.PROFILES / entry.path for entry in part.files)
 
     @property
     def option(self) -> str:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import files, paths, versions
+from sgl_admin import caches, files, paths, versions
+from sgl_admin.caches import SignatureRecord
 from sgl_admin.errors import StageFailure
 from sgl_admin.moe import config_files, space
 from sgl_admin.moe import shape as shapes
 from sgl_admin.moe.shape import Lookup, MoeShape
 from sgl_admin.moe.tuner import Tuner
-from sgl_admin.stages.base import Context, Stage, kernel_arguments
+from sgl_admin.share.archive import Part
+from sgl_admin.stages.base import Context, Offer, Stage, kernel_arguments
 
 # What SLICE-Bench's provider-prep asks for.
 BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
@@ -128,6 +131,60 @@ class MoeTune(Stage):
                 context.warmup.log_tail(),
             )
         files.write_json(_proof(context, shape), {"schema_version": "1", **_what_is_read(context, shape)})
+
+    def key(self, context: Context) -> str:
+        # What a server asks for, which the signature holds, a host knows only when it has started one with its settings.
+        return caches.digest({**_tuning(context, _by_config(context)), "settings": _settings(context)})
+
+    def offer(self, context: Context) -> Offer | None:
+        """Each batch size that is tuned, also while others are being tuned."""
+        shape = _expected(context)
+        tuning, path = _tuning(context, shape), _path(context, shape)
+        if not config_files.tuned(path, tuning):
+            return None
+        record = SignatureRecord(self.name, self.caches, tuning)
+        finished = caches.partial_info(self.name) is None and record.problem([]) is None and self.lacking(context) is None
+        lookup = config_files.remembered(_settings(context))
+        hints = {"settings": _settings(context), "lookup": lookup.file_name("*")} if lookup else {}
+        read = [_proof(context, shape)] if _was_read(context, shape) else []
+        return Offer(tuning, [path, config_files.tuned_record(path), *read], finished, hints)
+
+    def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        return _tuning(context, _given(context, hints) or _expected(context))
+
+    def learn(self, context: Context, hints: dict[str, Any]) -> None:
+        """Remember what another host's server of the same settings asked for."""
+        if (shape := _given(context, hints)) is not None:
+            config_files.remember(_settings(context), shape.lookup)
+
+    def adopt(self, part: Part, staged: Path) -> None:
+        """Add the batch sizes that this host has not tuned itself to those that it has."""
+        for entry in part.files:
+            name, target = Path(entry.path), paths.PROFILES / entry.path
+            if name.parts[1] != "configs":
+                continue
+            given = config_files.tuned(staged / name, part.signature, staged / self.caches[0] / config_files.TUNED / name.name)
+            have = config_files.tuned(target, part.signature)
+            for size in sorted(set(given) - set(have)):
+                config_files.add(target, part.signature, size, given[size])
+            if hashlib.sha256(files.read_bytes(target)).hexdigest() == entry.sha256:
+                os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
+            if part.finished:
+                SignatureRecord(self.name, self.caches, part.signature).write([target])
+            for proof in (each for each in part.files if Path(each.path).name == f"read-{name.name}"):
+                # Another host's server said that it reads such a file; this one's is the same only with the same batch sizes.
+                said = files.read_json(staged / proof.path) or {}
+                if said.get("batch_sizes") == sorted(config_files.read(target)):
+                    files.write_json(paths.PROFILES / proof.path, said)
+
+
+def _given(context: Context, hints: dict[str, Any]) -> MoeShape | None:
+    """The shape by what another host's server of the same settings asked for, where this host has not learned it itself."""
+    settings, name = _settings(context), hints.get("lookup")
+    if config_files.remembered(settings) is not None or hints.get("settings") != settings or not isinstance(name, str):
+        return None
+    lookup = Lookup.from_file_name(name)
+    return shapes.seen(_by_config(context), [lookup]) if lookup else None
 
 
 def _expected(context: Context) -> MoeShape:
