@@ -103,11 +103,16 @@ test-tools-up:
 	scripts/test_tools_up.sh
 
 .PHONY: lock
-lock: ## Compile requirements/*.txt from *.in with uv (ARGS=--upgrade takes the newest)
-	for level in base dev; do \
+lock: ## Compile each requirements file from its *.in with uv (ARGS=--upgrade takes the newest)
+	for file in requirements/base requirements/dev execution_environment/requirements; do \
 	    $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $(ARGS) \
-	        --output-file requirements/$$level.txt requirements/$$level.in; \
+	        --output-file $$file.txt $$file.in; \
 	done
+
+.PHONY: ee
+ee: setup ## Build the execution environment for AWX and ansible-navigator (ARGS= goes to ansible-builder)
+	rm -rf .cache/ee
+	$(WITH_PATH) $(BIN)/ansible-builder build --context .cache/ee --tag sglang-ee $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv and everything else that these commands made in the checkout

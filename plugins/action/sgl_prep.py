@@ -16,6 +16,7 @@ from typing import Any
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, command_line, did_work, failure
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
 
 # With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only what changes is shown.
 _HEARTBEAT_S = 10.0
@@ -24,25 +25,11 @@ _FEW_HOSTS = 4
 _FIRST_POLL_S = 1.0
 _POLL_S = 5.0
 
-_MODE = {"type": "str", "choices": ["ensure", "rebuild", "skip"], "default": "ensure"}
 ARGUMENT_SPEC: dict[str, Any] = {
     "container": {"type": "str", "default": "sglang-dev"},
-    "model": {"type": "str", "required": True},
-    "tp": {"type": "int", "default": 1},
-    "deep_gemm": _MODE,
-    "moe": _MODE,
-    "flashinfer": _MODE,
-    "inductor": _MODE,
-    "moe_batch_sizes": {"type": "list", "elements": "int", "default": []},
-    "moe_dtype": {"type": "str", "default": "auto"},
-    "probe": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
-    "moe_fusion": {"type": "str", "choices": ["ensure", "skip"], "default": "ensure"},
-    "server_args": {"type": "list", "elements": "str", "default": []},
-    "server_env": {"type": "dict", "default": {}},
-    "cuda_graph_batch_sizes": {"type": "list", "elements": "int", "default": []},
-    "server_timeout": {"type": "float", "default": 1800},
-    "probe_timeout": {"type": "float", "default": 30},
+    **PREP_OPTIONS,
     "assume_started": {"type": "bool", "default": True},
+    "standing": {"type": "bool", "default": False},
 }
 
 
@@ -84,7 +71,15 @@ class ActionModule(ActionBase):
         host = str(task_vars.get("inventory_hostname", "localhost"))
         few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
         with losing_nothing("the prep, if it had begun,"):
-            envelope = client.start(command_line(given), _FIRST_POLL_S)
+            envelope = client.start([*command_line(given), *(["--standing"] if given["standing"] else [])], _FIRST_POLL_S)
+        if plan := envelope.get("plan"):
+            self._warn(plan["warnings"])
+            return {
+                "changed": False,
+                "plan": plan,
+                "stages": {name: stage["status"] for name, stage in plan["stages"].items()},
+                "exit_code": 0,
+            }
         if envelope.get("attached") is True and envelope["job"]:
             self._display.display(f"{host}: attached to {progress(envelope['job'])}")
         shown, shown_at = None, 0.0

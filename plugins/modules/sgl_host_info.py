@@ -134,7 +134,7 @@ options:
       - How O(image) is had, as in M(slice_bench.sglang.sgl_image). V(pull) needs O(image_pull), and V(load) O(image_archive), which must be
         on the host until its image is; looked at for V(start) and V(prep) of O(ready_for).
     type: str
-    choices: [build, pull, load]
+    choices: [build, pull, load, share]
     default: build
   image_pull:
     description: Reference of the image in a registry.
@@ -337,7 +337,7 @@ def main() -> None:
             "gpus": {"type": "bool", "default": False},
             "visible_devices": {"type": "str"},
             "image_cuda": {"type": "str"},
-            "image_source": {"type": "str", "choices": ["build", "pull", "load"], "default": "build"},
+            "image_source": {"type": "str", "choices": ["build", "pull", "load", "share"], "default": "build"},
             "image_pull": {"type": "str"},
             "image_archive": {"type": "path"},
         },

@@ -91,6 +91,12 @@ options:
     description: In check mode, whether the container would be running by now; where it would have to be started first, a prep would follow.
     type: bool
     default: true
+  standing:
+    description:
+      - Do it only where nothing is left to do; else return RV(plan) and begin nothing. A prep of the same request that runs is followed.
+      - For a fleet, which sees first what one host can take from another.
+    type: bool
+    default: false
 attributes:
   action:
     support: full
@@ -146,6 +152,12 @@ exit_code:
   returned: when sgl-admin was asked
   type: int
   sample: 0
+plan:
+  description:
+    - What is left to do. For each stage C(status), C(reason), C(signature), and C(key), by which hosts of the same kind find each other's
+      work.
+  returned: with O(standing), when something is
+  type: dict
 job:
   description: The job's record.
   returned: when a prep was run

@@ -63,7 +63,10 @@ def test_every_name_starts_with_the_role(role: str) -> None:
 
 
 def test_the_preflight_checks_every_variable_that_a_role_reads() -> None:
-    read = {name for role in ROLES for name in re.findall(r"\bsgl_\w+", (ROLES_DIR / role / "defaults" / "main.yml").read_text())}
+    # The dashboard is no part of a prep: it goes to hosts of its own, and its role checks its variables.
+    places = [ROLES_DIR / role / "defaults" / "main.yml" for role in ROLES if role != "dashboard"]
+    texts = [path.read_text() for path in (*places, ROLES_DIR.parent / "playbooks" / "prep.yml")]
+    read = {name for text in texts for name in re.findall(r"\bsgl_\w+", text)}
     assert sorted(users_variables()) == sorted(read)
 
 

@@ -138,6 +138,7 @@ class Prep(Interruptible):
                     "reason": decision.reason or (self._why(decision) if decision.action == "run" else None),
                     "key": self._key(decision),
                     "signature": decision.signature,
+                    **({"missing_batch_sizes": sizes} if (sizes := self._missing_batch_sizes(decision)) is not None else {}),
                 }
                 for decision in self.plan
             },
@@ -148,6 +149,9 @@ class Prep(Interruptible):
     def _key(self, decision: Decision) -> str | None:
         """By which other hosts' work of this stage is found; none where it has no signature."""
         return decision.stage.key(self.context) if decision.signature is not None else None
+
+    def _missing_batch_sizes(self, decision: Decision) -> list[int] | None:
+        return decision.stage.missing_batch_sizes(self.context) if decision.signature is not None else None
 
     def _why(self, decision: Decision) -> str | None:
         stage = decision.stage

@@ -6,16 +6,20 @@ A reader knows from the manifest what every block has to be, and takes nothing e
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
+from io import FileIO
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from sgl_admin import files, paths
@@ -37,6 +41,8 @@ _KINDS = {
     tarfile.FIFOTYPE: "a pipe",
     tarfile.DIRTYPE: "a folder",
 }
+# Both are printed, and of another release maybe.
+_STAGE, _KEY = re.compile(r"[a-z][a-z0-9_]{0,39}"), re.compile(r"[0-9a-f]{16}")
 
 
 class Broken(Exception):
@@ -95,7 +101,8 @@ class Manifest:
     def blobs(self) -> dict[str, list[Entry]]:
         """The files of each content, in the order of the archive."""
         found: dict[str, list[Entry]] = {}
-        for part in self.parts:
+        # As the manifest has them: whoever reads it knows no other order of the stages.
+        for part in sorted(self.parts, key=lambda part: part.stage):
             for entry in part.files:
                 found.setdefault(entry.sha256, []).append(entry)
         return found
@@ -115,20 +122,45 @@ def entries(names: Iterable[Path]) -> tuple[Entry, ...]:
 
 
 def _entry(name: Path) -> Entry:
+    if not name.is_relative_to(paths.PROFILES):
+        raise Changed(f"{files.printable(str(name))} is not in the caches")
     relative = str(name.relative_to(paths.PROFILES))
     if (why := _unsafe(relative)) is not None:
         raise Changed(f"{files.printable(relative)} {why}")
+    # hashlib.file_digest came with Python 3.11.
+    digest = hashlib.sha256()
+    with _opened(relative) as (stream, status):
+        buffer = memoryview(bytearray(min(status.st_size + 1, _CHUNK)))
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+    return Entry(relative, digest.hexdigest(), status.st_size, status.st_mtime_ns, stat.S_IMODE(status.st_mode) & 0o777)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[FileIO, os.stat_result]]:
+    """A file of the caches, and what it is before it is read. Raises Changed where it is none, or another one afterwards; OSError."""
+    name = files.printable(path)
     try:
-        with open(name, "rb", buffering=0, opener=_no_link) as stream:
-            before = os.fstat(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise Changed(f"{files.printable(relative)} is gone") from None
-    return Entry(relative, digest, before.st_size, before.st_mtime_ns, stat.S_IMODE(before.st_mode) & 0o777)
+        stream = open(paths.PROFILES / path, "rb", buffering=0, opener=_as_it_is)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Changed(f"{name} is gone") from None
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise
+        raise Changed(f"{name} is not a file") from None
+    with stream:
+        before = os.fstat(stream.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise Changed(f"{name} is not a file")
+        yield stream, before
+        after = os.fstat(stream.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise Changed(f"{name} was written to")
 
 
-def _no_link(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NOFOLLOW)
+def _as_it_is(name: str, flags: int) -> int:
+    """Through no link, and without waiting for whoever writes to a pipe."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def write(manifest: Manifest, stream: BinaryIO) -> None:
@@ -140,26 +172,22 @@ def write(manifest: Manifest, stream: BinaryIO) -> None:
 
 
 def _write_blob(stream: BinaryIO, header: bytes, entry: Entry) -> None:
-    try:
-        with open(paths.PROFILES / entry.path, "rb", buffering=0, opener=_no_link) as source:
-            now = os.fstat(source.fileno())
-            if (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
-                raise Changed(f"{files.printable(entry.path)} was written to")
-            if entry.size <= _SMALL:
-                content = source.read(entry.size)
-                if len(content) != entry.size:
-                    raise Changed(f"{files.printable(entry.path)} was cut")
-                _write_all(stream, header + content + _padding(entry.size))
-                return
-            _write_all(stream, header)
-            offset = 0
-            while offset < entry.size:
-                sent = os.sendfile(stream.fileno(), source.fileno(), offset, entry.size - offset)
-                if not sent:
-                    raise Changed(f"{files.printable(entry.path)} was cut")
-                offset += sent
-    except FileNotFoundError:
-        raise Changed(f"{files.printable(entry.path)} is gone") from None
+    with _opened(entry.path) as (source, now):
+        if (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
+            raise Changed(f"{files.printable(entry.path)} was written to")
+        if entry.size <= _SMALL:
+            content = source.read(entry.size)
+            if len(content) != entry.size:
+                raise Changed(f"{files.printable(entry.path)} was cut")
+            _write_all(stream, header + content + _padding(entry.size))
+            return
+        _write_all(stream, header)
+        offset = 0
+        while offset < entry.size:
+            sent = os.sendfile(stream.fileno(), source.fileno(), offset, entry.size - offset)
+            if not sent:
+                raise Changed(f"{files.printable(entry.path)} was cut")
+            offset += sent
     _write_all(stream, _padding(entry.size))
 
 
@@ -183,7 +211,7 @@ def _header(name: str, size: int) -> bytes:
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, _MODE
     # GNU's form takes a size beyond 8 GiB.
-    return member.tobuf(tarfile.GNU_FORMAT)
+    return member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 def _padding(size: int) -> bytes:
@@ -306,6 +334,9 @@ def parse(content: bytes) -> Manifest:
             if entry.path in seen:
                 raise Broken(f"its manifest names {files.printable(entry.path)} twice")
             seen.add(entry.path)
+    for path in seen:
+        if (folder := next((str(above) for above in PurePosixPath(path).parents if str(above) in seen), None)) is not None:
+            raise Broken(f"its manifest names {files.printable(folder)} as a file and as a folder")
     try:
         same = manifest.content == content
     except (ValueError, RecursionError):
@@ -319,6 +350,8 @@ def _part(stage: str, found: Any) -> Part:
     kinds = {"key": str, "signature": dict, "finished": bool, "hints": dict, "files": list}
     if not isinstance(found, dict) or set(found) != set(kinds) or not all(isinstance(found[key], kind) for key, kind in kinds.items()):
         raise Broken(f"its manifest has no valid stage {files.printable(stage[:40])}")
+    if not _STAGE.fullmatch(stage) or not _KEY.fullmatch(found["key"]) or not found["files"]:
+        raise Broken(f"its manifest has a stage {files.printable(stage[:40])} of another form: its name, its key, or it has no files")
     return Part(stage, **{**found, "files": tuple(_entry_of(each) for each in found["files"])})
 
 
@@ -340,10 +373,10 @@ def _entry_of(found: Any) -> Entry:
 def _unsafe(path: str) -> str | None:
     """Why no file of a cache has such a path; None where one may."""
     steps = path.split("/")
-    if len(path) > 3000 or any(len(_encodable(step).encode()) > 255 for step in steps):
+    if len(_encodable(path).encode()) > 3000 or any(len(_encodable(step).encode()) > 255 for step in steps):
         return "is longer than a path can be"
     if "\0" in path or _encodable(path) != path:
-        return "no file system can hold"
+        return "is no text that can name a file"
     if len(steps) < 2 or any(step in ("", ".", "..") for step in steps):
         return "leads out of the caches"
     if RECORDS in steps or WORK in steps:

@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sgl_admin import files, job, locks, request_cli, run
+from sgl_admin import caches, files, job, locks, request_cli, run
 from sgl_admin.errors import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE, Refused
 from sgl_admin.prep import Decision, Prep
 from sgl_admin.share import archive, incoming
@@ -21,6 +22,8 @@ from sgl_admin.share.archive import Broken, Changed, Manifest, Part, Reader
 _STANDARD = "-"
 # How often what is written to while it is packed is packed anew: batch sizes are added one by one.
 _TRIES = 3
+# Of another host's signature, that a reason names.
+_MOST_FIELDS = 8
 
 
 def register(actions: Any) -> None:
@@ -59,7 +62,8 @@ def _export(arguments: argparse.Namespace) -> int:
     for attempt in range(_TRIES):
         manifest, lacking = _pack(prep)
         if not manifest.parts:
-            raise Refused(EXIT_NO_RESULT, f"nothing to export: {'; '.join(f'{stage}: {why}' for stage, why in lacking.items())}")
+            whys = "; ".join(f"{stage}: {why}" for stage, why in lacking.items())
+            raise Refused(EXIT_NO_RESULT, f"nothing to export: {whys or 'every stage is skipped here'}")
         try:
             with _written(arguments.file) as stream:
                 # Who reads a stream needs to know how long it gets.
@@ -138,6 +142,8 @@ def _import(arguments: argparse.Namespace) -> int:
     else:
         for stage, what in outcome["stages"].items():
             print(f"{stage:12} {what['status']:8} {what['reason'] or ''}".rstrip())
+        for warning in warnings:
+            print(f"sgl-admin: warning: {warning}", file=sys.stderr)
     return EXIT_ARCHIVE if any(what["status"] == "refused" for what in outcome["stages"].values()) else 0
 
 
@@ -147,9 +153,8 @@ def _take(arguments: argparse.Namespace, reader: Reader) -> dict[str, Any]:
     taken = tuple(part for part in reader.manifest.parts if verdicts[part.stage][0] == "imported")
     if taken:
         folder = incoming.receive(reader, taken)
-        for decision in _of(prep, taken):
-            decision.stage.learn(prep.context, next(part.hints for part in taken if part.stage == decision.stage.name))
-        incoming.commit(folder, taken)
+        stages = {decision.stage.name: decision.stage for decision in _of(prep, taken)}
+        incoming.commit(folder, tuple(replace(part, hints=stages[part.stage].learned(prep.context, part.hints)) for part in taken))
         # What was taken has to be what this host would have made.
         left = _planned(arguments).dry_run()["stages"]
         for part in taken:
@@ -184,26 +189,30 @@ def _verdict(prep: Prep, part: Part) -> tuple[str, str | None]:
     if prep.request.stages[part.stage] == "rebuild":
         return "refused", "it is to be built anew here (rebuild)"
     wanted = decision.stage.signature_given(prep.context, part.hints)
-    if part.signature != wanted:
-        return "refused", difference(part.signature, wanted)
-    if (why := incoming.check_paths(part)) is not None:
+    if (why := difference(part.signature, wanted) or incoming.check_paths(part) or decision.stage.foreign(prep.context, part)) is not None:
         return "refused", why
     return "imported", None if part.finished else "what is finished so far"
 
 
-def difference(theirs: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """In which fields another host's signature differs from the one that is wanted here."""
+def difference(theirs: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """In which fields another host's signature differs from the one that is wanted here; None where it is the same."""
     names = {"cpu_arch": "CPU architecture", "device_name": "GPU"}
     found = [
-        f"{names.get(key, key)}: made for {_shown(theirs.get(key))}, and this host wants {_shown(wanted.get(key))}"
+        f"{_cut(names.get(key, key))}: made for {_shown(theirs, key)}, and this host wants {_shown(wanted, key)}"
         for key in sorted({*theirs, *wanted})
-        if theirs.get(key, ...) != wanted.get(key, ...)
+        # As they are digested: to Python, true and 1.0 are 1.
+        if caches.digest({key: theirs[key]} if key in theirs else {}) != caches.digest({key: wanted[key]} if key in wanted else {})
     ]
-    return files.printable("its signature differs in " + "; ".join(found))
+    more = [f"{len(found) - _MOST_FIELDS} more"] if len(found) > _MOST_FIELDS else []
+    return files.printable("its signature differs in " + "; ".join([*found[:_MOST_FIELDS], *more])) if found else None
 
 
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+def _shown(signature: dict[str, Any], key: str) -> str:
+    value = signature.get(key, "nothing")
+    return _cut(value if isinstance(value, str) else json.dumps(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
@@ -233,7 +242,7 @@ def _opened(name: str, digest: str | None) -> Iterator[Reader]:
     with stream:
         try:
             reader = Reader(stream)
-            if digest and reader.manifest.digest.partition(":")[2] != digest.lower().removeprefix("sha256:"):
+            if digest is not None and reader.manifest.digest.partition(":")[2] != digest.lower().removeprefix("sha256:"):
                 raise Broken(f"it is {reader.manifest.digest}, and {files.printable(digest)} was expected")
             yield reader
         except Broken as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sgl_admin import clock, files, paths
+from sgl_admin.caches import RECORDS
 from sgl_admin.errors import EXIT_NO_RESULT, Refused
 from sgl_admin.locks import locked
 from sgl_admin.share.archive import Broken, Entry, Manifest, Part, Reader, parse
@@ -23,18 +24,34 @@ _LOCK_TIMEOUT_S = 60.0
 # Left free, for the records of what is placed.
 _RESERVE = 64 << 20
 _STAGES = {stage.name: stage for stage in STAGES}
+# How placing fails where something else lies in its way, or what is to be placed is gone: not for want of room or of a permission.
+_IN_THE_WAY = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def check_paths(part: Part) -> str | None:
-    """Why a part's files cannot be placed: outside of its stage's caches, or through a link that leads out of them."""
+    """Why a part's files cannot be placed: outside of its stage's caches, or what lies there is in their way."""
     caches = _STAGES[part.stage].caches
     for folder in sorted({str(Path(entry.path).parent) for entry in part.files}):
         cache = folder.partition("/")[0]
         if cache not in caches:
             return f"{files.printable(folder)} is not a folder of this stage ({', '.join(caches)})"
-        if not Path(os.path.realpath(paths.PROFILES / folder)).is_relative_to(os.path.realpath(paths.PROFILES / cache)):
-            return f"{paths.to_host(paths.PROFILES / folder)} is a link that leads out of the cache: remove it"
+        place = paths.PROFILES / folder
+        if not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(paths.PROFILES / cache)):
+            return f"{_on_host(folder)} is a link that leads out of the cache: remove it"
+        there = next(above for above in (place, *place.parents) if os.path.lexists(above))
+        if not there.is_dir():
+            return f"{_on_host(there)} is not a folder: remove it"
+        if there.stat().st_dev != paths.PROFILES.stat().st_dev:
+            return f"{_on_host(folder)} is on another file system than {_on_host('.')}"
+    for entry in part.files:
+        if (path := paths.PROFILES / entry.path).is_dir() and not path.is_symlink():
+            return f"{_on_host(entry.path)} is a folder, and a file in the archive: remove it"
     return None
+
+
+def _on_host(name: Path | str) -> str:
+    path = paths.PROFILES / name
+    return files.printable(paths.to_host(path) or str(path))
 
 
 def receive(reader: Reader, parts: tuple[Part, ...]) -> Path:
@@ -60,7 +77,8 @@ def receive(reader: Reader, parts: tuple[Part, ...]) -> Path:
 
         reader.read(place_of)
         for path, here in copies:
-            for entry in here:
+            # The first one is copied to the others, and its mode may be one that nobody may read.
+            for entry in reversed(here):
                 _finish(path, folder / _FILES / entry.path, entry)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,16 +132,24 @@ def settle(warnings: list[str]) -> None:
         else:
             try:
                 _place(folder)
-            except (Broken, ValueError, FileNotFoundError) as error:
-                warnings.append(f"an import that was killed cannot be finished ({error}); it is forgotten")
+            except (Broken, ValueError, *_IN_THE_WAY) as error:
+                warnings.append(files.printable(f"an import that was killed cannot be finished ({error}); it is forgotten"))
                 shutil.rmtree(folder)
 
 
 def _place(folder: Path) -> None:
     manifest = parse(files.read_bytes(folder / _COMMIT))
+    if unknown := [part.stage for part in manifest.parts if part.stage not in _STAGES]:
+        raise Broken(f"this release knows no stage {unknown[0]}")
     with ExitStack() as held:
         for part in manifest.parts:
             held.enter_context(locked(part.stage, _LOCK_TIMEOUT_S))
         for part in manifest.parts:
+            # Of an earlier try that was killed.
+            for cache in _STAGES[part.stage].caches:
+                files.sweep_temporaries(paths.PROFILES / cache / RECORDS)
             _STAGES[part.stage].adopt(part, folder / _FILES)
+            if part.finished:
+                # A prep that was killed at it left its marker, and would have the stage done again.
+                (paths.IN_PROGRESS / f"{part.stage}.json").unlink(missing_ok=True)
     shutil.rmtree(folder)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_admin import caches, paths, versions
+from sgl_admin import caches, files, paths, versions
 from sgl_admin.caches import SignatureRecord
 from sgl_admin.devices import Devices
 from sgl_admin.model import Model
+from sgl_admin.share.archive import Broken
 
 if TYPE_CHECKING:
     from sgl_admin.releases import Release
@@ -88,6 +89,10 @@ class Stage:
         """What is wanted beyond the signature and is not there, in words; None when nothing is."""
         return None
 
+    def missing_batch_sizes(self, context: Context) -> list[int] | None:
+        """Where the work is one for each batch size: for which it is still to be done."""
+        return None
+
     def run(self, context: Context) -> dict[str, Any]:
         """Do the work; returns artifacts beyond the files. Raises StageFailure."""
         raise NotImplementedError
@@ -114,17 +119,29 @@ class Stage:
         """This host's own wanted signature, where it knows of another host's work what that learned of the server."""
         return self.signature(context)
 
-    def learn(self, context: Context, hints: dict[str, Any]) -> None:
-        """Keep what another host's work of the same settings found out about the server."""
+    def learned(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        """What another host's work of the same settings found out about the server, and this host does not know: `adopt` keeps it."""
+        return {}
+
+    def foreign(self, context: Context, part: Part) -> str | None:
+        """Why a part's files are not what this stage makes, in words; None where they may be."""
+        return None
 
     def adopt(self, part: Part, staged: Path) -> None:
-        """Put another host's files, which lie verified below `staged`, where they belong; where it was killed in that, once more."""
+        """Put another host's files, which lie verified below `staged`, where they belong; where it was killed in that, once more.
+
+        Raises Broken where one is not whole, and OSError.
+        """
         for entry in part.files:
+            target = paths.PROFILES / entry.path
             if (source := staged / entry.path).exists():
-                target = paths.PROFILES / entry.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
-        SignatureRecord(self.name, self.caches, part.signature).write(paths.PROFILES / entry.path for entry in part.files)
+            if target.stat().st_size != entry.size:
+                # A power cut takes what was not on disk yet, of files that were verified before it too.
+                raise Broken(f"{files.printable(entry.path)} has another size than it was placed with")
+        if part.finished:
+            SignatureRecord(self.name, self.caches, part.signature).write(paths.PROFILES / entry.path for entry in part.files)
 
     @property
     def option(self) -> str:

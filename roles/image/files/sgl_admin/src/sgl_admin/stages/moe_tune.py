@@ -59,6 +59,9 @@ class MoeTune(Stage):
             return "no server has said yet that it reads the configurations"
         return None
 
+    def missing_batch_sizes(self, context: Context) -> list[int] | None:
+        return _missing(context, _expected(context))
+
     def content(self, context: Context) -> list[Path]:
         shape = _expected(context)
         assert shape is not None
@@ -152,18 +155,36 @@ class MoeTune(Stage):
     def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
         return _tuning(context, _given(context, hints) or _expected(context))
 
-    def learn(self, context: Context, hints: dict[str, Any]) -> None:
-        """Remember what another host's server of the same settings asked for."""
-        if (shape := _given(context, hints)) is not None:
-            config_files.remember(_settings(context), shape.lookup)
+    def learned(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        """What another host's server of the same settings asked for."""
+        return {key: hints[key] for key in ("settings", "lookup")} if _given(context, hints) is not None else {}
+
+    def foreign(self, context: Context, part: Part) -> str | None:
+        shape = _given(context, part.hints) or _expected(context)
+        path, given = _path(context, shape), {paths.PROFILES / entry.path for entry in part.files}
+        own = {path, config_files.tuned_record(path)}
+        if missing := own - given:
+            return f"{min(missing).relative_to(paths.PROFILES)} is not among its files"
+        if others := given - own - {_proof(context, shape)}:
+            return files.printable(f"{min(others).relative_to(paths.PROFILES)} is no file of this tuning")
+        return None
 
     def adopt(self, part: Part, staged: Path) -> None:
         """Add the batch sizes that this host has not tuned itself to those that it has."""
-        for entry in part.files:
-            name, target = Path(entry.path), paths.PROFILES / entry.path
-            if name.parts[1] != "configs":
+        lookup = _lookup(part.hints)
+        if lookup is not None:
+            config_files.remember(part.hints["settings"], lookup)
+        records = self.caches[0], config_files.TUNED
+        for entry in (each for each in part.files if Path(each.path).parts[1] == "configs"):
+            source, target = staged / entry.path, paths.PROFILES / entry.path
+            for folder in (target.parent, config_files.tuned_record(target).parent):
+                files.sweep_temporaries(folder)
+            given = config_files.tuned(source, part.signature, staged.joinpath(*records, target.name))
+            if not given:
                 continue
-            given = config_files.tuned(staged / name, part.signature, staged / self.caches[0] / config_files.TUNED / name.name)
+            if not target.exists():
+                # With the batch sizes that came with SGLang: they are not added to a file of ours later.
+                files.write_text(target, files.read_bytes(source).decode())
             have = config_files.tuned(target, part.signature)
             for size in sorted(set(given) - set(have)):
                 config_files.add(target, part.signature, size, given[size])
@@ -171,20 +192,24 @@ class MoeTune(Stage):
                 os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
             if part.finished:
                 SignatureRecord(self.name, self.caches, part.signature).write([target])
-            for proof in (each for each in part.files if Path(each.path).name == f"read-{name.name}"):
-                # Another host's server said that it reads such a file; this one's is the same only with the same batch sizes.
-                said = files.read_json(staged / proof.path) or {}
-                if said.get("batch_sizes") == sorted(config_files.read(target)):
-                    files.write_json(paths.PROFILES / proof.path, said)
+            # Another host's server said that it reads such a file; this one's is the same only with the same batch sizes.
+            said = {"tuning": part.signature, "batch_sizes": sorted(config_files.read(target))}
+            if _says(staged.joinpath(*records, f"read-{target.name}"), said):
+                files.write_json(paths.PROFILES.joinpath(*records, f"read-{target.name}"), {"schema_version": "1", **said})
 
 
 def _given(context: Context, hints: dict[str, Any]) -> MoeShape | None:
     """The shape by what another host's server of the same settings asked for, where this host has not learned it itself."""
-    settings, name = _settings(context), hints.get("lookup")
-    if config_files.remembered(settings) is not None or hints.get("settings") != settings or not isinstance(name, str):
+    settings, lookup = _settings(context), _lookup(hints)
+    if config_files.remembered(settings) is not None or lookup is None or hints["settings"] != settings:
         return None
-    lookup = Lookup.from_file_name(name)
-    return shapes.seen(_by_config(context), [lookup]) if lookup else None
+    return shapes.seen(_by_config(context), [lookup])
+
+
+def _lookup(hints: dict[str, Any]) -> Lookup | None:
+    """What another host's server asked for, with the settings that it had."""
+    settings, name = hints.get("settings"), hints.get("lookup")
+    return Lookup.from_file_name(name) if isinstance(settings, str) and isinstance(name, str) else None
 
 
 def _expected(context: Context) -> MoeShape:
@@ -240,11 +265,16 @@ def _what_is_read(context: Context, shape: MoeShape) -> dict[str, Any]:
 
 def _was_read(context: Context, shape: MoeShape) -> bool:
     """Whether a server said that it read the file as it is now."""
+    return _says(_proof(context, shape), _what_is_read(context, shape))
+
+
+def _says(path: Path, what: dict[str, Any]) -> bool:
+    """Whether a record says this."""
     try:
-        record = files.read_json(_proof(context, shape)) or {}
+        record = files.read_json(path) or {}
     except ValueError:
         return False
-    return all(record.get(key) == value for key, value in _what_is_read(context, shape).items())
+    return all(record.get(key) == value for key, value in what.items())
 
 
 def _wanted(context: Context) -> tuple[int, ...]:

@@ -1,0 +1,243 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a host does to give its finished work to others, or to take theirs: archives of kernel caches, and images.
+
+An archive of caches goes to a registry as an image of one file. Docker is the client: it has the credentials, mirrors and certificates of
+the host, and every host that runs the container has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from typing import IO, Any, cast
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, explain
+
+CACHES, IMAGE = "caches", "image"
+DIGEST_LABEL = "org.slice-bench.shared-digest"
+SIGNATURE_LABEL = "org.slice-bench.shared-signature"
+# The one file of an archive's image.
+_MEMBER = "sgl-caches.tar"
+_ABSENT = ("manifest unknown", "name unknown", "no such manifest", "not found: manifest")
+_CHUNK = 1 << 20
+
+
+class ShareError(Exception):
+    """The work could not be given or taken; the message says at which step and what to do."""
+
+
+class Host:
+    def __init__(self, docker: DockerCli, container: str) -> None:
+        self._docker = docker
+        self._container = container
+
+    # --- giving ----------------------------------------------------------------------------------------------------------
+
+    def pack(self, item: dict[str, Any], path: str) -> dict[str, Any] | None:
+        """Write the archive of an item to `path`; returns its digest and size, None where nothing of it is finished. Raises ShareError."""
+        if item["kind"] == IMAGE:
+            return self._save(item, path)
+        words = ["exec", self._container, "sgl-admin", "caches", "export", "-", "--json", *item["arguments"]]
+        with open(path, "wb") as output:
+            code, error = self._stream(words, stdout=output)
+        if code == 1 and "nothing to export" in error:
+            os.unlink(path)
+            return None
+        if code:
+            raise ShareError(f"{item['name']} cannot be packed: {_last_line(error)}")
+        summary = _object(error)
+        if os.path.getsize(path) != summary["bytes"]:
+            raise ShareError(f"{item['name']} was cut while it was packed: run this again")
+        return {"digest": summary["digest"], "bytes": summary["bytes"], "finished": all(s["finished"] for s in summary["stages"].values())}
+
+    def _save(self, item: dict[str, Any], path: str) -> dict[str, Any]:
+        image = self._docker.image(item["image"])
+        if image is None:
+            raise ShareError(f"image {item['image']} is not on this host")
+        self._docker.call("save", "--output", path, item["image"])
+        return {"digest": image["id"], "bytes": os.path.getsize(path), "finished": True}
+
+    def push(self, item: dict[str, Any], path: str, reference: str, digest: str, signature: str | None) -> str:
+        """Put an archive, or an image, into the registry; returns `name@sha256:...`. Raises ShareError."""
+        try:
+            if item["kind"] == IMAGE:
+                self._docker.call("tag", item["image"], reference)
+            else:
+                self._wrap(path, reference, digest, signature)
+            try:
+                self._docker.call("push", "--quiet", reference)
+                return self._pushed(reference)
+            finally:
+                self._forget(reference)
+        except DockerError as error:
+            raise ShareError(f"{item['name']} cannot be pushed to {reference}: {registry_error(str(error))}") from error
+
+    def _wrap(self, path: str, reference: str, digest: str, signature: str | None) -> None:
+        labels = [f"LABEL {DIGEST_LABEL}={digest}", *([f"LABEL {SIGNATURE_LABEL}={signature}"] if signature else [])]
+        words = [self._docker.binary, "import", *(word for label in labels for word in ("--change", label)), "-", reference]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        target, said = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
+        # Where Docker ends before it has all, its own words say why.
+        with contextlib.suppress(BrokenPipeError), open(path, "rb") as archive:
+            with tarfile.open(fileobj=target, mode="w|") as outer:
+                member = tarfile.TarInfo(_MEMBER)
+                member.size = os.path.getsize(path)
+                outer.addfile(member, archive)
+        with contextlib.suppress(BrokenPipeError):
+            target.close()
+        error = said.read().decode(errors="replace")
+        if process.wait():
+            raise DockerError(explain(error.strip()))
+
+    def _pushed(self, reference: str) -> str:
+        image = self._docker.image(reference)
+        repository = reference.rpartition(":")[0]
+        for name in image["repo_digests"] if image else []:
+            if name.partition("@")[0] == repository:
+                return str(name)
+        raise ShareError(f"{reference} was pushed, and Docker does not say by which digest: run this again")
+
+    # --- taking ----------------------------------------------------------------------------------------------------------
+
+    def look(self, reference: str) -> str | None:
+        """By which digest the registry has an archive; None where it has none. Raises ShareError."""
+        try:
+            found = json.loads(self._docker.call("manifest", "inspect", "--verbose", reference))
+            return f"{reference.rpartition(':')[0]}@{found['Descriptor']['digest']}"
+        except (ValueError, LookupError, TypeError):
+            return None
+        except DockerError as error:
+            if _is_absent(str(error)):
+                return None
+            raise ShareError(f"{reference} cannot be looked for: {registry_error(str(error))}") from error
+
+    def fetch(self, item: dict[str, Any], reference: str, path: str) -> dict[str, Any] | None:
+        """Have an item from the registry: an archive lies at `path` then, an image has its name; None where the registry has none.
+
+        Returns where it came from, by digest, and for an archive its digest and signature. Raises ShareError.
+        """
+        try:
+            self._docker.call("pull", "--quiet", reference)
+        except DockerError as error:
+            if _is_absent(str(error)):
+                return None
+            raise ShareError(f"{item['name']} cannot be pulled from {reference}: {registry_error(str(error))}") from error
+        try:
+            image = self._docker.image(reference)
+            if image is None:
+                raise ShareError(f"{reference} vanished after it was pulled: run this again")
+            source = reference if "@" in reference else self._pushed(reference)
+            if item["kind"] == IMAGE:
+                self._docker.call("tag", image["id"], item["image"])
+                return {"source": source, "digest": image["id"], "signature": None}
+            self._unwrap(image["id"], reference, path)
+            labels = image["labels"]
+            return {"source": source, "digest": labels.get(DIGEST_LABEL), "signature": labels.get(SIGNATURE_LABEL)}
+        except DockerError as error:
+            raise ShareError(f"{item['name']} cannot be taken out of {reference}: {error}") from error
+        finally:
+            self._forget(reference)
+
+    def _unwrap(self, image: str, reference: str, path: str) -> None:
+        # A container that is never started; its command is only there because Docker wants one.
+        made = self._docker.call("create", image, "none").strip()
+        try:
+            process = subprocess.Popen(
+                [self._docker.binary, "cp", f"{made}:/{_MEMBER}", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            source, errors = cast(IO[bytes], process.stdout), cast(IO[bytes], process.stderr)
+            try:
+                with tarfile.open(fileobj=source, mode="r|") as outer:
+                    member = outer.next()
+                    content = outer.extractfile(member) if member is not None and member.isreg() else None
+                    if content is None:
+                        raise ShareError(f"{reference} holds no archive of caches: it is of another tool; delete it from the registry")
+                    with open(path, "wb") as target:
+                        shutil.copyfileobj(content, target, _CHUNK)
+            except (tarfile.TarError, OSError) as error:
+                said = errors.read().decode(errors="replace").strip()
+                raise ShareError(f"{reference} holds no archive of caches: {said or error}; delete it from the registry") from error
+            finally:
+                source.close()
+                errors.close()
+                process.wait()
+        finally:
+            self._docker.call("rm", "--force", made)
+
+    def take(self, item: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
+        """Hand an archive to sgl-admin, or to Docker; returns what became of each stage. Raises ShareError where it was refused."""
+        if item["kind"] == IMAGE:
+            return self._load(item, path, digest)
+        words = ["exec", "--interactive", self._container, "sgl-admin", "caches", "import", "-", "--json", *item["arguments"]]
+        with open(path, "rb") as archive:
+            process = subprocess.run(
+                [self._docker.binary, *words, *(["--digest", digest] if digest else [])], stdin=archive, capture_output=True, check=False
+            )
+        output, error = (text.decode(errors="replace") for text in (process.stdout, process.stderr))
+        if not output.strip():
+            raise ShareError(f"{item['name']} is not taken: {_last_line(error)}")
+        answer = _object(output)
+        for stage, what in answer["stages"].items():
+            if what["status"] == "refused":
+                raise ShareError(f"{item['name']} is not taken: {stage}: {what['reason']}")
+        return answer
+
+    def _load(self, item: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
+        self._docker.call("load", "--input", path)
+        image = self._docker.image(item["image"])
+        if image is None or (digest and image["id"] != digest):
+            raise ShareError(f"the archive of image {item['image']} holds another one than was built ({digest})")
+        return {"digest": image["id"], "stages": {}}
+
+    # --- both ------------------------------------------------------------------------------------------------------------
+
+    def _stream(self, words: list[str], stdout: IO[bytes]) -> tuple[int, str]:
+        process = subprocess.run(
+            [self._docker.binary, *words], stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, check=False
+        )
+        return process.returncode, process.stderr.decode(errors="replace")
+
+    def _forget(self, reference: str) -> None:
+        """Take an archive's name away again: its content is in the registry, or in the caches."""
+        with contextlib.suppress(DockerError):
+            self._docker.call("rmi", reference)
+
+
+def _is_absent(said: str) -> bool:
+    """Whether a registry says that it has no such thing."""
+    lowered = said.lower()
+    return any(word in lowered for word in _ABSENT) and "denied" not in lowered
+
+
+def registry_error(said: str) -> str:
+    """Docker's words for a registry that cannot be used, with the remedy."""
+    lowered = said.lower()
+    if "connection refused" in lowered or "no such host" in lowered or "timeout" in lowered or "eof" in lowered:
+        return f"the registry does not answer: start it, or set sgl_cache_share to relay ({said})"
+    if "http response to https" in lowered:
+        return f"the registry speaks HTTP without TLS: name it in insecure-registries of the host's Docker daemon ({said})"
+    if "denied" in lowered or "unauthorized" in lowered or "authentication" in lowered:
+        return f"no permission: `docker login` on this host ({said})"
+    return said
+
+
+def _last_line(error: str) -> str:
+    lines = [line for line in error.strip().splitlines() if line]
+    return explain(lines[-1].removeprefix("sgl-admin: ")) if lines else "sgl-admin said nothing"
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object of an answer: the whole of it, or its last line. Raises ShareError."""
+    for candidate in (text, text.strip().splitlines()[-1] if text.strip() else ""):
+        try:
+            document = json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(document, dict):
+            return document
+    raise ShareError(f"sgl-admin's answer is not JSON: {text[-300:]!r}")

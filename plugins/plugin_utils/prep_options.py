@@ -1,0 +1,26 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a prep is asked for, as options of the plugins that ask sgl-admin: M(slice_bench.sglang.sgl_prep) documents them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MODE = {"type": "str", "choices": ["ensure", "rebuild", "skip"], "default": "ensure"}
+PREP_OPTIONS: dict[str, Any] = {
+    "model": {"type": "str", "required": True},
+    "tp": {"type": "int", "default": 1},
+    "deep_gemm": _MODE,
+    "moe": _MODE,
+    "flashinfer": _MODE,
+    "inductor": _MODE,
+    "moe_batch_sizes": {"type": "list", "elements": "int", "default": []},
+    "moe_dtype": {"type": "str", "default": "auto"},
+    "probe": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+    "moe_fusion": {"type": "str", "choices": ["ensure", "skip"], "default": "ensure"},
+    "server_args": {"type": "list", "elements": "str", "default": []},
+    "server_env": {"type": "dict", "default": {}},
+    "cuda_graph_batch_sizes": {"type": "list", "elements": "int", "default": []},
+    "server_timeout": {"type": "float", "default": 1800},
+    "probe_timeout": {"type": "float", "default": 30},
+}

@@ -1,0 +1,72 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The controller's folder of shared work, for labs without a registry: each archive beside a record of what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_KEYS = {"digest": str, "sha256": str, "bytes": int, "finished": bool}
+
+
+class Store:
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def archive(self, name: str) -> Path:
+        return self.folder / f"{name}.tar"
+
+    def find(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
+        """The record of an archive that is whole, and a warning where one was not: that is set aside."""
+        record = self._record(name)
+        archive = self.archive(name)
+        if record is None or not archive.is_file():
+            return None, None
+        if archive.stat().st_size == record["bytes"] and sha256(archive) == record["sha256"]:
+            return record, None
+        aside = _free_name(archive)
+        os.replace(archive, aside)
+        self._path(name).unlink(missing_ok=True)
+        return None, f"{archive} is not as it was stored (its sha256 digest is another): set aside as {aside}, and made anew"
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        try:
+            found = json.loads(self._path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in _KEYS.items()):
+            return None
+        return found
+
+    def incoming(self, name: str) -> Path:
+        """Where an archive is written before it is whole; each process has its own place."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f".{name}.{os.getpid()}.tmp"
+
+    def put(self, name: str, written: Path, record: dict[str, Any]) -> None:
+        """Store what lies at `incoming`. Killed in between, there is the old archive, or one that nobody takes for whole."""
+        complete = {**record, "sha256": sha256(written), "bytes": written.stat().st_size}
+        self._path(name).unlink(missing_ok=True)
+        os.replace(written, self.archive(name))
+        temporary = self.folder / f".{name}.{os.getpid()}.json.tmp"
+        temporary.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self._path(name))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    return aside
