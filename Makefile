@@ -30,17 +30,11 @@ test: lint types sanity docker-up test-tools-up ## Pass every test: check, sanit
 	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/integration tests/faults tests/molecule tests/gpu
 
 # What takes minutes: each write killed, as many inputs for each parser as EXAMPLES says, and what runs at once as often as REPETITIONS.
-# The inputs need a processor and the faults mostly wait, so they run side by side.
 REPETITIONS ?= 50
 EXAMPLES ?= 10000
-SLOW_LOG := tests/output/slow-fuzz.log
 .PHONY: slow
-slow: setup docker-up ## The slow lane: as many faults, inputs and repetitions as it takes
-	mkdir -p $(dir $(SLOW_LOG))
-	env SGL_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) -m "long or repeated" tests/fuzz > $(SLOW_LOG) 2>&1 & fuzz=$$!; \
-	trap "kill $$fuzz" INT TERM; \
-	env SGL_REPETITIONS=$(REPETITIONS) $(PYTEST) -m "long or repeated" tests/faults tests/integration $(ARGS) && faults=0 || faults=$$?; \
-	wait $$fuzz && fuzz=0 || fuzz=$$?; tail -n 3 $(SLOW_LOG); [ $$fuzz = 0 ] || cat $(SLOW_LOG); exit $$((faults + fuzz))
+slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and repetitions as it takes
+	$(WITH_PATH) SGL_FUZZ_EXAMPLES=$(EXAMPLES) SGL_REPETITIONS=$(REPETITIONS) scripts/slow_lane.sh $(ARGS)
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests

@@ -110,21 +110,32 @@ def build_images() -> None:
 
 
 class TestHost:
-    """Context manager: the host lives as long as the block, and nothing of it stays."""
+    """Context manager: the host lives as long as the block, and nothing of it stays. `up` and `down` are its two ends."""
 
     __test__ = False  # no test class, whatever pytest makes of its name
 
-    def __init__(self, name: str, loopback_address: str, port: int) -> None:
+    def __init__(self, name: str, loopback_address: str, port: int, folder: Path | None = None) -> None:
+        """`folder` is where its keys are kept, so that another process can reach it too; by default one that goes with the host."""
         self.name = name
         self.address = loopback_address
         self.port = port
         self._volume = f"{name}-docker"
-        self._folder: Path | None = None
+        self._folder = folder
 
     def __enter__(self) -> TestHost:
-        self._folder = Path(tempfile.mkdtemp(prefix="host-"))
+        build_images()
+        self.up()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.down()
+
+    def up(self) -> None:
+        """Start it; returns when it can be reached. Raises HostError."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="host-"))
+        self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            build_images()
             self._remove()
             run(
                 "docker", "run", "--detach", "--name", self.name, "--hostname", self.name, "--label", LABEL, *_CONTAINER_OPTIONS,
@@ -133,11 +144,11 @@ class TestHost:
             self._wait_until_up()
             self._let_in()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.down()
             raise
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def down(self) -> None:
+        """Remove it with all that is its."""
         if self._folder is not None:
             # The connections that Ansible keeps up end before their host does.
             for socket in self._folder.glob("cp/*"):
