@@ -1,4 +1,4 @@
-"""`python -m slice_bench.cli`: start, stop, provider-prep, server, smoke, profiles."""
+"""`python -m slice_bench.cli`: start, stop, provider-prep, server, smoke, profiles, fleet."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def bootstrap() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    from slice_bench import caller
+    from slice_bench import caller, fleet
 
-    top = argparse.ArgumentParser(prog="slice_bench", description="Prepare this machine to benchmark SGLang, without knowing Ansible.")
+    top = argparse.ArgumentParser(
+        prog="slice_bench", description="Prepare this machine, or a fleet, to benchmark SGLang, without knowing Ansible."
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, manual: str = caller.MANUAL) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=caller.MANUAL,
+            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=manual, allow_abbrev=manual == caller.MANUAL,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
 
@@ -58,11 +60,18 @@ def parser() -> argparse.ArgumentParser:
     smoke.add_argument("--json", action="store_true", help="print the summary as JSON")
 
     command("profiles", "list the profiles")
+
+    fleet.add_arguments(command("fleet", "prepare all hosts of an inventory, or sum up the report of that", fleet.MANUAL))
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    top = parser()
+    arguments, further = top.parse_known_args(argv)
+    # A fleet's other arguments are ansible-playbook's.
+    if further and arguments.command != "fleet":
+        top.error(f"unrecognized arguments: {' '.join(further)}")
+    arguments.further = further
     from slice_bench import caller, commands
     from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from slice_bench import profiles
+from slice_bench import fleet, profiles
 from slice_bench.caller import Caller, WrongUsage
 from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_OWNERSHIP, Failed, Outcome, play
 
@@ -144,6 +144,13 @@ def list_profiles(_arguments: argparse.Namespace, _caller: Caller) -> int:
     return 0
 
 
+def prepare_fleet(arguments: argparse.Namespace, _caller: Caller) -> int:
+    # Without an inventory the fleet is this machine.
+    if not (arguments.report or arguments.inventory or {"-C", "--check"} & set(arguments.further)):
+        docker_up()
+    return fleet.run(arguments)
+
+
 def done(outcome: Outcome) -> Outcome:
     """The outcome, where all went well. Raises Failed."""
     if failure := outcome.failure():
@@ -183,4 +190,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Caller], int]] = {
     "server": server,
     "smoke": smoke,
     "profiles": list_profiles,
+    "fleet": prepare_fleet,
 }

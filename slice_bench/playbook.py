@@ -53,15 +53,7 @@ def play(name: str, variables: dict[str, Any], *flags: str, verbose: bool = Fals
     with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
         given, outcome = Path(folder) / "variables.json", Path(folder) / "outcome.json"
         given.write_text(json.dumps(variables), encoding="utf-8")
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            "SGL_REPORT_OUTCOME": str(outcome),
-        }
-        # What came of the playbook is this callback's; a caller's own ones go beside it.
-        enabled = {*filter(None, environment.get("ANSIBLE_CALLBACKS_ENABLED", "").split(",")), _REPORT}
-        environment["ANSIBLE_CALLBACKS_ENABLED"] = ",".join(sorted(enabled))
+        environment = {**_environment(outcome), "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
         for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
             # The caller may stand elsewhere than the checkout; an inventory may be a list of hosts, too.
             if environment.get(place) and (place == "SGL_REPORT_DIR" or os.path.exists(environment[place])):
@@ -84,6 +76,38 @@ def play(name: str, variables: dict[str, Any], *flags: str, verbose: bool = Fals
     if len(hosts) != 1:
         raise Failed(f"the inventory has {len(hosts)} hosts, and this is for one: use `ansible-playbook playbooks/{name}.yml` for a fleet")
     return Outcome(hosts[0])
+
+
+def play_fleet(name: str, *flags: str, output_on_stderr: bool = False) -> tuple[int, dict[str, Any] | None]:
+    """Run playbooks/<name>.yml with these arguments from the folder that the caller stands in, and let its output through.
+
+    Returns ansible-playbook's exit code and the report, which is None where the run ended before it could say anything of a host.
+    """
+    with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
+        outcome = Path(folder) / "outcome.json"
+        environment = _environment(outcome)
+        # A lab's own configuration says where its reports go, too.
+        if "ANSIBLE_CONFIG" not in environment:
+            environment["ANSIBLE_CONFIG"] = str(CHECKOUT / "ansible.cfg")
+            environment.setdefault("SGL_REPORT_DIR", str(CHECKOUT / "reports"))
+        sys.stdout.flush()
+        process = subprocess.Popen(
+            [str(_program("ansible-playbook")), str(CHECKOUT / "playbooks" / f"{name}.yml"), *flags],
+            stdin=subprocess.DEVNULL, stdout=sys.stderr if output_on_stderr else None, env=environment,
+        )  # fmt: skip
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        return code, json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else None
+
+
+def _environment(outcome: Path) -> dict[str, str]:
+    """The caller's environment, with the callback that writes what came of a playbook to `outcome`; a caller's own ones go beside it."""
+    enabled = {*filter(None, os.environ.get("ANSIBLE_CALLBACKS_ENABLED", "").split(",")), _REPORT}
+    return {**os.environ, "SGL_REPORT_OUTCOME": str(outcome), "ANSIBLE_CALLBACKS_ENABLED": ",".join(sorted(enabled))}
 
 
 def _program(name: str) -> Path:

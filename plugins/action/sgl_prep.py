@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, command_line, did_work, failure
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
@@ -30,6 +30,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     **PREP_OPTIONS,
     "assume_started": {"type": "bool", "default": True},
     "standing": {"type": "bool", "default": False},
+    "give": {"type": "dict"},
 }
 
 
@@ -82,12 +83,15 @@ class ActionModule(ActionBase):
             }
         if envelope.get("attached") is True and envelope["job"]:
             self._display.display(f"{host}: attached to {progress(envelope['job'])}")
-        shown, shown_at = None, 0.0
+        shown, shown_at, finished = None, 0.0, 0
         while (job := envelope["job"]) and job["state"] == "running":
             doing = job.get("stage"), job.get("message")
             if doing != shown or (few and time.monotonic() - shown_at >= _HEARTBEAT_S):
                 self._display.display(f"{host}: {progress(job)}")
                 shown, shown_at = doing, time.monotonic()
+            if given["give"] and len(job.get("finished_batch_sizes", [])) > finished:
+                finished = len(job["finished_batch_sizes"])
+                self._give(given["give"], task_vars)
             with losing_nothing(job["prep_id"]):
                 envelope = client.follow(job["prep_id"], _POLL_S)
         result = envelope["result"]
@@ -106,6 +110,22 @@ class ActionModule(ActionBase):
             )
         problem = failure(job, result)
         return {**outcome, "failed": True, "msg": problem} if problem else outcome
+
+    def _give(self, what: dict[str, Any], task_vars: dict[str, Any]) -> None:
+        """Share the batch sizes that are finished so far; where that fails the prep goes on, and what is finished in the end is given then."""
+        task = self._task.copy()
+        task.args = {**what, "state": "given"}
+        action = self._shared_loader_obj.action_loader.get(
+            "slice_bench.sglang.sgl_share", task=task, connection=self._connection, play_context=self._play_context, loader=self._loader,
+            templar=self._templar, shared_loader_obj=self._shared_loader_obj,
+        )  # fmt: skip
+        try:
+            answer = action.run(task_vars=task_vars)
+            problem = answer.get("msg") if answer.get("failed") else None
+        except AnsibleError as error:
+            problem = str(error)
+        if problem:
+            self._display.warning(f"what is finished so far is not shared yet: {problem}")
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -33,6 +34,8 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "container": {"type": "str", "default": "sglang-dev"},
     "prep": {"type": "dict", "options": PREP_OPTIONS},
 }
+# A tag's, so that it is a file's too.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 # As sgl-admin calls the stages on its command line.
 _FLAGS = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
 
@@ -59,10 +62,14 @@ class ActionModule(ActionBase):
             return {**result, "failed": True, "msg": f"on the controller, {error.filename}: {error.strerror}"}
         return {**result, **done}
 
-    @staticmethod
-    def _complete(item: dict[str, Any]) -> dict[str, Any]:
-        if item["kind"] == "caches" and not item["stage"] or item["kind"] == "image" and not item["image"]:
-            raise AnsibleActionFail(f"item {item['name']} names no {'stage' if item['kind'] == 'caches' else 'image'}")
+    def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Raises AnsibleActionFail where something is missing, or the name is none by which a registry and a folder can have it."""
+        if not _NAME.fullmatch(item["name"]):
+            raise AnsibleActionFail(f"item {item['name']} has to be named by letters, digits, dots, dashes and underscores")
+        if item["kind"] == "image" and not item["image"]:
+            raise AnsibleActionFail(f"item {item['name']} names no image")
+        if item["kind"] == "caches" and not (item["stage"] and self._given["prep"]):
+            raise AnsibleActionFail(f"item {item['name']} needs its stage, and prep, which says what is wanted")
         return item
 
     # --- giving ----------------------------------------------------------------------------------------------------------
@@ -83,6 +90,15 @@ class ActionModule(ActionBase):
         return {"status": "there", "digest": record["digest"]} if record else None
 
     def _give_one(self, item: dict[str, Any]) -> dict[str, Any]:
+        if item["kind"] == "image" and self._registry:
+            # Docker pushes it layer by layer: there is nothing to pack, and nothing that a signature of ours would go with.
+            return {"status": "given", "from": self._module("push", item)["source"], "finished": True}
+        try:
+            return self._give_packed(item)
+        finally:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+
+    def _give_packed(self, item: dict[str, Any]) -> dict[str, Any]:
         answer = self._module("pack", item)
         if (packed := answer["packed"]) is None:
             return {"status": "unfinished"}
@@ -99,7 +115,6 @@ class ActionModule(ActionBase):
             self._store.put(name, local, {"digest": digest, "finished": packed["finished"], "signature": signature})
         finally:
             local.unlink(missing_ok=True)
-            self._remove_tmp_path(self._connection._shell.tmpdir)
         return given
 
     # --- taking ----------------------------------------------------------------------------------------------------------

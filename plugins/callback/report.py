@@ -10,7 +10,8 @@ short_description: One page for each prep, hosts by stages, and the same as JSON
 version_added: 1.0.0
 description:
   - After a playbook that prepares hosts, writes a self-contained HTML page (hosts and stages, timings, cache sizes before and after,
-    warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed or were unreachable too.
+    warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed, were unreachable or were stopped too.
+  - Of more than one host, it says last on the screen how many are METRICS_READY, and why each other one is not.
   - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it. Others get no page.
 requirements:
   - Enabled in the configuration, as in this collection's own ansible.cfg.
@@ -25,7 +26,7 @@ options:
     env:
       - name: SGL_REPORT_DIR
   outcome:
-    description: File that gets the JSON of whatever playbook is run, for a program that runs one.
+    description: File that gets the JSON of whatever playbook is run, for a program that runs one, which sums up itself.
     type: path
     env:
       - name: SGL_REPORT_OUTCOME
@@ -41,7 +42,8 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import Report
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import KNOWN, Report
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import summary
 
 
 class CallbackModule(CallbackBase):
@@ -56,10 +58,19 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         self._report = Report(os.path.basename(playbook._file_name), bool(context.CLIARGS.get("check")))
+        # Known before any play runs: where all hosts are refused, the play that prepares them never begins.
+        self._report.of_a_prep = any("sgl_prep" in _modules(play) for play in playbook.get_plays())
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        if self._report and any(_module(task) == "sgl_prep" for task in _tasks(play.get_tasks())):
-            self._report.of_a_prep = True
+        if not self._report:
+            return
+        # Each batch of a play is told as a play. Of a play that is none of this collection's business, no host counts.
+        known = play.get_variable_manager().get_vars(play=play) if _modules(play) & set(KNOWN) else {}
+        self._report.play(str(play._uuid), list(known.get("ansible_play_hosts_all", [])), list(known.get("ansible_play_batch", [])))
+
+    def v2_playbook_on_no_hosts_remaining(self) -> None:
+        if self._report:
+            self._report.stop()
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         if self._report:
@@ -72,7 +83,7 @@ class CallbackModule(CallbackBase):
         self._ended(result, "ok" if ignore_errors else "failed")
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        self._ended(result, "unreachable")
+        self._ended(result, "ok" if result.task.ignore_unreachable is True else "unreachable")
 
     def v2_runner_on_skipped(self, result: Any) -> None:
         self._ended(result, "skipped")
@@ -81,10 +92,14 @@ class CallbackModule(CallbackBase):
         if not self._report:
             return
         task = result.task
+        # Such a failure is one of all hosts.
+        if status in ("failed", "unreachable") and (task.run_once is True or task.any_errors_fatal is True):
+            self._report.stop(str(task._uuid))
         role = task._role.get_name() if task._role else None
         self._report.end(
             result.host.get_name(), str(task._uuid), _module(task), role and role.rpartition(".")[2],
             task.name or str(task.action), status, result.result,
+            result.task_fields.get("delegate_to"),
         )  # fmt: skip
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
@@ -98,6 +113,8 @@ class CallbackModule(CallbackBase):
         try:
             if outcome := self.get_option("outcome"):
                 _write(Path(outcome), text)
+            elif self._report.of_a_prep and document["fleet"]["metrics_ready"]["of"] > 1:
+                self._display.display("\n".join(summary(document)))
             if self._report.of_a_prep and (directory := self.get_option("directory")):
                 self._publish(Path(directory).expanduser(), document, text)
         except OSError as error:
@@ -116,6 +133,10 @@ class CallbackModule(CallbackBase):
 
 def _module(task: Any) -> str:
     return str(task.action).rpartition(".")[2]
+
+
+def _modules(play: Any) -> set[str]:
+    return {_module(task) for task in _tasks(play.get_tasks())}
 
 
 def _tasks(entries: Iterable[Any]) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
 
 # As the variable sgl_stages calls them.
 _MODES = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
@@ -38,12 +39,12 @@ def cache_left(lacks: list[dict[str, Any]], taken: Mapping[str, Any]) -> list[di
 
 def cache_state(known: Mapping[str, Any]) -> dict[str, Any]:
     """Of a host's variables, what `cache_round` decides by."""
-    names = {"done": "provider_prep_done", "lacks": "cache_share_lacks", "asked": "cache_share_giver"}
+    names = {"done": "provider_prep_done", "lacks": "cache_share_lacks", "asked": "cache_share_asked"}
     return {name: known.get(variable) for name, variable in names.items()}
 
 
 def cache_round(states: Mapping[str, Mapping[str, Any]], shards: int = 1) -> dict[str, dict[str, Any]]:
-    """For each host that lacks something: C(maker), the first such host of its group, C(giver), a host of the group that has it all, if any,
+    """For each host that lacks something: C(maker), the first such host of its group, C(giver), a host of the group that has all, if any,
     and over which hosts (C(shards)) batch sizes are spread. A group asks for it once: where that was not enough, its maker makes it.
     """
     groups: dict[str, list[str]] = {}
@@ -53,7 +54,7 @@ def cache_round(states: Mapping[str, Mapping[str, Any]], shards: int = 1) -> dic
     decided: dict[str, dict[str, Any]] = {}
     for members in groups.values():
         lacking = [host for host in members if states[host]["lacks"]]
-        having = [host for host in members if "result" in states[host]["done"]]
+        having = [host for host in members if "result" in states[host]["done"] and not states[host]["lacks"]]
         giver = having[0] if having and not any(states[host]["asked"] for host in members) else ""
         for host in lacking:
             decided[host] = {"maker": lacking[0], "giver": giver, "shards": lacking[:shards] if shards > 1 and len(lacking) > 1 else []}
@@ -77,23 +78,42 @@ def cache_shard_items(lacks: list[dict[str, Any]], hosts: list[str], of: str | N
 
 
 def cache_from(lacks: list[dict[str, Any]], given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is lacking, by the very digests that a host of this run gave it with."""
+    """What is lacking, by the digests that a host of this run gave it with; batch sizes that were finished so far have another name."""
     items = given.get("items", {})
-    return [{**item, "from": items[item["name"]]["from"]} if items.get(item["name"], {}).get("from") else item for item in lacks]
+    whole = {name: what["from"] for name, what in items.items() if what.get("from") and what.get("finished", True)}
+    return [{**item, "from": whole[item["name"]]} if item["name"] in whole else item for item in lacks]
 
 
 def image_state(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a host's variables, what `image_builders` decides by."""
-    return {"name": known.get("image_share_name"), "lacks": known.get("image_share_lacks") is True}
+    """Of a host's variables, what `image_round` decides by. By C(name) hosts of its kind find the image that it has or wants."""
+    built, host = known.get("image_built") or {}, known.get("preflight_host") or {}
+    # A host whose turn comes later was only looked at so far.
+    image = built["image"] if "image" in built else host.get("image")
+    inputs = built.get("inputs") or (image["labels"].get(INPUTS_LABEL) if image else None)
+    return {
+        "name": f"image-{inputs.partition(':')[2][:16]}-{host['architecture']}" if inputs else None,
+        "image": image["name"] if image else None,
+        "lacks": known.get("image_share_lacks") is True,
+        "asked": known.get("image_share_asked") is True,
+    }
 
 
-def image_builders(states: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """For each host that lacks the image, which host of its kind builds it: the first that lacks it."""
-    first: dict[Any, str] = {}
+def image_round(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each host that lacks the image: C(builder), the first such host of its kind, and C(giver), the first that has it, if any, with
+    the name that the C(image) has there. A kind asks for it once: where that was not enough, its builder builds it.
+    """
+    kinds: dict[str, list[str]] = {}
     for host, state in states.items():
-        if state["lacks"]:
-            first.setdefault(state["name"], host)
-    return {host: first[state["name"]] for host, state in states.items() if state["lacks"]}
+        if state["name"]:
+            kinds.setdefault(state["name"], []).append(host)
+    decided: dict[str, dict[str, Any]] = {}
+    for members in kinds.values():
+        lacking = [host for host in members if states[host]["lacks"]]
+        having = [host for host in members if states[host]["image"] and not states[host]["lacks"]]
+        giver = having[0] if having and not any(states[host]["asked"] for host in members) else ""
+        for host in lacking:
+            decided[host] = {"builder": lacking[0], "giver": giver, "image": states[giver]["image"] if giver else ""}
+    return decided
 
 
 def _stages(done: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -117,6 +137,6 @@ class FilterModule:
             cache_shard_items,
             cache_from,
             image_state,
-            image_builders,
+            image_round,
         )
         return {each.__name__: each for each in found}

@@ -114,7 +114,7 @@ def explain(error: str) -> str:
     lowered = error.lower()
     if "permission denied" in lowered and "sock" in lowered:
         return f"no permission to use Docker: add the user to the docker group and log in again, or set ansible_become ({error})"
-    if "cannot connect to the docker daemon" in lowered or "connection refused" in lowered or "is the docker daemon running" in lowered:
+    if any(word in lowered for word in ("cannot connect to the docker daemon", "error during connect", "is the docker daemon running")):
         return f"the Docker daemon does not answer: start it (`systemctl start docker`) ({error})"
     return error
 

@@ -9,21 +9,28 @@ the host, and every host that runs the container has it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 from typing import IO, Any, cast
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, explain
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import repository_of
 
 CACHES, IMAGE = "caches", "image"
 DIGEST_LABEL = "org.slice-bench.shared-digest"
 SIGNATURE_LABEL = "org.slice-bench.shared-signature"
 # The one file of an archive's image.
 _MEMBER = "sgl-caches.tar"
-_ABSENT = ("manifest unknown", "name unknown", "no such manifest", "not found: manifest")
+# What a saved image is called in its archive, whatever its name is on the two hosts.
+_SAVED = "sgl-shared"
+# The registries' words, and those of Docker with containerd's image store, for what they do not have.
+_ABSENT = ("manifest unknown", "name unknown")
+_ABSENT_END = "not found"
+# How it looks where no registry is, or none that can be reached.
+_SILENT = ("connection refused", "no such host", "no route to host", "network is unreachable", "timeout", "deadline exceeded", "eof")
 _CHUNK = 1 << 20
 
 
@@ -50,22 +57,29 @@ class Host:
             return None
         if code:
             raise ShareError(f"{item['name']} cannot be packed: {_last_line(error)}")
-        summary = _object(error)
+        summary = _object(error, "digest", "bytes", "stages")
         if os.path.getsize(path) != summary["bytes"]:
             raise ShareError(f"{item['name']} was cut while it was packed: run this again")
         return {"digest": summary["digest"], "bytes": summary["bytes"], "finished": all(s["finished"] for s in summary["stages"].values())}
 
     def _save(self, item: dict[str, Any], path: str) -> dict[str, Any]:
-        image = self._docker.image(item["image"])
-        if image is None:
+        saved = f"{_SAVED}:{item['name']}"
+        if self._docker.image(item["image"]) is None:
             raise ShareError(f"image {item['image']} is not on this host")
-        self._docker.call("save", "--output", path, item["image"])
-        return {"digest": image["id"], "bytes": os.path.getsize(path), "finished": True}
-
-    def push(self, item: dict[str, Any], path: str, reference: str, digest: str, signature: str | None) -> str:
-        """Put an archive, or an image, into the registry; returns `name@sha256:...`. Raises ShareError."""
         try:
-            if item["kind"] == IMAGE:
+            self._docker.call("tag", item["image"], saved)
+            self._docker.call("save", "--output", path, saved)
+        except DockerError as error:
+            raise ShareError(f"image {item['image']} cannot be saved: {error}") from error
+        finally:
+            self._forget(saved)
+        # Of the archive: by an id alone, nobody could tell before it is loaded that it is another image.
+        return {"digest": _digest(path), "bytes": os.path.getsize(path), "finished": True}
+
+    def push(self, item: dict[str, Any], path: str | None, reference: str, digest: str | None, signature: str | None) -> str:
+        """Put the archive at `path`, or an image as it is, into the registry; returns `name@sha256:...`. Raises ShareError."""
+        try:
+            if path is None:
                 self._docker.call("tag", item["image"], reference)
             else:
                 self._wrap(path, reference, digest, signature)
@@ -77,26 +91,27 @@ class Host:
         except DockerError as error:
             raise ShareError(f"{item['name']} cannot be pushed to {reference}: {registry_error(str(error))}") from error
 
-    def _wrap(self, path: str, reference: str, digest: str, signature: str | None) -> None:
+    def _wrap(self, path: str, reference: str, digest: str | None, signature: str | None) -> None:
         labels = [f"LABEL {DIGEST_LABEL}={digest}", *([f"LABEL {SIGNATURE_LABEL}={signature}"] if signature else [])]
         words = [self._docker.binary, "import", *(word for label in labels for word in ("--change", label)), "-", reference]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        target, said = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
-        # Where Docker ends before it has all, its own words say why.
-        with contextlib.suppress(BrokenPipeError), open(path, "rb") as archive:
-            with tarfile.open(fileobj=target, mode="w|") as outer:
+        with open(path, "rb") as archive:
+            process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            target, said = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
+            # Where Docker ends before it has all, its own words say why.
+            with contextlib.suppress(BrokenPipeError), tarfile.open(fileobj=target, mode="w|") as outer:
                 member = tarfile.TarInfo(_MEMBER)
                 member.size = os.path.getsize(path)
                 outer.addfile(member, archive)
-        with contextlib.suppress(BrokenPipeError):
-            target.close()
-        error = said.read().decode(errors="replace")
-        if process.wait():
-            raise DockerError(explain(error.strip()))
+            with contextlib.suppress(BrokenPipeError):
+                target.close()
+            error = said.read().decode(errors="replace")
+            if process.wait():
+                raise DockerError(explain(error.strip()))
 
     def _pushed(self, reference: str) -> str:
         image = self._docker.image(reference)
-        repository = reference.rpartition(":")[0]
+        # Docker leaves out the name of its own registry.
+        repository = repository_of(reference).removeprefix("docker.io/")
         for name in image["repo_digests"] if image else []:
             if name.partition("@")[0] == repository:
                 return str(name)
@@ -105,28 +120,25 @@ class Host:
     # --- taking ----------------------------------------------------------------------------------------------------------
 
     def look(self, reference: str) -> str | None:
-        """By which digest the registry has an archive; None where it has none. Raises ShareError."""
-        try:
-            found = json.loads(self._docker.call("manifest", "inspect", "--verbose", reference))
-            return f"{reference.rpartition(':')[0]}@{found['Descriptor']['digest']}"
-        except (ValueError, LookupError, TypeError):
+        """By which digest the registry has something; None where it has not. Raises ShareError, DockerError.
+
+        It is pulled for that: `docker manifest`, which would not, knows nothing of the daemon's insecure-registries and calls absent what
+        is there.
+        """
+        if not self._pull(reference):
             return None
-        except DockerError as error:
-            if _is_absent(str(error)):
-                return None
-            raise ShareError(f"{reference} cannot be looked for: {registry_error(str(error))}") from error
+        try:
+            return self._pushed(reference)
+        finally:
+            self._forget(reference)
 
     def fetch(self, item: dict[str, Any], reference: str, path: str) -> dict[str, Any] | None:
         """Have an item from the registry: an archive lies at `path` then, an image has its name; None where the registry has none.
 
         Returns where it came from, by digest, and for an archive its digest and signature. Raises ShareError.
         """
-        try:
-            self._docker.call("pull", "--quiet", reference)
-        except DockerError as error:
-            if _is_absent(str(error)):
-                return None
-            raise ShareError(f"{item['name']} cannot be pulled from {reference}: {registry_error(str(error))}") from error
+        if not self._pull(reference):
+            return None
         try:
             image = self._docker.image(reference)
             if image is None:
@@ -143,6 +155,16 @@ class Host:
         finally:
             self._forget(reference)
 
+    def _pull(self, reference: str) -> bool:
+        """Whether the registry has it; it is here then. Raises ShareError."""
+        try:
+            self._docker.call("pull", "--quiet", reference)
+        except DockerError as error:
+            if _is_absent(str(error)):
+                return False
+            raise ShareError(f"{reference} cannot be pulled: {registry_error(str(error))}") from error
+        return True
+
     def _unwrap(self, image: str, reference: str, path: str) -> None:
         # A container that is never started; its command is only there because Docker wants one.
         made = self._docker.call("create", image, "none").strip()
@@ -157,9 +179,8 @@ class Host:
                     content = outer.extractfile(member) if member is not None and member.isreg() else None
                     if content is None:
                         raise ShareError(f"{reference} holds no archive of caches: it is of another tool; delete it from the registry")
-                    with open(path, "wb") as target:
-                        shutil.copyfileobj(content, target, _CHUNK)
-            except (tarfile.TarError, OSError) as error:
+                    _write(content, path)
+            except tarfile.TarError as error:
                 said = errors.read().decode(errors="replace").strip()
                 raise ShareError(f"{reference} holds no archive of caches: {said or error}; delete it from the registry") from error
             finally:
@@ -181,18 +202,24 @@ class Host:
         output, error = (text.decode(errors="replace") for text in (process.stdout, process.stderr))
         if not output.strip():
             raise ShareError(f"{item['name']} is not taken: {_last_line(error)}")
-        answer = _object(output)
+        answer = _object(output, "stages")
         for stage, what in answer["stages"].items():
             if what["status"] == "refused":
                 raise ShareError(f"{item['name']} is not taken: {stage}: {what['reason']}")
         return answer
 
     def _load(self, item: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
-        self._docker.call("load", "--input", path)
-        image = self._docker.image(item["image"])
-        if image is None or (digest and image["id"] != digest):
-            raise ShareError(f"the archive of image {item['image']} holds another one than was built ({digest})")
-        return {"digest": image["id"], "stages": {}}
+        if digest and _digest(path) != digest:
+            raise ShareError(f"the archive of image {item['name']} is not the one that was given: remove it there, and run this again")
+        saved = f"{_SAVED}:{item['name']}"
+        try:
+            self._docker.call("load", "--input", path)
+            self._docker.call("tag", saved, item["image"])
+        except DockerError as error:
+            raise ShareError(f"image {item['image']} cannot be loaded: {error}") from error
+        finally:
+            self._forget(saved)
+        return {"digest": digest, "stages": {}}
 
     # --- both ------------------------------------------------------------------------------------------------------------
 
@@ -211,13 +238,13 @@ class Host:
 def _is_absent(said: str) -> bool:
     """Whether a registry says that it has no such thing."""
     lowered = said.lower()
-    return any(word in lowered for word in _ABSENT) and "denied" not in lowered
+    return "denied" not in lowered and (any(word in lowered for word in _ABSENT) or lowered.endswith(_ABSENT_END))
 
 
 def registry_error(said: str) -> str:
     """Docker's words for a registry that cannot be used, with the remedy."""
     lowered = said.lower()
-    if "connection refused" in lowered or "no such host" in lowered or "timeout" in lowered or "eof" in lowered:
+    if any(word in lowered for word in _SILENT):
         return f"the registry does not answer: start it, or set sgl_cache_share to relay ({said})"
     if "http response to https" in lowered:
         return f"the registry speaks HTTP without TLS: name it in insecure-registries of the host's Docker daemon ({said})"
@@ -231,13 +258,31 @@ def _last_line(error: str) -> str:
     return explain(lines[-1].removeprefix("sgl-admin: ")) if lines else "sgl-admin said nothing"
 
 
-def _object(text: str) -> dict[str, Any]:
-    """The JSON object of an answer: the whole of it, or its last line. Raises ShareError."""
+def _object(text: str, *keys: str) -> dict[str, Any]:
+    """The JSON object of an answer, which has these keys: the whole of it, or its last line. Raises ShareError."""
     for candidate in (text, text.strip().splitlines()[-1] if text.strip() else ""):
         try:
             document = json.loads(candidate)
         except (ValueError, RecursionError):
             continue
-        if isinstance(document, dict):
+        if isinstance(document, dict) and all(key in document for key in keys):
             return document
-    raise ShareError(f"sgl-admin's answer is not JSON: {text[-300:]!r}")
+    raise ShareError(f"sgl-admin's answer is not JSON with {', '.join(keys)}: {text[-300:]!r}")
+
+
+def _write(content: IO[bytes], path: str) -> None:
+    """Raises ShareError where there is no room, or no permission."""
+    try:
+        with open(path, "wb") as target:
+            while chunk := content.read(_CHUNK):
+                target.write(chunk)
+    except OSError as error:
+        raise ShareError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"

@@ -97,6 +97,11 @@ options:
       - For a fleet, which sees first what one host can take from another.
     type: bool
     default: false
+  give:
+    description:
+      - Share each batch size of the mixture-of-experts kernel as soon as it is tuned, so that another host can go on where this one fails.
+      - The options of M(slice_bench.sglang.sgl_share), without its C(state).
+    type: dict
 attributes:
   action:
     support: full

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import cache_group
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import STAGES, fleet
+
 # The modules whose results say what a host is and what was done on it.
-_HOST_INFO, _MANIFEST, _PREP, _SMOKE, _DEBUG = "sgl_host_info", "sgl_manifest", "sgl_prep", "sgl_smoke", "debug"
-_KNOWN = (_HOST_INFO, _MANIFEST, _PREP, _SMOKE)
+_HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = "sgl_host_info", "sgl_manifest", "sgl_prep", "sgl_smoke", "sgl_share", "debug"
+KNOWN = (_HOST_INFO, _MANIFEST, _PREP, _SMOKE)
 _VERSIONS = {name: f"{name}_version" for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")} | {"cuda": "cuda"}
 _STAGE_KEYS = ("status", "reason", "duration_s", "error_type", "errors")
 _PROBE_KEYS = ("ok", "tokens_expected", "tokens_seen", "waited_s", "reason")
@@ -33,6 +36,13 @@ class _Host:
     failed_task: str | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    group: str | None = None
+    # The stages of each prep of this run by its id: a prep that is attached to once more is no second one.
+    preps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gave: list[dict[str, Any]] = field(default_factory=list)
+    took: list[dict[str, Any]] = field(default_factory=list)
+    last_task: str | None = None
+    stopped: bool = False
 
 
 class Report:
@@ -44,6 +54,13 @@ class Report:
         self._zero = time.monotonic()
         self._started_at = _utc()
         self._hosts: dict[str, _Host] = {}
+        # Of the plays that this collection has a part in: their hosts, for each play those that were not begun, and the batch that runs.
+        self._fleet: dict[str, None] = {}
+        self._waiting: dict[str, list[str]] = {}
+        self._batch: list[str] = []
+        self._stopping: str | None = None
+        # Which host gave, in this run, what has this digest.
+        self._givers: dict[str, str] = {}
         # Whether a play prepares hosts, and does not only start or stop them; told by the callback.
         self.of_a_prep = False
         self.report_id = f"report-{self._started_at.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
@@ -53,18 +70,41 @@ class Report:
         """Whether any task was one of this collection's."""
         return any(host.known or host.status == "unreachable" for host in self._hosts.values())
 
+    def play(self, play_id: str, hosts: list[str], batch: list[str]) -> None:
+        """A play begins on a batch of its hosts; `hosts` are all that it is for."""
+        for name in hosts:
+            self._hosts.setdefault(name, _Host())
+        self._fleet.update(dict.fromkeys(hosts))
+        self._waiting[play_id] = [name for name in self._waiting.get(play_id, hosts) if name not in batch]
+        self._batch, self._stopping = [name for name in batch if name in hosts], None
+
+    def stop(self, task_id: str | None = None) -> None:
+        """The hosts of the batch go no further because others failed, in the task with this id or in the last one that ended."""
+        self._stopping = task_id
+        for name in self._batch:
+            self._hosts[name].stopped = True
+
     def begin(self, host: str, task_id: str) -> None:
         entry = self._hosts.setdefault(host, _Host())
         entry.began[task_id] = self._now()
         if entry.first is None:
             entry.first = entry.began[task_id]
 
-    def end(self, host: str, task_id: str, action: str, role: str | None, name: str, status: str, result: dict[str, Any]) -> None:
-        """A task has ended; `status` is ok, changed, failed, unreachable or skipped."""
+    def end(
+        self, host: str, task_id: str, action: str, role: str | None, name: str, status: str, result: dict[str, Any],
+        delegate: str | None = None,
+    ) -> None:  # fmt: skip
+        """A task has ended; `status` is ok, changed, failed, unreachable or skipped, `delegate` the host that did it for this one."""
         entry, now = self._hosts.setdefault(host, _Host()), self._now()
         began = entry.began.pop(task_id, now)
-        entry.last = now
-        if action in _KNOWN and status != "skipped":
+        entry.last, entry.last_task = now, name
+        # A host that does another task after a failure elsewhere was not stopped by it.
+        entry.stopped = entry.stopped and task_id == self._stopping
+        if action == _PREP and status != "skipped":
+            _note_prep(entry, result)
+        if action == _SHARE and status in ("ok", "changed"):
+            self._note_shared(delegate or host, result.get("items") or {}, now - began)
+        if action in KNOWN and status != "skipped":
             entry.known[action] = result
         if action == _DEBUG and role and status != "skipped":
             entry.notes.append(str(result.get("msg")))
@@ -74,7 +114,8 @@ class Report:
             if (words := str(warning)) not in entry.warnings:
                 entry.warnings.append(words)
         if status in ("failed", "unreachable"):
-            entry.problem, entry.failed_task = str(result.get("msg") or "the task failed"), name
+            problem = str(result.get("msg") or "the task failed")
+            entry.problem, entry.failed_task = f"on {delegate}: {problem}" if delegate not in (None, "", host) else problem, name
         if role and status != "skipped":
             _add_step(entry.steps, role, began, now, status)
 
@@ -87,8 +128,26 @@ class Report:
             if host.status == "ok":
                 host.problem = host.failed_task = None
 
+    def _note_shared(self, host: str, items: dict[str, dict[str, Any]], seconds: float) -> None:
+        """What a host gave or took in one task of so many seconds."""
+        entry = self._hosts.setdefault(host, _Host())
+        for name, what in items.items():
+            stage = name.partition("-")[0]
+            about = {
+                "stage": stage if stage in STAGES else None,
+                "name": name,
+                "bytes": what.get("bytes"),
+                "finished": what.get("finished"),
+                "seconds": round(seconds, 3),
+            }
+            if what["status"] == "given":
+                self._givers[what["digest"]] = host
+                entry.gave.append({**about, "to": what.get("from") or "controller"})
+            elif what["status"] in ("imported", "loaded"):
+                entry.took.append({**about, "from": what.get("from"), "from_host": self._givers.get(what["digest"])})
+
     def document(self) -> dict[str, Any]:
-        hosts = [self._host(name, entry) for name, entry in sorted(self._hosts.items())]
+        hosts = [self._host(name, entry) for name, entry in self._hosts.items()]
         fine = sum(host["status"] == "ok" for host in hosts)
         return {
             "schema_version": "1",
@@ -100,6 +159,7 @@ class Report:
             "duration_s": round(self._now(), 3),
             "status": "ok" if fine == len(hosts) else "partial" if fine else "failed",
             "metrics_ready": {"ready": sum(host["metrics_ready"] is True for host in hosts), "total": len(hosts)},
+            "fleet": fleet(hosts, self._fleet or None),
             "hosts": hosts,
         }
 
@@ -110,16 +170,26 @@ class Report:
         result = prep.get("result") or {}
         about = result.get("run") or {}
         proof = result.get("telemetry_probe")
-        # What was found before counts only where nothing failed since.
-        found = run.get("metrics_ready") if run.get("live") and entry.status == "ok" else None
+        unfinished = self._unfinished(name, entry)
+        # What was found before counts only where nothing failed since, and the host went to its end.
+        found = run.get("metrics_ready") if run.get("live") and entry.status == "ok" and not unfinished else None
         ready = prep.get("metrics_ready", found)
         warnings = [*entry.warnings, *(words for words in result.get("warnings") or [] if words not in entry.warnings)]
+        work_s = _work_s(entry.preps)
         return {
             "host": name,
             "status": entry.status,
             "changed": entry.changed,
             "problem": entry.problem,
             "failed_task": entry.failed_task,
+            "unfinished": unfinished,
+            "group": entry.group,
+            "work_s": work_s,
+            "shared": {
+                "made": [stage for stage in work_s if any(_made(stages, stage) for stages in entry.preps.values())],
+                "gave": entry.gave,
+                "took": entry.took,
+            },
             "run_id": run.get("run_id") if run.get("live") else None,
             "prep_id": prep.get("prep_id"),
             "metrics_ready": ready,
@@ -144,6 +214,16 @@ class Report:
             "links": _links(run),
         }
 
+    def _unfinished(self, name: str, entry: _Host) -> str | None:
+        """Why a host on which nothing failed did not go to its end; None where it did, or was ready before that."""
+        if entry.status != "ok" or entry.known.get(_PREP, {}).get("metrics_ready") is True:
+            return None
+        if entry.stopped:
+            after = f"stopped after the task “{entry.last_task}”" if entry.last_task else "not begun"
+            return f"{after}, because other hosts failed"
+        waiting = any(name in hosts for hosts in self._waiting.values())
+        return "its batch was not begun, because hosts before it failed" if waiting else None
+
     def _now(self) -> float:
         return time.monotonic() - self._zero
 
@@ -154,6 +234,25 @@ class Report:
 def _utc(seconds: float | None = None) -> str:
     moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _note_prep(entry: _Host, prep: dict[str, Any]) -> None:
+    found = prep.get("plan") or prep.get("result") or {}
+    # The first answer is that to the whole request; a later one may be of a share of it.
+    if entry.group is None and any(stage.get("key") for stage in (found.get("stages") or {}).values()):
+        entry.group = cache_group(prep)
+    if prep.get("result") and prep.get("prep_id"):
+        entry.preps[prep["prep_id"]] = prep["result"]["stages"]
+
+
+def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The seconds of each stage that really ran, in whichever prep of this run."""
+    ran = {name: [stages[name]["duration_s"] for stages in preps.values() if name in stages and stages[name].get("ran")] for name in STAGES}
+    return {name: round(sum(seconds), 3) for name, seconds in ran.items() if seconds}
+
+
+def _made(stages: dict[str, Any], stage: str) -> bool:
+    return stage in stages and stages[stage].get("ran") is True and stages[stage]["status"] == "ok"
 
 
 def _add_step(steps: list[dict[str, Any]], role: str, began: float, ended: float, status: str) -> None:

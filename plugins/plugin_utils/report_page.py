@@ -11,15 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import STAGES
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
 
-STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 CACHES = ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs")
 
 # What the strip below the verdict counts, from good to bad.
-STANDINGS = ("ready", "no proof", "failed", "unreachable")
+STANDINGS = ("ready", "no proof", "not finished", "failed", "unreachable")
 
 # The template has a colour for each; the steps beyond it share one.
 STEP_COLOURS = 7
@@ -33,6 +34,12 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 UNKNOWN = "unknown"
 
+# Of a host in the report of an older release.
+_ADDED_LATER: dict[str, Any] = {"unfinished": None, "group": None, "work_s": {}, "shared": {"made": [], "gave": [], "took": []}}
+
+# Beyond so many hosts with work of their own, what each one's work took is told on its own part of the page only.
+FEW = 4
+
 # A sentence and the task, if any, that it came from.
 Said = tuple[str, str | None]
 
@@ -45,8 +52,19 @@ class Finding(NamedTuple):
     hosts: list[int]
 
 
+class Group(NamedTuple):
+    """A row of the fleet's table. Hosts are numbers in the report; ``makers`` and ``takers`` with what they made or took."""
+
+    id: str | None
+    hosts: list[int]
+    ready: int
+    makers: list[tuple[str, list[int]]]
+    takers: list[tuple[str, list[int]]]
+    problems: list[Finding]
+
+
 def render(report: dict[str, Any]) -> str:
-    """The whole page. ``report`` must keep its schema; fields that it does not know are not shown."""
+    """The whole page. ``report`` must keep its schema, maybe that of an older release; fields that it does not know are not shown."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # Compiling the template takes ten times as long as filling it.
@@ -57,12 +75,14 @@ def render(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(duration=duration, size=size, moment=moment, words=words)
-    hosts = report["hosts"]
+    hosts = [{**_ADDED_LATER, **host} for host in report["hosts"]]
     standings = [standing(host) for host in hosts]
     page = environment.get_template("report.html.j2").render(
         report=report,
         hosts=hosts,
         standings=standings,
+        fleet=report_fleet.of_report(report),
+        groups=groups(hosts) if "fleet" in report and len(hosts) > 1 else [],
         counts={name: standings.count(name) for name in STANDINGS},
         problems=findings(hosts, problems_of),
         warnings=findings(hosts, lambda host: [(text, None) for text in host["warnings"]]),
@@ -78,6 +98,8 @@ def render(report: dict[str, Any]) -> str:
 def standing(host: dict[str, Any]) -> str:
     if host["status"] != "ok":
         return str(host["status"])
+    if host.get("unfinished"):
+        return "not finished"
     return "ready" if host["metrics_ready"] is True else "no proof"
 
 
@@ -85,6 +107,8 @@ def problems_of(host: dict[str, Any]) -> list[Said]:
     """The host's own sentence; without one, what its stages and its proof say."""
     if host["problem"]:
         return [(host["problem"], host["failed_task"])]
+    if host.get("unfinished"):
+        return [(host["unfinished"], None)]
     found: list[Said] = [(f"{name}: {text}", None) for name in STAGES if name in host["stages"] for text in host["stages"][name]["errors"]]
     probe = host["telemetry_probe"]
     if probe and probe["reason"] and host["metrics_ready"] is not True:
@@ -92,13 +116,59 @@ def problems_of(host: dict[str, Any]) -> list[Said]:
     return found
 
 
-def findings(hosts: list[dict[str, Any]], texts_of: Callable[[dict[str, Any]], list[Said]]) -> list[Finding]:
-    """The same text of the same task once, with every host that it is of; what most hosts have first."""
+def findings(
+    hosts: list[dict[str, Any]], texts_of: Callable[[dict[str, Any]], list[Said]], numbers: list[int] | None = None
+) -> list[Finding]:
+    """The same text of the same task once, with every host that it is of, or each of these; what most hosts have first."""
     found: dict[Said, Finding] = {}
-    for number, host in enumerate(hosts):
-        for text, task in dict.fromkeys(texts_of(host)):
+    for number in range(len(hosts)) if numbers is None else numbers:
+        for text, task in dict.fromkeys(texts_of(hosts[number])):
             found.setdefault((text, task), Finding(text, task, [])).hosts.append(number)
     return sorted(found.values(), key=lambda finding: -len(finding.hosts))
+
+
+def groups(hosts: list[dict[str, Any]]) -> list[Group]:
+    """The groups in the order of their first hosts; last, hosts that failed before they could say what they want."""
+    members: dict[str | None, list[int]] = {}
+    for number, host in enumerate(hosts):
+        members.setdefault(host["group"], []).append(number)
+    return [_group(name, members[name], hosts) for name in sorted(members, key=lambda name: name is None)]
+
+
+def _group(name: str | None, numbers: list[int], hosts: list[dict[str, Any]]) -> Group:
+    made: dict[str, list[int]] = {}
+    took: dict[str, list[int]] = {}
+    few = sum(bool(hosts[number]["work_s"]) for number in numbers) <= FEW
+    for number in numbers:
+        if does := _made(hosts[number], few):
+            made.setdefault(does, []).append(number)
+        if does := _took(hosts[number]):
+            took.setdefault(does, []).append(number)
+    found = findings(hosts, lambda host: [(report_fleet.first_line(text), task) for text, task in problems_of(host)], numbers)
+    ready = sum(report_fleet.is_ready(hosts[number]) for number in numbers)
+    return Group(name, numbers, ready, list(made.items()), list(took.items()), found)
+
+
+def _made(host: dict[str, Any], with_times: bool) -> str:
+    """``moe_tune 15 min 38 s, inductor failed after 20 s``, or without the times."""
+    made, failed = host["shared"]["made"], "failed after" if with_times else "failed"
+    return ", ".join(
+        " ".join([stage, *([] if stage in made else [failed]), *([duration(seconds)] if with_times else [])])
+        for stage, seconds in host["work_s"].items()
+    )
+
+
+def _took(host: dict[str, Any]) -> str:
+    """``moe_tune, inductor from gh200-01``; from where it lay, where no host is known to have given it in this run."""
+    found: dict[str, list[str]] = {}
+    for taken in host["shared"]["took"]:
+        what = (taken["stage"] or "image") + (" (part)" if taken["finished"] is False else "")
+        found.setdefault(_source(taken), []).append(what)
+    return "; ".join(f"{', '.join(dict.fromkeys(what))} from {source}" for source, what in found.items())
+
+
+def _source(taken: dict[str, Any]) -> str:
+    return taken["from_host"] or ("the controller" if (taken["from"] or "").startswith("controller:") else "the registry")
 
 
 def timeline(report: dict[str, Any]) -> dict[str, Any]:

@@ -30,13 +30,16 @@ def sign(name: str, digest: str, key: str) -> str:
 def verify(name: str, digest: str | None, signature: str | None, key: str) -> None:
     """Raises SignatureError where this is not the signature of `key`, a public one, for this name and digest."""
     if not signature or not digest:
-        raise SignatureError(f"{name} is not signed, and sgl_cache_verify_key is set: export it again with sgl_cache_sign_key")
+        raise SignatureError(
+            f"{name} is not signed, and sgl_cache_verify_key is set: remove it from where it was given to, and it is given anew with "
+            "sgl_cache_sign_key"
+        )
     with tempfile.TemporaryDirectory() as folder:
         statement = _statement(Path(folder), name, digest)
         written = statement.with_suffix(".minisig")
         try:
             written.write_bytes(base64.b64decode(signature, validate=True))
-            _minisign("-V", "-q", "-p", key, "-m", str(statement), "-x", str(written))
+            _minisign("-V", "-p", key, "-m", str(statement), "-x", str(written))
         except (SignatureError, binascii.Error, ValueError) as error:
             raise SignatureError(f"the signature of {name} is not one of {key}: {error}; it is not taken") from error
 
@@ -51,7 +54,9 @@ def _minisign(*words: str) -> None:
     binary = shutil.which("minisign")
     if binary is None:
         raise SignatureError(f"minisign is not there, and sgl_cache_sign_key or sgl_cache_verify_key is set: {_REMEDY}")
-    done = subprocess.run([binary, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run([binary, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).replace("\n", " ")
+        if "password" in said.lower():
+            said = "the key has a password, and nobody is there to be asked for it: make one without by `minisign -G -W`"
         raise SignatureError(f"minisign: {said or f'exit code {done.returncode}'}")

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,31 @@ class Store:
 
     def find(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
         """The record of an archive that is whole, and a warning where one was not: that is set aside."""
-        record = self._record(name)
-        archive = self.archive(name)
-        if record is None or not archive.is_file():
-            return None, None
-        if archive.stat().st_size == record["bytes"] and sha256(archive) == record["sha256"]:
+        if (record := self._whole(name)) is not None or not self._recorded(name):
             return record, None
-        aside = _free_name(archive)
-        os.replace(archive, aside)
-        self._path(name).unlink(missing_ok=True)
+        with self._alone():
+            # Another process may have stored it anew meanwhile, or set it aside.
+            if (record := self._whole(name)) is not None or not self._recorded(name):
+                return record, None
+            archive = self.archive(name)
+            aside = _free_name(archive)
+            os.replace(archive, aside)
+            self._path(name).unlink()
         return None, f"{archive} is not as it was stored (its sha256 digest is another): set aside as {aside}, and made anew"
+
+    def _whole(self, name: str) -> dict[str, Any] | None:
+        record = self._record(name)
+        try:
+            stream = open(self.archive(name), "rb")
+        except FileNotFoundError:
+            return None
+        with stream:
+            if record is None or os.fstat(stream.fileno()).st_size != record["bytes"]:
+                return None
+            return record if hashlib.file_digest(stream, "sha256").hexdigest() == record["sha256"] else None
+
+    def _recorded(self, name: str) -> bool:
+        return self._record(name) is not None and self.archive(name).is_file()
 
     def _record(self, name: str) -> dict[str, Any] | None:
         try:
@@ -49,20 +67,28 @@ class Store:
 
     def put(self, name: str, written: Path, record: dict[str, Any]) -> None:
         """Store what lies at `incoming`. Killed in between, there is the old archive, or one that nobody takes for whole."""
-        complete = {**record, "sha256": sha256(written), "bytes": written.stat().st_size}
-        self._path(name).unlink(missing_ok=True)
-        os.replace(written, self.archive(name))
+        with open(written, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        complete = {**record, "sha256": digest, "bytes": written.stat().st_size}
         temporary = self.folder / f".{name}.{os.getpid()}.json.tmp"
-        temporary.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self._path(name))
+        try:
+            temporary.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
+            with self._alone():
+                self._path(name).unlink(missing_ok=True)
+                os.replace(written, self.archive(name))
+                os.replace(temporary, self._path(name))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only one process changes what an archive and its record are; the system takes the lock from one that ends."""
+        with open(self.folder / ".lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _free_name(path: Path) -> Path:

@@ -3,7 +3,8 @@
 
     .venv/bin/python tests/bench/cache_share.py [--mb 500] [--files 2000] [--folder DIR]
 
-Both are run in turn and the medians compared, so that what else the machine does falls on both. Exit code 1 where the ratio is over its limit.
+Both are run in turn and the medians compared, so that what else the machine does falls on both. Exit code 1 where the ratio is over its
+limit.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'non
 REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "one host": lambda: reports.fleet(1),
     "forty hosts": lambda: reports.fleet(40),
+    "two hundred hosts": lambda: reports.fleet(200),
+    "older release": lambda: validators.example("report"),
     "hostile": reports.hostile,
 }
 
@@ -96,7 +98,7 @@ def test_page_that_does_not_fit_is_found(browser):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_contrast(browser, dark):
-    page = render(validators.example("report"))
+    page = render(reports.fleet(14))
     assert browser.look(page, TOO_PALE, dark=dark) == ["texts seen"]
     background = "(page, window) => window.getComputedStyle(page.body).backgroundColor"
     assert browser.look(page, background, dark=dark) == ("rgb(20, 24, 27)" if dark else "rgb(255, 255, 255)")
@@ -121,7 +123,9 @@ def test_what_hosts_say_is_text(browser):
     assert seen["foreign"] == 0
     assert seen["hosts"] == [host["host"] for host in report["hosts"]]
     assert seen["problem"] == reports.HOSTILE
-    assert seen["sections"] == 6
+    assert seen["sections"] == 7
+    taken = browser.look(render(report), "page => [...page.querySelectorAll('[aria-labelledby=fleet] .why')].map(one => one.textContent)")
+    assert f"moe_tune, image from {reports.HOSTILE}" in taken
 
 
 def test_address_that_would_run_is_no_link(browser):
@@ -138,3 +142,7 @@ def test_a_fold_is_open_on_paper(browser):
     shown = 'page => [...page.querySelectorAll("details .inside")].filter(one => one.checkVisibility({contentVisibilityAuto: true})).length'
     assert browser.look(page, shown) == 0
     assert browser.look(page.replace("@media print", "@media screen"), shown) == 40
+    names = shown.replace("details .inside", "details.more a")
+    assert browser.look(page, names) == 0
+    folded = sum(fold.count("<a ") for fold in re.findall(r'<details class="more">.*?</details>', page))
+    assert folded > 40 and browser.look(page.replace("@media print", "@media screen"), names) == folded

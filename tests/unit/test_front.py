@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from slice_bench import caller, cli, commands, playbook, profiles
+from slice_bench import caller, cli, commands, fleet, playbook, profiles
 from slice_bench.caller import WrongUsage
 from slice_bench.playbook import Failed, Outcome
 from tests.contract import validators
@@ -366,3 +367,171 @@ def test_a_script_is_three_lines_on_the_front(name: str) -> None:
     assert len(script.read_text(encoding="utf-8").splitlines()) == 3
     done = subprocess.run([str(script), "--help"], cwd="/", capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"usage: slice_bench {name}")
+
+
+# --- a fleet -----------------------------------------------------------------------------------------------------------------
+
+
+class Fleet:
+    """Stands for a run of playbooks/prep.yml over an inventory: keeps its arguments, and leaves the report of the contract's example."""
+
+    def __init__(self, code: int = 0, **changes: Any) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.on_stderr = False
+        self._code = code
+        self.report: dict[str, Any] | None = {**validators.example("report"), **changes}
+
+    def __call__(self, name: str, *flags: str, output_on_stderr: bool) -> tuple[int, dict[str, Any] | None]:
+        self.asked.append((name, *flags))
+        self.on_stderr = output_on_stderr
+        return self._code, self.report
+
+
+def run_fleet(monkeypatch: pytest.MonkeyPatch, plays: Fleet, *words: str) -> int:
+    monkeypatch.setattr(fleet, "play_fleet", plays)
+    return cli.main(["fleet", *words])
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> str:
+    (tmp_path / "hosts.yml").touch()
+    return str(tmp_path / "hosts.yml")
+
+
+def ready() -> list[dict[str, Any]]:
+    return validators.example("report")["hosts"][:1]
+
+
+def test_a_fleets_arguments_go_to_ansible_playbook_as_they_are(monkeypatch: pytest.MonkeyPatch, inventory: str) -> None:
+    monkeypatch.setattr(commands, "docker_up", lambda: pytest.fail("Docker was looked for"))
+    plays = Fleet(hosts=ready())
+    further = ["-e", "x=1", "-vv", "--check", "--forks", "200", "-e", "@vars.yml", "--vault-id", "lab@prompt"]
+    assert run_fleet(monkeypatch, plays, "-i", inventory, "-e", "y=2", "--limit", "a,!b", "-i", "c,", *further) == 0
+    assert plays.asked == [("prep", "--inventory", inventory, "--inventory", "c,", "--limit", "a,!b", "-e", "y=2", *further)]
+    assert not plays.on_stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, 1),
+        ({"hosts": ready()}, 0),
+        ({"hosts": [{**ready()[0], "metrics_ready": False}]}, 1),
+        ({"hosts": [{**ready()[0], "unfinished": "its batch was not begun"}]}, 1),
+        ({"check_mode": True}, 1),
+        ({"check_mode": True, "hosts": [{**ready()[0], "metrics_ready": None}]}, 0),
+        ({"check_mode": True, "hosts": [{**ready()[0], "unfinished": "its batch was not begun"}]}, 1),
+    ],
+)
+def test_a_fleets_exit_code_says_whether_all_are_ready(
+    changes: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch, inventory: str, tmp_path: Path
+) -> None:
+    plays = Fleet(**changes)
+    assert run_fleet(monkeypatch, plays, "-i", inventory) == code
+    kept = tmp_path / "report.json"
+    kept.write_text(json.dumps(plays.report))
+    assert run_fleet(monkeypatch, plays, "--report", str(kept)) == code and len(plays.asked) == 1
+
+
+def test_a_fleets_summary_is_the_last_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, inventory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plays = Fleet()
+    run_fleet(monkeypatch, plays, "-i", inventory)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "METRICS_READY: 1 of 3 hosts" and [line.split(": ")[0] for line in lines[1:]] == ["gh200-02", "gh200-03"]
+    run_fleet(monkeypatch, plays, "-i", inventory, "--json")
+    said = capsys.readouterr()
+    assert plays.on_stderr and said.err.splitlines() == lines
+    summary = json.loads(said.out)
+    assert summary["exit_code"] == 1 and summary["metrics_ready"] == {"ready": 1, "of": 3} and len(summary["failures"]) == 2
+    assert summary["report_id"] == validators.example("report")["report_id"] and summary["check_mode"] is False
+
+
+@pytest.mark.parametrize(
+    ("code", "report", "expected", "why"),
+    [
+        (0, None, 2, "nothing was run"),
+        (4, None, 2, "nothing was run"),
+        (99, None, 130, "interrupted"),
+        (-9, None, 1, "broke off"),
+        (250, None, 1, "broke off"),
+        (2, {**validators.example("report"), "hosts": ready()}, 1, "ended with exit code 2"),
+    ],
+)
+def test_how_ansible_playbook_ended_is_never_taken_for_a_success(
+    code: int, report: dict[str, Any] | None, expected: int, why: str, monkeypatch: pytest.MonkeyPatch, inventory: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    plays = Fleet(code)
+    plays.report = report
+    assert run_fleet(monkeypatch, plays, "-i", inventory) == expected
+    assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [None, "[", "[]", '{"hosts": {}}', '{"report_id": "x", "hosts": []}', '{"report_id": "x", "hosts": [{}]}']
+)
+def test_a_file_that_is_no_report_is_wrong_usage(
+    content: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    assert run_fleet(monkeypatch, Fleet(), "--report", str(path)) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("ERROR: ") and said.out == ""
+
+
+def test_an_inventory_that_is_not_there_and_a_report_that_is_to_be_run_are_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, inventory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plays = Fleet()
+    assert run_fleet(monkeypatch, plays, "-i", inventory, "-i", "nowhere") == 2 and "no inventory nowhere" in capsys.readouterr().err
+    assert run_fleet(monkeypatch, plays, "--report", "x", "--check") == 2 and plays.asked == []
+
+
+@pytest.mark.parametrize(("words", "asked"), [([], 1), (["--check"], 0), (["-C"], 0)])
+def test_without_an_inventory_the_fleet_is_this_machine_whose_docker_is_looked_after(
+    words: list[str], asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(commands, "docker_up", lambda: looked.append(1))
+    run_fleet(monkeypatch, Fleet(hosts=ready()), *words)
+    assert len(looked) == asked
+
+
+def test_help_of_a_fleet_names_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fleet", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and "--report FILE" in said
+    assert "exit codes: 0 every host is METRICS_READY (with --check: nothing would fail), 1 some host is not, 2 wrong usage" in said
+    assert "130 interrupted" in said
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, True), ({"ANSIBLE_CONFIG": "/lab/ansible.cfg"}, False), ({"SGL_REPORT_DIR": "r"}, True)])
+def test_a_fleets_playbook_runs_where_its_caller_stands_with_the_labs_own_configuration(
+    given: dict[str, str], kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "ansible-playbook"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\nnames = ('ANSIBLE_CONFIG', 'SGL_REPORT_DIR', 'ANSIBLE_CALLBACKS_ENABLED')\n"
+        "told = {'words': sys.argv[1:], 'folder': os.getcwd(), **{name: os.environ.get(name) for name in names}}\n"
+        "print('its output')\nopen(os.environ['SGL_REPORT_OUTCOME'], 'w').write(json.dumps(told))\nsys.exit(2)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for name in ("ANSIBLE_CONFIG", "SGL_REPORT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code, told = playbook.play_fleet("prep", "--limit", "a", output_on_stderr=True)
+    assert code == 2 and told is not None
+    assert told["words"] == [str(ROOT / "playbooks" / "prep.yml"), "--limit", "a"] and told["folder"] == str(tmp_path)
+    assert told["ANSIBLE_CONFIG"] == (str(ROOT / "ansible.cfg") if kept else "/lab/ansible.cfg")
+    assert told["SGL_REPORT_DIR"] == (given.get("SGL_REPORT_DIR") or (str(ROOT / "reports") if kept else None))
+    assert "slice_bench.sglang.report" in told["ANSIBLE_CALLBACKS_ENABLED"]
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "its output\n")

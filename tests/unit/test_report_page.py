@@ -58,7 +58,7 @@ def rendered(**changes: Any) -> str:
     return report_page.render(report)
 
 
-@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("count", [1, 2, 40, 200])
 def test_a_fleet_keeps_the_contract(count):
     validators.validate_report(json.loads(json.dumps(reports.fleet(count))))
 
@@ -157,9 +157,10 @@ def test_same_sentence_is_told_once():
     report = reports.fleet(40)
     hosts = report["hosts"]
     problems = report_page.findings(hosts, report_page.problems_of)
-    assert [len(problem.hosts) for problem in problems] == [4, 3, 1]
+    assert [len(problem.hosts) for problem in problems] == [4, 3, 1, 1]
     assert problems[0].hosts == [8, 17, 26, 35] and problems[0].task == "Warm the caches and prove the metrics"
     assert problems[2].text.startswith("No METRICS_READY: Prometheus was down")
+    assert problems[3].text == "its batch was not begun, because hosts before it failed" and problems[3].hosts == [39]
     page = report_page.render(report)
     listed = page.split('<ul class="findings problem">')[1].split("</ul>")[0]
     assert listed.count(hosts[8]["problem"]) == 1 and all(hosts[number]["host"] in listed for number in (8, 17, 26, 35))
@@ -220,7 +221,7 @@ def test_page_says_what_the_report_says():
 def test_page_can_be_heard():
     page = Page(report_page.render(reports.fleet(3)))
     assert page.all("html") == [{"lang": "en"}]
-    assert len(page.all("h1")) == 1 and len(page.all("table")) == 2 + 2 * 3
+    assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 3 * 3
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
     assert all("aria-hidden" in attributes or attributes.get("role") == "img" for attributes in page.all("svg"))
     ids = [attributes["id"] for _tag, attributes in page.elements if "id" in attributes]
@@ -282,3 +283,91 @@ def test_check_mode_is_said():
 
 def test_half_a_character_can_be_written():
     assert "gh200-?" in rendered(host="gh200-\udcff")
+
+
+# --- the fleet ---------------------------------------------------------------------------------------------------------------
+
+
+def fleet_texts(report: dict[str, Any]) -> list[str]:
+    """The words of the cells of the fleet's table, without its head."""
+    texts = Page(report_page.render(report)).texts
+    return texts[texts.index("Not ready because") + 1 : texts.index("Problems" if "Problems" in texts else "Stages")]
+
+
+def test_the_fleet_is_told_group_by_group():
+    report = reports.fleet(14)
+    name = [host["host"] for host in report["hosts"]]
+    told = fleet_texts(report)
+    assert len(told) == 3 * 6
+    assert told[:6] == [
+        "aaaaaaaa 1 × NVIDIA GH200 480GB Qwen3-Next-80B-A3B-Thinking-FP8",
+        f"6 hosts {' , '.join(name[0:12:2])}",
+        "4 of 6",
+        f"{name[0]} deep_gemm 4 min 53 s, moe_tune 10 min 57 s, inductor 2 min 30 s",
+        f"{' , '.join(name[2:10:2])} moe_tune, inductor from {name[0]} {name[10]} moe_tune, inductor from the controller",
+        f"{name[4]} No METRICS_READY: {report['hosts'][4]['telemetry_probe']['reason']} {name[8]} {report['hosts'][8]['problem']}",
+    ]
+    assert [told[6].split()[0], told[8], told[11]] == ["bbbbbbbb", "6 of 6", ""]
+    assert told[12:] == [
+        "not known",
+        f"{name[12]} , {name[13]}",
+        "0 of 2",
+        "nobody",
+        "nobody",
+        f"{name[12]} {report['hosts'][12]['problem']} {name[13]} its batch was not begun, because hosts before it failed",
+    ]
+
+
+def test_two_hundred_hosts_are_a_table_of_three_rows():
+    report = reports.fleet(200)
+    found = report_page.groups(report["hosts"])
+    assert [len(group.hosts) for group in found] == [92, 92, 16] and sum(group.ready for group in found) == 162
+    page = report_page.render(report)
+    assert "METRICS_READY</span> 162 of 200" in page and len(page) < 3_000_000
+    table = page.split('<section aria-labelledby="fleet">')[1].split("</section>")[0]
+    assert table.count("<tr>") == 4
+    assert re.findall(r"<summary>(\d+) hosts</summary>", table) == ["92", "73", "18", "10", "92", "73", "18", "11", "16", "15"]
+    assert all(f">{host['host']}<" in table for host in report["hosts"])
+
+
+def test_where_all_work_by_themselves_what_they_did_is_told_once_without_times():
+    report = reports.fleet(7)
+    for number, host in enumerate(report["hosts"]):
+        host.update(group="a" * 16, work_s={"moe_tune": 900.0 + number, "inductor": 60.0})
+        host["shared"]["made"] = ["moe_tune", "inductor"] if number else ["inductor"]
+    (group,) = report_page.groups(report["hosts"])
+    assert group.makers == [("moe_tune failed, inductor", [0]), ("moe_tune, inductor", [1, 2, 3, 4, 5, 6])]
+
+
+def test_what_went_on_from_a_part_is_told_and_a_failure_with_its_time():
+    report = reports.fleet(2)
+    first, second = report["hosts"]
+    first["shared"]["made"].remove("moe_tune")
+    second["group"] = first["group"]
+    second["shared"]["took"] = [
+        {**reports._shared("moe_tune"), "finished": False, "from": "controller:/x", "from_host": first["host"]},
+        {**reports._shared("moe_tune"), "stage": None, "finished": None, "from": "registry.example.com/x@sha256:0", "from_host": None},
+    ]
+    (group,) = report_page.groups(report["hosts"])
+    assert group.makers[0][0] == "deep_gemm 4 min 53 s, moe_tune failed after 10 min 57 s, inductor 2 min 30 s"
+    assert group.takers == [(f"moe_tune (part) from {first['host']}; image from the registry", [1])]
+
+
+def test_one_host_is_no_fleet():
+    page = report_page.render(reports.fleet(1))
+    assert 'id="fleet"' not in page and "Shared" in page, "what it gave is told all the same"
+
+
+def test_a_report_of_an_older_release_has_its_page():
+    older = validators.example("report")
+    assert "fleet" not in older
+    page = report_page.render(older)
+    assert 'id="fleet"' not in page and "METRICS_READY</span> 1 of 3" in page and "Shared" not in page
+
+
+def test_a_host_that_was_stopped_is_not_told_as_ok():
+    page = report_page.render(reports.fleet(10))
+    last = page.split('<details id="host-10"')[1]
+    assert "not finished</span>" in last.split("</summary>")[0] and "its batch was not begun" in last
+    assert report_page.standing(reports.fleet(10)["hosts"][9]) == "not finished"
+    Page(page)

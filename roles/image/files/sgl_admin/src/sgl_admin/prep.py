@@ -78,7 +78,7 @@ class Prep(Interruptible):
         )  # fmt: skip
         self.context = Context(
             request, loaded, found, sizes or tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress,
-            tuple(arguments), tuple(self._environment.items()), self._release, self._server_changed,
+            tuple(arguments), tuple(self._environment.items()), self._release, self._server_changed, self._batch_size_finished,
         )  # fmt: skip
         self.plan = [self._decide(stage) for stage in STAGES]
         self._previous = files.read_or_set_aside(paths.prep_result(run.run_id), RESULT_SHAPE, self.warnings) or {}
@@ -358,6 +358,11 @@ class Prep(Interruptible):
         # What is left takes as long as what is done took; after nothing there is no telling.
         eta_s = round((time.monotonic() - self._counted_from) / done * (total - done), 1) if done else None
         self._job.update(done=done, total=total, unit=unit, eta_s=eta_s, message=f"{message}: {done} of {total}")
+
+    def _batch_size_finished(self, size: int) -> None:
+        """Other hosts may have it: whoever follows the job can pack it."""
+        if self._job:
+            self._job.update(finished_batch_sizes=sorted({*self._job.record.get("finished_batch_sizes", []), size}))
 
     def _server_changed(self, group: int | None) -> None:
         if self._job:

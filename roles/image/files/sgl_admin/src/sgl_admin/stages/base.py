@@ -47,6 +47,8 @@ class Context:
     release: Release | None = None
     # Told the process group of what a stage starts itself, None when it has ended.
     on_group: Callable[[int | None], None] = lambda group: None
+    # Told each batch size whose work is finished, while others are still being done.
+    on_batch_size: Callable[[int], None] = lambda size: None
 
 
 @dataclass(frozen=True)

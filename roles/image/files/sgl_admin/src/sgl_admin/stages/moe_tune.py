@@ -119,8 +119,12 @@ class MoeTune(Stage):
             _sm(context), context.warmup.log_file, context.progress, context.on_group, dict(context.environment),
         )  # fmt: skip
         context.warmup.keep_place()
-        outcome = tuner.run(batch_sizes, lambda size, config: config_files.add(path, tuning, size, config))
-        return outcome.describe()
+
+        def add(size: int, config: space.Config) -> None:
+            config_files.add(path, tuning, size, config)
+            context.on_batch_size(size)
+
+        return tuner.run(batch_sizes, add).describe()
 
     def _verify(self, context: Context, shape: MoeShape) -> None:
         """Raises StageFailure where a server does not say that it read the file: one that runs was started since that was last changed."""
