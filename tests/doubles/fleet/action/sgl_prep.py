@@ -2,7 +2,7 @@
 
 Two stages have work to do, moe_tune and inductor. On a host whose variable `double` says `tuner_fails`, the tuner fails when it has
 finished a part; `prep_refused` is why no prep begins, and one that `hangs` never ends. The result is the contract's example with these
-stages.
+stages. With the variable `double_sizes`, a tuning is one of these batch sizes: each that is tuned is a file, and a line of `tuned`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ansible.plugins.action import ActionBase
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "contract" / "examples" / "prep_result.json"
 KEYS = {"moe_tune": "aaaaaaaaaaaaaaaa", "inductor": "bbbbbbbbbbbbbbbb"}
+OPTIONS = {"moe_tune": "moe", "inductor": "inductor"}
 SECONDS = {"moe_tune": 100.0, "inductor": 20.0}
 # Of a tuning: until it fails, and of what is left then.
 PART_S, REST_S = 60.0, 40.0
@@ -35,7 +36,8 @@ class ActionModule(ActionBase):
         if "hangs" in self._told:
             (self._folder / "hangs").touch()
             time.sleep(600)
-        cold = [stage for stage in KEYS if not (self._folder / stage).exists()]
+        self._sizes = [int(size) for size in self._task.args.get("moe_batch_sizes") or known.get("double_sizes", [])]
+        cold = [stage for stage in KEYS if self._task.args.get(OPTIONS[stage]) != "skip" and not self._is_warm(stage)]
         statuses = {
             **dict.fromkeys(("deep_gemm", "moe_tune", "flashinfer", "inductor"), "skipped"),
             **{stage: "would_run" if stage in cold else "noop" for stage in KEYS},
@@ -43,7 +45,8 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return {**result, "changed": bool(cold), "stages": statuses, "exit_code": 0}
         if self._task.args.get("standing") in (True, "True") and (cold or not (self._folder / "proof").exists()):
-            plan = {stage: {"status": status, "key": self._key(stage)} for stage, status in statuses.items()}
+            plan: dict[str, Any] = {stage: {"status": status, "key": self._key(stage)} for stage, status in statuses.items()}
+            plan["moe_tune"]["missing_batch_sizes"] = self._missing()
             return {**result, "plan": {"stages": plan}, "stages": statuses, "exit_code": 0}
         return {**result, **self._prep(cold)}
 
@@ -67,6 +70,10 @@ class ActionModule(ActionBase):
             part.touch()
         elif tuning["ran"] and part.exists():
             tuning["duration_s"] = REST_S
+        for size in self._missing() if "moe_tune" in cold and not failed else []:
+            (self._folder / f"moe_tune-size-{size}").touch()
+            with open(self._folder / "tuned", "a", encoding="utf-8") as tuned:
+                tuned.write(f"{size}\n")
         for stage in cold:
             if stage != "moe_tune" or not failed:
                 (self._folder / stage).touch()
@@ -83,6 +90,14 @@ class ActionModule(ActionBase):
         }
         problem = "stage moe_tune failed, tuner_failed: out of memory\nthe last line of its log"
         return {**answer, "failed": True, "msg": problem} if failed else answer
+
+    def _is_warm(self, stage: str) -> bool:
+        if stage == "moe_tune" and self._sizes:
+            return not self._missing()
+        return (self._folder / stage).exists()
+
+    def _missing(self) -> list[int]:
+        return [size for size in self._sizes if not (self._folder / f"moe_tune-size-{size}").exists()]
 
     def _key(self, stage: str) -> str | None:
         """Hosts of one kind, which the variable `double` may name, want the same."""
