@@ -1,4 +1,4 @@
-"""Who makes what in a fleet, and when: the real playbook and roles, over hosts that are names (tests/doubles/fleet says what stands for what)."""
+"""Who makes what in a fleet, and when: the real playbook and roles over hosts that are names (see tests/doubles/fleet)."""
 
 from __future__ import annotations
 

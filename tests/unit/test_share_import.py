@@ -184,6 +184,15 @@ def test_another_member_than_the_one_that_is_due_is_refused(host: Receiver, chan
     assert why in host.refuses(packed(found))
 
 
+def test_what_is_not_taken_is_read_to_its_end_all_the_same(host: Receiver) -> None:
+    """Also where this host wants none of it, or has its own: a broken archive is told as broken."""
+    document = manifest(host.archive)
+    document["stages"]["inductor"]["signature"]["cpu_arch"] = "riscv64"
+    assert host.refuses(resigned(host.archive, document)[:-1]) == "it ends before its end does"
+    assert host.take(host.archive).status()[0] == "imported" and host.take(host.archive).status()[0] == "standing"
+    assert host.refuses(host.archive[:-1]) == "it ends before its end does"
+
+
 def test_a_content_that_is_longer_than_claimed_is_refused(host: Receiver) -> None:
     found = members(host.archive)
     number = next(number for number, (made, _) in enumerate(found[1:], 1) if made.size > 500)

@@ -449,6 +449,10 @@ def test_files_that_hold_something_else_vouch_for_nothing(host: MoeHost, name: s
         assert answer.code == 0 and "something is still to be done: " in str(answer.status("moe_tune")[1])
         assert host.plan()[0] == "would_run" and not list(paths.INCOMING.iterdir())
         assert host.tunings() == ({16: 1, 64: 3} if name == READ else {64: 3}), "this host's own stands"
+        wipe()
+        assert host.take(replaced(archive, "moe_tune", name, torn)).code == 0
+        assert host.plan()[0] == "would_run" and host.tunings() == ({16: 1, 64: 1} if name == READ else {})
+        assert name == READ or not (paths.PROFILES / FILE).exists()
 
 
 # --- killed at any moment

@@ -107,7 +107,7 @@ def _check_space(size: int) -> None:
 
 
 def commit(folder: Path, parts: tuple[Part, ...]) -> None:
-    """From here on what `receive` returned counts, whoever is killed. Raises OSError; then nothing is left of it."""
+    """From here on what `receive` returned counts, whoever is killed. Raises OSError and Broken; before that, nothing is left of it."""
     try:
         files.write_text(folder / _COMMIT, Manifest(parts).content.decode())
     except BaseException:
