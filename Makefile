@@ -25,16 +25,29 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 	$(if $(OTHER_INVENTORY),,scripts/docker_up.sh)
 	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
 
+# The tests with containers mostly wait, so those without run beside them.
+BESIDE := scripts/beside.sh
 .PHONY: test
-test: lint types sanity docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
-	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/integration tests/faults tests/molecule tests/gpu
+test: lint types docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
+	$(BESIDE) tests/output/test-light.log $(MAKE) test-light -- $(PYTEST) -m "not long" tests/integration tests/faults tests/molecule
+
+.PHONY: test-light
+test-light: sanity
+	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/gpu
 
 # What takes minutes: each write killed, as many inputs for each parser as EXAMPLES says, and what runs at once as often as REPETITIONS.
 REPETITIONS ?= 50
 EXAMPLES ?= 10000
+SLOW := $(PYTEST) -m "long or repeated"
 .PHONY: slow
 slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and repetitions as it takes
-	$(WITH_PATH) SGL_FUZZ_EXAMPLES=$(EXAMPLES) SGL_REPETITIONS=$(REPETITIONS) scripts/slow_lane.sh $(ARGS)
+	$(BESIDE) tests/output/slow-light.log $(MAKE) slow-light EXAMPLES=$(EXAMPLES) -- env SGL_REPETITIONS=$(REPETITIONS) \
+	    $(SLOW) tests/faults --deselect tests/faults/test_connection.py $(ARGS)
+
+.PHONY: slow-light
+slow-light:
+	env SGL_FUZZ_EXAMPLES=$(EXAMPLES) $(SLOW) tests/fuzz
+	$(SLOW) tests/integration tests/faults/test_connection.py
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests

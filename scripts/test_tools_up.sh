@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # See that there are the programs that tests drive: chromium (the report's page), rsync (a model that the controller sends), docker-registry
-# (an image that is pulled) and, on x86-64, an emulator for arm64 (its image is built and run). Installs Debian's packages where they are missing.
+# (what is pulled), minisign (what is signed) and, on x86-64, an emulator for arm64 (its image is built and run). Installs Debian's packages
+# where they are missing.
 set -euo pipefail
 
 # shellcheck source=scripts/common.sh
@@ -9,7 +10,7 @@ set -euo pipefail
 readonly BINFMT=/proc/sys/fs/binfmt_misc
 
 missing=()
-for name in chromium rsync docker-registry; do
+for name in chromium rsync docker-registry minisign; do
     command -v "$name" >/dev/null 2>&1 || missing+=("$name")
 done
 if [ "$(uname -m)" = x86_64 ]; then

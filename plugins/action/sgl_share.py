@@ -92,7 +92,8 @@ class ActionModule(ActionBase):
     def _give_one(self, item: dict[str, Any]) -> dict[str, Any]:
         if item["kind"] == "image" and self._registry:
             # Docker pushes it layer by layer: there is nothing to pack, and nothing that a signature of ours would go with.
-            return {"status": "given", "from": self._module("push", item)["source"], "finished": True}
+            source = self._module("push", item)["source"]
+            return {"status": "given", "digest": source.partition("@")[2], "from": source, "finished": True}
         try:
             return self._give_packed(item)
         finally:
@@ -186,7 +187,7 @@ class ActionModule(ActionBase):
     def _module(self, step: str, item: dict[str, Any], **more: Any) -> dict[str, Any]:
         """One step of the module on the host. Raises AnsibleActionFail with its reason."""
         arguments = {
-            "state": self._given["state"], "container": self._given["container"], "step": step,
+            "state": self._given["state"], "items": [], "container": self._given["container"], "step": step,
             "path": self._path_of(item) if step in ("pack", "fetch", "take") else None,
             "reference": item["from"] or f"{self._given['registry']}:{item['name']}",
             "item": {"kind": item["kind"], "name": item["name"], "image": item["image"], "arguments": self._arguments(item)},

@@ -54,11 +54,16 @@ def cache_round(states: Mapping[str, Mapping[str, Any]], shards: int = 1) -> dic
     decided: dict[str, dict[str, Any]] = {}
     for members in groups.values():
         lacking = [host for host in members if states[host]["lacks"]]
-        having = [host for host in members if "result" in states[host]["done"] and not states[host]["lacks"]]
+        having = [host for host in members if _has_all(states[host]["done"]) and not states[host]["lacks"]]
         giver = having[0] if having and not any(states[host]["asked"] for host in members) else ""
         for host in lacking:
             decided[host] = {"maker": lacking[0], "giver": giver, "shards": lacking[:shards] if shards > 1 and len(lacking) > 1 else []}
     return decided
+
+
+def _has_all(done: Mapping[str, Any]) -> bool:
+    """Whether all that it wants stands on a host; that its metrics are still to be proven does not matter."""
+    return all(found["status"] in ("noop", "ok") for found in _stages(done).values() if found.get("key"))
 
 
 def cache_shares(sizes: list[int], hosts: list[str], host: str) -> list[int]:

@@ -30,7 +30,16 @@ _SAVED = "sgl-shared"
 _ABSENT = ("manifest unknown", "name unknown")
 _ABSENT_END = "not found"
 # How it looks where no registry is, or none that can be reached.
-_SILENT = ("connection refused", "no such host", "no route to host", "network is unreachable", "timeout", "deadline exceeded", "eof")
+_SILENT = (
+    "connection refused",
+    "no such host",
+    "no route to host",
+    "network is unreachable",
+    "timeout",
+    "deadline exceeded",
+    "eof",
+    "reset by peer",
+)
 _CHUNK = 1 << 20
 
 
@@ -146,7 +155,7 @@ class Host:
             source = reference if "@" in reference else self._pushed(reference)
             if item["kind"] == IMAGE:
                 self._docker.call("tag", image["id"], item["image"])
-                return {"source": source, "digest": image["id"], "signature": None}
+                return {"source": source, "digest": source.partition("@")[2], "signature": None}
             self._unwrap(image["id"], reference, path)
             labels = image["labels"]
             return {"source": source, "digest": labels.get(DIGEST_LABEL), "signature": labels.get(SIGNATURE_LABEL)}
@@ -248,6 +257,8 @@ def registry_error(said: str) -> str:
         return f"the registry does not answer: start it, or set sgl_cache_share to relay ({said})"
     if "http response to https" in lowered:
         return f"the registry speaks HTTP without TLS: name it in insecure-registries of the host's Docker daemon ({said})"
+    if "x509" in lowered:
+        return f"Docker on this host does not trust the registry: put its CA into /etc/docker/certs.d/<registry>/ca.crt ({said})"
     if "denied" in lowered or "unauthorized" in lowered or "authentication" in lowered:
         return f"no permission: `docker login` on this host ({said})"
     return said

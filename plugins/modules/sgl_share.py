@@ -11,7 +11,7 @@ description:
   - With O(state=given), finished stages are packed by C(sgl-admin caches export) and put where other hosts find them. What is there
     already is not put there again, and nothing that is in progress is packed.
   - With O(state=taken), what others gave is handed to C(sgl-admin caches import), which verifies every byte and refuses what is not
-    exactly what this host would make itself. What nobody gave yet is RV(items.status=absent), which is no failure.
+    exactly what this host would make itself. What nobody gave yet is C(absent) in RV(items), which is no failure.
   - Images go the same two ways.
 options:
   state:
@@ -75,13 +75,33 @@ options:
   prep:
     description: The options of M(slice_bench.sglang.sgl_prep) that say what is wanted. Required for caches.
     type: dict
+  step:
+    description: What this call does. Set by the action plugin.
+    type: str
+    choices: [pack, push, look, fetch, take]
+  item:
+    description: The item that it does it with. Set by the action plugin.
+    type: dict
+  path:
+    description: Its archive on the host. Set by the action plugin.
+    type: path
+  reference:
+    description: Where a registry has it. Set by the action plugin.
+    type: str
+  digest:
+    description: Its digest. Set by the action plugin.
+    type: str
+  signature:
+    description: Its signature. Set by the action plugin.
+    type: str
 attributes:
   action:
     support: full
     description: It runs on the controller, which has the folder and the keys.
   check_mode:
     support: partial
-    description: Says that something would be given or taken, and looks at nothing.
+    description: Says that something would be given or taken.
+    details: It looks at nothing, so it does not know what is there already.
   diff_mode:
     support: none
     description: RV(items) tells.
@@ -130,7 +150,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "required": True, "choices": ["given", "taken"]},
-            "items": {"type": "list", "elements": "dict"},
+            "items": {"type": "list", "elements": "dict", "required": True},
             "through": {"type": "str", "default": "relay", "choices": ["relay", "registry"]},
             "registry": {"type": "str"},
             "directory": {"type": "str", "default": "~/.cache/slice_bench.sglang/caches"},
@@ -138,7 +158,7 @@ def main() -> None:
             "verify_key": {"type": "path", "no_log": False},
             "container": {"type": "str", "default": "sglang-dev"},
             "prep": {"type": "dict"},
-            "step": {"type": "str"},
+            "step": {"type": "str", "choices": ["pack", "push", "look", "fetch", "take"]},
             "item": {"type": "dict"},
             "path": {"type": "path"},
             "reference": {"type": "str"},

@@ -416,12 +416,13 @@ def test_an_image_is_had_under_the_name_that_it_has_there(registry: Registry, si
     wanted = {**given, "image": "sgl-caches-test:taken"}
     assert site.must("two", "taken", wanted, prep=None, **way)["status"] == "absent"
     image = image_of({"program": os.urandom(300_000)}, given["image"], site.folder)
-    assert site.must("one", "given", given, prep=None, **way)["status"] == "given"
-    assert site.must("one", "given", given, prep=None, **way)["status"] == "there"
+    told = site.must("one", "given", given, prep=None, **way)
+    assert told["status"] == "given" and site.must("one", "given", given, prep=None, **way)["status"] == "there"
     assert identity(given["image"]) == image, "it is still there"
     docker("rmi", given["image"])
     assert identity(image) is None
-    assert site.must("two", "taken", wanted, prep=None, **way)["status"] == "loaded"
+    taken = site.must("two", "taken", wanted, prep=None, **way)
+    assert taken["status"] == "loaded" and taken["digest"] == told["digest"], "the report tells by it who gave it"
     assert identity("sgl-caches-test:taken") == image
     docker("rmi", "sgl-caches-test:taken")
 

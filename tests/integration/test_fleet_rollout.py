@@ -52,6 +52,18 @@ def test_the_share_of_a_host_that_fails_is_tuned_by_another(fleet: FleetCheckout
     assert sorted(tuned(fleet, "a") + tuned(fleet, "c")) == SIZES and tuned(fleet, "b") == []
 
 
+def test_a_host_that_lacks_only_its_proof_gives_what_it_has(fleet: FleetCheckout) -> None:
+    """As after its container was made anew: its caches stand, and nobody makes them once more."""
+    warm = fleet.states / "a"
+    warm.mkdir()
+    for stage in ("moe_tune", "inductor"):
+        (warm / stage).touch()
+    fleet.hosts({"a": {}, "b": {}})
+    done = fleet.run()
+    assert done.code == 0 and done.report is not None, done.output
+    assert done.report["fleet"]["tuning_s"] == 0 and done.report["fleet"]["metrics_ready"] == {"ready": 2, "of": 2}
+
+
 def test_the_canary_makes_it_and_the_batches_take_it(fleet: FleetCheckout) -> None:
     names = [f"h{number}" for number in range(6)]
     fleet.hosts({name: {} for name in names}, double_sizes=SIZES, sgl_canary=1, sgl_batch=2)

@@ -7,8 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import image_parts
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
 
-from tests.integration.installation import ROOT, ansible, docker, wait_for
+from tests.hosts.registry import Registry
+from tests.integration.installation import ROOT, ansible, docker
 from tests.integration.stand_ins import docker_build, host_architecture, run
 
 pytestmark = pytest.mark.slow
@@ -27,12 +26,6 @@ REGISTRY = f"127.0.0.1:{PORT}"
 NAME = "sglang-dev-sources-test:local"
 SOURCE = "sglang-dev-sources-test-source"
 OTHER = "arm64" if host_architecture() == "amd64" else "amd64"
-CONFIG = f"""
-version: 0.1
-storage: {{filesystem: {{rootdirectory: FOLDER}}, delete: {{enabled: true}}}}
-http: {{addr: {REGISTRY}}}
-log: {{level: error}}
-"""
 
 
 def make(folder: Path, name: str, *, label: str = "local", architecture: str | None = None, program: bytes | None = None) -> str:
@@ -57,25 +50,10 @@ def of_the_other() -> bytes:
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real registry on a loopback port."""
-    folder = tmp_path_factory.mktemp("registry")
-    (folder / "config.yml").write_text(CONFIG.replace("FOLDER", str(folder / "data")))
-    with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log)
-    try:
-        wait_for(lambda: server.poll() is not None or answers(), "the registry", 30)
-        assert server.poll() is None, (folder / "log").read_text()
-        yield REGISTRY
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def answers() -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{REGISTRY}/v2/", timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+    made = Registry(tmp_path_factory.mktemp("registry"), PORT)
+    made.start()
+    yield made.address
+    made.remove()
 
 
 def push(name: str) -> str:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleActionFail
+from ansible_collections.slice_bench.sglang.plugins.modules import sgl_prep
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
 
 from tests.doubles.share_action import REGISTRY, Fleet, Work, digest
 
@@ -19,6 +22,7 @@ TUNING: dict[str, Any] = {"name": "moe_tune-2f0c2a9b7d3e4f56", "stage": "moe_tun
 IMAGE: dict[str, Any] = {"kind": "image", "name": "image-0123456789abcdef-aarch64", "image": "sglang-dev:gh200"}
 WAYS: dict[str, dict[str, Any]] = {"relay": {}, "registry": {"through": "registry", "registry": REGISTRY}}
 CONTENT = os.urandom(4096)
+ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
 @pytest.fixture
@@ -98,6 +102,23 @@ def test_what_is_known_by_its_digest_is_taken_by_it_whatever_the_name_stands_for
     assert taken["items"][INDUCTOR["name"]]["from"] == source and fleet.work["two"][INDUCTOR["name"]].content == CONTENT
 
 
+def test_what_is_wanted_is_asked_for_as_a_prep_is() -> None:
+    documented = yaml.safe_load(sgl_prep.DOCUMENTATION)["options"]
+    for of_the_task in ("container", "assume_started", "standing", "give"):
+        del documented[of_the_task]
+    said = {name: (spec["type"], spec.get("default"), spec.get("choices")) for name, spec in documented.items()}
+    assert {name: (spec["type"], spec.get("default"), spec.get("choices")) for name, spec in PREP_OPTIONS.items()} == said
+
+
+def test_the_role_packs_and_takes_what_the_prep_is_asked_for() -> None:
+    [task] = yaml.safe_load((ROLES / "provider_prep" / "tasks" / "main.yml").read_text())
+    asked = {name: value for name, value in task["slice_bench.sglang.sgl_prep"].items() if name in PREP_OPTIONS}
+    # Whether and how long a server is waited for makes no other caches.
+    for how in ("probe", "server_timeout"):
+        del asked[how]
+    assert yaml.safe_load((ROLES / "cache_share" / "vars" / "main.yml").read_text())["cache_share_prep"] == asked
+
+
 # --- batch sizes that are finished so far, and shares of them ------------------------------------------------------------
 
 
@@ -142,6 +163,7 @@ def test_an_image_goes_by_its_name_from_what_it_is_called_here_to_what_it_is_cal
     assert status(given, IMAGE) == "given" and fleet.steps() == (["look", "push"] if way else ["pack"])
     taken = fleet.run("two", "taken", {**IMAGE, "image": "mine:x"}, prep=None, **way)
     assert taken["changed"] is True and status(taken, IMAGE) == "loaded" and fleet.work["two"]["mine:x"].content == b"layers"
+    assert taken["items"][IMAGE["name"]]["digest"] == given["items"][IMAGE["name"]]["digest"]
     assert fleet.steps() == (["fetch"] if way else ["take"]) and left(fleet) == []
     assert status(fleet.run("one", "given", IMAGE, prep=None, **way), IMAGE) == "there"
     assert status(fleet.run("two", "taken", {**IMAGE, "name": "image-1"}, prep=None, **way), {"name": "image-1"}) == "absent"
