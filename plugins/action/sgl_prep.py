@@ -112,7 +112,7 @@ class ActionModule(ActionBase):
         return {**outcome, "failed": True, "msg": problem} if problem else outcome
 
     def _give(self, what: dict[str, Any], task_vars: dict[str, Any]) -> None:
-        """Share the batch sizes that are finished so far; where that fails the prep goes on, and what is finished in the end is given then."""
+        """Share the batch sizes that are finished so far. Where that fails the prep goes on: all of them are given when it has ended."""
         task = self._task.copy()
         task.args = {**what, "state": "given"}
         action = self._shared_loader_obj.action_loader.get(

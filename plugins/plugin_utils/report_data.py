@@ -219,7 +219,7 @@ class Report:
         if entry.status != "ok" or entry.known.get(_PREP, {}).get("metrics_ready") is True:
             return None
         if entry.stopped:
-            after = f"stopped after the task “{entry.last_task}”" if entry.last_task else "not begun"
+            after = f"stopped after the task '{entry.last_task}'" if entry.last_task else "not begun"
             return f"{after}, because other hosts failed"
         waiting = any(name in hosts for hosts in self._waiting.values())
         return "its batch was not begun, because hosts before it failed" if waiting else None
