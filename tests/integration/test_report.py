@@ -176,7 +176,7 @@ def test_where_the_canary_fails_the_others_are_told_as_not_begun(fleet: FleetChe
 def test_healthy_hosts_of_a_batch_that_max_fail_percentage_stopped_are_told(fleet: FleetCheckout) -> None:
     hosts: dict[str, dict[str, Any]] = {"a": {}, "b": {"prep_refused": "busy"}, "c": {}}
     ran, report = rolled_out(fleet, hosts, sgl_max_fail_percentage=0, sgl_batch=2)
-    after = "stopped after the task “Warm the caches and prove the metrics”, because other hosts failed"
+    after = "stopped after the task 'Warm the caches and prove the metrics', because other hosts failed"
     assert said(ran)[1:3] == ["b: failed: busy", f"a: not finished: {after}"]
     assert report["fleet"]["not_finished"] == ["a", "c"] and "its batch was not begun" in report["hosts"][2]["unfinished"]
 

@@ -351,7 +351,7 @@ def test_healthy_hosts_of_a_batch_that_was_stopped_are_told_and_one_with_a_proof
     told.report.stop()
     document = told.document(failed=("c",))
     assert document["fleet"]["metrics_ready"] == {"ready": 1, "of": 3} and document["fleet"]["not_finished"] == ["b"]
-    assert document["hosts"][1]["unfinished"] == "stopped after the task “task 2”, because other hosts failed"
+    assert document["hosts"][1]["unfinished"] == "stopped after the task 'task 2', because other hosts failed"
 
 
 def test_a_failure_of_all_hosts_that_a_rescue_mends_stops_nobody() -> None:
