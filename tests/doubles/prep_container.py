@@ -1,0 +1,90 @@
+"""A double of the observability container, on this machine: what `docker start` and `docker exec` begin in it.
+
+Its init and its sgl-admin are the product's, on the host's own tree. It stands for the image around them: of the services there is a
+Prometheus that says it is ready and no more, and no SGLang, so what needs a server cannot be done in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from asyncio import StreamReader, StreamWriter
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
+_FLAVOUR = ROOT / "roles" / "image" / "files" / "flavours" / "local" / "flavour.json"
+_EXAMPLE = ROOT / "tests" / "contract" / "examples" / "manifest.json"
+_READY = b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\nConnection: close\r\n\r\nPrometheus Server is Ready.\n"
+_UNKNOWN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+# What sgl-init does, but become supervisord: the services are this double's. Docker mounts no file that tells the container's id.
+_INIT = """
+import sys, threading
+from sgl_admin.init import publish, start
+from sgl_admin.init.services import Settings, of_image
+publish.container_id = lambda: sys.argv[1]
+publish.publish(start.begin_run(Settings.from_environment(), of_image()), threading.Event())
+"""
+
+
+class PrepContainer:
+    """`root` is the host's tree. `proofs` counts how often Prometheus was asked whether it is ready."""
+
+    # Whose start the manifest names: the machine's first process is seen from the host as the container's would be.
+    pid = 1
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.proofs = 0
+
+    def environment(self) -> dict[str, str]:
+        """The image's: every path is below the tree, where the container would see it at its mounts."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return {**kept, "PYTHONPATH": str(SOURCES), "SGL_ADMIN_ROOT": str(self.root)}
+
+    def inside(self, word: str) -> str:
+        """An argument as the container's mount of the models would have it."""
+        return str(self.root / word.lstrip("/")) if word.startswith("/models/") else word
+
+    async def start(self, container_id: str, environment: dict[str, str]) -> None:
+        state = self.root / "state"
+        state.mkdir(exist_ok=True)
+        flavour = {**_json(_FLAVOUR), "services": ["prometheus"]}
+        (state / "flavour.json").write_text(json.dumps(flavour), encoding="utf-8")
+        # What the image's build records of it.
+        facts = ("flavour", "architecture", "image_inputs", "base_image", "git_revision", "versions")
+        (state / "image.json").write_text(json.dumps({name: _json(_EXAMPLE)[name] for name in facts}), encoding="utf-8")
+        await asyncio.start_server(self._prometheus, "127.0.0.1", int(environment["SGL_PROMETHEUS_PORT"]))
+        init = await self._begin(["-c", _INIT, container_id], environment, DEVNULL, DEVNULL)
+        if await init.wait():
+            raise RuntimeError(f"the init of {self.root} failed")
+
+    async def execute(self, words: list[str], environment: dict[str, str]) -> Process:
+        program = ["-m", "sgl_admin"] if words[0] == "sgl-admin" else ["-c", f"raise SystemExit('no {words[0]} in this container')"]
+        return await self._begin([*program, *map(self.inside, words[1:])], environment, PIPE, PIPE)
+
+    async def _begin(self, words: list[str], environment: dict[str, str], stdin: int, stdout: int) -> Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-P", *words,
+            cwd=self.root, env={**self.environment(), **environment}, stdin=stdin, stdout=stdout, stderr=PIPE if stdout == PIPE else None,
+        )  # fmt: skip
+
+    async def _prometheus(self, reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            asked = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
+            self.proofs += asked == b"/-/ready"
+            writer.write(_READY if asked == b"/-/ready" else _UNKNOWN)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
