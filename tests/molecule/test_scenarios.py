@@ -18,8 +18,12 @@ def test_there_are_scenarios() -> None:
     assert SCENARIOS, f"no scenario in {ROOT / 'molecule'}"
 
 
+# three hosts and their faults take minutes: that scenario is in the slow lane.
+LONG = {"fleet"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in SCENARIOS])
 def test_scenario(scenario: str) -> None:
     # Molecule calls ansible-playbook and pytest by name. Its output is this test's: pytest shows it when the scenario fails.
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
