@@ -11,7 +11,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_signature
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS, STAGE_OPTIONS
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import SignatureError
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
 
@@ -36,8 +36,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 # A tag's, so that it is a file's too.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-# As sgl-admin calls the stages on its command line.
-_FLAGS = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
 
 
 class ActionModule(ActionBase):
@@ -202,7 +200,7 @@ class ActionModule(ActionBase):
         """The request of the prep with this stage alone: what is packed, and what is wanted on the host that takes it."""
         if item["kind"] != "caches":
             return []
-        stages = {flag: self._given["prep"][flag] if stage == item["stage"] else "skip" for stage, flag in _FLAGS.items()}
+        stages = {flag: self._given["prep"][flag] if stage == item["stage"] else "skip" for stage, flag in STAGE_OPTIONS.items()}
         return command_line({**self._given["prep"], **stages})
 
     def _path_of(self, item: dict[str, Any]) -> str:

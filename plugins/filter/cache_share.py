@@ -11,9 +11,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
-
-# As the variable sgl_stages calls them.
-_MODES = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import STAGE_OPTIONS
 
 
 def cache_group(done: Mapping[str, Any]) -> str:
@@ -27,7 +25,7 @@ def cache_lacks(done: Mapping[str, Any], modes: Mapping[str, str]) -> list[dict[
     return [
         {"stage": stage, "name": f"{stage}-{found['key']}"}
         for stage, found in _stages(done).items()
-        if found.get("key") and found["status"] == "would_run" and modes.get(_MODES[stage]) != "rebuild"
+        if found.get("key") and found["status"] == "would_run" and modes.get(STAGE_OPTIONS[stage]) != "rebuild"
     ]
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import re
@@ -13,12 +12,11 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.parse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ansible.module_utils.urls import open_url
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ELF_HEAD_BYTES, ImageError, elf_architecture
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ELF_HEAD_BYTES, ImageError, elf_architecture, sha256_of
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
@@ -147,17 +145,8 @@ def _unreachable(archive: Archive, fetched: str | None, error: str) -> str:
 
 
 def _must_be(archive: Archive, path: str, remedy: str) -> None:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for chunk in _chunks(stream):
-            digest.update(chunk)
-    if digest.hexdigest() != archive.sha256:
-        raise ImageError(f"{remedy} (sha256 {digest.hexdigest()}, wanted {archive.sha256})")
-
-
-def _chunks(stream: Any) -> Iterator[bytes]:
-    while chunk := stream.read(_CHUNK):
-        yield chunk
+    if (found := sha256_of(path)) != archive.sha256:
+        raise ImageError(f"{remedy} (sha256 {found}, wanted {archive.sha256})")
 
 
 def _unpack(archive: Archive, path: str, target: str, architecture: str) -> None:

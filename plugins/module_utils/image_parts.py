@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -20,11 +21,21 @@ FLAVOUR_LABEL = "org.slice-bench.flavour"
 _ELF_MACHINES = {62: "amd64", 183: "arm64"}
 ELF_HEAD_BYTES = 20
 _PROGRAMS = ("prometheus", "node_exporter", "jaeger-all-in-one", "dcgm-exporter")
+_CHUNK = 1 << 20
 _EMULATORS = "/proc/sys/fs/binfmt_misc"
 
 
 class ImageError(Exception):
     """A step on the way to the image failed; the message names it, the end of its output and the remedy."""
+
+
+def sha256_of(path: str) -> str:
+    """The digest of a file, in hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def host_architecture() -> str:

@@ -14,8 +14,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import image_pa
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, Runner
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ImageError, check_image
 
-_CHUNK = 1 << 20
-
 
 class Pulled:
     """The image `name`, by a registry's reference to it."""
@@ -153,14 +151,10 @@ class Loaded:
         return [status.st_size, status.st_mtime_ns]
 
     def _digest(self) -> str:
-        digest = hashlib.sha256()
         try:
-            with open(self.archive, "rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
+            return image_parts.sha256_of(self.archive)
         except OSError as error:
             raise ImageError(f"{self.archive} cannot be read: {error.strerror}") from error
-        return digest.hexdigest()
 
     def _noted(self) -> dict[str, Any]:
         try:

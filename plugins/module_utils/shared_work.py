@@ -9,7 +9,6 @@ the host, and every host that runs the container has it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import subprocess
@@ -17,9 +16,9 @@ import tarfile
 from typing import IO, Any, cast
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, explain
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import repository_of
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import repository_of, sha256_of
 
-CACHES, IMAGE = "caches", "image"
+IMAGE = "image"
 DIGEST_LABEL = "org.slice-bench.shared-digest"
 SIGNATURE_LABEL = "org.slice-bench.shared-signature"
 # The one file of an archive's image.
@@ -83,7 +82,7 @@ class Host:
         finally:
             self._forget(saved)
         # Of the archive: by an id alone, nobody could tell before it is loaded that it is another image.
-        return {"digest": _digest(path), "bytes": os.path.getsize(path), "finished": True}
+        return {"digest": f"sha256:{sha256_of(path)}", "bytes": os.path.getsize(path), "finished": True}
 
     def push(self, item: dict[str, Any], path: str | None, reference: str, digest: str | None, signature: str | None) -> str:
         """Put the archive at `path`, or an image as it is, into the registry; returns `name@sha256:...`. Raises ShareError."""
@@ -218,7 +217,7 @@ class Host:
         return answer
 
     def _load(self, item: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
-        if digest and _digest(path) != digest:
+        if digest and f"sha256:{sha256_of(path)}" != digest:
             raise ShareError(f"the archive of image {item['name']} is not the one that was given: remove it there, and run this again")
         saved = f"{_SAVED}:{item['name']}"
         try:
@@ -289,11 +288,3 @@ def _write(content: IO[bytes], path: str) -> None:
                 target.write(chunk)
     except OSError as error:
         raise ShareError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+# By which option each stage is asked for, here and in the variable sgl_stages.
+STAGE_OPTIONS = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
 _MODE = {"type": "str", "choices": ["ensure", "rebuild", "skip"], "default": "ensure"}
 PREP_OPTIONS: dict[str, Any] = {
     "model": {"type": "str", "required": True},

@@ -85,6 +85,11 @@ class Host:
     def share(self, action: str, archive: Path | str, *words: str) -> Answer:
         return admin("caches", action, str(archive), *self.words, "--json", *words)
 
+    def send(self, file: Path, archive: bytes, *words: str) -> Answer:
+        """What becomes of an archive that is laid at `file` and taken from there."""
+        file.write_bytes(archive)
+        return self.share("import", file, *words)
+
     def prep(self) -> Prep:
         live = run.live()
         return Prep(live, request_cli.of(_PARSER.parse_args(["caches", "ensure", *self.words]), live))

@@ -49,7 +49,7 @@ class Checkout:
         self.root = folder / "checkout"
         self._folder = folder / "hosts"
         self._folder.mkdir()
-        for name in ("roles/image", "plugins/filter", "plugins/module_utils"):
+        for name in ("roles/image", "plugins/filter", "plugins/module_utils", "plugins/plugin_utils"):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).symlink_to(ROOT / name)
         (self.root / "plugins" / "action").symlink_to(DOUBLES)

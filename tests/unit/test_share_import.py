@@ -62,8 +62,7 @@ class Receiver(Host):
     archive: bytes
 
     def take(self, archive: bytes, *words: str) -> Answer:
-        self.file.write_bytes(archive)
-        return self.share("import", self.file, *words)
+        return self.send(self.file, archive, *words)
 
     def refuses(self, archive: bytes, *words: str) -> str:
         """Holds this host to take nothing of an archive, and `verify` to find it broken; returns why."""

@@ -71,8 +71,7 @@ class MoeHost(Host):
         return self.file.read_bytes()
 
     def take(self, archive: bytes, *words: str) -> Answer:
-        self.file.write_bytes(archive)
-        return self.share("import", self.file, *words)
+        return self.send(self.file, archive, *words)
 
     def refuses(self, archive: bytes, *words: str) -> str:
         """Holds this host to take nothing; returns why."""

@@ -5,29 +5,20 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.hosts.fleet import NAMES, REPOSITORY, UNREACHABLE, Fleet
 from tests.hosts.host import run
+from tests.integration.installation import wait_for
 
 from .conftest import Installation, Outcome
 
 FIRST, SECOND, THIRD = NAMES
 # So long that its stage can be met, and one host's tuning told from three.
 SLOW = {"sgl_environment": {"SGL_TEST_SERVER": "1", "SGL_TEST_SERVER_READY_S": "8"}}
-
-
-def wait_for(look: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.2)
-    return found
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from sgl_admin import (
     worker,
 )
 from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_SIGINT, EXIT_USAGE, Refused
-from sgl_admin.prep import Prep
+from sgl_admin.prep import Prep, planned
 from sgl_admin.request import Request
 from sgl_admin.share import cli as share_cli
 from sgl_admin.share import incoming
@@ -117,7 +117,7 @@ def _ensure(arguments: argparse.Namespace) -> int:
     request = request_cli.of(arguments, live)
     _check_ownership()
     if arguments.dry_run:
-        return _print_dry_run(_prepare(live, request).dry_run(), arguments.json)
+        return _print_dry_run(planned(live, request).dry_run(), arguments.json)
     found, attached = _begin_or_attach(live, request, arguments.detach and arguments.standing)
     if isinstance(found, Prep):
         return _print_envelope(live.run_id, None, attached=False, plan=found.dry_run())
@@ -156,7 +156,7 @@ def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | 
     job.settle(live.run_id, warnings)
     incoming.settle(warnings)
     serving.settle_dead(live.run_id)
-    prep = _prepare(live, request, warnings)
+    prep = planned(live, request, warnings)
     worker.sweep(live.run_id)
     if standing and not prep.nothing_to_do:
         return prep
@@ -175,13 +175,6 @@ def _spawn(prep: Prep, lock: int) -> None:
         return record is not None and record["prep_id"] == prep_id
 
     detached.begin(run_id, "sgl_admin.worker", prep_id, worker.order(prep.request, prep.warnings), lock, recorded)
-
-
-def _prepare(live: run.Run, request: Request, warnings: Sequence[str] = ()) -> Prep:
-    try:
-        return Prep(live, request, warnings)
-    except (ValueError, RuntimeError) as error:
-        raise Refused(EXIT_USAGE, str(error)) from error
 
 
 def _check_ownership() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sgl_admin import caches, clock, devices, files, gpu_fit, model, paths, probe, releases, server, tracing, versions
 from sgl_admin.caches import SignatureRecord, dead_owner
-from sgl_admin.errors import EXIT_PROOF_FAILED, Interrupted, StageFailure
+from sgl_admin.errors import EXIT_PROOF_FAILED, EXIT_USAGE, Interrupted, Refused, StageFailure
 from sgl_admin.interruption import Interruptible
 from sgl_admin.job import Job
 from sgl_admin.locks import locked
@@ -377,6 +377,14 @@ class Prep(Interruptible):
     def _server_starting(self) -> None:
         if self._job:
             self._job.update(2.0, message="waiting for the server to become healthy")
+
+
+def planned(run: Run, request: Request, warnings: Iterable[str] = ()) -> Prep:
+    """The prep of a command. Raises Refused (usage) where it cannot be done on this host, and model.UnusableModel."""
+    try:
+        return Prep(run, request, warnings)
+    except (ValueError, RuntimeError) as error:
+        raise Refused(EXIT_USAGE, str(error)) from error
 
 
 def as_stage_failure(error: Exception) -> StageFailure:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from sgl_admin import caches, files, job, locks, request_cli, run
 from sgl_admin.errors import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE, Refused
-from sgl_admin.prep import Decision, Prep
+from sgl_admin.prep import Decision, Prep, planned
 from sgl_admin.share import archive, incoming
 from sgl_admin.share.archive import Broken, Changed, Manifest, Part, Reader
 
@@ -251,10 +251,7 @@ def _opened(name: str, digest: str | None) -> Iterator[Reader]:
 
 def _planned(arguments: argparse.Namespace) -> Prep:
     live = run.live()
-    try:
-        return Prep(live, request_cli.of(arguments, live))
-    except (ValueError, RuntimeError) as error:
-        raise Refused(EXIT_USAGE, str(error)) from error
+    return planned(live, request_cli.of(arguments, live))
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
