@@ -21,7 +21,6 @@ class FaultSite(Site):
     """A Site of the fault image, whose server is the double unless `environment` says otherwise."""
 
     container: str = "sglang-dev-faults"
-    ports: dict[str, int] = field(default_factory=lambda: {"prometheus": 19490, "node_exporter": 19499, "sglang": 31490})
     environment: dict[str, str] = field(default_factory=lambda: {"SGL_TEST_SERVER": "1"})
 
     @property

@@ -21,8 +21,7 @@ REPETITIONS = int(os.environ.get("SGL_REPETITIONS", "2"))
 @pytest.fixture(scope="module")
 def contended(fault_image: None) -> Iterator[FaultSite]:
     """An installation of which only the model is there."""
-    ports = {"prometheus": 19790, "node_exporter": 19799, "sglang": 31790}
-    with installation(FaultSite, container="sglang-dev-contended", ports=ports) as made:
+    with installation(FaultSite, container="sglang-dev-contended") as made:
         made.must_play("prep")
         yield made
 

@@ -155,8 +155,7 @@ def filled(folder: Path) -> Iterator[None]:
 @needs_root
 @pytest.mark.parametrize(("what", "megabytes"), [("profiles", 16), ("telemetry", 512)])
 def test_full_disk(fault_image: None, what: str, megabytes: int) -> None:
-    ports = {"prometheus": 19690, "node_exporter": 19699, "sglang": 31690}
-    with installed(FaultSite, container="sglang-dev-full", ports=ports) as site:
+    with installed(FaultSite, container="sglang-dev-full") as site:
         with small_disk(site.root.parent / "disk", megabytes) as disk:
             root = disk / what
             site.root.mkdir()

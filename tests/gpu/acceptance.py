@@ -53,16 +53,20 @@ class Acceptance:
             env={**os.environ, "PYTHONPATH": python_path}, stdout=subprocess.PIPE, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
-    def ensure(self, *words: str) -> tuple[dict[str, Any], float]:
+    def ensure(self) -> tuple[dict[str, Any], float]:
         """A prep of all stages; returns its result and the seconds that it took."""
+        return self.caches("ensure")
+
+    def caches(self, action: str, *words: str) -> tuple[dict[str, Any], float]:
+        """An action of `caches`, asked for all stages of one request; returns what it printed and the seconds that it took."""
         server = [f"--server-arg={word}" for word in SERVER] + [f"--server-env={setting}" for setting in ENVIRONMENT]
         started = time.monotonic()
         done = self.admin(
-            "caches", "ensure", "--json", "--model", str(self.model), "--moe-batch-sizes", str(BATCH_SIZE), "--moe-sample", str(SAMPLE),
-            "--cuda-graph-bs", GRAPHS, *server, *words,
+            "caches", action, *words, "--json", "--model", str(self.model),
+            "--moe-batch-sizes", str(BATCH_SIZE), "--moe-sample", str(SAMPLE), "--cuda-graph-bs", GRAPHS, *server,
         )  # fmt: skip
         took = time.monotonic() - started
-        text = done.stdout[: done.stdout.rfind("RESULT_JSON")]
+        text = done.stdout.partition("\nRESULT_JSON")[0]
         try:
             return json.loads(text), took
         except ValueError:
@@ -102,21 +106,23 @@ class Acceptance:
         check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
 
     def shipped(self) -> None:
-        """The caches packed, and unpacked in a fresh folder at the same path with their times: everything hits."""
-        archive = self.root / "profiles.tar"
-        subprocess.run(["tar", "--format=posix", "-C", str(self.root), "-cf", str(archive), "profiles"], check=True)
-        packed = archive.stat().st_size
-        paths.PROFILES.rename(self.root / "profiles.packed")
+        """The caches exported, and imported into empty ones, as another host of the fleet takes them: everything hits."""
+        archive = self.root / "caches.tar"
+        packed = self.root / "profiles.packed"
+        exported, export_s = self.caches("export", str(archive))
+        paths.PROFILES.rename(packed)
         try:
-            subprocess.run(["tar", "-C", str(self.root), "-xpf", str(archive)], check=True)
-            archive.unlink()
+            imported, import_s = self.caches("import", str(archive))
             result, took = self.ensure()
-            found = {"archive_bytes": packed, "ensure": statuses(result), "ensure_s": took, **self.serve()}
+            found = {
+                "export": exported, "export_s": export_s, "archive_bytes": archive.stat().st_size, "import": imported, "import_s": import_s,
+                "ensure": statuses(result), "ensure_s": took, **self.serve(),
+            }  # fmt: skip
         finally:
-            shutil.rmtree(self.root / "profiles.packed")
+            shutil.rmtree(packed)
         self.save("shipped", found)
         print(json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1))
-        check(found["ensure"] == ["noop"] * 4, f"ensure after unpacking: {found['ensure']}")
+        check(found["ensure"] == ["noop"] * 4, f"ensure after the import: {found['ensure']}")
         check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
 
     def tuner(self) -> None:

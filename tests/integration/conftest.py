@@ -38,6 +38,5 @@ def prepared(site: Site, first: Play) -> Site:
 @pytest.fixture
 def bare(image: str) -> Iterator[Site]:
     """An installation of which nothing is there yet, with names and ports of its own."""
-    ports = {"prometheus": 19391, "node_exporter": 19398, "sglang": 31391}
-    with installation(Site, container=f"{CONTAINER}-bare", ports=ports) as made:
+    with installation(Site, container=f"{CONTAINER}-bare") as made:
         yield made

@@ -26,6 +26,17 @@ BIN = Path(sys.executable).parent
 # Another name keeps a developer's own image apart while the tests run.
 IMAGE = os.environ.get("SGL_TEST_IMAGE", "sglang-dev:local")
 CONTAINER = "sglang-dev-it"
+# A hundred ports for each installation, as several stand at a time, in test runs side by side too.
+PORTS_FROM = {
+    CONTAINER: 19300,
+    f"{CONTAINER}-bare": 20100,
+    "sglang-dev-front": 19500,
+    "sglang-dev-arm64-test": 20000,
+    "sglang-dev-gh200-test": 19600,
+    "sglang-dev-faults": 19400,
+    "sglang-dev-contended": 19700,
+    "sglang-dev-full": 19900,
+}
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 T = TypeVar("T")
 
@@ -55,8 +66,11 @@ class Site:
 
     root: Path
     container: str = CONTAINER
-    ports: dict[str, int] = field(default_factory=lambda: {"prometheus": 19390, "node_exporter": 19399, "sglang": 31390})
+    ports: dict[str, int] = field(default_factory=dict)
     user: str | None = None
+
+    def __post_init__(self) -> None:
+        self.ports = self.ports or ports_of(self.container)
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -358,6 +372,12 @@ def make_image() -> str:
     answer = module("sgl_image", arguments)
     assert not answer.get("failed"), answer["msg"]
     return str(answer["image"]["id"])
+
+
+def ports_of(container: str) -> dict[str, int]:
+    """The ports that no other installation of the tests has; 31000 and more for the server, as its default is 30000."""
+    first = PORTS_FROM[container]
+    return {"prometheus": first + 90, "node_exporter": first + 99, "sglang": first + 12090}
 
 
 @contextmanager

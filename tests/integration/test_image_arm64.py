@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class Arm64Site(Site):
     """An installation whose image is for arm64, on whatever host."""
 
     container: str = "sglang-dev-arm64-test"
-    ports: dict[str, int] = field(default_factory=lambda: {"prometheus": 19790, "node_exporter": 19799, "sglang": 31790})
 
     @property
     def variables(self) -> dict[str, Any]:

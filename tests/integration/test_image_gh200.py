@@ -29,15 +29,7 @@ pytestmark = pytest.mark.slow
 
 GH200_IMAGE = "sglang-dev-gh200-test:gh200"
 RECIPE = json.loads((ROOT / "roles/image/files/flavours/gh200/build.json").read_text(encoding="utf-8"))
-PORTS = {
-    "prometheus": 19690,
-    "node_exporter": 19699,
-    "sglang": 31690,
-    "dcgm_exporter": 19640,
-    "jaeger_ui": 19686,
-    "otlp_grpc": 19617,
-    "otlp_http": 19618,
-}
+PORTS = {"dcgm_exporter": 19640, "jaeger_ui": 19686, "otlp_grpc": 19617, "otlp_http": 19618}
 SYS_ADMIN = 1 << 21
 
 
@@ -46,9 +38,12 @@ class Gh200Site(Site):
     """An installation of the gh200 flavour on a host without a GPU: the container starts, and nothing is prepared."""
 
     container: str = "sglang-dev-gh200-test"
-    ports: dict[str, int] = field(default_factory=lambda: dict(PORTS))
     archives: Path = Path("/nonexistent")
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ports |= PORTS
 
     @property
     def variables(self) -> dict[str, Any]:
