@@ -1,6 +1,6 @@
 """What has to hold on a Hopper GPU with SGLang installed, with or without Docker: each phase writes what it saw as JSON.
 
-    python tests/gpu/acceptance.py --out FOLDER cold prepared shipped tuner
+    python tests/gpu/acceptance.py --out FOLDER cold prepared shipped taken_over tuner
 
 The phases build on each other's caches, below `--root`; each prints a short summary, and fails with the first thing that does not hold.
 It needs nothing but this checkout, SGLang, pebble and nvidia-ml-py in the Python that runs it.
@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,10 +40,16 @@ ENVIRONMENT = ("FLASHINFER_DISABLE_VERSION_CHECK=1",)
 LONG = " ".join(f"w{number % 1900 + 3}" for number in range(700))
 
 
+# A request: all stages, and the MoE kernel alone, without a server.
+WHOLE = ("--moe-batch-sizes", str(BATCH_SIZE), "--cuda-graph-bs", GRAPHS)
+MOE_ALONE = ("--moe", "ensure", "--moe-fusion", "skip", "--moe-batch-sizes", "8,64,512")
+
+
 class Acceptance:
-    def __init__(self, root: Path, out: Path) -> None:
+    def __init__(self, root: Path, out: Path, request: tuple[str, ...] = WHOLE) -> None:
         self.root = root
         self.out = out
+        self.request = request
         self.model = write_qwen3_next_fp8(root / "models" / "qwen3-next-4-layers-fp8")
         paths.relocate(root)
 
@@ -58,12 +65,12 @@ class Acceptance:
         return self.caches("ensure")
 
     def caches(self, action: str, *words: str) -> tuple[dict[str, Any], float]:
-        """An action of `caches`, asked for all stages of one request; returns what it printed and the seconds that it took."""
+        """An action of `caches` for the request; returns what it printed and the seconds that it took."""
         server = [f"--server-arg={word}" for word in SERVER] + [f"--server-env={setting}" for setting in ENVIRONMENT]
         started = time.monotonic()
         done = self.admin(
             "caches", action, *words, "--json", "--model", str(self.model),
-            "--moe-batch-sizes", str(BATCH_SIZE), "--moe-sample", str(SAMPLE), "--cuda-graph-bs", GRAPHS, *server,
+            "--moe-sample", str(SAMPLE), *self.request, *server,
         )  # fmt: skip
         took = time.monotonic() - started
         text = done.stdout.partition("\nRESULT_JSON")[0]
@@ -124,6 +131,41 @@ class Acceptance:
         print(json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1))
         check(found["ensure"] == ["noop"] * 4, f"ensure after the import: {found['ensure']}")
         check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
+
+    def taken_over(self) -> None:
+        """A tuning that is killed after a batch size: another host takes what is finished and tunes the rest, and gives it back."""
+        archive = self.root / "so-far.tar"
+        killed, other = (Acceptance(self.root / name, self.out, MOE_ALONE) for name in ("killed", "other"))
+        begun, _ = killed.caches("ensure", "--detach", "--wait", "0")
+        finished: list[int] = []
+        for _ in range(3000):
+            job = json.loads(killed.admin("status", "--json").stdout)["job"]
+            finished = job.get("finished_batch_sizes", [])
+            if finished or job["state"] != "running":
+                break
+            time.sleep(0.1)
+        so_far, _ = killed.caches("export", str(archive))
+        os.kill(begun["job"]["pid"], signal.SIGKILL)
+        taken, _ = other.caches("import", str(archive))
+        result, rest_s = other.ensure()
+        whole, _ = other.caches("export", str(archive))
+        back, _ = killed.caches("import", str(archive))
+        again, _ = killed.ensure()
+        artifacts = result["stages"]["moe_tune"]["artifacts"]
+        skipped, new = artifacts["skipped_batch_sizes"], artifacts["new_batch_sizes"]
+        work = [str(path) for host in (killed, other) for path in host.root.glob("profiles/moe_configs/.tuning/*")]
+        found = {
+            "finished": finished, "so_far": so_far, "taken": taken, "ensure": result, "ensure_s": rest_s, "whole": whole, "back": back,
+            "again": again, "work": work, "compute_processes": compute_processes(),
+        }  # fmt: skip
+        self.save("taken_over", found)
+        paths.relocate(self.root)
+        print(f"killed after {finished}; the other host had {skipped} and tuned {new} in {rest_s:.1f} s; back: {statuses(again)}")
+        check(0 < len(finished) < 3, f"killed after {finished}")
+        check(set(finished) <= set(skipped), "what was finished was tuned once more")
+        check(bool(new) and sorted(skipped + new) == [8, 64, 512], f"the other host had {skipped} and tuned {new}")
+        check(again["stages"]["moe_tune"]["status"] == "noop", f"back: {again['stages']['moe_tune']}")
+        check(not work and not found["compute_processes"], f"left: {work} {found['compute_processes']}")
 
     def tuner(self) -> None:
         """The tuner against the serial method, and what each chose, in turns on one GPU."""
@@ -232,6 +274,13 @@ def snapshot() -> dict[str, int]:
     return {str(path): stat.st_size for cache in caches.CACHES for path, stat in caches.cache_files(cache)}
 
 
+def compute_processes() -> list[int]:
+    """The processes that hold memory of a GPU."""
+    query = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
+    shown = subprocess.run(query, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [int(line) for line in shown.split() if line.isdigit()]
+
+
 def statuses(result: dict[str, Any]) -> list[str]:
     return [stage["status"] for stage in result["stages"].values()]
 
@@ -260,7 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("/tmp/sgl-acceptance"), help="folder for caches and records")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("phases", nargs="+", choices=("cold", "prepared", "shipped", "tuner", "full"))
+    parser.add_argument("phases", nargs="+", choices=("cold", "prepared", "shipped", "taken_over", "tuner", "full"))
     arguments = parser.parse_args()
     acceptance = Acceptance(arguments.root, arguments.out)
     for phase in arguments.phases:

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.gpu
 
 ACCEPTANCE = Path(__file__).with_name("acceptance.py")
-PHASES = ("cold", "prepared", "shipped", "tuner", "full")
+PHASES = ("cold", "prepared", "shipped", "taken_over", "tuner", "full")
 
 
 def why_not() -> str | None:

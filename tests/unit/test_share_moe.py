@@ -159,6 +159,19 @@ def test_what_is_tuned_so_far_is_shared_while_the_tuning_goes_on(host: MoeHost, 
     assert host.plan()[0] == "would_run"
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_killed_tuning_keeps_its_work_until_another_hosts_takes_its_place(host: MoeHost, finished: bool) -> None:
+    host.finish_tuning(16, 64) if finished else host.tune(16)
+    archive = host.give()
+    wipe()
+    context = host.prep().context
+    journal = config_files.work(moe_tune._tuning(context, moe_tune._expected(context))) / "journal.jsonl"
+    journal.parent.mkdir(parents=True)
+    journal.touch()
+    host.take(archive)
+    assert journal.exists() is not finished and journal.parent.exists() is not finished
+
+
 def test_a_tuning_that_is_all_there_but_in_progress_is_not_finished(host: MoeHost) -> None:
     host.finish_tuning(16, 64)
     (paths.IN_PROGRESS / "moe_tune.json").write_text("{}")

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import files, paths, versions
+from sgl_admin import caches, files, paths, versions
 from sgl_admin.errors import StageFailure
 from sgl_admin.moe.shape import Lookup
 from sgl_admin.moe.space import Config
@@ -24,6 +24,11 @@ TUNED = ".tuned"
 
 def root() -> Path:
     return paths.PROFILES / CACHE
+
+
+def work(tuning: dict[str, Any]) -> Path:
+    """Where a tuning keeps its journal and its compiled kernels while it lasts; a killed one leaves them for the next."""
+    return root() / caches.WORK / caches.digest(tuning)
 
 
 def folder(triton: str) -> Path:

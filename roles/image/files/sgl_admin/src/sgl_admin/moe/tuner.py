@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import caches, devices, files, gated, paths
+from sgl_admin import devices, files, gated, paths
 from sgl_admin.errors import StageFailure
 from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
@@ -81,8 +80,7 @@ class Tuner:
         self._progress = progress
         self._on_group = on_group
         self._environment = environment
-        digest = hashlib.sha256(json.dumps(tuning, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = config_files.root() / caches.WORK / digest
+        self.folder = config_files.work(tuning)
         self.outcome = Outcome(configurations=len(configs))
         self._ended = ""
 

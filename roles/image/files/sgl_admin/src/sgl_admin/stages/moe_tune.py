@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,8 @@ class MoeTune(Stage):
                 os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
             if part.finished:
                 SignatureRecord(self.name, self.caches, part.signature).write([target])
+                # Of a tuning that was killed here, and that nobody takes up any more.
+                shutil.rmtree(config_files.work(part.signature), ignore_errors=True)
             # Another host's server said that it reads such a file; this one's is the same only with the same batch sizes.
             said = {"tuning": part.signature, "batch_sizes": sorted(config_files.read(target))}
             if _says(staged.joinpath(*records, f"read-{target.name}"), said):
