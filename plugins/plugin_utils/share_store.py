@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Nothing is written to for so long that is still being written.
+_ABANDONED_S = 24 * 3600
 _KEYS = {"digest": str, "sha256": str, "bytes": int, "finished": bool}
 
 
@@ -63,7 +67,15 @@ class Store:
     def incoming(self, name: str) -> Path:
         """Where an archive is written before it is whole; each process has its own place."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         return self.folder / f".{name}.{os.getpid()}.tmp"
+
+    def _sweep(self) -> None:
+        """Remove what controllers that were killed left. By age: processes of other machines share the folder."""
+        for left in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                    left.unlink()
 
     def put(self, name: str, written: Path, record: dict[str, Any]) -> None:
         """Store what lies at `incoming`. Killed in between, there is the old archive, or one that nobody takes for whole."""

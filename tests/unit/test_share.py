@@ -332,11 +332,12 @@ def test_a_file_that_is_a_link_is_not_packed(host: Host, file: Path, tmp_path: P
 # --- where it goes
 
 
-def test_to_standard_output_the_archive_goes_alone(host: Host, file: Path) -> None:
-    host.finish()
+@pytest.mark.parametrize("mode", ["w", "a"])
+def test_to_standard_output_the_archive_goes_alone(host: Host, file: Path, mode: str) -> None:
+    host.finish(content={**INDUCTOR, "triton/AB12/kernel.so": LARGE})
     packed(host, file)
     streamed, error = file.with_name("streamed"), io.StringIO()
-    with open(streamed, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(error):
+    with open(streamed, mode) as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(error):
         assert cli.main(["caches", "export", "-", *host.words, "--json"]) == 0
     assert streamed.read_bytes() == file.read_bytes()
     summary = json.loads(error.getvalue())

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
@@ -127,6 +128,17 @@ def test_a_folder_that_cannot_be_written_is_told_by_its_path(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=str(tmp_path / "file")):
         Store(str(tmp_path / "file" / "caches")).incoming(NAME)
+
+
+def test_what_a_killed_controller_left_goes_a_day_later(store: Store) -> None:
+    abandoned, beside = store.incoming("moe_tune-1"), store.incoming(NAME)
+    for path in (abandoned, beside):
+        path.write_bytes(b"half")
+    day_ago = time.time() - 24 * 3600
+    os.utime(abandoned, (day_ago - 60, day_ago - 60))
+    os.utime(beside, (day_ago + 60, day_ago + 60))
+    put(store, b"whole", "deep_gemm-2")
+    assert files(store) == {"deep_gemm-2.tar", "deep_gemm-2.json", beside.name}
 
 
 # --- processes: killed, and several at once ------------------------------------------------------------------------------

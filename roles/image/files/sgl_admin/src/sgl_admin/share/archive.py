@@ -184,11 +184,24 @@ def _write_blob(stream: BinaryIO, header: bytes, entry: Entry) -> None:
         _write_all(stream, header)
         offset = 0
         while offset < entry.size:
-            sent = os.sendfile(stream.fileno(), source.fileno(), offset, entry.size - offset)
+            sent = _send(stream, source, offset, entry.size - offset)
             if not sent:
                 raise Changed(f"{files.printable(entry.path)} was cut")
             offset += sent
     _write_all(stream, _padding(entry.size))
+
+
+def _send(stream: BinaryIO, source: BinaryIO, offset: int, count: int) -> int:
+    """Bytes that went over; 0 at the source's end."""
+    try:
+        return os.sendfile(stream.fileno(), source.fileno(), offset, count)
+    except OSError as error:
+        # What is opened for appending takes none (sendfile(2)).
+        if error.errno != errno.EINVAL:
+            raise
+    content = os.pread(source.fileno(), min(_CHUNK, count), offset)
+    _write_all(stream, content)
+    return len(content)
 
 
 def _write_all(stream: BinaryIO, content: bytes) -> None:
