@@ -42,12 +42,12 @@ SLOW := $(PYTEST) -m "long or repeated"
 .PHONY: slow
 slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and repetitions as it takes, and the fleet
 	$(BESIDE) tests/output/slow-light.log $(MAKE) slow-light EXAMPLES=$(EXAMPLES) -- env SGL_REPETITIONS=$(REPETITIONS) \
-	    $(SLOW) tests/faults --deselect tests/faults/test_connection.py $(ARGS)
+	    $(SLOW) tests/faults $(ARGS)
 
 .PHONY: slow-light
 slow-light:
 	env SGL_FUZZ_EXAMPLES=$(EXAMPLES) $(SLOW) tests/fuzz
-	$(SLOW) tests/integration tests/faults/test_connection.py tests/molecule
+	$(SLOW) tests/integration tests/molecule
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests
