@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ class Store:
     def _sweep(self) -> None:
         """Remove what controllers that were killed left. By age: processes of other machines share the folder."""
         for left in self.folder.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > _ABANDONED_S:
                     left.unlink()
 

@@ -38,8 +38,6 @@ SERVER = ("--load-format", "dummy", "--mem-fraction-static", "0.6")
 # The pip packages of FlashInfer need not be of one version.
 ENVIRONMENT = ("FLASHINFER_DISABLE_VERSION_CHECK=1",)
 LONG = " ".join(f"w{number % 1900 + 3}" for number in range(700))
-
-
 # A request: all stages, and the MoE kernel alone, without a server.
 WHOLE = ("--moe-batch-sizes", str(BATCH_SIZE), "--cuda-graph-bs", GRAPHS)
 MOE_ALONE = ("--moe", "ensure", "--moe-fusion", "skip", "--moe-batch-sizes", "8,64,512")
@@ -60,17 +58,12 @@ class Acceptance:
             env={**os.environ, "PYTHONPATH": python_path}, stdout=subprocess.PIPE, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
-    def ensure(self) -> tuple[dict[str, Any], float]:
-        """A prep of all stages; returns its result and the seconds that it took."""
-        return self.caches("ensure")
-
     def caches(self, action: str, *words: str) -> tuple[dict[str, Any], float]:
         """An action of `caches` for the request; returns what it printed and the seconds that it took."""
         server = [f"--server-arg={word}" for word in SERVER] + [f"--server-env={setting}" for setting in ENVIRONMENT]
         started = time.monotonic()
         done = self.admin(
-            "caches", action, *words, "--json", "--model", str(self.model),
-            "--moe-sample", str(SAMPLE), *self.request, *server,
+            "caches", action, *words, "--json", "--model", str(self.model), "--moe-sample", str(SAMPLE), *self.request, *server
         )  # fmt: skip
         took = time.monotonic() - started
         text = done.stdout.partition("\nRESULT_JSON")[0]
@@ -91,8 +84,8 @@ class Acceptance:
 
     def cold(self) -> None:
         """Every stage from empty caches, and again."""
-        first, took = self.ensure()
-        second, again = self.ensure()
+        first, took = self.caches("ensure")
+        second, again = self.caches("ensure")
         found = {"first": first, "first_s": took, "second": second, "second_s": again}
         self.save("cold", found)
         for log in paths.LOGS.glob("*.log"):
@@ -120,7 +113,7 @@ class Acceptance:
         paths.PROFILES.rename(packed)
         try:
             imported, import_s = self.caches("import", str(archive))
-            result, took = self.ensure()
+            result, took = self.caches("ensure")
             found = {
                 "export": exported, "export_s": export_s, "archive_bytes": archive.stat().st_size, "import": imported, "import_s": import_s,
                 "ensure": statuses(result), "ensure_s": took, **self.serve(),
@@ -147,10 +140,10 @@ class Acceptance:
         so_far, _ = killed.caches("export", str(archive))
         os.kill(begun["job"]["pid"], signal.SIGKILL)
         taken, _ = other.caches("import", str(archive))
-        result, rest_s = other.ensure()
+        result, rest_s = other.caches("ensure")
         whole, _ = other.caches("export", str(archive))
         back, _ = killed.caches("import", str(archive))
-        again, _ = killed.ensure()
+        again, _ = killed.caches("ensure")
         artifacts = result["stages"]["moe_tune"]["artifacts"]
         skipped, new = artifacts["skipped_batch_sizes"], artifacts["new_batch_sizes"]
         work = [str(path) for host in (killed, other) for path in host.root.glob("profiles/moe_configs/.tuning/*")]

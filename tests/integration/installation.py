@@ -29,13 +29,13 @@ CONTAINER = "sglang-dev-it"
 # A hundred ports for each installation, as several stand at a time, in test runs side by side too.
 PORTS_FROM = {
     CONTAINER: 19300,
-    f"{CONTAINER}-bare": 20100,
-    "sglang-dev-front": 19500,
-    "sglang-dev-arm64-test": 20000,
-    "sglang-dev-gh200-test": 19600,
     "sglang-dev-faults": 19400,
+    "sglang-dev-front": 19500,
+    "sglang-dev-gh200-test": 19600,
     "sglang-dev-contended": 19700,
     "sglang-dev-full": 19900,
+    "sglang-dev-arm64-test": 20000,
+    f"{CONTAINER}-bare": 20100,
 }
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 T = TypeVar("T")
