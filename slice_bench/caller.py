@@ -52,7 +52,9 @@ class WrongUsage(Exception):
 
 @dataclass(frozen=True)
 class Caller:
-    """`variables` are extra variables of a playbook; a variable that the caller did not set is left to the inventory."""
+    """`variables` are extra variables of a playbook; a variable that the caller did not set is left
+    to the inventory.
+    """
 
     variables: dict[str, Any]
     validate_only: bool
@@ -69,7 +71,9 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Caller:
     for name, variable in _TEXTS.items():
         if value := environment.get(name):
             # A path is the caller's, who may stand elsewhere than the checkout.
-            variables[variable] = os.path.abspath(os.path.expanduser(value)) if name.startswith("HOST_") else value
+            variables[variable] = (
+                os.path.abspath(os.path.expanduser(value)) if name.startswith("HOST_") else value
+            )
     for name, variable in _NUMBERS.items():
         if value := environment.get(name):
             if not value.isdecimal():
@@ -78,4 +82,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Caller:
     for name, variable in _FLAGS.items():
         if environment.get(name) == "1":
             variables[variable] = True
-    return Caller(variables, environment.get("VALIDATE_ONLY") == "1", environment.get("SLICE_BENCH_VERBOSE") == "1")
+    return Caller(
+        variables,
+        environment.get("VALIDATE_ONLY") == "1",
+        environment.get("SLICE_BENCH_VERBOSE") == "1",
+    )

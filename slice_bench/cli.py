@@ -14,54 +14,96 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def bootstrap() -> None:
-    """Go on in the checkout's own environment, made where it is missing: this Python may have no Ansible, or another one."""
+    """Go on in the checkout's own environment, made where it is missing: this Python may have no
+    Ansible, or another one.
+    """
     environment = CHECKOUT / ".venv"
     if Path(sys.prefix).resolve() == environment.resolve():
         return
     if subprocess.run([str(CHECKOUT / "scripts" / "setup.sh"), "base"], check=False).returncode:
         sys.exit(f"slice_bench: {environment} could not be made; why is said above")
     python = str(environment / "bin" / "python")
-    os.execve(python, [python, "-m", "slice_bench.cli", *sys.argv[1:]], {**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    os.execve(
+        python,
+        [python, "-m", "slice_bench.cli", *sys.argv[1:]],
+        {**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     from slice_bench import caller, fleet
 
     top = argparse.ArgumentParser(
-        prog="slice_bench", description="Prepare this machine, or a fleet, to benchmark SGLang, without knowing Ansible."
+        prog="slice_bench",
+        description=(
+            "Prepare this machine, or a fleet, to benchmark SGLang, without knowing Ansible."
+        ),
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def command(name: str, text: str, manual: str = caller.MANUAL) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".", epilog=manual, allow_abbrev=manual == caller.MANUAL,
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=manual,
+            allow_abbrev=manual == caller.MANUAL,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
 
-    command("start", "start the observability container; VALIDATE_ONLY=1 only makes and checks the directories")
+    command(
+        "start",
+        "start the observability container; VALIDATE_ONLY=1 only makes and checks the directories",
+    )
     command("stop", "stop and remove the container and its pointer; harmless where nothing runs")
 
-    prep = command("provider-prep", "warm the caches for a profile and prove that its server's metrics arrive")
+    prep = command(
+        "provider-prep", "warm the caches for a profile and prove that its server's metrics arrive"
+    )
     prep.add_argument("profile", help="its name; `profiles` lists them")
     prep.add_argument("--tune-moe", action="store_true", help="tune the mixture-of-experts kernel")
     prep.add_argument("--skip-gemm-cache", action="store_true", help="leave DeepGEMM's kernels")
-    prep.add_argument("--skip-warmup-cache", action="store_true", help="leave FlashInfer's and TorchInductor's kernels")
-    prep.add_argument("--skip-moe-fusion-cache", action="store_true", help="after tuning, do not compile the fused kernels with a server")
+    prep.add_argument(
+        "--skip-warmup-cache",
+        action="store_true",
+        help="leave FlashInfer's and TorchInductor's kernels",
+    )
+    prep.add_argument(
+        "--skip-moe-fusion-cache",
+        action="store_true",
+        help="after tuning, do not compile the fused kernels with a server",
+    )
     prep.add_argument("--tp", type=int, help="tensor parallel size, instead of the profile's")
-    prep.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    prep.add_argument("--json", action="store_true", help="print the prep_result before the RESULT lines")
+    prep.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
+    prep.add_argument(
+        "--json", action="store_true", help="print the prep_result before the RESULT lines"
+    )
 
-    server = command("server", "start exactly the server that was prepared, ask after it, or stop it")
+    server = command(
+        "server", "start exactly the server that was prepared, ask after it, or stop it"
+    )
     server.add_argument("action", choices=("start", "status", "stop"))
-    server.add_argument("arguments", nargs=argparse.REMAINDER, help="further arguments of `sgl-admin server`, such as --json")
+    server.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        help="further arguments of `sgl-admin server`, such as --json",
+    )
 
     smoke = command("smoke", "ask the prepared server the questions of a scenario, and sum up")
-    smoke.add_argument("scenario", nargs="?", help="a YAML file (default: the one that the role smoke ships)")
+    smoke.add_argument(
+        "scenario", nargs="?", help="a YAML file (default: the one that the role smoke ships)"
+    )
     smoke.add_argument("--json", action="store_true", help="print the summary as JSON")
 
     command("profiles", "list the profiles")
 
-    fleet.add_arguments(command("fleet", "prepare all hosts of an inventory, or sum up the report of that", fleet.MANUAL))
+    fleet.add_arguments(
+        command(
+            "fleet", "prepare all hosts of an inventory, or sum up the report of that", fleet.MANUAL
+        )
+    )
     return top
 
 
@@ -87,7 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ERROR: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("ERROR: no longer followed; a prep that had begun goes on: ask the same again to attach to it", file=sys.stderr)
+        print(
+            "ERROR: no longer followed; a prep that had begun goes on: ask the same again to attach"
+            " to it",
+            file=sys.stderr,
+        )
         return 130
 
 

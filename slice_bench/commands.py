@@ -1,4 +1,6 @@
-"""What each command does: a playbook of the checkout, and its outcome in the words that callers expect."""
+"""What each command does: a playbook of the checkout, and its outcome in the words that callers
+expect.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,29 @@ from slice_bench.caller import Caller, WrongUsage
 from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_OWNERSHIP, Failed, Outcome, play
 
 # What sgl-admin calls a stage, and what its option is called.
-_STAGE_OF = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
+_STAGE_OF = {
+    "deep_gemm": "deep_gemm",
+    "moe_tune": "moe",
+    "flashinfer": "flashinfer",
+    "inductor": "inductor",
+}
 
 
 def start(_arguments: argparse.Namespace, caller: Caller) -> int:
     if caller.validate_only:
         done(play("validate", caller.variables, verbose=caller.verbose))
-        print("The host tree is there and belongs to whom it should; Docker was not asked (VALIDATE_ONLY=1).")
+        print(
+            "The host tree is there and belongs to whom it should; Docker was not asked"
+            " (VALIDATE_ONLY=1)."
+        )
         return 0
     docker_up()
-    outcome = play("start", {**caller.variables, "sgl_keep_running": True}, verbose=caller.verbose, heartbeat=True)
+    outcome = play(
+        "start",
+        {**caller.variables, "sgl_keep_running": True},
+        verbose=caller.verbose,
+        heartbeat=True,
+    )
     links = done(outcome).links
     for note in outcome.host["notes"]:
         print(note, file=sys.stderr)
@@ -40,7 +55,10 @@ def stop(_arguments: argparse.Namespace, caller: Caller) -> int:
         print("Nothing runs: there is no Docker on this machine.")
         return 0
     done(play("stop", caller.variables, verbose=caller.verbose, heartbeat=True))
-    print(f"Container {caller.container} is stopped and removed; its pointer is gone, caches and records stay.")
+    print(
+        f"Container {caller.container} is stopped and removed; its pointer is gone, caches and"
+        " records stay."
+    )
     return 0
 
 
@@ -60,17 +78,29 @@ def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
     variables = {**wanted, **caller.variables, "sgl_keep_running": True}
     if not arguments.dry_run:
         docker_up()
-    outcome = play("prep", variables, *(["--check"] if arguments.dry_run else []), verbose=caller.verbose, heartbeat=True)
+    outcome = play(
+        "prep",
+        variables,
+        *(["--check"] if arguments.dry_run else []),
+        verbose=caller.verbose,
+        heartbeat=True,
+    )
     for note in outcome.host["notes"]:
         print(note, file=sys.stderr)
-    return say_dry_run(outcome, stages) if arguments.dry_run else say_result(outcome, arguments.json)
+    return (
+        say_dry_run(outcome, stages) if arguments.dry_run else say_result(outcome, arguments.json)
+    )
 
 
 def say_result(outcome: Outcome, as_json: bool) -> int:
     """The RESULT lines of a prep; returns sgl-admin's exit code, or why it was not asked."""
     host, failure = outcome.host, outcome.failure()
     if host["prep_id"] is None or not host["stages"]:
-        raise Failed(str(failure), host["exit_code"] or failure.exit_code) if failure else Failed("the prep left no result; run it again")
+        raise (
+            Failed(str(failure), host["exit_code"] or failure.exit_code)
+            if failure
+            else Failed("the prep left no result; run it again")
+        )
     if as_json:
         print(Path(host["links"]["prep_result"]).read_text(encoding="utf-8").rstrip())
     for warning in host["warnings"]:
@@ -78,7 +108,11 @@ def say_result(outcome: Outcome, as_json: bool) -> int:
     if failure:
         print(f"ERROR: {failure}", file=sys.stderr)
     print(f"RESULT_JSON {host['links']['prep_result_container']}")
-    print(status_line(host["prep_status"], {name: stage["status"] for name, stage in host["stages"].items()}))
+    print(
+        status_line(
+            host["prep_status"], {name: stage["status"] for name, stage in host["stages"].items()}
+        )
+    )
     return int(host["exit_code"])
 
 
@@ -87,22 +121,41 @@ def say_dry_run(outcome: Outcome, modes: dict[str, str]) -> int:
     done(outcome)
     plan = outcome.host["plan"]
     if not plan:
-        plan = {name: "skipped" if modes[option] == "skip" else "would_run" for name, option in _STAGE_OF.items()}
-        print("No container runs yet: which stages apply to this host's devices is decided in it.", file=sys.stderr)
+        plan = {
+            name: "skipped" if modes[option] == "skip" else "would_run"
+            for name, option in _STAGE_OF.items()
+        }
+        print(
+            "No container runs yet: which stages apply to this host's devices is decided in it.",
+            file=sys.stderr,
+        )
     print(status_line("dry_run", plan))
     return 0
 
 
 def status_line(status: str, stages: dict[str, str]) -> str:
-    return f"RESULT_STATUS {status} {' '.join(f'{name}:{of_stage}' for name, of_stage in stages.items())}"
+    return (
+        f"RESULT_STATUS {status}"
+        f" {' '.join(f'{name}:{of_stage}' for name, of_stage in stages.items())}"
+    )
 
 
 def server(arguments: argparse.Namespace, caller: Caller) -> int:
     """sgl-admin itself answers, with its exit code."""
     if shutil.which("docker") is None:
-        raise Failed("there is no Docker on this machine, so no server: prepare it first (provider-prep)")
+        raise Failed(
+            "there is no Docker on this machine, so no server: prepare it first (provider-prep)"
+        )
     return subprocess.run(
-        ["docker", "exec", caller.container, "sgl-admin", "server", arguments.action, *arguments.arguments],
+        [
+            "docker",
+            "exec",
+            caller.container,
+            "sgl-admin",
+            "server",
+            arguments.action,
+            *arguments.arguments,
+        ],
         stdin=subprocess.DEVNULL,
         check=False,
     ).returncode
@@ -116,7 +169,10 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
             raise WrongUsage(f"there is no scenario file {path}")
         variables["sgl_smoke_scenario"] = str(path.resolve())
     outcome = play("smoke", variables, verbose=caller.verbose, heartbeat=True)
-    found, failure = outcome.host["smoke"] or {"summary": None, "exit_code": None}, outcome.failure()
+    found, failure = (
+        outcome.host["smoke"] or {"summary": None, "exit_code": None},
+        outcome.failure(),
+    )
     summary = found["summary"]
     if summary is None:
         why = str(failure) if failure else "the smoke left no summary; run it again"
@@ -128,8 +184,9 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
     counts = summary["counts"]
     print(f"SMOKE_SUMMARY {found['path']}")
     print(
-        f"SMOKE_STATUS {summary['state']} passed:{counts['passed']} failed:{counts['failed']} not_run:{counts['not_run']} "
-        f"prep_metrics_ready:{json.dumps(summary['prep_metrics_ready'])}"
+        f"SMOKE_STATUS {summary['state']} passed:{counts['passed']} failed:{counts['failed']}"
+        f" not_run:{counts['not_run']}"
+        f" prep_metrics_ready:{json.dumps(summary['prep_metrics_ready'])}"
     )
     return int(found["exit_code"])
 
@@ -159,15 +216,21 @@ def done(outcome: Outcome) -> Outcome:
 
 
 def docker_up() -> None:
-    """See that Docker answers on this machine, as `make prep` does; a caller with an inventory of its own looks after it there."""
+    """See that Docker answers on this machine, as `make prep` does; a caller with an inventory of
+    its own looks after it there.
+    """
     if "ANSIBLE_INVENTORY" in os.environ:
         return
-    if subprocess.run([str(CHECKOUT / "scripts" / "docker_up.sh")], stdout=sys.stderr, check=False).returncode:
+    if subprocess.run(
+        [str(CHECKOUT / "scripts" / "docker_up.sh")], stdout=sys.stderr, check=False
+    ).returncode:
         raise Failed("Docker does not answer on this machine; why is said above", EXIT_FAILED)
 
 
 def check_pointer(manifest: Path, caller: Caller) -> None:
-    """Raises Failed (exit code 3) where the pointer of the run does not belong to whom the caller expects."""
+    """Raises Failed (exit code 3) where the pointer of the run does not belong to whom the caller
+    expects.
+    """
     pointer = manifest.parent.parent / "container_run_meta.env"
     expected = [caller.variables.get(f"sgl_pointer_owner_{name}") for name in ("uid", "gid")]
     if expected == [None, None]:
@@ -177,8 +240,9 @@ def check_pointer(manifest: Path, caller: Caller) -> None:
     wanted = [have if want is None else want for have, want in zip(owner, expected, strict=True)]
     if owner != wanted:
         raise Failed(
-            f"{pointer} is owned by {owner[0]}:{owner[1]}, not {wanted[0]}:{wanted[1]}: the container runs as the tree's owner; "
-            "set EXPECT_POINTER_OWNER_UID and _GID to that, or leave them out",
+            f"{pointer} is owned by {owner[0]}:{owner[1]}, not {wanted[0]}:{wanted[1]}: the"
+            " container runs as the tree's owner; set EXPECT_POINTER_OWNER_UID and _GID to that,"
+            " or leave them out",
             EXIT_OWNERSHIP,
         )
 

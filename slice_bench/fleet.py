@@ -1,4 +1,6 @@
-"""A prep of all hosts of an inventory, or the report of one: a summary in lines or as JSON, and an exit code for whether all are ready."""
+"""A prep of all hosts of an inventory, or the report of one: a summary in lines or as JSON, and an
+exit code for whether all are ready.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,22 @@ exit codes: 0 every host is METRICS_READY (with --check: nothing would fail), 1 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", "--inventory", action="append", default=[], help="the hosts: a file, a folder, or names parted by commas")
+    parser.add_argument(
+        "-i",
+        "--inventory",
+        action="append",
+        default=[],
+        help="the hosts: a file, a folder, or names parted by commas",
+    )
     parser.add_argument("-l", "--limit", help="only these of them")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON, and all else on standard error")
-    parser.add_argument("--report", metavar="FILE", type=Path, help="run nothing: sum up this report (its JSON)")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the summary as JSON, and all else on standard error",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", type=Path, help="run nothing: sum up this report (its JSON)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the playbook; returns its report. Raises Failed where there is none, or where it says nothing of why the run failed."""
+    """Run the playbook; returns its report. Raises Failed where there is none, or where it says
+    nothing of why the run failed.
+    """
     for inventory in arguments.inventory:
         if "," not in inventory and not os.path.exists(inventory):
             raise WrongUsage(f"there is no inventory {inventory}")
@@ -58,13 +74,27 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     flags += ["--limit", arguments.limit] if arguments.limit else []
     code, report = play_fleet("prep", *flags, *arguments.further, output_on_stderr=arguments.json)
     if code in _INTERRUPTED:
-        raise Failed("the run was interrupted; a prep that had begun goes on: ask the same again to attach to it", EXIT_INTERRUPTED)
+        raise Failed(
+            "the run was interrupted; a prep that had begun goes on: ask the same again to attach"
+            " to it",
+            EXIT_INTERRUPTED,
+        )
     if report is None and (code < 0 or code == _UNEXPECTED):
-        raise Failed(f"ansible-playbook broke off (exit code {code}), so it is not known which hosts are ready: run this again")
+        raise Failed(
+            f"ansible-playbook broke off (exit code {code}), so it is not known which hosts are"
+            " ready: run this again"
+        )
     if report is None or not report["hosts"]:
-        raise Failed(f"nothing was run: no host matched, or what is said above (ansible-playbook ended with exit code {code})", EXIT_USAGE)
+        raise Failed(
+            "nothing was run: no host matched, or what is said above (ansible-playbook ended with"
+            f" exit code {code})",
+            EXIT_USAGE,
+        )
     if code and exit_code(report) == 0:
-        raise Failed(f"all hosts are ready, but ansible-playbook ended with exit code {code}: why is said above")
+        raise Failed(
+            f"all hosts are ready, but ansible-playbook ended with exit code {code}: why is said"
+            " above"
+        )
     return report
 
 
@@ -76,7 +106,11 @@ def read(path: Path) -> dict[str, Any]:
         raise WrongUsage(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise WrongUsage(f"{path} is not JSON: {error}") from error
-    if not isinstance(report, dict) or not isinstance(report.get("hosts"), list) or "report_id" not in report:
+    if (
+        not isinstance(report, dict)
+        or not isinstance(report.get("hosts"), list)
+        or "report_id" not in report
+    ):
         raise WrongUsage(f"{path} is no report: name the report-....json that lies beside the page")
     if not report["hosts"]:
         raise WrongUsage(f"{path} tells of no host")
@@ -84,10 +118,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def say(report: dict[str, Any], as_json: bool) -> int:
-    """Print the summary; returns the exit code. Raises WrongUsage where the report breaks its schema."""
+    """Print the summary; returns the exit code. Raises WrongUsage where the report breaks its
+    schema.
+    """
     try:
-        lines, found, code = _collection().summary(report), _collection().of_report(report), exit_code(report)
-        about = {key: report[key] for key in ("report_id", "check_mode", "started_at", "finished_at", "duration_s")}
+        lines, found, code = (
+            _collection().summary(report),
+            _collection().of_report(report),
+            exit_code(report),
+        )
+        about = {
+            key: report[key]
+            for key in ("report_id", "check_mode", "started_at", "finished_at", "duration_s")
+        }
     except (LookupError, TypeError, AttributeError) as error:
         raise WrongUsage(f"{report.get('report_id')} is no whole report: {error!r}") from error
     print(*lines, sep="\n", file=sys.stderr if as_json else sys.stdout)
@@ -105,7 +148,9 @@ def exit_code(report: dict[str, Any]) -> int:
 
 
 def _collection() -> ModuleType:
-    """The part of the collection that sums up a report, so that the playbook's last lines and these are the same."""
+    """The part of the collection that sums up a report, so that the playbook's last lines and these
+    are the same.
+    """
     folder = str(CHECKOUT / ".ansible" / "collections")
     if folder not in sys.path:
         sys.path.insert(0, folder)

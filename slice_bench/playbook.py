@@ -19,12 +19,15 @@ HEARTBEAT_S = 5.0
 EXIT_FAILED, EXIT_USAGE, EXIT_OWNERSHIP = 1, 2, 3
 _REPORT = "slice_bench.sglang.report"
 _TASK = re.compile(r"^TASK \[(?:.* : )?(.*)\] \**$")
-# What the collection's actions say of long work, "<host>: ...", and not Ansible's own "ok: [<host>]".
+# What the collection's actions say of long work, "<host>: ...", and not Ansible's own "ok:
+# [<host>]".
 _PROGRESS = re.compile(r"^(?!included: )[\w.-]+: [^\s\[]")
 
 
 class Failed(Exception):
-    """The playbook did not do it; the message names the reason and the remedy, and `exit_code` is the caller's."""
+    """The playbook did not do it; the message names the reason and the remedy, and `exit_code` is
+    the caller's.
+    """
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(message)
@@ -45,24 +48,52 @@ class Outcome:
     def failure(self) -> Failed | None:
         if self.host["status"] == "ok":
             return None
-        return Failed(str(self.host["problem"]), EXIT_OWNERSHIP if self.host["foreign"] else EXIT_FAILED)
+        return Failed(
+            str(self.host["problem"]), EXIT_OWNERSHIP if self.host["foreign"] else EXIT_FAILED
+        )
 
 
-def play(name: str, variables: dict[str, Any], *flags: str, verbose: bool = False, heartbeat: bool = False) -> Outcome:
-    """Run playbooks/<name>.yml. Raises Failed where it ended before it could say anything of the host."""
+def play(
+    name: str,
+    variables: dict[str, Any],
+    *flags: str,
+    verbose: bool = False,
+    heartbeat: bool = False,
+) -> Outcome:
+    """Run playbooks/<name>.yml. Raises Failed where it ended before it could say anything of the
+    host.
+    """
     with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
         given, outcome = Path(folder) / "variables.json", Path(folder) / "outcome.json"
         given.write_text(json.dumps(variables), encoding="utf-8")
-        environment = {**_environment(outcome), "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        environment = {
+            **_environment(outcome),
+            "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
         for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
-            # The caller may stand elsewhere than the checkout; an inventory may be a list of hosts, too.
-            if environment.get(place) and (place == "SGL_REPORT_DIR" or os.path.exists(environment[place])):
+            # The caller may stand elsewhere than the checkout; an inventory may be a list of hosts,
+            # too.
+            if environment.get(place) and (
+                place == "SGL_REPORT_DIR" or os.path.exists(environment[place])
+            ):
                 environment[place] = os.path.abspath(environment[place])
         process = subprocess.Popen(
-            [str(_program("ansible-playbook")), f"playbooks/{name}.yml", "--extra-vars", f"@{given}", *flags],
-            cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            [
+                str(_program("ansible-playbook")),
+                f"playbooks/{name}.yml",
+                "--extra-vars",
+                f"@{given}",
+                *flags,
+            ],
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
             env=environment,
-        )  # fmt: skip
+        )
         try:
             output = _follow(process, name, verbose, heartbeat)
         except BaseException:
@@ -71,17 +102,27 @@ def play(name: str, variables: dict[str, Any], *flags: str, verbose: bool = Fals
             process.wait()
             raise
         if not outcome.exists():
-            raise Failed(f"ansible-playbook playbooks/{name}.yml ended with exit code {process.returncode}:\n{''.join(output).strip()}")
+            raise Failed(
+                f"ansible-playbook playbooks/{name}.yml ended with exit code"
+                f" {process.returncode}:\n{''.join(output).strip()}"
+            )
         hosts = json.loads(outcome.read_text(encoding="utf-8"))["hosts"]
     if len(hosts) != 1:
-        raise Failed(f"the inventory has {len(hosts)} hosts, and this is for one: use `ansible-playbook playbooks/{name}.yml` for a fleet")
+        raise Failed(
+            f"the inventory has {len(hosts)} hosts, and this is for one: use `ansible-playbook"
+            f" playbooks/{name}.yml` for a fleet"
+        )
     return Outcome(hosts[0])
 
 
-def play_fleet(name: str, *flags: str, output_on_stderr: bool = False) -> tuple[int, dict[str, Any] | None]:
-    """Run playbooks/<name>.yml with these arguments from the folder that the caller stands in, and let its output through.
+def play_fleet(
+    name: str, *flags: str, output_on_stderr: bool = False
+) -> tuple[int, dict[str, Any] | None]:
+    """Run playbooks/<name>.yml with these arguments from the folder that the caller stands in, and
+    let its output through.
 
-    Returns ansible-playbook's exit code and the report, which is None where the run ended before it could say anything of a host.
+    Returns ansible-playbook's exit code and the report, which is None where the run ended before it
+    could say anything of a host.
     """
     with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
         outcome = Path(folder) / "outcome.json"
@@ -92,9 +133,15 @@ def play_fleet(name: str, *flags: str, output_on_stderr: bool = False) -> tuple[
             environment.setdefault("SGL_REPORT_DIR", str(CHECKOUT / "reports"))
         sys.stdout.flush()
         process = subprocess.Popen(
-            [str(_program("ansible-playbook")), str(CHECKOUT / "playbooks" / f"{name}.yml"), *flags],
-            stdin=subprocess.DEVNULL, stdout=sys.stderr if output_on_stderr else None, env=environment,
-        )  # fmt: skip
+            [
+                str(_program("ansible-playbook")),
+                str(CHECKOUT / "playbooks" / f"{name}.yml"),
+                *flags,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr if output_on_stderr else None,
+            env=environment,
+        )
         try:
             code = process.wait()
         except BaseException:
@@ -105,9 +152,15 @@ def play_fleet(name: str, *flags: str, output_on_stderr: bool = False) -> tuple[
 
 
 def _environment(outcome: Path) -> dict[str, str]:
-    """The caller's environment, with the callback that writes what came of a playbook to `outcome`; a caller's own ones go beside it."""
+    """The caller's environment, with the callback that writes what came of a playbook to `outcome`;
+    a caller's own ones go beside it.
+    """
     enabled = {*filter(None, os.environ.get("ANSIBLE_CALLBACKS_ENABLED", "").split(",")), _REPORT}
-    return {**os.environ, "SGL_REPORT_OUTCOME": str(outcome), "ANSIBLE_CALLBACKS_ENABLED": ",".join(sorted(enabled))}
+    return {
+        **os.environ,
+        "SGL_REPORT_OUTCOME": str(outcome),
+        "ANSIBLE_CALLBACKS_ENABLED": ",".join(sorted(enabled)),
+    }
 
 
 def _program(name: str) -> Path:
@@ -116,7 +169,9 @@ def _program(name: str) -> Path:
 
 
 def _follow(process: subprocess.Popen[str], name: str, verbose: bool, heartbeat: bool) -> list[str]:
-    """Read the playbook's output to its end; shows on standard error what a person wants to see meanwhile."""
+    """Read the playbook's output to its end; shows on standard error what a person wants to see
+    meanwhile.
+    """
     output: list[str] = []
     beat = _Heartbeat(name)
     if heartbeat:

@@ -1,4 +1,6 @@
-"""Profiles: all that must be the same in a prep and in serving, by name. They become the collection's variables."""
+"""Profiles: all that must be the same in a prep and in serving, by name. They become the
+collection's variables.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,14 @@ _OTHER = ("description", "stages", "server.args", "server.env", "server.speculat
 
 
 def folders() -> list[Path]:
-    """Where profiles are looked for, in this order: SLICE_BENCH_PROFILES (folders, parted by colons), the user's own, the shipped ones."""
-    named = [Path(folder).expanduser() for folder in os.environ.get("SLICE_BENCH_PROFILES", "").split(os.pathsep) if folder]
+    """Where profiles are looked for, in this order: SLICE_BENCH_PROFILES (folders, parted by
+    colons), the user's own, the shipped ones.
+    """
+    named = [
+        Path(folder).expanduser()
+        for folder in os.environ.get("SLICE_BENCH_PROFILES", "").split(os.pathsep)
+        if folder
+    ]
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return [*named, config / "slice_bench" / "profiles", SHIPPED]
 
@@ -50,11 +58,16 @@ def load(name: str) -> dict[str, Any]:
             try:
                 document = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise WrongUsage(f"profile {path} is not YAML: {' '.join(str(error).split())}") from error
+                raise WrongUsage(
+                    f"profile {path} is not YAML: {' '.join(str(error).split())}"
+                ) from error
             _check(document, path)
             return dict(document)
     listed = "\n".join(f"  {found}" for found in known())
-    raise WrongUsage(f"there is no profile {name!r}. Known are:\n{listed}\nA profile of yours goes to {folders()[0]}/<name>.yml")
+    raise WrongUsage(
+        f"there is no profile {name!r}. Known are:\n{listed}\nA profile of yours goes to"
+        f" {folders()[0]}/<name>.yml"
+    )
 
 
 def variables(profile: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +77,12 @@ def variables(profile: dict[str, Any]) -> dict[str, Any]:
     server = profile.get("server", {})
     # The inventory's own model may be made on the spot; a profile's is what it says.
     found.setdefault("sgl_model_source", "present")
-    found["sgl_stages"] = {stage: profile.get("stages", {}).get(stage, "ensure") for stage in _STAGES}
-    found["sgl_server_args"] = [str(word) for word in server.get("args", [])] + _speculative(server.get("speculative", {}))
+    found["sgl_stages"] = {
+        stage: profile.get("stages", {}).get(stage, "ensure") for stage in _STAGES
+    }
+    found["sgl_server_args"] = [str(word) for word in server.get("args", [])] + _speculative(
+        server.get("speculative", {})
+    )
     found["sgl_server_env"] = {name: str(value) for name, value in server.get("env", {}).items()}
     return found
 
@@ -101,16 +118,33 @@ def _check(document: Any, path: Path) -> None:
     demand(isinstance(document, dict), "it is no mapping of keys")
     given = dict(_leaves(document))
     for key, value in given.items():
-        demand(key in _SIMPLE or key in _OTHER, f"{key} is no key of a profile; there are {', '.join([*_SIMPLE, *_OTHER])}")
+        demand(
+            key in _SIMPLE or key in _OTHER,
+            f"{key} is no key of a profile; there are {', '.join([*_SIMPLE, *_OTHER])}",
+        )
         kind = _SIMPLE.get(key, (object,))[0]
-        demand(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), f"{key} is not of type {kind.__name__}")
+        demand(
+            isinstance(value, kind) and not (kind is int and isinstance(value, bool)),
+            f"{key} is not of type {kind.__name__}",
+        )
     demand("model.name" in given, "it names no model (model: {name: <folder under models/>})")
-    demand(given.get("model.source", "present") in _MODEL_SOURCES, f"model.source is none of {', '.join(_MODEL_SOURCES)}")
+    demand(
+        given.get("model.source", "present") in _MODEL_SOURCES,
+        f"model.source is none of {', '.join(_MODEL_SOURCES)}",
+    )
     for key in ("moe.batch_sizes", "server.cuda_graph_batch_sizes"):
-        demand(all(type(size) is int and size > 0 for size in given.get(key, [])), f"{key} holds other things than whole numbers above 0")
+        demand(
+            all(type(size) is int and size > 0 for size in given.get(key, [])),
+            f"{key} holds other things than whole numbers above 0",
+        )
     for key, names in (("stages", _STAGES), ("server.speculative", _SPECULATIVE)):
         part = given.get(key, {})
-        demand(isinstance(part, dict) and set(part) <= set(names), f"{key} takes {', '.join(names)}")
-    demand(all(mode in _MODES for mode in given.get("stages", {}).values()), f"a stage is none of {', '.join(_MODES)}")
+        demand(
+            isinstance(part, dict) and set(part) <= set(names), f"{key} takes {', '.join(names)}"
+        )
+    demand(
+        all(mode in _MODES for mode in given.get("stages", {}).values()),
+        f"a stage is none of {', '.join(_MODES)}",
+    )
     demand(isinstance(given.get("server.args", []), list), "server.args is no list")
     demand(isinstance(given.get("server.env", {}), dict), "server.env is no mapping")

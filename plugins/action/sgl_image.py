@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Computes the digest of the image's inputs on the controller and, where the image differs, has it made or brought step by step."""
+"""Computes the digest of the image's inputs on the controller and, where the image differs, has it
+made or brought step by step.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,15 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import fits
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import pulled_by_digest
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import (
+    pulled_by_digest,
+)
 
 _SAYS = {
-    "base": "the base, pulled or by debootstrap (once, about half a minute or, for another architecture, a minute and a half)",
+    "base": (
+        "the base, pulled or by debootstrap (once, about half a minute or, for another"
+        " architecture, a minute and a half)"
+    ),
     "wheels": "the Python packages, by the host's pip (about 0.5 GB for the local flavour)",
     "downloads": "the programs of the services, from their projects' releases (about 0.2 GB)",
     "build": "docker build (about a minute the first time)",
@@ -37,7 +44,9 @@ class ActionModule(ActionBase):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
         for name in ("inputs", "step", "context_archive"):
@@ -47,11 +56,21 @@ class ActionModule(ActionBase):
             return self._taken(arguments, found, task_vars)
         archive = pack(str(arguments.get("context", "")), str(arguments.get("flavour", "")))
         options = {name: arguments.get(name) for name in _INPUT_OPTIONS}
-        options.update({name: arguments[name] for name in _MORE_INPUT_OPTIONS if arguments.get(name)})
+        options.update(
+            {name: arguments[name] for name in _MORE_INPUT_OPTIONS if arguments.get(name)}
+        )
         arguments["inputs"] = digest(archive, options)
 
-        if found and (found["name"], found["labels"].get(INPUTS_LABEL)) == (arguments.get("name"), arguments["inputs"]):
-            return {"changed": False, "image": found, "inputs": arguments["inputs"], "next_step": None}
+        if found and (found["name"], found["labels"].get(INPUTS_LABEL)) == (
+            arguments.get("name"),
+            arguments["inputs"],
+        ):
+            return {
+                "changed": False,
+                "image": found,
+                "inputs": arguments["inputs"],
+                "next_step": None,
+            }
 
         result = self._module(arguments, task_vars)
         if result.get("failed") or result.get("image") or self._task.check_mode:
@@ -59,14 +78,17 @@ class ActionModule(ActionBase):
         diff = result.get("diff")
         remote = self._send(archive)
         try:
-            # Each step tells the next; the limit keeps a host on which nothing ever gets done from going round for ever.
+            # Each step tells the next; the limit keeps a host on which nothing ever gets done from
+            # going round for ever.
             result = self._module({**arguments, "context_archive": remote}, task_vars)
             step = result.get("next_step")
             for _attempt in range(len(_BUILD_STEPS)):
                 if result.get("failed") or step is None:
                     break
                 self._say(arguments, step, task_vars)
-                result = self._module({**arguments, "context_archive": remote, "step": step}, task_vars)
+                result = self._module(
+                    {**arguments, "context_archive": remote, "step": step}, task_vars
+                )
                 step = result.get("next_step")
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
@@ -74,19 +96,34 @@ class ActionModule(ActionBase):
             return {
                 **result,
                 "failed": True,
-                "msg": f"image {arguments['name']} is not made after each step ran once; next would be {step}",
+                "msg": (
+                    f"image {arguments['name']} is not made after each step ran once; next would be"
+                    f" {step}"
+                ),
             }
         if diff and not result.get("failed"):
             result["diff"] = diff
         return result
 
-    def _taken(self, arguments: dict[str, Any], found: dict[str, Any] | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+    def _taken(
+        self,
+        arguments: dict[str, Any],
+        found: dict[str, Any] | None,
+        task_vars: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         """The image from a registry or an archive."""
         if found and arguments["source"] == "pull" and found["name"] == arguments.get("name"):
             reference = str(arguments.get("pull"))
-            # Where no platform is named, the host knows its own; a digest may be that of an image for several.
-            architecture = (arguments.get("platform") or f"linux/{found['architecture']}").partition("linux/")[2]
-            if "@" in reference and fits(found, architecture, str(arguments.get("flavour"))) and pulled_by_digest(found, reference):
+            # Where no platform is named, the host knows its own; a digest may be that of an image
+            # for several.
+            architecture = (
+                arguments.get("platform") or f"linux/{found['architecture']}"
+            ).partition("linux/")[2]
+            if (
+                "@" in reference
+                and fits(found, architecture, str(arguments.get("flavour")))
+                and pulled_by_digest(found, reference)
+            ):
                 return {"changed": False, "image": found, "inputs": None, "next_step": None}
         result = self._module(arguments, task_vars)
         if result.get("failed") or result.get("image") or self._task.check_mode:
@@ -97,7 +134,9 @@ class ActionModule(ActionBase):
     def _say(self, arguments: dict[str, Any], step: str, task_vars: dict[str, Any] | None) -> None:
         self._display.display(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
 
-    def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+    def _module(
+        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
+    ) -> dict[str, Any]:
         answer: dict[str, Any] = self._execute_module(
             module_name="slice_bench.sglang.sgl_image", module_args=arguments, task_vars=task_vars
         )
@@ -120,15 +159,24 @@ class ActionModule(ActionBase):
 
 
 def pack(context: str, flavour: str) -> bytes:
-    """The build context as a tar archive that is the same for the same content: no times, no owners, sorted, one flavour."""
+    """The build context as a tar archive that is the same for the same content: no times, no
+    owners, sorted, one flavour.
+    """
     flavours = os.path.join(context, "flavours")
     known = sorted(os.listdir(flavours)) if os.path.isdir(flavours) else []
     if flavour not in known or not os.path.isfile(os.path.join(flavours, flavour, "flavour.json")):
-        raise AnsibleActionFail(f"no image flavour {flavour!r} in {context}: set sgl_flavour to one of {', '.join(known) or 'none'}")
+        raise AnsibleActionFail(
+            f"no image flavour {flavour!r} in {context}: set sgl_flavour to one of"
+            f" {', '.join(known) or 'none'}"
+        )
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for folder, folders, names in os.walk(context):
-            folders[:] = sorted(name for name in folders if name != "__pycache__" and (folder != flavours or name == flavour))
+            folders[:] = sorted(
+                name
+                for name in folders
+                if name != "__pycache__" and (folder != flavours or name == flavour)
+            )
             for name in sorted(names):
                 path = os.path.join(folder, name)
                 entry = tarfile.TarInfo(os.path.relpath(path, context))

@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Calls the module in slices and shows how far it is; sends a model of the controller by rsync, over the connection's own SSH settings."""
+"""Calls the module in slices and shows how far it is; sends a model of the controller by rsync,
+over the connection's own SSH settings.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,25 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import listing
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import SourceFile, read_source, survey
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
+    SourceFile,
+    read_source,
+    survey,
+)
 
-# A slice ends with the file that it reads, which may take longer: a line is shown in between all the same.
+# A slice ends with the file that it reads, which may take longer: a line is shown in between all
+# the same.
 _BUDGET_S = 10.0
 _HEARTBEAT_S = 12.0
 _CACHE = "~/.cache/slice_bench.sglang"
 _INTERNAL = ("budget_s", "run_id", "manifest", "prepare")
 _RSYNC_BYTES = re.compile(rb"([\d.,]+)\s+\d+%")
-_NO_RSYNC = re.compile(r"rsync: (\d+: )?(command )?not found|rsync: No such file|failed to execute rsync", re.IGNORECASE)
-# Of flock, where the lock is held. rsync hands it on, or, where it notices the closed connection first, has a code of its own.
+_NO_RSYNC = re.compile(
+    r"rsync: (\d+: )?(command )?not found|rsync: No such file|failed to execute rsync",
+    re.IGNORECASE,
+)
+# Of flock, where the lock is held. rsync hands it on, or, where it notices the closed connection
+# first, has a code of its own.
 _HELD = 75
 _CLOSED = "connection unexpectedly closed (0 bytes received so far)"
 _NO_SUDO = re.compile(r"sudo: .*(password|terminal|tty)", re.IGNORECASE)
@@ -42,39 +53,57 @@ class ActionModule(ActionBase):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         super().run(tmp, task_vars)
-        arguments = {name: value for name, value in self._task.args.items() if name not in _INTERNAL}
+        arguments = {
+            name: value for name, value in self._task.args.items() if name not in _INTERNAL
+        }
         arguments["run_id"] = secrets.token_hex(8)
         host = str((task_vars or {}).get("inventory_hostname", "localhost"))
-        model = os.path.relpath(str(arguments.get("path", "")), str(arguments.get("models_root") or "/"))
+        model = os.path.relpath(
+            str(arguments.get("path", "")), str(arguments.get("models_root") or "/")
+        )
         shown = Shown(lambda text: self._display.display(f"{host}: model {model}: {text}"))
         with shown.kept_alive():
             if arguments.get("source") != "controller":
                 return self._slices(arguments, task_vars, shown)
             folder = os.path.abspath(os.path.expanduser(str(arguments.get("from") or "")))
             if self._connection.transport == "local":
-                return self._slices({**arguments, "source": "local", "from": folder}, task_vars, shown)
+                return self._slices(
+                    {**arguments, "source": "local", "from": folder}, task_vars, shown
+                )
             try:
-                return self._send(folder, {**arguments, "source": "staged", "from": folder}, task_vars, shown)
+                return self._send(
+                    folder, {**arguments, "source": "staged", "from": folder}, task_vars, shown
+                )
             except ModelError as error:
                 return {"failed": True, "msg": f"on the controller, {error}"}
 
     def _call(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = self._execute_module(
-                module_name="slice_bench.sglang.sgl_model_stage", module_args=arguments, task_vars=task_vars
+                module_name="slice_bench.sglang.sgl_model_stage",
+                module_args=arguments,
+                task_vars=task_vars,
             )
         except AnsibleConnectionFailure as error:
-            raise AnsibleConnectionFailure(f"what was done of the model is kept: run this again to go on from there ({error})") from error
+            raise AnsibleConnectionFailure(
+                f"what was done of the model is kept: run this again to go on from there ({error})"
+            ) from error
         return answer
 
-    def _slices(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown) -> dict[str, Any]:
+    def _slices(
+        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown
+    ) -> dict[str, Any]:
         """The module again and again until it is done."""
         moved, warnings, changed = 0, [], False
         while True:
             answer = self._call({**arguments, "budget_s": _BUDGET_S}, task_vars)
-            warnings += [warning for warning in answer.get("warnings", []) if warning not in warnings]
+            warnings += [
+                warning for warning in answer.get("warnings", []) if warning not in warnings
+            ]
             moved += answer.get("bytes_moved", 0)
             changed = changed or bool(answer.get("changed"))
             if answer.get("failed") or self._task.check_mode or answer.get("done") is not False:
@@ -86,9 +115,11 @@ class ActionModule(ActionBase):
             answer["warnings"] = warnings
         return answer
 
-    # --- from the controller -----------------------------------------------------------------------------------------
+    # --- from the controller ----------------------------------------------------------------------
 
-    def _send(self, folder: str, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown) -> dict[str, Any]:
+    def _send(
+        self, folder: str, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown
+    ) -> dict[str, Any]:
         files = survey(folder)
         answer = self._prepare({**arguments, "manifest": listing(files)}, task_vars, shown)
         if answer.get("failed") or self._task.check_mode:
@@ -98,10 +129,13 @@ class ActionModule(ActionBase):
             return self._slices({**arguments, "manifest": listing(files)}, task_vars, shown)
         if self._connection.transport != "ssh":
             raise AnsibleActionFail(
-                f"a model of the controller goes by SSH, not by {self._connection.transport}: copy it to the host, with source local"
+                f"a model of the controller goes by SSH, not by {self._connection.transport}: copy"
+                " it to the host, with source local"
             )
         if shutil.which("rsync") is None:
-            raise AnsibleActionFail("rsync is not installed on the controller: run `apt-get install rsync` there")
+            raise AnsibleActionFail(
+                "rsync is not installed on the controller: run `apt-get install rsync` there"
+            )
         files = self._read(folder, files, shown)
         arguments["manifest"] = listing(files)
         # With the digests, what is there already can be told.
@@ -112,21 +146,29 @@ class ActionModule(ActionBase):
             self._rsync(folder, files, answer, shown)
         return self._slices(arguments, task_vars, shown)
 
-    def _prepare(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown) -> dict[str, Any]:
+    def _prepare(
+        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown
+    ) -> dict[str, Any]:
         while True:
             answer = self._call({**arguments, "prepare": True, "budget_s": _BUDGET_S}, task_vars)
             if answer.get("phase") != "waiting":
                 return answer
             shown.progress("waiting", 0, 0)
 
-    def _read(self, folder: str, files: dict[str, SourceFile], shown: Shown) -> dict[str, SourceFile]:
+    def _read(
+        self, folder: str, files: dict[str, SourceFile], shown: Shown
+    ) -> dict[str, SourceFile]:
         """The digests that the folder came without; what was read is kept for the next run."""
         cache = os.path.join(os.path.expanduser(_CACHE), "models")
         os.makedirs(cache, mode=0o700, exist_ok=True)
         memo = os.path.join(cache, hashlib.sha256(os.fsencode(folder)).hexdigest() + ".json")
-        return read_source(folder, files, memo, progress=lambda done, total: shown.progress("reading", done, total))[1]
+        return read_source(
+            folder, files, memo, progress=lambda done, total: shown.progress("reading", done, total)
+        )[1]
 
-    def _rsync(self, folder: str, files: dict[str, SourceFile], place: dict[str, Any], shown: Shown) -> None:
+    def _rsync(
+        self, folder: str, files: dict[str, SourceFile], place: dict[str, Any], shown: Shown
+    ) -> None:
         """Send what is missing to the place that was prepared. Raises AnsibleActionFail."""
         missing: list[str] = place["missing"]
         option = self._connection.get_option
@@ -136,7 +178,10 @@ class ActionModule(ActionBase):
         user = str(become.get_option("become_user") or "root") if become else None
         elevated = user is not None and user != (option("remote_user") or getpass.getuser())
         if elevated and become.name.rpartition(".")[2] != "sudo":
-            raise AnsibleActionFail(f"a model of the controller goes with sudo, not {become.name}: copy it to the host, source local")
+            raise AnsibleActionFail(
+                f"a model of the controller goes with sudo, not {become.name}: copy it to the host,"
+                " source local"
+            )
         command = [
             *(
                 "rsync",
@@ -158,7 +203,9 @@ class ActionModule(ActionBase):
         with tempfile.TemporaryFile() as names, tempfile.TemporaryFile() as errors:
             names.write(b"".join(os.fsencode(name) + b"\0" for name in missing))
             names.seek(0)
-            with subprocess.Popen(command, stdin=names, stdout=subprocess.PIPE, stderr=errors, bufsize=0) as process:
+            with subprocess.Popen(
+                command, stdin=names, stdout=subprocess.PIPE, stderr=errors, bufsize=0
+            ) as process:
                 output = cast(IO[bytes], process.stdout)
                 try:
                     while text := output.read(1 << 16):
@@ -174,7 +221,9 @@ class ActionModule(ActionBase):
 
 
 def receiver(lock: str, user: str | None) -> str:
-    """rsync on the host, which holds the staging's lock for as long as it writes: no other run stages or swaps meanwhile."""
+    """rsync on the host, which holds the staging's lock for as long as it writes: no other run
+    stages or swaps meanwhile.
+    """
     words = ["flock", "--nonblock", "--conflict-exit-code", str(_HELD), lock, "rsync"]
     return shlex.join([*(["sudo", "-n", "-u", user] if user else []), *words])
 
@@ -184,18 +233,27 @@ def explain(code: int, said: str, host: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     if _NO_SUDO.search(said):
         return (
-            f"sudo on {host} wants a password, which rsync cannot give: connect as the models' owner, or copy the model there, source local"
+            f"sudo on {host} wants a password, which rsync cannot give: connect as the models'"
+            " owner, or copy the model there, source local"
         )
     if _NO_RSYNC.search(said):
         return f"rsync is not installed on {host}: run `apt-get install rsync` there"
     # flock says nothing, and whatever else keeps rsync from starting says why.
     if code == _HELD or (_CLOSED in said and all(line.startswith("rsync") for line in lines)):
-        return f"another run sends or stages the same model on {host}: run this again when that one is done"
-    return f"rsync to {host} ended with exit code {code} ({' / '.join(lines[:3])}): run this again, which goes on from here"
+        return (
+            f"another run sends or stages the same model on {host}: run this again when that one is"
+            " done"
+        )
+    return (
+        f"rsync to {host} ended with exit code {code} ({' / '.join(lines[:3])}): run this again,"
+        " which goes on from here"
+    )
 
 
 def ssh_command(option: Callable[[str], Any]) -> list[str]:
-    """ssh with the settings of Ansible's connection. A password cannot be handed on: keys or an agent must do."""
+    """ssh with the settings of Ansible's connection. A password cannot be handed on: keys or an
+    agent must do.
+    """
     words = [str(option("ssh_executable") or "ssh"), "-o", "BatchMode=yes"]
     for name in ("ssh_args", "ssh_common_args", "ssh_extra_args"):
         # Weights do not shrink, and compressing them is slower than most networks.
@@ -210,12 +268,19 @@ def ssh_command(option: Callable[[str], Any]) -> list[str]:
 
 
 def rsync_words(words: list[str]) -> str:
-    """The words as rsync's option --rsh splits them: quotes as in a shell, and a doubled quote for one."""
-    return " ".join("'" + word.replace("'", "''") + "'" if re.search(r"[\s'\"]", word) or not word else word for word in words)
+    """The words as rsync's option --rsh splits them: quotes as in a shell, and a doubled quote for
+    one.
+    """
+    return " ".join(
+        "'" + word.replace("'", "''") + "'" if re.search(r"[\s'\"]", word) or not word else word
+        for word in words
+    )
 
 
 class Shown:
-    """Lines of progress: at most one in ten seconds, and one where nothing else was said for twelve."""
+    """Lines of progress: at most one in ten seconds, and one where nothing else was said for
+    twelve.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -268,4 +333,6 @@ def describe(phase: str, done: int, total: int, left_s: float | None) -> str:
     if total <= 0:
         return f"{phase}: {done / unit:.1f} {name}"
     left = f", about {left_s:.0f} s left" if left_s is not None else ""
-    return f"{phase}: {done / unit:.1f} of {total / unit:.1f} {name} ({100 * done // total} %){left}"
+    return (
+        f"{phase}: {done / unit:.1f} of {total / unit:.1f} {name} ({100 * done // total} %){left}"
+    )

@@ -1,8 +1,10 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Begins a prep in the container and follows it by short polls, showing its progress: a lost connection loses nothing but the view.
+"""Begins a prep in the container and follows it by short polls, showing its progress: a lost
+connection loses nothing but the view.
 
-Each poll is one command over the host's connection, without a module: a prep of hours asks a thousand times.
+Each poll is one command over the host's connection, without a module: a prep of hours asks a
+thousand times.
 """
 
 from __future__ import annotations
@@ -15,13 +17,21 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, command_line, did_work, failure
+from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
+    PrepClient,
+    PrepError,
+    command_line,
+    did_work,
+    failure,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
 
-# With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only what changes is shown.
+# With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only
+# what changes is shown.
 _HEARTBEAT_S = 10.0
 _FEW_HOSTS = 4
-# Seconds that one round trip waits for the prep's end; the first one, which tells what runs, not for long.
+# Seconds that one round trip waits for the prep's end; the first one, which tells what runs, not
+# for long.
 _FIRST_POLL_S = 1.0
 _POLL_S = 5.0
 
@@ -38,7 +48,9 @@ class ActionModule(ActionBase):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         client = PrepClient(self._call, given["container"])
@@ -48,11 +60,21 @@ class ActionModule(ActionBase):
             return {**result, **self._prep(client, given, task_vars or {})}
         except PrepError as error:
             return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             return {
                 **result,
                 "failed": True,
-                "msg": f"sgl-admin's answer breaks the contract: {repr(error)[:300]}; is the image older than this collection?",
+                "msg": (
+                    f"sgl-admin's answer breaks the contract: {repr(error)[:300]}; is the image"
+                    " older than this collection?"
+                ),
             }
 
     def _call(self, arguments: list[str]) -> tuple[int, str, str]:
@@ -61,18 +83,32 @@ class ActionModule(ActionBase):
 
     def _plan(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
         if not given["assume_started"]:
-            return {"changed": True, "stages": {}, "msg": "a prep would follow the start of the container"}
+            return {
+                "changed": True,
+                "stages": {},
+                "msg": "a prep would follow the start of the container",
+            }
         plan = client.dry_run(command_line(given))
         self._warn(plan["warnings"])
         stages = {name: stage["status"] for name, stage in plan["stages"].items()}
         would_run = {name: status == "would_run" for name, status in stages.items()}
-        return {"changed": plan["would_change"] is True, "stages": stages, "exit_code": 0, "diff": diff(would_run)}
+        return {
+            "changed": plan["would_change"] is True,
+            "stages": stages,
+            "exit_code": 0,
+            "diff": diff(would_run),
+        }
 
-    def _prep(self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
+    def _prep(
+        self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]
+    ) -> dict[str, Any]:
         host = str(task_vars.get("inventory_hostname", "localhost"))
         few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
         with losing_nothing("the prep, if it had begun,"):
-            envelope = client.start([*command_line(given), *(["--standing"] if given["standing"] else [])], _FIRST_POLL_S)
+            envelope = client.start(
+                [*command_line(given), *(["--standing"] if given["standing"] else [])],
+                _FIRST_POLL_S,
+            )
         if plan := envelope.get("plan"):
             self._warn(plan["warnings"])
             return {
@@ -97,7 +133,12 @@ class ActionModule(ActionBase):
         result = envelope["result"]
         if job is None:
             raise PrepError("sgl-admin has no record of the prep that it began; run this again")
-        outcome: dict[str, Any] = {"changed": result is not None and did_work(result), "prep_id": job["prep_id"], "job": job, "stages": {}}
+        outcome: dict[str, Any] = {
+            "changed": result is not None and did_work(result),
+            "prep_id": job["prep_id"],
+            "job": job,
+            "stages": {},
+        }
         outcome["exit_code"] = job["exit_code"] if isinstance(job["exit_code"], int) else 1
         if result:
             self._warn(result["warnings"])
@@ -112,13 +153,20 @@ class ActionModule(ActionBase):
         return {**outcome, "failed": True, "msg": problem} if problem else outcome
 
     def _give(self, what: dict[str, Any], task_vars: dict[str, Any]) -> None:
-        """Share the batch sizes that are finished so far. Where that fails the prep goes on: all of them are given when it has ended."""
+        """Share the batch sizes that are finished so far. Where that fails the prep goes on: all of
+        them are given when it has ended.
+        """
         task = self._task.copy()
         task.args = {**what, "state": "given"}
         action = self._shared_loader_obj.action_loader.get(
-            "slice_bench.sglang.sgl_share", task=task, connection=self._connection, play_context=self._play_context, loader=self._loader,
-            templar=self._templar, shared_loader_obj=self._shared_loader_obj,
-        )  # fmt: skip
+            "slice_bench.sglang.sgl_share",
+            task=task,
+            connection=self._connection,
+            play_context=self._play_context,
+            loader=self._loader,
+            templar=self._templar,
+            shared_loader_obj=self._shared_loader_obj,
+        )
         try:
             answer = action.run(task_vars=task_vars)
             problem = answer.get("msg") if answer.get("failed") else None
@@ -138,17 +186,28 @@ def losing_nothing(prep: str) -> Iterator[None]:
     try:
         yield
     except AnsibleConnectionFailure as error:
-        raise AnsibleConnectionFailure(f"{prep} goes on by itself: run this again to attach to it ({error})") from error
+        raise AnsibleConnectionFailure(
+            f"{prep} goes on by itself: run this again to attach to it ({error})"
+        ) from error
 
 
 def diff(ran: dict[str, bool]) -> dict[str, str]:
     return {
-        "before": "".join(f"{name}: {'cold' if did else 'unchanged'}\n" for name, did in ran.items()),
-        "after": "".join(f"{name}: {'warm' if did else 'unchanged'}\n" for name, did in ran.items()),
+        "before": "".join(
+            f"{name}: {'cold' if did else 'unchanged'}\n" for name, did in ran.items()
+        ),
+        "after": "".join(
+            f"{name}: {'warm' if did else 'unchanged'}\n" for name, did in ran.items()
+        ),
     }
 
 
 def progress(job: dict[str, Any]) -> str:
-    """One line of a job's record: prep, stage, message, seconds so far and, where there is one, the estimate of what is left."""
+    """One line of a job's record: prep, stage, message, seconds so far and, where there is one, the
+    estimate of what is left.
+    """
     left = f", about {job['eta_s']:.0f} s left" if job.get("eta_s") else ""
-    return f"{job['prep_id']}: {job.get('stage') or 'prep'}: {job.get('message')} ({job.get('elapsed_s', 0):.0f} s{left})"
+    return (
+        f"{job['prep_id']}: {job.get('stage') or 'prep'}: {job.get('message')}"
+        f" ({job.get('elapsed_s', 0):.0f} s{left})"
+    )

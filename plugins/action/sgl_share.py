@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Gives a host's finished work to others, or brings it theirs: through a registry, or through a folder of the controller."""
+"""Gives a host's finished work to others, or brings it theirs: through a registry, or through a
+folder of the controller.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,13 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_signature
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS, STAGE_OPTIONS
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import SignatureError
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import (
+    PREP_OPTIONS,
+    STAGE_OPTIONS,
+)
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import (
+    SignatureError,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
 
 _ITEM = {
@@ -42,11 +49,20 @@ class ActionModule(ActionBase):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC, required_if=[("through", "registry", ["registry"])])
+        _ignored, given = self.validate_argument_spec(
+            argument_spec=ARGUMENT_SPEC, required_if=[("through", "registry", ["registry"])]
+        )
         if self._task.check_mode:
-            return {**result, "changed": bool(given["items"]), "items": {}, "skipped": not given["items"]}
+            return {
+                **result,
+                "changed": bool(given["items"]),
+                "items": {},
+                "skipped": not given["items"],
+            }
         self._given = given
         self._vars = task_vars
         self._registry = given["through"] == "registry"
@@ -57,28 +73,46 @@ class ActionModule(ActionBase):
         except SignatureError as error:
             return {**result, "failed": True, "msg": str(error)}
         except OSError as error:
-            return {**result, "failed": True, "msg": f"on the controller, {error.filename}: {error.strerror}"}
+            return {
+                **result,
+                "failed": True,
+                "msg": f"on the controller, {error.filename}: {error.strerror}",
+            }
         return {**result, **done}
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Raises AnsibleActionFail where something is missing, or the name is none by which a registry and a folder can have it."""
+        """Raises AnsibleActionFail where something is missing, or the name is none by which a
+        registry and a folder can have it.
+        """
         if not _NAME.fullmatch(item["name"]):
-            raise AnsibleActionFail(f"item {item['name']} has to be named by letters, digits, dots, dashes and underscores")
+            raise AnsibleActionFail(
+                f"item {item['name']} has to be named by letters, digits, dots, dashes and"
+                " underscores"
+            )
         if item["kind"] == "image" and not item["image"]:
             raise AnsibleActionFail(f"item {item['name']} names no image")
         if item["kind"] == "caches" and not (item["stage"] and self._given["prep"]):
-            raise AnsibleActionFail(f"item {item['name']} needs its stage, and prep, which says what is wanted")
+            raise AnsibleActionFail(
+                f"item {item['name']} needs its stage, and prep, which says what is wanted"
+            )
         return item
 
-    # --- giving ----------------------------------------------------------------------------------------------------------
+    # --- giving -----------------------------------------------------------------------------------
 
     def _give(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pack each item and put it where others find it; what is there already is not put there again."""
+        """Pack each item and put it where others find it; what is there already is not put there
+        again.
+        """
         status = {item["name"]: self._there(item) or self._give_one(item) for item in items}
-        return {"changed": any(each["status"] == "given" for each in status.values()), "items": status}
+        return {
+            "changed": any(each["status"] == "given" for each in status.values()),
+            "items": status,
+        }
 
     def _there(self, item: dict[str, Any]) -> dict[str, Any] | None:
-        """What others find under the item's name already; what is not all of it is given anew each time."""
+        """What others find under the item's name already; what is not all of it is given anew each
+        time.
+        """
         if not item["whole"]:
             return None
         if self._registry:
@@ -89,9 +123,15 @@ class ActionModule(ActionBase):
 
     def _give_one(self, item: dict[str, Any]) -> dict[str, Any]:
         if item["kind"] == "image" and self._registry:
-            # Docker pushes it layer by layer: there is nothing to pack, and nothing that a signature of ours would go with.
+            # Docker pushes it layer by layer: there is nothing to pack, and nothing that a
+            # signature of ours would go with.
             source = self._module("push", item)["source"]
-            return {"status": "given", "digest": source.partition("@")[2], "from": source, "finished": True}
+            return {
+                "status": "given",
+                "digest": source.partition("@")[2],
+                "from": source,
+                "finished": True,
+            }
         try:
             return self._give_packed(item)
         finally:
@@ -101,22 +141,41 @@ class ActionModule(ActionBase):
         answer = self._module("pack", item)
         if (packed := answer["packed"]) is None:
             return {"status": "unfinished"}
-        # Batch sizes are given as they come; who looks for all of them must not find these in their place.
-        target = item if packed["finished"] or not item["whole"] else {**item, "name": _partial(item["name"])}
+        # Batch sizes are given as they come; who looks for all of them must not find these in their
+        # place.
+        target = (
+            item
+            if packed["finished"] or not item["whole"]
+            else {**item, "name": _partial(item["name"])}
+        )
         digest, name, key = packed["digest"], target["name"], self._given["sign_key"]
         signature = share_signature.sign(name, digest, key) if key else None
-        given = {"status": "given", "digest": digest, "bytes": packed["bytes"], "finished": packed["finished"]}
+        given = {
+            "status": "given",
+            "digest": digest,
+            "bytes": packed["bytes"],
+            "finished": packed["finished"],
+        }
         if self._registry:
-            return {**given, "from": self._module("push", target, path=answer["path"], digest=digest, signature=signature)["source"]}
+            return {
+                **given,
+                "from": self._module(
+                    "push", target, path=answer["path"], digest=digest, signature=signature
+                )["source"],
+            }
         local = self._store.incoming(name)
         try:
             self._connection.fetch_file(answer["path"], str(local))
-            self._store.put(name, local, {"digest": digest, "finished": packed["finished"], "signature": signature})
+            self._store.put(
+                name,
+                local,
+                {"digest": digest, "finished": packed["finished"], "signature": signature},
+            )
         finally:
             local.unlink(missing_ok=True)
         return given
 
-    # --- taking ----------------------------------------------------------------------------------------------------------
+    # --- taking -----------------------------------------------------------------------------------
 
     def _take(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         status = {item["name"]: self._take_first(item) for item in items}
@@ -143,7 +202,10 @@ class ActionModule(ActionBase):
             return {"status": "loaded", "digest": digest, "from": source}
         stage = taken["stages"].get(item["stage"])
         if stage is None:
-            raise AnsibleActionFail(f"{item['name']}, from {source}, holds no stage {item['stage']}: remove it there, and run this again")
+            raise AnsibleActionFail(
+                f"{item['name']}, from {source}, holds no stage {item['stage']}: remove it there,"
+                " and run this again"
+            )
         if stage["status"] == "imported" and stage["finished"] and stage["reason"]:
             self._display.warning(f"{item['stage']}: {stage['reason']}")
         kept = {key: stage[key] for key in ("finished", "files", "bytes")}
@@ -152,8 +214,9 @@ class ActionModule(ActionBase):
     def _fetched(self, item: dict[str, Any]) -> dict[str, Any] | None:
         if item["kind"] == "image" and self._given["verify_key"]:
             raise SignatureError(
-                "an image in a registry has no signature of ours, and sgl_cache_verify_key is set: set sgl_image_source to pull and "
-                "sgl_image_pull to its name@sha256:..., or sgl_cache_share to relay"
+                "an image in a registry has no signature of ours, and sgl_cache_verify_key is set:"
+                " set sgl_image_source to pull and sgl_image_pull to its name@sha256:..., or"
+                " sgl_cache_share to relay"
             )
         found: dict[str, Any] | None = self._module("fetch", item)["fetched"]
         if found is not None:
@@ -180,33 +243,50 @@ class ActionModule(ActionBase):
         if self._given["verify_key"]:
             share_signature.verify(name, digest, signature, self._given["verify_key"])
 
-    # --- the host's part -------------------------------------------------------------------------------------------------
+    # --- the host's part --------------------------------------------------------------------------
 
     def _module(self, step: str, item: dict[str, Any], **more: Any) -> dict[str, Any]:
         """One step of the module on the host. Raises AnsibleActionFail with its reason."""
         arguments = {
-            "state": self._given["state"], "items": [], "container": self._given["container"], "step": step,
+            "state": self._given["state"],
+            "items": [],
+            "container": self._given["container"],
+            "step": step,
             "path": self._path_of(item) if step in ("pack", "fetch", "take") else None,
             "reference": item["from"] or f"{self._given['registry']}:{item['name']}",
-            "item": {"kind": item["kind"], "name": item["name"], "image": item["image"], "arguments": self._arguments(item)},
+            "item": {
+                "kind": item["kind"],
+                "name": item["name"],
+                "image": item["image"],
+                "arguments": self._arguments(item),
+            },
             **more,
-        }  # fmt: skip
-        answer: dict[str, Any] = self._execute_module("slice_bench.sglang.sgl_share", arguments, task_vars=self._vars)
+        }
+        answer: dict[str, Any] = self._execute_module(
+            "slice_bench.sglang.sgl_share", arguments, task_vars=self._vars
+        )
         if answer.get("failed") or answer.get("unreachable"):
             raise AnsibleActionFail(str(answer.get("msg")), result=answer)
         return answer
 
     def _arguments(self, item: dict[str, Any]) -> list[str]:
-        """The request of the prep with this stage alone: what is packed, and what is wanted on the host that takes it."""
+        """The request of the prep with this stage alone: what is packed, and what is wanted on the
+        host that takes it.
+        """
         if item["kind"] != "caches":
             return []
-        stages = {flag: self._given["prep"][flag] if stage == item["stage"] else "skip" for stage, flag in STAGE_OPTIONS.items()}
+        stages = {
+            flag: self._given["prep"][flag] if stage == item["stage"] else "skip"
+            for stage, flag in STAGE_OPTIONS.items()
+        }
         return command_line({**self._given["prep"], **stages})
 
     def _path_of(self, item: dict[str, Any]) -> str:
         if not self._connection._shell.tmpdir:
             self._make_tmp_path()
-        return str(self._connection._shell.join_path(self._connection._shell.tmpdir, f"{item['name']}.tar"))
+        return str(
+            self._connection._shell.join_path(self._connection._shell.tmpdir, f"{item['name']}.tar")
+        )
 
 
 def _partial(name: str) -> str:

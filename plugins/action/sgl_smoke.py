@@ -9,7 +9,12 @@ import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils.smoke_client import SmokeClient, SmokeError, failure, test_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils.smoke_client import (
+    SmokeClient,
+    SmokeError,
+    failure,
+    test_line,
+)
 
 _HEARTBEAT_S = 10.0
 _POLL_S = 2.0
@@ -24,31 +29,48 @@ class ActionModule(ActionBase):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if self._task.check_mode:
             return {**result, "changed": True, "msg": "the smoke would be run"}
         client = SmokeClient(self._call, given["container"])
         try:
-            summary = self._follow(client, given, str((task_vars or {}).get("inventory_hostname", "localhost")))
+            summary = self._follow(
+                client, given, str((task_vars or {}).get("inventory_hostname", "localhost"))
+            )
             problem = failure(summary)
             outcome = {
                 "changed": True,
                 "summary": summary,
                 "path": summary["summary"]["container_path"],
                 "path_on_host": summary["summary"].get("host_path"),
-                "tests": {test["name"]: test["error"]["kind"] if test["error"] else test["status"] for test in summary["tests"]},
+                "tests": {
+                    test["name"]: test["error"]["kind"] if test["error"] else test["status"]
+                    for test in summary["tests"]
+                },
                 "exit_code": summary["exit_code"] if isinstance(summary["exit_code"], int) else 1,
             }
         except SmokeError as error:
             return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            return {**result, "failed": True, "msg": f"sgl-admin's answer breaks the contract: {repr(error)[:300]}"}
-        return {**result, **outcome, "failed": True, "msg": problem} if problem else {**result, **outcome}
+            return {
+                **result,
+                "failed": True,
+                "msg": f"sgl-admin's answer breaks the contract: {repr(error)[:300]}",
+            }
+        return (
+            {**result, **outcome, "failed": True, "msg": problem}
+            if problem
+            else {**result, **outcome}
+        )
 
     def _call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
-        done = self._low_level_execute_command(shlex.join(arguments), in_data=text.encode() if text else None)
+        done = self._low_level_execute_command(
+            shlex.join(arguments), in_data=text.encode() if text else None
+        )
         return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
 
     def _follow(self, client: SmokeClient, given: dict[str, Any], host: str) -> dict[str, Any]:
@@ -65,6 +87,12 @@ class ActionModule(ActionBase):
                 return summary
             if time.monotonic() - shown_at >= _HEARTBEAT_S:
                 shown_at = time.monotonic()
-                waiting = "waiting for the server to become healthy" if not shown and summary["model"] is None else "waiting for an answer"
-                self._display.display(f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)")
+                waiting = (
+                    "waiting for the server to become healthy"
+                    if not shown and summary["model"] is None
+                    else "waiting for an answer"
+                )
+                self._display.display(
+                    f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)"
+                )
             summary = client.follow(summary["smoke_id"], _POLL_S)

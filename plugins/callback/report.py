@@ -9,15 +9,20 @@ type: notification
 short_description: One page for each prep, hosts by stages, and the same as JSON
 version_added: 1.0.0
 description:
-  - After a playbook that prepares hosts, writes a self-contained HTML page (hosts and stages, timings, cache sizes before and after,
-    warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed, were unreachable or were stopped too.
-  - Of more than one host, it says last on the screen how many are METRICS_READY, and why each other one is not.
-  - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it. Others get no page.
+  - After a playbook that prepares hosts, writes a self-contained HTML page (hosts and stages,
+    timings, cache sizes before and after,
+    warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed,
+    were unreachable or were stopped too.
+  - Of more than one host, it says last on the screen how many are METRICS_READY, and why each other
+    one is not.
+  - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it.
+    Others get no page.
 requirements:
   - Enabled in the configuration, as in this collection's own ansible.cfg.
 options:
   directory:
-    description: Folder on the controller for the pages, by its path or from the current folder; made where it is missing. Empty for none.
+    description: Folder on the controller for the pages, by its path or from the current folder;
+      made where it is missing. Empty for none.
     type: str
     default: reports
     ini:
@@ -26,7 +31,8 @@ options:
     env:
       - name: SGL_REPORT_DIR
   outcome:
-    description: File that gets the JSON of whatever playbook is run, for a program that runs one, which sums up itself.
+    description: File that gets the JSON of whatever playbook is run, for a program that runs one,
+      which sums up itself.
     type: path
     env:
       - name: SGL_REPORT_OUTCOME
@@ -57,16 +63,26 @@ class CallbackModule(CallbackBase):
         self._report: Report | None = None
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
-        self._report = Report(os.path.basename(playbook._file_name), bool(context.CLIARGS.get("check")))
-        # Known before any play runs: where all hosts are refused, the play that prepares them never begins.
+        self._report = Report(
+            os.path.basename(playbook._file_name), bool(context.CLIARGS.get("check"))
+        )
+        # Known before any play runs: where all hosts are refused, the play that prepares them never
+        # begins.
         self._report.of_a_prep = any("sgl_prep" in _modules(play) for play in playbook.get_plays())
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         if not self._report:
             return
-        # Each batch of a play is told as a play. Of a play that is none of this collection's business, no host counts.
-        known = play.get_variable_manager().get_vars(play=play) if _modules(play) & set(KNOWN) else {}
-        self._report.play(str(play._uuid), list(known.get("ansible_play_hosts_all", [])), list(known.get("ansible_play_batch", [])))
+        # Each batch of a play is told as a play. Of a play that is none of this collection's
+        # business, no host counts.
+        known = (
+            play.get_variable_manager().get_vars(play=play) if _modules(play) & set(KNOWN) else {}
+        )
+        self._report.play(
+            str(play._uuid),
+            list(known.get("ansible_play_hosts_all", [])),
+            list(known.get("ansible_play_batch", [])),
+        )
 
     def v2_playbook_on_no_hosts_remaining(self) -> None:
         if self._report:
@@ -93,14 +109,21 @@ class CallbackModule(CallbackBase):
             return
         task = result.task
         # Such a failure is one of all hosts.
-        if status in ("failed", "unreachable") and (task.run_once is True or task.any_errors_fatal is True):
+        if status in ("failed", "unreachable") and (
+            task.run_once is True or task.any_errors_fatal is True
+        ):
             self._report.stop(str(task._uuid))
         role = task._role.get_name() if task._role else None
         self._report.end(
-            result.host.get_name(), str(task._uuid), _module(task), role and role.rpartition(".")[2],
-            task.name or str(task.action), status, result.result,
+            result.host.get_name(),
+            str(task._uuid),
+            _module(task),
+            role and role.rpartition(".")[2],
+            task.name or str(task.action),
+            status,
+            result.result,
             result.task_fields.get("delegate_to"),
-        )  # fmt: skip
+        )
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         if not self._report:
@@ -118,7 +141,10 @@ class CallbackModule(CallbackBase):
             if self._report.of_a_prep and (directory := self.get_option("directory")):
                 self._publish(Path(directory).expanduser(), document, text)
         except OSError as error:
-            self._display.warning(f"no report: {error.filename}: {error.strerror}; set SGL_REPORT_DIR to a folder that you may write")
+            self._display.warning(
+                f"no report: {error.filename}: {error.strerror}; set SGL_REPORT_DIR to a folder"
+                " that you may write"
+            )
 
     def _publish(self, directory: Path, document: dict[str, Any], text: str) -> None:
         # Where nobody wants a page, jinja2's compiling of one costs nothing.
@@ -140,7 +166,9 @@ def _modules(play: Any) -> set[str]:
 
 
 def _tasks(entries: Iterable[Any]) -> Iterator[Any]:
-    """The tasks of a play that are there before it runs; blocks, as imported roles are, hold others."""
+    """The tasks of a play that are there before it runs; blocks, as imported roles are, hold
+    others.
+    """
     for entry in entries:
         if isinstance(entry, list):
             yield from _tasks(entry)

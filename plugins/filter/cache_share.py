@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Decides, from what a prep found on each host, what a host may take from others and which host makes what nobody has."""
+"""Decides, from what a prep found on each host, what a host may take from others and which host
+makes what nobody has.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +17,54 @@ from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options im
 
 
 def cache_group(done: Mapping[str, Any]) -> str:
-    """What hosts have in common that want equal stage signatures: such a group needs one host that makes them."""
+    """What hosts have in common that want equal stage signatures: such a group needs one host that
+    makes them.
+    """
     keys = {stage: found["key"] for stage, found in _stages(done).items() if found.get("key")}
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_lacks(done: Mapping[str, Any], modes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The stages that are not finished on a host and that another host may have; what is to be built anew is each host's own work."""
+    """The stages that are not finished on a host and that another host may have; what is to be
+    built anew is each host's own work.
+    """
     return [
         {"stage": stage, "name": f"{stage}-{found['key']}"}
         for stage, found in _stages(done).items()
-        if found.get("key") and found["status"] == "would_run" and modes.get(STAGE_OPTIONS[stage]) != "rebuild"
+        if found.get("key")
+        and found["status"] == "would_run"
+        and modes.get(STAGE_OPTIONS[stage]) != "rebuild"
     ]
 
 
 def cache_left(lacks: list[dict[str, Any]], taken: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is still lacking after others' work was taken: batch sizes that are finished so far are not all of it."""
-    done = [name for name, what in taken["items"].items() if what["status"] in ("imported", "standing") and what["finished"]]
+    """What is still lacking after others' work was taken: batch sizes that are finished so far are
+    not all of it.
+    """
+    done = [
+        name
+        for name, what in taken["items"].items()
+        if what["status"] in ("imported", "standing") and what["finished"]
+    ]
     return [item for item in lacks if item["name"] not in done]
 
 
 def cache_state(known: Mapping[str, Any]) -> dict[str, Any]:
     """Of a host's variables, what `cache_round` decides by."""
-    names = {"done": "provider_prep_done", "lacks": "cache_share_lacks", "asked": "cache_share_asked"}
+    names = {
+        "done": "provider_prep_done",
+        "lacks": "cache_share_lacks",
+        "asked": "cache_share_asked",
+    }
     return {name: known.get(variable) for name, variable in names.items()}
 
 
-def cache_round(states: Mapping[str, Mapping[str, Any]], shards: int = 1) -> dict[str, dict[str, Any]]:
-    """For each host that lacks something: C(maker), the first such host of its group, C(giver), a host of the group that has all, if any,
-    and over which hosts (C(shards)) batch sizes are spread. A group asks for it once: where that was not enough, its maker makes it.
+def cache_round(
+    states: Mapping[str, Mapping[str, Any]], shards: int = 1
+) -> dict[str, dict[str, Any]]:
+    """For each host that lacks something: C(maker), the first such host of its group, C(giver), a
+    host of the group that has all, if any, and over which hosts (C(shards)) batch sizes are spread.
+    A group asks for it once: where that was not enough, its maker makes it.
     """
     groups: dict[str, list[str]] = {}
     for host, state in states.items():
@@ -52,27 +73,47 @@ def cache_round(states: Mapping[str, Mapping[str, Any]], shards: int = 1) -> dic
     decided: dict[str, dict[str, Any]] = {}
     for members in groups.values():
         lacking = [host for host in members if states[host]["lacks"]]
-        having = [host for host in members if _has_all(states[host]["done"]) and not states[host]["lacks"]]
+        having = [
+            host for host in members if _has_all(states[host]["done"]) and not states[host]["lacks"]
+        ]
         giver = having[0] if having and not any(states[host]["asked"] for host in members) else ""
         for host in lacking:
-            decided[host] = {"maker": lacking[0], "giver": giver, "shards": lacking[:shards] if shards > 1 and len(lacking) > 1 else []}
+            decided[host] = {
+                "maker": lacking[0],
+                "giver": giver,
+                "shards": lacking[:shards] if shards > 1 and len(lacking) > 1 else [],
+            }
     return decided
 
 
 def _has_all(done: Mapping[str, Any]) -> bool:
-    """Whether all that it wants stands on a host; that its metrics are still to be proven does not matter."""
-    return all(found["status"] in ("noop", "ok") for found in _stages(done).values() if found.get("key"))
+    """Whether all that it wants stands on a host; that its metrics are still to be proven does not
+    matter.
+    """
+    return all(
+        found["status"] in ("noop", "ok") for found in _stages(done).values() if found.get("key")
+    )
 
 
 def cache_shares(sizes: list[int], hosts: list[str], host: str) -> list[int]:
-    """The batch sizes that a host tunes of those that are spread over several: small ones and large ones fall to each."""
+    """The batch sizes that a host tunes of those that are spread over several: small ones and large
+    ones fall to each.
+    """
     return sorted(sizes)[hosts.index(host) :: len(hosts)]
 
 
-def cache_shard_items(lacks: list[dict[str, Any]], hosts: list[str], of: str | None = None) -> list[dict[str, Any]]:
-    """What each of the hosts that batch sizes are spread over has tuned, as items; or what one of them has."""
+def cache_shard_items(
+    lacks: list[dict[str, Any]], hosts: list[str], of: str | None = None
+) -> list[dict[str, Any]]:
+    """What each of the hosts that batch sizes are spread over has tuned, as items; or what one of
+    them has.
+    """
     return [
-        {"stage": item["stage"], "name": f"{item['name']}-shard-{number}-of-{len(hosts)}", "whole": False}
+        {
+            "stage": item["stage"],
+            "name": f"{item['name']}-shard-{number}-of-{len(hosts)}",
+            "whole": False,
+        }
         for item in lacks
         if item["stage"] == "moe_tune"
         for number, host in enumerate(hosts, 1)
@@ -81,14 +122,24 @@ def cache_shard_items(lacks: list[dict[str, Any]], hosts: list[str], of: str | N
 
 
 def cache_from(lacks: list[dict[str, Any]], given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is lacking, by the digests that a host of this run gave it with; batch sizes that were finished so far have another name."""
+    """What is lacking, by the digests that a host of this run gave it with; batch sizes that were
+    finished so far have another name.
+    """
     items = given.get("items", {})
-    whole = {name: what["from"] for name, what in items.items() if what.get("from") and what.get("finished", True)}
-    return [{**item, "from": whole[item["name"]]} if item["name"] in whole else item for item in lacks]
+    whole = {
+        name: what["from"]
+        for name, what in items.items()
+        if what.get("from") and what.get("finished", True)
+    }
+    return [
+        {**item, "from": whole[item["name"]]} if item["name"] in whole else item for item in lacks
+    ]
 
 
 def image_state(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a host's variables, what `image_round` decides by. By C(name) hosts of its kind find the image that it has or wants."""
+    """Of a host's variables, what `image_round` decides by. By C(name) hosts of its kind find the
+    image that it has or wants.
+    """
     built, host = known.get("image_built") or {}, known.get("preflight_host") or {}
     # A host whose turn comes later was only looked at so far.
     image = built["image"] if "image" in built else host.get("image")
@@ -102,8 +153,9 @@ def image_state(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_round(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each host that lacks the image: C(builder), the first such host of its kind, and C(giver), the first that has it, if any, with
-    the name that the C(image) has there. A kind asks for it once: where that was not enough, its builder builds it.
+    """For each host that lacks the image: C(builder), the first such host of its kind, and
+    C(giver), the first that has it, if any, with the name that the C(image) has there. A kind asks
+    for it once: where that was not enough, its builder builds it.
     """
     kinds: dict[str, list[str]] = {}
     for host, state in states.items():
@@ -115,14 +167,20 @@ def image_round(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
         having = [host for host in members if states[host]["image"] and not states[host]["lacks"]]
         giver = having[0] if having and not any(states[host]["asked"] for host in members) else ""
         for host in lacking:
-            decided[host] = {"builder": lacking[0], "giver": giver, "image": states[giver]["image"] if giver else ""}
+            decided[host] = {
+                "builder": lacking[0],
+                "giver": giver,
+                "image": states[giver]["image"] if giver else "",
+            }
     return decided
 
 
 def _stages(done: Mapping[str, Any]) -> Mapping[str, Any]:
     found = (done.get("plan") or done.get("result") or {}).get("stages")
     if not isinstance(found, Mapping):
-        raise AnsibleFilterError("neither the plan nor the result of a prep: it is registered as provider_prep_done")
+        raise AnsibleFilterError(
+            "neither the plan nor the result of a prep: it is registered as provider_prep_done"
+        )
     return found
 
 

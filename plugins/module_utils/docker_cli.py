@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The Docker command line: which client to use, and what its failures mean.
 
-The client is used, not the HTTP API: it knows the operator's context, DOCKER_HOST, TLS and credentials, and every host
-that can run the container has it.
+The client is used, not the HTTP API: it knows the operator's context, DOCKER_HOST, TLS and
+credentials, and every host that can run the container has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from typing import Any
 # Runs an argument list; returns exit code, standard output, standard error.
 Runner = Callable[[list[str]], tuple[int, str, str]]
 
-_STRANGE = "what is called docker on this host must be Docker's own client, and the daemon that it asks must be Docker"
+_STRANGE = (
+    "what is called docker on this host must be Docker's own client, and the daemon that it asks"
+    " must be Docker"
+)
 
 INPUTS_LABEL = "org.slice-bench.image-inputs"
 
@@ -33,14 +36,23 @@ class DockerCli:
         self._run = run
         found = binary or shutil.which("docker")
         if found is None:
-            raise DockerError("Docker is not installed: run `make prep` from the checkout, or `apt-get install docker.io`, on this host")
+            raise DockerError(
+                "Docker is not installed: run `make prep` from the checkout, or `apt-get install"
+                " docker.io`, on this host"
+            )
         self.binary = found
 
     def call(self, *arguments: str) -> str:
         """Standard output of a docker command. Raises DockerError."""
         code, output, error = self._run([self.binary, *arguments])
         if code:
-            raise DockerError(explain(error.strip() or output.strip() or f"docker {arguments[0]} ended with exit code {code}"))
+            raise DockerError(
+                explain(
+                    error.strip()
+                    or output.strip()
+                    or f"docker {arguments[0]} ended with exit code {code}"
+                )
+            )
         return output
 
     def version(self) -> str:
@@ -53,7 +65,9 @@ class DockerCli:
         if code:
             if "no such" in error.lower() or "not found" in error.lower():
                 return None
-            raise DockerError(explain(error.strip() or f"docker {kind} inspect ended with exit code {code}"))
+            raise DockerError(
+                explain(error.strip() or f"docker {kind} inspect ended with exit code {code}")
+            )
         try:
             document = json.loads(output)
         except (ValueError, RecursionError):
@@ -64,7 +78,9 @@ class DockerCli:
         return found
 
     def image(self, name: str) -> dict[str, Any] | None:
-        """What the roles need of an image: name, id, labels, architecture, created, and by which digests registries know it."""
+        """What the roles need of an image: name, id, labels, architecture, created, and by which
+        digests registries know it.
+        """
         found = self.inspect("image", name)
         if found is None:
             return None
@@ -75,11 +91,18 @@ class DockerCli:
             "architecture": _part(found, str, "Architecture"),
             # Not every image has it.
             "created": _part({"Created": "", **found}, str, "Created"),
-            "repo_digests": [str(name) for name in _part({"RepoDigests": None, **found}, (list, NoneType), "RepoDigests") or []],
+            "repo_digests": [
+                str(name)
+                for name in (
+                    _part({"RepoDigests": None, **found}, (list, NoneType), "RepoDigests") or []
+                )
+            ],
         }
 
     def container(self, name: str) -> dict[str, Any] | None:
-        """What the roles need of a container: id, image id, labels, whether and since when it runs, and its pid on the host."""
+        """What the roles need of a container: id, image id, labels, whether and since when it runs,
+        and its pid on the host.
+        """
         found = self.inspect("container", name)
         if found is None:
             return None
@@ -87,7 +110,10 @@ class DockerCli:
             "id": _part(found, str, "Id"),
             "image_id": _part(found, str, "Image"),
             "labels": _labels(found),
-            "running": _part(found, bool, "State", "Running") and not found["State"].get("Restarting", False),
+            "running": (
+                _part(found, bool, "State", "Running")
+                and not found["State"].get("Restarting", False)
+            ),
             "status": _part(found, str, "State", "Status"),
             "started_at": _part(found, str, "State", "StartedAt"),
             "exit_code": _part(found, int, "State", "ExitCode"),
@@ -105,7 +131,14 @@ def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:
 
 
 def _labels(found: dict[str, Any]) -> dict[str, Any]:
-    labels: dict[str, Any] = _part({"Labels": None, **_part({"Config": {}, **found}, dict, "Config")}, (dict, NoneType), "Labels") or {}
+    labels: dict[str, Any] = (
+        _part(
+            {"Labels": None, **_part({"Config": {}, **found}, dict, "Config")},
+            (dict, NoneType),
+            "Labels",
+        )
+        or {}
+    )
     return labels
 
 
@@ -113,14 +146,25 @@ def explain(error: str) -> str:
     """Docker's words for the common failures, with the remedy."""
     lowered = error.lower()
     if "permission denied" in lowered and "sock" in lowered:
-        return f"no permission to use Docker: add the user to the docker group and log in again, or set ansible_become ({error})"
-    if any(word in lowered for word in ("cannot connect to the docker daemon", "error during connect", "is the docker daemon running")):
+        return (
+            "no permission to use Docker: add the user to the docker group and log in again, or"
+            f" set ansible_become ({error})"
+        )
+    if any(
+        word in lowered
+        for word in (
+            "cannot connect to the docker daemon",
+            "error during connect",
+            "is the docker daemon running",
+        )
+    ):
         return f"the Docker daemon does not answer: start it (`systemctl start docker`) ({error})"
     return error
 
 
 def build_client(run: Runner) -> list[str]:
-    """The client that can build with BuildKit: a plain client before 23 has it built in, a later one needs its buildx plugin.
+    """The client that can build with BuildKit: a plain client before 23 has it built in, a later
+    one needs its buildx plugin.
 
     Raises DockerError where none on the PATH can.
     """
@@ -137,5 +181,6 @@ def build_client(run: Runner) -> list[str]:
         if run([binary, "buildx", "version"])[0] == 0:
             return [binary, "buildx", "build", "--load"]
     raise DockerError(
-        f"no docker client that can build with BuildKit ({', '.join(tried) or 'none on the PATH'}): install the docker-buildx plugin"
+        f"no docker client that can build with BuildKit ({', '.join(tried) or 'none on the PATH'}):"
+        " install the docker-buildx plugin"
     )

@@ -1,12 +1,14 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The health of a host's NVIDIA GPUs: what nvidia-smi, the kernel's log and /proc say of them, and what stands in the way of using them.
+"""The health of a host's NVIDIA GPUs: what nvidia-smi, the kernel's log and /proc say of them, and
+what stands in the way of using them.
 
-One `nvidia-smi -q -x` tells all of the GPUs. Its elements are those of drivers 535 to 595; what a driver does not tell is not known, and
-never counts as bad. Xid numbers are those of NVIDIA's "XID Errors" and its catalog. What is advised on Grace is in NVIDIA's "Grace
-Performance Tuning Guide" (Operating System Settings: 64 KiB pages, and transparent huge pages being too large with them) and in its "Grace
-CPU Benchmarking Guide" (Platform Configuration: init_on_alloc and numa_balancing off). Which CUDA runs on which driver is in "CUDA
-Compatibility". Memory is in MiB.
+One `nvidia-smi -q -x` tells all of the GPUs. Its elements are those of drivers 535 to 595; what a
+driver does not tell is not known, and never counts as bad. Xid numbers are those of NVIDIA's "XID
+Errors" and its catalog. What is advised on Grace is in NVIDIA's "Grace Performance Tuning Guide"
+(Operating System Settings: 64 KiB pages, and transparent huge pages being too large with them) and
+in its "Grace CPU Benchmarking Guide" (Platform Configuration: init_on_alloc and numa_balancing
+off). Which CUDA runs on which driver is in "CUDA Compatibility". Memory is in MiB.
 """
 
 from __future__ import annotations
@@ -33,25 +35,62 @@ _MAX_RECORDS = 200_000
 _MAX_TEXT = 120
 # nvidia-smi's code for a corrupt infoROM; it describes the GPUs all the same.
 _CORRUPT_INFOROM = 14
-_SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
+_SLOWDOWNS = (
+    "hw_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+    "sw_thermal_slowdown",
+)
 # The first driver of each major version of CUDA.
 _FIRST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-f:.]{4,20})\): (\d{1,4})\b", re.ASCII | re.IGNORECASE)
+_XID = re.compile(
+    r"NVRM: Xid \((?:PCI:)?([0-9a-f:.]{4,20})\): (\d{1,4})\b", re.ASCII | re.IGNORECASE
+)
 _PROGRAM = "look at the program that ran then; the GPU itself is seldom the cause"
 _XIDS = {
     13: f"a program made the GPU's engine fail (an illegal instruction or address): {_PROGRAM}",
     31: f"a program reached for memory that was not its own (a page fault): {_PROGRAM}",
     43: f"a program's work was stopped after an error of its own: {_PROGRAM}",
-    45: "a program's work was cleared away, as it was killed or after another error: look for an Xid before it",
-    48: "memory had an error that ECC could not correct: reset the GPU (`nvidia-smi -r`), and have it replaced if that comes again",
-    63: "a bad piece of memory is to be taken out of use: reset the GPU (`nvidia-smi -r`) for that to happen",
-    64: "a bad piece of memory could not be taken out of use: reset the GPU (`nvidia-smi -r`), and have it replaced if that comes again",
-    74: "an NVLink connection failed: reset the GPUs (`nvidia-smi -r`), and have links and bridges checked (`nvidia-smi nvlink -e`)",
-    79: "the GPU fell off the bus: reboot the host, and have power, cooling and seat of the GPU checked",
-    94: "an uncorrectable memory error hit one program alone: start that program again, and reset the GPU (`nvidia-smi -r`) once idle",
-    95: "an uncorrectable memory error may have hit any program: reset the GPU (`nvidia-smi -r`) before it is used again",
-    119: "the GPU's system processor did not answer: reset the GPU (`nvidia-smi -r`), or reboot, and update the driver if that comes again",
-    120: "the GPU's system processor failed: reset the GPU (`nvidia-smi -r`), or reboot, and update the driver if that comes again",
+    45: (
+        "a program's work was cleared away, as it was killed or after another error: look for an"
+        " Xid before it"
+    ),
+    48: (
+        "memory had an error that ECC could not correct: reset the GPU (`nvidia-smi -r`), and have"
+        " it replaced if that comes again"
+    ),
+    63: (
+        "a bad piece of memory is to be taken out of use: reset the GPU (`nvidia-smi -r`) for that"
+        " to happen"
+    ),
+    64: (
+        "a bad piece of memory could not be taken out of use: reset the GPU (`nvidia-smi -r`), and"
+        " have it replaced if that comes again"
+    ),
+    74: (
+        "an NVLink connection failed: reset the GPUs (`nvidia-smi -r`), and have links and bridges"
+        " checked (`nvidia-smi nvlink -e`)"
+    ),
+    79: (
+        "the GPU fell off the bus: reboot the host, and have power, cooling and seat of the GPU"
+        " checked"
+    ),
+    94: (
+        "an uncorrectable memory error hit one program alone: start that program again, and reset"
+        " the GPU (`nvidia-smi -r`) once idle"
+    ),
+    95: (
+        "an uncorrectable memory error may have hit any program: reset the GPU (`nvidia-smi -r`)"
+        " before it is used again"
+    ),
+    119: (
+        "the GPU's system processor did not answer: reset the GPU (`nvidia-smi -r`), or reboot, and"
+        " update the driver if that comes again"
+    ),
+    120: (
+        "the GPU's system processor failed: reset the GPU (`nvidia-smi -r`), or reboot, and update"
+        " the driver if that comes again"
+    ),
 }
 
 
@@ -61,7 +100,9 @@ class SmiError(Exception):
 
 @dataclass(frozen=True)
 class Process:
-    """A process that computes on a GPU. `name` is the program without its arguments, which may hold secrets."""
+    """A process that computes on a GPU. `name` is the program without its arguments, which may hold
+    secrets.
+    """
 
     gpu: int
     pid: int
@@ -102,7 +143,9 @@ class Smi:
 
 @dataclass
 class Verdict:
-    """`problems` stop a run, `lacking` is what a host that nobody prepared yet may lack, `warnings` are told."""
+    """`problems` stop a run, `lacking` is what a host that nobody prepared yet may lack, `warnings`
+    are told.
+    """
 
     problems: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
@@ -111,7 +154,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Use:
-    """What the GPUs are to be used for: the tensor parallel size, CUDA_VISIBLE_DEVICES, and the CUDA of the image where it is known."""
+    """What the GPUs are to be used for: the tensor parallel size, CUDA_VISIBLE_DEVICES, and the
+    CUDA of the image where it is known.
+    """
 
     tp: int = 1
     visible: str | None = None
@@ -124,10 +169,15 @@ def ask(tool: str, run: Runner) -> tuple[Smi, list[str]]:
     """What nvidia-smi says, with warnings of its own. Raises SmiError."""
     code, output, error = run([tool, "-q", "-x"])
     if code not in (0, _CORRUPT_INFOROM):
-        raise SmiError(one_line(error, 400) or one_line(output, 400) or f"it ended with exit code {code}")
+        raise SmiError(
+            one_line(error, 400) or one_line(output, 400) or f"it ended with exit code {code}"
+        )
     warnings = []
     if code == _CORRUPT_INFOROM:
-        warnings.append("nvidia-smi says that the infoROM of a GPU is corrupt: `nvidia-smi -q` shows which; have that GPU looked at")
+        warnings.append(
+            "nvidia-smi says that the infoROM of a GPU is corrupt: `nvidia-smi -q` shows which;"
+            " have that GPU looked at"
+        )
     return parse(output), warnings
 
 
@@ -140,20 +190,28 @@ def one_line(text: str, most: int = _MAX_TEXT) -> str:
 def parse(answer: str) -> Smi:
     """What the XML of `nvidia-smi -q -x` says. Raises SmiError for whatever else it may be."""
     if len(answer) > _MAX_ANSWER:
-        raise SmiError(f"it prints {len(answer)} characters, more than any description of GPUs takes")
+        raise SmiError(
+            f"it prints {len(answer)} characters, more than any description of GPUs takes"
+        )
     # Warnings may stand before and after it.
     start, end = answer.find("<nvidia_smi_log"), answer.rfind("</nvidia_smi_log>")
     if start < 0 or end < start:
         raise SmiError(f"it prints no description of GPUs, but {one_line(answer) or 'nothing'!r}")
     try:
         # Without the document type there is no entity to expand.
-        log = ET.fromstring(answer[start : end + len("</nvidia_smi_log>")].encode("utf-8", "replace"))  # noqa: S314
+        log = ET.fromstring(
+            answer[start : end + len("</nvidia_smi_log>")].encode("utf-8", "replace")
+        )  # noqa: S314
     except ET.ParseError as error:
         raise SmiError(f"its description of GPUs is no whole XML: {error}") from error
     gpus = [_gpu(element, index) for index, element in enumerate(log.findall("gpu")[:_MAX_GPUS])]
     if not gpus:
         raise SmiError("it describes no GPU")
-    processes = [process for index, element in enumerate(log.findall("gpu")[:_MAX_GPUS]) for process in _processes(element, index)]
+    processes = [
+        process
+        for index, element in enumerate(log.findall("gpu")[:_MAX_GPUS])
+        for process in _processes(element, index)
+    ]
     # Newer drivers have both names of each version, and are to drop the first.
     cuda = _version(_text(log, "cuda_version")) or _version(_text(log, "cuda_umd_version"))
     return Smi(
@@ -172,8 +230,14 @@ def _gpu(element: ET.Element, index: int) -> Gpu:
         word
         for word, yes in (
             ("a row remap is pending", says("remapped_rows/remapped_row_pending")),
-            ("a page retirement is pending", says("retired_pages/pending_retirement", "retired_pages/pending_blacklist")),
-            ("a repair is pending", says("ecc_errors/channel_repair_pending", "ecc_errors/tpc_repair_pending")),
+            (
+                "a page retirement is pending",
+                says("retired_pages/pending_retirement", "retired_pages/pending_blacklist"),
+            ),
+            (
+                "a repair is pending",
+                says("ecc_errors/channel_repair_pending", "ecc_errors/tpc_repair_pending"),
+            ),
             ("a reset is required", says("gpu_reset_status/reset_required")),
         )
         if yes
@@ -186,7 +250,10 @@ def _gpu(element: ET.Element, index: int) -> Gpu:
         for word, yes in (
             ("a row remap failed", says("remapped_rows/remapped_row_failure")),
             ("memory is beyond repair", says("ecc_errors/unrepairable_memory")),
-            ("errors of its SRAM are over the threshold", says("ecc_errors/aggregate/sram_threshold_exceeded")),
+            (
+                "errors of its SRAM are over the threshold",
+                says("ecc_errors/aggregate/sram_threshold_exceeded"),
+            ),
         )
         if yes
     ]
@@ -216,7 +283,11 @@ def _gpu(element: ET.Element, index: int) -> Gpu:
 
 
 def _uncorrectable(element: ET.Element) -> int:
-    counts = [child.text for child in element.findall("ecc_errors/volatile/*") if "uncorrectable" in child.tag]
+    counts = [
+        child.text
+        for child in element.findall("ecc_errors/volatile/*")
+        if "uncorrectable" in child.tag
+    ]
     # GPUs before Turing.
     counts.append(_text(element, "ecc_errors/volatile/double_bit/total"))
     return sum(_number(count or "") or 0 for count in counts)
@@ -253,12 +324,20 @@ def _version(text: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2] or 0)) if found else None
 
 
-def describe(smi: Smi, run: Runner, container_id: str | None = None, root: str = "/") -> dict[str, Any]:
-    """All that is known of the GPUs' health, as sgl_host_info returns it. `root` is where /dev, /proc and /sys are."""
+def describe(
+    smi: Smi, run: Runner, container_id: str | None = None, root: str = "/"
+) -> dict[str, Any]:
+    """All that is known of the GPUs' health, as sgl_host_info returns it. `root` is where /dev,
+    /proc and /sys are.
+    """
     log = _kernel_log(run, root)
-    grace = platform.machine() == "aarch64" and any(gpu.coherent or re.search(r"\bG[HB][23]00\b", gpu.name) for gpu in smi.gpus)
+    grace = platform.machine() == "aarch64" and any(
+        gpu.coherent or re.search(r"\bG[HB][23]00\b", gpu.name) for gpu in smi.gpus
+    )
     processes = [
-        {**asdict(process), "own": _is_of(process.pid, container_id, root)} for process in smi.processes if _is_there(process.pid, root)
+        {**asdict(process), "own": _is_of(process.pid, container_id, root)}
+        for process in smi.processes
+        if _is_there(process.pid, root)
     ]
     return {
         "driver": smi.driver,
@@ -284,8 +363,12 @@ def _is_there(pid: int, root: str) -> bool:
 
 
 def _is_of(pid: int, container_id: str | None, root: str) -> bool:
-    """Whether the process is the container's: its control group on the host has the container's id in its name."""
-    return bool(container_id) and str(container_id) in (_read(os.path.join(root, "proc", str(pid), "cgroup")) or "")
+    """Whether the process is the container's: its control group on the host has the container's id
+    in its name.
+    """
+    return bool(container_id) and str(container_id) in (
+        _read(os.path.join(root, "proc", str(pid), "cgroup")) or ""
+    )
 
 
 def _read(path: str) -> str | None:
@@ -298,14 +381,18 @@ def _read(path: str) -> str | None:
 
 
 def _kernel_log(run: Runner, root: str) -> str | None:
-    """The kernel's messages of this boot, as far as they are kept; None where this user may not read them."""
+    """The kernel's messages of this boot, as far as they are kept; None where this user may not
+    read them.
+    """
     text = _kernel_buffer(os.path.join(root, "dev", "kmsg"))
     if text is not None:
         return text
     tool = shutil.which("journalctl")
     if tool is None:
         return None
-    code, output, error = run([tool, "-k", "--no-pager", "-o", "cat", "-n", "2000", "--grep", "NVRM: Xid"])
+    code, output, error = run(
+        [tool, "-k", "--no-pager", "-o", "cat", "-n", "2000", "--grep", "NVRM: Xid"]
+    )
     if "permission" in error.lower() or "not seeing messages" in error.lower():
         return None
     # Code 1 is also that of no match.
@@ -347,32 +434,48 @@ def _xids(log: str, gpus: list[Gpu]) -> list[dict[str, Any]]:
         count, places = seen.setdefault(int(found[2]), (0, set()))
         places.add(_place(found[1], gpus))
         seen[int(found[2])] = (count + 1, places)
-    return [{"code": code, "count": count, "where": sorted(places)} for code, (count, places) in sorted(seen.items())]
+    return [
+        {"code": code, "count": count, "where": sorted(places)}
+        for code, (count, places) in sorted(seen.items())
+    ]
 
 
 def _place(bus: str, gpus: list[Gpu]) -> str:
-    """`GPU <index>` by its address, which the kernel writes with a shorter domain and without the function."""
+    """`GPU <index>` by its address, which the kernel writes with a shorter domain and without the
+    function.
+    """
 
     def short(address: str) -> str:
         return address.lower().partition(".")[0].lstrip("0:")
 
-    return next((f"GPU {gpu.index}" for gpu in gpus if gpu.bus and short(gpu.bus) == short(bus)), f"the device at {bus}")
+    return next(
+        (f"GPU {gpu.index}" for gpu in gpus if gpu.bus and short(gpu.bus) == short(bus)),
+        f"the device at {bus}",
+    )
 
 
 def _grace(root: str) -> dict[str, Any]:
     balancing = _read(os.path.join(root, "proc/sys/kernel/numa_balancing"))
-    huge = re.search(r"\[(\w+)\]", _read(os.path.join(root, "sys/kernel/mm/transparent_hugepage/enabled")) or "")
+    huge = re.search(
+        r"\[(\w+)\]", _read(os.path.join(root, "sys/kernel/mm/transparent_hugepage/enabled")) or ""
+    )
     return {
         "page_size": os.sysconf("SC_PAGE_SIZE"),
-        "numa_balancing": None if balancing is None or not balancing.strip() else balancing.strip() != "0",
+        "numa_balancing": (
+            None if balancing is None or not balancing.strip() else balancing.strip() != "0"
+        ),
         "init_on_alloc": _init_on_alloc(root),
         "transparent_hugepages": huge[1] if huge else None,
     }
 
 
 def _init_on_alloc(root: str) -> bool | None:
-    """Whether the kernel fills memory with zeros when it gives it out: by its command line, or else as it was built."""
-    given = re.findall(r"(?:^|\s)init_on_alloc=(\S+)", _read(os.path.join(root, "proc/cmdline")) or "")
+    """Whether the kernel fills memory with zeros when it gives it out: by its command line, or else
+    as it was built.
+    """
+    given = re.findall(
+        r"(?:^|\s)init_on_alloc=(\S+)", _read(os.path.join(root, "proc/cmdline")) or ""
+    )
     if given:
         return given[-1].lower() not in ("0", "n", "no", "off")
     built = _read(os.path.join(root, f"boot/config-{platform.release()}"))
@@ -384,11 +487,15 @@ def judge(health: dict[str, Any], use: Use) -> Verdict:
     verdict = Verdict()
     gpus = _visible(health["gpus"], use.visible, verdict)
     if lost := [gpu for gpu in gpus if gpu["lost"]]:
-        verdict.problems.append(f"{_which(lost)} lost to the driver: reboot the host, and have the hardware checked if it is lost again")
+        verdict.problems.append(
+            f"{_which(lost)} lost to the driver: reboot the host, and have the hardware checked if"
+            " it is lost again"
+        )
     if partitioned := [gpu for gpu in gpus if gpu["mig"]]:
         commands = " && ".join(f"nvidia-smi -i {gpu['index']} -mig 0" for gpu in partitioned)
         verdict.problems.append(
-            f"{_which(partitioned)} in MIG mode, but a server needs whole ones: end what uses them, and turn it off (`{commands}` as root)"
+            f"{_which(partitioned)} in MIG mode, but a server needs whole ones: end what uses them,"
+            f" and turn it off (`{commands}` as root)"
         )
     _judge_kinds(gpus, use, verdict)
     _judge_cuda(health, use, verdict)
@@ -396,8 +503,14 @@ def judge(health: dict[str, Any], use: Use) -> Verdict:
     verdict.warnings.extend(_strangers(health["processes"], gpus))
     for xid in health["xid"] or []:
         times = "once" if xid["count"] == 1 else f"{xid['count']} times"
-        meaning = _XIDS.get(xid["code"], "NVIDIA's Xid catalog says what that is; `dmesg | grep Xid` shows the whole message")
-        verdict.warnings.append(f"Xid {xid['code']} since the host was started, {times}, on {', '.join(xid['where'])}: {meaning}")
+        meaning = _XIDS.get(
+            xid["code"],
+            "NVIDIA's Xid catalog says what that is; `dmesg | grep Xid` shows the whole message",
+        )
+        verdict.warnings.append(
+            f"Xid {xid['code']} since the host was started, {times}, on {', '.join(xid['where'])}:"
+            f" {meaning}"
+        )
     if health["grace"]:
         verdict.warnings.extend(_grace_advice(health["grace"]))
     return verdict
@@ -409,14 +522,28 @@ def _which(gpus: Iterable[dict[str, Any]]) -> str:
     return f"GPU {numbers[0]} is" if len(numbers) == 1 else f"GPUs {', '.join(numbers)} are"
 
 
-def _visible(gpus: list[dict[str, Any]], given: str | None, verdict: Verdict) -> list[dict[str, Any]]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, by index or by the start of their UUID; all where it names none."""
+def _visible(
+    gpus: list[dict[str, Any]], given: str | None, verdict: Verdict
+) -> list[dict[str, Any]]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by index or by the start of their UUID; all where
+    it names none.
+    """
     words = [word.strip() for word in (given or "").split(",") if word.strip()]
     if not words:
         return gpus
-    found = [gpu for gpu in gpus if any(word == str(gpu["index"]) or (len(word) > 4 and gpu["uuid"].startswith(word)) for word in words)]
+    found = [
+        gpu
+        for gpu in gpus
+        if any(
+            word == str(gpu["index"]) or (len(word) > 4 and gpu["uuid"].startswith(word))
+            for word in words
+        )
+    ]
     if not found:
-        verdict.warnings.append(f"CUDA_VISIBLE_DEVICES is {one_line(given or '')}, and no GPU here is that: take one of `nvidia-smi -L`")
+        verdict.warnings.append(
+            f"CUDA_VISIBLE_DEVICES is {one_line(given or '')}, and no GPU here is that: take one of"
+            " `nvidia-smi -L`"
+        )
     return found or gpus
 
 
@@ -426,41 +553,62 @@ def _judge_kinds(gpus: list[dict[str, Any]], use: Use, verdict: Verdict) -> None
         kinds.setdefault(gpu["name"], []).append(gpu)
     if len(kinds) < 2:
         return
-    named = ", ".join(f"{name} ({', '.join(str(gpu['index']) for gpu in some)})" for name, some in list(kinds.items())[:8])
+    named = ", ".join(
+        f"{name} ({', '.join(str(gpu['index']) for gpu in some)})"
+        for name, some in list(kinds.items())[:8]
+    )
     # More would fill the screen; who has more gets the idea.
     most = max(kinds.values(), key=len)[:8]
     advice = (
-        "give each container one kind, with sgl_server_env: {CUDA_VISIBLE_DEVICES: '" + ",".join(gpu["uuid"] for gpu in most) + "'} for one"
+        "give each container one kind, with sgl_server_env: {CUDA_VISIBLE_DEVICES: '"
+        + ",".join(gpu["uuid"] for gpu in most)
+        + "'} for one"
     )
     if use.tp > 1:
-        verdict.problems.append(f"the GPUs here are of different kinds, {named}, and tp {use.tp} needs {use.tp} of one kind: {advice}")
+        verdict.problems.append(
+            f"the GPUs here are of different kinds, {named}, and tp {use.tp} needs {use.tp} of one"
+            f" kind: {advice}"
+        )
     else:
-        verdict.warnings.append(f"the GPUs here are of different kinds, {named}, and kernels are tuned for one of them alone: {advice}")
+        verdict.warnings.append(
+            f"the GPUs here are of different kinds, {named}, and kernels are tuned for one of them"
+            f" alone: {advice}"
+        )
 
 
 def _judge_cuda(health: dict[str, Any], use: Use, verdict: Verdict) -> None:
     wanted, supported = _version(use.image_cuda or ""), _version(health["cuda"] or "")
     if wanted is None or supported is None or supported >= wanted:
         return
-    image, driver = "CUDA {}.{}".format(*wanted), f"driver {health['driver']} supports CUDA {health['cuda']}"
+    image, driver = (
+        "CUDA {}.{}".format(*wanted),
+        f"driver {health['driver']} supports CUDA {health['cuda']}",
+    )
     if supported[0] == wanted[0]:
         verdict.warnings.append(
-            f"{driver}, and the image has {image}: programs made for it run, but the driver cannot compile its PTX; "
-            "update the driver if a kernel does not load"
+            f"{driver}, and the image has {image}: programs made for it run, but the driver cannot"
+            " compile its PTX; update the driver if a kernel does not load"
         )
     elif _makes_do(use.image_requires, health["driver"]):
         verdict.warnings.append(
-            f"{driver}, and the image has {image}, whose compatibility libraries make do with it: update the driver if CUDA fails to start"
+            f"{driver}, and the image has {image}, whose compatibility libraries make do with it:"
+            " update the driver if CUDA fails to start"
         )
     else:
-        first = f"{_FIRST_DRIVER[wanted[0]]} or later" if wanted[0] in _FIRST_DRIVER else f"one that supports CUDA {wanted[0]}"
+        first = (
+            f"{_FIRST_DRIVER[wanted[0]]} or later"
+            if wanted[0] in _FIRST_DRIVER
+            else f"one that supports CUDA {wanted[0]}"
+        )
         verdict.problems.append(
-            f"{driver}, too old for the image, which has {image}: install a newer driver ({first}), or take an image of CUDA {supported[0]}"
+            f"{driver}, too old for the image, which has {image}: install a newer driver ({first}),"
+            f" or take an image of CUDA {supported[0]}"
         )
 
 
 def _makes_do(requires: str, driver: str) -> bool:
-    """Whether one of an image's requirements, which are alternatives, takes drivers of this branch."""
+    """Whether one of an image's requirements, which are alternatives, takes drivers of this branch.
+    """
     branch = _version(driver)
     if branch is None:
         return False
@@ -479,19 +627,29 @@ def _conditions(gpus: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{name} is damaged, {', '.join(gpu['broken'])}: have it replaced"
         if gpu["wants_reset"]:
             reset = f"nvidia-smi -r -i {gpu['index']}"
-            yield f"{name} is to be reset, {', '.join(gpu['wants_reset'])}: end what uses it and reset it (`{reset}` as root), or reboot"
+            yield (
+                f"{name} is to be reset, {', '.join(gpu['wants_reset'])}: end what uses it and"
+                f" reset it (`{reset}` as root), or reboot"
+            )
         if gpu["uncorrectable"]:
             yield (
-                f"{name} had {gpu['uncorrectable']} uncorrectable ECC errors since the driver was loaded: reset it when it is idle "
-                f"(`nvidia-smi -r -i {gpu['index']}` as root), and have it replaced if they come again"
+                f"{name} had {gpu['uncorrectable']} uncorrectable ECC errors since the driver was"
+                f" loaded: reset it when it is idle (`nvidia-smi -r -i {gpu['index']}` as root),"
+                " and have it replaced if they come again"
             )
         if gpu["slowdown"]:
-            cause = "power" if gpu["slowdown"] == ["hw_power_brake_slowdown"] else "cooling and power"
-            yield f"{name} is slowed down now ({', '.join(gpu['slowdown'])}), so that what is measured is too slow: look at its {cause}"
+            cause = (
+                "power" if gpu["slowdown"] == ["hw_power_brake_slowdown"] else "cooling and power"
+            )
+            yield (
+                f"{name} is slowed down now ({', '.join(gpu['slowdown'])}), so that what is"
+                f" measured is too slow: look at its {cause}"
+            )
     if off := [gpu for gpu in gpus if gpu["persistence"] is False]:
         yield (
-            f"{_which(off)} not in persistence mode, so that the driver starts anew each time that nobody uses them: "
-            "`systemctl enable --now nvidia-persistenced`, or `nvidia-smi -pm 1` until the next boot"
+            f"{_which(off)} not in persistence mode, so that the driver starts anew each time that"
+            " nobody uses them: `systemctl enable --now nvidia-persistenced`, or `nvidia-smi -pm"
+            " 1` until the next boot"
         )
 
 
@@ -499,18 +657,23 @@ def _strangers(processes: list[dict[str, Any]], gpus: list[dict[str, Any]]) -> I
     indexes = {gpu["index"] for gpu in gpus}
     for process in processes:
         if not process["own"] and process["gpu"] in indexes:
-            memory = "an unknown amount" if process["memory_mib"] is None else f"{process['memory_mib']} MiB"
+            memory = (
+                "an unknown amount"
+                if process["memory_mib"] is None
+                else f"{process['memory_mib']} MiB"
+            )
             yield (
-                f"GPU {process['gpu']} is in use by another process, pid {process['pid']} ({process['name']}), which holds {memory} of its "
-                "memory: end it before stages that need the GPU, which fail with gpu_busy otherwise"
+                f"GPU {process['gpu']} is in use by another process, pid {process['pid']}"
+                f" ({process['name']}), which holds {memory} of its memory: end it before stages"
+                " that need the GPU, which fail with gpu_busy otherwise"
             )
 
 
 def _grace_advice(grace: dict[str, Any]) -> Iterator[str]:
     if grace["page_size"] != 65536:
         yield (
-            f"this Grace host's kernel has pages of {grace['page_size'] // 1024} KiB, and NVIDIA advises 64 KiB: boot a 64k kernel "
-            "(linux-nvidia-64k or linux-generic-64k on Ubuntu)"
+            f"this Grace host's kernel has pages of {grace['page_size'] // 1024} KiB, and NVIDIA"
+            " advises 64 KiB: boot a 64k kernel (linux-nvidia-64k or linux-generic-64k on Ubuntu)"
         )
     elif grace["transparent_hugepages"] == "always":
         yield (
@@ -520,21 +683,25 @@ def _grace_advice(grace: dict[str, Any]) -> Iterator[str]:
         )
     if grace["numa_balancing"]:
         yield (
-            "automatic NUMA balancing is on, which unmaps pages that the GPU works on: `sysctl -w kernel.numa_balancing=0`, "
-            "and numa_balancing=disable on the kernel's command line"
+            "automatic NUMA balancing is on, which unmaps pages that the GPU works on: `sysctl -w"
+            " kernel.numa_balancing=0`, and numa_balancing=disable on the kernel's command line"
         )
     if grace["init_on_alloc"]:
         yield (
-            "the kernel fills memory with zeros when it gives it out, which makes large allocations slow: "
-            "NVIDIA advises init_on_alloc=0 on the kernel's command line of a Grace host"
+            "the kernel fills memory with zeros when it gives it out, which makes large allocations"
+            " slow: NVIDIA advises init_on_alloc=0 on the kernel's command line of a Grace host"
         )
 
 
 def toolkit_problem(run: Runner, docker: str, root: str = "/") -> str | None:
-    """What to install where Docker cannot give GPUs to a container; None where it can, or where Docker does not say."""
+    """What to install where Docker cannot give GPUs to a container; None where it can, or where
+    Docker does not say.
+    """
     hooks = ("nvidia-container-runtime-hook", "nvidia-container-toolkit")
     # Docker is asked last, as it answers slowest.
-    if any(shutil.which(hook) or os.path.exists(os.path.join(root, "usr/bin", hook)) for hook in hooks):
+    if any(
+        shutil.which(hook) or os.path.exists(os.path.join(root, "usr/bin", hook)) for hook in hooks
+    ):
         return None
     for folder in ("etc/cdi", "var/run/cdi"):
         try:
@@ -548,17 +715,28 @@ def toolkit_problem(run: Runner, docker: str, root: str = "/") -> str | None:
         runtimes = json.loads(output)
     except (ValueError, RecursionError):
         return None
-    if code or not isinstance(runtimes, dict) or any(name.startswith("nvidia") for name in runtimes):
+    if (
+        code
+        or not isinstance(runtimes, dict)
+        or any(name.startswith("nvidia") for name in runtimes)
+    ):
         return None
     return (
-        "Docker cannot give this host's GPUs to a container without the NVIDIA container toolkit: install nvidia-container-toolkit from "
-        "NVIDIA's package repository, then `nvidia-ctk runtime configure --runtime=docker` and `systemctl restart docker`"
+        "Docker cannot give this host's GPUs to a container without the NVIDIA container toolkit:"
+        " install nvidia-container-toolkit from NVIDIA's package repository, then `nvidia-ctk"
+        " runtime configure --runtime=docker` and `systemctl restart docker`"
     )
 
 
 def image_cuda(inspected: dict[str, Any]) -> tuple[str | None, str]:
-    """CUDA_VERSION and NVIDIA_REQUIRE_CUDA of an image, as `docker image inspect` tells its environment."""
+    """CUDA_VERSION and NVIDIA_REQUIRE_CUDA of an image, as `docker image inspect` tells its
+    environment.
+    """
     config = inspected.get("Config")
     lines = config.get("Env") if isinstance(config, dict) else None
-    env = dict(line.split("=", 1) for line in lines if isinstance(line, str) and "=" in line) if isinstance(lines, list) else {}
+    env = (
+        dict(line.split("=", 1) for line in lines if isinstance(line, str) and "=" in line)
+        if isinstance(lines, list)
+        else {}
+    )
     return env.get("CUDA_VERSION"), env.get("NVIDIA_REQUIRE_CUDA", "")

@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The host tree: what it consists of, whose it must be, and how it is made.
 
-:func:`inspect` only reads; everything that can be refused is refused there, so a refused run has changed nothing.
-:func:`apply` then does what the plan says. Nothing that existed is ever chowned.
+:func:`inspect` only reads; everything that can be refused is refused there, so a refused run has
+changed nothing. :func:`apply` then does what the plan says. Nothing that existed is ever chowned.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ TEMP_PREFIX = ".sgl-new-"
 TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
 NAMED_MISMATCHES = 10
 
-# Bits that an existing directory must have, as a mask over the wanted mode. What it grants beyond them is the operator's business.
+# Bits that an existing directory must have, as a mask over the wanted mode. What it grants beyond
+# them is the operator's business.
 _BITS_WRITTEN = 0o2770
-# Only directories are made in the parent, and only by its owner. It may be a home directory: sshd refuses one that its group may write.
+# Only directories are made in the parent, and only by its owner. It may be a home directory: sshd
+# refuses one that its group may write.
 _BITS_PARENT = 0o700
 # The server only reads models; a read-only export must do.
 _BITS_READ = 0o500
@@ -61,7 +63,8 @@ class ForeignOwner(HostTreeError):
 class Spec:
     """What is wanted. Paths are absolute; ``mode`` holds permission bits (0o775), ids are numeric.
 
-    ``pointer_uid`` and ``pointer_gid`` are the expected owner of the pointer alone, where that is not the tree's.
+    ``pointer_uid`` and ``pointer_gid`` are the expected owner of the pointer alone, where that is
+    not the tree's.
     """
 
     root: str
@@ -100,7 +103,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Foreign:
-    """An entry that another uid:gid owns. ``top`` is the root that holds it; ``recursive`` says whether ``chown -R`` is safe on it."""
+    """An entry that another uid:gid owns. ``top`` is the root that holds it; ``recursive`` says
+    whether ``chown -R`` is safe on it.
+    """
 
     path: str
     uid: int
@@ -162,7 +167,9 @@ def printable(path: str) -> str:
 
 
 def owner_text(uid: int, gid: int, *, with_group: bool = False) -> str:
-    """``1000:1000 (ubuntu)``; with_group adds the group's name, for a mismatch that is the group's alone."""
+    """``1000:1000 (ubuntu)``; with_group adds the group's name, for a mismatch that is the group's
+    alone.
+    """
     try:
         name = pwd.getpwuid(uid).pw_name
     except (KeyError, OverflowError):
@@ -181,7 +188,8 @@ def clean_path(path: str) -> str:
 
 
 def parse_mode(value: object) -> int:
-    """Permission bits out of an octal string (``"0775"``) or a number (YAML reads an unquoted 0775 as 509).
+    """Permission bits out of an octal string (``"0775"``) or a number (YAML reads an unquoted 0775
+    as 509).
 
     Raises HostTreeError when it is neither, or when the owner could not use the directory.
     """
@@ -189,17 +197,27 @@ def parse_mode(value: object) -> int:
         raise HostTreeError(f"mode {value!r} is not an octal string: write it as '0775'")
     if isinstance(value, str):
         if not re.fullmatch(r"(0o)?[0-7]{3,5}", value):
-            raise HostTreeError(f"mode '{value}' is not an octal string: write it as '0775', with the quotes")
+            raise HostTreeError(
+                f"mode '{value}' is not an octal string: write it as '0775', with the quotes"
+            )
         value = int(value, 8)
     if not 0 <= value <= 0o7777 or value & 0o700 != 0o700:
-        raise HostTreeError(f"mode {value:04o} does not let the owner read, write and enter the directory: use '0775' or '2775'")
+        raise HostTreeError(
+            f"mode {value:04o} does not let the owner read, write and enter the directory: use"
+            " '0775' or '2775'"
+        )
     return value
 
 
 def _wanted(spec: Spec) -> Iterator[tuple[str, str, int]]:
-    """Each directory of the tree, parents first: (option or root that it belongs to, path, bits that an existing one must have)."""
+    """Each directory of the tree, parents first: (option or root that it belongs to, path, bits
+    that an existing one must have).
+    """
     yield "root", spec.root, spec.mode & _BITS_PARENT
-    for option, top, names in (("telemetry_root", spec.telemetry, TELEMETRY_DIRS), ("profiles_root", spec.profiles, PROFILES_DIRS)):
+    for option, top, names in (
+        ("telemetry_root", spec.telemetry, TELEMETRY_DIRS),
+        ("profiles_root", spec.profiles, PROFILES_DIRS),
+    ):
         yield option, top, spec.mode & _BITS_WRITTEN
         for name in names:
             yield option, os.path.join(top, name), spec.mode & _BITS_WRITTEN
@@ -210,21 +228,35 @@ def _wanted(spec: Spec) -> Iterator[tuple[str, str, int]]:
 def _check_spec(spec: Spec) -> None:
     for name, number in (("owner_uid", spec.uid), ("owner_gid", spec.gid)):
         if not 0 <= number < 2**32 - 1:
-            raise HostTreeError(f"{name} {number} is not a user or group id: set it to the number that `id` prints for the service user")
-    named = {("root" if key == "root" else f"{key}_root"): path for key, path in spec.roots().items()}
+            raise HostTreeError(
+                f"{name} {number} is not a user or group id: set it to the number that `id` prints"
+                " for the service user"
+            )
+    named = {
+        ("root" if key == "root" else f"{key}_root"): path for key, path in spec.roots().items()
+    }
     for option, path in named.items():
         if not os.path.isabs(path) or "\0" in path:
-            raise HostTreeError(f"{option} '{printable(path)}' is not an absolute path: set it to one such as /srv/sglang-observability")
+            raise HostTreeError(
+                f"{option} '{printable(path)}' is not an absolute path: set it to one such as"
+                " /srv/sglang-observability"
+            )
         if path == "/":
-            raise HostTreeError(f"{option} is the root of the filesystem: set it to a directory of its own")
+            raise HostTreeError(
+                f"{option} is the root of the filesystem: set it to a directory of its own"
+            )
     for option, path in named.items():
         for other, top in named.items():
             if option == other:
                 continue
             if path == top:
-                raise HostTreeError(f"{option} and {other} are both {path}: give each a directory of its own")
+                raise HostTreeError(
+                    f"{option} and {other} are both {path}: give each a directory of its own"
+                )
             if other != "root" and path.startswith(top + "/"):
-                raise HostTreeError(f"{option} {path} lies inside {other} {top}: give each a directory of its own")
+                raise HostTreeError(
+                    f"{option} {path} lies inside {other} {top}: give each a directory of its own"
+                )
 
 
 def _process_groups() -> set[int]:
@@ -235,14 +267,18 @@ def _check_process(spec: Spec) -> None:
     euid = os.geteuid()
     if euid not in (0, spec.uid):
         raise HostTreeError(
-            f"the task runs as {owner_text(euid, os.getegid())}, which cannot make directories for {owner_text(spec.uid, spec.gid)}:"
-            " run it with become: true, or set sgl_user to the user who connects"
+            f"the task runs as {owner_text(euid, os.getegid())}, which cannot make directories for"
+            f" {owner_text(spec.uid, spec.gid)}: run it with become: true, or set sgl_user to the"
+            " user who connects"
         )
 
 
 def _remedy(exc: OSError) -> str:
     if exc.errno in (errno.EACCES, errno.EPERM):
-        return "run the task with become: true, or set the root to a directory that its owner may write"
+        return (
+            "run the task with become: true, or set the root to a directory that its owner may"
+            " write"
+        )
     if exc.errno == errno.EROFS:
         return "the filesystem is mounted read-only: remount it, or set the root elsewhere"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -259,8 +295,8 @@ def _os_error(doing: str, path: str, exc: OSError) -> HostTreeError:
 def _stat_directory(option: str, path: str, *, follow: bool) -> os.stat_result | None:
     """The directory's stat; None when it, or a parent, is missing.
 
-    follow: roots may be symbolic links (the runtime resolves them before it mounts); what lies inside a mount may not.
-    Raises HostTreeError for anything that is not a directory.
+    follow: roots may be symbolic links (the runtime resolves them before it mounts); what lies
+    inside a mount may not. Raises HostTreeError for anything that is not a directory.
     """
     try:
         info = os.lstat(path)
@@ -272,18 +308,28 @@ def _stat_directory(option: str, path: str, *, follow: bool) -> os.stat_result |
     if stat.S_ISLNK(info.st_mode):
         target = printable(os.readlink(path))
         if not follow:
-            raise HostTreeError(f"{shown} is a symbolic link to {target}, which the container cannot follow: replace it by a directory")
+            raise HostTreeError(
+                f"{shown} is a symbolic link to {target}, which the container cannot follow:"
+                " replace it by a directory"
+            )
         try:
             info = os.stat(path)
         except FileNotFoundError:
             raise HostTreeError(
-                f"{option} {shown} is a dangling symbolic link to {target}: make that directory, or remove the link"
+                f"{option} {shown} is a dangling symbolic link to {target}: make that directory, or"
+                " remove the link"
             ) from None
         except OSError as exc:
-            raise HostTreeError(f"{option} {shown} is a symbolic link that cannot be followed ({exc.strerror}): remove it") from exc
+            raise HostTreeError(
+                f"{option} {shown} is a symbolic link that cannot be followed ({exc.strerror}):"
+                " remove it"
+            ) from exc
     if not stat.S_ISDIR(info.st_mode):
         what = "a file" if stat.S_ISREG(info.st_mode) else "not a directory"
-        raise HostTreeError(f"{shown} is {what}, but {option} needs a directory there: move it away, or set {option} elsewhere")
+        raise HostTreeError(
+            f"{shown} is {what}, but {option} needs a directory there: move it away, or set"
+            f" {option} elsewhere"
+        )
     return info
 
 
@@ -305,7 +351,9 @@ def _may(path: str, how: int) -> bool:
 
 
 def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:
-    """Look at each entry below top, without following links; a foreign directory is named and not entered."""
+    """Look at each entry below top, without following links; a foreign directory is named and not
+    entered.
+    """
     uid, gid = spec.uid, spec.gid
     pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
     parents = set(temp_parents)
@@ -322,7 +370,8 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
         except OSError as exc:
             shown = printable(directory)
             raise HostTreeError(
-                f"{shown} cannot be read ({exc.strerror}), so its ownership cannot be checked: run `chmod u+rwx {shlex.quote(shown)}`"
+                f"{shown} cannot be read ({exc.strerror}), so its ownership cannot be checked: run"
+                f" `chmod u+rwx {shlex.quote(shown)}`"
             ) from exc
         with entries:
             for entry in entries:
@@ -336,7 +385,9 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
                     plan.leftovers.append(entry.path)
                 elif entry.path == spec.pointer and pointer_owner != (uid, gid):
                     if (info.st_uid, info.st_gid) != pointer_owner:
-                        plan.foreign_pointer = Foreign(entry.path, info.st_uid, info.st_gid, top, recursive=False)
+                        plan.foreign_pointer = Foreign(
+                            entry.path, info.st_uid, info.st_gid, top, recursive=False
+                        )
                 elif info.st_uid != uid or info.st_gid != gid:
                     # mkfs makes it, for root, at the top of each ext4; no service goes there.
                     if entry.path != lost_and_found:
@@ -347,7 +398,9 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
 
 
 def _is_leftover(path: str, name: str) -> bool:
-    """An empty directory under the temporary name that :func:`make_directory` uses: its maker was killed before the rename."""
+    """An empty directory under the temporary name that :func:`make_directory` uses: its maker was
+    killed before the rename.
+    """
     if not TEMP_NAME.fullmatch(name):
         return False
     try:
@@ -359,7 +412,9 @@ def _is_leftover(path: str, name: str) -> bool:
 
 
 def _leftovers_in(parent: str, *, ours_only: bool) -> list[str]:
-    """Leftovers in a directory that is not scanned; ours_only where a removal may be refused (a sticky parent)."""
+    """Leftovers in a directory that is not scanned; ours_only where a removal may be refused (a
+    sticky parent).
+    """
     found = []
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
@@ -373,10 +428,18 @@ def _leftovers_in(parent: str, *, ours_only: bool) -> list[str]:
 
 
 def _holds_strangers(spec: Spec) -> bool:
-    """True when the parent holds things that are not the tree's: a recursive chown of it would hit them too."""
-    ours = {os.path.basename(path) for path in spec.roots().values() if os.path.dirname(path) == spec.root}
+    """True when the parent holds things that are not the tree's: a recursive chown of it would hit
+    them too.
+    """
+    ours = {
+        os.path.basename(path)
+        for path in spec.roots().values()
+        if os.path.dirname(path) == spec.root
+    }
     try:
-        return any(name not in ours and not TEMP_NAME.fullmatch(name) for name in os.listdir(spec.root))
+        return any(
+            name not in ours and not TEMP_NAME.fullmatch(name) for name in os.listdir(spec.root)
+        )
     except OSError:
         return True
 
@@ -393,7 +456,10 @@ def ownership_text(spec: Spec, foreign: list[Foreign]) -> str:
     listed = foreign[:NAMED_MISMATCHES]
 
     def owned(item: Foreign) -> str:
-        return f"{printable(item.path)} is owned by {owner_text(item.uid, item.gid, with_group=item.uid == spec.uid)}"
+        return (
+            f"{printable(item.path)} is owned by"
+            f" {owner_text(item.uid, item.gid, with_group=item.uid == spec.uid)}"
+        )
 
     commands = []
     plain = [item.path for item in foreign if not item.recursive]
@@ -401,21 +467,36 @@ def ownership_text(spec: Spec, foreign: list[Foreign]) -> str:
         commands.append(chown_command(spec.uid, spec.gid, plain, recursive=False))
     deep = [item for item in foreign if item.recursive]
     if deep:
-        # Beyond what the sentence can name, the roots that hold them: everything below those has one owner anyway.
-        chosen = [item.path for item in deep] if len(foreign) <= NAMED_MISMATCHES else list(dict.fromkeys(item.top for item in deep))
-        # A recursive chown of a parent repairs what lies below it; of a link it would change the link alone, so name its target.
-        chosen = [path for path in chosen if not any(path.startswith(other + "/") for other in chosen)]
-        resolved = [os.path.realpath(path) if path in spec.roots().values() else path for path in chosen]
+        # Beyond what the sentence can name, the roots that hold them: everything below those has
+        # one owner anyway.
+        chosen = (
+            [item.path for item in deep]
+            if len(foreign) <= NAMED_MISMATCHES
+            else list(dict.fromkeys(item.top for item in deep))
+        )
+        # A recursive chown of a parent repairs what lies below it; of a link it would change the
+        # link alone, so name its target.
+        chosen = [
+            path for path in chosen if not any(path.startswith(other + "/") for other in chosen)
+        ]
+        resolved = [
+            os.path.realpath(path) if path in spec.roots().values() else path for path in chosen
+        ]
         commands.append(chown_command(spec.uid, spec.gid, resolved))
     command = " && ".join(commands)
     if len(foreign) == 1:
         return f"{owned(foreign[0])}, not {expected}: run `{command}` as root"
     more = f" and {len(foreign) - len(listed)} more" if len(foreign) > len(listed) else ""
-    return f"{len(foreign)} paths are owned by others, not {expected}: {', '.join(map(owned, listed))}{more}: run `{command}` as root"
+    return (
+        f"{len(foreign)} paths are owned by others, not {expected}:"
+        f" {', '.join(map(owned, listed))}{more}: run `{command}` as root"
+    )
 
 
 def inspect(spec: Spec) -> Plan:
-    """Read the host and decide. Raises HostTreeError, with nothing changed, for whatever must be refused."""
+    """Read the host and decide. Raises HostTreeError, with nothing changed, for whatever must be
+    refused.
+    """
     _check_spec(spec)
     _check_process(spec)
     plan = Plan(spec)
@@ -442,8 +523,16 @@ def inspect(spec: Spec) -> Plan:
             recursive = path != spec.root or not _holds_strangers(spec)
             plan.foreign.append(Foreign(path, info.st_uid, info.st_gid, path, recursive))
             top_is_foreign.add(path)
-        if is_root and path != spec.root and path not in top_is_foreign and not _may(path, os.R_OK | os.X_OK):
-            raise HostTreeError(f"{option} {path} cannot be read by uid {os.geteuid()}: run `chmod u+rwx {shlex.quote(path)}`")
+        if (
+            is_root
+            and path != spec.root
+            and path not in top_is_foreign
+            and not _may(path, os.R_OK | os.X_OK)
+        ):
+            raise HostTreeError(
+                f"{option} {path} cannot be read by uid {os.geteuid()}: run `chmod u+rwx"
+                f" {shlex.quote(path)}`"
+            )
 
     for top, names in ((spec.telemetry, TELEMETRY_DIRS), (spec.profiles, PROFILES_DIRS)):
         if top not in create and top not in top_is_foreign:
@@ -453,11 +542,17 @@ def inspect(spec: Spec) -> Plan:
     if plan.foreign or plan.foreign_pointer:
         text = ownership_text(spec, plan.foreign) if plan.foreign else ""
         if plan.foreign_pointer:
-            text = "; ".join(filter(None, [text, ownership_text(spec.of_pointer(), [plan.foreign_pointer])]))
+            text = "; ".join(
+                filter(None, [text, ownership_text(spec.of_pointer(), [plan.foreign_pointer])])
+            )
         if not spec.ownership_ignore:
             paths = [printable(item.path) for item in (*plan.foreign, plan.foreign_pointer) if item]
-            raise ForeignOwner(f"{text}, or set sgl_ownership_ignore: true to proceed all the same", paths)
-        plan.warnings.append(f"ownership is ignored as asked: {text}, or the services may be unable to write there")
+            raise ForeignOwner(
+                f"{text}, or set sgl_ownership_ignore: true to proceed all the same", paths
+            )
+        plan.warnings.append(
+            f"ownership is ignored as asked: {text}, or the services may be unable to write there"
+        )
 
     plan.chmod = mode_of
     for base, option in bases.items():
@@ -466,34 +561,46 @@ def inspect(spec: Spec) -> Plan:
                 f"{option} cannot be made: uid {os.geteuid()} may not write in {printable(base)}:"
                 f" run the task with become: true, or set {option} elsewhere"
             )
-        if base not in (spec.telemetry, spec.profiles) and not base.startswith((spec.telemetry + "/", spec.profiles + "/")):
+        if base not in (spec.telemetry, spec.profiles) and not base.startswith(
+            (spec.telemetry + "/", spec.profiles + "/")
+        ):
             plan.leftovers.extend(_leftovers_in(base, ours_only=True))
     if spec.root not in create and spec.root not in bases:
         plan.leftovers.extend(_leftovers_in(spec.root, ours_only=True))
     plan.create = list(create)
     if plan.changed and os.geteuid() != 0 and spec.gid not in _process_groups():
         raise HostTreeError(
-            f"uid {os.geteuid()} is not in group {spec.gid}, so it cannot make directories for {owner_text(spec.uid, spec.gid)}:"
-            " add the user to that group, set owner_gid to one of its groups, or run the task with become: true"
+            f"uid {os.geteuid()} is not in group {spec.gid}, so it cannot make directories for"
+            f" {owner_text(spec.uid, spec.gid)}: add the user to that group, set owner_gid to one"
+            " of its groups, or run the task with become: true"
         )
     return plan
 
 
-def make_directory(path: str, uid: int, gid: int, mode: int, *, parent_fd: int | None = None) -> None:
+def make_directory(
+    path: str, uid: int, gid: int, mode: int, *, parent_fd: int | None = None
+) -> None:
     """Make one directory that from its first moment has this owner and mode (whatever the umask).
 
-    It is made under a temporary name beside and renamed when finished: a kill leaves an empty ``.sgl-new-*``, never a directory
-    of the wrong owner. ``parent_fd`` is the open parent. Raises OSError.
+    It is made under a temporary name beside and renamed when finished: a kill leaves an empty
+    ``.sgl-new-*``, never a directory of the wrong owner. ``parent_fd`` is the open parent. Raises
+    OSError.
     """
     parent, name = os.path.split(path)
     opened = parent_fd is None
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if parent_fd is None else parent_fd
+    fd = (
+        os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if parent_fd is None
+        else parent_fd
+    )
     try:
         for attempt in range(3):
             temp = TEMP_PREFIX + secrets.token_hex(8)
             os.mkdir(temp, 0o700, dir_fd=fd)
             try:
-                new = os.open(temp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                new = os.open(
+                    temp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
+                )
                 try:
                     info = os.fstat(new)
                     if (info.st_uid, info.st_gid) != (uid, gid):
@@ -506,7 +613,8 @@ def make_directory(path: str, uid: int, gid: int, mode: int, *, parent_fd: int |
             except OSError as exc:
                 with contextlib.suppress(OSError):
                     os.rmdir(temp, dir_fd=fd)
-                # A second run that starts now takes our temporary name for a leftover; the next attempt has another.
+                # A second run that starts now takes our temporary name for a leftover; the next
+                # attempt has another.
                 if not isinstance(exc, FileNotFoundError) or attempt == 2:
                     raise
     finally:
@@ -516,7 +624,9 @@ def make_directory(path: str, uid: int, gid: int, mode: int, *, parent_fd: int |
 
 @contextlib.contextmanager
 def _opened(spec: Spec, path: str) -> Iterator[int]:
-    """A directory, opened; inside telemetry/ and profiles/ no link is followed, so that nothing can be slipped in between."""
+    """A directory, opened; inside telemetry/ and profiles/ no link is followed, so that nothing can
+    be slipped in between.
+    """
     tops = [top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")]
     top = tops[0] if tops else path
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -532,7 +642,9 @@ def _opened(spec: Spec, path: str) -> Iterator[int]:
 
 
 def apply(plan: Plan) -> None:
-    """Do what the plan says. Raises HostTreeError; a second run then takes up where this one stopped."""
+    """Do what the plan says. Raises HostTreeError; a second run then takes up where this one
+    stopped.
+    """
     spec = plan.spec
     for path in plan.leftovers:
         try:
@@ -541,7 +653,10 @@ def apply(plan: Plan) -> None:
             pass
         except OSError as exc:
             shown = shlex.quote(printable(path))
-            raise HostTreeError(f"the leftover {shown} cannot be removed ({exc.strerror}): run `rm -r {shown}` as its owner") from exc
+            raise HostTreeError(
+                f"the leftover {shown} cannot be removed ({exc.strerror}): run `rm -r {shown}` as"
+                " its owner"
+            ) from exc
     for path, (_old, new) in plan.chmod.items():
         try:
             with _opened(spec, path) as fd:

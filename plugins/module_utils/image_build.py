@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Makes the image, step by step: its bases, the wheels by the host's own pip, the programs, the build. Each step that is done is kept."""
+"""Makes the image, step by step: its bases, the wheels by the host's own pip, the programs, the
+build. Each step that is done is kept.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli impo
     build_client,
     explain,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import MACHINES, ImageError, check_image
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+    MACHINES,
+    ImageError,
+    check_image,
+)
 
 # The Python of Debian bookworm, which the wheels are for.
 WHEEL_PYTHON = "3.11"
@@ -43,7 +49,9 @@ _STAGE_VARIABLES = {"DCGM_IMAGE": "sgl_image_dcgm"}
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a build takes from what it is made of, where that is not what the flavour's recipe says."""
+    """Where a build takes from what it is made of, where that is not what the flavour's recipe
+    says.
+    """
 
     # By the build argument of its stage.
     stages: dict[str, str] = field(default_factory=dict)
@@ -55,8 +63,8 @@ class Sources:
 class ImageBuild:
     """What is needed to build one image on this host; `run` runs an argument list.
 
-    A flavour's folder holds `requirements.txt` and, where it takes more than Debian's packages, the recipe `build.json`: its base, the
-    images of its stages, and the archives that it downloads.
+    A flavour's folder holds `requirements.txt` and, where it takes more than Debian's packages, the
+    recipe `build.json`: its base, the images of its stages, and the archives that it downloads.
     """
 
     def __init__(
@@ -71,7 +79,9 @@ class ImageBuild:
         platform: str | None = None,
         sources: Sources | None = None,
     ) -> None:
-        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is not."""
+        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is
+        not.
+        """
         self._run = run
         self._docker = DockerCli(run)
         self.name = name
@@ -101,7 +111,9 @@ class ImageBuild:
         return image is not None and image["labels"].get(INPUTS_LABEL) == self.inputs
 
     def next_step(self, context: str | None) -> str | None:
-        """`base`, `wheels`, `downloads` or `build`: what is to be done next; None when the image is current. Raises ImageError."""
+        """`base`, `wheels`, `downloads` or `build`: what is to be done next; None when the image is
+        current. Raises ImageError.
+        """
         if self.current():
             return None
         if context is None:
@@ -113,13 +125,18 @@ class ImageBuild:
             return "base"
         if not os.path.isdir(self._wheelhouse(context)):
             return "wheels"
-        if any(not os.path.exists(image_downloads.program(archive, self.build_dir)) for archive in wanted):
+        if any(
+            not os.path.exists(image_downloads.program(archive, self.build_dir))
+            for archive in wanted
+        ):
             return "downloads"
         return "build"
 
     def _recipe(self, context: str) -> dict[str, Any]:
         try:
-            with open(os.path.join(context, "flavours", self.flavour, "build.json"), encoding="utf-8") as stream:
+            with open(
+                os.path.join(context, "flavours", self.flavour, "build.json"), encoding="utf-8"
+            ) as stream:
                 recipe: dict[str, Any] = json.load(stream)
                 return recipe
         except FileNotFoundError:
@@ -127,11 +144,21 @@ class ImageBuild:
 
     def _bases(self, recipe: dict[str, Any]) -> dict[str, str]:
         """The images that the Dockerfile begins with, by its build arguments."""
-        own = f"{BASE}:{self.base_suite}-{self.architecture}" if self._foreign else f"{BASE}:{self.base_suite}"
-        return {"BASE": self._given_base or recipe.get("base") or own, **recipe.get("stages", {}), **self._sources.stages}
+        own = (
+            f"{BASE}:{self.base_suite}-{self.architecture}"
+            if self._foreign
+            else f"{BASE}:{self.base_suite}"
+        )
+        return {
+            "BASE": self._given_base or recipe.get("base") or own,
+            **recipe.get("stages", {}),
+            **self._sources.stages,
+        }
 
     def _archives(self, recipe: dict[str, Any]) -> list[image_downloads.Archive]:
-        return image_downloads.archives(recipe, self._sources.downloads, self.architecture, self._sources.download_mirror)
+        return image_downloads.archives(
+            recipe, self._sources.downloads, self.architecture, self._sources.download_mirror
+        )
 
     def _is_here(self, reference: str) -> bool:
         image = self._docker.image(reference)
@@ -139,7 +166,9 @@ class ImageBuild:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the build folder against another build of this host, waiting for it, and removes what a killed one left."""
+        """Holds the build folder against another build of this host, waiting for it, and removes
+        what a killed one left.
+        """
         with alone(self.build_dir):
             for entry in os.scandir(self.build_dir):
                 if entry.name.startswith(("base-", "context-")) or entry.name.endswith(".partial"):
@@ -147,21 +176,32 @@ class ImageBuild:
             yield
 
     def _remove(self, folder: str) -> None:
-        """Remove a folder that debootstrap may have mounted something in; what stays mounted is left, not emptied."""
+        """Remove a folder that debootstrap may have mounted something in; what stays mounted is
+        left, not emptied.
+        """
         with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
-            inside = [line.split()[1] for line in mounts if line.split()[1].startswith(f"{folder}/")]
+            inside = [
+                line.split()[1] for line in mounts if line.split()[1].startswith(f"{folder}/")
+            ]
         if all(self._run(["umount", mount])[0] == 0 for mount in reversed(inside)):
             shutil.rmtree(folder, ignore_errors=True)
 
     def make_base(self, context: str) -> None:
-        """The images that the build begins with: pulled, or a Debian base by debootstrap. Raises ImageError."""
+        """The images that the build begins with: pulled, or a Debian base by debootstrap. Raises
+        ImageError.
+        """
         recipe = self._recipe(context)
         image_parts.need_emulator(self.architecture)
         for argument, reference in self._bases(recipe).items():
             if argument == "BASE" and "base" not in recipe:
                 self._debootstrap(reference)
             else:
-                image_parts.pull(self._docker, reference, self.architecture, _STAGE_VARIABLES.get(argument, "sgl_image_base"))
+                image_parts.pull(
+                    self._docker,
+                    reference,
+                    self.architecture,
+                    _STAGE_VARIABLES.get(argument, "sgl_image_base"),
+                )
 
     def _debootstrap(self, name: str) -> None:
         """A Debian base, from the host's own mirror. Needs root. Raises ImageError."""
@@ -169,26 +209,44 @@ class ImageBuild:
         if base is not None:
             if base["architecture"] != self.architecture:
                 raise ImageError(
-                    f"the base image {name} is for {base['architecture']}, and linux/{self.architecture} is wanted: set sgl_image_base to "
-                    "another name, under which one is made"
+                    f"the base image {name} is for {base['architecture']}, and"
+                    f" linux/{self.architecture} is wanted: set sgl_image_base to another name,"
+                    " under which one is made"
                 )
             return
         if os.geteuid() != 0:
             raise ImageError(
-                f"the base image {name} is missing, and debootstrap, which makes it once, needs root: "
-                "run the playbook once with --become, or `make prep` as root"
+                f"the base image {name} is missing, and debootstrap, which makes it once, needs"
+                " root: run the playbook once with --become, or `make prep` as root"
             )
-        debootstrap = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        debootstrap = shutil.which(
+            "debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        )
         if debootstrap is None:
-            raise ImageError("debootstrap, which makes the base image once, is not installed: `apt-get install debootstrap` on this host")
+            raise ImageError(
+                "debootstrap, which makes the base image once, is not installed: `apt-get install"
+                " debootstrap` on this host"
+            )
         folder = tempfile.mkdtemp(prefix="base-", dir=self.build_dir)
         try:
             root = os.path.join(folder, "root")
             mirror = self.host_mirror()
             foreign = ["--arch", self.architecture] if self._foreign else []
-            self._step("debootstrap", [debootstrap, *foreign, "--variant=minbase", self.base_suite, root, *([mirror] if mirror else [])])
+            self._step(
+                "debootstrap",
+                [
+                    debootstrap,
+                    *foreign,
+                    "--variant=minbase",
+                    self.base_suite,
+                    root,
+                    *([mirror] if mirror else []),
+                ],
+            )
             archive = os.path.join(folder, "root.tar")
-            self._step("packing the base", ["tar", "--directory", root, "--create", "--file", archive, "."])
+            self._step(
+                "packing the base", ["tar", "--directory", root, "--create", "--file", archive, "."]
+            )
             if self._foreign:
                 self._import_foreign(archive, name)
             else:
@@ -197,22 +255,39 @@ class ImageBuild:
             self._remove(folder)
 
     def _import_foreign(self, archive: str, name: str) -> None:
-        """`docker import` records the host's architecture before Docker 23, whatever it is told; a build records the one that it is for."""
+        """`docker import` records the host's architecture before Docker 23, whatever it is told; a
+        build records the one that it is for.
+        """
         context = os.path.join(os.path.dirname(archive), "import")
         os.mkdir(context)
         os.link(archive, os.path.join(context, "root.tar"))
         with open(os.path.join(context, "Dockerfile"), "w", encoding="ascii") as stream:
             stream.write("FROM scratch\nADD root.tar /\n")
-        command = [*build_client(self._run), "--platform", f"linux/{self.architecture}", "--tag", name, context]
+        command = [
+            *build_client(self._run),
+            "--platform",
+            f"linux/{self.architecture}",
+            "--tag",
+            name,
+            context,
+        ]
         self._step("docker build of the base", command, environment={"DOCKER_BUILDKIT": "1"})
 
     def host_mirror(self) -> str | None:
-        """The mirror from which this host takes the base's suite; None lets debootstrap take its default."""
+        """The mirror from which this host takes the base's suite; None lets debootstrap take its
+        default.
+        """
         apt_get = shutil.which("apt-get")
         if apt_get is None:
             return None
         code, output, _ignored = self._run(
-            [apt_get, "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)", "Identifier: Packages"]
+            [
+                apt_get,
+                "indextargets",
+                "--format",
+                "$(CODENAME) $(COMPONENT) $(REPO_URI)",
+                "Identifier: Packages",
+            ]
         )
         for line in output.splitlines() if code == 0 else ():
             codename, _ignored, rest = line.partition(" ")
@@ -222,17 +297,41 @@ class ImageBuild:
         return None
 
     def fetch_wheels(self, context: str) -> None:
-        """The image's Python packages, by the host's pip and its settings, checked by digest. Raises ImageError."""
+        """The image's Python packages, by the host's pip and its settings, checked by digest.
+        Raises ImageError.
+        """
         wheelhouse = self._wheelhouse(context)
         machine = MACHINES.get(self.architecture, self.architecture)
         # Made under another name: a killed download is not taken for a whole one.
         partial = tempfile.mkdtemp(prefix="wheelhouse-", suffix=".partial", dir=self.build_dir)
         try:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps"]
-            command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", WHEEL_PYTHON]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--require-hashes",
+                "--no-deps",
+            ]
+            command += [
+                "--only-binary=:all:",
+                "--implementation",
+                "cp",
+                "--python-version",
+                WHEEL_PYTHON,
+            ]
             for abi in ("cp311", "abi3", "none"):
                 command += ["--abi", abi]
-            for tag in ("manylinux_2_35", "manylinux_2_31", "manylinux_2_28", "manylinux_2_17", "manylinux2014", "linux"):
+            for tag in (
+                "manylinux_2_35",
+                "manylinux_2_31",
+                "manylinux_2_28",
+                "manylinux_2_17",
+                "manylinux2014",
+                "linux",
+            ):
                 command += ["--platform", f"{tag}_{machine}"]
             requirements = os.path.join(partial, "requirements.txt")
             with open(requirements, "w", encoding="utf-8") as stream:
@@ -249,7 +348,9 @@ class ImageBuild:
     def fetch_programs(self, context: str) -> None:
         """The programs that come in release archives. Raises ImageError."""
         for archive in self._archives(self._recipe(context)):
-            image_downloads.provide(archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle())
+            image_downloads.provide(
+                archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle()
+            )
 
     def build(self, context: str, git_revision: str) -> dict[str, Any]:
         """Build and check the image; returns it as it is then. Raises ImageError."""
@@ -259,13 +360,25 @@ class ImageBuild:
         if base is None:
             raise ImageError(f"the base image {bases['BASE']} vanished; run this again")
         requirements, wheelhouse = self._requirements(context), self._wheelhouse(context)
-        with open(os.path.join(context, "flavours", self.flavour, "requirements.txt"), "w", encoding="utf-8") as stream:
+        with open(
+            os.path.join(context, "flavours", self.flavour, "requirements.txt"),
+            "w",
+            encoding="utf-8",
+        ) as stream:
             stream.write(requirements)
-        shutil.copytree(wheelhouse, os.path.join(context, "wheelhouse"), copy_function=os.link, dirs_exist_ok=True)
+        shutil.copytree(
+            wheelhouse,
+            os.path.join(context, "wheelhouse"),
+            copy_function=os.link,
+            dirs_exist_ok=True,
+        )
         programs = os.path.join(context, "programs")
         os.makedirs(programs, exist_ok=True)
         for archive in self._archives(recipe):
-            os.link(image_downloads.program(archive, self.build_dir), os.path.join(programs, archive.program))
+            os.link(
+                image_downloads.program(archive, self.build_dir),
+                os.path.join(programs, archive.program),
+            )
         arguments = {
             **bases,
             "FLAVOUR": self.flavour,
@@ -281,7 +394,8 @@ class ImageBuild:
             arguments["PIP_OPTIONS"] = "--no-compile"
         for key, value in arguments.items():
             command += ["--build-arg", f"{key}={value}"]
-        # Their values, which may hold a password, come from the environment: everybody sees a command line.
+        # Their values, which may hold a password, come from the environment: everybody sees a
+        # command line.
         for key in os.environ:
             if key.lower() in _PROXIES:
                 command += ["--build-arg", key]
@@ -291,12 +405,15 @@ class ImageBuild:
         self._step("docker build", [*command, context], environment={"DOCKER_BUILDKIT": "1"})
         image = self.current()
         if image is None:
-            raise ImageError(f"docker build ended well, but {self.name} does not carry the inputs {self.inputs}: is another build at work?")
+            raise ImageError(
+                f"docker build ended well, but {self.name} does not carry the inputs {self.inputs}:"
+                " is another build at work?"
+            )
         try:
             if image["architecture"] != self.architecture:
                 raise ImageError(
-                    f"{self.name} is for {image['architecture']}, and linux/{self.architecture} is wanted: "
-                    f"its base {bases['BASE']} is the wrong one"
+                    f"{self.name} is for {image['architecture']}, and linux/{self.architecture} is"
+                    f" wanted: its base {bases['BASE']} is the wrong one"
                 )
             check_image(self._docker, image, self.architecture, self.flavour)
         except BaseException:
@@ -306,12 +423,16 @@ class ImageBuild:
         return image
 
     def _requirements(self, context: str) -> str:
-        """The flavour's requirements; those in a file for the architecture stand instead of those of the same names."""
+        """The flavour's requirements; those in a file for the architecture stand instead of those
+        of the same names.
+        """
         folder = os.path.join(context, "flavours", self.flavour)
         with open(os.path.join(folder, "requirements.txt"), encoding="utf-8") as stream:
             text = stream.read()
         try:
-            with open(os.path.join(folder, f"requirements.{self.architecture}.txt"), encoding="utf-8") as stream:
+            with open(
+                os.path.join(folder, f"requirements.{self.architecture}.txt"), encoding="utf-8"
+            ) as stream:
                 own = stream.read()
         except FileNotFoundError:
             return text
@@ -327,8 +448,11 @@ class ImageBuild:
         prefix = f"wheelhouse-{self.architecture}" if self._foreign else "wheelhouse"
         return os.path.join(self.build_dir, f"{prefix}-{digest[:16]}")
 
-    def _step(self, what: str, command: list[str], environment: dict[str, str] | None = None) -> None:
-        """Run a long command with the caller's environment; its output is shown only when it fails."""
+    def _step(
+        self, what: str, command: list[str], environment: dict[str, str] | None = None
+    ) -> None:
+        """Run a long command with the caller's environment; its output is shown only when it fails.
+        """
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})}, check=False,
@@ -349,7 +473,10 @@ def alone(build_dir: str) -> Iterator[None]:
 
 def _older_wheelhouse(entry: str, name: str) -> bool:
     """Whether a folder holds the wheels of other requirements for the same architecture."""
-    return entry != name and re.fullmatch(rf"{re.escape(name.rpartition('-')[0])}-[0-9a-f]{{16}}", entry) is not None
+    return (
+        entry != name
+        and re.fullmatch(rf"{re.escape(name.rpartition('-')[0])}-[0-9a-f]{{16}}", entry) is not None
+    )
 
 
 def ca_bundle() -> str | None:
@@ -359,15 +486,21 @@ def ca_bundle() -> str | None:
 
 
 def unpack(archive: str, folder: str) -> None:
-    """Unpack the build context that the controller sent: plain files below `folder`. Raises ImageError where it is not one."""
+    """Unpack the build context that the controller sent: plain files below `folder`. Raises
+    ImageError where it is not one.
+    """
     try:
         with tarfile.open(archive) as stream:
             for entry in stream:
                 path = os.path.normpath(os.path.join(folder, entry.name))
                 content = stream.extractfile(entry) if entry.isfile() else None
                 if content is None or not path.startswith(f"{folder}/"):
-                    raise ImageError(f"the build context {archive} holds {entry.name}, which is no plain file below it")
-                # By hand: extractall's filter, which sees to that, is younger than Debian 12's Python.
+                    raise ImageError(
+                        f"the build context {archive} holds {entry.name}, which is no plain file"
+                        " below it"
+                    )
+                # By hand: extractall's filter, which sees to that, is younger than Debian 12's
+                # Python.
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open(path, "wb") as target:
                     shutil.copyfileobj(content, target)

@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The programs that an image takes from their projects' release archives: fetched by the host, checked by digest, resumed where cut off."""
+"""The programs that an image takes from their projects' release archives: fetched by the host,
+checked by digest, resumed where cut off.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible.module_utils.urls import open_url
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ELF_HEAD_BYTES, ImageError, elf_architecture, sha256_of
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+    ELF_HEAD_BYTES,
+    ImageError,
+    elf_architecture,
+    sha256_of,
+)
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60
@@ -45,14 +52,21 @@ class Archive:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def archives(recipe: dict[str, Any], given: dict[str, Any], architecture: str, mirror: str | None) -> list[Archive]:
-    """The archives that a flavour's recipe names, with the operator's versions and digests. Raises ImageError.
+def archives(
+    recipe: dict[str, Any], given: dict[str, Any], architecture: str, mirror: str | None
+) -> list[Archive]:
+    """The archives that a flavour's recipe names, with the operator's versions and digests. Raises
+    ImageError.
 
-    `given` is by name: `{jaeger: {version: ..., sha256: ...}}`. A mirror has the paths of github.com under its own address.
+    `given` is by name: `{jaeger: {version: ..., sha256: ...}}`. A mirror has the paths of
+    github.com under its own address.
     """
     known = recipe.get("downloads", {})
     if strange := sorted(set(given) - set(known)):
-        raise ImageError(f"sgl_image_downloads names {', '.join(strange)}, and this flavour downloads {', '.join(known) or 'nothing'}")
+        raise ImageError(
+            f"sgl_image_downloads names {', '.join(strange)}, and this flavour downloads"
+            f" {', '.join(known) or 'nothing'}"
+        )
     made = []
     for name, entry in known.items():
         own = given.get(name) or {}
@@ -62,7 +76,9 @@ def archives(recipe: dict[str, Any], given: dict[str, Any], architecture: str, m
         if not _VERSION.fullmatch(version):
             raise ImageError(f"sgl_image_downloads.{name}.version is no version: {version!r}")
         # Another version is another file: the pinned digest is not its.
-        sha256 = own.get("sha256") or (entry["sha256"].get(architecture) if version == entry["version"] else None)
+        sha256 = own.get("sha256") or (
+            entry["sha256"].get(architecture) if version == entry["version"] else None
+        )
         url = entry["url"].format(version=version, architecture=architecture)
         if not sha256:
             sums = entry.get("sums", "its project's sha256sums.txt").format(version=version)
@@ -83,8 +99,11 @@ def program(archive: Archive, folder: str) -> str:
     return os.path.join(folder, "programs", archive.sha256[:16], archive.program)
 
 
-def provide(archive: Archive, folder: str, architecture: str, fetched: str | None, ca_bundle: str | None) -> None:
-    """Have the program of an archive under `folder`. Raises ImageError; what was fetched until then is gone on with the next time.
+def provide(
+    archive: Archive, folder: str, architecture: str, fetched: str | None, ca_bundle: str | None
+) -> None:
+    """Have the program of an archive under `folder`. Raises ImageError; what was fetched until then
+    is gone on with the next time.
 
     `fetched` is a folder of archives that somebody brought: one that lies there is not fetched.
     """
@@ -93,7 +112,9 @@ def provide(archive: Archive, folder: str, architecture: str, fetched: str | Non
         return
     brought = os.path.join(fetched, archive.file) if fetched else None
     if brought and os.path.exists(brought):
-        _must_be(archive, brought, f"{brought} is another file than the one wanted: bring the right one")
+        _must_be(
+            archive, brought, f"{brought} is another file than the one wanted: bring the right one"
+        )
         _unpack(archive, brought, target, architecture)
         return
     path = os.path.join(folder, "downloads", archive.file)
@@ -108,8 +129,11 @@ def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | No
     begun = os.path.getsize(path) if os.path.exists(path) else 0
     headers = {"Range": f"bytes={begun}-"} if begun else None
     try:
-        # Proxies are those of the environment, as for pip and the build. Some mirrors call an archive's own gzip an encoding of theirs.
-        with open_url(archive.url, headers=headers, timeout=_TIMEOUT_S, ca_path=ca_bundle, decompress=False) as answer:
+        # Proxies are those of the environment, as for pip and the build. Some mirrors call an
+        # archive's own gzip an encoding of theirs.
+        with open_url(
+            archive.url, headers=headers, timeout=_TIMEOUT_S, ca_path=ca_bundle, decompress=False
+        ) as answer:
             begun = begun if answer.getcode() == 206 else 0
             with open(path, "ab" if begun else "wb") as target:
                 shutil.copyfileobj(answer, target, _CHUNK)
@@ -124,12 +148,21 @@ def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | No
     except http.client.IncompleteRead as error:
         kept = os.path.getsize(path)
         raise ImageError(
-            _unreachable(archive, fetched, f"it was cut off, and goes on after {kept} bytes when this is run again")
+            _unreachable(
+                archive,
+                fetched,
+                f"it was cut off, and goes on after {kept} bytes when this is run again",
+            )
         ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ImageError(_unreachable(archive, fetched, str(error))) from error
     try:
-        _must_be(archive, path, f"{archive.shown} gave another file than the one wanted, which is thrown away: see what the mirror has")
+        _must_be(
+            archive,
+            path,
+            f"{archive.shown} gave another file than the one wanted, which is thrown away: see what"
+            " the mirror has",
+        )
     except ImageError:
         os.unlink(path)
         raise
@@ -157,10 +190,20 @@ def _unpack(archive: Archive, path: str, target: str, architecture: str) -> None
     partial = tempfile.mkdtemp(prefix="program-", suffix=".partial", dir=os.path.dirname(programs))
     try:
         with tarfile.open(path) as packed:
-            entry = next((entry for entry in packed if entry.isfile() and os.path.basename(entry.name) == archive.program), None)
+            entry = next(
+                (
+                    entry
+                    for entry in packed
+                    if entry.isfile() and os.path.basename(entry.name) == archive.program
+                ),
+                None,
+            )
             content = packed.extractfile(entry) if entry is not None else None
             if content is None:
-                raise ImageError(f"{archive.file} holds no program {archive.program}: it is not the archive that it is named for")
+                raise ImageError(
+                    f"{archive.file} holds no program {archive.program}: it is not the archive that"
+                    " it is named for"
+                )
             unpacked = os.path.join(partial, archive.program)
             with open(unpacked, "wb") as stream:
                 shutil.copyfileobj(content, stream, _CHUNK)
@@ -169,7 +212,8 @@ def _unpack(archive: Archive, path: str, target: str, architecture: str) -> None
             found = elf_architecture(stream.read(ELF_HEAD_BYTES))
         if found != architecture:
             raise ImageError(
-                f"{archive.program} of {archive.file} is a program for {found or 'no Linux that is known'}, not for {architecture}"
+                f"{archive.program} of {archive.file} is a program for"
+                f" {found or 'no Linux that is known'}, not for {architecture}"
             )
         os.chmod(partial, 0o755)  # noqa: S103 - its folder
         shutil.rmtree(os.path.dirname(target), ignore_errors=True)

@@ -12,7 +12,10 @@ import subprocess
 import tarfile
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    DockerCli,
+    DockerError,
+)
 
 DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 MACHINES = {architecture: machine for machine, architecture in DOCKER_ARCHITECTURES.items()}
@@ -26,7 +29,9 @@ _EMULATORS = "/proc/sys/fs/binfmt_misc"
 
 
 class ImageError(Exception):
-    """A step on the way to the image failed; the message names it, the end of its output and the remedy."""
+    """A step on the way to the image failed; the message names it, the end of its output and the
+    remedy.
+    """
 
 
 def sha256_of(path: str) -> str:
@@ -43,22 +48,30 @@ def host_architecture() -> str:
 
 
 def architecture_of(wanted: str | None) -> str:
-    """The architecture of a platform such as `linux/arm64`; the host's where none is named. Raises ImageError."""
+    """The architecture of a platform such as `linux/arm64`; the host's where none is named. Raises
+    ImageError.
+    """
     if not wanted:
         return host_architecture()
     system, _ignored, architecture = wanted.partition("/")
     if system != "linux" or architecture not in MACHINES:
-        raise ImageError(f"no image can be made for platform {wanted}: set sgl_image_platform to linux/amd64 or linux/arm64")
+        raise ImageError(
+            f"no image can be made for platform {wanted}: set sgl_image_platform to linux/amd64 or"
+            " linux/arm64"
+        )
     return architecture
 
 
 def need_emulator(architecture: str) -> None:
     """Raises ImageError where the host can run no program of that architecture."""
-    if architecture != host_architecture() and not os.path.exists(os.path.join(_EMULATORS, f"qemu-{MACHINES[architecture]}")):
+    if architecture != host_architecture() and not os.path.exists(
+        os.path.join(_EMULATORS, f"qemu-{MACHINES[architecture]}")
+    ):
         raise ImageError(
-            f"this host is {host_architecture()} and runs no programs for {architecture}, which building an image for it needs: "
-            f"`apt-get install qemu-user-static binfmt-support`, and without systemd `mount -t binfmt_misc binfmt_misc {_EMULATORS}` "
-            f"and `update-binfmts --enable qemu-{MACHINES[architecture]}`"
+            f"this host is {host_architecture()} and runs no programs for {architecture}, which"
+            " building an image for it needs: `apt-get install qemu-user-static binfmt-support`,"
+            f" and without systemd `mount -t binfmt_misc binfmt_misc {_EMULATORS}` and"
+            f" `update-binfmts --enable qemu-{MACHINES[architecture]}`"
         )
 
 
@@ -70,7 +83,9 @@ def repository_of(reference: str) -> str:
 
 
 def digest_of(reference: str, image: dict[str, Any]) -> str:
-    """The digest that a reference stands for on this host: the registry's, or the image's own id where it came from none."""
+    """The digest that a reference stands for on this host: the registry's, or the image's own id
+    where it came from none.
+    """
     if "@" in reference:
         return reference.partition("@")[2]
     # Docker leaves out the name of its own registry.
@@ -83,19 +98,27 @@ def digest_of(reference: str, image: dict[str, Any]) -> str:
 
 
 def platforms_of(docker: DockerCli, reference: str) -> list[str] | None:
-    """The platforms that a registry has of a reference; None where it cannot be asked so, as through a mirror of the daemon."""
+    """The platforms that a registry has of a reference; None where it cannot be asked so, as
+    through a mirror of the daemon.
+    """
     try:
         document = json.loads(docker.call("manifest", "inspect", "--verbose", reference))
         entries = document if isinstance(document, list) else [document]
         found = [entry["Descriptor"]["platform"] for entry in entries]
         # An attestation is listed as unknown/unknown.
-        return sorted({f"{entry['os']}/{entry['architecture']}" for entry in found} - {"unknown/unknown"}) or None
+        return (
+            sorted(
+                {f"{entry['os']}/{entry['architecture']}" for entry in found} - {"unknown/unknown"}
+            )
+            or None
+        )
     except (DockerError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def pull(docker: DockerCli, reference: str, architecture: str, variable: str) -> dict[str, Any]:
-    """Have the image of a reference for an architecture; returns its description. Raises ImageError where there is none.
+    """Have the image of a reference for an architecture; returns its description. Raises ImageError
+    where there is none.
 
     One that is there already is taken as it is, so a tag that moves is not followed.
     """
@@ -105,32 +128,48 @@ def pull(docker: DockerCli, reference: str, architecture: str, variable: str) ->
     remedy = f"set {variable} to one that has"
     has = platforms_of(docker, reference)
     if has is not None and f"linux/{architecture}" not in has:
-        raise ImageError(f"{reference} has no image for linux/{architecture}, only for {', '.join(has)}: {remedy}")
+        raise ImageError(
+            f"{reference} has no image for linux/{architecture}, only for {', '.join(has)}:"
+            f" {remedy}"
+        )
     try:
         docker.call("pull", "--quiet", "--platform", f"linux/{architecture}", reference)
     except DockerError as error:
-        if "no matching manifest" in str(error) or "does not match the specified platform" in str(error):
-            raise ImageError(f"{reference} has no image for linux/{architecture}: {remedy} ({error})") from error
-        there = f"; the one that is here is for {image['architecture']}" if image is not None else ""
+        if "no matching manifest" in str(error) or "does not match the specified platform" in str(
+            error
+        ):
+            raise ImageError(
+                f"{reference} has no image for linux/{architecture}: {remedy} ({error})"
+            ) from error
+        there = (
+            f"; the one that is here is for {image['architecture']}" if image is not None else ""
+        )
         raise ImageError(
-            f"{reference} cannot be pulled{there}: {error}; a host without that registry takes it from a mirror (set {variable} to the "
-            "mirror's name for it), or with `docker load`"
+            f"{reference} cannot be pulled{there}: {error}; a host without that registry takes it"
+            f" from a mirror (set {variable} to the mirror's name for it), or with `docker load`"
         ) from error
     image = docker.image(reference)
     if image is None or image["architecture"] != architecture:
-        raise ImageError(f"{reference} is for {image['architecture'] if image else 'nothing'}, not for linux/{architecture}: {remedy}")
+        raise ImageError(
+            f"{reference} is for {image['architecture'] if image else 'nothing'}, not for"
+            f" linux/{architecture}: {remedy}"
+        )
     return image
 
 
 def elf_architecture(head: bytes) -> str | None:
-    """The architecture of a program by its first bytes; None where it is no 64-bit little-endian ELF file of one that is known."""
+    """The architecture of a program by its first bytes; None where it is no 64-bit little-endian
+    ELF file of one that is known.
+    """
     if len(head) < ELF_HEAD_BYTES or head[:6] != b"\x7fELF\x02\x01":
         return None
     return _ELF_MACHINES.get(int.from_bytes(head[18:20], "little"))
 
 
 def fits(image: dict[str, Any], architecture: str, flavour: str) -> bool:
-    """Whether an image says that it is of this architecture and flavour: a name or a digest may stand for one of another."""
+    """Whether an image says that it is of this architecture and flavour: a name or a digest may
+    stand for one of another.
+    """
     return image["architecture"] == architecture and image["labels"].get(FLAVOUR_LABEL) == flavour
 
 
@@ -140,24 +179,32 @@ def check_image(docker: DockerCli, image: dict[str, Any], architecture: str, fla
     if image["labels"].get(FLAVOUR_LABEL) != flavour:
         what = image["labels"].get(FLAVOUR_LABEL)
         raise ImageError(
-            f"{name} is {f'of flavour {what}' if what else 'not one that this collection built'}, and sgl_flavour is {flavour}: "
-            "name an image of that flavour, or have it built (sgl_image_source: build)"
+            f"{name} is {f'of flavour {what}' if what else 'not one that this collection built'},"
+            f" and sgl_flavour is {flavour}: name an image of that flavour, or have it built"
+            " (sgl_image_source: build)"
         )
     if image["architecture"] != architecture:
-        raise ImageError(f"{name} is for {image['architecture']}, and linux/{architecture} is wanted")
+        raise ImageError(
+            f"{name} is for {image['architecture']}, and linux/{architecture} is wanted"
+        )
     for program, found in program_architectures(docker, image["id"]).items():
         if found != architecture:
             raise ImageError(
-                f"{program} in {name} is a program for {found or 'no Linux that is known'}, and the image says {architecture}: "
-                "what it was made from was of another architecture"
+                f"{program} in {name} is a program for {found or 'no Linux that is known'}, and the"
+                f" image says {architecture}: what it was made from was of another architecture"
             )
 
 
 def program_architectures(docker: DockerCli, image: str) -> dict[str, str | None]:
-    """Of each service's program that an image has, the architecture that its ELF header names. Nothing of the image is run."""
+    """Of each service's program that an image has, the architecture that its ELF header names.
+    Nothing of the image is run.
+    """
     container = docker.call("create", "--entrypoint", "/none", image).strip().splitlines()[-1]
     try:
-        heads = {program: _head(docker.binary, f"{container}:/usr/local/bin/{program}") for program in _PROGRAMS}
+        heads = {
+            program: _head(docker.binary, f"{container}:/usr/local/bin/{program}")
+            for program in _PROGRAMS
+        }
     finally:
         docker.call("rm", container)
     return {program: elf_architecture(head) for program, head in heads.items() if head is not None}
@@ -165,7 +212,11 @@ def program_architectures(docker: DockerCli, image: str) -> dict[str, str | None
 
 def _head(binary: str, path: str) -> bytes | None:
     """The first bytes of a file of a container; None where it does not have it."""
-    with subprocess.Popen([binary, "cp", "--follow-link", path, "-"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as copy:
+    with subprocess.Popen(
+        [binary, "cp", "--follow-link", path, "-"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as copy:
         try:
             with tarfile.open(fileobj=copy.stdout, mode="r|") as archive:
                 entry = archive.next()

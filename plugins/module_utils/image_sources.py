@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""An image that was built elsewhere: pulled from a registry, or loaded from an archive that `docker save` wrote."""
+"""An image that was built elsewhere: pulled from a registry, or loaded from an archive that `docker
+save` wrote.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import image_parts
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, Runner
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ImageError, check_image
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+    ImageError,
+    check_image,
+)
 
 
 class Pulled:
@@ -20,8 +25,12 @@ class Pulled:
 
     step = "pull"
 
-    def __init__(self, run: Runner, name: str, flavour: str, platform: str | None, reference: str) -> None:
-        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is not."""
+    def __init__(
+        self, run: Runner, name: str, flavour: str, platform: str | None, reference: str
+    ) -> None:
+        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is
+        not.
+        """
         self._docker = DockerCli(run)
         self._architecture = image_parts.architecture_of(platform)
         self._flavour = flavour
@@ -54,9 +63,15 @@ class Pulled:
         if "@" in self.reference:
             return None
         if not image.get("repo_digests"):
-            return f"{self.reference} is a tag, which moves: other hosts may get another image; set sgl_image_pull to name@sha256:..."
+            return (
+                f"{self.reference} is a tag, which moves: other hosts may get another image; set"
+                " sgl_image_pull to name@sha256:..."
+            )
         pinned = f"{image_parts.repository_of(self.reference)}@{image_parts.digest_of(self.reference, image)}"
-        return f"{self.reference} is a tag, which moves: other hosts may get another image; set sgl_image_pull to {pinned}"
+        return (
+            f"{self.reference} is a tag, which moves: other hosts may get another image; set"
+            f" sgl_image_pull to {pinned}"
+        )
 
     def settle(self) -> None:
         """Nothing is noted of an image that is pulled."""
@@ -69,14 +84,25 @@ def pulled_by_digest(image: dict[str, Any], reference: str) -> bool:
 
 
 class Loaded:
-    """The image `name`, from an archive on this host. What was loaded is noted, so that a converged host needs the archive no more."""
+    """The image `name`, from an archive on this host. What was loaded is noted, so that a converged
+    host needs the archive no more.
+    """
 
     step = "load"
 
     def __init__(
-        self, run: Runner, name: str, flavour: str, platform: str | None, archive: str, sha256: str | None, build_dir: str
+        self,
+        run: Runner,
+        name: str,
+        flavour: str,
+        platform: str | None,
+        archive: str,
+        sha256: str | None,
+        build_dir: str,
     ) -> None:
-        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is not."""
+        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is
+        not.
+        """
         self._docker = DockerCli(run)
         self._architecture = image_parts.architecture_of(platform)
         self._flavour = flavour
@@ -84,7 +110,9 @@ class Loaded:
         self.archive = archive
         self._sha256 = sha256.lower().removeprefix("sha256:") if sha256 else None
         self._proven: dict[str, Any] | None = None
-        self._note = os.path.join(build_dir, f"loaded-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
+        self._note = os.path.join(
+            build_dir, f"loaded-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+        )
 
     @property
     def wanted(self) -> str:
@@ -95,7 +123,11 @@ class Loaded:
 
     def is_current(self, image: dict[str, Any] | None) -> bool:
         note = self._noted()
-        if image is None or note.get("image_id") != image["id"] or not image_parts.fits(image, self._architecture, self._flavour):
+        if (
+            image is None
+            or note.get("image_id") != image["id"]
+            or not image_parts.fits(image, self._architecture, self._flavour)
+        ):
             return False
         if self._sha256 and note.get("sha256"):
             return bool(note["sha256"] == self._sha256)
@@ -110,33 +142,51 @@ class Loaded:
         return True
 
     def settle(self) -> None:
-        """Note a digest that was only now asked for, so that not every run reads the whole archive for it."""
+        """Note a digest that was only now asked for, so that not every run reads the whole archive
+        for it.
+        """
         if self._proven:
             self._write_note(self._proven)
 
     def make(self) -> dict[str, Any]:
-        """Check and load the archive, and give the image its name. Raises ImageError, DockerError."""
+        """Check and load the archive, and give the image its name. Raises ImageError, DockerError.
+        """
         stamp = self._stamp()
         if stamp is None:
-            raise ImageError(f"there is no archive {self.archive} on this host: put it there, or set sgl_image_archive to where it is")
+            raise ImageError(
+                f"there is no archive {self.archive} on this host: put it there, or set"
+                " sgl_image_archive to where it is"
+            )
         if self._sha256 and (found := self._digest()) != self._sha256:
             raise ImageError(
-                f"{self.archive} has the sha256 digest {found}, and sgl_image_archive_sha256 is {self._sha256}: "
-                "it is not whole, or another one"
+                f"{self.archive} has the sha256 digest {found}, and sgl_image_archive_sha256 is"
+                f" {self._sha256}: it is not whole, or another one"
             )
         output = self._docker.call("load", "--input", self.archive)
-        loaded = [line.partition(": ")[2].strip() for line in output.splitlines() if line.startswith("Loaded image")]
+        loaded = [
+            line.partition(": ")[2].strip()
+            for line in output.splitlines()
+            if line.startswith("Loaded image")
+        ]
         source = self.name if self.name in loaded else loaded[0] if len(loaded) == 1 else None
         if source is None:
             raise ImageError(
-                f"{self.archive} holds {len(loaded)} images ({', '.join(loaded)}), none of them {self.name}: set sgl_image to one of these"
+                f"{self.archive} holds {len(loaded)} images ({', '.join(loaded)}), none of them"
+                f" {self.name}: set sgl_image to one of these"
             )
         image = self._docker.image(source)
         if image is None:
             raise ImageError(f"{source}, which {self.archive} holds, vanished; run this again")
         check_image(self._docker, image, self._architecture, self._flavour)
         named = _named(self._docker, source, self.name)
-        self._write_note({"archive": self.archive, "stamp": stamp, "sha256": self._sha256, "image_id": named["id"]})
+        self._write_note(
+            {
+                "archive": self.archive,
+                "stamp": stamp,
+                "sha256": self._sha256,
+                "image_id": named["id"],
+            }
+        )
         return named
 
     def warning(self, image: dict[str, Any]) -> str | None:
@@ -165,7 +215,9 @@ class Loaded:
         return note if isinstance(note, dict) else {}
 
     def _write_note(self, note: dict[str, Any]) -> None:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=os.path.dirname(self._note), suffix=".partial", delete=False) as stream:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=os.path.dirname(self._note), suffix=".partial", delete=False
+        ) as stream:
             json.dump(note, stream)
             stream.flush()
             os.fsync(stream.fileno())

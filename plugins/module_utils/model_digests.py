@@ -1,10 +1,12 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Are a model's bytes the ones that were published: digests that were recorded, against what this host has read of its files.
+"""Are a model's bytes the ones that were published: digests that were recorded, against what this
+host has read of its files.
 
-Two files in the model's folder. The record travels with the model and says what its files must be; without one, what the Hugging Face
-client noted when it downloaded them serves. The memo says what this host has read, and holds for as long as a file's size, modification
-time and inode are the same, so an unchanged model is never read twice.
+Two files in the model's folder. The record travels with the model and says what its files must be;
+without one, what the Hugging Face client noted when it downloaded them serves. The memo says what
+this host has read, and holds for as long as a file's size, modification time and inode are the
+same, so an unchanged model is never read twice.
 """
 
 from __future__ import annotations
@@ -23,12 +25,27 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import HUB_METADATA, RECORD, ModelError, one_line, several
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+    HUB_METADATA,
+    RECORD,
+    ModelError,
+    one_line,
+    several,
+)
 
 MEMO = ".sgl-verified.json"
 # What staging keeps beside a model that is on its way.
-STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG = ".sgl-staging.json", ".sgl-source.json", ".sgl-hub.json", ".sgl-hub.log"
-OURS = frozenset(name + end for name in (RECORD, MEMO, STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG) for end in ("", ".tmp"))
+STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG = (
+    ".sgl-staging.json",
+    ".sgl-source.json",
+    ".sgl-hub.json",
+    ".sgl-hub.log",
+)
+OURS = frozenset(
+    name + end
+    for name in (RECORD, MEMO, STATE, SOURCE_MEMO, HUB_STATE, HUB_LOG)
+    for end in ("", ".tmp")
+)
 _UNFINISHED = (".part", ".incomplete")
 _TEMPORARY = re.compile(r"(.+)\.([0-9]+)\.tmp")
 SHA256, GIT_SHA1 = "sha256", "git_sha1"
@@ -39,17 +56,21 @@ Progress = Callable[[int, int], None]
 _HEX = {SHA256: re.compile("[0-9a-f]{64}"), GIT_SHA1: re.compile("[0-9a-f]{40}")}
 _BUFFER = 4 << 20
 _MOST_JOBS = 16
-# A killed run loses what it read in this time; a memo for each of hundreds of small files would cost more than reading them.
+# A killed run loses what it read in this time; a memo for each of hundreds of small files would
+# cost more than reading them.
 _SAVE_EVERY_S = 1.0
 _REPORT_EVERY_S = 0.5
-# A file that was written this short a time ago may change again within the same tick of its modification time.
+# A file that was written this short a time ago may change again within the same tick of its
+# modification time.
 _TICK_NS = 20_000_000
 # A full reading that was interrupted longer ago begins anew.
 _FULL_LASTS_S = 86400.0
 
 
 class Digest(NamedTuple):
-    """What a file has to be. ``kind`` is SHA256 or GIT_SHA1 (git's name of a blob, which the hub has for small files)."""
+    """What a file has to be. ``kind`` is SHA256 or GIT_SHA1 (git's name of a blob, which the hub
+    has for small files).
+    """
 
     kind: str
     value: str
@@ -58,7 +79,9 @@ class Digest(NamedTuple):
 
 @dataclass
 class Record:
-    """The recorded digests of a folder; ``origin`` is ``record``, ``hub`` or, where there are none, None."""
+    """The recorded digests of a folder; ``origin`` is ``record``, ``hub`` or, where there are none,
+    None.
+    """
 
     origin: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +89,9 @@ class Record:
 
 
 class Entry(NamedTuple):
-    """What was read of a file: its size in bytes, modification time and inode then, and its digests."""
+    """What was read of a file: its size in bytes, modification time and inode then, and its
+    digests.
+    """
 
     size: int
     mtime_ns: int
@@ -75,7 +100,11 @@ class Entry(NamedTuple):
     git_sha1: str | None
 
     def is_of(self, info: os.stat_result) -> bool:
-        return (self.size, self.mtime_ns, self.inode) == (info.st_size, info.st_mtime_ns, info.st_ino)
+        return (self.size, self.mtime_ns, self.inode) == (
+            info.st_size,
+            info.st_mtime_ns,
+            info.st_ino,
+        )
 
     def digest(self, kind: str) -> str | None:
         return self.sha256 if kind == SHA256 else self.git_sha1
@@ -83,7 +112,9 @@ class Entry(NamedTuple):
 
 @dataclass
 class Verification:
-    """What is known of a model's files; sizes in bytes. ``recorded`` is False where no digest is there to hold them against."""
+    """What is known of a model's files; sizes in bytes. ``recorded`` is False where no digest is
+    there to hold them against.
+    """
 
     recorded: bool
     files: int = 0
@@ -107,7 +138,9 @@ class Verification:
     @property
     def verified(self) -> bool:
         """Every file that counts is, as far as this host has read it, what was recorded."""
-        wrong = self.unverified or self.missing or self.size_changed or self.damaged or self.unrecorded
+        wrong = (
+            self.unverified or self.missing or self.size_changed or self.damaged or self.unrecorded
+        )
         return self.recorded and self.done and not wrong
 
     @property
@@ -135,11 +168,13 @@ def may_count(name: str) -> bool:
     return model_files.is_below(name) and not is_ours(os.path.basename(name))
 
 
-# --- the record ------------------------------------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
 def read_record(path: str) -> Record:
-    """The digests that the model in ``path`` came with. Raises ModelError for a record that is none."""
+    """The digests that the model in ``path`` came with. Raises ModelError for a record that is
+    none.
+    """
     file = os.path.join(path, RECORD)
     if not os.path.lexists(file):
         found = {**_from_cache(path), **_from_metadata(path)}
@@ -148,7 +183,11 @@ def read_record(path: str) -> Record:
     remedy = "stage the model again, or remove that file to take the model as it is"
     document = model_files.json_object(file, model_files.load(file))
     files, source = document.get("files"), document.get("source")
-    if document.get("schema_version") != "1" or not isinstance(files, dict) or not isinstance(source, dict):
+    if (
+        document.get("schema_version") != "1"
+        or not isinstance(files, dict)
+        or not isinstance(source, dict)
+    ):
         raise ModelError(f"{why} of schema 1: {remedy}")
     digests: dict[str, Digest] = {}
     for name, value in files.items():
@@ -162,7 +201,9 @@ def read_record(path: str) -> Record:
 
 
 def _from_metadata(path: str) -> dict[str, Digest]:
-    """What `hf download --local-dir` notes of each file: commit, etag and time, a line each. Of files that are gone it says nothing."""
+    """What `hf download --local-dir` notes of each file: commit, etag and time, a line each. Of
+    files that are gone it says nothing.
+    """
     found: dict[str, Digest] = {}
     top = os.path.join(path, HUB_METADATA)
     for folder, _folders, names in os.walk(top):
@@ -174,15 +215,23 @@ def _from_metadata(path: str) -> dict[str, Digest]:
                 lines = model_files.load(os.path.join(folder, name)).decode("ascii").splitlines()
                 if digest := _etag(lines[1].strip() if len(lines) > 1 else ""):
                     found[inside] = digest
-    return {name: digest for name, digest in found.items() if os.path.lexists(os.path.join(path, name))}
+    return {
+        name: digest for name, digest in found.items() if os.path.lexists(os.path.join(path, name))
+    }
 
 
 def _from_cache(path: str) -> dict[str, Digest]:
-    """The hub client's own cache: each file of a snapshot is a link to a blob, whose name is its etag."""
+    """The hub client's own cache: each file of a snapshot is a link to a blob, whose name is its
+    etag.
+    """
     found: dict[str, Digest] = {}
     for name in _links(path):
         target = os.readlink(os.path.join(path, name))
-        digest = _etag(os.path.basename(target)) if os.path.basename(os.path.dirname(target)) == "blobs" else None
+        digest = (
+            _etag(os.path.basename(target))
+            if os.path.basename(os.path.dirname(target)) == "blobs"
+            else None
+        )
         if digest and may_count(name):
             found[name] = digest
     return found
@@ -207,13 +256,17 @@ def write_record(path: str, source: dict[str, Any], files: dict[str, Entry]) -> 
         "schema_version": "1",
         "source": source,
         "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "files": {name: {"sha256": entry.sha256, "size": entry.size} for name, entry in sorted(files.items())},
+        "files": {
+            name: {"sha256": entry.sha256, "size": entry.size}
+            for name, entry in sorted(files.items())
+        },
     }
     try:
         write_json(os.path.join(path, RECORD), document)
     except OSError as error:
         raise ModelError(
-            f"{one_line(path)}/{RECORD} cannot be written ({error.strerror}): run the task as the folder's owner or with become: true"
+            f"{one_line(path)}/{RECORD} cannot be written ({error.strerror}): run the task as the"
+            " folder's owner or with become: true"
         ) from error
 
 
@@ -224,10 +277,16 @@ def write_json(file: str, document: dict[str, Any]) -> None:
     owner = os.stat(folder)
     for name in os.listdir(folder):
         left = _TEMPORARY.fullmatch(name)
-        if left and left[1] == os.path.basename(file) and (left[2] == str(os.getpid()) or not os.path.exists(f"/proc/{left[2]}")):
+        if (
+            left
+            and left[1] == os.path.basename(file)
+            and (left[2] == str(os.getpid()) or not os.path.exists(f"/proc/{left[2]}"))
+        ):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
     try:
         with os.fdopen(fd, "w", encoding="ascii") as stream:
             if os.geteuid() == 0:
@@ -252,11 +311,13 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
-# --- the memo --------------------------------------------------------------------------------------------------------
+# --- the memo -------------------------------------------------------------------------------------
 
 
 class Memo:
-    """What this host has read, in the file ``file``. One that cannot be used counts as empty: then the files are read again."""
+    """What this host has read, in the file ``file``. One that cannot be used counts as empty: then
+    the files are read again.
+    """
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -266,10 +327,16 @@ class Memo:
         with contextlib.suppress(ModelError):
             document = model_files.json_object(file, model_files.load(file))
             since, files = document.get("full_since"), document.get("files")
-            if isinstance(since, (int, float)) and not isinstance(since, bool) and 0 <= time.time() - since < _FULL_LASTS_S:
+            if (
+                isinstance(since, (int, float))
+                and not isinstance(since, bool)
+                and 0 <= time.time() - since < _FULL_LASTS_S
+            ):
                 self.full_since = since
             if document.get("schema_version") == "1" and isinstance(files, dict):
-                self.entries = {name: entry for name, value in files.items() if (entry := _entry(value))}
+                self.entries = {
+                    name: entry for name, value in files.items() if (entry := _entry(value))
+                }
 
     def save(self) -> None:
         """Raises OSError."""
@@ -287,7 +354,9 @@ class Memo:
         try:
             write_json(self.file, {"schema_version": "1", **full, "files": files})
         except FileNotFoundError:
-            if not os.path.lexists(self.file):  # else another process has renamed what was to be renamed
+            if not os.path.lexists(
+                self.file
+            ):  # else another process has renamed what was to be renamed
                 raise
         self._saved_at = time.monotonic()
 
@@ -298,7 +367,9 @@ class Memo:
             self.save()
 
     def vouches(self, name: str, info: os.stat_result, kind: str | None = None) -> Entry | None:
-        """The entry, where the file is as it was when it was read and, where ``kind`` is given, that digest of it is known."""
+        """The entry, where the file is as it was when it was read and, where ``kind`` is given,
+        that digest of it is known.
+        """
         entry = self.entries.get(name)
         if entry is None or not entry.is_of(info) or (kind and entry.digest(kind) is None):
             return None
@@ -306,7 +377,9 @@ class Memo:
 
 
 def _entry(value: object) -> Entry | None:
-    if not isinstance(value, dict) or not all(is_number(value.get(key)) for key in ("size", "mtime_ns", "inode")):
+    if not isinstance(value, dict) or not all(
+        is_number(value.get(key)) for key in ("size", "mtime_ns", "inode")
+    ):
         return None
     git = value.get("git_sha1")
     if not is_digest(SHA256, value.get("sha256")) or not (git is None or is_digest(GIT_SHA1, git)):
@@ -314,7 +387,7 @@ def _entry(value: object) -> Entry | None:
     return Entry(value["size"], value["mtime_ns"], value["inode"], value["sha256"], git)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 class _Stopped(Exception):
@@ -335,7 +408,9 @@ class _Reading:
     error: BaseException | None = None
 
     def work(self) -> None:
-        """A thread's part: file after file, until there are none, the time is over or something failed."""
+        """A thread's part: file after file, until there are none, the time is over or something
+        failed.
+        """
         buffer = memoryview(bytearray(_BUFFER))
         try:
             # At least one, so that there is an end however little time is given.
@@ -363,7 +438,11 @@ class _Reading:
                     time.sleep(_TICK_NS / 1e9)
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 sha256 = hashlib.sha256()
-                git = hashlib.sha1(b"blob %d\0" % before.st_size, usedforsecurity=False) if with_git else None
+                git = (
+                    hashlib.sha1(b"blob %d\0" % before.st_size, usedforsecurity=False)
+                    if with_git
+                    else None
+                )
                 while count := handle.readinto(buffer):
                     if self.stop.is_set():
                         raise _Stopped
@@ -372,9 +451,18 @@ class _Reading:
                         git.update(buffer[:count])
                     with self.lock:
                         self.bytes_read += count
-                entry = Entry(before.st_size, before.st_mtime_ns, before.st_ino, sha256.hexdigest(), git.hexdigest() if git else None)
+                entry = Entry(
+                    before.st_size,
+                    before.st_mtime_ns,
+                    before.st_ino,
+                    sha256.hexdigest(),
+                    git.hexdigest() if git else None,
+                )
                 if not entry.is_of(os.fstat(fd)):
-                    raise ModelError(f"{one_line(file)} changed while it was read: run this again once nothing writes to the model")
+                    raise ModelError(
+                        f"{one_line(file)} changed while it was read: run this again once nothing"
+                        " writes to the model"
+                    )
                 return entry
         except OSError as error:
             raise model_files.unreadable(file, error) from error
@@ -390,17 +478,22 @@ def read_files(
     progress: Progress | None = None,
     done: tuple[int, int] = (0, 0),
 ) -> tuple[bool, int]:
-    """Read ``files`` (name, size, whether git's digest is wanted) into ``memo``, several at a time; returns whether all, and the bytes.
+    """Read ``files`` (name, size, whether git's digest is wanted) into ``memo``, several at a time;
+    returns whether all, and the bytes.
 
-    After ``budget_s`` seconds none but the first files is begun. ``done`` is what ``progress`` counts on from: bytes done and bytes in
-    all. The memo is saved at least each second and on the way out, also by an exception. Raises ModelError; OSError where the memo
-    cannot be saved.
+    After ``budget_s`` seconds none but the first files is begun. ``done`` is what ``progress``
+    counts on from: bytes done and bytes in all. The memo is saved at least each second and on the
+    way out, also by an exception. Raises ModelError; OSError where the memo cannot be saved.
     """
-    queue = deque((name, with_git) for name, size, with_git in sorted(files, key=lambda item: -item[1]))
+    queue = deque(
+        (name, with_git) for name, size, with_git in sorted(files, key=lambda item: -item[1])
+    )
     number = min(len(queue), jobs or min(len(os.sched_getaffinity(0)), _MOST_JOBS))
     if not queue:
         return True, 0
-    reading = _Reading(folder, memo, queue, time.monotonic() + budget_s if budget_s is not None else float("inf"))
+    reading = _Reading(
+        folder, memo, queue, time.monotonic() + budget_s if budget_s is not None else float("inf")
+    )
     threads = [threading.Thread(target=reading.work, daemon=True) for _ignored in range(number)]
     try:
         for thread in threads:
@@ -426,11 +519,13 @@ def read_files(
     return not queue, reading.bytes_read
 
 
-# --- verification ----------------------------------------------------------------------------------------------------
+# --- verification ---------------------------------------------------------------------------------
 
 
 def model_names(path: str) -> Iterator[str]:
-    """The names, relative to ``path``, of all files of a model: none of ours, no unfinished download, no hidden folder's."""
+    """The names, relative to ``path``, of all files of a model: none of ours, no unfinished
+    download, no hidden folder's.
+    """
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -439,7 +534,9 @@ def model_names(path: str) -> Iterator[str]:
 
 
 def counting_files(path: str, record: Record) -> list[str]:
-    """The files that have to be there: config, index, the weights, and what the record names. Raises ModelError."""
+    """The files that have to be there: config, index, the weights, and what the record names.
+    Raises ModelError.
+    """
     index, shards = model_files.weight_files(path)
     names = {model_files.CONFIG, *map(os.path.normpath, shards), *record.files}
     if index is not None:
@@ -447,8 +544,12 @@ def counting_files(path: str, record: Record) -> list[str]:
     return sorted(names)
 
 
-def _look(path: str, record: Record, memo: Memo, names: list[str] | None = None) -> tuple[Verification, dict[str, os.stat_result]]:
-    """What the file system and the memo say of the files that count; the stat of each that is there and of the right size."""
+def _look(
+    path: str, record: Record, memo: Memo, names: list[str] | None = None
+) -> tuple[Verification, dict[str, os.stat_result]]:
+    """What the file system and the memo say of the files that count; the stat of each that is there
+    and of the right size.
+    """
     found = Verification(recorded=bool(record.files))
     infos: dict[str, os.stat_result] = {}
     for name in names or counting_files(path, record):
@@ -483,16 +584,20 @@ def _look(path: str, record: Record, memo: Memo, names: list[str] | None = None)
 
 
 def quick(path: str) -> Verification:
-    """What is known without reading a file's content: is each file there, of its size, and vouched for by the memo.
+    """What is known without reading a file's content: is each file there, of its size, and vouched
+    for by the memo.
 
-    Raises ModelError only for what cannot be looked at: an unreadable folder, an index or a record that is none.
+    Raises ModelError only for what cannot be looked at: an unreadable folder, an index or a record
+    that is none.
     """
     path = os.path.normpath(path)
     return _look(path, read_record(path), Memo(os.path.join(path, MEMO)))[0]
 
 
 def quick_and_sound(path: str) -> Verification:
-    """As :func:`quick`. Raises ModelError also for files that are known to be missing or damaged, by name."""
+    """As :func:`quick`. Raises ModelError also for files that are known to be missing or damaged,
+    by name.
+    """
     path = os.path.normpath(path)
     record, memo = read_record(path), Memo(os.path.join(path, MEMO))
     found = _look(path, record, memo)[0]
@@ -501,13 +606,20 @@ def quick_and_sound(path: str) -> Verification:
 
 
 def verify(
-    path: str, *, full: bool = False, jobs: int | None = None, budget_s: float | None = None, progress: Progress | None = None
+    path: str,
+    *,
+    full: bool = False,
+    jobs: int | None = None,
+    budget_s: float | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
-    """Read whatever the memo does not vouch for, ``jobs`` files at a time (one for each core), or with ``full`` everything.
+    """Read whatever the memo does not vouch for, ``jobs`` files at a time (one for each core), or
+    with ``full`` everything.
 
-    After ``budget_s`` seconds no file is begun; call again until ``done``: a full reading goes on too, within a day. A memo that cannot be
-    written is a warning, and then there is no budget, as nothing would be kept. Without any recorded digest ``full`` records what
-    it read, and else nothing is read. Raises ModelError that names the files which are not what they were.
+    After ``budget_s`` seconds no file is begun; call again until ``done``: a full reading goes on
+    too, within a day. A memo that cannot be written is a warning, and then there is no budget, as
+    nothing would be kept. Without any recorded digest ``full`` records what it read, and else
+    nothing is read. Raises ModelError that names the files which are not what they were.
     """
     path = os.path.normpath(path)
     record = read_record(path)
@@ -528,7 +640,8 @@ def verify(
         memo.save()
     except OSError as error:
         warnings.append(
-            f"{one_line(memo.file)} cannot be written ({error.strerror}), so the model is read again each time: make its folder writable"
+            f"{one_line(memo.file)} cannot be written ({error.strerror}), so the model is read"
+            " again each time: make its folder writable"
         )
         budget_s, memo = None, _Unsaved(memo)
     kinds = {name: record.files[name].kind if name in record.files else SHA256 for name in infos}
@@ -539,18 +652,33 @@ def verify(
     ]
     before = found.bytes_total - sum(size for _name, size, _git in unread)
     try:
-        done, count = read_files(path, unread, memo, jobs=jobs, budget_s=budget_s, progress=progress, done=(before, found.bytes_total))
+        done, count = read_files(
+            path,
+            unread,
+            memo,
+            jobs=jobs,
+            budget_s=budget_s,
+            progress=progress,
+            done=(before, found.bytes_total),
+        )
         if done and memo.full_since is not None:
             memo.full_since = None
             memo.save()
     except OSError as error:
-        raise ModelError(f"{one_line(memo.file)} cannot be written ({error.strerror}): free space there, and run this again") from error
+        raise ModelError(
+            f"{one_line(memo.file)} cannot be written ({error.strerror}): free space there, and run"
+            " this again"
+        ) from error
     found, infos = _look(path, record, memo, names)
     wrote = False
     if done:
         raise_problems(path, found, record, memo)
         if full and (found.unrecorded or not found.recorded):
-            write_record(path, record.source or {"kind": "first use"}, {name: memo.entries[name] for name in infos})
+            write_record(
+                path,
+                record.source or {"kind": "first use"},
+                {name: memo.entries[name] for name in infos},
+            )
             found, wrote = _look(path, read_record(path), memo)[0], True
     found.done, found.bytes_read, found.warnings, found.wrote_record = done, count, warnings, wrote
     return found
@@ -560,23 +688,36 @@ class _Unsaved(Memo):
     """A memo for this call alone."""
 
     def __init__(self, other: Memo) -> None:
-        self.file, self.entries, self.full_since, self._saved_at = other.file, other.entries, None, float("inf")
+        self.file, self.entries, self.full_since, self._saved_at = (
+            other.file,
+            other.entries,
+            None,
+            float("inf"),
+        )
 
     def save(self) -> None:
         pass
 
 
 def raise_problems(path: str, found: Verification, record: Record, memo: Memo) -> None:
-    """Raises ModelError where files are missing, of another size or damaged; up to five by name, with what was expected and found."""
+    """Raises ModelError where files are missing, of another size or damaged; up to five by name,
+    with what was expected and found.
+    """
     problems = [f"{one_line(name)} (missing)" for name in found.missing]
-    problems += [f"{one_line(name)} ({size} bytes, not {record.files[name].size})" for name, size in found.size_changed.items()]
+    problems += [
+        f"{one_line(name)} ({size} bytes, not {record.files[name].size})"
+        for name, size in found.size_changed.items()
+    ]
     problems += [difference(name, record.files[name], memo.entries[name]) for name in found.damaged]
     if problems:
         raise ModelError(
-            f"the model {one_line(path)} has missing or damaged files, {several(problems, found.files, 'files')}:"
-            " stage it again (only these are copied)"
+            f"the model {one_line(path)} has missing or damaged files,"
+            f" {several(problems, found.files, 'files')}: stage it again (only these are copied)"
         )
 
 
 def difference(name: str, wanted: Digest, entry: Entry) -> str:
-    return f"{one_line(name)} ({wanted.kind} {wanted.value[:12]}... expected, {str(entry.digest(wanted.kind))[:12]}... found)"
+    return (
+        f"{one_line(name)} ({wanted.kind} {wanted.value[:12]}... expected,"
+        f" {str(entry.digest(wanted.kind))[:12]}... found)"
+    )

@@ -1,8 +1,10 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A model folder as Hugging Face lays it out: is it there, whole, visible in the container, and does it fit the host's devices.
+"""A model folder as Hugging Face lays it out: is it there, whole, visible in the container, and
+does it fit the host's devices.
 
-Nothing here writes. Weights are not read but for the header of each shard, which says how long the file has to be.
+Nothing here writes. Weights are not read but for the header of each shard, which says how long the
+file has to be.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-# The digests that a model came with (model_digests), and where the Hugging Face client keeps its own notes.
+# The digests that a model came with (model_digests), and where the Hugging Face client keeps its
+# own notes.
 RECORD = ".sgl-model.json"
 HUB_METADATA = ".cache/huggingface/download"
 NAMED_SHARDS = 5
@@ -49,11 +52,16 @@ class ModelMissing(ModelError):
 def one_line(path: str) -> str:
     """A path for a message: one line, also where a name of an index holds what does not print."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    )
 
 
 def _read(path: str) -> bytes:
-    """The file's bytes. Raises OSError, also for what is not a regular file (a FIFO would block)."""
+    """The file's bytes. Raises OSError, also for what is not a regular file (a FIFO would block).
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as handle:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -71,12 +79,15 @@ def json_object(path: str, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:  # UnicodeDecodeError is a ValueError
         raise ModelError(f"{one_line(path)} is not valid JSON ({exc}): {remedy}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{one_line(path)} holds a JSON {type(value).__name__}, not an object: {remedy}")
+        raise ModelError(
+            f"{one_line(path)} holds a JSON {type(value).__name__}, not an object: {remedy}"
+        )
     return value
 
 
 def identity_of(parts: list[tuple[str, bytes]]) -> str:
-    """``sha256:`` and the digest over each part in turn: name, NUL, length in decimal, NUL, bytes."""
+    """``sha256:`` and the digest over each part in turn: name, NUL, length in decimal, NUL, bytes.
+    """
     digest = hashlib.sha256()
     for name, data in parts:
         digest.update(name.encode() + b"\0" + str(len(data)).encode() + b"\0")
@@ -87,8 +98,9 @@ def identity_of(parts: list[tuple[str, bytes]]) -> str:
 def model_identity(path: str) -> str:
     """The identity of the model in the folder ``path``.
 
-    SHA-256 over ``config.json`` and then, when there is one, ``model.safetensors.index.json``; each as
-    ``name + b"\\0" + str(len(data)).encode() + b"\\0" + data``. ``sgl-admin`` computes the same in the container. Raises OSError.
+    SHA-256 over ``config.json`` and then, when there is one, ``model.safetensors.index.json``; each
+    as ``name + b"\\0" + str(len(data)).encode() + b"\\0" + data``. ``sgl-admin`` computes the same
+    in the container. Raises OSError.
     """
     parts = [(CONFIG, _read(os.path.join(path, CONFIG)))]
     index = os.path.join(path, INDEX)
@@ -98,7 +110,9 @@ def model_identity(path: str) -> str:
 
 
 def check_devices(tp: int, device_count: int, device_name: str) -> None:
-    """Raises ModelError when tensor parallelism wants more devices than the host has (no GPU: the CPU is one device)."""
+    """Raises ModelError when tensor parallelism wants more devices than the host has (no GPU: the
+    CPU is one device).
+    """
     if tp < 1:
         raise ModelError(f"tp {tp} is not a number of devices: set sgl_tp to 1 or more")
     devices = max(device_count, 1)
@@ -106,7 +120,8 @@ def check_devices(tp: int, device_count: int, device_name: str) -> None:
     if tp > devices:
         fits = "1" if devices == 1 else f"{devices} or less"
         raise ModelError(
-            f"tp {tp} needs {tp} devices, this host has {devices} ({name}): set sgl_tp: {fits}, or use a host that has {tp} devices"
+            f"tp {tp} needs {tp} devices, this host has {devices} ({name}): set sgl_tp: {fits}, or"
+            f" use a host that has {tp} devices"
         )
 
 
@@ -137,7 +152,8 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any] | 
 
 
 def is_moe(config: dict[str, Any]) -> bool:
-    """True when some layer has more than one routed expert (a list counts per modality or layer)."""
+    """True when some layer has more than one routed expert (a list counts per modality or layer).
+    """
     for part in _language_part(config):
         for name in _EXPERTS:
             value = part.get(name)
@@ -148,28 +164,37 @@ def is_moe(config: dict[str, Any]) -> bool:
 
 
 def architecture(path: str, config: dict[str, Any]) -> str:
-    """The first of ``architectures``, by which the server picks its code. Raises ModelError when there is none."""
+    """The first of ``architectures``, by which the server picks its code. Raises ModelError when
+    there is none.
+    """
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ModelError(
-            f"{one_line(path)} names no architecture (architectures is {_brief(names)}): use the folder of a complete Hugging Face model"
+            f"{one_line(path)} names no architecture (architectures is {_brief(names)}): use the"
+            " folder of a complete Hugging Face model"
         )
     return name
 
 
 def check_heads(path: str, config: dict[str, Any], tp: int) -> None:
-    """Raises ModelError when tp does not divide the attention heads, which the server would only say after minutes."""
+    """Raises ModelError when tp does not divide the attention heads, which the server would only
+    say after minutes.
+    """
     found = _first(config, _HEADS)
     if found is None:
         return
     name, heads = found
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
-        raise ModelError(f"{one_line(path)} has {name} {_brief(heads)}, not a positive number: copy or download the model again")
+        raise ModelError(
+            f"{one_line(path)} has {name} {_brief(heads)}, not a positive number: copy or download"
+            " the model again"
+        )
     if heads % tp:
         fitting = [str(number) for number in range(1, tp) if heads % number == 0]
         raise ModelError(
-            f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of {one_line(path)}: set sgl_tp: {fitting[-1]}"
+            f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of"
+            f" {one_line(path)}: set sgl_tp: {fitting[-1]}"
         )
 
 
@@ -181,7 +206,9 @@ def _is_file_name(name: str) -> bool:
 
 
 def _shard_names(path: str, index: dict[str, Any]) -> list[str]:
-    """The distinct files of the index's weight_map. Raises ModelError for what cannot be a file of the folder."""
+    """The distinct files of the index's weight_map. Raises ModelError for what cannot be a file of
+    the folder.
+    """
     remedy = "copy or download the model again"
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -189,23 +216,34 @@ def _shard_names(path: str, index: dict[str, Any]) -> list[str]:
     names: dict[str, None] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _is_file_name(name):
-            raise ModelError(f"{one_line(path)} names {_brief(name)} as the file of {_brief(tensor)}: {remedy}")
+            raise ModelError(
+                f"{one_line(path)} names {_brief(name)} as the file of {_brief(tensor)}: {remedy}"
+            )
         names[name] = None
     for name in names:
         if os.path.isabs(name) or ".." in name.split("/"):
             raise ModelError(
-                f"{one_line(path)} names the shard {_brief(name)}, which lies outside its folder: take the model from a trusted source"
+                f"{one_line(path)} names the shard {_brief(name)}, which lies outside its folder:"
+                " take the model from a trusted source"
             )
     return sorted(names)
 
 
 def is_below(name: str) -> bool:
-    """Whether a name that some file gives is a relative path that stays below its folder, in its one plain spelling."""
-    return _is_file_name(name) and not os.path.isabs(name) and os.path.normpath(name) == name and name.split("/")[0] not in ("..", ".")
+    """Whether a name that some file gives is a relative path that stays below its folder, in its
+    one plain spelling.
+    """
+    return (
+        _is_file_name(name)
+        and not os.path.isabs(name)
+        and os.path.normpath(name) == name
+        and name.split("/")[0] not in ("..", ".")
+    )
 
 
 def weight_files(path: str) -> tuple[bytes | None, list[str]]:
-    """The index, None where there is none, and the weight files: those that it names, else each ``*.safetensors`` of the folder.
+    """The index, None where there is none, and the weight files: those that it names, else each
+    ``*.safetensors`` of the folder.
 
     Raises ModelError for an index that cannot be used.
     """
@@ -217,7 +255,9 @@ def weight_files(path: str) -> tuple[bytes | None, list[str]]:
         names = os.listdir(path)
     except OSError as exc:
         raise unreadable(path, exc) from exc
-    return None, sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("."))
+    return None, sorted(
+        name for name in names if name.endswith(".safetensors") and not name.startswith(".")
+    )
 
 
 def several(problems: list[str], total: int, noun: str = "shards") -> str:
@@ -228,9 +268,11 @@ def several(problems: list[str], total: int, noun: str = "shards") -> str:
 
 
 def shard_problem(path: str, size: int) -> str | None:
-    """What is wrong with a safetensors file of this size, or None. Raises OSError when it cannot be read.
+    """What is wrong with a safetensors file of this size, or None. Raises OSError when it cannot be
+    read.
 
-    The header says where the last tensor ends; a download or copy that stopped is shorter. Nothing but the header is read.
+    The header says where the last tensor ends; a download or copy that stopped is shorter. Nothing
+    but the header is read.
     """
     if size == 0:
         return "empty"
@@ -256,9 +298,11 @@ def shard_problem(path: str, size: int) -> str | None:
 
 
 def outside_mount(path: str, root: str) -> str | None:
-    """Why ``path`` will not resolve in a container that sees only ``root``, mounted at another place; None when it will.
+    """Why ``path`` will not resolve in a container that sees only ``root``, mounted at another
+    place; None when it will.
 
-    A relative link that stays below root resolves there too; an absolute one, or one that leaves root, dangles.
+    A relative link that stays below root resolves there too; an absolute one, or one that leaves
+    root, dangles.
     """
     if path != root and not path.startswith(root.rstrip("/") + "/"):
         return f"is not below {one_line(root)}"
@@ -280,7 +324,9 @@ def outside_mount(path: str, root: str) -> str | None:
             continue
         links += 1
         if os.path.isabs(target):
-            return f"is reached by the absolute symbolic link {one_line(here)} -> {one_line(target)}"
+            return (
+                f"is reached by the absolute symbolic link {one_line(here)} -> {one_line(target)}"
+            )
         if links > 40:
             return f"is reached by symbolic links in a circle at {one_line(here)}"
         parts = [step for step in target.split("/") if step not in ("", ".")] + parts
@@ -288,9 +334,11 @@ def outside_mount(path: str, root: str) -> str | None:
 
 
 def denied(path: str, uid: int, gid: int, root: str) -> str | None:
-    """The first thing on the way from root to path that uid:gid may not enter or read by its mode bits; None when all is open.
+    """The first thing on the way from root to path that uid:gid may not enter or read by its mode
+    bits; None when all is open.
 
-    Access control lists are not looked at, so only a denial that the mode bits alone decide is reported. Raises OSError.
+    Access control lists are not looked at, so only a denial that the mode bits alone decide is
+    reported. Raises OSError.
     """
     if uid == 0:
         return None
@@ -319,32 +367,46 @@ def inspect_model(
 ) -> dict[str, Any]:
     """Verify the model folder and describe it.
 
-    ``root`` is the mounted directory that must hold it, as the container sees it; ``uid`` and ``gid`` who must be able to read it.
-    Raises ModelMissing when there is no such folder and ModelError for all else.
+    ``root`` is the mounted directory that must hold it, as the container sees it; ``uid`` and
+    ``gid`` who must be able to read it. Raises ModelMissing when there is no such folder and
+    ModelError for all else.
     """
     check_devices(tp, device_count, device_name)
     shown = one_line(path)
     if not os.path.isabs(path) or "\0" in path:
-        raise ModelError(f"model '{shown}' is not an absolute path: set sgl_model to a folder below the models root")
+        raise ModelError(
+            f"model '{shown}' is not an absolute path: set sgl_model to a folder below the models"
+            " root"
+        )
     path = os.path.normpath(path)
     shown = one_line(path)
     root = os.path.normpath(root) if root else None
     if root is not None and (why := outside_mount(path, root)):
-        raise ModelError(f"the container cannot see the model: {shown} {why}: move or copy the model to a folder below {one_line(root)}")
+        raise ModelError(
+            f"the container cannot see the model: {shown} {why}: move or copy the model to a folder"
+            f" below {one_line(root)}"
+        )
     try:
         info = os.stat(path)
         names = os.listdir(path) if stat.S_ISDIR(info.st_mode) else []
     except (FileNotFoundError, NotADirectoryError):
         what = "is a dangling symbolic link" if os.path.islink(path) else "does not exist"
-        raise ModelMissing(f"the model {shown} {what}: put the model there, or set sgl_model to one that is there") from None
+        raise ModelMissing(
+            f"the model {shown} {what}: put the model there, or set sgl_model to one that is there"
+        ) from None
     except OSError as exc:
         raise unreadable(path, exc) from exc
     if not stat.S_ISDIR(info.st_mode):
-        raise ModelError(f"the model {shown} is not a directory: set sgl_model to the folder that holds {CONFIG}")
+        raise ModelError(
+            f"the model {shown} is not a directory: set sgl_model to the folder that holds {CONFIG}"
+        )
 
     config_path = os.path.join(path, CONFIG)
     if CONFIG not in names:
-        raise ModelError(f"the model {shown} has no {CONFIG}: set sgl_model to the folder of a complete Hugging Face model")
+        raise ModelError(
+            f"the model {shown} has no {CONFIG}: set sgl_model to the folder of a complete Hugging"
+            " Face model"
+        )
     config_data = load(config_path)
     config = json_object(config_path, config_data)
     arch = architecture(config_path, config)
@@ -355,7 +417,10 @@ def inspect_model(
     if index_data is not None:
         parts.append((INDEX, index_data))
     elif not shards:
-        raise ModelError(f"the model {shown} has no *.safetensors file: use a model in the safetensors format, or finish its download")
+        raise ModelError(
+            f"the model {shown} has no *.safetensors file: use a model in the safetensors format,"
+            " or finish its download"
+        )
     required = [name for name, _data in parts]
     sizes = _check_shards(path, shards)
     for name in [*required, *shards]:
@@ -373,10 +438,14 @@ def inspect_model(
 
 
 def may_have_digests(path: str) -> bool:
-    """Whether the folder may hold recorded digests; told cheaply, for whoever needs model_digests only then."""
+    """Whether the folder may hold recorded digests; told cheaply, for whoever needs model_digests
+    only then.
+    """
     notes = (RECORD, HUB_METADATA)
     # The client's cache is made of links whose targets are named by their digests.
-    return any(os.path.lexists(os.path.join(path, name)) for name in notes) or os.path.islink(os.path.join(path, CONFIG))
+    return any(os.path.lexists(os.path.join(path, name)) for name in notes) or os.path.islink(
+        os.path.join(path, CONFIG)
+    )
 
 
 def missing_model(path: str) -> dict[str, Any]:
@@ -400,7 +469,9 @@ def unreadable(path: str, exc: OSError) -> ModelError:
         remedy = f"run `chmod -R u+rX,g+rX {shlex.quote(shown)}`, or run the task with become: true"
     else:
         remedy = "copy or download the model again"
-    return ModelError(f"{shown} cannot be read by uid {os.geteuid()} ({exc.strerror or exc}): {remedy}")
+    return ModelError(
+        f"{shown} cannot be read by uid {os.geteuid()} ({exc.strerror or exc}): {remedy}"
+    )
 
 
 def load(path: str) -> bytes:
@@ -411,7 +482,9 @@ def load(path: str) -> bytes:
 
 
 def _check_shards(path: str, shards: list[str]) -> list[int]:
-    """The sizes, in bytes. Raises ModelError that names the first shards which are missing or cut off, and how many there are."""
+    """The sizes, in bytes. Raises ModelError that names the first shards which are missing or cut
+    off, and how many there are.
+    """
     sizes, missing, damaged = [], [], []
     for name in shards:
         file = os.path.join(path, name)
@@ -431,16 +504,25 @@ def _check_shards(path: str, shards: list[str]) -> list[int]:
         sizes.append(info.st_size)
     if missing:
         raise ModelError(
-            f"the model {one_line(path)} lacks {several(missing, len(shards))}: finish its copy or download (the files that {INDEX} names)"
+            f"the model {one_line(path)} lacks {several(missing, len(shards))}: finish its copy or"
+            f" download (the files that {INDEX} names)"
         )
     if damaged:
-        raise ModelError(f"the model {one_line(path)} has damaged weights in {several(damaged, len(shards))}: copy or download these again")
+        raise ModelError(
+            f"the model {one_line(path)} has damaged weights in {several(damaged, len(shards))}:"
+            " copy or download these again"
+        )
     return sizes
 
 
-def _check_visible(file: str, root: str | None, uid: int | None, gid: int | None, folder: str) -> None:
+def _check_visible(
+    file: str, root: str | None, uid: int | None, gid: int | None, folder: str
+) -> None:
     if root is not None and (why := outside_mount(file, root)):
-        raise ModelError(f"the container cannot see {one_line(file)}: it {why}: put the file itself there (cp -L)")
+        raise ModelError(
+            f"the container cannot see {one_line(file)}: it {why}: put the file itself there"
+            " (cp -L)"
+        )
     if uid is None:
         return
     try:
@@ -449,5 +531,12 @@ def _check_visible(file: str, root: str | None, uid: int | None, gid: int | None
         raise unreadable(file, exc) from exc
     if closed:
         inside = closed == folder or closed.startswith(folder + "/")
-        command = f"chmod -R a+rX {shlex.quote(one_line(folder))}" if inside else f"chmod a+rx {shlex.quote(one_line(closed))}"
-        raise ModelError(f"{one_line(closed)} cannot be read by uid {uid}, as which the server runs: run `{command}`")
+        command = (
+            f"chmod -R a+rX {shlex.quote(one_line(folder))}"
+            if inside
+            else f"chmod a+rx {shlex.quote(one_line(closed))}"
+        )
+        raise ModelError(
+            f"{one_line(closed)} cannot be read by uid {uid}, as which the server runs: run"
+            f" `{command}`"
+        )

@@ -1,8 +1,10 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A download by the hub's own client, in a throw-away container of the image that has it, followed by what it leaves on the disk.
+"""A download by the hub's own client, in a throw-away container of the image that has it, followed
+by what it leaves on the disk.
 
-The container goes on when the connection or the run that began it is gone; the next run attaches to it.
+The container goes on when the connection or the run that began it is gone; the next run attaches to
+it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,30 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import HUB_LOG, HUB_STATE, Digest
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    DockerCli,
+    DockerError,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
+    HUB_LOG,
+    HUB_STATE,
+    Digest,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+    ModelError,
+    one_line,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import SourceFile
 
 PUBLIC_HUB = "https://huggingface.co"
 _PYTHON = "/opt/sglang/bin/python"
 _CA_BUNDLE = "/ca-bundle.pem"
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
-PROXY_VARIABLES = tuple(name for upper in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY") for name in (upper, upper.lower()))
+PROXY_VARIABLES = tuple(
+    name
+    for upper in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+    for name in (upper, upper.lower())
+)
 _LAST_LINES = 5
 
 # What a server of safetensors does not read.
@@ -109,20 +125,33 @@ class Client(Protocol):
     def running(self) -> bool: ...
 
     def start(self, folder: str, arguments: list[str], environment: Mapping[str, str]) -> None:
-        """Begin :data:`CLIENT` on ``folder``, with the environment variables and the ones of proxies."""
+        """Begin :data:`CLIENT` on ``folder``, with the environment variables and the ones of
+        proxies.
+        """
 
     def stop(self) -> None:
         """End it where it runs."""
 
 
 class ContainerClient:
-    """In a container of ``image``, as uid:gid. ``docker_with`` makes a Docker client whose process has some more variables."""
+    """In a container of ``image``, as uid:gid. ``docker_with`` makes a Docker client whose process
+    has some more variables.
+    """
 
-    def __init__(self, docker_with: Callable[[Mapping[str, str]], DockerCli], image: str, path: str, uid: int, gid: int) -> None:
+    def __init__(
+        self,
+        docker_with: Callable[[Mapping[str, str]], DockerCli],
+        image: str,
+        path: str,
+        uid: int,
+        gid: int,
+    ) -> None:
         self._docker_with = docker_with
         self._image = image
         self._user = f"{uid}:{gid}"
-        self.name = f"sgl-stage-{hashlib.sha256(os.fsencode(os.path.normpath(path))).hexdigest()[:12]}"
+        self.name = (
+            f"sgl-stage-{hashlib.sha256(os.fsencode(os.path.normpath(path))).hexdigest()[:12]}"
+        )
 
     def running(self) -> bool:
         """Raises ModelError where Docker cannot tell."""
@@ -133,21 +162,45 @@ class ContainerClient:
         return bool(container and container["running"])
 
     def start(self, folder: str, arguments: list[str], environment: Mapping[str, str]) -> None:
-        """Raises ModelError. A variable goes by its name, its value through the environment of Docker's client: no list shows it."""
-        bundle = next((os.environ[name] for name in _CA_VARIABLES if os.path.isfile(os.environ.get(name, ""))), None)
+        """Raises ModelError. A variable goes by its name, its value through the environment of
+        Docker's client: no list shows it.
+        """
+        bundle = next(
+            (
+                os.environ[name]
+                for name in _CA_VARIABLES
+                if os.path.isfile(os.environ.get(name, ""))
+            ),
+            None,
+        )
         named = [*environment, *(name for name in PROXY_VARIABLES if name in os.environ)]
         options = [option for name in named for option in ("--env", name)]
         if bundle:
-            options += ["--volume", f"{bundle}:{_CA_BUNDLE}:ro", *(f"--env={name}={_CA_BUNDLE}" for name in _CA_VARIABLES)]
+            options += [
+                "--volume",
+                f"{bundle}:{_CA_BUNDLE}:ro",
+                *(f"--env={name}={_CA_BUNDLE}" for name in _CA_VARIABLES),
+            ]
         try:
             docker = self._docker_with(environment)
             if docker.image(self._image) is None:
-                raise ModelError(f"there is no image {self._image}, which has the hub's client: build it first (playbooks/prep.yml does)")
+                raise ModelError(
+                    f"there is no image {self._image}, which has the hub's client: build it first"
+                    " (playbooks/prep.yml does)"
+                )
             # One that has ended and is not removed yet would have the name.
             self._remove(docker)
             docker.call(
                 *("container", "run", "--rm", "--detach", "--pull", "never", "--name", self.name),
-                *("--user", self._user, "--network", "host", "--volume", f"{folder}:/staging", *options),
+                *(
+                    "--user",
+                    self._user,
+                    "--network",
+                    "host",
+                    "--volume",
+                    f"{folder}:/staging",
+                    *options,
+                ),
                 *("--entrypoint", _PYTHON, self._image, "-c", CLIENT, "/staging", *arguments),
             )
         except DockerError as error:
@@ -167,7 +220,9 @@ class ContainerClient:
 
 @dataclass(frozen=True)
 class Download:
-    """What is to be downloaded. ``run`` names the run that asks, so that it can tell a client that died from one of an earlier run."""
+    """What is to be downloaded. ``run`` names the run that asks, so that it can tell a client that
+    died from one of an earlier run.
+    """
 
     repo: str
     revision: str
@@ -178,7 +233,9 @@ class Download:
 
 @dataclass(frozen=True)
 class Followed:
-    """How far a download is, in bytes; the total is 0 until the hub has told it. ``files`` and ``commit`` are there once it is done."""
+    """How far a download is, in bytes; the total is 0 until the hub has told it. ``files`` and
+    ``commit`` are there once it is done.
+    """
 
     bytes_done: int
     bytes_total: int
@@ -187,7 +244,9 @@ class Followed:
 
 
 def follow(folder: str, download: Download, client: Client) -> Followed:
-    """Begin the download where none is under way, and say how far it is. Raises ModelError with the remedy where it failed."""
+    """Begin the download where none is under way, and say how far it is. Raises ModelError with the
+    remedy where it failed.
+    """
     # In this order: what a client that has ended left is then its last word.
     running = client.running()
     state = _state(folder)
@@ -197,7 +256,10 @@ def follow(folder: str, download: Download, client: Client) -> Followed:
         client.stop()
         running = False
     if running and not same:
-        raise ModelError(f"{one_line(str(state.get('repo')))} is on its way to the place of this model: run this again when it is there")
+        raise ModelError(
+            f"{one_line(str(state.get('repo')))} is on its way to the place of this model: run this"
+            " again when it is there"
+        )
     if not running:
         if same and state.get("status") == "done":
             return _finished(folder, state)
@@ -227,16 +289,26 @@ def _begin(folder: str, download: Download, client: Client) -> None:
     }
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(folder, HUB_LOG))
-    state = {"repo": download.repo, "revision": download.revision, "run": download.run, "status": "started"}
+    state = {
+        "repo": download.repo,
+        "revision": download.revision,
+        "run": download.run,
+        "status": "started",
+    }
     try:
         model_digests.write_json(os.path.join(folder, HUB_STATE), state)
     except OSError as error:
-        raise ModelError(f"{one_line(folder)} cannot be written ({error.strerror}): free space there, and run this again") from error
+        raise ModelError(
+            f"{one_line(folder)} cannot be written ({error.strerror}): free space there, and run"
+            " this again"
+        ) from error
     client.start(folder, [download.repo, download.revision, download.run, *_IGNORED], environment)
 
 
 def _listed(state: dict[str, Any]) -> dict[str, tuple[int | None, Digest | None]]:
-    """Size and digest of each file as the hub lists them, where it does; a name that leads out of the folder is left out."""
+    """Size and digest of each file as the hub lists them, where it does; a name that leads out of
+    the folder is left out.
+    """
     files = state.get("files")
     found: dict[str, tuple[int | None, Digest | None]] = {}
     for name, file in files.items() if isinstance(files, dict) else ():
@@ -244,21 +316,28 @@ def _listed(state: dict[str, Any]) -> dict[str, tuple[int | None, Digest | None]
             continue
         size = file.get("size")
         size = size if model_digests.is_number(size) else None
-        kinds = (kind for kind in (model_digests.SHA256, model_digests.GIT_SHA1) if model_digests.is_digest(kind, file.get(kind)))
+        kinds = (
+            kind
+            for kind in (model_digests.SHA256, model_digests.GIT_SHA1)
+            if model_digests.is_digest(kind, file.get(kind))
+        )
         kind = next(kinds, None)
         found[name] = (size, Digest(kind, file[kind], size) if kind else None)
     return found
 
 
 def _finished(folder: str, state: dict[str, Any]) -> Followed:
-    """The files with their digests: from the hub's list, or, of a mirror whose list has none, from what the client noted."""
+    """The files with their digests: from the hub's list, or, of a mirror whose list has none, from
+    what the client noted.
+    """
     noted = model_digests.read_record(folder).files
     files = {}
     for name, (size, digest) in _listed(state).items():
         digest = digest or noted.get(name)
         if digest is None:
             raise ModelError(
-                f"{state.get('repo')} has no digest of {one_line(name)}: stage the model from the hub itself, or from a folder"
+                f"{state.get('repo')} has no digest of {one_line(name)}: stage the model from the"
+                " hub itself, or from a folder"
             )
         try:
             there = os.lstat(os.path.join(folder, name)).st_size
@@ -266,7 +345,10 @@ def _finished(folder: str, state: dict[str, Any]) -> Followed:
             there = -1
         if there < 0 or there != (there if size is None else size):
             os.unlink(os.path.join(folder, HUB_STATE))
-            raise ModelError(f"{one_line(name)} is gone from {one_line(folder)}, where it was downloaded to: run this again")
+            raise ModelError(
+                f"{one_line(name)} is gone from {one_line(folder)}, where it was downloaded to: run"
+                " this again"
+            )
         files[name] = SourceFile(there, -1, digest)
     total = sum(file.size for file in files.values())
     return Followed(total, total, str(state.get("commit")), files)
@@ -294,34 +376,62 @@ def _why(folder: str, state: dict[str, Any], download: Download) -> str:
     code, kind = error.get("code"), error.get("kind")
     if kind == "NoSpace":
         return (
-            f"{one_line(folder)} has {_gb(error.get('free'))} free and the download needs {_gb(error.get('needed'))} more:"
-            " free space there, or move the models root (sgl_models_root)"
+            f"{one_line(folder)} has {_gb(error.get('free'))} free and the download needs"
+            f" {_gb(error.get('needed'))} more: free space there, or move the models root"
+            " (sgl_models_root)"
         )
     if kind == "GatedRepoError" or code == 403:
-        return f"{hub} does not let this token's account read {what} ({code}): accept the model's terms on its page, or use another token"
+        return (
+            f"{hub} does not let this token's account read {what} ({code}): accept the model's"
+            " terms on its page, or use another token"
+        )
     if code == 401:
-        token = "the token is not valid for it or it" if download.token else "it is private, which needs a token, or it"
+        token = (
+            "the token is not valid for it or it"
+            if download.token
+            else "it is private, which needs a token, or it"
+        )
         return f"{hub} shows no {what} (401): {token} does not exist: check the name and the token"
     if code == 404:
         return f"{hub} has no {what} (404): check the name and the revision"
-    if kind in ("ConnectionError", "ProxyError", "SSLError", "ConnectTimeout", "ReadTimeout", "LocalEntryNotFoundError"):
+    if kind in (
+        "ConnectionError",
+        "ProxyError",
+        "SSLError",
+        "ConnectTimeout",
+        "ReadTimeout",
+        "LocalEntryNotFoundError",
+    ):
         return (
-            f"{hub} cannot be reached from this host, or breaks off ({said}): check its proxy, or run this again, which goes on from here"
+            f"{hub} cannot be reached from this host, or breaks off ({said}): check its proxy, or"
+            " run this again, which goes on from here"
         )
     if state.get("status") != "failed":
-        return f"the hub's client ended before its end, its last words: {said or 'none'}: run this again, which goes on from here"
-    return f"the download of {what} from {hub} failed: {said or kind}: run this again, which goes on from here"
+        return (
+            f"the hub's client ended before its end, its last words: {said or 'none'}: run this"
+            " again, which goes on from here"
+        )
+    return (
+        f"the download of {what} from {hub} failed: {said or kind}: run this again, which goes on"
+        " from here"
+    )
 
 
 def _gb(value: object) -> str:
-    return f"{value / 1e9:.1f} GB" if isinstance(value, (int, float)) else "an unknown number of bytes"
+    return (
+        f"{value / 1e9:.1f} GB" if isinstance(value, (int, float)) else "an unknown number of bytes"
+    )
 
 
 def _log(folder: str) -> list[str]:
     try:
         with open(
-            os.open(os.path.join(folder, HUB_LOG), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), encoding="utf-8", errors="replace"
+            os.open(os.path.join(folder, HUB_LOG), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW),
+            encoding="utf-8",
+            errors="replace",
         ) as log:
-            return [line.strip() for line in log.read(1 << 20).splitlines() if line.strip()][-_LAST_LINES:]
+            return [line.strip() for line in log.read(1 << 20).splitlines() if line.strip()][
+                -_LAST_LINES:
+            ]
     except OSError:
         return []

@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""One slice of bringing a model to its place and verifying it: what comes next is told by what is on the disk."""
+"""One slice of bringing a model to its place and verifying it: what comes next is told by what is
+on the disk.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,22 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files, model_hub
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import HUB_STATE, SHA256, Digest, Verification
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, ModelMissing, one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    model_digests,
+    model_files,
+    model_hub,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
+    HUB_STATE,
+    SHA256,
+    Digest,
+    Verification,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+    ModelError,
+    ModelMissing,
+    one_line,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
     Files,
     Slice,
@@ -28,7 +43,9 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Request:
-    """The module's options; ``source`` is local, staged, hub or present, ``origin`` its option ``from``."""
+    """The module's options; ``source`` is local, staged, hub or present, ``origin`` its option
+    ``from``.
+    """
 
     path: str
     models_root: str
@@ -51,7 +68,11 @@ class Request:
 def listing(files: Files) -> dict[str, Any]:
     """The files as JSON."""
     return {
-        name: {"size": file.size, "mtime_ns": file.mtime_ns, **({file.digest.kind: file.digest.value} if file.digest else {})}
+        name: {
+            "size": file.size,
+            "mtime_ns": file.mtime_ns,
+            **({file.digest.kind: file.digest.value} if file.digest else {}),
+        }
         for name, file in files.items()
     }
 
@@ -63,9 +84,14 @@ def listed(manifest: dict[str, Any]) -> dict[str, SourceFile]:
         value = value if isinstance(value, dict) else {}
         kinds = [kind for kind in (SHA256, model_digests.GIT_SHA1) if kind in value]
         numbers = all(model_digests.is_number(value.get(key)) for key in ("size", "mtime_ns"))
-        if not numbers or not model_digests.may_count(name) or not all(model_digests.is_digest(kind, value[kind]) for kind in kinds):
+        if (
+            not numbers
+            or not model_digests.may_count(name)
+            or not all(model_digests.is_digest(kind, value[kind]) for kind in kinds)
+        ):
             raise ModelError(
-                f"the manifest's entry {one_line(name)[:80]!r} cannot be used: call this as slice_bench.sglang.sgl_model_stage"
+                f"the manifest's entry {one_line(name)[:80]!r} cannot be used: call this as"
+                " slice_bench.sglang.sgl_model_stage"
             )
         digest = Digest(kinds[0], value[kinds[0]], value["size"]) if kinds else None
         files[name] = SourceFile(value["size"], value["mtime_ns"], digest)
@@ -87,7 +113,9 @@ class Stage:
         self._deadline: float | None = None
 
     def plan(self) -> dict[str, Any]:
-        """What :meth:`slice` would come to in the end, with nothing changed. Raises ModelError for what it would refuse."""
+        """What :meth:`slice` would come to in the end, with nothing changed. Raises ModelError for
+        what it would refuse.
+        """
         if self.request.source == "present" or self._is_current(self._files()):
             model, found = self._model(), model_digests.quick(self.path)
             records = self.request.full and (not found.recorded or bool(found.unrecorded))
@@ -113,20 +141,29 @@ class Stage:
             answer = self._stage(files) if mine else None
         if answer and budget_s is None and answer["phase"] == "verifying":
             again = self.slice()
-            return {**again, "changed": True, "bytes_moved": answer["bytes_moved"] + again["bytes_moved"]}
+            return {
+                **again,
+                "changed": True,
+                "bytes_moved": answer["bytes_moved"] + again["bytes_moved"],
+            }
         if answer:
             return answer
         if budget_s is not None:
             return self._answer("waiting", done=False)
         who = f" (pid {self.staging.holder})" if self.staging.holder else ""
-        raise ModelError(f"the model {one_line(self.path)} is staged by another run{who}: run this again when it is done")
+        raise ModelError(
+            f"the model {one_line(self.path)} is staged by another run{who}: run this again when it"
+            " is done"
+        )
 
     @property
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _files(self) -> dict[str, SourceFile] | None:
-        """What the source has, where that can be told without a download. Raises ModelError for a source that is no model."""
+        """What the source has, where that can be told without a download. Raises ModelError for a
+        source that is no model.
+        """
         request = self.request
         if request.source == "local":
             try:
@@ -141,7 +178,10 @@ class Stage:
             return files
         if request.source == "staged":
             if request.manifest is None:
-                raise ModelError("the manifest is missing: call this as slice_bench.sglang.sgl_model_stage, whose action plugin makes it")
+                raise ModelError(
+                    "the manifest is missing: call this as slice_bench.sglang.sgl_model_stage,"
+                    " whose action plugin makes it"
+                )
             return listed(request.manifest)
         return None
 
@@ -156,7 +196,12 @@ class Stage:
         revisions = (record.source.get("revision"), record.source.get("commit"))
         wanted = self._source(None)
         same = all(record.source.get(key) == wanted[key] for key in ("kind", "from", "endpoint"))
-        return record.origin == "record" and found.sound and same and (wanted["kind"] != "hub" or self.request.revision in revisions)
+        return (
+            record.origin == "record"
+            and found.sound
+            and same
+            and (wanted["kind"] != "hub" or self.request.revision in revisions)
+        )
 
     def _source(self, commit: str | None) -> dict[str, Any]:
         """Whence the model comes, for its record."""
@@ -170,7 +215,7 @@ class Stage:
             "commit": commit,
         }
 
-    # --- phases ------------------------------------------------------------------------------------------------------
+    # --- phases -----------------------------------------------------------------------------------
 
     def _stage(self, files: dict[str, SourceFile] | None) -> dict[str, Any]:
         """Go on, with the staging for this run alone."""
@@ -178,19 +223,28 @@ class Stage:
             if self._is_current(files):
                 # Another run has finished it while this one waited.
                 return self._verify(alone=True)
-            return self._download() if files is None else self._arrived(files) if self.request.source == "staged" else self._copy(files)
+            return (
+                self._download()
+                if files is None
+                else self._arrived(files)
+                if self.request.source == "staged"
+                else self._copy(files)
+            )
         except ModelError:
             self.staging.rest(self.request.run)
             raise
 
     def _end_client(self, thrown_away: str | None) -> None:
-        """End the hub's client that has filled a staging which was thrown away; should it go on, then into a folder without a name."""
+        """End the hub's client that has filled a staging which was thrown away; should it go on,
+        then into a folder without a name.
+        """
         if thrown_away and thrown_away.startswith("hub:") and self.client:
             with contextlib.suppress(ModelError):
                 self.client.stop()
 
     def _verify(self, *, alone: bool = False) -> dict[str, Any]:
-        """The model is in its place: is it what it was? ``alone`` where this run holds the staging."""
+        """The model is in its place: is it what it was? ``alone`` where this run holds the staging.
+        """
         model = self._model()
         found = model_digests.verify(self.path, full=self.request.full, budget_s=self._left)
         self.warnings += found.warnings
@@ -233,7 +287,8 @@ class Stage:
         if missing:
             texts = [one_line(name) for name in missing]
             raise ModelError(
-                f"{model_files.several(texts, len(files), 'files')} did not arrive as they are on the controller: run this again"
+                f"{model_files.several(texts, len(files), 'files')} did not arrive as they are on"
+                " the controller: run this again"
             )
         return self._verified(files, 0, None)
 
@@ -245,13 +300,19 @@ class Stage:
         state = os.path.join(staging.folder, HUB_STATE)
         if not os.path.lexists(state):
             self._reuse_old()
-        download = model_hub.Download(request.origin, request.revision, request.endpoint, request.token, request.run)
+        download = model_hub.Download(
+            request.origin, request.revision, request.endpoint, request.token, request.run
+        )
         while True:
             followed = model_hub.follow(staging.folder, download, self.client)
             if followed.files is not None:
                 break
             if self._left is not None and self._left < _POLL_S:
-                return self._answer("downloading", done=False, part=Slice(False, followed.bytes_done, followed.bytes_total))
+                return self._answer(
+                    "downloading",
+                    done=False,
+                    part=Slice(False, followed.bytes_done, followed.bytes_total),
+                )
             time.sleep(_POLL_S)
         try:
             return self._verified(followed.files, 0, followed.commit)
@@ -262,35 +323,57 @@ class Stage:
             raise
 
     def _reuse_old(self) -> None:
-        """What is there of the same repository and was read on this host: the client compares it with the hub and keeps what is right."""
+        """What is there of the same repository and was read on this host: the client compares it
+        with the hub and keeps what is right.
+        """
         with contextlib.suppress(ModelError):
             record = model_digests.read_record(self.path)
             if record.source.get("from") == self._source(None)["from"]:
-                old = {name: SourceFile(digest.size or 0, -1, digest) for name, digest in record.files.items()}
+                old = {
+                    name: SourceFile(digest.size or 0, -1, digest)
+                    for name, digest in record.files.items()
+                }
                 self.staging.reuse(old, old)
 
-    def _verified(self, files: dict[str, SourceFile], moved: int, commit: str | None) -> dict[str, Any]:
+    def _verified(
+        self, files: dict[str, SourceFile], moved: int, commit: str | None
+    ) -> dict[str, Any]:
         """Verify what is staged and give it the model's name."""
         staging = self.staging
         unknown = [one_line(name) for name, file in files.items() if file.digest is None]
         if unknown:
-            raise ModelError(f"there is no digest of {model_files.several(unknown, len(files), 'files')}: stage the model by its action")
+            raise ModelError(
+                f"there is no digest of {model_files.several(unknown, len(files), 'files')}: stage"
+                " the model by its action"
+            )
         part = staging.verify(files, self._source(None)["from"], budget_s=self._left)
         if not part.done:
-            return self._answer("verifying", done=False, part=Slice(False, part.bytes_done, part.bytes_total, moved))
+            return self._answer(
+                "verifying", done=False, part=Slice(False, part.bytes_done, part.bytes_total, moved)
+            )
         # What was taken over from the old model was read by an earlier run.
         anew = self.request.full and staging.took_over(files)
         staging.swap(files, self._source(commit), **(self.request.fitting or {}))
         if anew:
-            return self._answer("verifying", done=False, part=Slice(False, 0, part.bytes_total, moved))
-        answer = self._answer("done", changed=True, found=model_digests.quick(self.path), model=self._model())
+            return self._answer(
+                "verifying", done=False, part=Slice(False, 0, part.bytes_total, moved)
+            )
+        answer = self._answer(
+            "done", changed=True, found=model_digests.quick(self.path), model=self._model()
+        )
         return {**answer, "bytes_moved": moved}
 
-    # --- answers -----------------------------------------------------------------------------------------------------
+    # --- answers ----------------------------------------------------------------------------------
 
     def _model(self) -> dict[str, Any]:
         request = self.request
-        return model_files.inspect_model(self.path, root=self.staging.root, uid=request.uid, gid=request.gid, **(request.fitting or {}))
+        return model_files.inspect_model(
+            self.path,
+            root=self.staging.root,
+            uid=request.uid,
+            gid=request.gid,
+            **(request.fitting or {}),
+        )
 
     def _answer(
         self,
@@ -303,7 +386,10 @@ class Stage:
         model: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         progress = part or Slice(
-            done, found.bytes_done if found else 0, found.bytes_total if found else 0, found.bytes_read if found else 0
+            done,
+            found.bytes_done if found else 0,
+            found.bytes_total if found else 0,
+            found.bytes_read if found else 0,
         )
         return {
             "changed": changed,

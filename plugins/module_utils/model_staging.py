@@ -1,9 +1,11 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Puts a model in its place on a host: copied beside, in slices that can be killed, verified, and swapped in whole.
+"""Puts a model in its place on a host: copied beside, in slices that can be killed, verified, and
+swapped in whole.
 
-All that a slice has to know of the ones before is on the disk, below ``<models root>/.staging``: the next one goes on, whoever runs it.
-The name of the model always holds the old files or the new ones.
+All that a slice has to know of the ones before is on the disk, below ``<models root>/.staging``:
+the next one goes on, whoever runs it. The name of the model always holds the old files or the new
+ones.
 """
 
 from __future__ import annotations
@@ -38,24 +40,39 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests i
     Memo,
     Progress,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, ModelMissing, one_line, several
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+    ModelError,
+    ModelMissing,
+    one_line,
+    several,
+)
 
 STAGING = ".staging"
 # A slice ends on time also where a disk writes 10 MB/s.
 _CHUNK = 16 << 20
 _SPARE = 0.01
 _LOCK_POLL_S = 0.1
-# A run that goes on calls this more often; one that was killed does not hold up another source for longer.
+# A run that goes on calls this more often; one that was killed does not hold up another source for
+# longer.
 _GOES_ON_S = 60.0
 _FILE_MODE, _DIR_MODE = 0o664, 0o775
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
-_NO_COPY_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+_NO_COPY_RANGE = (
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EBADF,
+)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EEXIST)
 
 
 class SourceFile(NamedTuple):
-    """A file of the source: bytes, modification time (negative where it has none that counts), and its digest where it has one."""
+    """A file of the source: bytes, modification time (negative where it has none that counts), and
+    its digest where it has one.
+    """
 
     size: int
     mtime_ns: int
@@ -76,59 +93,93 @@ class Slice:
 
 
 def survey(source: str) -> dict[str, SourceFile]:
-    """The files of a model's folder, links followed, with the digests that it came with. Raises ModelMissing and ModelError."""
+    """The files of a model's folder, links followed, with the digests that it came with. Raises
+    ModelMissing and ModelError.
+    """
     shown = one_line(source)
     if not os.path.isdir(source):
-        raise ModelMissing(f"the source {shown} is not a folder that is there: set it to the folder that holds the model's config.json")
+        raise ModelMissing(
+            f"the source {shown} is not a folder that is there: set it to the folder that holds the"
+            " model's config.json"
+        )
     record = model_digests.read_record(source)
     files: dict[str, SourceFile] = {}
     recorded = record.files if record.origin == "record" else {}
     # A record may name files of a hidden folder, as the hub has them.
-    for name in sorted({*model_digests.model_names(source), *(name for name in recorded if os.path.lexists(os.path.join(source, name)))}):
+    for name in sorted(
+        {
+            *model_digests.model_names(source),
+            *(name for name in recorded if os.path.lexists(os.path.join(source, name))),
+        }
+    ):
         file = os.path.join(source, name)
         try:
             info = os.stat(file)
         except FileNotFoundError:
             raise ModelError(
-                f"{one_line(file)} is a dangling symbolic link: finish the download of the source, or remove the link"
+                f"{one_line(file)} is a dangling symbolic link: finish the download of the source,"
+                " or remove the link"
             ) from None
         except OSError as error:
             raise model_files.unreadable(file, error) from error
         if not stat.S_ISREG(info.st_mode):
-            raise ModelError(f"{one_line(file)} is no regular file, which a model does not have: remove it from the source")
+            raise ModelError(
+                f"{one_line(file)} is no regular file, which a model does not have: remove it from"
+                " the source"
+            )
         digest = record.files.get(name)
         if digest and digest.size not in (None, info.st_size):
             raise ModelError(
-                f"the source is damaged: {one_line(file)} has {info.st_size} bytes, and {digest.size} were recorded: get it again"
+                f"the source is damaged: {one_line(file)} has {info.st_size} bytes, and"
+                f" {digest.size} were recorded: get it again"
             )
         files[name] = SourceFile(info.st_size, info.st_mtime_ns, digest)
     lacking = sorted(set(recorded) - set(files))
     if lacking:
-        raise ModelError(f"the source {shown} lacks {several([one_line(name) for name in lacking], len(recorded), 'files')}: get it again")
+        raise ModelError(
+            f"the source {shown} lacks"
+            f" {several([one_line(name) for name in lacking], len(recorded), 'files')}: get it"
+            " again"
+        )
     return files
 
 
 def read_source(
-    source: str, files: Files, memo_file: str, *, budget_s: float | None = None, progress: Progress | None = None
+    source: str,
+    files: Files,
+    memo_file: str,
+    *,
+    budget_s: float | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Slice, dict[str, SourceFile]]:
-    """Read the files of the source that came without a digest, in slices kept in ``memo_file``; the files with what is known then.
+    """Read the files of the source that came without a digest, in slices kept in ``memo_file``; the
+    files with what is known then.
 
     Raises ModelError.
     """
     memo = Memo(memo_file)
     wanted = {name: file for name, file in files.items() if file.digest is None}
     infos = {name: os.stat(os.path.join(source, name)) for name in wanted}
-    unread = [(name, infos[name].st_size, False) for name in wanted if not memo.vouches(name, infos[name])]
+    unread = [
+        (name, infos[name].st_size, False) for name in wanted if not memo.vouches(name, infos[name])
+    ]
     total = sum(file.size for file in wanted.values())
     before = total - sum(size for _name, size, _git in unread)
     try:
-        done, count = model_digests.read_files(source, unread, memo, budget_s=budget_s, progress=progress, done=(before, total))
+        done, count = model_digests.read_files(
+            source, unread, memo, budget_s=budget_s, progress=progress, done=(before, total)
+        )
     except OSError as error:
-        raise ModelError(f"{one_line(memo_file)} cannot be written ({error.strerror}): free space there, and run this again") from error
+        raise ModelError(
+            f"{one_line(memo_file)} cannot be written ({error.strerror}): free space there, and run"
+            " this again"
+        ) from error
     known = dict(files)
     for name, file in wanted.items():
         if entry := memo.vouches(name, infos[name]):
-            known[name] = file._replace(digest=Digest(model_digests.SHA256, entry.sha256, entry.size))
+            known[name] = file._replace(
+                digest=Digest(model_digests.SHA256, entry.sha256, entry.size)
+            )
     return Slice(done, before + count, total, count), known
 
 
@@ -136,11 +187,22 @@ class Staging:
     """The place beside the model where it is put together, and the way from there to its name."""
 
     def __init__(self, path: str, root: str, uid: int, gid: int) -> None:
-        """``path`` is the model's folder, ``root`` the models root; what is made belongs to uid:gid. Raises ModelError."""
+        """``path`` is the model's folder, ``root`` the models root; what is made belongs to
+        uid:gid. Raises ModelError.
+        """
         self.path, self.root = os.path.normpath(path), os.path.normpath(root)
         inside = os.path.relpath(self.path, self.root)
-        if not os.path.isabs(path) or not os.path.isabs(root) or "\0" in path or inside == "." or inside.split("/")[0] in ("..", STAGING):
-            raise ModelError(f"the model {one_line(path)} is not below the models root {one_line(root)}: set sgl_model to a name below it")
+        if (
+            not os.path.isabs(path)
+            or not os.path.isabs(root)
+            or "\0" in path
+            or inside == "."
+            or inside.split("/")[0] in ("..", STAGING)
+        ):
+            raise ModelError(
+                f"the model {one_line(path)} is not below the models root {one_line(root)}: set"
+                " sgl_model to a name below it"
+            )
         self.uid, self.gid = uid, gid
         # The process that has the lock, where this one did not get it.
         self.holder = ""
@@ -155,20 +217,28 @@ class Staging:
         self._gone = os.path.join(self.root, STAGING, f"gone.{slug}.")
         self._state = os.path.join(self.folder, STATE)
 
-    # --- before ------------------------------------------------------------------------------------------------------
+    # --- before -----------------------------------------------------------------------------------
 
     def check_source(self, source: str) -> None:
         """Raises ModelError where the source is the model itself, or one lies in the other."""
         here, there = os.path.realpath(self.path), os.path.realpath(source)
         staged = os.path.realpath(self.folder)
         if here == there:
-            raise ModelError(f"the source {one_line(source)} is the model's own folder: set the source to present to verify it where it is")
+            raise ModelError(
+                f"the source {one_line(source)} is the model's own folder: set the source to"
+                " present to verify it where it is"
+            )
         for one, other in ((here, there), (there, here), (staged, there), (there, staged)):
             if one == other or one.startswith(other.rstrip("/") + "/"):
-                raise ModelError(f"the source {one_line(source)} and the model {one_line(self.path)} lie in one another: move one of them")
+                raise ModelError(
+                    f"the source {one_line(source)} and the model {one_line(self.path)} lie in one"
+                    " another: move one of them"
+                )
 
     def holds(self, files: Files) -> bool:
-        """The model has these files and no others, none known to be wrong: by size and modification time, or by recorded digest."""
+        """The model has these files and no others, none known to be wrong: by size and modification
+        time, or by recorded digest.
+        """
         if not os.path.isdir(self.path):
             return False
         try:
@@ -176,7 +246,11 @@ class Staging:
             sound = record.origin == "record" and model_digests.quick(self.path).sound
         except ModelError:
             return False
-        return sound and set(record.files) == set(files) and all(self._same(name, file, record.files[name]) for name, file in files.items())
+        return (
+            sound
+            and set(record.files) == set(files)
+            and all(self._same(name, file, record.files[name]) for name, file in files.items())
+        )
 
     def _same(self, name: str, file: SourceFile, recorded: Digest) -> bool:
         info = os.stat(os.path.join(self.path, name))
@@ -186,10 +260,14 @@ class Staging:
 
     @contextlib.contextmanager
     def alone(self, wait_s: float) -> Iterator[bool]:
-        """Holds the staging of this model; False where another run still has it after ``wait_s`` seconds. Raises ModelError."""
+        """Holds the staging of this model; False where another run still has it after ``wait_s``
+        seconds. Raises ModelError.
+        """
         self._make(os.path.dirname(self.folder))
         try:
-            fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+            fd = os.open(
+                self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE
+            )
         except OSError as error:
             raise self._failed("open", self.lock, error) from error
         with os.fdopen(fd, "r+", encoding="ascii", errors="replace") as lock:
@@ -214,7 +292,9 @@ class Staging:
             yield True
 
     def _recover(self) -> None:
-        """What a killed run left: the old model aside, where two names cannot be exchanged at once, and folders without their name."""
+        """What a killed run left: the old model aside, where two names cannot be exchanged at once,
+        and folders without their name.
+        """
         for parent in (os.path.dirname(self.folder), os.path.dirname(self.path)):
             for name in os.listdir(parent) if os.path.isdir(parent) else ():
                 if TEMP_NAME.fullmatch(name):
@@ -229,13 +309,17 @@ class Staging:
                 os.rename(self._aside, self.path)
 
     def clean(self) -> str | None:
-        """Throw away what earlier runs left of this staging, once the model is in its place; returns whence that came."""
+        """Throw away what earlier runs left of this staging, once the model is in its place;
+        returns whence that came.
+        """
         source: str | None = self._read_state()["source"]
         self._throw_away()
         return source
 
     def _throw_away(self) -> None:
-        """Take the folder's name away first: a writer that has outlived its run then writes into nothing."""
+        """Take the folder's name away first: a writer that has outlived its run then writes into
+        nothing.
+        """
         gone = f"{self._gone}{secrets.token_hex(8)}"
         try:
             os.rename(self.folder, gone)
@@ -252,18 +336,21 @@ class Staging:
         return os.path.lexists(self.folder) or os.path.lexists(self._aside)
 
     def check_place(self) -> None:
-        """Raises ModelError where the container would not see the model there, or what is there is not one model."""
+        """Raises ModelError where the container would not see the model there, or what is there is
+        not one model.
+        """
         if why := model_files.outside_mount(os.path.dirname(self.path), self.root):
             raise ModelError(
-                f"the container would not see the model: the folder of {one_line(self.path)} {why}: set sgl_model to a name that lies below"
-                f" {one_line(self.root)} itself"
+                f"the container would not see the model: the folder of {one_line(self.path)} {why}:"
+                f" set sgl_model to a name that lies below {one_line(self.root)} itself"
             )
         refuse_strangers(self.path)
 
     def begin(self, source: str, run: str) -> str | None:
         """Make the place, and note whence the files come and who brings them.
 
-        What was begun from elsewhere is thrown away, and that source returned. Raises ModelError, also where another run is at that.
+        What was begun from elsewhere is thrown away, and that source returned. Raises ModelError,
+        also where another run is at that.
         """
         self.check_place()
         document = self._read_state()
@@ -271,13 +358,20 @@ class Staging:
         if other:
             if document["run"] not in (None, run) and self._goes_on():
                 raise ModelError(
-                    f"another run stages the model {one_line(self.path)} from another source ({other.partition(':')[0]}):"
-                    " run this again when that one is done, or a minute after it was ended"
+                    f"another run stages the model {one_line(self.path)} from another source"
+                    f" ({other.partition(':')[0]}): run this again when that one is done, or a"
+                    " minute after it was ended"
                 )
             self._throw_away()
         self._make(self.folder)
         if (document["source"], document["run"]) != (source, run):
-            self._write_state({"source": source, "run": run, "parts": document["parts"] if document["source"] == source else {}})
+            self._write_state(
+                {
+                    "source": source,
+                    "run": run,
+                    "parts": document["parts"] if document["source"] == source else {},
+                }
+            )
         else:
             try:
                 os.utime(self._state)
@@ -314,13 +408,15 @@ class Staging:
         except OSError as error:
             raise self._failed("write", self._state, error) from error
 
-    # --- files -------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def reuse(self, files: Files, recorded: Files) -> int:
-        """Take over, by hard link, what of the old model was read on this host and is what is wanted; returns the bytes.
+        """Take over, by hard link, what of the old model was read on this host and is what is
+        wanted; returns the bytes.
 
-        ``recorded`` are the files as surveyed. One that came without the digest that is recorded of it must also have the modification
-        time, by which the next run knows it. A file of another owner is not taken over, as its owner would have to be changed.
+        ``recorded`` are the files as surveyed. One that came without the digest that is recorded of
+        it must also have the modification time, by which the next run knows it. A file of another
+        owner is not taken over, as its owner would have to be changed.
         """
         memo, old = Memo(self.memo_file), Memo(os.path.join(self.path, MEMO))
         taken = 0
@@ -339,8 +435,14 @@ class Staging:
             ):
                 continue
             digest = recorded[name].digest
-            by_time = (digest is not None and digest.kind == model_digests.SHA256) or same_time(info.st_mtime_ns, file.mtime_ns)
-            if not by_time or not stat.S_ISREG(info.st_mode) or (info.st_uid, info.st_gid) != (self.uid, self.gid):
+            by_time = (digest is not None and digest.kind == model_digests.SHA256) or same_time(
+                info.st_mtime_ns, file.mtime_ns
+            )
+            if (
+                not by_time
+                or not stat.S_ISREG(info.st_mode)
+                or (info.st_uid, info.st_gid) != (self.uid, self.gid)
+            ):
                 continue
             target = os.path.join(self.folder, name)
             self._make(os.path.dirname(target))
@@ -363,7 +465,9 @@ class Staging:
         return any(os.lstat(os.path.join(self.folder, name)).st_nlink > 1 for name in files)
 
     def _is_complete(self, name: str, file: SourceFile, memo: Memo) -> bool:
-        """The staged file is there: as the source has it by size and time, or as it was read here and is wanted."""
+        """The staged file is there: as the source has it by size and time, or as it was read here
+        and is wanted.
+        """
         try:
             info = os.lstat(os.path.join(self.folder, name))
         except (FileNotFoundError, NotADirectoryError):
@@ -385,12 +489,22 @@ class Staging:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise ModelError(
-                f"{one_line(self.root)} has {free / 1e9:.1f} GB free and the model needs {needed / 1e9:.1f} GB more:"
-                " free space there, or move the models root (sgl_models_root)"
+                f"{one_line(self.root)} has {free / 1e9:.1f} GB free and the model needs"
+                f" {needed / 1e9:.1f} GB more: free space there, or move the models root"
+                " (sgl_models_root)"
             )
 
-    def copy(self, source: str, files: Files, *, budget_s: float | None = None, progress: Progress | None = None) -> Slice:
-        """Copy what is not there yet, for ``budget_s`` seconds; a file that was begun goes on where it stopped. Raises ModelError."""
+    def copy(
+        self,
+        source: str,
+        files: Files,
+        *,
+        budget_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> Slice:
+        """Copy what is not there yet, for ``budget_s`` seconds; a file that was begun goes on where
+        it stopped. Raises ModelError.
+        """
         deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
         missing = self.incomplete(files)
         total = sum(file.size for file in files.values())
@@ -409,13 +523,17 @@ class Staging:
             return time.monotonic() < deadline
 
         for place, name in enumerate(missing):
-            whole = self._copy_file(os.path.join(source, name), name, files[name], begun[name], count)
+            whole = self._copy_file(
+                os.path.join(source, name), name, files[name], begun[name], count
+            )
             if not whole or (not count(0) and place + 1 < len(missing)):
                 return Slice(False, before + moved, total, moved)
         return Slice(True, total, total, moved)
 
     def _begun(self, name: str, file: SourceFile) -> int:
-        """How many bytes of a file are there already; none where it was begun from another state of the source."""
+        """How many bytes of a file are there already; none where it was begun from another state of
+        the source.
+        """
         if self._read_state()["parts"].get(name) != [file.size, file.mtime_ns]:
             return 0
         try:
@@ -436,11 +554,15 @@ class Staging:
             self._write_state(state)
         try:
             with open(source, "rb", buffering=0) as read:
-                fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+                fd = os.open(
+                    part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE
+                )
                 with open(fd, "wb", buffering=0) as write:
                     _unchanged(source, read.fileno(), file)
                     while offset < file.size:
-                        copied = copy_range(read.fileno(), fd, offset, min(_CHUNK, file.size - offset))
+                        copied = copy_range(
+                            read.fileno(), fd, offset, min(_CHUNK, file.size - offset)
+                        )
                         if not copied:
                             break
                         offset += copied
@@ -458,8 +580,16 @@ class Staging:
             raise self._failed("copy to", target, error) from error
         return True
 
-    def verify(self, files: Files, source: str, *, budget_s: float | None = None, progress: Progress | None = None) -> Slice:
-        """Read the staged files, in slices, against the digests of ``files``. One that differs is removed, so that it is copied again.
+    def verify(
+        self,
+        files: Files,
+        source: str,
+        *,
+        budget_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> Slice:
+        """Read the staged files, in slices, against the digests of ``files``. One that differs is
+        removed, so that it is copied again.
 
         Raises ModelError that names those.
         """
@@ -469,14 +599,27 @@ class Staging:
             try:
                 infos[name] = os.lstat(os.path.join(self.folder, name))
             except OSError as error:
-                raise ModelError(f"{one_line(name)} did not arrive from {one_line(source)}: run this again to get it") from error
+                raise ModelError(
+                    f"{one_line(name)} did not arrive from {one_line(source)}: run this again to"
+                    " get it"
+                ) from error
         kinds = {name: file.digest.kind for name, file in files.items() if file.digest}
         unread = [name for name in files if not memo.vouches(name, infos[name], kinds.get(name))]
         total = sum(info.st_size for info in infos.values())
         before = total - sum(infos[name].st_size for name in unread)
-        wanted = [(name, infos[name].st_size, kinds.get(name) == model_digests.GIT_SHA1) for name in unread]
+        wanted = [
+            (name, infos[name].st_size, kinds.get(name) == model_digests.GIT_SHA1)
+            for name in unread
+        ]
         try:
-            done, count = model_digests.read_files(self.folder, wanted, memo, budget_s=budget_s, progress=progress, done=(before, total))
+            done, count = model_digests.read_files(
+                self.folder,
+                wanted,
+                memo,
+                budget_s=budget_s,
+                progress=progress,
+                done=(before, total),
+            )
         except OSError as error:
             raise self._failed("write", self.memo_file, error) from error
         if done:
@@ -486,21 +629,27 @@ class Staging:
                 if file.digest and memo.entries[name].digest(file.digest.kind) != file.digest.value
             ]
             if damaged:
-                texts = [model_digests.difference(name, digest, memo.entries[name]) for name, digest in damaged]
+                texts = [
+                    model_digests.difference(name, digest, memo.entries[name])
+                    for name, digest in damaged
+                ]
                 for name, _digest in damaged:
                     _remove(os.path.join(self.folder, name))
                 raise ModelError(
-                    f"what came from {one_line(source)} is not what it has to be, {several(texts, len(files), 'files')}:"
-                    " run this again (only these are copied), and if they differ again, get the source anew"
+                    f"what came from {one_line(source)} is not what it has to be,"
+                    f" {several(texts, len(files), 'files')}: run this again (only these are"
+                    " copied), and if they differ again, get the source anew"
                 )
         return Slice(done, before + count, total, count)
 
-    # --- into place --------------------------------------------------------------------------------------------------
+    # --- into place -------------------------------------------------------------------------------
 
     def swap(self, files: Files, source: dict[str, Any], **fitting: Any) -> None:
-        """Give the verified files owner, modes, record and memo, and the model's name to them. Raises ModelError.
+        """Give the verified files owner, modes, record and memo, and the model's name to them.
+        Raises ModelError.
 
-        ``fitting`` goes to :func:`model_files.inspect_model`, which has the last word. The old model goes when the new one has its name.
+        ``fitting`` goes to :func:`model_files.inspect_model`, which has the last word. The old
+        model goes when the new one has its name.
         """
         try:
             self._tidy(files)
@@ -509,7 +658,9 @@ class Staging:
             memo.entries = {name: memo.entries[name] for name in files}
             model_digests.write_record(self.folder, source, memo.entries)
             memo.save()
-            model_files.inspect_model(self.folder, root=self.root, uid=self.uid, gid=self.gid, **fitting)
+            model_files.inspect_model(
+                self.folder, root=self.root, uid=self.uid, gid=self.gid, **fitting
+            )
             refuse_strangers(self.path)
             self._make(os.path.dirname(self.path))
             with contextlib.suppress(FileNotFoundError):
@@ -529,18 +680,28 @@ class Staging:
             place = os.path.relpath(folder, self.folder)
             for name in [*inside, *names]:
                 relative = os.path.normpath(os.path.join(place, name))
-                if relative not in files and relative not in folders and relative not in (MEMO, STATE):
+                if (
+                    relative not in files
+                    and relative not in folders
+                    and relative not in (MEMO, STATE)
+                ):
                     _remove(os.path.join(folder, name))
-            inside[:] = [name for name in inside if os.path.normpath(os.path.join(place, name)) in folders]
+            inside[:] = [
+                name for name in inside if os.path.normpath(os.path.join(place, name)) in folders
+            ]
 
     def _hand_over(self) -> None:
         """Owner and mode of all that was made here, and all of it on the disk."""
         for folder, _folders, names in os.walk(self.folder):
-            for path, mode in ((folder, _DIR_MODE), *((os.path.join(folder, name), _FILE_MODE) for name in names)):
+            for path, mode in (
+                (folder, _DIR_MODE),
+                *((os.path.join(folder, name), _FILE_MODE) for name in names),
+            ):
                 fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     info = os.fstat(fd)
-                    # A file with a second name was taken over from the old model, whose it still is.
+                    # A file with a second name was taken over from the old model, whose it still
+                    # is.
                     if mode == _DIR_MODE or info.st_nlink == 1:
                         if (info.st_uid, info.st_gid) != (self.uid, self.gid):
                             os.fchown(fd, self.uid, self.gid)
@@ -559,13 +720,16 @@ class Staging:
         except OSError as error:
             if error.errno not in _NO_EXCHANGE:
                 raise
-            # A file system without the exchange, as NFS: what is left by a kill in between is put right by the next run.
+            # A file system without the exchange, as NFS: what is left by a kill in between is put
+            # right by the next run.
             os.rename(self.path, self._aside)
             os.rename(self.folder, self.path)
 
     def _make(self, folder: str) -> None:
         """Make a folder and its missing parents, for the owner. Raises ModelError."""
-        if os.path.isdir(folder) and not (folder.startswith(self.folder) and os.path.islink(folder)):
+        if os.path.isdir(folder) and not (
+            folder.startswith(self.folder) and os.path.islink(folder)
+        ):
             return
         try:
             missing, base = missing_directories("the models root", folder)
@@ -589,17 +753,26 @@ class Staging:
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = "run the task as the owner of the models root or with become: true"
         else:
-            remedy = "check the file systems that hold the source and the models root, and run this again"
+            remedy = (
+                "check the file systems that hold the source and the models root, and run this"
+                " again"
+            )
         return ModelError(f"cannot {doing} {one_line(path)} ({error.strerror or error}): {remedy}")
 
 
 def same_time(one: int, other: int) -> bool:
-    """Equal, in nanoseconds, or cut off as a file system does that knows 100 ns (CIFS), 1 us or whole seconds (ext3) alone."""
-    return one == other or any(one - one % unit == other or other - other % unit == one for unit in (100, 1000, 10**9))
+    """Equal, in nanoseconds, or cut off as a file system does that knows 100 ns (CIFS), 1 us or
+    whole seconds (ext3) alone.
+    """
+    return one == other or any(
+        one - one % unit == other or other - other % unit == one for unit in (100, 1000, 10**9)
+    )
 
 
 def copy_range(source: int, target: int, offset: int, count: int) -> int:
-    """Copy up to ``count`` bytes at ``offset`` between two descriptors, in the kernel where it can; 0 at the end of the source."""
+    """Copy up to ``count`` bytes at ``offset`` between two descriptors, in the kernel where it can;
+    0 at the end of the source.
+    """
     try:
         copied = os.copy_file_range(source, target, count, offset, offset)
         if copied:
@@ -627,7 +800,10 @@ def exchange(one: str, other: str) -> None:
 def _unchanged(path: str, fd: int, file: SourceFile) -> None:
     info = os.fstat(fd)
     if (info.st_size, info.st_mtime_ns) != (file.size, file.mtime_ns):
-        raise ModelError(f"{one_line(path)} changed while it was copied: run this again once nothing writes to the source")
+        raise ModelError(
+            f"{one_line(path)} changed while it was copied: run this again once nothing writes to"
+            " the source"
+        )
 
 
 def _parents(folder: str) -> Iterator[str]:
@@ -645,22 +821,34 @@ def _remove(path: str) -> None:
 
 
 def refuse_strangers(path: str) -> None:
-    """Raises ModelError where the folder that would be replaced is not one model: it would be removed with all that is in it."""
+    """Raises ModelError where the folder that would be replaced is not one model: it would be
+    removed with all that is in it.
+    """
     if os.path.islink(path) or not os.path.lexists(path):
         return
     if not os.path.isdir(path):
-        raise ModelError(f"{one_line(path)} is a file: move it away, or set sgl_model to another name")
+        raise ModelError(
+            f"{one_line(path)} is a file: move it away, or set sgl_model to another name"
+        )
     try:
         recorded = model_digests.read_record(path).files
     except ModelError:
         recorded = {}
     for folder, folders, names in os.walk(path):
-        is_model = model_files.CONFIG in names and any(name.endswith(".safetensors") for name in names)
+        is_model = model_files.CONFIG in names and any(
+            name.endswith(".safetensors") for name in names
+        )
         if folder == path:
-            foreign = bool(folders or names) and model_files.CONFIG not in names and RECORD not in names
+            foreign = (
+                bool(folders or names) and model_files.CONFIG not in names and RECORD not in names
+            )
         else:
-            foreign = is_model and os.path.relpath(os.path.join(folder, model_files.CONFIG), path) not in recorded
+            foreign = (
+                is_model
+                and os.path.relpath(os.path.join(folder, model_files.CONFIG), path) not in recorded
+            )
         if foreign:
             raise ModelError(
-                f"{one_line(folder)} would be removed and is not the model's own: move it away, or set sgl_model to another name"
+                f"{one_line(folder)} would be removed and is not the model's own: move it away, or"
+                " set sgl_model to another name"
             )

@@ -14,7 +14,9 @@ _LISTEN = "0A"
 
 
 def taken(address: str, port: int) -> str | None:
-    """Who holds `port` where a service would listen on `address`; None where it is free, or the address is not this host's."""
+    """Who holds `port` where a service would listen on `address`; None where it is free, or the
+    address is not this host's.
+    """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as trial:
         # As the services do: a connection of the past that lingers is no holder.
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -28,7 +30,9 @@ def taken(address: str, port: int) -> str | None:
 
 
 def holder(port: int) -> str:
-    """The process that listens on `port`, as far as this user may see it: another user's is known by its uid alone."""
+    """The process that listens on `port`, as far as this user may see it: another user's is known
+    by its uid alone.
+    """
     for inode, uid in _listeners(port):
         found = _owner_of(f"socket:[{inode}]")
         return found or f"a process of {_user(uid)}"

@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The look at a host before anything changes on it: all that a run needs to know, and all that would stop it, at once."""
+"""The look at a host before anything changes on it: all that a run needs to know, and all that
+would stop it, at once.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import gpu_health, host_tree, model_files, ports, run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, Runner
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    gpu_health,
+    host_tree,
+    model_files,
+    ports,
+    run_record,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    DockerCli,
+    DockerError,
+    Runner,
+)
 
 _GB = 10**9
 # Sources of a model that need to be told where from.
@@ -63,7 +75,9 @@ class Options:
 
 @dataclass
 class Findings:
-    """What the look found; `lacking` is what a host that nobody prepared yet may well lack, `problems` is wrong on any host."""
+    """What the look found; `lacking` is what a host that nobody prepared yet may well lack,
+    `problems` is wrong on any host.
+    """
 
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -76,23 +90,34 @@ def look(options: Options, run: Runner) -> Findings:
     found = Findings()
     user = service_user(options.user)
     devices, described = _devices(found, options, run)
-    found.facts.update(user=user, acting=os.geteuid(), architecture=platform.machine(), devices=devices)
+    found.facts.update(
+        user=user, acting=os.geteuid(), architecture=platform.machine(), devices=devices
+    )
     spec = _tree_spec(options, user)
-    found.facts.update(_docker(found, options, run) if options.ready_for != "tree" else _docker_not_asked())
+    found.facts.update(
+        _docker(found, options, run) if options.ready_for != "tree" else _docker_not_asked()
+    )
     if described is not None:
         _look_at_gpus(found, described, options, run)
-    found.facts["tree"] = {"paths": spec.roots(), "owner": {"uid": spec.uid, "gid": spec.gid}, "incomplete": False, "foreign": []}
+    found.facts["tree"] = {
+        "paths": spec.roots(),
+        "owner": {"uid": spec.uid, "gid": spec.gid},
+        "incomplete": False,
+        "foreign": [],
+    }
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, found.facts["container"])
     if options.ready_for == "smoke" and not found.facts["run"]["live"]:
         found.problems.append(
-            f"no run is live in container {options.container}: {found.facts['run']['reason']}; prepare the host first (playbooks/prep.yml)"
+            f"no run is live in container {options.container}: {found.facts['run']['reason']};"
+            " prepare the host first (playbooks/prep.yml)"
         )
     if options.ready_for in ("tree", "start", "prep"):
         if os.geteuid() not in (0, user["uid"]):
             found.problems.append(
-                f"modules run as uid {os.geteuid()} here, and the service user is {user['name']} ({user['uid']}): "
-                "set ansible_become to true, or sgl_user to the user who connects"
+                f"modules run as uid {os.geteuid()} here, and the service user is {user['name']}"
+                f" ({user['uid']}): set ansible_become to true, or sgl_user to the user who"
+                " connects"
             )
         _look_at_tree(found, spec)
     if options.ready_for in ("start", "prep"):
@@ -111,11 +136,16 @@ def service_user(name: str | None) -> dict[str, Any]:
     try:
         entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
     except KeyError as error:
-        raise PreflightError(f"no user {name or os.geteuid()} on this host: create it, or set sgl_user to one that exists") from error
+        raise PreflightError(
+            f"no user {name or os.geteuid()} on this host: create it, or set sgl_user to one that"
+            " exists"
+        ) from error
     return {"name": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "home": entry.pw_dir}
 
 
-def _devices(found: Findings, options: Options, run: Runner) -> tuple[dict[str, Any], gpu_health.Smi | None]:
+def _devices(
+    found: Findings, options: Options, run: Runner
+) -> tuple[dict[str, Any], gpu_health.Smi | None]:
     """GPUs as nvidia-smi names them, and all that it tells of them where they are to be used."""
     tool = shutil.which("nvidia-smi")
     # Without its device file there is no driver, and the tool need not be asked.
@@ -124,8 +154,9 @@ def _devices(found: Findings, options: Options, run: Runner) -> tuple[dict[str, 
             lack = "/dev/nvidiactl is missing" if tool else "there is no nvidia-smi on the PATH"
             # Going on would make the container anew without its GPUs, and skip what it is for.
             found.problems.append(
-                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}): install or load it (modprobe nvidia), "
-                "set sgl_flavour to local, or sgl_gpus to false for a host that is to go without"
+                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}):"
+                " install or load it (modprobe nvidia), set sgl_flavour to local, or sgl_gpus to"
+                " false for a host that is to go without"
             )
         return {"count": 1, "name": "cpu", "cuda": False, "health": None}, None
     unknown = None
@@ -133,20 +164,39 @@ def _devices(found: Findings, options: Options, run: Runner) -> tuple[dict[str, 
         try:
             smi, warnings = gpu_health.ask(tool, run)
         except gpu_health.SmiError as refusal:
-            unknown = f"the GPUs' health is not known, as `nvidia-smi -q -x` does not describe them ({refusal}): look at `nvidia-smi -q`"
+            unknown = (
+                "the GPUs' health is not known, as `nvidia-smi -q -x` does not describe them"
+                f" ({refusal}): look at `nvidia-smi -q`"
+            )
         else:
             found.warnings.extend(warnings)
-            return {"count": len(smi.gpus), "name": smi.gpus[0].name, "cuda": True, "health": None}, smi
+            return {
+                "count": len(smi.gpus),
+                "name": smi.gpus[0].name,
+                "cuda": True,
+                "health": None,
+            }, smi
     code, output, error = run([tool, "--query-gpu=name", "--format=csv,noheader"])
     names = [gpu_health.one_line(line) for line in output.splitlines() if line.strip()]
     if code or not names:
         # What needs no GPU goes on without.
         told = found.warnings if options.ready_for in ("tree", "stop") else found.problems
-        words = gpu_health.one_line(error, 400) or gpu_health.one_line(output, 400) or f"it ended with exit code {code}"
-        told.append(f"nvidia-smi names no GPU: {words}; mend the driver first (dmesg tells of Xid errors)")
+        words = (
+            gpu_health.one_line(error, 400)
+            or gpu_health.one_line(output, 400)
+            or f"it ended with exit code {code}"
+        )
+        told.append(
+            f"nvidia-smi names no GPU: {words}; mend the driver first (dmesg tells of Xid errors)"
+        )
     elif unknown:
         found.warnings.append(unknown)
-    return {"count": len(names), "name": names[0] if names else "unknown", "cuda": True, "health": None}, None
+    return {
+        "count": len(names),
+        "name": names[0] if names else "unknown",
+        "cuda": True,
+        "health": None,
+    }, None
 
 
 def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: Runner) -> None:
@@ -156,7 +206,12 @@ def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: R
     found.facts["devices"]["health"] = health
     cuda, requires = options.image_cuda, ""
     # Where the image's container runs, it has shown that the driver serves it.
-    served = container is not None and container["running"] and image is not None and container["image_id"] == image["id"]
+    served = (
+        container is not None
+        and container["running"]
+        and image is not None
+        and container["image_id"] == image["id"]
+    )
     if found.facts["docker"]["available"] and options.ready_for != "smoke" and not served:
         docker = DockerCli(run)
         if lacking := gpu_health.toolkit_problem(run, docker.binary):
@@ -165,13 +220,19 @@ def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: R
             # Which drivers it makes do with, only the image itself can say.
             its, requires = gpu_health.image_cuda(docker.inspect("image", options.image) or {})
             cuda = cuda or its
-    verdict = gpu_health.judge(health, gpu_health.Use(options.tp, options.visible_devices, cuda, requires))
+    verdict = gpu_health.judge(
+        health, gpu_health.Use(options.tp, options.visible_devices, cuda, requires)
+    )
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)
 
 
 def _docker_not_asked() -> dict[str, Any]:
-    return {"docker": {"available": False, "version": None, "problem": "not asked"}, "container": None, "image": None}
+    return {
+        "docker": {"available": False, "version": None, "problem": "not asked"},
+        "container": None,
+        "image": None,
+    }
 
 
 def _docker(found: Findings, options: Options, run: Runner) -> dict[str, Any]:
@@ -181,20 +242,24 @@ def _docker(found: Findings, options: Options, run: Runner) -> dict[str, Any]:
     try:
         cli = DockerCli(run)
         container, image = cli.container(options.container), cli.image(options.image)
-        # A container or an image is answer enough that the daemon is there: its version is asked only for the others.
+        # A container or an image is answer enough that the daemon is there: its version is asked
+        # only for the others.
         docker.update(available=True, version=None if container or image else cli.version())
     except DockerError as error:
         docker["problem"] = str(error)
         found.lacking.append(str(error))
     if importlib.util.find_spec("requests") is None:
         found.lacking.append(
-            "this host's Python lacks the requests package, which Ansible's Docker modules need: `apt-get install python3-requests`"
+            "this host's Python lacks the requests package, which Ansible's Docker modules need:"
+            " `apt-get install python3-requests`"
         )
     return {"docker": docker, "container": container, "image": image}
 
 
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
-    """The tree's folders: each where it is said to be, or else under the root, which is in the service user's home."""
+    """The tree's folders: each where it is said to be, or else under the root, which is in the
+    service user's home.
+    """
     root = options.roots["root"] or os.path.join(user["home"], "sglang-observability")
 
     def folder(name: str) -> str:
@@ -228,11 +293,17 @@ def _look_at_tree(found: Findings, spec: host_tree.Spec) -> None:
 
 def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> None:
     if not options.model:
-        found.problems.append("no model is named: set sgl_model to its folder under the models folder, such as Qwen/Qwen3-8B")
+        found.problems.append(
+            "no model is named: set sgl_model to its folder under the models folder, such as"
+            " Qwen/Qwen3-8B"
+        )
         return
     path = os.path.join(spec.models, options.model)
     if options.model_source in _FROM and not options.model_from:
-        found.problems.append(f"sgl_model_source is {options.model_source}, and nothing says where from: set sgl_model_from")
+        found.problems.append(
+            f"sgl_model_source is {options.model_source}, and nothing says where from: set"
+            " sgl_model_from"
+        )
         return
     devices = found.facts["devices"]
     fitting = {"tp": options.tp, "device_count": devices["count"], "device_name": devices["name"]}
@@ -243,11 +314,17 @@ def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> N
         found.problems.append(str(error))
 
 
-def _model_that_is_there(path: str, spec: host_tree.Spec, fitting: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Its description, and whether its bytes are known to be those that were recorded. Raises ModelError for what nothing will mend."""
+def _model_that_is_there(
+    path: str, spec: host_tree.Spec, fitting: dict[str, Any], options: Options
+) -> dict[str, Any]:
+    """Its description, and whether its bytes are known to be those that were recorded. Raises
+    ModelError for what nothing will mend.
+    """
     unread = {"recorded": False, "verified": False}
     try:
-        model = model_files.inspect_model(path, **fitting, root=spec.models, uid=spec.uid, gid=spec.gid)
+        model = model_files.inspect_model(
+            path, **fitting, root=spec.models, uid=spec.uid, gid=spec.gid
+        )
         known = _known_of(path, options) if model_files.may_have_digests(path) else unread
     except model_files.ModelMissing:
         if options.model_source == "present":
@@ -262,16 +339,24 @@ def _model_that_is_there(path: str, spec: host_tree.Spec, fitting: dict[str, Any
 
 
 def _known_of(path: str, options: Options) -> dict[str, bool]:
-    """Whether a model's bytes are known to be those that were recorded. Raises ModelError for damage that nothing will mend."""
+    """Whether a model's bytes are known to be those that were recorded. Raises ModelError for
+    damage that nothing will mend.
+    """
     # Compiling it on the host takes longer than most of what else is looked at.
     from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests
 
-    read = model_digests.quick(path) if options.model_source in _FROM else model_digests.quick_and_sound(path)
+    read = (
+        model_digests.quick(path)
+        if options.model_source in _FROM
+        else model_digests.quick_and_sound(path)
+    )
     return {"recorded": read.recorded, "verified": read.verified}
 
 
 def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Options) -> bool:
-    """Whether sgl_model_stage may have something to bring or to read. Raises ModelError for a source that is no model."""
+    """Whether sgl_model_stage may have something to bring or to read. Raises ModelError for a
+    source that is no model.
+    """
     if options.model_source == "local":
         source = os.path.abspath(os.path.expanduser(options.model_from or ""))
         try:
@@ -285,27 +370,41 @@ def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Optio
                 ) from None
     if options.model_source in _FROM:
         return True
-    return options.model_source == "present" and (options.model_verify == "full" or (model["recorded"] and not model["verified"]))
+    return options.model_source == "present" and (
+        options.model_verify == "full" or (model["recorded"] and not model["verified"])
+    )
 
 
 def _look_at_image_source(found: Findings, options: Options) -> None:
-    """An image that comes from elsewhere needs to be told from where, before anything else changes."""
+    """An image that comes from elsewhere needs to be told from where, before anything else changes.
+    """
     if options.image_source == "pull" and not options.image_pull:
-        found.problems.append("sgl_image_source is pull, and nothing says what: set sgl_image_pull to the image's reference in a registry")
+        found.problems.append(
+            "sgl_image_source is pull, and nothing says what: set sgl_image_pull to the image's"
+            " reference in a registry"
+        )
     if options.image_source == "load" and not options.image_archive:
         found.problems.append(
-            "sgl_image_source is load, and nothing says from what: set sgl_image_archive to a file that docker save wrote"
+            "sgl_image_source is load, and nothing says from what: set sgl_image_archive to a file"
+            " that docker save wrote"
         )
-    elif options.image_source == "load" and found.facts["docker"]["available"] and found.facts["image"] is None:
+    elif (
+        options.image_source == "load"
+        and found.facts["docker"]["available"]
+        and found.facts["image"] is None
+    ):
         # Once its image is there, the archive may go.
         if not found.facts["run"]["live"] and not os.path.isfile(str(options.image_archive)):
             found.lacking.append(
-                f"there is no archive {options.image_archive} on this host: put it there, or set sgl_image_archive to where it is"
+                f"there is no archive {options.image_archive} on this host: put it there, or set"
+                " sgl_image_archive to where it is"
             )
 
 
 def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:
-    """A running container holds its ports itself; sgl-admin sees to the server's when it starts one."""
+    """A running container holds its ports itself; sgl-admin sees to the server's when it starts
+    one.
+    """
     if container is not None and container["running"]:
         return
     for name, port in options.ports.items():
@@ -314,28 +413,39 @@ def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator
         # The SGLang server of a prep always listens on loopback.
         address = "127.0.0.1" if name == "sglang" else options.bind_address
         if (who := ports.taken(address, port)) is not None:
-            yield f"port {port} on {address}, which {name} needs, is taken by {who}: stop it, or set sgl_{name}_port to another port"
+            yield (
+                f"port {port} on {address}, which {name} needs, is taken by {who}: stop it, or set"
+                f" sgl_{name}_port to another port"
+            )
 
 
 def _short_of_space(facts: dict[str, Any], options: Options, run: Runner) -> Iterator[str]:
     """What is about to be written needs room; on a host where all is done nothing is."""
     wanted: list[tuple[str, str]] = []
     if not (facts["run"]["live"] and facts["run"]["metrics_ready"]):
-        wanted += [("telemetry", facts["tree"]["paths"]["telemetry"]), ("profiles", facts["tree"]["paths"]["profiles"])]
+        wanted += [
+            ("telemetry", facts["tree"]["paths"]["telemetry"]),
+            ("profiles", facts["tree"]["paths"]["profiles"]),
+        ]
     if facts["docker"]["available"] and facts["image"] is None:
-        wanted.append(("docker", DockerCli(run).call("info", "--format", "{{.DockerRootDir}}").strip()))
+        wanted.append(
+            ("docker", DockerCli(run).call("info", "--format", "{{.DockerRootDir}}").strip())
+        )
     for name, path in wanted:
         need = options.space_gb.get(name, 0.0) * _GB
         free = _free(path)
         if free is not None and free < need:
             yield (
-                f"{path} has {free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted there before anything is written: "
-                f"free some, or set sgl_space_gb: {{{name}: {free / _GB:.1f}}} to go on with less"
+                f"{path} has {free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted there"
+                f" before anything is written: free some, or set sgl_space_gb: {{{name}:"
+                f" {free / _GB:.1f}}} to go on with less"
             )
 
 
 def _free(path: str) -> int | None:
-    """Bytes that an ordinary user may still write at `path`, or where it will be made; None where that cannot be seen."""
+    """Bytes that an ordinary user may still write at `path`, or where it will be made; None where
+    that cannot be seen.
+    """
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     try:

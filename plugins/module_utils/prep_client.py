@@ -1,6 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Asks sgl-admin in the container for a prep, follows it by short polls, and says what came of it."""
+"""Asks sgl-admin in the container for a prep, follows it by short polls, and says what came of it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _REFUSALS = {2: "usage", 3: "permission", 4: "no live run", 5: "busy"}
 
 
 class PrepError(Exception):
-    """The prep did not begin, or sgl-admin's answer cannot be understood; the message is its own, with its remedy.
+    """The prep did not begin, or sgl-admin's answer cannot be understood; the message is its own,
+    with its remedy.
 
     ``exit_code`` is sgl-admin's, where it gave one other than 0.
     """
@@ -30,33 +32,67 @@ class PrepClient:
         self._container = container
 
     def start(self, arguments: list[str], wait_s: float) -> dict[str, Any]:
-        """Begin a prep, or attach to the same one; returns {job, result} once it ends or after `wait_s` seconds."""
-        return self._envelope("the prep did not begin", "caches", "ensure", "--detach", "--wait", f"{wait_s:g}", *arguments)
+        """Begin a prep, or attach to the same one; returns {job, result} once it ends or after
+        `wait_s` seconds.
+        """
+        return self._envelope(
+            "the prep did not begin",
+            "caches",
+            "ensure",
+            "--detach",
+            "--wait",
+            f"{wait_s:g}",
+            *arguments,
+        )
 
     def follow(self, prep_id: str, wait_s: float) -> dict[str, Any]:
-        """{job, result} of the prep once it ends or after `wait_s` seconds. Raises PrepError when another took its place."""
-        envelope = self._envelope(f"{prep_id} cannot be followed any more, run this again", "status", "--json", "--wait", f"{wait_s:g}")
+        """{job, result} of the prep once it ends or after `wait_s` seconds. Raises PrepError when
+        another took its place.
+        """
+        envelope = self._envelope(
+            f"{prep_id} cannot be followed any more, run this again",
+            "status",
+            "--json",
+            "--wait",
+            f"{wait_s:g}",
+        )
         if envelope["job"] is None or envelope["job"].get("prep_id") != prep_id:
-            raise PrepError(f"{prep_id} is gone: the container was started anew meanwhile; run this again")
+            raise PrepError(
+                f"{prep_id} is gone: the container was started anew meanwhile; run this again"
+            )
         return envelope
 
     def dry_run(self, arguments: list[str]) -> dict[str, Any]:
         """What a prep would do."""
-        output = self._call("sgl-admin cannot tell what a prep would do", "caches", "ensure", "--dry-run", "--json", *arguments)
+        output = self._call(
+            "sgl-admin cannot tell what a prep would do",
+            "caches",
+            "ensure",
+            "--dry-run",
+            "--json",
+            *arguments,
+        )
         return self._object(output[: output.rindex("}") + 1] if "}" in output else output)
 
     def _envelope(self, problem: str, *arguments: str) -> dict[str, Any]:
         text = self._call(problem, *arguments)
         envelope = self._object(text)
-        if not all(name in envelope and isinstance(envelope[name], (dict, type(None))) for name in ("job", "result")):
+        if not all(
+            name in envelope and isinstance(envelope[name], (dict, type(None)))
+            for name in ("job", "result")
+        ):
             raise PrepError(f"sgl-admin answered without job and result: {text[:300]!r}")
         return envelope
 
     def _call(self, problem: str, *arguments: str) -> str:
-        code, output, error = self._run(["docker", "exec", self._container, "sgl-admin", *arguments])
+        code, output, error = self._run(
+            ["docker", "exec", self._container, "sgl-admin", *arguments]
+        )
         if code:
             message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
-            raise PrepError(f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code)
+            raise PrepError(
+                f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code
+            )
         return output
 
     @staticmethod
@@ -72,8 +108,20 @@ class PrepClient:
 
 def command_line(options: dict[str, Any]) -> list[str]:
     """sgl-admin's arguments for the module's options."""
-    arguments = ["--model", options["model"], "--tp", str(options["tp"]), "--probe", options["probe"]]
-    for option, flag in (("deep_gemm", "--deep-gemm"), ("moe", "--moe"), ("flashinfer", "--flashinfer"), ("inductor", "--inductor")):
+    arguments = [
+        "--model",
+        options["model"],
+        "--tp",
+        str(options["tp"]),
+        "--probe",
+        options["probe"],
+    ]
+    for option, flag in (
+        ("deep_gemm", "--deep-gemm"),
+        ("moe", "--moe"),
+        ("flashinfer", "--flashinfer"),
+        ("inductor", "--inductor"),
+    ):
         arguments += [flag, options[option]]
     if options["moe_batch_sizes"]:
         arguments += ["--moe-batch-sizes", ",".join(map(str, options["moe_batch_sizes"]))]
@@ -90,7 +138,9 @@ def command_line(options: dict[str, Any]) -> list[str]:
     arguments += ["--probe-timeout", f"{options['probe_timeout']:g}"]
     # One word with its flag: a server's argument begins with dashes itself.
     arguments += [f"--server-arg={argument}" for argument in options["server_args"]]
-    return arguments + [f"--server-env={name}={value}" for name, value in options["server_env"].items()]
+    return arguments + [
+        f"--server-env={name}={value}" for name, value in options["server_env"].items()
+    ]
 
 
 def did_work(result: dict[str, Any]) -> bool:
@@ -103,14 +153,26 @@ def did_work(result: dict[str, Any]) -> bool:
 def failure(job: dict[str, Any], result: dict[str, Any] | None) -> str | None:
     """Why the prep failed, with the last lines of the log that shows it; None when all is well."""
     if result is None:
-        return f"{job['prep_id']} ended without a result ({job['state']}): {job['message']}; run it again to finish what is missing"
+        return (
+            f"{job['prep_id']} ended without a result ({job['state']}): {job['message']}; run it"
+            " again to finish what is missing"
+        )
     for name, stage in result["stages"].items():
         if stage["status"] == "error":
             tail = "\n".join(stage["log_tail"])
-            return f"stage {name} failed, {stage['error_type']}: {'; '.join(stage['errors'])}" + (f"\n{tail}" if tail else "")
+            return f"stage {name} failed, {stage['error_type']}: {'; '.join(stage['errors'])}" + (
+                f"\n{tail}" if tail else ""
+            )
     if job["exit_code"]:
-        return f"the stages are fine, but METRICS_READY is not proven: {result['telemetry_probe']['reason']}"
+        return (
+            "the stages are fine, but METRICS_READY is not proven:"
+            f" {result['telemetry_probe']['reason']}"
+        )
     if job["state"] != "done" or job["exit_code"] != 0:
-        # Killed between its result and its last record, which would say whether the proof that was wanted was made.
-        return f"{job['prep_id']} ended before it could say so ({job['state']}): {job['message']}; run it again to finish what is missing"
+        # Killed between its result and its last record, which would say whether the proof that was
+        # wanted was made.
+        return (
+            f"{job['prep_id']} ended before it could say so ({job['state']}): {job['message']}; run"
+            " it again to finish what is missing"
+        )
     return None

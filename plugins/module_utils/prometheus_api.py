@@ -1,14 +1,17 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A small client of Prometheus' HTTP API, and the wait until a server, its scrape jobs and an expression are as they should be.
+"""A small client of Prometheus' HTTP API, and the wait until a server, its scrape jobs and an
+expression are as they should be.
 
-:class:`PrometheusClient` asks one thing at a time over one kept connection; :class:`Readiness` looks and waits. An answer that is not
-Prometheus' is an error like any other: nothing that arrives can end in a traceback or pass for readiness.
+:class:`PrometheusClient` asks one thing at a time over one kept connection; :class:`Readiness`
+looks and waits. An answer that is not Prometheus' is an error like any other: nothing that arrives
+can end in a traceback or pass for readiness.
 
-Measured on two busy x86-64 cores against Prometheus 3.5.3 on the loopback, Python 3.11: a poll of ``/-/ready`` takes 0.25 ms, of which
-0.12 ms is this process' CPU; a look at a job and an expression 0.8 ms (0.37 ms); a refused connection 0.04 ms. With pauses of 40 ms that
-is at most 1 % of one core. From readiness to the end of the wait: median 28 ms, at most 43 ms (60 waits).
-All times are seconds.
+Measured on two busy x86-64 cores against Prometheus 3.5.3 on the loopback, Python 3.11: a poll of
+``/-/ready`` takes 0.25 ms, of which 0.12 ms is this process' CPU; a look at a job and an expression
+0.8 ms (0.37 ms); a refused connection 0.04 ms. With pauses of 40 ms that is at most 1 % of one
+core. From readiness to the end of the wait: median 28 ms, at most 43 ms (60 waits). All times are
+seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ DEFAULT_URL = "http://127.0.0.1:9090"
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_POLL_INTERVAL_S = 0.04
 
-# /-/ready answers at once or not at all; a connection that hangs is given up for a new one after this time.
+# /-/ready answers at once or not at all; a connection that hangs is given up for a new one after
+# this time.
 READY_LIMIT_S = 2.0
 # An expression may take long. What takes longer than this is no readiness condition.
 API_LIMIT_S = 30.0
@@ -52,7 +56,8 @@ NEVER_SCRAPED = "0001-01-01T00:00:00Z"
 NAMED_TARGETS = 5
 TEXT_CHARACTERS = 500
 
-# What a document of another shape leads to, numbers beyond a float and lists too deep to be shown among it.
+# What a document of another shape leads to, numbers beyond a float and lists too deep to be shown
+# among it.
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
 
 Clock = Callable[[], float]
@@ -63,11 +68,15 @@ class PrometheusError(Exception):
 
 
 class FinalError(PrometheusError):
-    """Waiting cannot mend it: a wrong option, refused credentials, a certificate, an expression that does not parse."""
+    """Waiting cannot mend it: a wrong option, refused credentials, a certificate, an expression
+    that does not parse.
+    """
 
 
 class LocalFileError(FinalError):
-    """A file that an option names is missing or cannot be used. Before a host is prepared that is to be expected."""
+    """A file that an option names is missing or cannot be used. Before a host is prepared that is
+    to be expected.
+    """
 
 
 class NotYetError(PrometheusError):
@@ -84,7 +93,9 @@ class AnswerTimeoutError(NoAnswerError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A parsed ``url``. ``prefix`` is its path without the last slash, ``shown`` the url as messages name it."""
+    """A parsed ``url``. ``prefix`` is its path without the last slash, ``shown`` the url as
+    messages name it.
+    """
 
     scheme: str
     host: str
@@ -98,7 +109,9 @@ class Endpoint:
 
 
 def url_secret(url: str) -> str | None:
-    """What stands before the ``@`` of a url's host, which is never to be shown; None when there is nothing."""
+    """What stands before the ``@`` of a url's host, which is never to be shown; None when there is
+    nothing.
+    """
     authority = re.split(r"[/?#]", url.split("://", 1)[-1].lstrip("/"), maxsplit=1)[0]
     return authority.rpartition("@")[0] or None
 
@@ -107,9 +120,11 @@ def parse_url(url: str) -> Endpoint:
     """Raise :class:`FinalError` for anything but ``http(s)://host[:port][/prefix]``."""
     if url_secret(url) is not None:
         raise FinalError(
-            "url holds credentials before the @; take them out and give them as url_username and url_password, or bearer_token"
+            "url holds credentials before the @; take them out and give them as url_username and"
+            " url_password, or bearer_token"
         )
-    # Beyond this point it may still hold a secret where none belongs (a query, a path with an @), so a refused url is not repeated.
+    # Beyond this point it may still hold a secret where none belongs (a query, a path with an @),
+    # so a refused url is not repeated.
     wanted = "url must be http://HOST[:PORT][/PREFIX] or https://..., such as " + DEFAULT_URL
     if not re.fullmatch(r"[\x21-\x7e]+", url):
         raise FinalError(f"{wanted}; this one is empty or holds spaces or characters outside ASCII")
@@ -131,20 +146,26 @@ def parse_url(url: str) -> Endpoint:
     )
 
 
-def tls_context(ca_path: str | None, client_cert: str | None, client_key: str | None, validate_certs: bool) -> ssl.SSLContext:
+def tls_context(
+    ca_path: str | None, client_cert: str | None, client_key: str | None, validate_certs: bool
+) -> ssl.SSLContext:
     """Raise :class:`LocalFileError` naming the option whose file cannot be used."""
 
     def no_passphrase() -> str:
         # Without this OpenSSL would ask on the terminal, and wait.
         raise LocalFileError(
-            f"client_key {client_key or client_cert} is encrypted; give an unencrypted key that only the task's user can read"
+            f"client_key {client_key or client_cert} is encrypted; give an unencrypted key that"
+            " only the task's user can read"
         )
 
     try:
         # With ca_path only its certificates are trusted, as ansible.builtin.uri has it.
         context = ssl.create_default_context(cafile=ca_path or None)
     except (OSError, ValueError) as error:
-        raise LocalFileError(f"ca_path {ca_path} cannot be used ({reason_of(error)}); it must be a file of PEM certificates") from None
+        raise LocalFileError(
+            f"ca_path {ca_path} cannot be used ({reason_of(error)}); it must be a file of PEM"
+            " certificates"
+        ) from None
     if not validate_certs:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -154,7 +175,8 @@ def tls_context(ca_path: str | None, client_cert: str | None, client_key: str | 
         except (OSError, ValueError) as error:
             key = f"with client_key {client_key}" if client_key else "without client_key"
             raise LocalFileError(
-                f"client_cert {client_cert} {key} cannot be used ({reason_of(error)}); give PEM files of a certificate and its key"
+                f"client_cert {client_cert} {key} cannot be used ({reason_of(error)}); give PEM"
+                " files of a certificate and its key"
             ) from None
     return context
 
@@ -182,32 +204,44 @@ class Answer:
 
 @dataclass(frozen=True)
 class Target:
-    """A scrape target. ``health`` is up, down or unknown (not scraped yet); ``last_scrape`` is Prometheus' own timestamp, or None."""
+    """A scrape target. ``health`` is up, down or unknown (not scraped yet); ``last_scrape`` is
+    Prometheus' own timestamp, or None.
+    """
 
     job: str
     instance: str
     health: str
     last_error: str
     last_scrape: str | None
-    pool: str = ""  # job_name of its scrape_config; relabelling can give the label job another value
+    pool: str = (
+        ""  # job_name of its scrape_config; relabelling can give the label job another value
+    )
     interval: str = ""
 
     def belongs_to(self, job: str) -> bool:
         return job in (self.pool, self.job)
 
     def result(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("job", "instance", "health", "last_error", "last_scrape")}
+        return {
+            key: getattr(self, key)
+            for key in ("job", "instance", "health", "last_error", "last_scrape")
+        }
 
     def complaint(self) -> str:
         if self.health == "unknown" and not self.last_error:
             every = f" (scrape interval {self.interval})" if self.interval else ""
             return f"target {self.instance} has not been scraped yet{every}"
-        return f"target {self.instance} is {self.health}: {one_line(self.last_error) or 'Prometheus gives no error'}"
+        return (
+            f"target {self.instance} is {self.health}:"
+            f" {one_line(self.last_error) or 'Prometheus gives no error'}"
+        )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of an expression. ``value`` is Prometheus' text of it (``"1"``, ``"NaN"``); None for a native histogram."""
+    """One sample of an expression. ``value`` is Prometheus' text of it (``"1"``, ``"NaN"``); None
+    for a native histogram.
+    """
 
     metric: dict[str, str]
     value: str | None
@@ -221,7 +255,9 @@ class QueryResult:
 
     @property
     def holds(self) -> bool:
-        """A vector as in an alerting rule: when it is not empty. A scalar when it is neither 0 nor NaN, which an empty vector becomes."""
+        """A vector as in an alerting rule: when it is not empty. A scalar when it is neither 0 nor
+        NaN, which an empty vector becomes.
+        """
         if self.kind == "vector":
             return bool(self.samples)
         number = float(self.samples[0].value or "nan")
@@ -229,7 +265,9 @@ class QueryResult:
 
 
 class _Channel:
-    """What http.client needs of a socket, with a deadline for the whole of an answer: a socket's own timeout starts anew with each byte."""
+    """What http.client needs of a socket, with a deadline for the whole of an answer: a socket's
+    own timeout starts anew with each byte.
+    """
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
         self.sock = sock
@@ -275,7 +313,9 @@ def _left(deadline: float, clock: Clock) -> float:
 
 
 def _resolve(host: str, port: int, limit_s: float) -> list[Any]:
-    """What :func:`socket.getaddrinfo` finds, or TimeoutError: it knows no time limit of its own, and a resolver may take many seconds."""
+    """What :func:`socket.getaddrinfo` finds, or TimeoutError: it knows no time limit of its own,
+    and a resolver may take many seconds.
+    """
     with contextlib.suppress(socket.gaierror):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     outcome: list[Any] = []
@@ -297,7 +337,9 @@ def _resolve(host: str, port: int, limit_s: float) -> list[Any]:
 
 
 class PrometheusClient:
-    """One server. Each call has its own deadline on ``clock`` and raises :class:`NotYetError` or :class:`FinalError`."""
+    """One server. Each call has its own deadline on ``clock`` and raises :class:`NotYetError` or
+    :class:`FinalError`.
+    """
 
     def __init__(
         self,
@@ -314,28 +356,43 @@ class PrometheusClient:
     ) -> None:
         self.endpoint = parse_url(url)
         self._clock = clock
-        self._headers = {"Host": self.endpoint.host_header, "Accept": "application/json, text/plain", "User-Agent": "slice_bench.sglang"}
+        self._headers = {
+            "Host": self.endpoint.host_header,
+            "Accept": "application/json, text/plain",
+            "User-Agent": "slice_bench.sglang",
+        }
         self._secrets: list[str] = []
         self._credentials: str | None = None
         self._authorise(username, password, bearer_token)
-        self._tls = tls_context(ca_path, client_cert, client_key, validate_certs) if self.endpoint.scheme == "https" else None
+        self._tls = (
+            tls_context(ca_path, client_cert, client_key, validate_certs)
+            if self.endpoint.scheme == "https"
+            else None
+        )
         self._http: http.client.HTTPConnection | None = None
         self._channel: _Channel | None = None
 
     def _authorise(self, username: str | None, password: str | None, token: str | None) -> None:
         if token is not None:
             if username is not None or password is not None:
-                raise FinalError("bearer_token and url_username with url_password exclude each other; give one of them")
+                raise FinalError(
+                    "bearer_token and url_username with url_password exclude each other; give one"
+                    " of them"
+                )
             if not re.fullmatch(r"[\x21-\x7e]+", token):
                 raise FinalError(
-                    "bearer_token must be visible ASCII characters with no space or line break; pass it through the filter trim"
+                    "bearer_token must be visible ASCII characters with no space or line break;"
+                    " pass it through the filter trim"
                 )
             self._credentials = "bearer_token"
             self._headers["Authorization"] = f"Bearer {token}"
             self._secrets = [token]
         elif username is not None or password is not None:
             if not username or password is None or ":" in username:
-                raise FinalError("url_username and url_password go together, and the user name holds no colon; give both")
+                raise FinalError(
+                    "url_username and url_password go together, and the user name holds no colon;"
+                    " give both"
+                )
             encoded = base64.b64encode(f"{username}:{password}".encode()).decode()
             self._credentials = "url_username and url_password"
             self._headers["Authorization"] = f"Basic {encoded}"
@@ -345,18 +402,27 @@ class PrometheusClient:
 
     def ready(self, deadline: float) -> bytes:
         """The body of ``/-/ready``, when it says 200."""
-        answer = self._call("GET", "/-/ready", min(deadline, self._clock() + READY_LIMIT_S), limit=READY_BYTES)
+        answer = self._call(
+            "GET", "/-/ready", min(deadline, self._clock() + READY_LIMIT_S), limit=READY_BYTES
+        )
         if answer.status == 200:
             return answer.body
         if answer.status == 503:
-            raise NotYetError(f"{self.endpoint.shown} answers HTTP 503, it is starting or stopping; its log tells how far it is")
+            raise NotYetError(
+                f"{self.endpoint.shown} answers HTTP 503, it is starting or stopping; its log tells"
+                " how far it is"
+            )
         if answer.status == 400 and b"HTTPS" in answer.body:
             raise FinalError(f"{self.endpoint.shown} speaks TLS; write https:// in url")
         if answer.status == 404:
             raise NotYetError(
-                f"{self.endpoint.shown}/-/ready answers HTTP 404, so no Prometheus is there; check the port and path prefix in url"
+                f"{self.endpoint.shown}/-/ready answers HTTP 404, so no Prometheus is there; check"
+                " the port and path prefix in url"
             )
-        raise NotYetError(f"{self.endpoint.shown}/-/ready answers HTTP {answer.status}; check that url leads to Prometheus, and its log")
+        raise NotYetError(
+            f"{self.endpoint.shown}/-/ready answers HTTP {answer.status}; check that url leads to"
+            " Prometheus, and its log"
+        )
 
     def version(self, deadline: float) -> str:
         path = "/api/v1/status/buildinfo"
@@ -387,18 +453,30 @@ class PrometheusClient:
         try:
             data = self._api("POST", path, limit, body=urlencode(form).encode())
         except _BadRequestError as error:
-            raise FinalError(f"Prometheus cannot evaluate the expression {one_line(expression)!r} ({error.words}); correct it") from None
+            raise FinalError(
+                f"Prometheus cannot evaluate the expression {one_line(expression)!r}"
+                f" ({error.words}); correct it"
+            ) from None
         try:
             kind = data["resultType"]
             if kind == "scalar":
                 return QueryResult(kind, [_sample({}, data["result"])])
             if kind == "vector":
-                return QueryResult(kind, [_sample(item["metric"], item.get("value"), item.get("histogram")) for item in data["result"]])
+                return QueryResult(
+                    kind,
+                    [
+                        _sample(item["metric"], item.get("value"), item.get("histogram"))
+                        for item in data["result"]
+                    ],
+                )
         except _MALFORMED:
             raise self._malformed(path) from None
         if kind in ("matrix", "string"):
             what = {"matrix": "a range vector", "string": "a string"}[kind]
-            raise FinalError(f"the expression {one_line(expression)!r} gives {what}; give one with an instant vector or a scalar")
+            raise FinalError(
+                f"the expression {one_line(expression)!r} gives {what}; give one with an instant"
+                " vector or a scalar"
+            )
         raise self._malformed(path)
 
     def close(self) -> None:
@@ -411,7 +489,10 @@ class PrometheusClient:
     # --- how it is asked ---
 
     def _malformed(self, path: str) -> NotYetError:
-        return NotYetError(f"{self.endpoint.shown}{path} does not answer as Prometheus does; check that url leads to Prometheus")
+        return NotYetError(
+            f"{self.endpoint.shown}{path} does not answer as Prometheus does; check that url leads"
+            " to Prometheus"
+        )
 
     def _api(self, method: str, target: str, deadline: float, body: bytes | None = None) -> Any:
         """The ``data`` of an API answer."""
@@ -430,7 +511,10 @@ class PrometheusClient:
             what = f"{self.endpoint.shown}{path} answers HTTP {answer.status}: {text}"
             raise _BadRequestError(what, text) if answer.status == 400 else NotYetError(what)
         if answer.status != 200:
-            raise NotYetError(f"{self.endpoint.shown}{path} answers HTTP {answer.status}; check that url leads to Prometheus, and its log")
+            raise NotYetError(
+                f"{self.endpoint.shown}{path} answers HTTP {answer.status}; check that url leads to"
+                " Prometheus, and its log"
+            )
         raise self._malformed(path)
 
     def _harmless(self, text: str) -> str:
@@ -438,7 +522,9 @@ class PrometheusClient:
             text = text.replace(secret, "********")
         return one_line(text)
 
-    def _call(self, method: str, target: str, deadline: float, *, limit: int, body: bytes | None = None) -> Answer:
+    def _call(
+        self, method: str, target: str, deadline: float, *, limit: int, body: bytes | None = None
+    ) -> Answer:
         shown = self.endpoint.shown
         started = self._clock()
         try:
@@ -452,23 +538,40 @@ class PrometheusClient:
             raise self._explained(error, self._clock() - started) from None
         if answer.status in (401, 403, 407):
             if self._credentials:
-                raise FinalError(f"{shown} answers HTTP {answer.status}, it does not accept the {self._credentials} given; correct them")
+                raise FinalError(
+                    f"{shown} answers HTTP {answer.status}, it does not accept the"
+                    f" {self._credentials} given; correct them"
+                )
             raise FinalError(
-                f"{shown} answers HTTP {answer.status}, it wants credentials; set url_username and url_password, or bearer_token"
+                f"{shown} answers HTTP {answer.status}, it wants credentials; set url_username and"
+                " url_password, or bearer_token"
             )
         if 300 <= answer.status < 400:
             # Not followed: credentials would go where they were not meant to.
-            where = self._harmless(re.split(r"[?#]", re.sub(r"//[^/]*@", "//", location), maxsplit=1)[0]) or "somewhere else"
-            raise FinalError(f"{shown} redirects to {where}; set url to where Prometheus itself answers")
+            where = (
+                self._harmless(
+                    re.split(r"[?#]", re.sub(r"//[^/]*@", "//", location), maxsplit=1)[0]
+                )
+                or "somewhere else"
+            )
+            raise FinalError(
+                f"{shown} redirects to {where}; set url to where Prometheus itself answers"
+            )
         if len(answer.body) > limit:
             what = f"{shown}{target.partition('?')[0]} answers with more than {limit // 1024} KiB"
             if limit == READY_BYTES:
-                raise NotYetError(f"{what}, as Prometheus never does; check that url leads to Prometheus")
+                raise NotYetError(
+                    f"{what}, as Prometheus never does; check that url leads to Prometheus"
+                )
             # Downloading that again and again is no way to wait.
-            raise FinalError(f"{what}; narrow the expression down, or check that url leads to Prometheus")
+            raise FinalError(
+                f"{what}; narrow the expression down, or check that url leads to Prometheus"
+            )
         return answer
 
-    def _exchange(self, method: str, target: str, deadline: float, limit: int, body: bytes | None) -> tuple[Answer, str]:
+    def _exchange(
+        self, method: str, target: str, deadline: float, limit: int, body: bytes | None
+    ) -> tuple[Answer, str]:
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
@@ -476,11 +579,14 @@ class PrometheusClient:
             connection, channel, kept = self._connection(deadline)
             channel.deadline = deadline
             try:
-                connection.request(method, self.endpoint.prefix + target, body=body, headers=headers)
+                connection.request(
+                    method, self.endpoint.prefix + target, body=body, headers=headers
+                )
                 response = connection.getresponse()
             except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 self.close()
-                # The server may have closed a kept connection meanwhile; a new one gets a real answer.
+                # The server may have closed a kept connection meanwhile; a new one gets a real
+                # answer.
                 if not kept:
                     raise
                 continue
@@ -507,7 +613,9 @@ class PrometheusClient:
         try:
             found = _resolve(endpoint.host, endpoint.port, _left(deadline, self._clock))
         except UnicodeError:
-            raise FinalError(f"the host name in url {endpoint.shown} is not valid; correct url") from None
+            raise FinalError(
+                f"the host name in url {endpoint.shown} is not valid; correct url"
+            ) from None
         first: OSError | None = None
         for index, (family, kind, protocol, _name, address) in enumerate(found):
             sock = None
@@ -542,26 +650,51 @@ class PrometheusClient:
             )
         if isinstance(error, ssl.SSLError):
             text = reason_of(error)
-            if "wrong version number" in text or "record layer failure" in text or "http request" in text:
+            if (
+                "wrong version number" in text
+                or "record layer failure" in text
+                or "http request" in text
+            ):
                 return FinalError(f"{shown} does not speak TLS ({text}); write http:// in url")
             if "certificate" in text or "unknown ca" in text or "handshake failure" in text:
-                return FinalError(f"{shown} refuses the TLS handshake ({text}); set client_cert and client_key to ones that it accepts")
-            return NoAnswerError(f"the TLS connection to {shown} failed ({text}); check that a TLS server listens there")
+                return FinalError(
+                    f"{shown} refuses the TLS handshake ({text}); set client_cert and client_key to"
+                    " ones that it accepts"
+                )
+            return NoAnswerError(
+                f"the TLS connection to {shown} failed ({text}); check that a TLS server listens"
+                " there"
+            )
         if isinstance(error, TimeoutError):
             return AnswerTimeoutError(
-                f"{shown} did not answer within {took:.1f} s; check the server's load, and the network and firewall on the way"
+                f"{shown} did not answer within {took:.1f} s; check the server's load, and the"
+                " network and firewall on the way"
             )
         if isinstance(error, socket.gaierror):
-            return NoAnswerError(f"the host name in {shown} does not resolve ({reason_of(error)}); correct url or the resolver")
+            return NoAnswerError(
+                f"the host name in {shown} does not resolve ({reason_of(error)}); correct url or"
+                " the resolver"
+            )
         if isinstance(error, ConnectionRefusedError):
-            return NoAnswerError(f"nothing listens at {shown} (connection refused); start Prometheus, or set url to where it listens")
+            return NoAnswerError(
+                f"nothing listens at {shown} (connection refused); start Prometheus, or set url to"
+                " where it listens"
+            )
         if isinstance(error, http.client.BadStatusLine) and str(error).startswith("\x15\x03"):
             return FinalError(f"{shown} speaks TLS; write https:// in url")
-        if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead | ConnectionError):
-            return NoAnswerError(f"{shown} closed the connection before it had answered; check Prometheus' log")
+        if isinstance(
+            error, http.client.RemoteDisconnected | http.client.IncompleteRead | ConnectionError
+        ):
+            return NoAnswerError(
+                f"{shown} closed the connection before it had answered; check Prometheus' log"
+            )
         if isinstance(error, http.client.HTTPException | ValueError):
-            return NoAnswerError(f"what listens at {shown} does not speak HTTP as it should; check the port in url")
-        return NoAnswerError(f"{shown} cannot be reached ({reason_of(error)}); check url and the network")
+            return NoAnswerError(
+                f"what listens at {shown} does not speak HTTP as it should; check the port in url"
+            )
+        return NoAnswerError(
+            f"{shown} cannot be reached ({reason_of(error)}); check url and the network"
+        )
 
 
 class _BadRequestError(NotYetError):
@@ -642,11 +775,17 @@ class _UnmetError(Exception):
 
 
 class Readiness:
-    """Looks at a server in order: readiness, jobs, expression. Readiness that was seen once is not asked for again; jobs and the
-    expression have to hold in the same look."""
+    """Looks at a server in order: readiness, jobs, expression. Readiness that was seen once is not
+    asked for again; jobs and the expression have to hold in the same look.
+    """
 
     def __init__(
-        self, client: PrometheusClient, wanted: Wanted, *, clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        client: PrometheusClient,
+        wanted: Wanted,
+        *,
+        clock: Clock = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.client = client
         self.wanted = wanted
@@ -657,7 +796,9 @@ class Readiness:
         self._asked_version = False
 
     def look(self, timeout_s: float) -> Seen:
-        """Look once, for at most ``timeout_s``. Raise :class:`FinalError` for what waiting cannot mend."""
+        """Look once, for at most ``timeout_s``. Raise :class:`FinalError` for what waiting cannot
+        mend.
+        """
         started = self._clock()
         try:
             self._look(started + timeout_s)
@@ -668,7 +809,9 @@ class Readiness:
         return self.seen
 
     def wait(self, timeout_s: float, poll_interval_s: float = DEFAULT_POLL_INTERVAL_S) -> Seen:
-        """Look until all holds or ``timeout_s`` have passed. Raise :class:`FinalError` for what waiting cannot mend."""
+        """Look until all holds or ``timeout_s`` have passed. Raise :class:`FinalError` for what
+        waiting cannot mend.
+        """
         started = self._clock()
         deadline = started + timeout_s
         unmet: _UnmetError | None = None
@@ -680,10 +823,14 @@ class Readiness:
                     return self.seen
                 except _UnmetError as error:
                     # A look that the end of the wait cut short says less than the one before.
-                    cut_short = isinstance(error.__cause__, AnswerTimeoutError) and self._clock() >= deadline
+                    cut_short = (
+                        isinstance(error.__cause__, AnswerTimeoutError)
+                        and self._clock() >= deadline
+                    )
                     unmet = unmet if unmet and cut_short else error
                 now = self._clock()
-                # A server that takes long to answer is not kept busy for more than half of the time.
+                # A server that takes long to answer is not kept busy for more than half of the
+                # time.
                 busy = 0.0 if isinstance(unmet.__cause__, NoAnswerError) else now - looked
                 pause = min(max(poll_interval_s, busy), deadline - now - LAST_LOOK_S)
                 if pause <= 0:
@@ -711,7 +858,10 @@ class Readiness:
                 self._see_expression(self.wanted.expression, deadline)
         except NotYetError as error:
             # Whatever was asked: a server that gives no answer is not ready.
-            raise _UnmetError("Prometheus is not ready" if isinstance(error, NoAnswerError) else subject, str(error)) from error
+            raise _UnmetError(
+                "Prometheus is not ready" if isinstance(error, NoAnswerError) else subject,
+                str(error),
+            ) from error
         self.seen.ready = True
         self.seen.reason = None
 
@@ -726,13 +876,16 @@ class Readiness:
                 self.seen.version = None
         if self.seen.version is None and READY_SENTENCE not in body:
             raise NotYetError(
-                f"{self.client.endpoint.shown} answers HTTP 200 to /-/ready, but not as Prometheus does; check that url leads to Prometheus"
+                f"{self.client.endpoint.shown} answers HTTP 200 to /-/ready, but not as Prometheus"
+                " does; check that url leads to Prometheus"
             )
 
     def _see_jobs(self, deadline: float) -> None:
         active = self.client.targets(deadline)
         jobs = list(dict.fromkeys(self.wanted.jobs))
-        self.seen.targets = [target for target in active if any(target.belongs_to(job) for job in jobs)]
+        self.seen.targets = [
+            target for target in active if any(target.belongs_to(job) for job in jobs)
+        ]
         empty = [job for job in jobs if not any(target.belongs_to(job) for target in active)]
         sick = [target for target in self.seen.targets if target.health != "up"]
         if not empty and not sick:
@@ -742,13 +895,21 @@ class Readiness:
             others = sorted({target.pool or target.job for target in active})
             known = f"the jobs with targets are {', '.join(others)}" if others else "no job has one"
             has = _named("job {} has", "jobs {} have", empty)
-            why.append(f"{has} no target ({one_line(known)}); check the name, and scrape_configs of prometheus.yml")
+            why.append(
+                f"{has} no target ({one_line(known)}); check the name, and scrape_configs of"
+                " prometheus.yml"
+            )
         if sick:
             complaints = [target.complaint() for target in sick[:NAMED_TARGETS]]
             if len(sick) > NAMED_TARGETS:
                 complaints.append(f"and {len(sick) - NAMED_TARGETS} more")
-            why.append(f"{', '.join(complaints)}; check that the target runs and that Prometheus reaches it")
-        unmet = [job for job in jobs if job in empty or any(target.belongs_to(job) for target in sick)]
+            why.append(
+                f"{', '.join(complaints)}; check that the target runs and that Prometheus"
+                " reaches it"
+            )
+        unmet = [
+            job for job in jobs if job in empty or any(target.belongs_to(job) for target in sick)
+        ]
         raise _UnmetError(_named("Job {} is not up", "Jobs {} are not up", unmet), "; ".join(why))
 
     def _see_expression(self, expression: str, deadline: float) -> None:
@@ -758,11 +919,19 @@ class Readiness:
             return
         if result.kind == "vector":
             page = f"{self.client.endpoint.shown}/graph"
-            why = f"its result is empty, as no series has its names and labels or none passes its comparison; query its parts at {page}"
+            why = (
+                "its result is empty, as no series has its names and labels or none passes its"
+                f" comparison; query its parts at {page}"
+            )
         else:
-            why = f"its value is {result.samples[0].value}; a scalar holds when it is neither 0 nor NaN"
+            why = (
+                f"its value is {result.samples[0].value}; a scalar holds when it is neither 0"
+                " nor NaN"
+            )
         raise _UnmetError(f"The expression {one_line(expression)!r} does not hold", why)
 
 
 def _named(one: str, many: str, names: Sequence[str]) -> str:
-    return (one if len(names) == 1 else many).format(", ".join(repr(one_line(name)) for name in names))
+    return (one if len(names) == 1 else many).format(
+        ", ".join(repr(one_line(name)) for name in names)
+    )

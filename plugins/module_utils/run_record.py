@@ -1,8 +1,10 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Reads what a container's run left on the host: pointer, manifest, prep_result; and says whether that run is the live one.
+"""Reads what a container's run left on the host: pointer, manifest, prep_result; and says whether
+that run is the live one.
 
-The formats are the project's contract (schemas/). Nothing here is trusted: the files lie in a folder that a service writes.
+The formats are the project's contract (schemas/). Nothing here is trusted: the files lie in a
+folder that a service writes.
 """
 
 from __future__ import annotations
@@ -19,7 +21,16 @@ from typing import Any
 POINTER_NAME = "container_run_meta.env"
 RUN_ID = re.compile(r"container-run-\d{8}T\d{6}Z-[0-9a-f]{8}")
 _HOST_KEY = "CONTAINER_RUN_META_JSON_HOST"
-_HOST_PATHS = ("telemetry_root", "run_dir", "log_file", "prometheus_dir", "jaeger_dir", "profiles_root", "models_root", "huggingface_root")
+_HOST_PATHS = (
+    "telemetry_root",
+    "run_dir",
+    "log_file",
+    "prometheus_dir",
+    "jaeger_dir",
+    "profiles_root",
+    "models_root",
+    "huggingface_root",
+)
 # Far above any real one; a reader on every converged run should not be fed a gigabyte.
 _MAX_BYTES = 32 * 2**20
 # The contract's, of one length: as text they are in the order of time.
@@ -28,7 +39,9 @@ _SHOWN_CHARACTERS = 500
 
 
 class RecordError(Exception):
-    """A record is missing, cannot be read or breaks the contract; the message names the file and the remedy."""
+    """A record is missing, cannot be read or breaks the contract; the message names the file and
+    the remedy.
+    """
 
 
 @dataclass(frozen=True)
@@ -58,16 +71,24 @@ def read(telemetry_root: str) -> RunRecord | None:
     path = Path(named.get(_HOST_KEY, ""))
     run_id = path.name.removesuffix(".json")
     if not path.is_absolute() or not RUN_ID.fullmatch(run_id):
-        raise RecordError(f"{pointer} names no manifest of a run in {_HOST_KEY}; start the container again (playbooks/start.yml)")
+        raise RecordError(
+            f"{pointer} names no manifest of a run in {_HOST_KEY}; start the container again"
+            " (playbooks/start.yml)"
+        )
     manifest = _read_json(path)
     if manifest is None:
-        raise RecordError(f"{pointer} names {_shown(path)}, which does not exist; start the container again (playbooks/start.yml)")
+        raise RecordError(
+            f"{pointer} names {_shown(path)}, which does not exist; start the container again"
+            " (playbooks/start.yml)"
+        )
     check_manifest(manifest, run_id, path)
     return RunRecord(run_id, manifest, _prep_result(manifest, run_id))
 
 
 def describe(telemetry_root: str, container: dict[str, Any] | None) -> dict[str, Any]:
-    """What the records say of the container's run, and whether it is the live one; `container` as docker_cli describes it."""
+    """What the records say of the container's run, and whether it is the live one; `container` as
+    docker_cli describes it.
+    """
     try:
         record = read(telemetry_root)
     except RecordError as error:
@@ -85,7 +106,11 @@ def running_prep(record: RunRecord) -> dict[str, Any] | None:
     except RecordError:
         # sgl-admin, which sets it aside, is asked before a prep begins.
         return None
-    if job is None or job.get("state") != "running" or not _held(Path(record.paths["profiles_root"]) / ".locks" / "prep.lock"):
+    if (
+        job is None
+        or job.get("state") != "running"
+        or not _held(Path(record.paths["profiles_root"]) / ".locks" / "prep.lock")
+    ):
         return None
     arguments = job.get("arguments")
     return {
@@ -95,7 +120,9 @@ def running_prep(record: RunRecord) -> dict[str, Any] | None:
 
 
 def in_use(record: RunRecord) -> list[str]:
-    """What goes on in a live run and would be lost with its container, in words: a benchmark's server, a smoke."""
+    """What goes on in a live run and would be lost with its container, in words: a benchmark's
+    server, a smoke.
+    """
     locks = Path(record.paths["profiles_root"]) / ".locks"
     admin = f"docker exec {_shown(record.manifest['container_name'])} sgl-admin"
     found = []
@@ -118,7 +145,9 @@ def _shown(text: object) -> str:
 
 
 def _held(lock: Path) -> bool:
-    """Whether some process holds the lock: a prep that was killed does not, whatever its record says."""
+    """Whether some process holds the lock: a prep that was killed does not, whatever its record
+    says.
+    """
     try:
         with open(lock, "rb", opener=_without_waiting) as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -130,7 +159,9 @@ def _held(lock: Path) -> bool:
 
 
 def summary(record: RunRecord | None, reason: str | None) -> dict[str, Any]:
-    """A run for those who act on it; `reason` says why it is not the live one, and is None when it is."""
+    """A run for those who act on it; `reason` says why it is not the live one, and is None when it
+    is.
+    """
     live = record is not None and reason is None
     return {
         "live": live,
@@ -146,11 +177,15 @@ def summary(record: RunRecord | None, reason: str | None) -> dict[str, Any]:
 
 
 def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
-    """The parts that the collection builds on. Raises RecordError naming the first that is wrong."""
+    """The parts that the collection builds on. Raises RecordError naming the first that is wrong.
+    """
 
     def demand(holds: bool, what: str) -> None:
         if not holds:
-            raise RecordError(f"{_shown(path)} is not a manifest of schema 1: {what}; start the container again (playbooks/start.yml)")
+            raise RecordError(
+                f"{_shown(path)} is not a manifest of schema 1: {what}; start the container again"
+                " (playbooks/start.yml)"
+            )
 
     demand(manifest.get("schema_version") == "1", "schema_version is not 1")
     demand(manifest.get("container_run_id") == run_id, f"container_run_id is not {run_id}")
@@ -159,18 +194,29 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
     demand(_TIMESTAMP.fullmatch(manifest["started_at"]) is not None, "started_at is not a time")
     services, paths = manifest.get("services"), manifest.get("paths")
     prometheus = services.get("prometheus") if isinstance(services, dict) else None
-    demand(isinstance(prometheus, dict) and isinstance(prometheus.get("url"), str), "services.prometheus.url is missing")
+    demand(
+        isinstance(prometheus, dict) and isinstance(prometheus.get("url"), str),
+        "services.prometheus.url is missing",
+    )
     for side in ("container", "host"):
         named: Any = paths.get(side) if isinstance(paths, dict) else None
         demand(isinstance(named, dict), f"paths.{side} is missing")
         for key in _HOST_PATHS:
-            demand(isinstance(named.get(key), str) and named[key].startswith("/"), f"paths.{side}.{key} is not an absolute path")
+            demand(
+                isinstance(named.get(key), str) and named[key].startswith("/"),
+                f"paths.{side}.{key} is not an absolute path",
+            )
         result = named.get("prep_result", "/")
-        demand(isinstance(result, str) and result.startswith("/"), f"paths.{side}.prep_result is not an absolute path")
+        demand(
+            isinstance(result, str) and result.startswith("/"),
+            f"paths.{side}.prep_result is not an absolute path",
+        )
 
 
 def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None:
-    """The aggregate that the manifest names; None before the first prep of the run. Raises RecordError."""
+    """The aggregate that the manifest names; None before the first prep of the run. Raises
+    RecordError.
+    """
     named = manifest["paths"]["host"].get("prep_result")
     if named is None:
         return None
@@ -178,8 +224,16 @@ def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None
     if result is None:
         return None
     run, stages, proof = result.get("run"), result.get("stages"), result.get("telemetry_probe")
-    if not (isinstance(run, dict) and isinstance(stages, dict) and isinstance(proof, dict) and isinstance(proof.get("ok"), bool)):
-        raise RecordError(f"{_shown(named)} is not a prep_result of schema 1; run the prep again (playbooks/prep.yml)")
+    if not (
+        isinstance(run, dict)
+        and isinstance(stages, dict)
+        and isinstance(proof, dict)
+        and isinstance(proof.get("ok"), bool)
+    ):
+        raise RecordError(
+            f"{_shown(named)} is not a prep_result of schema 1; run the prep again"
+            " (playbooks/prep.yml)"
+        )
     # A file of another run would carry that run's proof: it counts for nothing here.
     return result if run.get("run_id") == run_id else None
 
@@ -192,15 +246,22 @@ def _read(path: Path) -> str | None:
                 raise RecordError(f"{shown} is not a file, so it is none of ours; remove it")
             content = stream.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
-            raise RecordError(f"{shown} is larger than {_MAX_BYTES} bytes, so it is none of ours; remove it")
+            raise RecordError(
+                f"{shown} is larger than {_MAX_BYTES} bytes, so it is none of ours; remove it"
+            )
         return content.decode("utf-8")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise RecordError(f"{shown} is not text: {error}; start the container again (playbooks/start.yml)") from error
+        raise RecordError(
+            f"{shown} is not text: {error}; start the container again (playbooks/start.yml)"
+        ) from error
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise RecordError(f"{shown} cannot be read: {why}; it must be a file that the user whom the playbook runs as can read") from error
+        raise RecordError(
+            f"{shown} cannot be read: {why}; it must be a file that the user whom the playbook runs"
+            " as can read"
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -210,14 +271,22 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{_shown(path)} is not valid JSON: {error}; start the container again (playbooks/start.yml)") from error
+        raise RecordError(
+            f"{_shown(path)} is not valid JSON: {error}; start the container again"
+            " (playbooks/start.yml)"
+        ) from error
     if not isinstance(document, dict):
-        raise RecordError(f"{_shown(path)} does not hold a JSON object; start the container again (playbooks/start.yml)")
+        raise RecordError(
+            f"{_shown(path)} does not hold a JSON object; start the container again"
+            " (playbooks/start.yml)"
+        )
     return document
 
 
 def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str | None:
-    """Why the record's run is not the container's live one; None when it is. `container` as docker_cli describes it."""
+    """Why the record's run is not the container's live one; None when it is. `container` as
+    docker_cli describes it.
+    """
     if container is None:
         return f"there is no container {_shown(record.manifest['container_name'])}"
     if not container["running"]:
@@ -228,17 +297,26 @@ def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str
     seen = process_identity(container["pid"])
     if isinstance(written, dict) and seen is not None:
         return None if written == seen else f"{record.run_id} is an earlier run of this container"
-    # The host's /proc does not show the container's processes: then the times decide, to the second.
-    return None if record.manifest["started_at"] >= container["started_at"][:19] else f"{record.run_id} is an earlier run of this container"
+    # The host's /proc does not show the container's processes: then the times decide, to the
+    # second.
+    return (
+        None
+        if record.manifest["started_at"] >= container["started_at"][:19]
+        else f"{record.run_id} is an earlier run of this container"
+    )
 
 
 def process_identity(pid: int) -> dict[str, Any] | None:
-    """Which process this is, for all time and whatever the clock does: the boot and the ticks since it. None when unseen."""
+    """Which process this is, for all time and whatever the clock does: the boot and the ticks since
+    it. None when unseen.
+    """
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return {
             "boot_id": boot_id,
-            "start_ticks": int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]),
+            "start_ticks": int(
+                Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
+            ),
         }
     except (OSError, ValueError, IndexError):
         return None
@@ -255,4 +333,6 @@ def remove_pointer(telemetry_root: str) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise RecordError(f"{pointer} cannot be removed: {error.strerror}; run as its owner") from error
+        raise RecordError(
+            f"{pointer} cannot be removed: {error.strerror}; run as its owner"
+        ) from error

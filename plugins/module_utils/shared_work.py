@@ -1,9 +1,10 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a host does to give its finished work to others, or to take theirs: archives of kernel caches, and images.
+"""What a host does to give its finished work to others, or to take theirs: archives of kernel
+caches, and images.
 
-An archive of caches goes to a registry as an image of one file. Docker is the client: it has the credentials, mirrors and certificates of
-the host, and every host that runs the container has it.
+An archive of caches goes to a registry as an image of one file. Docker is the client: it has the
+credentials, mirrors and certificates of the host, and every host that runs the container has it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ import subprocess
 import tarfile
 from typing import IO, Any, cast
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError, explain
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import repository_of, sha256_of
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    DockerCli,
+    DockerError,
+    explain,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+    repository_of,
+    sha256_of,
+)
 
 IMAGE = "image"
 DIGEST_LABEL = "org.slice-bench.shared-digest"
@@ -25,7 +33,8 @@ SIGNATURE_LABEL = "org.slice-bench.shared-signature"
 _MEMBER = "sgl-caches.tar"
 # What a saved image is called in its archive, whatever its name is on the two hosts.
 _SAVED = "sgl-shared"
-# The registries' words, and those of Docker with containerd's image store, for what they do not have.
+# The registries' words, and those of Docker with containerd's image store, for what they do not
+# have.
 _ABSENT = ("manifest unknown", "name unknown")
 _ABSENT_END = "not found"
 # How it looks where no registry is, or none that can be reached.
@@ -51,13 +60,24 @@ class Host:
         self._docker = docker
         self._container = container
 
-    # --- giving ----------------------------------------------------------------------------------------------------------
+    # --- giving -----------------------------------------------------------------------------------
 
     def pack(self, item: dict[str, Any], path: str) -> dict[str, Any] | None:
-        """Write the archive of an item to `path`; returns its digest and size, None where nothing of it is finished. Raises ShareError."""
+        """Write the archive of an item to `path`; returns its digest and size, None where nothing
+        of it is finished. Raises ShareError.
+        """
         if item["kind"] == IMAGE:
             return self._save(item, path)
-        words = ["exec", self._container, "sgl-admin", "caches", "export", "-", "--json", *item["arguments"]]
+        words = [
+            "exec",
+            self._container,
+            "sgl-admin",
+            "caches",
+            "export",
+            "-",
+            "--json",
+            *item["arguments"],
+        ]
         with open(path, "wb") as output:
             code, error = self._stream(words, stdout=output)
         if code == 1 and "nothing to export" in error:
@@ -68,7 +88,11 @@ class Host:
         summary = _object(error, "digest", "bytes", "stages")
         if os.path.getsize(path) != summary["bytes"]:
             raise ShareError(f"{item['name']} was cut while it was packed: run this again")
-        return {"digest": summary["digest"], "bytes": summary["bytes"], "finished": all(s["finished"] for s in summary["stages"].values())}
+        return {
+            "digest": summary["digest"],
+            "bytes": summary["bytes"],
+            "finished": all(s["finished"] for s in summary["stages"].values()),
+        }
 
     def _save(self, item: dict[str, Any], path: str) -> dict[str, Any]:
         saved = f"{_SAVED}:{item['name']}"
@@ -81,11 +105,25 @@ class Host:
             raise ShareError(f"image {item['image']} cannot be saved: {error}") from error
         finally:
             self._forget(saved)
-        # Of the archive: by an id alone, nobody could tell before it is loaded that it is another image.
-        return {"digest": f"sha256:{sha256_of(path)}", "bytes": os.path.getsize(path), "finished": True}
+        # Of the archive: by an id alone, nobody could tell before it is loaded that it is another
+        # image.
+        return {
+            "digest": f"sha256:{sha256_of(path)}",
+            "bytes": os.path.getsize(path),
+            "finished": True,
+        }
 
-    def push(self, item: dict[str, Any], path: str | None, reference: str, digest: str | None, signature: str | None) -> str:
-        """Put the archive at `path`, or an image as it is, into the registry; returns `name@sha256:...`. Raises ShareError."""
+    def push(
+        self,
+        item: dict[str, Any],
+        path: str | None,
+        reference: str,
+        digest: str | None,
+        signature: str | None,
+    ) -> str:
+        """Put the archive at `path`, or an image as it is, into the registry; returns
+        `name@sha256:...`. Raises ShareError.
+        """
         try:
             if path is None:
                 self._docker.call("tag", item["image"], reference)
@@ -97,16 +135,32 @@ class Host:
             finally:
                 self._forget(reference)
         except DockerError as error:
-            raise ShareError(f"{item['name']} cannot be pushed to {reference}: {registry_error(str(error))}") from error
+            raise ShareError(
+                f"{item['name']} cannot be pushed to {reference}: {registry_error(str(error))}"
+            ) from error
 
     def _wrap(self, path: str, reference: str, digest: str | None, signature: str | None) -> None:
-        labels = [f"LABEL {DIGEST_LABEL}={digest}", *([f"LABEL {SIGNATURE_LABEL}={signature}"] if signature else [])]
-        words = [self._docker.binary, "import", *(word for label in labels for word in ("--change", label)), "-", reference]
+        labels = [
+            f"LABEL {DIGEST_LABEL}={digest}",
+            *([f"LABEL {SIGNATURE_LABEL}={signature}"] if signature else []),
+        ]
+        words = [
+            self._docker.binary,
+            "import",
+            *(word for label in labels for word in ("--change", label)),
+            "-",
+            reference,
+        ]
         with open(path, "rb") as archive:
-            process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
             target, said = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stderr)
             # Where Docker ends before it has all, its own words say why.
-            with contextlib.suppress(BrokenPipeError), tarfile.open(fileobj=target, mode="w|") as outer:
+            with (
+                contextlib.suppress(BrokenPipeError),
+                tarfile.open(fileobj=target, mode="w|") as outer,
+            ):
                 member = tarfile.TarInfo(_MEMBER)
                 member.size = os.path.getsize(path)
                 outer.addfile(member, archive)
@@ -123,15 +177,18 @@ class Host:
         for name in image["repo_digests"] if image else []:
             if name.partition("@")[0] == repository:
                 return str(name)
-        raise ShareError(f"{reference} was pushed, and Docker does not say by which digest: run this again")
+        raise ShareError(
+            f"{reference} was pushed, and Docker does not say by which digest: run this again"
+        )
 
-    # --- taking ----------------------------------------------------------------------------------------------------------
+    # --- taking -----------------------------------------------------------------------------------
 
     def look(self, reference: str) -> str | None:
-        """By which digest the registry has something; None where it has not. Raises ShareError, DockerError.
+        """By which digest the registry has something; None where it has not. Raises ShareError,
+        DockerError.
 
-        It is pulled for that: `docker manifest`, which would not, knows nothing of the daemon's insecure-registries and calls absent what
-        is there.
+        It is pulled for that: `docker manifest`, which would not, knows nothing of the daemon's
+        insecure-registries and calls absent what is there.
         """
         if not self._pull(reference):
             return None
@@ -141,9 +198,11 @@ class Host:
             self._forget(reference)
 
     def fetch(self, item: dict[str, Any], reference: str, path: str) -> dict[str, Any] | None:
-        """Have an item from the registry: an archive lies at `path` then, an image has its name; None where the registry has none.
+        """Have an item from the registry: an archive lies at `path` then, an image has its name;
+        None where the registry has none.
 
-        Returns where it came from, by digest, and for an archive its digest and signature. Raises ShareError.
+        Returns where it came from, by digest, and for an archive its digest and signature. Raises
+        ShareError.
         """
         if not self._pull(reference):
             return None
@@ -157,9 +216,15 @@ class Host:
                 return {"source": source, "digest": source.partition("@")[2], "signature": None}
             self._unwrap(image["id"], reference, path)
             labels = image["labels"]
-            return {"source": source, "digest": labels.get(DIGEST_LABEL), "signature": labels.get(SIGNATURE_LABEL)}
+            return {
+                "source": source,
+                "digest": labels.get(DIGEST_LABEL),
+                "signature": labels.get(SIGNATURE_LABEL),
+            }
         except DockerError as error:
-            raise ShareError(f"{item['name']} cannot be taken out of {reference}: {error}") from error
+            raise ShareError(
+                f"{item['name']} cannot be taken out of {reference}: {error}"
+            ) from error
         finally:
             self._forget(reference)
 
@@ -170,7 +235,9 @@ class Host:
         except DockerError as error:
             if _is_absent(str(error)):
                 return False
-            raise ShareError(f"{reference} cannot be pulled: {registry_error(str(error))}") from error
+            raise ShareError(
+                f"{reference} cannot be pulled: {registry_error(str(error))}"
+            ) from error
         return True
 
     def _unwrap(self, image: str, reference: str, path: str) -> None:
@@ -178,19 +245,29 @@ class Host:
         made = self._docker.call("create", image, "none").strip()
         try:
             process = subprocess.Popen(
-                [self._docker.binary, "cp", f"{made}:/{_MEMBER}", "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                [self._docker.binary, "cp", f"{made}:/{_MEMBER}", "-"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             source, errors = cast(IO[bytes], process.stdout), cast(IO[bytes], process.stderr)
             try:
                 with tarfile.open(fileobj=source, mode="r|") as outer:
                     member = outer.next()
-                    content = outer.extractfile(member) if member is not None and member.isreg() else None
+                    content = (
+                        outer.extractfile(member) if member is not None and member.isreg() else None
+                    )
                     if content is None:
-                        raise ShareError(f"{reference} holds no archive of caches: it is of another tool; delete it from the registry")
+                        raise ShareError(
+                            f"{reference} holds no archive of caches: it is of another tool; delete"
+                            " it from the registry"
+                        )
                     _write(content, path)
             except tarfile.TarError as error:
                 said = errors.read().decode(errors="replace").strip()
-                raise ShareError(f"{reference} holds no archive of caches: {said or error}; delete it from the registry") from error
+                raise ShareError(
+                    f"{reference} holds no archive of caches: {said or error}; delete it from the"
+                    " registry"
+                ) from error
             finally:
                 source.close()
                 errors.close()
@@ -199,13 +276,28 @@ class Host:
             self._docker.call("rm", "--force", made)
 
     def take(self, item: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
-        """Hand an archive to sgl-admin, or to Docker; returns what became of each stage. Raises ShareError where it was refused."""
+        """Hand an archive to sgl-admin, or to Docker; returns what became of each stage. Raises
+        ShareError where it was refused.
+        """
         if item["kind"] == IMAGE:
             return self._load(item, path, digest)
-        words = ["exec", "--interactive", self._container, "sgl-admin", "caches", "import", "-", "--json", *item["arguments"]]
+        words = [
+            "exec",
+            "--interactive",
+            self._container,
+            "sgl-admin",
+            "caches",
+            "import",
+            "-",
+            "--json",
+            *item["arguments"],
+        ]
         with open(path, "rb") as archive:
             process = subprocess.run(
-                [self._docker.binary, *words, *(["--digest", digest] if digest else [])], stdin=archive, capture_output=True, check=False
+                [self._docker.binary, *words, *(["--digest", digest] if digest else [])],
+                stdin=archive,
+                capture_output=True,
+                check=False,
             )
         output, error = (text.decode(errors="replace") for text in (process.stdout, process.stderr))
         if not output.strip():
@@ -218,7 +310,10 @@ class Host:
 
     def _load(self, item: dict[str, Any], path: str, digest: str | None) -> dict[str, Any]:
         if digest and f"sha256:{sha256_of(path)}" != digest:
-            raise ShareError(f"the archive of image {item['name']} is not the one that was given: remove it there, and run this again")
+            raise ShareError(
+                f"the archive of image {item['name']} is not the one that was given: remove it"
+                " there, and run this again"
+            )
         saved = f"{_SAVED}:{item['name']}"
         try:
             self._docker.call("load", "--input", path)
@@ -229,11 +324,15 @@ class Host:
             self._forget(saved)
         return {"digest": digest, "stages": {}}
 
-    # --- both ------------------------------------------------------------------------------------------------------------
+    # --- both -------------------------------------------------------------------------------------
 
     def _stream(self, words: list[str], stdout: IO[bytes]) -> tuple[int, str]:
         process = subprocess.run(
-            [self._docker.binary, *words], stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, check=False
+            [self._docker.binary, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            check=False,
         )
         return process.returncode, process.stderr.decode(errors="replace")
 
@@ -246,7 +345,9 @@ class Host:
 def _is_absent(said: str) -> bool:
     """Whether a registry says that it has no such thing."""
     lowered = said.lower()
-    return "denied" not in lowered and (any(word in lowered for word in _ABSENT) or lowered.endswith(_ABSENT_END))
+    return "denied" not in lowered and (
+        any(word in lowered for word in _ABSENT) or lowered.endswith(_ABSENT_END)
+    )
 
 
 def registry_error(said: str) -> str:
@@ -255,9 +356,15 @@ def registry_error(said: str) -> str:
     if any(word in lowered for word in _SILENT):
         return f"the registry does not answer: start it, or set sgl_cache_share to relay ({said})"
     if "http response to https" in lowered:
-        return f"the registry speaks HTTP without TLS: name it in insecure-registries of the host's Docker daemon ({said})"
+        return (
+            "the registry speaks HTTP without TLS: name it in insecure-registries of the host's"
+            f" Docker daemon ({said})"
+        )
     if "x509" in lowered:
-        return f"Docker on this host does not trust the registry: put its CA into /etc/docker/certs.d/<registry>/ca.crt ({said})"
+        return (
+            "Docker on this host does not trust the registry: put its CA into"
+            f" /etc/docker/certs.d/<registry>/ca.crt ({said})"
+        )
     if "denied" in lowered or "unauthorized" in lowered or "authentication" in lowered:
         return f"no permission: `docker login` on this host ({said})"
     return said
@@ -269,7 +376,9 @@ def _last_line(error: str) -> str:
 
 
 def _object(text: str, *keys: str) -> dict[str, Any]:
-    """The JSON object of an answer, which has these keys: the whole of it, or its last line. Raises ShareError."""
+    """The JSON object of an answer, which has these keys: the whole of it, or its last line. Raises
+    ShareError.
+    """
     for candidate in (text, text.strip().splitlines()[-1] if text.strip() else ""):
         try:
             document = json.loads(candidate)

@@ -1,6 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Asks sgl-admin in the container for a smoke, follows it by short polls, and says what came of it."""
+"""Asks sgl-admin in the container for a smoke, follows it by short polls, and says what came of it.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +11,17 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import explain
 
-# Runs an argument list with a text on standard input; returns exit code, standard output, standard error.
+# Runs an argument list with a text on standard input; returns exit code, standard output, standard
+# error.
 Caller = Callable[[list[str], str], tuple[int, str, str]]
 
 _REFUSALS = {2: "usage", 4: "no live run or no prep", 5: "busy"}
 
 
 class SmokeError(Exception):
-    """The smoke did not begin, or sgl-admin's answer cannot be understood. ``exit_code`` is sgl-admin's, where it gave one."""
+    """The smoke did not begin, or sgl-admin's answer cannot be understood. ``exit_code`` is
+    sgl-admin's, where it gave one.
+    """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -31,36 +35,69 @@ class SmokeClient:
 
     def start(self, scenario: dict[str, Any], server_timeout_s: float) -> dict[str, Any]:
         """Begin a smoke; returns its summary as it stands."""
-        arguments = ["run", "--scenario", "-", "--detach", "--server-timeout", f"{server_timeout_s:g}"]
+        arguments = [
+            "run",
+            "--scenario",
+            "-",
+            "--detach",
+            "--server-timeout",
+            f"{server_timeout_s:g}",
+        ]
         try:
             text = json.dumps(scenario)
         except (TypeError, ValueError, RecursionError) as error:
-            raise SmokeError(f"the scenario holds what JSON does not have ({error}): put dates and the like in quotes", 2) from error
+            raise SmokeError(
+                f"the scenario holds what JSON does not have ({error}): put dates and the like in"
+                " quotes",
+                2,
+            ) from error
         return self._summary("the smoke did not begin", arguments, text)
 
     def follow(self, smoke_id: str, wait_s: float) -> dict[str, Any]:
-        """The smoke's summary once it ends or after `wait_s` seconds. Raises SmokeError when another took its place."""
-        summary = self._summary(f"{smoke_id} cannot be followed any more", ["status", "--json", "--wait", f"{wait_s:g}"], "")
+        """The smoke's summary once it ends or after `wait_s` seconds. Raises SmokeError when
+        another took its place.
+        """
+        summary = self._summary(
+            f"{smoke_id} cannot be followed any more",
+            ["status", "--json", "--wait", f"{wait_s:g}"],
+            "",
+        )
         if summary["smoke_id"] != smoke_id:
-            raise SmokeError(f"{smoke_id} is gone: another smoke was begun meanwhile; run this again")
+            raise SmokeError(
+                f"{smoke_id} is gone: another smoke was begun meanwhile; run this again"
+            )
         return summary
 
     def _summary(self, problem: str, arguments: list[str], text: str) -> dict[str, Any]:
-        command = ["docker", "exec", "--interactive", self._container, "sgl-admin", "smoke", *arguments]
+        command = [
+            "docker",
+            "exec",
+            "--interactive",
+            self._container,
+            "sgl-admin",
+            "smoke",
+            *arguments,
+        ]
         code, output, error = self._run(command, text)
         if code:
             message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
-            raise SmokeError(f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code)
+            raise SmokeError(
+                f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code
+            )
         try:
             summary: dict[str, Any] = json.loads(output)["smoke"]
             # Whatever is used of it, so that it is missed here and not later.
             if not isinstance(summary["smoke_id"], str) or not isinstance(summary["state"], str):
                 raise TypeError
-            if not {"tests", "counts", "server", "summary", "errors", "exit_code"} <= summary.keys():
+            if (
+                not {"tests", "counts", "server", "summary", "errors", "exit_code"}
+                <= summary.keys()
+            ):
                 raise KeyError("summary")
         except (ValueError, RecursionError, LookupError, TypeError) as broken:
             raise SmokeError(
-                f"sgl-admin's answer is no smoke's summary: {output[-300:]!r}; is the image older than this collection?"
+                f"sgl-admin's answer is no smoke's summary: {output[-300:]!r}; is the image older"
+                " than this collection?"
             ) from broken
         return summary
 
@@ -70,7 +107,8 @@ def test_line(test: dict[str, Any]) -> str:
     if error := test["error"]:
         return f"{test['name']}: {error['kind']} in turn {error['turn']}: {error['message']}"
     return (
-        f"{test['name']}: {test['status']}, {test['usage']['completion_tokens']} tokens in {test['latency_s']:.2f} s, {test['stop_reason']}"
+        f"{test['name']}: {test['status']}, {test['usage']['completion_tokens']} tokens in"
+        f" {test['latency_s']:.2f} s, {test['stop_reason']}"
     )
 
 
@@ -79,6 +117,8 @@ def failure(summary: dict[str, Any]) -> str | None:
     if summary["state"] == "done":
         return None
     failed = [test_line(test) for test in summary["tests"] if test["error"]]
-    reasons = [*failed, *map(str, summary["errors"])] or [f"it ended without a result ({summary['state']}); run it again"]
+    reasons = [*failed, *map(str, summary["errors"])] or [
+        f"it ended without a result ({summary['state']}); run it again"
+    ]
     tail = "\n".join(map(str, summary["server"].get("log_tail") or []))
     return f"{summary['smoke_id']}: {'; '.join(reasons)}" + (f"\n{tail}" if tail else "")

@@ -1,10 +1,12 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A tiny random Qwen3 model, made on the spot with the standard library: no download, no transformers.
+"""A tiny random Qwen3 model, made on the spot with the standard library: no download, no
+transformers.
 
-It is a whole model folder (config, byte-level tokenizer, two safetensors shards with their index) that transformers and SGLang load
-like any other, so a host without a model or a network can run the real server. The same seed gives the same bytes on every machine
-and with every Python: the weights come from SHAKE-256, not from :mod:`random`, whose distributions may change between releases.
+It is a whole model folder (config, byte-level tokenizer, two safetensors shards with their index)
+that transformers and SGLang load like any other, so a host without a model or a network can run the
+real server. The same seed gives the same bytes on every machine and with every Python: the weights
+come from SHAKE-256, not from :mod:`random`, whose distributions may change between releases.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree impor
 )
 
 RECORD = ".sgl_tiny_model.json"
-# Raised whenever the bytes that a seed gives change, so that a folder of an older release is made anew.
+# Raised whenever the bytes that a seed gives change, so that a folder of an older release is made
+# anew.
 GENERATOR = 1
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -45,7 +48,8 @@ END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = (END_OF_TEXT, IM_START, IM_END)
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 64, 2, 4, 2, 16, 128
-# Each byte and each special token, and no row more: a random model would emit ids that the tokenizer does not know.
+# Each byte and each special token, and no row more: a random model would emit ids that the
+# tokenizer does not know.
 VOCAB = 256 + len(SPECIALS)
 _STD = 0.02
 
@@ -85,7 +89,10 @@ class Plan:
         before: dict[str, str] = {}
         after: dict[str, str] = {}
         for path in self.leftovers:
-            before[printable(path)], after[printable(path)] = "leftover of an interrupted run", "absent"
+            before[printable(path)], after[printable(path)] = (
+                "leftover of an interrupted run",
+                "absent",
+            )
         for path in self.parents:
             before[printable(path)], after[printable(path)] = "absent", "directory"
         for name in self.write:
@@ -110,7 +117,9 @@ def _json_bytes(value: object) -> bytes:
 
 
 def config() -> dict[str, Any]:
-    """config.json. ``torch_dtype`` is the name that transformers before 4.56 reads; later ones read it too."""
+    """config.json. ``torch_dtype`` is the name that transformers before 4.56 reads; later ones read
+    it too.
+    """
     eos = 256 + SPECIALS.index(IM_END)
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -143,7 +152,11 @@ def config() -> dict[str, Any]:
 
 def byte_alphabet() -> list[str]:
     """The character that stands for each byte in a byte-level BPE vocabulary (the GPT-2 table)."""
-    printable_bytes = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    printable_bytes = {
+        *range(ord("!"), ord("~") + 1),
+        *range(0xA1, 0xAC + 1),
+        *range(0xAE, 0xFF + 1),
+    }
     table, extra = [], 0
     for byte in range(256):
         if byte in printable_bytes:
@@ -156,10 +169,21 @@ def byte_alphabet() -> list[str]:
 
 def _tokenizer() -> dict[str, Any]:
     def special(number: int, content: str) -> dict[str, Any]:
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        flags = {
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         return {"id": number, "content": content, **flags}
 
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     return {
         "version": "1.0",
         "truncation": None,
@@ -252,26 +276,40 @@ def bfloat16(value: float) -> bytes:
 
 
 # The sum of four bytes is near enough to normal: mean 510, variance 4 * (256**2 - 1) / 12.
-_NORMAL = [bfloat16(_STD * (total - 510) / (4 * (256**2 - 1) / 12) ** 0.5) for total in range(4 * 255 + 1)]
+_NORMAL = [
+    bfloat16(_STD * (total - 510) / (4 * (256**2 - 1) / 12) ** 0.5) for total in range(4 * 255 + 1)
+]
 
 
 def weights(name: str, shape: tuple[int, ...], seed: int) -> bytes:
-    """The tensor's raw bytes: ones for a norm, else values of mean 0 and standard deviation 0.02."""
+    """The tensor's raw bytes: ones for a norm, else values of mean 0 and standard deviation 0.02.
+    """
     count = 1
     for size in shape:
         count *= size
     if name.endswith("norm.weight"):
         return bfloat16(1.0) * count
     noise = hashlib.shake_256(f"{seed}\0{name}".encode()).digest(4 * count)
-    return b"".join(map(_NORMAL.__getitem__, map(sum, zip(noise[0::4], noise[1::4], noise[2::4], noise[3::4], strict=True))))
+    return b"".join(
+        map(
+            _NORMAL.__getitem__,
+            map(sum, zip(noise[0::4], noise[1::4], noise[2::4], noise[3::4], strict=True)),
+        )
+    )
 
 
 def safetensors(parts: list[tuple[str, tuple[int, ...], bytes]]) -> bytes:
-    """A safetensors file: 8 bytes little-endian header length, JSON header padded to 8 bytes, raw tensors without gaps."""
+    """A safetensors file: 8 bytes little-endian header length, JSON header padded to 8 bytes, raw
+    tensors without gaps.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape, raw in parts:
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + len(raw)]}
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(shape),
+            "data_offsets": [offset, offset + len(raw)],
+        }
         offset += len(raw)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -280,13 +318,17 @@ def safetensors(parts: list[tuple[str, tuple[int, ...], bytes]]) -> bytes:
 
 @functools.lru_cache(maxsize=2)
 def files(seed: int) -> dict[str, bytes]:
-    """Each file of the folder but the record. The second shard starts at layer 1, so that no shard can be left out."""
+    """Each file of the folder but the record. The second shard starts at layer 1, so that no shard
+    can be left out.
+    """
     made = [(name, shape, weights(name, shape, seed)) for name, shape in tensors()]
     cut = next(place for place, part in enumerate(made) if part[0].startswith("model.layers.1."))
     halves = (made[:cut], made[cut:])
     index = {
         "metadata": {"total_size": sum(len(part[2]) for part in made)},
-        "weight_map": {part[0]: shard for shard, half in zip(SHARDS, halves, strict=True) for part in half},
+        "weight_map": {
+            part[0]: shard for shard, half in zip(SHARDS, halves, strict=True) for part in half
+        },
     }
     return {
         "config.json": _json_bytes(config()),
@@ -299,7 +341,14 @@ def files(seed: int) -> dict[str, bytes]:
 
 
 def file_names() -> list[str]:
-    return ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX, *SHARDS]
+    return [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        INDEX,
+        *SHARDS,
+    ]
 
 
 _KNOWN = frozenset([*file_names(), RECORD])
@@ -311,7 +360,10 @@ def _record(seed: int, made: dict[str, bytes]) -> dict[str, Any]:
         "made_by": "slice_bench.sglang.sgl_tiny_model",
         "generator": GENERATOR,
         "seed": seed,
-        "files": {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in made.items()},
+        "files": {
+            name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in made.items()
+        },
     }
 
 
@@ -320,7 +372,9 @@ def _temp_name(path: str) -> re.Pattern[str]:
 
 
 def _leftovers(path: str, directory: str) -> list[str]:
-    """What a killed run left in ``directory``, the nearest existing parent: the name is ours and nothing foreign is in it."""
+    """What a killed run left in ``directory``, the nearest existing parent: the name is ours and
+    nothing foreign is in it.
+    """
     pattern = _temp_name(path)
     found = []
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
@@ -329,18 +383,24 @@ def _leftovers(path: str, directory: str) -> list[str]:
             if (folder or empty) and entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     inside = os.listdir(entry.path)
-                    if not inside or (folder and all(name in _KNOWN or _TEMP_FILE.fullmatch(name) for name in inside)):
+                    if not inside or (
+                        folder
+                        and all(name in _KNOWN or _TEMP_FILE.fullmatch(name) for name in inside)
+                    ):
                         found.append(entry.path)
     return sorted(found)
 
 
 def _differing(path: str, seed: int) -> list[str]:
-    """The files that are missing or not what the record says; all of them when the record is of another seed or release.
+    """The files that are missing or not what the record says; all of them when the record is of
+    another seed or release.
 
     Raises TinyModelError when there is no usable record: then the folder is not ours to write in.
     """
     shown = printable(path)
-    foreign = f"{shown} was not made by this module (no valid {RECORD} in it) and is not overwritten"
+    foreign = (
+        f"{shown} was not made by this module (no valid {RECORD} in it) and is not overwritten"
+    )
     remedy = "set the path to a folder that does not exist, or remove this one"
     try:
         with open(os.path.join(path, RECORD), "rb") as handle:
@@ -348,11 +408,18 @@ def _differing(path: str, seed: int) -> list[str]:
     except (FileNotFoundError, ValueError, RecursionError):
         raise TinyModelError(f"{foreign}: {remedy}") from None
     except OSError as exc:
-        raise TinyModelError(f"{shown}/{RECORD} cannot be read ({exc.strerror}): make it readable, or run with become: true") from exc
+        raise TinyModelError(
+            f"{shown}/{RECORD} cannot be read ({exc.strerror}): make it readable, or run with"
+            " become: true"
+        ) from exc
     if not isinstance(record, dict) or record.get("made_by") != "slice_bench.sglang.sgl_tiny_model":
         raise TinyModelError(f"{foreign}: {remedy}")
     listed = record.get("files")
-    if record.get("generator") != GENERATOR or record.get("seed") != seed or not isinstance(listed, dict):
+    if (
+        record.get("generator") != GENERATOR
+        or record.get("seed") != seed
+        or not isinstance(listed, dict)
+    ):
         return [*file_names(), RECORD]
     if set(listed) != set(file_names()):
         return [*file_names(), RECORD]
@@ -361,7 +428,9 @@ def _differing(path: str, seed: int) -> list[str]:
         wanted = listed[name] if isinstance(listed[name], dict) else {}
         try:
             with open(os.path.join(path, name), "rb") as handle:
-                same = os.fstat(handle.fileno()).st_size == wanted.get("size") and _sha256(handle.read()) == wanted.get("sha256")
+                same = os.fstat(handle.fileno()).st_size == wanted.get("size") and _sha256(
+                    handle.read()
+                ) == wanted.get("sha256")
         except OSError:
             same = False
         if not same:
@@ -374,18 +443,26 @@ def _sha256(data: bytes) -> str:
 
 
 def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = None) -> Plan:
-    """Read the host and decide. Raises TinyModelError, with nothing changed, for what must be refused."""
+    """Read the host and decide. Raises TinyModelError, with nothing changed, for what must be
+    refused.
+    """
     path = clean_path(path)
     if not os.path.isabs(path) or path == "/" or "\0" in path:
-        raise TinyModelError(f"path '{printable(path)}' is not an absolute path of a folder: set it to one below the models root")
+        raise TinyModelError(
+            f"path '{printable(path)}' is not an absolute path of a folder: set it to one below the"
+            " models root"
+        )
     for name, number in (("owner_uid", uid), ("owner_gid", gid)):
         if number is not None and not 0 <= number < 2**32 - 1:
-            raise TinyModelError(f"{name} {number} is not a user or group id: set it to the number that `id` prints for the service user")
+            raise TinyModelError(
+                f"{name} {number} is not a user or group id: set it to the number that `id` prints"
+                " for the service user"
+            )
     euid = os.geteuid()
     if uid is not None and euid not in (0, uid):
         raise TinyModelError(
-            f"the task runs as {owner_text(euid, os.getegid())}, which cannot make files for uid {uid}:"
-            " run it with become: true, or set sgl_user to the user who connects"
+            f"the task runs as {owner_text(euid, os.getegid())}, which cannot make files for uid"
+            f" {uid}: run it with become: true, or set sgl_user to the user who connects"
         )
     plan = Plan(path, seed, uid, gid)
     shown = printable(path)
@@ -396,7 +473,9 @@ def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = 
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as exc:
-        raise TinyModelError(f"{shown} cannot be read ({exc.strerror}): run the task with become: true") from exc
+        raise TinyModelError(
+            f"{shown} cannot be read ({exc.strerror}): run the task with become: true"
+        ) from exc
     if info is None:
         plan.create = True
         plan.reason = "absent"
@@ -406,14 +485,24 @@ def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = 
         except HostTreeError as exc:
             raise TinyModelError(str(exc)) from exc
         plan.parents = missing[:-1]
-        if not os.access(base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise TinyModelError(f"{shown} cannot be made: uid {euid} may not write in {printable(base)}: run the task with become: true")
+        if not os.access(
+            base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+        ):
+            raise TinyModelError(
+                f"{shown} cannot be made: uid {euid} may not write in {printable(base)}: run the"
+                " task with become: true"
+            )
     else:
         if not stat.S_ISDIR(info.st_mode):
-            raise TinyModelError(f"{shown} exists and is not a directory: set the path to a folder that does not exist")
+            raise TinyModelError(
+                f"{shown} exists and is not a directory: set the path to a folder that does not"
+                " exist"
+            )
         plan.write = _differing(path, seed)
         if plan.write:
-            plan.reason = "another seed or release" if len(plan.write) > len(file_names()) else "damaged"
+            plan.reason = (
+                "another seed or release" if len(plan.write) > len(file_names()) else "damaged"
+            )
     plan.leftovers = _leftovers(path, base)
     plan.size_bytes = sum(map(len, files(seed).values())) if plan.write else _size(path)
     return plan
@@ -425,10 +514,14 @@ def _size(path: str) -> int:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[int]:
-    """The parent, opened and locked, so that a leftover has no living maker. The lock ends with the process."""
+    """The parent, opened and locked, so that a leftover has no living maker. The lock ends with the
+    process.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # some network filesystems have no locks; then the last rename wins
+        with contextlib.suppress(
+            OSError
+        ):  # some network filesystems have no locks; then the last rename wins
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
     finally:
@@ -436,9 +529,16 @@ def _locked(directory: str) -> Iterator[int]:
 
 
 def _write_file(directory_fd: int, name: str, data: bytes, plan: Plan) -> None:
-    """One file by temporary name, fsync and rename; its owner and mode are right before it has its name."""
+    """One file by temporary name, fsync and rename; its owner and mode are right before it has its
+    name.
+    """
     temp = f"{name}.{secrets.token_hex(8)}.tmp"
-    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+    fd = os.open(
+        temp,
+        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o600,
+        dir_fd=directory_fd,
+    )
     try:
         with os.fdopen(fd, "wb") as handle:
             handle.write(data)
@@ -457,11 +557,15 @@ def _write_file(directory_fd: int, name: str, data: bytes, plan: Plan) -> None:
 
 
 def _owner(plan: Plan) -> tuple[int, int]:
-    return (os.geteuid() if plan.uid is None else plan.uid, os.getegid() if plan.gid is None else plan.gid)
+    return (
+        os.geteuid() if plan.uid is None else plan.uid,
+        os.getegid() if plan.gid is None else plan.gid,
+    )
 
 
 def make(plan: Plan) -> None:
-    """Do what the plan says. A new folder appears whole or not at all; in one of ours the record is written last.
+    """Do what the plan says. A new folder appears whole or not at all; in one of ours the record is
+    written last.
 
     Raises TinyModelError.
     """
@@ -490,7 +594,9 @@ def make(plan: Plan) -> None:
                     if os.path.lexists(path):
                         if not _differing(path, plan.seed):
                             return  # another run made the same folder while we waited for the lock
-                        raise TinyModelError(f"{printable(path)} appeared while the task ran: run again")
+                        raise TinyModelError(
+                            f"{printable(path)} appeared while the task ran: run again"
+                        )
                     os.rename(temp, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
                     os.fsync(parent_fd)
                 finally:
@@ -508,7 +614,9 @@ def _remove_leftovers(path: str, directory: str) -> None:
 
 
 def _fill(name: str, parent_fd: int, contents: dict[str, bytes], plan: Plan) -> None:
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    fd = os.open(
+        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd
+    )
     try:
         for file in os.listdir(fd):
             if _TEMP_FILE.fullmatch(file):  # of a run that was killed while it wrote
@@ -523,11 +631,16 @@ def _fill(name: str, parent_fd: int, contents: dict[str, bytes], plan: Plan) -> 
 def _os_error(path: str, exc: OSError) -> TinyModelError:
     shown = printable(path)
     if exc.errno in (errno.EACCES, errno.EPERM):
-        remedy = f"run the task with become: true, or make {shlex.quote(printable(os.path.dirname(path)))} writable for its user"
+        remedy = (
+            "run the task with become: true, or make"
+            f" {shlex.quote(printable(os.path.dirname(path)))} writable for its user"
+        )
     elif exc.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free space, inodes or quota there"
     elif exc.errno == errno.EROFS:
         remedy = "the filesystem is mounted read-only: remount it, or set the path elsewhere"
     else:
-        remedy = "something else changed it at the same time, or the filesystem is at fault: run again"
+        remedy = (
+            "something else changed it at the same time, or the filesystem is at fault: run again"
+        )
     return TinyModelError(f"{shown} cannot be made: {exc.strerror or exc}: {remedy}")

@@ -11,33 +11,44 @@ short_description: Wait until Prometheus is ready, its scrape jobs are up and an
 version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
-  - Waits until a Prometheus server says that it is ready (C(/-/ready)), then until every target of the named scrape jobs is up, then until
+  - Waits until a Prometheus server says that it is ready (C(/-/ready)), then until every target of
+    the named scrape jobs is up, then until
     a PromQL expression holds. It goes on as soon as all of it is so, and never changes anything.
-  - When O(timeout) is over it fails and says which condition failed and why. For a target that is Prometheus' own error of the last scrape.
-  - What waiting cannot mend fails at once. That is an expression that does not parse or gives neither an instant vector nor a scalar,
-    credentials that are refused or missing (HTTP 401 and 403), a certificate that is not trusted, a redirect, and the wrong one of
+  - When O(timeout) is over it fails and says which condition failed and why. For a target that is
+    Prometheus' own error of the last scrape.
+  - What waiting cannot mend fails at once. That is an expression that does not parse or gives
+    neither an instant vector nor a scalar,
+    credentials that are refused or missing (HTTP 401 and 403), a certificate that is not trusted, a
+    redirect, and the wrong one of
     C(http://) and C(https://).
 options:
   url:
     description:
-      - Where Prometheus answers, as the target host sees it. A path prefix (C(http://host/prom)) and an IPv6 address in brackets may be
+      - Where Prometheus answers, as the target host sees it. A path prefix (C(http://host/prom))
+        and an IPv6 address in brackets may be
         given.
-      - Credentials in it (C(http://user:password@host)) are refused. Proxies of the environment are not used.
+      - Credentials in it (C(http://user:password@host)) are refused. Proxies of the environment are
+        not used.
     type: str
     default: http://127.0.0.1:9090
   jobs:
     description:
-      - Scrape jobs that have to be up, by their C(job_name) or by the label C(job) of their targets.
-      - A job is up when it has a target and each of its targets is healthy. A job without a target is a failure.
+      - Scrape jobs that have to be up, by their C(job_name) or by the label C(job) of their
+        targets.
+      - A job is up when it has a target and each of its targets is healthy. A job without a target
+        is a failure.
     type: list
     elements: str
     default: []
   expression:
     description:
-      - A PromQL expression that has to hold. It is evaluated as an instant query at the server's present time.
-      - An instant vector holds as in an alerting rule, namely when it is not empty, whatever its values are. So compare, as in
+      - A PromQL expression that has to hold. It is evaluated as an instant query at the server's
+        present time.
+      - An instant vector holds as in an alerting rule, namely when it is not empty, whatever its
+        values are. So compare, as in
         V(up{job="node"} == 1); without C(== 1) it would hold for a target that is down, too.
-      - A scalar holds when it is neither 0 nor NaN. A comparison of scalars takes C(bool), as in V(scalar(sum(up\)\) >= bool 3).
+      - A scalar holds when it is neither 0 nor NaN. A comparison of scalars takes C(bool), as in
+        V(scalar(sum(up\)\) >= bool 3).
       - One query may take at most 30 seconds.
     type: str
   timeout:
@@ -47,7 +58,8 @@ options:
     default: 60
   poll_interval:
     description:
-      - Seconds between two looks, more than 0. When a look takes longer than this, the pause after it is as long as the look was.
+      - Seconds between two looks, more than 0. When a look takes longer than this, the pause after
+        it is as long as the look was.
     type: float
     default: 0.04
   url_username:
@@ -60,7 +72,8 @@ options:
     type: str
   bearer_token:
     description:
-      - Token that is sent in a C(Bearer) authorization header. It excludes O(url_username) and O(url_password).
+      - Token that is sent in a C(Bearer) authorization header. It excludes O(url_username) and
+        O(url_password).
     type: str
   ca_path:
     description:
@@ -68,7 +81,8 @@ options:
     type: path
   client_cert:
     description:
-      - File on the target host with a PEM certificate that the server asks its clients for. It may hold the key too.
+      - File on the target host with a PEM certificate that the server asks its clients for. It may
+        hold the key too.
     type: path
   client_key:
     description:
@@ -83,8 +97,10 @@ attributes:
   check_mode:
     support: full
     description:
-      - Looks once and does not wait. RV(ready) and RV(reason) tell what it saw. It does not fail because something is not ready, since
-        on a host that has not been prepared there is nothing to be ready; nor because a file of O(ca_path), O(client_cert) or
+      - Looks once and does not wait. RV(ready) and RV(reason) tell what it saw. It does not fail
+        because something is not ready, since
+        on a host that has not been prepared there is nothing to be ready; nor because a file of
+        O(ca_path), O(client_cert) or
         O(client_key) is not there yet.
   diff_mode:
     support: none
@@ -119,7 +135,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ready:
-  description: Whether everything that was asked for holds. It is false only in check mode and in a failure.
+  description: Whether everything that was asked for holds. It is false only in check mode and in a
+    failure.
   returned: always
   type: bool
   sample: true
@@ -128,7 +145,8 @@ reason:
   returned: always
   type: str
   sample: >-
-    Prometheus is not ready: nothing listens at http://127.0.0.1:9090 (connection refused); start Prometheus, or set url to where it
+    Prometheus is not ready: nothing listens at http://127.0.0.1:9090 (connection refused); start
+    Prometheus, or set url to where it
     listens
 version:
   description: Prometheus' version, or null when it did not tell.
@@ -142,10 +160,14 @@ targets:
   elements: dict
   contains:
     job: {description: The label job., type: str, returned: always, sample: node}
-    instance: {description: The label instance., type: str, returned: always, sample: "127.0.0.1:9100"}
-    health: {description: "V(up), V(down), or V(unknown) before the first scrape.", type: str, returned: always, sample: up}
-    last_error: {description: Prometheus' error of the last scrape; empty when there was none., type: str, returned: always, sample: ""}
-    last_scrape: {description: "Prometheus' time of the last scrape, or null before the first.", type: str, returned: always,
+    instance: {description: The label instance., type: str, returned: always, sample:
+      "127.0.0.1:9100"}
+    health: {description: "V(up), V(down), or V(unknown) before the first scrape.", type: str,
+      returned: always, sample: up}
+    last_error: {description: Prometheus' error of the last scrape; empty when there was none.,
+      type: str, returned: always, sample: ""}
+    last_scrape: {description: "Prometheus' time of the last scrape, or null before the first.",
+      type: str, returned: always,
       sample: "2026-11-23T09:15:03.482910374Z"}
 result:
   description: The samples of O(expression), as last seen; empty without O(expression).
@@ -153,10 +175,13 @@ result:
   type: list
   elements: dict
   contains:
-    metric: {description: The labels; empty for a scalar., type: dict, returned: always, sample: {__name__: up, job: node}}
-    value: {description: "Prometheus' text of the value, such as V(1) or V(NaN); null for a native histogram.", type: str, returned: always,
+    metric: {description: The labels; empty for a scalar., type: dict, returned: always, sample:
+      {__name__: up, job: node}}
+    value: {description: "Prometheus' text of the value, such as V(1) or V(NaN); null for a native
+      histogram.", type: str, returned: always,
       sample: "1"}
-    timestamp: {description: Seconds since 1970., type: float, returned: always, sample: 1795425303.482}
+    timestamp: {description: Seconds since 1970., type: float, returned: always, sample:
+      1795425303.482}
 waited_s:
   description: Seconds from the first look to the end of the last.
   returned: always
@@ -208,7 +233,9 @@ class PromReady:
                 raise
             self.seen.reason = str(error)
             return self.seen
-        readiness = Readiness(client, Wanted(jobs=self.params["jobs"], expression=self.params["expression"]))
+        readiness = Readiness(
+            client, Wanted(jobs=self.params["jobs"], expression=self.params["expression"])
+        )
         self.seen = readiness.seen
         try:
             if self.module.check_mode:

@@ -11,22 +11,33 @@ short_description: Make the host tree after checking who owns what is there
 version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
-  - Makes the directories that the container mounts, with the service user's owner and a group-writable mode, in one round trip.
-  - Before anything changes it checks that the roots, and everything inside O(telemetry_root) and O(profiles_root), belong to
-    O(owner_uid):O(owner_gid). An entry of another owner stops the task and names the path, its owner and the C(chown) to run.
-    O(models_root) and O(huggingface_root) are large and not walked; only they themselves are checked.
-  - Below O(telemetry_root) it makes C(container_runs), C(logs), C(prometheus) and C(jaeger). Below O(profiles_root) it makes C(triton),
-    C(torchinductor), C(flashinfer), C(deep_gemm), C(tvm_ffi), C(moe_configs/configs), C(.locks) and C(.in_progress).
-  - Nothing that existed is ever chowned. An existing directory of the tree that lacks the owner's or the group's permission bits of O(mode)
-    gets them, and keeps whatever else it grants. In O(root) only the owner's bits are added, since it may be a home directory;
+  - Makes the directories that the container mounts, with the service user's owner and a
+    group-writable mode, in one round trip.
+  - Before anything changes it checks that the roots, and everything inside O(telemetry_root) and
+    O(profiles_root), belong to
+    O(owner_uid):O(owner_gid). An entry of another owner stops the task and names the path, its
+    owner and the C(chown) to run.
+    O(models_root) and O(huggingface_root) are large and not walked; only they themselves are
+    checked.
+  - Below O(telemetry_root) it makes C(container_runs), C(logs), C(prometheus) and C(jaeger). Below
+    O(profiles_root) it makes C(triton),
+    C(torchinductor), C(flashinfer), C(deep_gemm), C(tvm_ffi), C(moe_configs/configs), C(.locks) and
+    C(.in_progress).
+  - Nothing that existed is ever chowned. An existing directory of the tree that lacks the owner's
+    or the group's permission bits of O(mode)
+    gets them, and keeps whatever else it grants. In O(root) only the owner's bits are added, since
+    it may be a home directory;
     O(models_root) needs only to be readable.
-  - A new directory is made under a temporary name C(.sgl-new-*), given its owner and mode, and renamed. What a killed run left under such a
+  - A new directory is made under a temporary name C(.sgl-new-*), given its owner and mode, and
+    renamed. What a killed run left under such a
     name is removed by the next one.
-  - C(lost+found) at the top of a filesystem that is mounted at O(telemetry_root) or O(profiles_root) is no mismatch.
+  - C(lost+found) at the top of a filesystem that is mounted at O(telemetry_root) or
+    O(profiles_root) is no mismatch.
 options:
   root:
     description:
-      - The parent directory of the tree. It is made, with its missing parents, when it is not there.
+      - The parent directory of the tree. It is made, with its missing parents, when it is not
+        there.
     type: path
     required: true
   telemetry_root:
@@ -51,7 +62,8 @@ options:
     required: true
   owner_uid:
     description:
-      - The numeric user id that owns the tree, which is also the user id of the services in the container.
+      - The numeric user id that owns the tree, which is also the user id of the services in the
+        container.
       - A task that does not run as root can only make directories for its own user.
     type: int
     required: true
@@ -134,7 +146,8 @@ paths:
     telemetry: {description: Mounted at /telemetry., type: str, returned: success}
     profiles: {description: Mounted at /profiles., type: str, returned: success}
     models: {description: Mounted at /models., type: str, returned: success}
-    huggingface: {description: Mounted at the container user's Hugging Face cache., type: str, returned: success}
+    huggingface: {description: Mounted at the container user's Hugging Face cache., type: str,
+      returned: success}
   sample:
     root: /srv/sglang
     telemetry: /srv/sglang/telemetry

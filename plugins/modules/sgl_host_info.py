@@ -5,19 +5,24 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sgl_host_info
-short_description: Tell what a run needs to know of a host, and all that would stop it, in one round trip
+short_description: Tell what a run needs to know of a host, and all that would stop it, in one round
+  trip
 version_added: 1.0.0
 description:
-  - Returns the service user, what Docker says, the container, its run and the image as they are, the host tree, the model, and the devices
+  - Returns the service user, what Docker says, the container, its run and the image as they are,
+    the host tree, the model, and the devices
     that kernels are for.
-  - Takes the place of fact gathering, which costs a second a host and knows none of this. A host on which everything is as it should be
+  - Takes the place of fact gathering, which costs a second a host and knows none of this. A host on
+    which everything is as it should be
     needs no other look.
   - Changes nothing. What stops a run is told all at once in RV(problems), each with its remedy.
 options:
   ready_for:
     description:
-      - Fail where something stops this. V(tree) needs the host tree with its owner, and does not ask Docker anything. V(stop) needs Docker;
-        V(smoke) also a live run; V(start) Docker, the host tree, free ports and space; V(prep) also the model.
+      - Fail where something stops this. V(tree) needs the host tree with its owner, and does not
+        ask Docker anything. V(stop) needs Docker;
+        V(smoke) also a live run; V(start) Docker, the host tree, free ports and space; V(prep) also
+        the model.
       - V(nothing) only looks.
     type: str
     choices: [nothing, tree, stop, smoke, start, prep]
@@ -25,7 +30,8 @@ options:
   user:
     description:
       - The service user, who owns the host tree and whose uid and gid the container runs with.
-      - By default the user who called sudo, where this runs as root by sudo, or else the user who connects.
+      - By default the user who called sudo, where this runs as root by sudo, or else the user who
+        connects.
     type: str
   container:
     description: Name of the container to look at.
@@ -36,7 +42,8 @@ options:
     type: str
     default: sglang-dev:local
   root:
-    description: Folder of the host tree. By default C(sglang-observability) in the service user's home.
+    description: Folder of the host tree. By default C(sglang-observability) in the service user's
+      home.
     type: path
   telemetry_root:
     description: Metrics, traces, logs and the records of runs. By default C(telemetry) in O(root).
@@ -55,22 +62,26 @@ options:
     type: bool
     default: false
   owner_uid:
-    description: Uid that the host tree must belong to, and that the container runs with. By default the service user's.
+    description: Uid that the host tree must belong to, and that the container runs with. By default
+      the service user's.
     type: int
   owner_gid:
     description: Gid that the host tree must belong to. By default the service user's.
     type: int
   pointer_uid:
-    description: Uid that the pointer, where there is one, must belong to. By default the tree's owner.
+    description: Uid that the pointer, where there is one, must belong to. By default the tree's
+      owner.
     type: int
   pointer_gid:
-    description: Gid that the pointer, where there is one, must belong to. By default the tree's owner.
+    description: Gid that the pointer, where there is one, must belong to. By default the tree's
+      owner.
     type: int
   model:
     description: The model's folder under the models folder. Needed for O(ready_for=prep).
     type: str
   model_source:
-    description: Where the model comes from, if it is not there; as in M(slice_bench.sglang.sgl_model_stage), or V(tiny).
+    description: Where the model comes from, if it is not there; as in
+      M(slice_bench.sglang.sgl_model_stage), or V(tiny).
     type: str
     choices: [present, tiny, local, controller, hub]
     default: present
@@ -99,39 +110,52 @@ options:
     default: 127.0.0.1
   ports:
     description:
-      - Ports that must be free, by the name of their service. Looked at only while the container does not run, as it holds them then.
-      - That of C(sglang) is the server's, which listens on loopback, and is looked at for a prep only.
+      - Ports that must be free, by the name of their service. Looked at only while the container
+        does not run, as it holds them then.
+      - That of C(sglang) is the server's, which listens on loopback, and is looked at for a prep
+        only.
     type: dict
     default: {}
   space_gb:
     description:
-      - Free space that must be there before something is written, in units of 10^9 bytes, by what it is for. C(telemetry) and C(profiles)
-        are looked at unless the run has proven its metrics, C(docker) (Docker's own folder) where the image is missing.
+      - Free space that must be there before something is written, in units of 10^9 bytes, by what
+        it is for. C(telemetry) and C(profiles)
+        are looked at unless the run has proven its metrics, C(docker) (Docker's own folder) where
+        the image is missing.
     type: dict
     default: {}
   gpus:
     description:
-      - Whether the container is to use the host's GPUs. Then their health is looked at, and what keeps them from being used is refused.
+      - Whether the container is to use the host's GPUs. Then their health is looked at, and what
+        keeps them from being used is refused.
         V(tree) and V(stop) of O(ready_for) need no GPU, and do not look.
-      - GPUs in MIG mode, GPUs that the driver lost, and a driver too old for the CUDA of the image are problems; so are GPUs of
-        different kinds where O(tp) is more than 1, and a Docker without the NVIDIA container toolkit.
-      - What may spoil a measurement is a warning. That is Xid errors, uncorrectable ECC errors, row remaps that wait for a reset, a
-        slowdown, persistence mode that is off, processes of others on a GPU, and on Grace what NVIDIA advises against.
+      - GPUs in MIG mode, GPUs that the driver lost, and a driver too old for the CUDA of the image
+        are problems; so are GPUs of
+        different kinds where O(tp) is more than 1, and a Docker without the NVIDIA container
+        toolkit.
+      - What may spoil a measurement is a warning. That is Xid errors, uncorrectable ECC errors, row
+        remaps that wait for a reset, a
+        slowdown, persistence mode that is off, processes of others on a GPU, and on Grace what
+        NVIDIA advises against.
     type: bool
     default: false
   visible_devices:
     description:
-      - What CUDA_VISIBLE_DEVICES is in the container; other GPUs are not judged. UUIDs, or indexes as C(nvidia-smi) counts them.
-      - CUDA itself counts the fastest first unless CUDA_DEVICE_ORDER is C(PCI_BUS_ID), so of GPUs of different kinds take UUIDs.
+      - What CUDA_VISIBLE_DEVICES is in the container; other GPUs are not judged. UUIDs, or indexes
+        as C(nvidia-smi) counts them.
+      - CUDA itself counts the fastest first unless CUDA_DEVICE_ORDER is C(PCI_BUS_ID), so of GPUs
+        of different kinds take UUIDs.
     type: str
   image_cuda:
     description:
-      - The image's version of CUDA, such as V(13.0). By default its environment variable CUDA_VERSION, once the image is on the host; it
+      - The image's version of CUDA, such as V(13.0). By default its environment variable
+        CUDA_VERSION, once the image is on the host; it
         is not looked at where a container of that image runs already.
     type: str
   image_source:
     description:
-      - How O(image) is had, as in M(slice_bench.sglang.sgl_image). V(pull) needs O(image_pull), and V(load) O(image_archive), which must be
+      - How O(image) is had, as in M(slice_bench.sglang.sgl_image). V(pull) needs O(image_pull), and
+        V(load) O(image_archive), which must be
         on the host until its image is; looked at for V(start) and V(prep) of O(ready_for).
     type: str
     choices: [build, pull, load, share]
@@ -146,7 +170,8 @@ attributes:
   check_mode:
     support: full
     description: >-
-      It only looks. With O(ready_for) it does not fail then for want of what a host that nobody prepared yet may well lack, such as Docker,
+      It only looks. With O(ready_for) it does not fail then for want of what a host that nobody
+      prepared yet may well lack, such as Docker,
       but warns.
   diff_mode:
     support: none
@@ -189,7 +214,8 @@ acting:
   sample: 1000
 docker:
   description: >-
-    Whether Docker can be used, and otherwise the reason with the remedy. The version is asked only where neither
+    Whether Docker can be used, and otherwise the reason with the remedy. The version is asked only
+    where neither
     container nor image exists.
   returned: always
   type: dict
@@ -220,7 +246,8 @@ devices:
       description: Whether they are GPUs.
       type: bool
     health:
-      description: The GPUs' health with O(gpus), or null where it was not looked at or C(nvidia-smi) does not describe them.
+      description: The GPUs' health with O(gpus), or null where it was not looked at or
+        C(nvidia-smi) does not describe them.
       type: dict
       sample:
         driver: 580.105.08
@@ -242,7 +269,8 @@ devices:
             coherent: true
         processes: [{gpu: 0, pid: 4242, name: /usr/bin/python3, memory_mib: 61234, own: false}]
         xid: [{code: 79, count: 1, where: [GPU 0]}]
-        grace: {page_size: 65536, numa_balancing: false, init_on_alloc: false, transparent_hugepages: madvise}
+        grace: {page_size: 65536, numa_balancing: false, init_on_alloc: false,
+          transparent_hugepages: madvise}
       contains:
         driver:
           description: Version of the driver.
@@ -252,17 +280,21 @@ devices:
           type: str
         gpus:
           description: >-
-            Each GPU; null is what the driver does not tell. C(uncorrectable) counts uncorrectable ECC errors since the driver was loaded,
-            C(wants_reset) and C(broken) hold reasons, C(slowdown) the causes of one that is active now, C(coherent) is true on Grace.
+            Each GPU; null is what the driver does not tell. C(uncorrectable) counts uncorrectable
+            ECC errors since the driver was loaded,
+            C(wants_reset) and C(broken) hold reasons, C(slowdown) the causes of one that is active
+            now, C(coherent) is true on Grace.
           type: list
           elements: dict
         processes:
-          description: The processes that compute on a GPU, and whether they are those of O(container) (C(own)).
+          description: The processes that compute on a GPU, and whether they are those of
+            O(container) (C(own)).
           type: list
           elements: dict
         xid:
           description: >-
-            Xid errors since the host was started, as far back as the kernel's messages are kept; null where this user may not read
+            Xid errors since the host was started, as far back as the kernel's messages are kept;
+            null where this user may not read
             those.
           type: list
           elements: dict
@@ -276,15 +308,19 @@ architecture:
   sample: aarch64
 tree:
   description: >-
-    The host tree's folders and owner, and unless it is only for a stop whether M(slice_bench.sglang.sgl_host_dirs) has something to do
+    The host tree's folders and owner, and unless it is only for a stop whether
+    M(slice_bench.sglang.sgl_host_dirs) has something to do
     (C(incomplete)), and what in it somebody else owns (C(foreign)).
   returned: always
   type: dict
-  sample: {paths: {telemetry: /home/ubuntu/sglang-observability/telemetry}, owner: {uid: 1000, gid: 1000}, incomplete: false, foreign: []}
+  sample: {paths: {telemetry: /home/ubuntu/sglang-observability/telemetry}, owner: {uid: 1000, gid:
+    1000}, incomplete: false, foreign: []}
 model:
   description: >-
-    What M(slice_bench.sglang.sgl_model) returns of the model; null unless O(ready_for=prep), or where it cannot be used. Also whether there
-    are recorded digests (C(recorded)), whether its bytes are known to be those (C(verified)), and whether
+    What M(slice_bench.sglang.sgl_model) returns of the model; null unless O(ready_for=prep), or
+    where it cannot be used. Also whether there
+    are recorded digests (C(recorded)), whether its bytes are known to be those (C(verified)), and
+    whether
     M(slice_bench.sglang.sgl_model_stage) has something to bring or to read (C(stage)).
   returned: always
   type: dict
@@ -310,7 +346,11 @@ _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "ready_for": {"type": "str", "choices": ["nothing", "tree", "stop", "smoke", "start", "prep"], "default": "nothing"},
+            "ready_for": {
+                "type": "str",
+                "choices": ["nothing", "tree", "stop", "smoke", "start", "prep"],
+                "default": "nothing",
+            },
             "user": {"type": "str"},
             "container": {"type": "str", "default": "sglang-dev"},
             "image": {"type": "str", "default": "sglang-dev:local"},
@@ -325,7 +365,11 @@ def main() -> None:
             "pointer_uid": {"type": "int"},
             "pointer_gid": {"type": "int"},
             "model": {"type": "str"},
-            "model_source": {"type": "str", "choices": ["present", "tiny", "local", "controller", "hub"], "default": "present"},
+            "model_source": {
+                "type": "str",
+                "choices": ["present", "tiny", "local", "controller", "hub"],
+                "default": "present",
+            },
             "model_from": {"type": "str"},
             "model_revision": {"type": "str", "default": "main"},
             "model_endpoint": {"type": "str"},
@@ -337,7 +381,11 @@ def main() -> None:
             "gpus": {"type": "bool", "default": False},
             "visible_devices": {"type": "str"},
             "image_cuda": {"type": "str"},
-            "image_source": {"type": "str", "choices": ["build", "pull", "load", "share"], "default": "build"},
+            "image_source": {
+                "type": "str",
+                "choices": ["build", "pull", "load", "share"],
+                "default": "build",
+            },
             "image_pull": {"type": "str"},
             "image_archive": {"type": "path"},
         },
@@ -349,7 +397,9 @@ def main() -> None:
         given["space_gb"] = {name: float(size) for name, size in given["space_gb"].items()}
     except (TypeError, ValueError) as error:
         module.fail_json(msg=f"ports and space_gb take numbers: {error}")
-    options = preflight.Options(roots={name.removesuffix("_root"): module.params[name] for name in _ROOTS}, **given)
+    options = preflight.Options(
+        roots={name.removesuffix("_root"): module.params[name] for name in _ROOTS}, **given
+    )
     try:
         found = preflight.look(options, module.run_command)
     except (preflight.PreflightError, DockerError) as error:

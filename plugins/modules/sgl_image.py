@@ -8,14 +8,20 @@ module: sgl_image
 short_description: Build, pull or load the image where the one that is there is not the wanted one
 version_added: 1.0.0
 description:
-  - With O(source=build), the image carries a label with the digest of all that it is made from. Where that equals the digest of the build
-    context on the controller and of the options here, nothing is done, in one round trip or, with O(found), in none.
-  - Otherwise the image is made on the host in up to four steps, each told on the screen and each kept once it is done. Its bases are
-    pulled, or for the local flavour a Debian base is made by debootstrap (needs root, once); the Python packages come by the host's own
-    pip, with its indexes, find-links, proxy and CA bundle, checked by digest; the programs of the services from their release archives,
+  - With O(source=build), the image carries a label with the digest of all that it is made from.
+    Where that equals the digest of the build
+    context on the controller and of the options here, nothing is done, in one round trip or, with
+    O(found), in none.
+  - Otherwise the image is made on the host in up to four steps, each told on the screen and each
+    kept once it is done. Its bases are
+    pulled, or for the local flavour a Debian base is made by debootstrap (needs root, once); the
+    Python packages come by the host's own
+    pip, with its indexes, find-links, proxy and CA bundle, checked by digest; the programs of the
+    services from their release archives,
     checked by digest; then C(docker build) with BuildKit.
   - With O(source=pull) or O(source=load), it comes from a registry or from an archive.
-  - In each case the architecture of the image and of the programs in it is checked, without running anything of it.
+  - In each case the architecture of the image and of the programs in it is checked, without running
+    anything of it.
   - An edit of sgl-admin alone repeats only the last layers.
 options:
   name:
@@ -32,29 +38,35 @@ options:
     type: path
     required: true
   flavour:
-    description: Which components the image gets; a folder of this name is in the context's C(flavours).
+    description: Which components the image gets; a folder of this name is in the context's
+      C(flavours).
     type: str
     required: true
   platform:
-    description: The platform of the image. By default the host's own; for another one the host needs an emulator.
+    description: The platform of the image. By default the host's own; for another one the host
+      needs an emulator.
     type: str
     choices: [linux/amd64, linux/arm64]
   base_name:
     description:
-      - Name of the base image, best with its digest (C(name@sha256:...)). By default the one that the flavour's recipe names; for V(local)
+      - Name of the base image, best with its digest (C(name@sha256:...)). By default the one that
+        the flavour's recipe names; for V(local)
         C(sglang-base) with O(base_suite) as its tag, made where it does not exist.
-      - One that is on the host is taken as it is, so a tag that moves is not followed. The digest that was taken is recorded.
+      - One that is on the host is taken as it is, so a tag that moves is not followed. The digest
+        that was taken is recorded.
     type: str
   base_suite:
     description: The Debian release of a base that is made.
     type: str
     default: bookworm
   dcgm_image:
-    description: The image that dcgm-exporter is taken from. By default the one that the flavour's recipe names.
+    description: The image that dcgm-exporter is taken from. By default the one that the flavour's
+      recipe names.
     type: str
   downloads:
     description:
-      - Versions and digests of release archives, by the name that the flavour's recipe has for them, in place of those of the recipe.
+      - Versions and digests of release archives, by the name that the flavour's recipe has for
+        them, in place of those of the recipe.
       - An archive of another version needs its own C(sha256).
     type: dict
     default: {}
@@ -62,26 +74,31 @@ options:
     description: Address of a mirror of C(https://github.com), with the same paths below it.
     type: str
   download_dir:
-    description: Folder on the host with release archives that somebody put there, under their own names. They are checked all the same.
+    description: Folder on the host with release archives that somebody put there, under their own
+      names. They are checked all the same.
     type: path
   pull:
     description:
-      - Reference of the image for O(source=pull), best with its digest (C(registry/name@sha256:...)).
+      - Reference of the image for O(source=pull), best with its digest
+        (C(registry/name@sha256:...)).
       - A tag is taken with a warning. It is not followed once its image is on the host.
     type: str
   archive:
-    description: Path on the host of the archive for O(source=load), as C(docker save) writes it, packed by gzip or not.
+    description: Path on the host of the archive for O(source=load), as C(docker save) writes it,
+      packed by gzip or not.
     type: path
   archive_sha256:
     description: Digest that the archive must have.
     type: str
   build_dir:
-    description: Folder on the host for downloads and for the build context. It holds about 0.5 GB of wheels for the next build.
+    description: Folder on the host for downloads and for the build context. It holds about 0.5 GB
+      of wheels for the next build.
     type: path
     default: ~/.cache/slice_bench.sglang
   found:
     description:
-      - The image as M(slice_bench.sglang.sgl_host_info) has found it in the same run. Where it is current, the host is not asked again.
+      - The image as M(slice_bench.sglang.sgl_host_info) has found it in the same run. Where it is
+        current, the host is not asked again.
     type: dict
   git_revision:
     description: Revision of the checkout, recorded in the image.
@@ -104,7 +121,8 @@ attributes:
     description: Tells whether the image would be built, pulled or loaded, and changes nothing.
   diff_mode:
     support: full
-    description: Shows the digest of the inputs before and after; of an image that is pulled or loaded its id, and what it would come from.
+    description: Shows the digest of the inputs before and after; of an image that is pulled or
+      loaded its id, and what it would come from.
 author:
   - slice_bench.sglang contributors (@slice-bench)
 """
@@ -121,7 +139,8 @@ EXAMPLES = r"""
   slice_bench.sglang.sgl_image:
     name: sglang-dev:gh200
     source: pull
-    pull: registry.example.com/sglang-dev@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    pull:
+      registry.example.com/sglang-dev@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
     context: "{{ role_path }}/files"
     flavour: gh200
 
@@ -157,8 +176,16 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, Sources, alone, unpack
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    INPUTS_LABEL,
+    DockerError,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import (
+    ImageBuild,
+    Sources,
+    alone,
+    unpack,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ImageError
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import Loaded, Pulled
 
@@ -184,7 +211,11 @@ def main() -> None:
             "found": {"type": "dict"},
             "git_revision": {"type": "str", "default": "unknown"},
             "inputs": {"type": "str"},
-            "step": {"type": "str", "choices": ["check", "base", "wheels", "downloads", "build", "pull", "load"], "default": "check"},
+            "step": {
+                "type": "str",
+                "choices": ["check", "base", "wheels", "downloads", "build", "pull", "load"],
+                "default": "check",
+            },
             "context_archive": {"type": "path"},
         },
         required_if=[("source", "pull", ("pull",)), ("source", "load", ("archive",))],
@@ -202,7 +233,13 @@ def take_image(module: AnsibleModule) -> None:
     try:
         source: Pulled | Loaded
         if given["source"] == "pull":
-            source = Pulled(module.run_command, given["name"], given["flavour"], given["platform"], given["pull"])
+            source = Pulled(
+                module.run_command,
+                given["name"],
+                given["flavour"],
+                given["platform"],
+                given["pull"],
+            )
         else:
             source = Loaded(
                 module.run_command,
@@ -226,7 +263,11 @@ def take_image(module: AnsibleModule) -> None:
     except DockerError as error:
         if module.check_mode:
             module.exit_json(
-                changed=True, image=None, inputs=None, next_step=given["source"], msg=f"the image would come once Docker works: {error}"
+                changed=True,
+                image=None,
+                inputs=None,
+                next_step=given["source"],
+                msg=f"the image would come once Docker works: {error}",
             )
         module.fail_json(msg=str(error))
     except (ImageError, OSError) as error:
@@ -239,7 +280,10 @@ def take_image(module: AnsibleModule) -> None:
         image=image,
         inputs=None,
         next_step=None if image else source.step,
-        diff={"before": before_id + "\n", "after": (image["id"] if image else f"from {source.wanted}") + "\n"},
+        diff={
+            "before": before_id + "\n",
+            "after": (image["id"] if image else f"from {source.wanted}") + "\n",
+        },
     )
 
 
@@ -248,11 +292,20 @@ def build_image(module: AnsibleModule) -> None:
     inputs = given["inputs"]
     if inputs is None:
         module.fail_json(
-            msg="the digest of the inputs is missing: call this as slice_bench.sglang.sgl_image, whose action plugin computes it"
+            msg=(
+                "the digest of the inputs is missing: call this as slice_bench.sglang.sgl_image,"
+                " whose action plugin computes it"
+            )
         )
     try:
         build = ImageBuild(
-            module.run_command, given["name"], given["flavour"], inputs, given["base_name"], given["base_suite"], given["build_dir"],
+            module.run_command,
+            given["name"],
+            given["flavour"],
+            inputs,
+            given["base_name"],
+            given["base_suite"],
+            given["build_dir"],
             given["platform"],
             Sources(
                 {"DCGM_IMAGE": given["dcgm_image"]} if given["dcgm_image"] else {},
@@ -260,14 +313,18 @@ def build_image(module: AnsibleModule) -> None:
                 given["download_mirror"],
                 given["download_dir"],
             ),
-        )  # fmt: skip
+        )
         before = build.found()
     except ImageError as error:
         module.fail_json(msg=str(error), inputs=inputs)
     except DockerError as error:
         if module.check_mode:
             module.exit_json(
-                changed=True, image=None, inputs=inputs, next_step="base", msg=f"the image would be built once Docker works: {error}"
+                changed=True,
+                image=None,
+                inputs=inputs,
+                next_step="base",
+                msg=f"the image would be built once Docker works: {error}",
             )
         module.fail_json(msg=str(error))
     current = before if build.made_from_inputs(before) else None
@@ -277,7 +334,10 @@ def build_image(module: AnsibleModule) -> None:
             image=current,
             inputs=inputs,
             next_step=None if current else "base",
-            diff={"before": (before or {"labels": {}})["labels"].get(INPUTS_LABEL, "absent") + "\n", "after": inputs + "\n"},
+            diff={
+                "before": (before or {"labels": {}})["labels"].get(INPUTS_LABEL, "absent") + "\n",
+                "after": inputs + "\n",
+            },
         )
     try:
         with build.alone():

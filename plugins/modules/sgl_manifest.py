@@ -8,9 +8,12 @@ module: sgl_manifest
 short_description: Read the manifest of the container's live run, or clear the pointer of a dead one
 version_added: 1.0.0
 description:
-  - Follows the pointer file to the run's manifest and its C(prep_result), checks them, and tells whether the run that they name is the
-    one that the container lives in now. A pointer that a crash left behind names a run that is over.
-  - The run is told by the container's id and by the identity of its first process, so a restart or a jump of the clock does not deceive it.
+  - Follows the pointer file to the run's manifest and its C(prep_result), checks them, and tells
+    whether the run that they name is the
+    one that the container lives in now. A pointer that a crash left behind names a run that is
+    over.
+  - The run is told by the container's id and by the identity of its first process, so a restart or
+    a jump of the clock does not deceive it.
 options:
   telemetry_root:
     description: The telemetry folder on the host.
@@ -28,13 +31,15 @@ options:
     choices: [live, absent]
     default: live
   timeout:
-    description: Seconds to wait for the live run. A container that is not running is not waited for.
+    description: Seconds to wait for the live run. A container that is not running is not waited
+      for.
     type: float
     default: 60
 attributes:
   check_mode:
     support: full
-    description: With O(state=live) it looks once and does not fail where there is no live run yet; RV(live) tells.
+    description: With O(state=live) it looks once and does not fail where there is no live run yet;
+      RV(live) tells.
   diff_mode:
     support: none
     description: The only thing that it changes is the pointer, which it removes.
@@ -107,7 +112,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    DockerCli,
+    DockerError,
+)
 
 _POLL_S = 0.05
 
@@ -140,17 +148,27 @@ class ManifestModule:
             if run["live"] or self.module.check_mode:
                 return {"changed": False, "waited_s": round(waited, 3), **run}
             status = container["status"] if container else "absent"
-            # A container that starts again and again for longer than this will not come up by itself.
-            patience = {"running": self.module.params["timeout"], "restarting": min(10.0, self.module.params["timeout"])}.get(status, 0.0)
+            # A container that starts again and again for longer than this will not come up by
+            # itself.
+            patience = {
+                "running": self.module.params["timeout"],
+                "restarting": min(10.0, self.module.params["timeout"]),
+            }.get(status, 0.0)
             if waited >= patience:
-                what = f"container {self.name} ({status}) has no live run after {waited:.0f} s: {run['reason']}"
+                what = (
+                    f"container {self.name} ({status}) has no live run after {waited:.0f} s:"
+                    f" {run['reason']}"
+                )
                 raise run_record.RecordError(f"{what}. The end of its log:\n{self.container_log()}")
             time.sleep(_POLL_S)
 
     def absent(self) -> dict[str, Any]:
         run, container = self.look()
         if run["live"]:
-            raise run_record.RecordError(f"{run['run_id']} is live: stop it first (playbooks/stop.yml), which removes its pointer")
+            raise run_record.RecordError(
+                f"{run['run_id']} is live: stop it first (playbooks/stop.yml), which removes its"
+                " pointer"
+            )
         present = os.path.lexists(os.path.join(self.telemetry_root, run_record.POINTER_NAME))
         if present and run["run_id"] is None and container is not None and container["running"]:
             # It cannot be followed, so it may be the running container's.
@@ -162,8 +180,13 @@ class ManifestModule:
     def container_log(self) -> str:
         try:
             cli = DockerCli(self.module.run_command)
-            _ignored, output, error = self.module.run_command([cli.binary, "logs", "--tail", "50", self.name])
-            return "\n".join(line for line in (output + error).splitlines() if line.strip()) or "(empty)"
+            _ignored, output, error = self.module.run_command(
+                [cli.binary, "logs", "--tail", "50", self.name]
+            )
+            return (
+                "\n".join(line for line in (output + error).splitlines() if line.strip())
+                or "(empty)"
+            )
         except DockerError as error:
             return str(error)
 
@@ -180,7 +203,9 @@ def main() -> None:
     )
     manifest = ManifestModule(module)
     try:
-        module.exit_json(**(manifest.absent() if module.params["state"] == "absent" else manifest.live()))
+        module.exit_json(
+            **(manifest.absent() if module.params["state"] == "absent" else manifest.live())
+        )
     except (DockerError, run_record.RecordError) as error:
         module.fail_json(msg=str(error))
 

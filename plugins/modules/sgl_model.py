@@ -12,7 +12,8 @@ version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
   - Verifies a model in the Hugging Face layout before a server spends minutes on loading it.
-  - C(config.json) must parse and name an architecture. Every shard that C(model.safetensors.index.json) names must be there and as long as
+  - C(config.json) must parse and name an architecture. Every shard that
+    C(model.safetensors.index.json) names must be there and as long as
     its own header says; without an index there must be at least one C(*.safetensors) file.
   - Verifies that O(tp) is at most the number of devices and divides the model's attention heads.
   - Changes nothing. Of the weights only the headers are read.
@@ -24,7 +25,8 @@ options:
     required: true
   models_root:
     description:
-      - The directory that the container sees, at another place. When given, the model must be below it and must be reached without a
+      - The directory that the container sees, at another place. When given, the model must be below
+        it and must be reached without a
         symbolic link that is absolute or leaves it, since such a link dangles in the container.
     type: path
   tp:
@@ -34,7 +36,8 @@ options:
     default: 1
   device_count:
     description:
-      - The number of GPUs that the host has. Without a GPU the CPU counts as one device, so V(0) is taken as V(1).
+      - The number of GPUs that the host has. Without a GPU the CPU counts as one device, so V(0) is
+        taken as V(1).
     type: int
     default: 1
   device_name:
@@ -44,7 +47,8 @@ options:
     default: CPU
   owner_uid:
     description:
-      - The numeric user id as which the server runs. When given, the mode bits must let it read the model.
+      - The numeric user id as which the server runs. When given, the mode bits must let it read the
+        model.
     type: int
   owner_gid:
     description:
@@ -52,7 +56,8 @@ options:
     type: int
   may_be_missing:
     description:
-      - Report a folder that does not exist as RV(model.missing) and do not fail, because a later task can make it.
+      - Report a folder that does not exist as RV(model.missing) and do not fail, because a later
+        task can make it.
     type: bool
     default: false
 attributes:
@@ -85,7 +90,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 model:
-  description: The model. All but RV(model.path), RV(model.slug) and RV(model.missing) are null when it is missing.
+  description: The model. All but RV(model.path), RV(model.slug) and RV(model.missing) are null when
+    it is missing.
   returned: success
   type: dict
   contains:
@@ -103,8 +109,10 @@ model:
       returned: success
     identity:
       description:
-        - V(sha256:) and the hex digest over C(config.json) and then, when there is one, C(model.safetensors.index.json), each
-          as its name, a NUL byte, its length in bytes as a decimal number, a NUL byte, and its bytes.
+        - V(sha256:) and the hex digest over C(config.json) and then, when there is one,
+          C(model.safetensors.index.json), each
+          as its name, a NUL byte, its length in bytes as a decimal number, a NUL byte, and its
+          bytes.
       type: str
       returned: success
     architecture:

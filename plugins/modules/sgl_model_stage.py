@@ -11,32 +11,42 @@ short_description: Bring a model to its place on the host, and verify its bytes
 version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
-  - Copies or downloads a model to C(.staging) in O(models_root), verifies each file by its digest, and only then gives it its name, in one
+  - Copies or downloads a model to C(.staging) in O(models_root), verifies each file by its digest,
+    and only then gives it its name, in one
     step. The name always holds the old model or the new one, each whole.
-  - Works in slices that may be killed. What was copied, downloaded or read is not copied, downloaded or read again.
-  - The digests are those that the source came with, by an earlier staging or from the hub, or else those of the source's files as read.
+  - Works in slices that may be killed. What was copied, downloaded or read is not copied,
+    downloaded or read again.
+  - The digests are those that the source came with, by an earlier staging or from the hub, or else
+    those of the source's files as read.
     They are kept in C(.sgl-model.json) in the model's folder.
-  - What this host has read of a model is kept in C(.sgl-verified.json) beside it, and holds for as long as size, modification time and
+  - What this host has read of a model is kept in C(.sgl-verified.json) beside it, and holds for as
+    long as size, modification time and
     inode of a file are the same. So an unchanged model is verified in less than a second.
-  - Where files of a model are damaged, only these are brought again. Files of the old model that are verified are taken over by hard link.
-  - Two runs that stage the same model from the same source take turns, and share what is done. From another source it is refused while
+  - Where files of a model are damaged, only these are brought again. Files of the old model that
+    are verified are taken over by hard link.
+  - Two runs that stage the same model from the same source take turns, and share what is done. From
+    another source it is refused while
     a run goes on.
 options:
   path:
     description:
       - The model's folder on the host, below O(models_root).
-      - A folder there that is replaced is removed with all that is in it. One that is no model, or holds another one, is refused.
+      - A folder there that is replaced is removed with all that is in it. One that is no model, or
+        holds another one, is refused.
     type: path
     required: true
   models_root:
     description:
-      - The directory of the models, which the container sees. The staged files need its file system.
+      - The directory of the models, which the container sees. The staged files need its file
+        system.
     type: path
     required: true
   source:
     description:
-      - V(local) copies from a folder of the host, and V(controller) from one of the controller, by rsync.
-      - V(hub) downloads with the hub's own client in a container of O(image), which goes on when the connection is lost.
+      - V(local) copies from a folder of the host, and V(controller) from one of the controller, by
+        rsync.
+      - V(hub) downloads with the hub's own client in a container of O(image), which goes on when
+        the connection is lost.
       - V(present) only verifies what is there.
       - V(staged) is what the action plugin makes of V(controller).
     type: str
@@ -48,7 +58,8 @@ options:
     type: str
   revision:
     description:
-      - With V(hub), the branch, tag or commit. A model that was made from it is taken as it is, so a branch is not followed.
+      - With V(hub), the branch, tag or commit. A model that was made from it is taken as it is, so
+        a branch is not followed.
     type: str
     default: main
   endpoint:
@@ -57,7 +68,8 @@ options:
     type: str
   token:
     description:
-      - With V(hub), the access token. It goes to the client through its environment, never on a command line.
+      - With V(hub), the access token. It goes to the client through its environment, never on a
+        command line.
     type: str
   image:
     description:
@@ -73,14 +85,16 @@ options:
     type: int
   verify:
     description:
-      - V(quick) reads what changed since it was read. A model without any recorded digest is verified by its structure alone.
+      - V(quick) reads what changed since it was read. A model without any recorded digest is
+        verified by its structure alone.
       - V(full) reads every file; of a model without any recorded digest it records what it reads.
     type: str
     choices: [quick, full]
     default: quick
   budget_s:
     description:
-      - Seconds after which the call returns with RV(done=false), to be called again. By default it returns at the end.
+      - Seconds after which the call returns with RV(done=false), to be called again. By default it
+        returns at the end.
     type: float
   tp:
     description:
@@ -121,7 +135,8 @@ attributes:
 seealso:
   - module: slice_bench.sglang.sgl_model
 notes:
-  - Runs on Linux with Python 3.11 or later and its standard library. V(hub) needs Docker, V(controller) needs rsync on both sides and flock
+  - Runs on Linux with Python 3.11 or later and its standard library. V(hub) needs Docker,
+    V(controller) needs rsync on both sides and flock
     (util-linux) on the host.
 """
 
@@ -149,7 +164,8 @@ done:
   returned: success
   type: bool
 phase:
-  description: What is under way, V(waiting), V(reading), V(sending), V(copying), V(downloading) or V(verifying), or else V(done).
+  description: What is under way, V(waiting), V(reading), V(sending), V(copying), V(downloading) or
+    V(verifying), or else V(done).
   returned: success
   type: str
   sample: done
@@ -164,7 +180,8 @@ bytes_total:
   type: int
   sample: 82143560704
 bytes_moved:
-  description: What this call itself copied or read, in bytes; through the action, what all its calls copied or read.
+  description: What this call itself copied or read, in bytes; through the action, what all its
+    calls copied or read.
   returned: success
   type: int
   sample: 0
@@ -214,7 +231,10 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+    ModelError,
+    one_line,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_hub import ContainerClient
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage
 
@@ -224,7 +244,11 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "models_root": {"type": "path", "required": True},
-            "source": {"type": "str", "choices": ["present", "local", "controller", "hub", "staged"], "default": "present"},
+            "source": {
+                "type": "str",
+                "choices": ["present", "local", "controller", "hub", "staged"],
+                "default": "present",
+            },
             "from": {"type": "str"},
             "revision": {"type": "str", "default": "main"},
             "endpoint": {"type": "str"},
@@ -241,17 +265,28 @@ def main() -> None:
             "manifest": {"type": "dict"},
             "prepare": {"type": "bool", "default": False},
         },
-        required_if=[("source", "local", ["from"]), ("source", "controller", ["from"]), ("source", "hub", ["from", "image"])],
+        required_if=[
+            ("source", "local", ["from"]),
+            ("source", "controller", ["from"]),
+            ("source", "hub", ["from", "image"]),
+        ],
         supports_check_mode=True,
     )
     given = module.params
     if given["source"] == "controller":
-        module.fail_json(msg="only the action plugin reaches the controller: call this as slice_bench.sglang.sgl_model_stage")
+        module.fail_json(
+            msg=(
+                "only the action plugin reaches the controller: call this as"
+                " slice_bench.sglang.sgl_model_stage"
+            )
+        )
     uid = os.geteuid() if given["owner_uid"] is None else given["owner_uid"]
     gid = os.getegid() if given["owner_gid"] is None else given["owner_gid"]
 
     def docker_with(environment: Mapping[str, str]) -> DockerCli:
-        return DockerCli(lambda arguments: module.run_command(arguments, environ_update=dict(environment)))
+        return DockerCli(
+            lambda arguments: module.run_command(arguments, environ_update=dict(environment))
+        )
 
     request = Request(
         path=given["path"],
@@ -270,7 +305,9 @@ def main() -> None:
         prepare=given["prepare"],
     )
     try:
-        stage = Stage(request, ContainerClient(docker_with, given["image"] or "", request.path, uid, gid))
+        stage = Stage(
+            request, ContainerClient(docker_with, given["image"] or "", request.path, uid, gid)
+        )
         before = came_from(request.path)
         answer = stage.plan() if module.check_mode else stage.slice(given["budget_s"])
     except ModelError as error:
@@ -278,8 +315,15 @@ def main() -> None:
     for warning in answer.pop("warnings"):
         module.warn(warning)
     if answer["done"] and answer["changed"]:
-        after = f"{request.source} {one_line(request.origin)}" if request.source != "present" else "recorded as it is"
-        answer["diff"] = {"before": f"{one_line(request.path)}: {before}\n", "after": f"{one_line(request.path)}: {after}\n"}
+        after = (
+            f"{request.source} {one_line(request.origin)}"
+            if request.source != "present"
+            else "recorded as it is"
+        )
+        answer["diff"] = {
+            "before": f"{one_line(request.path)}: {before}\n",
+            "after": f"{one_line(request.path)}: {after}\n",
+        }
     module.exit_json(**answer)
 
 
@@ -291,7 +335,11 @@ def came_from(path: str) -> str:
         source: dict[str, Any] = model_digests.read_record(path).source
     except ModelError:
         return "of an unreadable record"
-    return f"{source['kind']} {source.get('from', '')}".strip() if source.get("kind") else "not recorded"
+    return (
+        f"{source['kind']} {source.get('from', '')}".strip()
+        if source.get("kind")
+        else "not recorded"
+    )
 
 
 if __name__ == "__main__":

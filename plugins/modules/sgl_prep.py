@@ -5,10 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sgl_prep
-short_description: Warm the kernel caches in the container and prove that the server's metrics arrive
+short_description: Warm the kernel caches in the container and prove that the server's metrics
+  arrive
 version_added: 1.0.0
 description:
-  - Runs C(sgl-admin caches ensure) in the container as a detached job and follows it, showing its progress. The prep goes on when the
+  - Runs C(sgl-admin caches ensure) in the container as a detached job and follows it, showing its
+    progress. The prep goes on when the
     connection or the controller is lost; the same task run again attaches to it.
   - Where every cache is warm and the run's proof stands, it is one round trip and nothing changes.
 options:
@@ -70,12 +72,14 @@ options:
     type: dict
     default: {}
   cuda_graph_batch_sizes:
-    description: Batch sizes that the server captures CUDA graphs for, and that it is warmed with. By default those of the image.
+    description: Batch sizes that the server captures CUDA graphs for, and that it is warmed with.
+      By default those of the image.
     type: list
     elements: int
     default: []
   moe_fusion:
-    description: After tuning the mixture-of-experts kernel, whether the fused kernels are compiled and verified with a server.
+    description: After tuning the mixture-of-experts kernel, whether the fused kernels are compiled
+      and verified with a server.
     type: str
     choices: [ensure, skip]
     default: ensure
@@ -88,24 +92,28 @@ options:
     type: float
     default: 30
   assume_started:
-    description: In check mode, whether the container would be running by now; where it would have to be started first, a prep would follow.
+    description: In check mode, whether the container would be running by now; where it would have
+      to be started first, a prep would follow.
     type: bool
     default: true
   standing:
     description:
-      - Do it only where nothing is left to do; else return RV(plan) and begin nothing. A prep of the same request that runs is followed.
+      - Do it only where nothing is left to do; else return RV(plan) and begin nothing. A prep of
+        the same request that runs is followed.
       - For a fleet, which sees first what one host can take from another.
     type: bool
     default: false
   give:
     description:
-      - Share each batch size of the mixture-of-experts kernel as soon as it is tuned, so that another host can go on where this one fails.
+      - Share each batch size of the mixture-of-experts kernel as soon as it is tuned, so that
+        another host can go on where this one fails.
       - The options of M(slice_bench.sglang.sgl_share), without its C(state).
     type: dict
 attributes:
   action:
     support: full
-    description: It runs on the controller, and reaches the container by the docker client of the host.
+    description: It runs on the controller, and reaches the container by the docker client of the
+      host.
   check_mode:
     support: full
     description: Asks sgl-admin for a dry run.
@@ -159,7 +167,8 @@ exit_code:
   sample: 0
 plan:
   description:
-    - What is left to do. For each stage C(status), C(reason), C(signature), and C(key), by which hosts of the same kind find each other's
+    - What is left to do. For each stage C(status), C(reason), C(signature), and C(key), by which
+      hosts of the same kind find each other's
       work.
   returned: with O(standing), when something is
   type: dict

@@ -8,10 +8,13 @@ module: sgl_share
 short_description: Give a host's finished kernel caches or image to others, or take theirs
 version_added: 1.0.0
 description:
-  - With O(state=given), finished stages are packed by C(sgl-admin caches export) and put where other hosts find them. What is there
+  - With O(state=given), finished stages are packed by C(sgl-admin caches export) and put where
+    other hosts find them. What is there
     already is not put there again, and nothing that is in progress is packed.
-  - With O(state=taken), what others gave is handed to C(sgl-admin caches import), which verifies every byte and refuses what is not
-    exactly what this host would make itself. What nobody gave yet is C(absent) in RV(items), which is no failure.
+  - With O(state=taken), what others gave is handed to C(sgl-admin caches import), which verifies
+    every byte and refuses what is not
+    exactly what this host would make itself. What nobody gave yet is C(absent) in RV(items), which
+    is no failure.
   - Images go the same two ways.
 options:
   state:
@@ -31,7 +34,8 @@ options:
         choices: [caches, image]
         default: caches
       name:
-        description: The name by which hosts find it, such as the stage with its key of the plan of M(slice_bench.sglang.sgl_prep).
+        description: The name by which hosts find it, such as the stage with its key of the plan of
+          M(slice_bench.sglang.sgl_prep).
         type: str
         required: true
       stage:
@@ -42,11 +46,13 @@ options:
         description: The name of the image on the host.
         type: str
       whole:
-        description: Whether the name stands for all of a stage. A part, as one host's share of the batch sizes, is given anew each time.
+        description: Whether the name stands for all of a stage. A part, as one host's share of the
+          batch sizes, is given anew each time.
         type: bool
         default: true
       from:
-        description: Take it from here, a registry's V(name@sha256:...), whatever its name stands for.
+        description: Take it from here, a registry's V(name@sha256:...), whatever its name stands
+          for.
         type: str
   through:
     description: By a folder of the controller, or by an OCI registry.
@@ -55,7 +61,8 @@ options:
     default: relay
   registry:
     description:
-      - The repository in the registry, without a tag. The host's Docker is the client, with its credentials and certificates.
+      - The repository in the registry, without a tag. The host's Docker is the client, with its
+        credentials and certificates.
       - Required with O(through=registry).
     type: str
   directory:
@@ -63,17 +70,20 @@ options:
     type: str
     default: ~/.cache/slice_bench.sglang/caches
   sign_key:
-    description: A secret key of minisign, without a password, on the controller. What is given is signed with it.
+    description: A secret key of minisign, without a password, on the controller. What is given is
+      signed with it.
     type: path
   verify_key:
-    description: A public key of minisign on the controller. What is taken must be signed with its secret key.
+    description: A public key of minisign on the controller. What is taken must be signed with its
+      secret key.
     type: path
   container:
     description: Name of the container.
     type: str
     default: sglang-dev
   prep:
-    description: The options of M(slice_bench.sglang.sgl_prep) that say what is wanted. Required for caches.
+    description: The options of M(slice_bench.sglang.sgl_prep) that say what is wanted. Required for
+      caches.
     type: dict
   step:
     description: What this call does. Set by the action plugin.
@@ -130,7 +140,8 @@ EXAMPLES = r"""
 RETURN = r"""
 items:
   description:
-    - For each name its C(status). Given, it is V(given), V(there) or V(unfinished). Taken, it is V(imported), V(loaded), V(standing)
+    - For each name its C(status). Given, it is V(given), V(there) or V(unfinished). Taken, it is
+      V(imported), V(loaded), V(standing)
       (the host's own work stands) or V(absent).
     - Also C(digest), C(bytes), C(files), C(finished), and C(from), where it came from or went.
   returned: success
@@ -141,7 +152,10 @@ items:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    DockerCli,
+    DockerError,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import Host, ShareError
 
 
@@ -169,7 +183,12 @@ def main() -> None:
     )
     given = module.params
     if given["step"] is None:
-        module.fail_json(msg="only the action plugin reaches the controller: call this as slice_bench.sglang.sgl_share")
+        module.fail_json(
+            msg=(
+                "only the action plugin reaches the controller: call this as"
+                " slice_bench.sglang.sgl_share"
+            )
+        )
     try:
         host = Host(DockerCli(module.run_command), given["container"])
         module.exit_json(**_step(host, given))
@@ -186,7 +205,10 @@ def _step(host: Host, given: dict[str, Any]) -> dict[str, Any]:
     if step == "look":
         return {"changed": False, "source": host.look(reference)}
     if step == "push":
-        return {"changed": True, "source": host.push(item, path, reference, given["digest"], given["signature"])}
+        return {
+            "changed": True,
+            "source": host.push(item, path, reference, given["digest"], given["signature"]),
+        }
     if step == "fetch":
         return {"changed": False, "fetched": host.fetch(item, reference, path)}
     return {"changed": True, "taken": host.take(item, path, given["digest"])}

@@ -9,11 +9,14 @@ module: sgl_smoke
 short_description: Chat with the prepared server by a scenario, and keep what it said
 version_added: 1.0.0
 description:
-  - Runs a scenario of one-shot and multi-turn tests over C(/v1/chat/completions) with C(sgl-admin smoke) in the container, as a detached
+  - Runs a scenario of one-shot and multi-turn tests over C(/v1/chat/completions) with C(sgl-admin
+    smoke) in the container, as a detached
     job, and follows it, showing each test as it ends.
-  - A healthy server of the run is used and left running. Where none is, exactly the prepared one is started, and stopped in the end with
+  - A healthy server of the run is used and left running. Where none is, exactly the prepared one is
+    started, and stopped in the end with
     all its processes.
-  - Transcripts, metrics and one summary are kept under the run's folder. A test that fails says whether it was V(http_error),
+  - Transcripts, metrics and one summary are kept under the run's folder. A test that fails says
+    whether it was V(http_error),
     V(timeout) or V(schema_error).
 options:
   container:
@@ -22,8 +25,10 @@ options:
     default: sglang-dev
   scenario:
     description:
-      - The tests. C(name); C(defaults) and C(tests), a list of C(name), C(turns) (texts of the user, one for one-shot), C(system).
-      - Options of a test, or in C(defaults) of all, are C(temperature), C(max_tokens), C(timeout_s) (seconds for a turn's whole answer),
+      - The tests. C(name); C(defaults) and C(tests), a list of C(name), C(turns) (texts of the
+        user, one for one-shot), C(system).
+      - Options of a test, or in C(defaults) of all, are C(temperature), C(max_tokens), C(timeout_s)
+        (seconds for a turn's whole answer),
         C(stream), C(top_p) and C(seed).
     type: dict
     required: true
@@ -34,7 +39,8 @@ options:
 attributes:
   action:
     support: full
-    description: It runs on the controller, and reaches the container by the docker client of the host.
+    description: It runs on the controller, and reaches the container by the docker client of the
+      host.
   check_mode:
     support: full
     description: Says that a smoke would be run, and runs none.

@@ -11,12 +11,16 @@ short_description: Make a tiny random Qwen3 model folder
 version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
-  - Makes a whole model folder of about 230 kB with random weights, so that the real server can be started on a host that has no model
+  - Makes a whole model folder of about 230 kB with random weights, so that the real server can be
+    started on a host that has no model
     and no network. Its answers are noise.
-  - The folder holds C(config.json) (Qwen3ForCausalLM, 2 layers, hidden size 64, 259 tokens of vocabulary, bfloat16), a byte-level
-    tokenizer with a chat template, C(generation_config.json), and two safetensors shards with their index.
+  - The folder holds C(config.json) (Qwen3ForCausalLM, 2 layers, hidden size 64, 259 tokens of
+    vocabulary, bfloat16), a byte-level
+    tokenizer with a chat template, C(generation_config.json), and two safetensors shards with their
+    index.
   - The same O(seed) gives the same bytes on every machine.
-  - A new folder is made beside and renamed, so it is there whole or not at all. A folder that this module made and that is damaged, or has
+  - A new folder is made beside and renamed, so it is there whole or not at all. A folder that this
+    module made and that is damaged, or has
     another seed, gets the files that differ; any other existing folder is refused.
 options:
   path:
@@ -30,7 +34,8 @@ options:
     type: int
   owner_gid:
     description:
-      - The numeric group id that owns what is made. Without it, the group of the user who runs the task.
+      - The numeric group id that owns what is made. Without it, the group of the user who runs the
+        task.
     type: int
   seed:
     description:
@@ -103,7 +108,9 @@ def main() -> None:
     )
     params = module.params
     try:
-        plan = tiny_model.inspect(params["path"], params["seed"], params["owner_uid"], params["owner_gid"])
+        plan = tiny_model.inspect(
+            params["path"], params["seed"], params["owner_uid"], params["owner_gid"]
+        )
         if plan.changed and not module.check_mode:
             tiny_model.make(plan)
     except tiny_model.TinyModelError as exc:

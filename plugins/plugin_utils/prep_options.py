@@ -1,13 +1,20 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a prep is asked for, as options of the plugins that ask sgl-admin: M(slice_bench.sglang.sgl_prep) documents them."""
+"""What a prep is asked for, as options of the plugins that ask sgl-admin:
+M(slice_bench.sglang.sgl_prep) documents them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 # By which option each stage is asked for, here and in the variable sgl_stages.
-STAGE_OPTIONS = {"deep_gemm": "deep_gemm", "moe_tune": "moe", "flashinfer": "flashinfer", "inductor": "inductor"}
+STAGE_OPTIONS = {
+    "deep_gemm": "deep_gemm",
+    "moe_tune": "moe",
+    "flashinfer": "flashinfer",
+    "inductor": "inductor",
+}
 _MODE = {"type": "str", "choices": ["ensure", "rebuild", "skip"], "default": "ensure"}
 PREP_OPTIONS: dict[str, Any] = {
     "model": {"type": "str", "required": True},

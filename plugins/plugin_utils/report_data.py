@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Gathers, from the results of a playbook's tasks, what became of each host. The document is schemas/report.schema.json."""
+"""Gathers, from the results of a playbook's tasks, what became of each host. The document is
+schemas/report.schema.json.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,28 @@ from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import ca
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import STAGES, fleet
 
 # The modules whose results say what a host is and what was done on it.
-_HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = "sgl_host_info", "sgl_manifest", "sgl_prep", "sgl_smoke", "sgl_share", "debug"
+_HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
+    "sgl_host_info",
+    "sgl_manifest",
+    "sgl_prep",
+    "sgl_smoke",
+    "sgl_share",
+    "debug",
+)
 KNOWN = (_HOST_INFO, _MANIFEST, _PREP, _SMOKE)
-_VERSIONS = {name: f"{name}_version" for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")} | {"cuda": "cuda"}
+_VERSIONS = {
+    name: f"{name}_version"
+    for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")
+} | {"cuda": "cuda"}
 _STAGE_KEYS = ("status", "reason", "duration_s", "error_type", "errors")
 _PROBE_KEYS = ("ok", "tokens_expected", "tokens_seen", "waited_s", "reason")
 
 
 @dataclass
 class _Host:
-    """One host's results; `steps` are the roles that ran on it, `began` the tasks that run now (seconds)."""
+    """One host's results; `steps` are the roles that ran on it, `began` the tasks that run now
+    (seconds).
+    """
 
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -37,7 +51,8 @@ class _Host:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     group: str | None = None
-    # The stages of each prep of this run by its id: a prep that is attached to once more is no second one.
+    # The stages of each prep of this run by its id: a prep that is attached to once more is no
+    # second one.
     preps: dict[str, dict[str, Any]] = field(default_factory=dict)
     gave: list[dict[str, Any]] = field(default_factory=list)
     took: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +69,8 @@ class Report:
         self._zero = time.monotonic()
         self._started_at = _utc()
         self._hosts: dict[str, _Host] = {}
-        # Of the plays that this collection has a part in: their hosts, for each play those that were not begun, and the batch that runs.
+        # Of the plays that this collection has a part in: their hosts, for each play those that
+        # were not begun, and the batch that runs.
         self._fleet: dict[str, None] = {}
         self._waiting: dict[str, list[str]] = {}
         self._batch: list[str] = []
@@ -63,7 +79,9 @@ class Report:
         self._givers: dict[str, str] = {}
         # Whether a play prepares hosts, and does not only start or stop them; told by the callback.
         self.of_a_prep = False
-        self.report_id = f"report-{self._started_at.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
+        self.report_id = (
+            f"report-{self._started_at.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
+        )
 
     @property
     def is_ours(self) -> bool:
@@ -75,11 +93,15 @@ class Report:
         for name in hosts:
             self._hosts.setdefault(name, _Host())
         self._fleet.update(dict.fromkeys(hosts))
-        self._waiting[play_id] = [name for name in self._waiting.get(play_id, hosts) if name not in batch]
+        self._waiting[play_id] = [
+            name for name in self._waiting.get(play_id, hosts) if name not in batch
+        ]
         self._batch, self._stopping = [name for name in batch if name in hosts], None
 
     def stop(self, task_id: str | None = None) -> None:
-        """The hosts of the batch go no further because others failed, in the task with this id or in the last one that ended."""
+        """The hosts of the batch go no further because others failed, in the task with this id or
+        in the last one that ended.
+        """
         self._stopping = task_id
         for name in self._batch:
             self._hosts[name].stopped = True
@@ -91,10 +113,19 @@ class Report:
             entry.first = entry.began[task_id]
 
     def end(
-        self, host: str, task_id: str, action: str, role: str | None, name: str, status: str, result: dict[str, Any],
+        self,
+        host: str,
+        task_id: str,
+        action: str,
+        role: str | None,
+        name: str,
+        status: str,
+        result: dict[str, Any],
         delegate: str | None = None,
-    ) -> None:  # fmt: skip
-        """A task has ended; `status` is ok, changed, failed, unreachable or skipped, `delegate` the host that did it for this one."""
+    ) -> None:
+        """A task has ended; `status` is ok, changed, failed, unreachable or skipped, `delegate` the
+        host that did it for this one.
+        """
         entry, now = self._hosts.setdefault(host, _Host()), self._now()
         began = entry.began.pop(task_id, now)
         entry.last, entry.last_task = now, name
@@ -115,7 +146,10 @@ class Report:
                 entry.warnings.append(words)
         if status in ("failed", "unreachable"):
             problem = str(result.get("msg") or "the task failed")
-            entry.problem, entry.failed_task = f"on {delegate}: {problem}" if delegate not in (None, "", host) else problem, name
+            entry.problem, entry.failed_task = (
+                (f"on {delegate}: {problem}" if delegate not in (None, "", host) else problem),
+                name,
+            )
         if role and status != "skipped":
             _add_step(entry.steps, role, began, now, status)
 
@@ -124,7 +158,9 @@ class Report:
         for name in failed | unreachable:
             self._hosts.setdefault(name, _Host())
         for name, host in self._hosts.items():
-            host.status = "unreachable" if name in unreachable else "failed" if name in failed else "ok"
+            host.status = (
+                "unreachable" if name in unreachable else "failed" if name in failed else "ok"
+            )
             if host.status == "ok":
                 host.problem = host.failed_task = None
 
@@ -144,7 +180,13 @@ class Report:
                 self._givers[what["digest"]] = host
                 entry.gave.append({**about, "to": what.get("from") or "controller"})
             elif what["status"] in ("imported", "loaded"):
-                entry.took.append({**about, "from": what.get("from"), "from_host": self._givers.get(what["digest"])})
+                entry.took.append(
+                    {
+                        **about,
+                        "from": what.get("from"),
+                        "from_host": self._givers.get(what["digest"]),
+                    }
+                )
 
     def document(self) -> dict[str, Any]:
         hosts = [self._host(name, entry) for name, entry in self._hosts.items()]
@@ -158,7 +200,10 @@ class Report:
             "finished_at": _utc(),
             "duration_s": round(self._now(), 3),
             "status": "ok" if fine == len(hosts) else "partial" if fine else "failed",
-            "metrics_ready": {"ready": sum(host["metrics_ready"] is True for host in hosts), "total": len(hosts)},
+            "metrics_ready": {
+                "ready": sum(host["metrics_ready"] is True for host in hosts),
+                "total": len(hosts),
+            },
             "fleet": fleet(hosts, self._fleet or None),
             "hosts": hosts,
         }
@@ -171,10 +216,18 @@ class Report:
         about = result.get("run") or {}
         proof = result.get("telemetry_probe")
         unfinished = self._unfinished(name, entry)
-        # What was found before counts only where nothing failed since, and the host went to its end.
-        found = run.get("metrics_ready") if run.get("live") and entry.status == "ok" and not unfinished else None
+        # What was found before counts only where nothing failed since, and the host went to its
+        # end.
+        found = (
+            run.get("metrics_ready")
+            if run.get("live") and entry.status == "ok" and not unfinished
+            else None
+        )
         ready = prep.get("metrics_ready", found)
-        warnings = [*entry.warnings, *(words for words in result.get("warnings") or [] if words not in entry.warnings)]
+        warnings = [
+            *entry.warnings,
+            *(words for words in result.get("warnings") or [] if words not in entry.warnings),
+        ]
         work_s = _work_s(entry.preps)
         return {
             "host": name,
@@ -186,7 +239,11 @@ class Report:
             "group": entry.group,
             "work_s": work_s,
             "shared": {
-                "made": [stage for stage in work_s if any(_made(stages, stage) for stages in entry.preps.values())],
+                "made": [
+                    stage
+                    for stage in work_s
+                    if any(_made(stages, stage) for stages in entry.preps.values())
+                ],
                 "gave": entry.gave,
                 "took": entry.took,
             },
@@ -196,16 +253,40 @@ class Report:
             "exit_code": prep.get("exit_code"),
             "prep_status": prep.get("status"),
             "notes": entry.notes,
-            "smoke": {key: smoke.get(key) for key in ("summary", "path", "exit_code")} if "exit_code" in smoke else None,
+            "smoke": (
+                {key: smoke.get(key) for key in ("summary", "path", "exit_code")}
+                if "exit_code" in smoke
+                else None
+            ),
             "foreign": (info.get("tree") or {}).get("foreign") or [],
-            "model": {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]} if about else None,
-            "device": {key: value for key, value in info["devices"].items() if key in ("name", "count")} if info.get("devices") else None,
-            "versions": {name: about.get(key) for name, key in _VERSIONS.items()} if about else None,
+            "model": (
+                {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]}
+                if about
+                else None
+            ),
+            "device": (
+                {key: value for key, value in info["devices"].items() if key in ("name", "count")}
+                if info.get("devices")
+                else None
+            ),
+            "versions": (
+                {name: about.get(key) for name, key in _VERSIONS.items()} if about else None
+            ),
             "started_at": _utc(self._wall(entry.first)) if entry.first is not None else None,
             "finished_at": _utc(self._wall(entry.last)) if entry.first is not None else None,
             "duration_s": round(entry.last - entry.first, 3) if entry.first is not None else None,
-            "steps": [{**step, "start_s": round(step["start_s"], 3), "duration_s": round(step["duration_s"], 3)} for step in entry.steps],
-            "stages": {name: {key: stage.get(key) for key in _STAGE_KEYS} for name, stage in (result.get("stages") or {}).items()},
+            "steps": [
+                {
+                    **step,
+                    "start_s": round(step["start_s"], 3),
+                    "duration_s": round(step["duration_s"], 3),
+                }
+                for step in entry.steps
+            ],
+            "stages": {
+                name: {key: stage.get(key) for key in _STAGE_KEYS}
+                for name, stage in (result.get("stages") or {}).items()
+            },
             # What check mode says of the stages.
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
@@ -215,11 +296,15 @@ class Report:
         }
 
     def _unfinished(self, name: str, entry: _Host) -> str | None:
-        """Why a host on which nothing failed did not go to its end; None where it did, or was ready before that."""
+        """Why a host on which nothing failed did not go to its end; None where it did, or was ready
+        before that.
+        """
         if entry.status != "ok" or entry.known.get(_PREP, {}).get("metrics_ready") is True:
             return None
         if entry.stopped:
-            after = f"stopped after the task '{entry.last_task}'" if entry.last_task else "not begun"
+            after = (
+                f"stopped after the task '{entry.last_task}'" if entry.last_task else "not begun"
+            )
             return f"{after}, because other hosts failed"
         waiting = any(name in hosts for hosts in self._waiting.values())
         return "its batch was not begun, because hosts before it failed" if waiting else None
@@ -239,7 +324,9 @@ def _utc(seconds: float | None = None) -> str:
 def _note_prep(entry: _Host, prep: dict[str, Any]) -> None:
     found = prep.get("plan") or prep.get("result") or {}
     # The first answer is that to the whole request; a later one may be of a share of it.
-    if entry.group is None and any(stage.get("key") for stage in (found.get("stages") or {}).values()):
+    if entry.group is None and any(
+        stage.get("key") for stage in (found.get("stages") or {}).values()
+    ):
         entry.group = cache_group(prep)
     if prep.get("result") and prep.get("prep_id"):
         entry.preps[prep["prep_id"]] = prep["result"]["stages"]
@@ -247,7 +334,14 @@ def _note_prep(entry: _Host, prep: dict[str, Any]) -> None:
 
 def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The seconds of each stage that really ran, in whichever prep of this run."""
-    ran = {name: [stages[name]["duration_s"] for stages in preps.values() if name in stages and stages[name].get("ran")] for name in STAGES}
+    ran = {
+        name: [
+            stages[name]["duration_s"]
+            for stages in preps.values()
+            if name in stages and stages[name].get("ran")
+        ]
+        for name in STAGES
+    }
     return {name: round(sum(seconds), 3) for name, seconds in ran.items() if seconds}
 
 
@@ -255,8 +349,12 @@ def _made(stages: dict[str, Any], stage: str) -> bool:
     return stage in stages and stages[stage].get("ran") is True and stages[stage]["status"] == "ok"
 
 
-def _add_step(steps: list[dict[str, Any]], role: str, began: float, ended: float, status: str) -> None:
-    """One step for all tasks of a role that follow each other; the worst of their states is its own."""
+def _add_step(
+    steps: list[dict[str, Any]], role: str, began: float, ended: float, status: str
+) -> None:
+    """One step for all tasks of a role that follow each other; the worst of their states is its
+    own.
+    """
     order = ("ok", "changed", "failed", "unreachable")
     if not steps or steps[-1]["name"] != role:
         steps.append({"name": role, "start_s": began, "duration_s": 0.0, "status": "ok"})
@@ -272,8 +370,14 @@ def _caches(result: dict[str, Any]) -> dict[str, Any] | None:
     nothing = {"size_bytes": 0, "file_count": 0}
     return {
         name: {
-            **{f"{when}_bytes": sizes[when].get(name, nothing)["size_bytes"] for when in ("before", "after")},
-            **{f"{when}_files": sizes[when].get(name, nothing)["file_count"] for when in ("before", "after")},
+            **{
+                f"{when}_bytes": sizes[when].get(name, nothing)["size_bytes"]
+                for when in ("before", "after")
+            },
+            **{
+                f"{when}_files": sizes[when].get(name, nothing)["file_count"]
+                for when in ("before", "after")
+            },
         }
         for name in sizes["after"]
     }
@@ -282,7 +386,16 @@ def _caches(result: dict[str, Any]) -> dict[str, Any] | None:
 def _links(run: dict[str, Any]) -> dict[str, Any]:
     """Where the live run's records are, on the host and in the container."""
     if not run.get("live"):
-        return dict.fromkeys(("prometheus", "prep_result", "prep_result_container", "manifest", "manifest_container", "log"))
+        return dict.fromkeys(
+            (
+                "prometheus",
+                "prep_result",
+                "prep_result_container",
+                "manifest",
+                "manifest_container",
+                "log",
+            )
+        )
     manifest, host = run["manifest"], run["paths"]
     inside = manifest["paths"]["container"]["run_dir"]
     return {

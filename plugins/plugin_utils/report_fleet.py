@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a report says of all its hosts together, as JSON and in lines for a terminal.
 
-It reads the hosts of any report: one of an older release has no groups, and does not say who was stopped.
+It reads the hosts of any report: one of an older release has no groups, and does not say who was
+stopped.
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ def of_report(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_ready(host: dict[str, Any]) -> bool:
-    """Whether it went to its end with a proof; one that failed after its proof needs another run."""
+    """Whether it went to its end with a proof; one that failed after its proof needs another run.
+    """
     return host["status"] == "ok" and host["metrics_ready"] is True and not host.get("unfinished")
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """How many hosts are ready, and a line for each other one. Nothing in it can move a terminal's cursor."""
+    """How many hosts are ready, and a line for each other one. Nothing in it can move a terminal's
+    cursor.
+    """
     found = of_report(report)
     ready, of = found["metrics_ready"]["ready"], found["metrics_ready"]["of"]
     why_stopped = {host["host"]: host.get("unfinished") for host in report["hosts"]}
@@ -59,17 +63,25 @@ def summary(report: dict[str, Any]) -> list[str]:
         + (", as they were found (check mode changes nothing)" if report["check_mode"] else "")
     ]
     for failure in found["failures"]:
-        lines.append(f"{failure['host']}: {'unreachable' if failure['unreachable'] else 'failed'}: {first_line(failure['reason'])}")
+        lines.append(
+            f"{failure['host']}: {'unreachable' if failure['unreachable'] else 'failed'}:"
+            f" {first_line(failure['reason'])}"
+        )
     for host in found["not_finished"]:
         lines.append(f"{host}: not finished: {first_line(why_stopped.get(host))}")
     if not report["check_mode"]:
         for unproven in found["not_proven"]:
             lines.append(f"{unproven['host']}: not proven: {first_line(unproven['reason'])}")
-    return ["".join(character if character.isprintable() else "?" for character in line) for line in lines]
+    return [
+        "".join(character if character.isprintable() else "?" for character in line)
+        for line in lines
+    ]
 
 
 def first_line(text: str | None) -> str:
-    return next((line.strip() for line in (text or "").splitlines() if line.strip()), "no reason is known")
+    return next(
+        (line.strip() for line in (text or "").splitlines() if line.strip()), "no reason is known"
+    )
 
 
 def _why_unproven(host: dict[str, Any]) -> str:
@@ -78,7 +90,9 @@ def _why_unproven(host: dict[str, Any]) -> str:
 
 
 def _groups(hosts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Hosts whose stages have equal signatures, in the order of their first hosts; for each stage, who made it and who took it."""
+    """Hosts whose stages have equal signatures, in the order of their first hosts; for each stage,
+    who made it and who took it.
+    """
     members: dict[str, list[dict[str, Any]]] = {}
     for host in hosts:
         if host.get("group"):
@@ -88,7 +102,9 @@ def _groups(hosts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "id": group,
             "hosts": [host["host"] for host in found],
             "makers": [host["host"] for host in found if host["shared"]["made"]],
-            "stages": {stage: part for stage in STAGES if any((part := _stage(stage, found)).values())},
+            "stages": {
+                stage: part for stage in STAGES if any((part := _stage(stage, found)).values())
+            },
         }
         for group, found in members.items()
     ]
@@ -97,7 +113,15 @@ def _groups(hosts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _stage(stage: str, hosts: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "made_by": [host["host"] for host in hosts if stage in host["shared"]["made"]],
-        "failed_on": [host["host"] for host in hosts if stage in host["work_s"] and stage not in host["shared"]["made"]],
-        "taken_by": [host["host"] for host in hosts if any(taken["stage"] == stage for taken in host["shared"]["took"])],
+        "failed_on": [
+            host["host"]
+            for host in hosts
+            if stage in host["work_s"] and stage not in host["shared"]["made"]
+        ],
+        "taken_by": [
+            host["host"]
+            for host in hosts
+            if any(taken["stage"] == stage for taken in host["shared"]["took"])
+        ],
         "seconds": round(sum(host["work_s"].get(stage, 0.0) for host in hosts), 3),
     }

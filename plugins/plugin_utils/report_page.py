@@ -1,6 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Makes one self-contained HTML page of a report (schemas/report.schema.json): no script, no font, no image, nothing is loaded.
+"""Makes one self-contained HTML page of a report (schemas/report.schema.json): no script, no font,
+no image, nothing is loaded.
 
 Runs on the controller, beside Ansible's own Jinja2. All times are seconds, all sizes bytes.
 """
@@ -26,7 +27,28 @@ STANDINGS = ("ready", "no proof", "not finished", "failed", "unreachable")
 STEP_COLOURS = 7
 
 # Distances of the time axis' ticks that read well, in seconds; beyond them, days.
-TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
+TICKS = (
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    10800,
+    21600,
+    43200,
+)
 MOST_TICKS = 6
 DAY = 86400
 
@@ -35,9 +57,15 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 UNKNOWN = "unknown"
 
 # Of a host in the report of an older release.
-_ADDED_LATER: dict[str, Any] = {"unfinished": None, "group": None, "work_s": {}, "shared": {"made": [], "gave": [], "took": []}}
+_ADDED_LATER: dict[str, Any] = {
+    "unfinished": None,
+    "group": None,
+    "work_s": {},
+    "shared": {"made": [], "gave": [], "took": []},
+}
 
-# Beyond so many hosts with work of their own, what each one's work took is told on its own part of the page only.
+# Beyond so many hosts with work of their own, what each one's work took is told on its own part of
+# the page only.
 FEW = 4
 
 # A sentence and the task, if any, that it came from.
@@ -53,7 +81,9 @@ class Finding(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A row of the fleet's table. Hosts are numbers in the report; ``makers`` and ``takers`` with what they made or took."""
+    """A row of the fleet's table. Hosts are numbers in the report; ``makers`` and ``takers`` with
+    what they made or took.
+    """
 
     id: str | None
     hosts: list[int]
@@ -64,7 +94,9 @@ class Group(NamedTuple):
 
 
 def render(report: dict[str, Any]) -> str:
-    """The whole page. ``report`` must keep its schema, maybe that of an older release; fields that it does not know are not shown."""
+    """The whole page. ``report`` must keep its schema, maybe that of an older release; fields that
+    it does not know are not shown.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # Compiling the template takes ten times as long as filling it.
@@ -91,7 +123,8 @@ def render(report: dict[str, Any]) -> str:
         caches=[name for name in CACHES if any(name in (host["caches"] or {}) for host in hosts)],
         largest_cache=largest_cache(hosts),
     )
-    # What a host printed outside UTF-8 is half a character here, and could not be written to a file.
+    # What a host printed outside UTF-8 is half a character here, and could not be written to a
+    # file.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -109,7 +142,12 @@ def problems_of(host: dict[str, Any]) -> list[Said]:
         return [(host["problem"], host["failed_task"])]
     if host.get("unfinished"):
         return [(host["unfinished"], None)]
-    found: list[Said] = [(f"{name}: {text}", None) for name in STAGES if name in host["stages"] for text in host["stages"][name]["errors"]]
+    found: list[Said] = [
+        (f"{name}: {text}", None)
+        for name in STAGES
+        if name in host["stages"]
+        for text in host["stages"][name]["errors"]
+    ]
     probe = host["telemetry_probe"]
     if probe and probe["reason"] and host["metrics_ready"] is not True:
         found.append((f"No METRICS_READY: {probe['reason']}", None))
@@ -117,9 +155,13 @@ def problems_of(host: dict[str, Any]) -> list[Said]:
 
 
 def findings(
-    hosts: list[dict[str, Any]], texts_of: Callable[[dict[str, Any]], list[Said]], numbers: list[int] | None = None
+    hosts: list[dict[str, Any]],
+    texts_of: Callable[[dict[str, Any]], list[Said]],
+    numbers: list[int] | None = None,
 ) -> list[Finding]:
-    """The same text of the same task once, with every host that it is of, or each of these; what most hosts have first."""
+    """The same text of the same task once, with every host that it is of, or each of these; what
+    most hosts have first.
+    """
     found: dict[Said, Finding] = {}
     for number in range(len(hosts)) if numbers is None else numbers:
         for text, task in dict.fromkeys(texts_of(hosts[number])):
@@ -128,11 +170,16 @@ def findings(
 
 
 def groups(hosts: list[dict[str, Any]]) -> list[Group]:
-    """The groups in the order of their first hosts; last, hosts that failed before they could say what they want."""
+    """The groups in the order of their first hosts; last, hosts that failed before they could say
+    what they want.
+    """
     members: dict[str | None, list[int]] = {}
     for number, host in enumerate(hosts):
         members.setdefault(host["group"], []).append(number)
-    return [_group(name, members[name], hosts) for name in sorted(members, key=lambda name: name is None)]
+    return [
+        _group(name, members[name], hosts)
+        for name in sorted(members, key=lambda name: name is None)
+    ]
 
 
 def _group(name: str | None, numbers: list[int], hosts: list[dict[str, Any]]) -> Group:
@@ -144,7 +191,11 @@ def _group(name: str | None, numbers: list[int], hosts: list[dict[str, Any]]) ->
             made.setdefault(does, []).append(number)
         if does := _took(hosts[number]):
             took.setdefault(does, []).append(number)
-    found = findings(hosts, lambda host: [(report_fleet.first_line(text), task) for text, task in problems_of(host)], numbers)
+    found = findings(
+        hosts,
+        lambda host: [(report_fleet.first_line(text), task) for text, task in problems_of(host)],
+        numbers,
+    )
     ready = sum(report_fleet.is_ready(hosts[number]) for number in numbers)
     return Group(name, numbers, ready, list(made.items()), list(took.items()), found)
 
@@ -153,28 +204,45 @@ def _made(host: dict[str, Any], with_times: bool) -> str:
     """``moe_tune 15 min 38 s, inductor failed after 20 s``, or without the times."""
     made, failed = host["shared"]["made"], "failed after" if with_times else "failed"
     return ", ".join(
-        " ".join([stage, *([] if stage in made else [failed]), *([duration(seconds)] if with_times else [])])
+        " ".join(
+            [
+                stage,
+                *([] if stage in made else [failed]),
+                *([duration(seconds)] if with_times else []),
+            ]
+        )
         for stage, seconds in host["work_s"].items()
     )
 
 
 def _took(host: dict[str, Any]) -> str:
-    """``moe_tune, inductor from gh200-01``; from where it lay, where no host is known to have given it in this run."""
+    """``moe_tune, inductor from gh200-01``; from where it lay, where no host is known to have given
+    it in this run.
+    """
     found: dict[str, list[str]] = {}
     for taken in host["shared"]["took"]:
         what = (taken["stage"] or "image") + (" (part)" if taken["finished"] is False else "")
         found.setdefault(_source(taken), []).append(what)
-    return "; ".join(f"{', '.join(dict.fromkeys(what))} from {source}" for source, what in found.items())
+    return "; ".join(
+        f"{', '.join(dict.fromkeys(what))} from {source}" for source, what in found.items()
+    )
 
 
 def _source(taken: dict[str, Any]) -> str:
-    return taken["from_host"] or ("the controller" if (taken["from"] or "").startswith("controller:") else "the registry")
+    return taken["from_host"] or (
+        "the controller" if (taken["from"] or "").startswith("controller:") else "the registry"
+    )
 
 
 def timeline(report: dict[str, Any]) -> dict[str, Any]:
-    """The chart, in percent of its width: ``names`` of the steps in the order of their colours, ``ticks``, a row of bars for each host."""
+    """The chart, in percent of its width: ``names`` of the steps in the order of their colours,
+    ``ticks``, a row of bars for each host.
+    """
     steps = [step for host in report["hosts"] for step in host["steps"]]
-    span = max([report["duration_s"], *(step["start_s"] + step["duration_s"] for step in steps)]) or 1.0
+    span = (
+        max([report["duration_s"], *(step["start_s"] + step["duration_s"] for step in steps)])
+        or 1.0
+    )
     names = list(dict.fromkeys(step["name"] for step in steps))
     rows = [
         [
@@ -188,7 +256,11 @@ def timeline(report: dict[str, Any]) -> dict[str, Any]:
         ]
         for host in report["hosts"]
     ]
-    return {"names": names, "rows": rows, "ticks": [(100 * at / span, tick_label(at)) for at in ticks(span)]}
+    return {
+        "names": names,
+        "rows": rows,
+        "ticks": [(100 * at / span, tick_label(at)) for at in ticks(span)],
+    }
 
 
 def ticks(span: float) -> list[float]:
@@ -202,7 +274,11 @@ def tick_label(seconds: float) -> str:
     """``1 h 30 min``, without the parts that are 0."""
     hours, rest = divmod(seconds, 3600)
     minutes, rest = divmod(rest, 60)
-    parts = [f"{value:g} {unit}" for value, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if value]
+    parts = [
+        f"{value:g} {unit}"
+        for value, unit in ((hours, "h"), (minutes, "min"), (rest, "s"))
+        if value
+    ]
     return " ".join(parts) or "0"
 
 
@@ -232,8 +308,12 @@ def size(count: float | None) -> str:
 
 def largest_cache(hosts: list[dict[str, Any]]) -> int:
     """The size that a bar of full width stands for; at least 1, as the template divides by it."""
-    found = [cache for host in hosts for name, cache in (host["caches"] or {}).items() if name in CACHES]
-    return max([1, *(cache[key] or 0 for cache in found for key in ("before_bytes", "after_bytes"))])
+    found = [
+        cache for host in hosts for name, cache in (host["caches"] or {}).items() if name in CACHES
+    ]
+    return max(
+        [1, *(cache[key] or 0 for cache in found for key in ("before_bytes", "after_bytes"))]
+    )
 
 
 def moment(timestamp: str | None) -> str:
@@ -246,5 +326,7 @@ def moment(timestamp: str | None) -> str:
 
 
 def words(name: str) -> str:
-    """A contract's name of a reason or an error, for people: ``valid_signature`` is ``valid signature``."""
+    """A contract's name of a reason or an error, for people: ``valid_signature`` is ``valid
+    signature``.
+    """
     return name.replace("_", " ")

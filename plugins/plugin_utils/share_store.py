@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The controller's folder of shared work, for labs without a registry: each archive beside a record of what it is."""
+"""The controller's folder of shared work, for labs without a registry: each archive beside a record
+of what it is.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Store:
         return self.folder / f"{name}.tar"
 
     def find(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """The record of an archive that is whole, and a warning where one was not: that is set aside."""
+        """The record of an archive that is whole, and a warning where one was not: that is set
+        aside.
+        """
         if (record := self._whole(name)) is not None or not self._recorded(name):
             return record, None
         with self._alone():
@@ -38,7 +42,13 @@ class Store:
             aside = _free_name(archive)
             os.replace(archive, aside)
             self._path(name).unlink()
-        return None, f"{archive} is not as it was stored (its sha256 digest is another): set aside as {aside}, and made anew"
+        return (
+            None,
+            (
+                f"{archive} is not as it was stored (its sha256 digest is another): set aside as"
+                f" {aside}, and made anew"
+            ),
+        )
 
     def _whole(self, name: str) -> dict[str, Any] | None:
         record = self._record(name)
@@ -49,7 +59,11 @@ class Store:
         with stream:
             if record is None or os.fstat(stream.fileno()).st_size != record["bytes"]:
                 return None
-            return record if hashlib.file_digest(stream, "sha256").hexdigest() == record["sha256"] else None
+            return (
+                record
+                if hashlib.file_digest(stream, "sha256").hexdigest() == record["sha256"]
+                else None
+            )
 
     def _recorded(self, name: str) -> bool:
         return self._record(name) is not None and self.archive(name).is_file()
@@ -59,7 +73,9 @@ class Store:
             found = json.loads(self._path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None
-        if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in _KEYS.items()):
+        if not isinstance(found, dict) or not all(
+            isinstance(found.get(key), kind) for key, kind in _KEYS.items()
+        ):
             return None
         return found
 
@@ -70,14 +86,18 @@ class Store:
         return self.folder / f".{name}.{os.getpid()}.tmp"
 
     def _sweep(self) -> None:
-        """Remove what controllers that were killed left. By age: processes of other machines share the folder."""
+        """Remove what controllers that were killed left. By age: processes of other machines share
+        the folder.
+        """
         for left in self.folder.glob(".*.tmp"):
             with suppress(FileNotFoundError):
                 if time.time() - left.stat().st_mtime > _ABANDONED_S:
                     left.unlink()
 
     def put(self, name: str, written: Path, record: dict[str, Any]) -> None:
-        """Store what lies at `incoming`. Killed in between, there is the old archive, or one that nobody takes for whole."""
+        """Store what lies at `incoming`. Killed in between, there is the old archive, or one that
+        nobody takes for whole.
+        """
         with open(written, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         complete = {**record, "sha256": digest, "bytes": written.stat().st_size}
@@ -93,7 +113,9 @@ class Store:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Only one process changes what an archive and its record are; the system takes the lock from one that ends."""
+        """Only one process changes what an archive and its record are; the system takes the lock
+        from one that ends.
+        """
         with open(self.folder / ".lock", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

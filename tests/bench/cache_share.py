@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What sharing a cache costs: `sgl-admin caches export` and `import`, beside `tar | tar` plus sha256sum of the same files.
+"""What sharing a cache costs: `sgl-admin caches export` and `import`, beside `tar | tar` plus
+sha256sum of the same files.
 
     .venv/bin/python tests/bench/cache_share.py [--mb 500] [--files 2000] [--folder DIR]
 
-Both are run in turn and the medians compared, so that what else the machine does falls on both. Exit code 1 where the ratio is over its
-limit.
+Both are run in turn and the medians compared, so that what else the machine does falls on both.
+Exit code 1 where the ratio is over its limit.
 """
 
 from __future__ import annotations
@@ -39,22 +40,42 @@ decision.record.write()
 
 def admin(root: Path, *words: str) -> str:
     command = [sys.executable, "-m", "sgl_admin", "--root", str(root), "caches", *words]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: {done.stderr}")
     return done.stdout
 
 
 def fill(root: Path, model: Path, count: int, size: int) -> None:
-    """A finished stage with so many files of random bytes, a tenth of them eight times as long as the others."""
-    subprocess.run([sys.executable, "-c", "import sys; from sgl_admin import standalone; standalone.begin(sys.argv[1])", str(root)],
-                   check=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})  # fmt: skip
+    """A finished stage with so many files of random bytes, a tenth of them eight times as long as
+    the others.
+    """
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from sgl_admin import standalone; standalone.begin(sys.argv[1])",
+            str(root),
+        ],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+    )
     unit = size // (count + 7 * (count // 10))
     for number in range(count):
         path = root / "profiles" / "triton" / f"{number % 97:02x}" / f"kernel-{number}.cubin"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(os.urandom(unit * (8 if number % 10 == 0 else 1)))
-    subprocess.run([sys.executable, "-c", RECORD, str(root), str(model)], check=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+    subprocess.run(
+        [sys.executable, "-c", RECORD, str(root), str(model)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+    )
 
 
 def theirs(source: Path, target: Path) -> float:
@@ -63,7 +84,9 @@ def theirs(source: Path, target: Path) -> float:
     subprocess.run(["tar", "-C", str(target), "-xf", "-"], stdin=pack.stdout, check=True)
     if pack.wait():
         raise SystemExit("tar failed")
-    files = subprocess.run(["find", str(target), "-type", "f", "-print0"], check=True, capture_output=True).stdout
+    files = subprocess.run(
+        ["find", str(target), "-type", "f", "-print0"], check=True, capture_output=True
+    ).stdout
     subprocess.run(["xargs", "-0", "sha256sum"], input=files, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - begin
 
@@ -83,7 +106,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=500)
     parser.add_argument("--files", type=int, default=2000)
-    parser.add_argument("--folder", default=None, help="where the files lie (default: the system's folder for temporary files)")
+    parser.add_argument(
+        "--folder",
+        default=None,
+        help="where the files lie (default: the system's folder for temporary files)",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         base = Path(folder)
@@ -103,9 +130,16 @@ def main() -> int:
             shutil.rmtree(base / "target")
             (base / "caches.tar").unlink()
     reference = statistics.median(tars)
-    total = statistics.median(packed + taken for packed, taken in zip(exports, imports, strict=True))
-    print(f"tar | tar and sha256sum: {reference:.3f} s ({', '.join(f'{each:.3f}' for each in tars)})")
-    print(f"export {statistics.median(exports):.3f} s, import {statistics.median(imports):.3f} s, both {total:.3f} s")
+    total = statistics.median(
+        packed + taken for packed, taken in zip(exports, imports, strict=True)
+    )
+    print(
+        f"tar | tar and sha256sum: {reference:.3f} s ({', '.join(f'{each:.3f}' for each in tars)})"
+    )
+    print(
+        f"export {statistics.median(exports):.3f} s, import {statistics.median(imports):.3f} s,"
+        f" both {total:.3f} s"
+    )
     print(f"ratio {total / reference:.3f} (at most {AT_MOST})")
     return 0 if total <= AT_MOST * reference else 1
 

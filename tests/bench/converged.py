@@ -3,9 +3,10 @@
 
     .venv/bin/python tests/bench/converged.py [--profile] [--only local|ssh|fleet]
 
-On one host, as many pings as the run calls modules; on three, as many as the run has tasks that did something on a host (its recap's ok).
-Both are run in turn (prep, ping, prep, ping, ...) and the medians compared, so that what else the machine does falls on both.
-Exit code 1 where the ratio or the number of module calls is over its limit, or a file does not belong to its user.
+On one host, as many pings as the run calls modules; on three, as many as the run has tasks that did
+something on a host (its recap's ok). Both are run in turn (prep, ping, prep, ping, ...) and the
+medians compared, so that what else the machine does falls on both. Exit code 1 where the ratio or
+the number of module calls is over its limit, or a file does not belong to its user.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.hosts.fleet import REPOSITORY, Fleet  # noqa: E402
-from tests.hosts.host import STACK_IMAGES, STACK_VARIABLES, UIDS, TestHost, ansible, recap, run, write_inventory  # noqa: E402
+from tests.hosts.host import (
+    STACK_IMAGES,
+    STACK_VARIABLES,
+    UIDS,
+    TestHost,
+    ansible,
+    recap,
+    run,
+    write_inventory,
+)  # noqa: E402
 
 RUNS = 5
 MAX_RATIO = 1.5
@@ -68,11 +78,25 @@ class Row(NamedTuple):
 def local(work: Path) -> Iterator[Path]:
     root = work / "sglang-observability"
     connection = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    inventory = write_inventory(work / "local.yml", {"here": connection}, {**VARIABLES, "sgl_root": str(root)})
+    inventory = write_inventory(
+        work / "local.yml", {"here": connection}, {**VARIABLES, "sgl_root": str(root)}
+    )
     try:
         ansible("-i", str(inventory), PREP)
         yield inventory
-        check_owner(run("find", str(root), "-not", "(", "-uid", str(os.geteuid()), "-gid", str(os.getegid()), ")").stdout.splitlines())
+        check_owner(
+            run(
+                "find",
+                str(root),
+                "-not",
+                "(",
+                "-uid",
+                str(os.geteuid()),
+                "-gid",
+                str(os.getegid()),
+                ")",
+            ).stdout.splitlines()
+        )
     finally:
         ansible("-i", str(inventory), STOP, check=False)
 
@@ -81,7 +105,9 @@ def local(work: Path) -> Iterator[Path]:
 def ssh(work: Path) -> Iterator[Path]:
     with TestHost("sglang-testhost-bench", "127.0.0.21", 2221) as host:
         host.load(*STACK_IMAGES)
-        inventory = write_inventory(work / "ssh.yml", {"testhost": host.inventory_vars("ops")}, VARIABLES)
+        inventory = write_inventory(
+            work / "ssh.yml", {"testhost": host.inventory_vars("ops")}, VARIABLES
+        )
         ansible("-i", str(inventory), PREP)
         yield inventory
         check_owner(host.not_owned(UIDS["ops"], "/home/ops/sglang-observability"))
@@ -93,7 +119,11 @@ def fleet(work: Path) -> Iterator[Path]:
     hosts = Fleet(work / "fleet")
     try:
         hosts.up()
-        shared = {"sgl_image_source": "share", "sgl_cache_share": "registry", "sgl_cache_registry": REPOSITORY}
+        shared = {
+            "sgl_image_source": "share",
+            "sgl_cache_share": "registry",
+            "sgl_cache_registry": REPOSITORY,
+        }
         inventory = write_inventory(work / "fleet.yml", hosts.host_vars(), {**VARIABLES, **shared})
         ansible("-i", str(inventory), PREP)
         yield inventory
@@ -103,7 +133,9 @@ def fleet(work: Path) -> Iterator[Path]:
 
 def check_owner(foreign: list[str]) -> None:
     if foreign:
-        raise SystemExit("these do not belong to the user who ran the playbook:\n" + "\n".join(foreign[:20]))
+        raise SystemExit(
+            "these do not belong to the user who ran the playbook:\n" + "\n".join(foreign[:20])
+        )
 
 
 def timed(inventory: Path, playbook: str) -> float:
@@ -121,14 +153,28 @@ def count_calls(inventory: Path, playbook: str, work: Path) -> list[str]:
     """The names of the modules that one run ran on the host, in order."""
     calls = work / "calls"
     calls.unlink(missing_ok=True)
-    ansible("-i", str(inventory), playbook, env={**CALLBACKS, "ANSIBLE_CALLBACKS_ENABLED": "count_modules", "SGL_BENCH_CALLS": str(calls)})
+    ansible(
+        "-i",
+        str(inventory),
+        playbook,
+        env={
+            **CALLBACKS,
+            "ANSIBLE_CALLBACKS_ENABLED": "count_modules",
+            "SGL_BENCH_CALLS": str(calls),
+        },
+    )
     return calls.read_text(encoding="utf-8").split()
 
 
 def ping_playbook(work: Path, number: int) -> str:
     path = work / "ping.yml"
     tasks = [{"name": f"Ping {index + 1}", "ansible.builtin.ping": {}} for index in range(number)]
-    path.write_text(yaml.safe_dump([{"name": "Ping", "hosts": "sglang", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(
+            [{"name": "Ping", "hosts": "sglang", "gather_facts": False, "tasks": tasks}]
+        ),
+        encoding="utf-8",
+    )
     return str(path)
 
 
@@ -145,9 +191,19 @@ def measure(where: str, inventory: Path, work: Path, profile: bool) -> Row:
             seen.append(timed(inventory, playbook))
     if profile:
         for playbook in walls:
-            done = ansible("-i", str(inventory), playbook, env={"ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks"})
-            print(f"--- {where}: {Path(playbook).name}\n{done.stdout[done.stdout.index('PLAY RECAP') :]}")
-    spread = " ".join("/".join(f"{wall:.2f}" for wall in pair) for pair in zip(*walls.values(), strict=True))
+            done = ansible(
+                "-i",
+                str(inventory),
+                playbook,
+                env={"ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks"},
+            )
+            print(
+                f"--- {where}:"
+                f" {Path(playbook).name}\n{done.stdout[done.stdout.index('PLAY RECAP') :]}"
+            )
+    spread = " ".join(
+        "/".join(f"{wall:.2f}" for wall in pair) for pair in zip(*walls.values(), strict=True)
+    )
     return Row(
         where,
         statistics.median(walls[PREP]),
@@ -160,8 +216,12 @@ def measure(where: str, inventory: Path, work: Path, profile: bool) -> Row:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What a converged run costs, beside as many pings.")
-    parser.add_argument("--profile", action="store_true", help="also show where one run of each spends its time")
+    parser = argparse.ArgumentParser(
+        description="What a converged run costs, beside as many pings."
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="also show where one run of each spends its time"
+    )
     parser.add_argument("--only", choices=["local", "ssh", "fleet"], help="one of the three")
     options = parser.parse_args()
     rows = []
@@ -170,13 +230,22 @@ def main() -> int:
             with ExitStack() as stack:
                 work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
                 rows.append(measure(where, stack.enter_context(made(work)), work, options.profile))
-    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {RUNS}, run in turn")
+    print(
+        f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; medians of {RUNS}, run"
+        " in turn"
+    )
     print(f"{'':8}{'converged':>12}{'calls':>8}{'pings':>8}{'they take':>12}{'ratio':>8}")
     for row in rows:
         verdict = "" if row.good else f"   over: at most {row.limit} and {MAX_CALLS} calls"
-        print(f"{row.where:8}{row.prep_s:>10.2f} s{len(row.calls):>8}{row.pings:>8}{row.ping_s:>10.2f} s{row.ratio:>8.2f}{verdict}")
+        print(
+            f"{row.where:8}{row.prep_s:>10.2f}"
+            f" s{len(row.calls):>8}{row.pings:>8}{row.ping_s:>10.2f} s{row.ratio:>8.2f}{verdict}"
+        )
     for row in rows:
-        print(f"{row.where}: {', '.join(name.rpartition('.')[2] for name in row.calls)}\n{row.where}: prep/ping {row.spread}")
+        print(
+            f"{row.where}: {', '.join(name.rpartition('.')[2] for name in row.calls)}\n{row.where}:"
+            f" prep/ping {row.spread}"
+        )
     return 0 if all(row.good for row in rows) else 1
 
 

@@ -13,25 +13,45 @@ from tests.contract import validators
 
 MIB = 1024**2
 # Each is no more than text, wherever it stands.
-HOSTILE = "\"><script>document.title='taken'</script><img src=http://127.0.0.1:1/x onerror=alert(1)>\u202e'{{ 7 * 7 }}</td></details>"
+HOSTILE = (
+    "\"><script>document.title='taken'</script><img src=http://127.0.0.1:1/x"
+    " onerror=alert(1)>\u202e'{{ 7 * 7 }}</td></details>"
+)
 
 
 def fleet(count: int) -> dict[str, Any]:
-    """Hosts like the example's: most ok with times of their own, every 9th failed, every 13th unreachable, the 5th without a proof.
+    """Hosts like the example's: most ok with times of their own, every 9th failed, every 13th
+    unreachable, the 5th without a proof.
 
-    They are two groups, by turns: the first host of each did the work, the others took it. Of more than nine, the last was stopped.
+    They are two groups, by turns: the first host of each did the work, the others took it. Of more
+    than nine, the last was stopped.
     """
     report = validators.example("report")
     hosts = [_host(number) for number in range(count)]
     if count > 9:
-        hosts[-1].update(status="ok", problem=None, failed_task=None, metrics_ready=None, telemetry_probe=None, stages={}, steps=[])
-        hosts[-1].update(group=None, unfinished="its batch was not begun, because hosts before it failed", work_s={})
+        hosts[-1].update(
+            status="ok",
+            problem=None,
+            failed_task=None,
+            metrics_ready=None,
+            telemetry_probe=None,
+            stages={},
+            steps=[],
+        )
+        hosts[-1].update(
+            group=None,
+            unfinished="its batch was not begun, because hosts before it failed",
+            work_s={},
+        )
         hosts[-1]["shared"] = {"made": [], "gave": [], "took": []}
     ok = sum(host["status"] == "ok" for host in hosts)
     report.update(
         hosts=hosts,
         status="ok" if ok == count else "partial" if ok else "failed",
-        metrics_ready={"ready": sum(host["metrics_ready"] is True for host in hosts), "total": count},
+        metrics_ready={
+            "ready": sum(host["metrics_ready"] is True for host in hosts),
+            "total": count,
+        },
         duration_s=max(host["duration_s"] for host in hosts),
         fleet=report_fleet.fleet(hosts),
     )
@@ -49,22 +69,43 @@ def _host(number: int) -> dict[str, Any]:
     for stage in host["stages"].values():
         stage["duration_s"] *= spread
     for cache in (host["caches"] or {}).values():
-        cache["after_bytes"] = int(cache["after_bytes"] * spread) if cache["before_bytes"] == 0 else cache["after_bytes"]
+        cache["after_bytes"] = (
+            int(cache["after_bytes"] * spread)
+            if cache["before_bytes"] == 0
+            else cache["after_bytes"]
+        )
     host["duration_s"] *= spread
     if number == 4:
         host["metrics_ready"] = False
-        host["telemetry_probe"].update(ok=False, tokens_seen=0, reason="Prometheus was down when the proof was made; run this again")
+        host["telemetry_probe"].update(
+            ok=False,
+            tokens_seen=0,
+            reason="Prometheus was down when the proof was made; run this again",
+        )
     host.update(unfinished=None, group=None if is_gone else f"{number % 2 + 10:x}" * 16, work_s={})
     host["shared"] = {"made": [], "gave": [], "took": []}
     if number < 2:
-        host["work_s"] = {name: stage["duration_s"] for name, stage in host["stages"].items() if stage["status"] in ("ok", "error")}
-        host["shared"]["made"] = [name for name in host["work_s"] if host["stages"][name]["status"] == "ok"]
-        host["shared"]["gave"] = [{**_shared(name), "to": "controller"} for name in host["shared"]["made"]]
+        host["work_s"] = {
+            name: stage["duration_s"]
+            for name, stage in host["stages"].items()
+            if stage["status"] in ("ok", "error")
+        }
+        host["shared"]["made"] = [
+            name for name in host["work_s"] if host["stages"][name]["status"] == "ok"
+        ]
+        host["shared"]["gave"] = [
+            {**_shared(name), "to": "controller"} for name in host["shared"]["made"]
+        ]
     elif not is_gone:
         from_host = _name(number % 2) if number % 5 else None
         place = "controller:/home/ubuntu/.cache/slice_bench.sglang/caches"
         host["shared"]["took"] = [
-            {**_shared(name), "from": f"{place}/{_shared(name)['name']}.tar", "from_host": from_host} for name in ("moe_tune", "inductor")
+            {
+                **_shared(name),
+                "from": f"{place}/{_shared(name)['name']}.tar",
+                "from_host": from_host,
+            }
+            for name in ("moe_tune", "inductor")
         ]
     return host
 
@@ -74,7 +115,13 @@ def _name(number: int) -> str:
 
 
 def _shared(stage: str) -> dict[str, Any]:
-    return {"stage": stage, "name": f"{stage}-1f0c2a9b7d3e4f56", "bytes": 76 * MIB, "finished": True, "seconds": 4.2}
+    return {
+        "stage": stage,
+        "name": f"{stage}-1f0c2a9b7d3e4f56",
+        "bytes": 76 * MIB,
+        "finished": True,
+        "seconds": 4.2,
+    }
 
 
 def hostile() -> dict[str, Any]:
@@ -83,8 +130,18 @@ def hostile() -> dict[str, Any]:
     report["playbook"] = HOSTILE
     for host in report["hosts"]:
         taken = {**_shared("moe_tune"), "name": HOSTILE, "from": HOSTILE, "from_host": HOSTILE}
-        host.update(host=host["host"] + HOSTILE, warnings=[HOSTILE], group="a" * 16, work_s={"moe_tune": 1.0}, unfinished=None)
-        host["shared"] = {"made": ["moe_tune"], "gave": [{**taken, "to": HOSTILE}], "took": [taken, {**taken, "stage": None}]}
+        host.update(
+            host=host["host"] + HOSTILE,
+            warnings=[HOSTILE],
+            group="a" * 16,
+            work_s={"moe_tune": 1.0},
+            unfinished=None,
+        )
+        host["shared"] = {
+            "made": ["moe_tune"],
+            "gave": [{**taken, "to": HOSTILE}],
+            "took": [taken, {**taken, "stage": None}],
+        }
         if host["status"] != "ok":
             host.update(problem=HOSTILE, failed_task=HOSTILE)
         for step in host["steps"]:

@@ -1,4 +1,6 @@
-"""The report's page in a real browser: it loads nothing, fits its window, can be read, and takes what hosts say for text."""
+"""The report's page in a real browser: it loads nothing, fits its window, can be read, and takes
+what hosts say for text.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "hostile": reports.hostile,
 }
 
-# What sticks out of the page on the right, with every fold closed and open; a box that scrolls or cuts may hold what is wider.
+# What sticks out of the page on the right, with every fold closed and open; a box that scrolls or
+# cuts may hold what is wider.
 TOO_WIDE = """(page, window) => [false, true].flatMap(open => {
     page.querySelectorAll("details").forEach(fold => fold.open = open);
     const width = page.documentElement.clientWidth;
@@ -78,7 +81,9 @@ def test_nothing_is_loaded(browser, address):
 
 
 def test_nothing_could_be_loaded(browser, address):
-    """Even markup that got past the escaping: the policy stops it, and without the policy it is seen."""
+    """Even markup that got past the escaping: the policy stops it, and without the policy it is
+    seen.
+    """
     page = render(validators.example("report")).replace("<main>", f'<main><img src="{address}">')
     assert browser.requests(page) == []
     assert POLICY in page
@@ -101,11 +106,15 @@ def test_contrast(browser, dark):
     page = render(reports.fleet(14))
     assert browser.look(page, TOO_PALE, dark=dark) == ["texts seen"]
     background = "(page, window) => window.getComputedStyle(page.body).backgroundColor"
-    assert browser.look(page, background, dark=dark) == ("rgb(20, 24, 27)" if dark else "rgb(255, 255, 255)")
+    assert browser.look(page, background, dark=dark) == (
+        "rgb(20, 24, 27)" if dark else "rgb(255, 255, 255)"
+    )
 
 
 def test_pale_text_is_found(browser):
-    page = re.sub("--quiet: #[0-9a-f]+", "--quiet: #aaaaaa", render(validators.example("report")), count=1)
+    page = re.sub(
+        "--quiet: #[0-9a-f]+", "--quiet: #aaaaaa", render(validators.example("report")), count=1
+    )
     assert "P eyebrow: rgb(170, 170, 170) on rgb(255, 255, 255)" in browser.look(page, TOO_PALE)
 
 
@@ -124,7 +133,11 @@ def test_what_hosts_say_is_text(browser):
     assert seen["hosts"] == [host["host"] for host in report["hosts"]]
     assert seen["problem"] == reports.HOSTILE
     assert seen["sections"] == 7
-    taken = browser.look(render(report), "page => [...page.querySelectorAll('[aria-labelledby=fleet] .why')].map(one => one.textContent)")
+    taken = browser.look(
+        render(report),
+        "page => [...page.querySelectorAll('[aria-labelledby=fleet] .why')].map(one =>"
+        " one.textContent)",
+    )
     assert f"moe_tune, image from {reports.HOSTILE}" in taken
 
 
@@ -139,10 +152,17 @@ def test_address_that_would_run_is_no_link(browser):
 def test_a_fold_is_open_on_paper(browser):
     """What the rule for print says cannot be seen on a screen, so it is moved there."""
     page = render(reports.fleet(40))
-    shown = 'page => [...page.querySelectorAll("details .inside")].filter(one => one.checkVisibility({contentVisibilityAuto: true})).length'
+    shown = (
+        'page => [...page.querySelectorAll("details .inside")].filter(one =>'
+        " one.checkVisibility({contentVisibilityAuto: true})).length"
+    )
     assert browser.look(page, shown) == 0
     assert browser.look(page.replace("@media print", "@media screen"), shown) == 40
     names = shown.replace("details .inside", "details.more a")
     assert browser.look(page, names) == 0
-    folded = sum(fold.count("<a ") for fold in re.findall(r'<details class="more">.*?</details>', page))
-    assert folded > 40 and browser.look(page.replace("@media print", "@media screen"), names) == folded
+    folded = sum(
+        fold.count("<a ") for fold in re.findall(r'<details class="more">.*?</details>', page)
+    )
+    assert (
+        folded > 40 and browser.look(page.replace("@media print", "@media screen"), names) == folded
+    )

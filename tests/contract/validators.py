@@ -27,7 +27,8 @@ def schema(name: str) -> dict[str, Any]:
 @cache
 def _validator(name: str) -> Draft202012Validator:
     neighbours = [
-        (path.name, Resource.from_contents(json.loads(path.read_text(encoding="utf-8")))) for path in SCHEMAS.glob("*.schema.json")
+        (path.name, Resource.from_contents(json.loads(path.read_text(encoding="utf-8"))))
+        for path in SCHEMAS.glob("*.schema.json")
     ]
     return Draft202012Validator(schema(name), registry=Registry().with_resources(neighbours))
 
@@ -81,7 +82,10 @@ def validate_prep_result(document: Any) -> None:
     _validate("prep_result", document)
     probe = document["telemetry_probe"]
     if probe["ok"] and probe["tokens_seen"] < probe["tokens_expected"]:
-        raise ValidationError(f"telemetry_probe.ok with {probe['tokens_seen']} tokens seen of {probe['tokens_expected']} expected")
+        raise ValidationError(
+            f"telemetry_probe.ok with {probe['tokens_seen']} tokens seen of"
+            f" {probe['tokens_expected']} expected"
+        )
 
 
 def validate_job(document: Any) -> None:
@@ -102,13 +106,18 @@ def validate_report(document: Any) -> None:
 def parse_and_validate_pointer(text: str) -> dict[str, str]:
     """The pointer's values by key."""
     if not re.search(schema("container_run_meta")["$defs"]["file"]["pattern"], text):
-        raise ValidationError(f"the pointer is not made of KEY=value lines, each ended by a newline: {text!r}")
+        raise ValidationError(
+            f"the pointer is not made of KEY=value lines, each ended by a newline: {text!r}"
+        )
     pairs = [line.split("=", 1) for line in text.removesuffix("\n").split("\n")]
     pointer = dict(pairs)
     if len(pointer) < len(pairs):
         raise ValidationError(f"the pointer names a key twice: {text!r}")
     _validate("container_run_meta", pointer)
-    names = {PurePosixPath(pointer[key]).name for key in ("CONTAINER_RUN_META_JSON", "CONTAINER_RUN_META_JSON_HOST")}
+    names = {
+        PurePosixPath(pointer[key]).name
+        for key in ("CONTAINER_RUN_META_JSON", "CONTAINER_RUN_META_JSON_HOST")
+    }
     if len(names) > 1:
         raise ValidationError(f"the pointer names two manifests: {sorted(names)}")
     return pointer

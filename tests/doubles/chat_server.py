@@ -1,10 +1,12 @@
 """A double of the SGLang server's chat API.
 
-It stands for answers that a real server gives only with a reasoning model (thoughts in tags or in `reasoning_content`), or only when it
-is broken: an error, a hung or trickling stream, malformed JSON, no choices, no usage, a connection that is reset or cut short. It
-speaks HTTP/1.1, streams in chunks as uvicorn does, and answers /health, /v1/models and /v1/chat/completions; the shapes of its good
-answers are those of SGLang 0.5.9. `mode` says how it misbehaves. As a program it stands for the prepared server, with a helper process in
-its group that outlives it when it is killed, as the real one has.
+It stands for answers that a real server gives only with a reasoning model (thoughts in tags or in
+`reasoning_content`), or only when it is broken: an error, a hung or trickling stream, malformed
+JSON, no choices, no usage, a connection that is reset or cut short. It speaks HTTP/1.1, streams in
+chunks as uvicorn does, and answers /health, /v1/models and /v1/chat/completions; the shapes of its
+good answers are those of SGLang 0.5.9. `mode` says how it misbehaves. As a program it stands for
+the prepared server, with a helper process in its group that outlives it when it is killed, as the
+real one has.
 """
 
 from __future__ import annotations
@@ -36,17 +38,28 @@ BODIES = {
     "http_500": (500, b'{"object":"error","message":"Internal server error","code":500}'),
     "bad_json": (200, b'{"choices": [{"mess'),
     "no_choices": (200, json.dumps({"choices": [], "usage": USAGE}).encode()),
-    "no_usage": (200, json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}).encode()),
-    "no_finish_reason": (200, json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": None}], "usage": USAGE}).encode()),
+    "no_usage": (
+        200,
+        json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}).encode(),
+    ),
+    "no_finish_reason": (
+        200,
+        json.dumps(
+            {"choices": [{"message": {"content": "x"}, "finish_reason": None}], "usage": USAGE}
+        ).encode(),
+    ),
     "content_is_a_list": (
         200,
-        json.dumps({"choices": [{"message": {"content": ["x"]}, "finish_reason": "stop"}], "usage": USAGE}).encode(),
+        json.dumps(
+            {"choices": [{"message": {"content": ["x"]}, "finish_reason": "stop"}], "usage": USAGE}
+        ).encode(),
     ),
 }
 
 
 class ChatServer:
-    """`with ChatServer(mode) as server:` serves until the block ends; it misbehaves from the chat number `first` on.
+    """`with ChatServer(mode) as server:` serves until the block ends; it misbehaves from the chat
+    number `first` on.
 
     `requests` are the chats that it was asked.
     """
@@ -73,7 +86,9 @@ class ChatServer:
         self.port = self.http.server_port
 
     def __enter__(self) -> ChatServer:
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,13 +99,33 @@ class ChatServer:
     @staticmethod
     def answer(mode: str) -> dict[str, Any]:
         reasoning, content = WORDS.get(mode, PLAIN)
-        message = {"role": "assistant", "content": content, "reasoning_content": reasoning, "tool_calls": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "matched_stop": None}
-        return {"id": "1", "object": "chat.completion", "created": 1, "model": MODEL, "choices": [choice], "usage": USAGE}
+        message = {
+            "role": "assistant",
+            "content": content,
+            "reasoning_content": reasoning,
+            "tool_calls": None,
+        }
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": "stop",
+            "matched_stop": None,
+        }
+        return {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": MODEL,
+            "choices": [choice],
+            "usage": USAGE,
+        }
 
     @staticmethod
     def events(mode: str) -> Iterator[bytes]:
-        """The stream: the role, the words three characters at a time, the reason of its end, the usage, the end."""
+        """The stream: the role, the words three characters at a time, the reason of its end, the
+        usage, the end.
+        """
         if mode == "no_choices":
             yield _event(_chunk([], USAGE))
             yield b"data: [DONE]\n\n"
@@ -104,12 +139,30 @@ class ChatServer:
                 if mode == "bad_json":
                     yield b'data: {"choices": [{"del\n\n'
                 if mode == "error_chunk":
-                    yield _event({"error": {"object": "error", "message": "out of KV cache", "type": "BadRequest", "code": 400}})
+                    yield _event(
+                        {
+                            "error": {
+                                "object": "error",
+                                "message": "out of KV cache",
+                                "type": "BadRequest",
+                                "code": 400,
+                            }
+                        }
+                    )
                 if mode in ("hang", "cut", "reset_late"):
                     return
         if mode == "content_is_a_list":
             yield _event(_chunk([_delta(content=["x"])]))
-        yield _event(_chunk([{**_delta(content=None), "finish_reason": None if mode == "no_finish_reason" else "stop"}]))
+        yield _event(
+            _chunk(
+                [
+                    {
+                        **_delta(content=None),
+                        "finish_reason": None if mode == "no_finish_reason" else "stop",
+                    }
+                ]
+            )
+        )
         if mode != "no_usage":
             yield _event(_chunk([], USAGE))
         if mode != "no_done":
@@ -122,7 +175,14 @@ def _delta(**words: Any) -> dict[str, Any]:
 
 
 def _chunk(choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> dict[str, Any]:
-    return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": MODEL, "choices": choices, "usage": usage}
+    return {
+        "id": "1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": MODEL,
+        "choices": choices,
+        "usage": usage,
+    }
 
 
 def _event(document: dict[str, Any]) -> bytes:

@@ -1,8 +1,11 @@
-"""A double of Docker's daemon: the HTTP API of one host with one container, on a unix socket, for Docker's own client.
+"""A double of Docker's daemon: the HTTP API of one host with one container, on a unix socket, for
+Docker's own client.
 
-It stands for the daemons of a fleet, of which one machine can run no fifty. Docker's client, Ansible's modules and their connections are
-real, and so is what runs: the container (tests/doubles/prep_container.py) begins processes of this machine, whose output comes over the
-hijacked connection of an exec, stream by stream. There are no layers, no namespaces and no cgroups; what is not asked here is not answered.
+It stands for the daemons of a fleet, of which one machine can run no fifty. Docker's client,
+Ansible's modules and their connections are real, and so is what runs: the container
+(tests/doubles/prep_container.py) begins processes of this machine, whose output comes over the
+hijacked connection of an exec, stream by stream. There are no layers, no namespaces and no cgroups;
+what is not asked here is not answered.
 """
 
 from __future__ import annotations
@@ -78,7 +81,9 @@ class _Request:
 
 @dataclass
 class Daemon:
-    """One host's daemon, at `socket`; `image` is what `docker image inspect` prints of its one image. `asked` counts the requests."""
+    """One host's daemon, at `socket`; `image` is what `docker image inspect` prints of its one
+    image. `asked` counts the requests.
+    """
 
     socket: Path
     image: dict[str, Any]
@@ -116,7 +121,19 @@ class Daemon:
         routes: list[tuple[str, str, Callable[..., Any]]] = [
             ("GET", r"/_ping", lambda: (200, "OK")),
             ("HEAD", r"/_ping", lambda: (200, "OK")),
-            ("GET", r"/version", lambda: (200, {"Version": "20.10.24", "ApiVersion": API, "MinAPIVersion": "1.12", "Os": "linux"})),
+            (
+                "GET",
+                r"/version",
+                lambda: (
+                    200,
+                    {
+                        "Version": "20.10.24",
+                        "ApiVersion": API,
+                        "MinAPIVersion": "1.12",
+                        "Os": "linux",
+                    },
+                ),
+            ),
             ("GET", r"/images/(.+)/json", self._image),
             ("GET", r"/containers/json", self._list),
             ("GET", r"/containers/([^/]+)/json", self._inspect),
@@ -132,7 +149,9 @@ class Daemon:
                 done: Answer = await answer if asyncio.iscoroutine(answer) else answer
                 return done
         self.unknown.append(f"{request.method} {request.path}")
-        return 501, {"message": f"this stand-in for a daemon does not know {request.method} {request.path}"}
+        return 501, {
+            "message": f"this stand-in for a daemon does not know {request.method} {request.path}"
+        }
 
     def _named(self, name: str) -> _Made | None:
         made = self._made
@@ -150,7 +169,12 @@ class Daemon:
         made = self._named(name)
         if made is None:
             return 404, {"message": f"No such container: {name}"}
-        state = {"Status": "running" if made.running else "created", "Running": made.running, "Restarting": False, "Paused": False}
+        state = {
+            "Status": "running" if made.running else "created",
+            "Running": made.running,
+            "Restarting": False,
+            "Paused": False,
+        }
         times = {
             "Pid": self.container.pid if made.running else 0,
             "ExitCode": 0,
@@ -158,15 +182,26 @@ class Daemon:
             "FinishedAt": "0001-01-01T00:00:00Z",
         }
         return 200, {
-            "Id": made.id, "Name": f"/{made.name}", "Created": _STARTED_AT, "Image": self.image["Id"], "State": {**state, **times},
-            "Config": made.config, "HostConfig": made.config.get("HostConfig", {}), "Mounts": [],
+            "Id": made.id,
+            "Name": f"/{made.name}",
+            "Created": _STARTED_AT,
+            "Image": self.image["Id"],
+            "State": {**state, **times},
+            "Config": made.config,
+            "HostConfig": made.config.get("HostConfig", {}),
+            "Mounts": [],
             "NetworkSettings": {"Networks": {"host": {}}},
-        }  # fmt: skip
+        }
 
     def _create(self, request: _Request) -> Answer:
         name = request.query["name"][0]
         if self._made is not None:
-            return 409, {"message": f'Conflict. The container name "/{name}" is already in use by container "{self._made.id}".'}
+            return 409, {
+                "message": (
+                    f'Conflict. The container name "/{name}" is already in use by container'
+                    f' "{self._made.id}".'
+                )
+            }
         made_id = hashlib.sha256(f"{self.socket}{name}".encode()).hexdigest()
         self._made = _Made(made_id, name, request.document)
         return 201, {"Id": made_id, "Warnings": []}
@@ -183,7 +218,11 @@ class Daemon:
         made = self._named(name)
         if made is None or not made.running:
             return 404 if made is None else 409, {
-                "message": f"No such container: {name}" if made is None else f"Container {name} is not running"
+                "message": (
+                    f"No such container: {name}"
+                    if made is None
+                    else f"Container {name} is not running"
+                )
             }
         wanted = request.document
         if wanted.get("Tty"):
@@ -196,23 +235,34 @@ class Daemon:
         found = self._execs.get(exec_id)
         if found is None:
             return 404, {"message": f"No such exec instance: {exec_id}"}
-        return 200, {"ID": exec_id, "Running": found.exit_code is None, "ExitCode": found.exit_code, "Pid": 1}
+        return 200, {
+            "ID": exec_id,
+            "Running": found.exit_code is None,
+            "ExitCode": found.exit_code,
+            "Pid": 1,
+        }
 
     async def _run(self, wanted: _Exec, reader: StreamReader, writer: StreamWriter) -> None:
-        """From here on the connection is the command's: its input as it is, its output in frames."""
+        """From here on the connection is the command's: its input as it is, its output in frames.
+        """
         writer.write(
-            b"HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+            b"HTTP/1.1 101 UPGRADED\r\nContent-Type:"
+            b" application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
         )
         await writer.drain()
         assert self._made is not None
         process = await self.container.execute(wanted.words, self._made.environment)
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        assert (
+            process.stdin is not None and process.stdout is not None and process.stderr is not None
+        )
         feeding = None
         if wanted.stdin:
             feeding = asyncio.create_task(_feed(reader, process.stdin))
         else:
             process.stdin.close()
-        await asyncio.gather(_frames(process.stdout, _STDOUT, writer), _frames(process.stderr, _STDERR, writer))
+        await asyncio.gather(
+            _frames(process.stdout, _STDOUT, writer), _frames(process.stderr, _STDERR, writer)
+        )
         # Before the connection ends: the client asks for it at once.
         wanted.exit_code = await process.wait()
         if feeding is not None:
@@ -232,7 +282,12 @@ class Daemons:
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -248,22 +303,33 @@ async def _read(reader: StreamReader) -> _Request | None:
     except asyncio.IncompleteReadError:
         return None
     first, *lines = head.decode("latin-1").strip().split("\r\n")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
     method, target, _version = first.split(" ")
     url = urlsplit(target)
     path = re.sub(r"^/v\d+\.\d+(?=/)", "", unquote(url.path))
-    # A body of unknown length, such as an image's, is nothing that is answered here: it is left unread, and the connection ends.
+    # A body of unknown length, such as an image's, is nothing that is answered here: it is left
+    # unread, and the connection ends.
     unread = "transfer-encoding" in headers
     body = b"" if unread else await reader.readexactly(int(headers.get("content-length", "0")))
     return _Request(method, path, parse_qs(url.query), body, unread)
 
 
 async def _send(writer: StreamWriter, method: str, status: int, document: Any) -> None:
-    body = b"" if document is None else document.encode() if isinstance(document, str) else json.dumps(document).encode()
+    body = (
+        b""
+        if document is None
+        else document.encode()
+        if isinstance(document, str)
+        else json.dumps(document).encode()
+    )
     kind = "text/plain" if isinstance(document, str) else "application/json"
     head = (
-        f"HTTP/1.1 {status} Answer\r\nApi-Version: {API}\r\nDocker-Experimental: false\r\nOstype: linux\r\n"
-        f"Server: Docker/20.10.24 (linux)\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"HTTP/1.1 {status} Answer\r\nApi-Version: {API}\r\nDocker-Experimental: false\r\nOstype:"
+        f" linux\r\nServer: Docker/20.10.24 (linux)\r\nContent-Type: {kind}\r\nContent-Length:"
+        f" {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + (b"" if method == "HEAD" else body))
     await writer.drain()

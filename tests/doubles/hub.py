@@ -1,8 +1,10 @@
 """The Hugging Face hub over HTTP, for one repository out of a folder.
 
-It stands for huggingface.co, as huggingface_hub 0.36 speaks to it without Xet: the list of a revision with sizes and digests, HEAD and
-GET of a file with its commit, etag and linked etag, the redirect of a large file to where its bytes are, ranges, access tokens, and the
-answers to a repository or revision that is not there, is private or gated. It can break off in the middle of a file, or hold it back.
+It stands for huggingface.co, as huggingface_hub 0.36 speaks to it without Xet: the list of a
+revision with sizes and digests, HEAD and GET of a file with its commit, etag and linked etag, the
+redirect of a large file to where its bytes are, ranges, access tokens, and the answers to a
+repository or revision that is not there, is private or gated. It can break off in the middle of a
+file, or hold it back.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class Hub:
     folder: Path
     repo: str = "org/m"
     revisions: tuple[str, ...] = ("main", COMMIT)
-    # Without a valid token: 401 for a private repository; with one, 403 while the terms of a gated one are not accepted.
+    # Without a valid token: 401 for a private repository; with one, 403 while the terms of a gated
+    # one are not accepted.
     token: str | None = None
     gated: bool = False
     # File name: bytes after which the connection breaks, once each.
@@ -60,7 +63,9 @@ class Hub:
             name, size = str(file.relative_to(self.folder)), file.stat().st_size
             entry: dict[str, object] = {"rfilename": name}
             if not self.bare_list:
-                entry.update(size=size, blobId=self.etag(name) if not self.is_lfs(name) else "1" * 40)
+                entry.update(
+                    size=size, blobId=self.etag(name) if not self.is_lfs(name) else "1" * 40
+                )
                 if self.is_lfs(name):
                     entry["lfs"] = {"sha256": self.etag(name), "size": size, "pointerSize": 134}
             siblings.append(entry)
@@ -100,7 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404 if token else 401, "RepoNotFound", "Repository not found")
         elif hub.token is not None and token != hub.token:
             self._error(
-                401, None if token else "RepoNotFound", "Invalid credentials in Authorization header" if token else "Repository not found"
+                401,
+                None if token else "RepoNotFound",
+                "Invalid credentials in Authorization header" if token else "Repository not found",
             )
         elif hub.gated:
             self._error(403, "GatedRepo", "Access to model is restricted")
@@ -109,7 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._error(404, "RevisionNotFound", "Invalid rev id")
                 return
             data = json.dumps(hub.listing()).encode()
-            self._headers(200, {"Content-Type": "application/json", "Content-Length": str(len(data))})
+            self._headers(
+                200, {"Content-Type": "application/json", "Content-Length": str(len(data))}
+            )
             if body:
                 self.wfile.write(data)
         else:
@@ -126,8 +135,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(name, body)
             return
         size = str((hub.folder / name).stat().st_size)
-        linked = {"X-Linked-Size": size, "X-Linked-Etag": f'"{hub.etag(name)}"', "X-Repo-Commit": COMMIT, "ETag": f'"{"1" * 40}"'}
-        self._headers(302, {**linked, "Location": f"{hub.endpoint}/cdn/{name}", "Content-Length": "0"})
+        linked = {
+            "X-Linked-Size": size,
+            "X-Linked-Etag": f'"{hub.etag(name)}"',
+            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{"1" * 40}"',
+        }
+        self._headers(
+            302, {**linked, "Location": f"{hub.endpoint}/cdn/{name}", "Content-Length": "0"}
+        )
 
     def _file(self, name: str, body: bool) -> None:
         hub = self.hub

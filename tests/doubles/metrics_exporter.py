@@ -1,8 +1,10 @@
 """A double of the exporters of a host with two GPUs on which a server works.
 
-It stands for SGLang with data parallelism, priority scheduling and metrics of all its schedulers (labels of SGLang 0.5.23; with the prefix
-`sglang_` as a newer client library names them), for dcgm-exporter 4.4.1-4.5.2 and for node_exporter 1.11: no GPU is here. The names and
-labels are theirs, the values are made up so that a query has one right answer; a counter grows by its rate from the start on.
+It stands for SGLang with data parallelism, priority scheduling and metrics of all its schedulers
+(labels of SGLang 0.5.23; with the prefix `sglang_` as a newer client library names them), for
+dcgm-exporter 4.4.1-4.5.2 and for node_exporter 1.11: no GPU is here. The names and labels are
+theirs, the values are made up so that a query has one right answer; a counter grows by its rate
+from the start on.
 """
 
 from __future__ import annotations
@@ -27,11 +29,18 @@ class Series:
 
 _MODEL = 'model_name="m",engine_type="unified"'
 # Of two schedulers of the first replica and one of the second.
-_RANKS = [f'{_MODEL},tp_rank="{tp}",pp_rank="0",moe_ep_rank="{tp}",dp_rank="{dp}"' for tp, dp in ((0, 0), (1, 0), (2, 1))]
+_RANKS = [
+    f'{_MODEL},tp_rank="{tp}",pp_rank="0",moe_ep_rank="{tp}",dp_rank="{dp}"'
+    for tp, dp in ((0, 0), (1, 0), (2, 1))
+]
 # Each replica's total, which the label priority="" marks, and its shares.
 _REQUESTS = [
     (_RANKS[rank], priority, running, queued)
-    for rank, counts in ((0, ((3, 2), (2, 1), (1, 1))), (1, ((3, 2), (2, 1), (1, 1))), (2, ((4, 0), (4, 0), (0, 0))))
+    for rank, counts in (
+        (0, ((3, 2), (2, 1), (1, 1))),
+        (1, ((3, 2), (2, 1), (1, 1))),
+        (2, ((4, 0), (4, 0), (0, 0))),
+    )
     for priority, (running, queued) in zip(("", "1", "5"), counts, strict=True)
 ]
 # Requests a second whose first token came within so many seconds.
@@ -41,18 +50,41 @@ _FIRST_TOKEN = {"0.1": 5.0, "0.5": 9.0, "1.0": 10.0, "+Inf": 10.0}
 def sglang(prefix: str) -> list[Series]:
     """A server's series, with the prefix `sglang:` or `sglang_`."""
     found = [
-        *(Series("prompt_tokens_total", f'{_MODEL},is_streaming="{streaming}"', 1000, 50) for streaming in ("true", "false")),
-        *(Series("generation_tokens_total", f'{_MODEL},is_streaming="{streaming}"', 500, 20) for streaming in ("true", "false")),
-        *(Series("num_running_reqs", f'{labels},priority="{priority}"', running) for labels, priority, running, _ in _REQUESTS),
-        *(Series("num_queue_reqs", f'{labels},priority="{priority}"', queued) for labels, priority, _, queued in _REQUESTS),
-        *(Series("token_usage", labels, usage) for labels, usage in zip(_RANKS, (0.4, 0.4, 0.25), strict=True)),
         *(
-            Series("time_to_first_token_seconds_bucket", f'{_MODEL},is_streaming="{streaming}",le="{edge}"', 0, rate / 2)
+            Series("prompt_tokens_total", f'{_MODEL},is_streaming="{streaming}"', 1000, 50)
+            for streaming in ("true", "false")
+        ),
+        *(
+            Series("generation_tokens_total", f'{_MODEL},is_streaming="{streaming}"', 500, 20)
+            for streaming in ("true", "false")
+        ),
+        *(
+            Series("num_running_reqs", f'{labels},priority="{priority}"', running)
+            for labels, priority, running, _ in _REQUESTS
+        ),
+        *(
+            Series("num_queue_reqs", f'{labels},priority="{priority}"', queued)
+            for labels, priority, _, queued in _REQUESTS
+        ),
+        *(
+            Series("token_usage", labels, usage)
+            for labels, usage in zip(_RANKS, (0.4, 0.4, 0.25), strict=True)
+        ),
+        *(
+            Series(
+                "time_to_first_token_seconds_bucket",
+                f'{_MODEL},is_streaming="{streaming}",le="{edge}"',
+                0,
+                rate / 2,
+            )
             for edge, rate in _FIRST_TOKEN.items()
             for streaming in ("true", "false")
         ),
     ]
-    return [Series(f"{prefix}{series.name}", series.labels, series.value, series.rate) for series in found]
+    return [
+        Series(f"{prefix}{series.name}", series.labels, series.value, series.rate)
+        for series in found
+    ]
 
 
 def dcgm() -> list[Series]:
@@ -64,14 +96,29 @@ def dcgm() -> list[Series]:
         "DCGM_FI_DEV_GPU_TEMP": (61, 40),
         "DCGM_FI_DEV_XID_ERRORS": (0, 79),
     }
-    labels = 'gpu="{0}",UUID="GPU-{0}",pci_bus_id="00000009:0{0}:00.0",device="nvidia{0}",modelName="NVIDIA GH200 480GB",Hostname="h"'
-    return [Series(name, labels.format(gpu), value) for name, both in values.items() for gpu, value in enumerate(both)]
+    labels = (
+        'gpu="{0}",UUID="GPU-{0}",pci_bus_id="00000009:0{0}:00.0",device="nvidia{0}",modelName="NVIDIA'
+        ' GH200 480GB",Hostname="h"'
+    )
+    return [
+        Series(name, labels.format(gpu), value)
+        for name, both in values.items()
+        for gpu, value in enumerate(both)
+    ]
 
 
 def node() -> list[Series]:
-    """Two processors, of which one works and one waits for a disk; a quarter of the memory used; a folder outside the roots is full."""
+    """Two processors, of which one works and one waits for a disk; a quarter of the memory used; a
+    folder outside the roots is full.
+    """
     busy = {"user": (0.75, 0.0), "system": (0.25, 0.0), "idle": (0.0, 0.5), "iowait": (0.0, 0.5)}
-    roots = {"/telemetry": 50, "/profiles": 50, "/models": 20, "/home/devuser/.cache/huggingface": 20, "/etc/hosts": 0}
+    roots = {
+        "/telemetry": 50,
+        "/profiles": 50,
+        "/models": 20,
+        "/home/devuser/.cache/huggingface": 20,
+        "/etc/hosts": 0,
+    }
     disk = 'device="/dev/sda1",device_error="",fstype="ext4",mountpoint="{}"'
     return [
         *(
@@ -82,12 +129,17 @@ def node() -> list[Series]:
         Series("node_memory_MemTotal_bytes", "", 8e9),
         Series("node_memory_MemAvailable_bytes", "", 6e9),
         *(Series("node_filesystem_size_bytes", disk.format(root), 1e11) for root in roots),
-        *(Series("node_filesystem_avail_bytes", disk.format(root), free * 1e9) for root, free in roots.items()),
+        *(
+            Series("node_filesystem_avail_bytes", disk.format(root), free * 1e9)
+            for root, free in roots.items()
+        ),
     ]
 
 
 class MetricsExporter:
-    """`with MetricsExporter(series) as exporter:` serves them at exporter.port until the block ends."""
+    """`with MetricsExporter(series) as exporter:` serves them at exporter.port until the block
+    ends.
+    """
 
     def __init__(self, series: list[Series]) -> None:
         self.series = series
@@ -96,16 +148,26 @@ class MetricsExporter:
         self.port: int = self._server.server_port
 
     def __enter__(self) -> MetricsExporter:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
     def page(self) -> str:
         elapsed_s = time.monotonic() - self._began
-        lines = [f"{series.name}{{{series.labels}}} {series.value + series.rate * elapsed_s}" for series in self.series]
+        lines = [
+            f"{series.name}{{{series.labels}}} {series.value + series.rate * elapsed_s}"
+            for series in self.series
+        ]
         return "\n".join(lines) + "\n"
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

@@ -1,6 +1,8 @@
-"""A sharded model of any size: config, tokenizer, index, and safetensors files of random bytes, which no server loads.
+"""A sharded model of any size: config, tokenizer, index, and safetensors files of random bytes,
+which no server loads.
 
-It stands for a model of tens of gigabytes, where only its files are looked at and not what a server makes of them.
+It stands for a model of tens of gigabytes, where only its files are looked at and not what a server
+makes of them.
 """
 
 from __future__ import annotations
@@ -20,17 +22,30 @@ def shard_name(number: int, count: int) -> str:
 
 
 def make_model(folder: Path, shards: int, shard_bytes: int, seed: int = 0) -> list[Path]:
-    """Make the model in ``folder``; returns its shards, each with one tensor of ``shard_bytes`` bytes."""
+    """Make the model in ``folder``; returns its shards, each with one tensor of ``shard_bytes``
+    bytes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = random.Random(seed)
     config = {"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 16, "seed": seed}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "seed": seed}))
     names = [shard_name(number, shards) for number in range(shards)]
-    index = {"metadata": {"total_size": shards * shard_bytes}, "weight_map": {f"layer.{number}": name for number, name in enumerate(names)}}
+    index = {
+        "metadata": {"total_size": shards * shard_bytes},
+        "weight_map": {f"layer.{number}": name for number, name in enumerate(names)},
+    }
     (folder / INDEX).write_text(json.dumps(index))
     for number, name in enumerate(names):
-        header = json.dumps({f"layer.{number}": {"dtype": "U8", "shape": [shard_bytes], "data_offsets": [0, shard_bytes]}}).encode()
+        header = json.dumps(
+            {
+                f"layer.{number}": {
+                    "dtype": "U8",
+                    "shape": [shard_bytes],
+                    "data_offsets": [0, shard_bytes],
+                }
+            }
+        ).encode()
         with (folder / name).open("wb") as stream:
             stream.write(struct.pack("<Q", len(header)) + header)
             for begin in range(0, shard_bytes, _CHUNK):
@@ -39,7 +54,9 @@ def make_model(folder: Path, shards: int, shard_bytes: int, seed: int = 0) -> li
 
 
 def flip(file: Path, offset: int = -1, *, keep_time: bool = False) -> None:
-    """Change one byte where it lies, as a bad disk does it (which keeps the time) or a bad program; an empty file has none."""
+    """Change one byte where it lies, as a bad disk does it (which keeps the time) or a bad program;
+    an empty file has none.
+    """
     before = file.stat()
     if not before.st_size:
         return

@@ -1,6 +1,7 @@
 """The hub's own client as a process of this host.
 
-It stands for the throw-away container of the image: the same program and the same environment, without Docker around it.
+It stands for the throw-away container of the image: the same program and the same environment,
+without Docker around it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_hub import CLIENT, PROXY_VARIABLES
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_hub import (
+    CLIENT,
+    PROXY_VARIABLES,
+)
 
 # requirements/dev.in has the version of roles/image/files/flavours/local/requirements.txt.
 PYTHON = sys.executable
@@ -29,8 +33,14 @@ class ProcessClient:
     def start(self, folder: str, arguments: list[str], environment: Mapping[str, str]) -> None:
         self.arguments = [PYTHON, "-c", CLIENT, folder, *arguments]
         # No proxy stands between this host and itself.
-        inherited = {name: value for name, value in os.environ.items() if name not in PROXY_VARIABLES}
-        self.started.append(subprocess.Popen(self.arguments, env={**inherited, **environment}, stdin=subprocess.DEVNULL))
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in PROXY_VARIABLES
+        }
+        self.started.append(
+            subprocess.Popen(
+                self.arguments, env={**inherited, **environment}, stdin=subprocess.DEVNULL
+            )
+        )
 
     def stop(self) -> None:
         self.end()

@@ -1,7 +1,8 @@
-"""What a compiling process does in the place of Triton, told by the launch's specialization; the processes around it are real.
+"""What a compiling process does in the place of Triton, told by the launch's specialization; the
+processes around it are real.
 
-It stands for compile_launch and begin of sgl_admin.moe.compiling: they need Triton, and a compiler does not
-crash or hang when it is asked to.
+It stands for compile_launch and begin of sgl_admin.moe.compiling: they need Triton, and a compiler
+does not crash or hang when it is asked to.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def begin(target: Target) -> None:
 
 
 def work(launch: Launch) -> None:
-    """`write FOLDER`, `sleep SECONDS`, `exit CODE`, `kill SIGNAL`, `raise TEXT`; `write` leaves a file named by the key."""
+    """`write FOLDER`, `sleep SECONDS`, `exit CODE`, `kill SIGNAL`, `raise TEXT`; `write` leaves a
+    file named by the key.
+    """
     what, _, word = launch.specialization.partition(" ")
     match what:
         case "write":
@@ -48,7 +51,10 @@ def main() -> None:
         compilers.close()
         return
     print("busy", flush=True)
-    compilers.compile([Launch("a", "m", "f", "sleep 600"), Launch("b", "m", "f", "sleep 600")], lambda done, total: None)
+    compilers.compile(
+        [Launch("a", "m", "f", "sleep 600"), Launch("b", "m", "f", "sleep 600")],
+        lambda done, total: None,
+    )
 
 
 if __name__ == "__main__":

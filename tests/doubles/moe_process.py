@@ -1,8 +1,10 @@
 """The tuning process as it is, on a GPU that is none and misbehaves as it is told.
 
-It stands for sgl_admin.moe.tune_process with torch, Triton and an SGLang: its order, journal, search, compiling processes and what it
-tells are real. MOE_GPU says by JSON at which call of the bench (`at`, and `size` and `config` where they matter) what happens (`do`), the
-first so many `times`; `notes` is the folder in which that is counted and each look is noted. `uncompilable` is a configuration.
+It stands for sgl_admin.moe.tune_process with torch, Triton and an SGLang: its order, journal,
+search, compiling processes and what it tells are real. MOE_GPU says by JSON at which call of the
+bench (`at`, and `size` and `config` where they matter) what happens (`do`), the first so many
+`times`; `notes` is the folder in which that is counted and each look is noted. `uncompilable` is a
+configuration.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ def _note(name: str, line: str) -> None:
 
 
 def _misbehave(at: str, size: int = 0, config: Config | None = None) -> None:
-    if _TOLD.get("at") != at or _TOLD.get("size", size) != size or _TOLD.get("config", config) != config:
+    if (
+        _TOLD.get("at") != at
+        or _TOLD.get("size", size) != size
+        or _TOLD.get("config", config) != config
+    ):
         return
     counted = _NOTES / "misbehaved"
     if counted.exists() and len(counted.read_text().splitlines()) >= _TOLD.get("times", 1):
@@ -100,7 +106,9 @@ def main() -> int:
     torch.__dict__["cuda"].__dict__["OutOfMemoryError"] = OutOfMemoryError
     bench.__dict__["FusedExperts"] = FusedExperts
     sys.modules.update({"torch": torch, "sgl_admin.moe.bench": bench})
-    with_work = functools.partial(Compilers, work=moe_compile_work.work, start=moe_compile_work.begin)
+    with_work = functools.partial(
+        Compilers, work=moe_compile_work.work, start=moe_compile_work.begin
+    )
     setattr(tune_process, "Compilers", with_work)  # noqa: B010 - a name of its module's, which mypy knows for a class
     ended = tune_process.main()
     _misbehave("end")

@@ -1,7 +1,9 @@
-"""Stands for nvidia-smi on a host with GPUs: the XML of `-q -x` and the CSV of `--query-gpu`, with the element names of a real driver.
+"""Stands for nvidia-smi on a host with GPUs: the XML of `-q -x` and the CSV of `--query-gpu`, with
+the element names of a real driver.
 
-The elements are those of real answers of drivers 535 (throttle reasons), 550 (event reasons), 570 (recovery action, the reset status
-deprecated), 580 (no reset status, repairs) and 595, without those that nobody here reads. What a GPU does not support says N/A.
+The elements are those of real answers of drivers 535 (throttle reasons), 550 (event reasons), 570
+(recovery action, the reset status deprecated), 580 (no reset status, repairs) and 595, without
+those that nobody here reads. What a GPU does not support says N/A.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ from xml.sax.saxutils import escape
 Answer = tuple[int, str, str]
 _DEPRECATED = "Requested functionality has been deprecated"
 _REASONS = (
-    *("gpu_idle", "applications_clocks_setting", "sw_power_cap", "hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"),
+    *(
+        "gpu_idle",
+        "applications_clocks_setting",
+        "sw_power_cap",
+        "hw_slowdown",
+        "hw_thermal_slowdown",
+        "hw_power_brake_slowdown",
+    ),
     *("sync_boost", "sw_thermal_slowdown", "display_clocks_setting"),
 )
 
@@ -48,11 +57,17 @@ class Card:
             f"<clocks_{what}_reason_{name}>{'Active' if name in self.reasons else 'Not Active'}</clocks_{what}_reason_{name}>"
             for name in _REASONS
         )
-        reset = (
-            f"<gpu_reset_status><reset_required>{self.reset_required if major < 570 else _DEPRECATED}</reset_required></gpu_reset_status>"
+        reset = f"<gpu_reset_status><reset_required>{self.reset_required if major < 570 else _DEPRECATED}</reset_required></gpu_reset_status>"
+        recovery = (
+            f"<gpu_recovery_action>{self.recovery_action}</gpu_recovery_action>"
+            if major >= 570
+            else ""
         )
-        recovery = f"<gpu_recovery_action>{self.recovery_action}</gpu_recovery_action>" if major >= 570 else ""
-        repair = f"<channel_repair_pending>{self.repair_pending}</channel_repair_pending>" if major >= 580 else ""
+        repair = (
+            f"<channel_repair_pending>{self.repair_pending}</channel_repair_pending>"
+            if major >= 580
+            else ""
+        )
         processes = "".join(
             "<process_info><gpu_instance_id>N/A</gpu_instance_id><compute_instance_id>N/A</compute_instance_id>"
             f"<pid>{pid}</pid><type>{kind}</type><process_name>{escape(name)}</process_name><used_memory>{memory}</used_memory></process_info>"
@@ -108,8 +123,18 @@ class NvidiaSmi:
     def __call__(self, command: list[str]) -> Answer:
         if command[1:] == ["-q", "-x"]:
             return 0, self.xml(), ""
-        fields = next(word for word in command if word.startswith("--query-gpu=")).partition("=")[2].split(",")
-        return 0, "".join(", ".join(self._value(card, name) for name in fields) + "\n" for card in self.cards), ""
+        fields = (
+            next(word for word in command if word.startswith("--query-gpu="))
+            .partition("=")[2]
+            .split(",")
+        )
+        return (
+            0,
+            "".join(
+                ", ".join(self._value(card, name) for name in fields) + "\n" for card in self.cards
+            ),
+            "",
+        )
 
     def xml(self) -> str:
         return f"""<?xml version="1.0" ?>
@@ -123,5 +148,15 @@ class NvidiaSmi:
 """
 
     def _value(self, card: Card, name: str) -> str:
-        values = {"name": card.name, "driver_version": self.driver, "compute_cap": card.compute_cap, "memory.total": card.memory}
-        return {**values, "uuid": card.uuid, "mig.mode.current": card.mig, "vbios_version": "96.00.A5.00.1A"}[name]
+        values = {
+            "name": card.name,
+            "driver_version": self.driver,
+            "compute_cap": card.compute_cap,
+            "memory.total": card.memory,
+        }
+        return {
+            **values,
+            "uuid": card.uuid,
+            "mig.mode.current": card.mig,
+            "vbios_version": "96.00.A5.00.1A",
+        }[name]

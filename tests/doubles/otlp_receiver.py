@@ -1,6 +1,8 @@
-"""A receiver of OTLP traces over gRPC: it stands for Jaeger, which cannot be fetched everywhere, and speaks the same protocol.
+"""A receiver of OTLP traces over gRPC: it stands for Jaeger, which cannot be fetched everywhere,
+and speaks the same protocol.
 
-It runs in the image, whose Python has gRPC and OpenTelemetry's messages. argv: port, and the file that gets a line of JSON for each span.
+It runs in the image, whose Python has gRPC and OpenTelemetry's messages. argv: port, and the file
+that gets a line of JSON for each span.
 """
 
 from __future__ import annotations
@@ -21,10 +23,16 @@ def main() -> None:
         def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
             with open(sys.argv[2], "a", encoding="utf-8") as stream:
                 for resource in request.resource_spans:
-                    attributes = {each.key: each.value.string_value for each in resource.resource.attributes}
+                    attributes = {
+                        each.key: each.value.string_value for each in resource.resource.attributes
+                    }
                     for scope in resource.scope_spans:
                         for span in scope.spans:
-                            line = {"service": attributes.get("service.name"), "name": span.name, "trace": span.trace_id.hex()}
+                            line = {
+                                "service": attributes.get("service.name"),
+                                "name": span.name,
+                                "trace": span.trace_id.hex(),
+                            }
                             stream.write(json.dumps(line) + "\n")
             return messages.ExportTraceServiceResponse()
 

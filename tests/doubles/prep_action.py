@@ -1,6 +1,7 @@
 """The action sgl_prep without Ansible around it.
 
-It stands for a host on which every command prints what it is told to: what a container of another release, or a broken one, would.
+It stands for a host on which every command prints what it is told to: what a container of another
+release, or a broken one, would.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ from ansible_collections.slice_bench.sglang.plugins.action import sgl_prep
 
 
 class PrepAction(sgl_prep.ActionModule):
-    """`answers` are exit code, standard output and standard error of one command after the other; the last one repeats."""
+    """`answers` are exit code, standard output and standard error of one command after the other;
+    the last one repeats.
+    """
 
-    def __init__(self, answers: list[tuple[int, str, str]], arguments: dict[str, Any], check_mode: bool) -> None:
+    def __init__(
+        self, answers: list[tuple[int, str, str]], arguments: dict[str, Any], check_mode: bool
+    ) -> None:
         self._answers = answers
-        self._task = SimpleNamespace(args=arguments, check_mode=check_mode, async_val=0, action="sgl_prep", delegate_to=None)
-        self._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir="x"), transport="local", has_pipelining=True)
+        self._task = SimpleNamespace(
+            args=arguments, check_mode=check_mode, async_val=0, action="sgl_prep", delegate_to=None
+        )
+        self._connection = SimpleNamespace(
+            _shell=SimpleNamespace(tmpdir="x"), transport="local", has_pipelining=True
+        )
         self._display = SimpleNamespace(display=self.shown, warning=self.shown)
         self._cleanup_remote_tmp = False
 

@@ -1,7 +1,9 @@
-"""A double of the observability container, on this machine: what `docker start` and `docker exec` begin in it.
+"""A double of the observability container, on this machine: what `docker start` and `docker exec`
+begin in it.
 
-Its init and its sgl-admin are the product's, on the host's own tree. It stands for the image around them: of the services there is a
-Prometheus that says it is ready and no more, and no SGLang, so what needs a server cannot be done in it.
+Its init and its sgl-admin are the product's, on the host's own tree. It stands for the image around
+them: of the services there is a Prometheus that says it is ready and no more, and no SGLang, so
+what needs a server cannot be done in it.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
 _FLAVOUR = ROOT / "roles" / "image" / "files" / "flavours" / "local" / "flavour.json"
 _EXAMPLE = ROOT / "tests" / "contract" / "examples" / "manifest.json"
-_READY = b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\nConnection: close\r\n\r\nPrometheus Server is Ready.\n"
+_READY = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\nConnection: close\r\n\r\nPrometheus Server is"
+    b" Ready.\n"
+)
 _UNKNOWN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-# What sgl-init does, but become supervisord: the services are this double's. Docker mounts no file that tells the container's id.
+# What sgl-init does, but become supervisord: the services are this double's. Docker mounts no file
+# that tells the container's id.
 _INIT = """
 import sys, threading
 from sgl_admin.init import publish, start
@@ -32,9 +38,12 @@ publish.publish(start.begin_run(Settings.from_environment(), of_image()), thread
 
 
 class PrepContainer:
-    """`root` is the host's tree. `proofs` counts how often Prometheus was asked whether it is ready."""
+    """`root` is the host's tree. `proofs` counts how often Prometheus was asked whether it is
+    ready.
+    """
 
-    # Whose start the manifest names: the machine's first process is seen from the host as the container's would be.
+    # Whose start the manifest names: the machine's first process is seen from the host as the
+    # container's would be.
     pid = 1
 
     def __init__(self, root: Path) -> None:
@@ -42,7 +51,9 @@ class PrepContainer:
         self.proofs = 0
 
     def environment(self) -> dict[str, str]:
-        """The image's: every path is below the tree, where the container would see it at its mounts."""
+        """The image's: every path is below the tree, where the container would see it at its
+        mounts.
+        """
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         return {**kept, "PYTHONPATH": str(SOURCES), "SGL_ADMIN_ROOT": str(self.root)}
 
@@ -56,22 +67,45 @@ class PrepContainer:
         flavour = {**_json(_FLAVOUR), "services": ["prometheus"]}
         (state / "flavour.json").write_text(json.dumps(flavour), encoding="utf-8")
         # What the image's build records of it.
-        facts = ("flavour", "architecture", "image_inputs", "base_image", "git_revision", "versions")
-        (state / "image.json").write_text(json.dumps({name: _json(_EXAMPLE)[name] for name in facts}), encoding="utf-8")
-        await asyncio.start_server(self._prometheus, "127.0.0.1", int(environment["SGL_PROMETHEUS_PORT"]))
+        facts = (
+            "flavour",
+            "architecture",
+            "image_inputs",
+            "base_image",
+            "git_revision",
+            "versions",
+        )
+        (state / "image.json").write_text(
+            json.dumps({name: _json(_EXAMPLE)[name] for name in facts}), encoding="utf-8"
+        )
+        await asyncio.start_server(
+            self._prometheus, "127.0.0.1", int(environment["SGL_PROMETHEUS_PORT"])
+        )
         init = await self._begin(["-c", _INIT, container_id], environment, DEVNULL, DEVNULL)
         if await init.wait():
             raise RuntimeError(f"the init of {self.root} failed")
 
     async def execute(self, words: list[str], environment: dict[str, str]) -> Process:
-        program = ["-m", "sgl_admin"] if words[0] == "sgl-admin" else ["-c", f"raise SystemExit('no {words[0]} in this container')"]
+        program = (
+            ["-m", "sgl_admin"]
+            if words[0] == "sgl-admin"
+            else ["-c", f"raise SystemExit('no {words[0]} in this container')"]
+        )
         return await self._begin([*program, *map(self.inside, words[1:])], environment, PIPE, PIPE)
 
-    async def _begin(self, words: list[str], environment: dict[str, str], stdin: int, stdout: int) -> Process:
+    async def _begin(
+        self, words: list[str], environment: dict[str, str], stdin: int, stdout: int
+    ) -> Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-P", *words,
-            cwd=self.root, env={**self.environment(), **environment}, stdin=stdin, stdout=stdout, stderr=PIPE if stdout == PIPE else None,
-        )  # fmt: skip
+            sys.executable,
+            "-P",
+            *words,
+            cwd=self.root,
+            env={**self.environment(), **environment},
+            stdin=stdin,
+            stdout=stdout,
+            stderr=PIPE if stdout == PIPE else None,
+        )
 
     async def _prometheus(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:

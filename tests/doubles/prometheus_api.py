@@ -1,8 +1,9 @@
 """A double of Prometheus' query API.
 
-It stands for a Prometheus whose scrapes of the server arrive late, arrive in part, or stop: what the real one, which the
-integration tests use, does only when something is broken. It answers `/api/v1/query` of a range selector as the real one
-does: the raw samples of each series in the window before `time`.
+It stands for a Prometheus whose scrapes of the server arrive late, arrive in part, or stop: what
+the real one, which the integration tests use, does only when something is broken. It answers
+`/api/v1/query` of a range selector as the real one does: the raw samples of each series in the
+window before `time`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,17 @@ from typing import Any
 
 
 class PrometheusApi:
-    """`series` holds each one's (time, value) samples; the first `blank` answers are empty, as before the first scrape."""
+    """`series` holds each one's (time, value) samples; the first `blank` answers are empty, as
+    before the first scrape.
+    """
 
-    def __init__(self, series: list[list[tuple[float, float]]], blank: int = 0, status: int = 200, body: str | None = None) -> None:
+    def __init__(
+        self,
+        series: list[list[tuple[float, float]]],
+        blank: int = 0,
+        status: int = 200,
+        body: str | None = None,
+    ) -> None:
         self.series = series
         self.blank = blank
         self.status = status
@@ -29,10 +38,17 @@ class PrometheusApi:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> PrometheusApi:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -44,12 +60,26 @@ class PrometheusApi:
         window = re.fullmatch(r"\{.*\}\[(\d+)s\]", given["query"])
         assert window, given["query"]
         end = float(given["time"])
-        shown: list[list[tuple[float, float]]] = [] if len(self.queries) <= self.blank else self.series
+        shown: list[list[tuple[float, float]]] = (
+            [] if len(self.queries) <= self.blank else self.series
+        )
         found: list[dict[str, Any]] = []
         for number, samples in enumerate(shown):
-            values = [[moment, str(value)] for moment, value in samples if end - int(window[1]) < moment <= end]
+            values = [
+                [moment, str(value)]
+                for moment, value in samples
+                if end - int(window[1]) < moment <= end
+            ]
             if values:
-                found.append({"metric": {"__name__": "sglang:prompt_tokens_total", "instance": str(number)}, "values": values})
+                found.append(
+                    {
+                        "metric": {
+                            "__name__": "sglang:prompt_tokens_total",
+                            "instance": str(number),
+                        },
+                        "values": values,
+                    }
+                )
         return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": found}})
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

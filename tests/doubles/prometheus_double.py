@@ -1,9 +1,10 @@
 """A double of a Prometheus server.
 
-It stands for what a real Prometheus cannot be made to show on demand: becoming ready after so many requests, an answer that hangs,
-trickles, breaks off or is garbage, a connection dropped in between, refused credentials, a redirect. It is a real HTTP server on a loopback
-port that gives the replies it was given, in order; the last one for a path repeats. The shapes of its good answers were taken from
-Prometheus 3.5.3. What a real one does show is tested against a real one in tests/integration.
+It stands for what a real Prometheus cannot be made to show on demand: becoming ready after so many
+requests, an answer that hangs, trickles, breaks off or is garbage, a connection dropped in between,
+refused credentials, a redirect. It is a real HTTP server on a loopback port that gives the replies
+it was given, in order; the last one for a path repeats. The shapes of its good answers were taken
+from Prometheus 3.5.3. What a real one does show is tested against a real one in tests/integration.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-# A client without a time limit of its own gets an answer after this time, so that its test fails instead of hanging.
+# A client without a time limit of its own gets an answer after this time, so that its test fails
+# instead of hanging.
 HANG_S = 20.0
 
 
 @dataclass
 class Reply:
-    """`raw` is sent as it is, without HTTP around it; then, or when `hangs`, nothing more comes. `trickle` adds spaces.
-    `closes` ends the connection without saying so before."""
+    """`raw` is sent as it is, without HTTP around it; then, or when `hangs`, nothing more comes.
+    `trickle` adds spaces. `closes` ends the connection without saying so before.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -48,19 +51,38 @@ class Request:
 
 
 def api(data: Any, status: int = 200) -> Reply:
-    return Reply(status, json.dumps({"status": "success", "data": data}).encode(), {"Content-Type": "application/json"})
+    return Reply(
+        status,
+        json.dumps({"status": "success", "data": data}).encode(),
+        {"Content-Type": "application/json"},
+    )
 
 
 def api_error(status: int, kind: str, error: str) -> Reply:
-    return Reply(status, json.dumps({"status": "error", "errorType": kind, "error": error}).encode(), {"Content-Type": "application/json"})
+    return Reply(
+        status,
+        json.dumps({"status": "error", "errorType": kind, "error": error}).encode(),
+        {"Content-Type": "application/json"},
+    )
 
 
 READY = Reply(200, b"Prometheus Server is Ready.\n")
 STARTING = Reply(503, b"Service Unavailable")
-BUILDINFO = api({"version": "3.5.3", "revision": "abc", "branch": "main", "buildUser": "x", "buildDate": "y", "goVersion": "go1"})
+BUILDINFO = api(
+    {
+        "version": "3.5.3",
+        "revision": "abc",
+        "branch": "main",
+        "buildUser": "x",
+        "buildDate": "y",
+        "goVersion": "go1",
+    }
+)
 
 
-def target(job: str, instance: str, health: str = "up", last_error: str = "", **more: Any) -> dict[str, Any]:
+def target(
+    job: str, instance: str, health: str = "up", last_error: str = "", **more: Any
+) -> dict[str, Any]:
     return {
         "discoveredLabels": {"__address__": instance, "job": job},
         "labels": {"instance": instance, "job": job},
@@ -68,7 +90,9 @@ def target(job: str, instance: str, health: str = "up", last_error: str = "", **
         "scrapeUrl": f"http://{instance}/metrics",
         "globalUrl": f"http://{instance}/metrics",
         "lastError": last_error,
-        "lastScrape": "0001-01-01T00:00:00Z" if health == "unknown" else "2026-11-23T09:15:03.482910374Z",
+        "lastScrape": (
+            "0001-01-01T00:00:00Z" if health == "unknown" else "2026-11-23T09:15:03.482910374Z"
+        ),
         "lastScrapeDuration": 0.001,
         "health": health,
         "scrapeInterval": "1s",
@@ -82,7 +106,14 @@ def targets(*active: dict[str, Any]) -> Reply:
 
 
 def vector(*samples: tuple[dict[str, str], str]) -> Reply:
-    return api({"resultType": "vector", "result": [{"metric": metric, "value": [1795433458.281, value]} for metric, value in samples]})
+    return api(
+        {
+            "resultType": "vector",
+            "result": [
+                {"metric": metric, "value": [1795433458.281, value]} for metric, value in samples
+            ],
+        }
+    )
 
 
 def scalar(value: str) -> Reply:
@@ -90,10 +121,17 @@ def scalar(value: str) -> Reply:
 
 
 class PrometheusDouble:
-    """`with PrometheusDouble() as server:` serves until the block ends. Set `replies[path]` before asking for it."""
+    """`with PrometheusDouble() as server:` serves until the block ends. Set `replies[path]` before
+    asking for it.
+    """
 
     def __init__(
-        self, *, prefix: str = "", tls: ssl.SSLContext | None = None, authorization: str | None = None, ipv6: bool = False
+        self,
+        *,
+        prefix: str = "",
+        tls: ssl.SSLContext | None = None,
+        authorization: str | None = None,
+        ipv6: bool = False,
     ) -> None:
         self.replies: dict[str, list[Reply]] = {
             "/-/ready": [READY],
@@ -135,7 +173,9 @@ class PrometheusDouble:
                 pass
 
         self._server = Server(("::1" if ipv6 else "127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         host = "[::1]" if ipv6 else "127.0.0.1"
         self.address = f"{host}:{self._server.server_port}"
         self.url = f"{'https' if tls else 'http'}://{self.address}{prefix}"
@@ -157,8 +197,15 @@ class PrometheusDouble:
         parts = urlsplit(handler.path)
         form = handler.rfile.read(int(handler.headers.get("Content-Length") or 0)).decode()
         path = parts.path.removeprefix(self.prefix) if parts.path.startswith(self.prefix) else ""
-        self.requests.append(Request(handler.command, path, parse_qs(parts.query), dict(handler.headers), parse_qs(form)))
-        if self.authorization is not None and handler.headers.get("Authorization") != self.authorization:
+        self.requests.append(
+            Request(
+                handler.command, path, parse_qs(parts.query), dict(handler.headers), parse_qs(form)
+            )
+        )
+        if (
+            self.authorization is not None
+            and handler.headers.get("Authorization") != self.authorization
+        ):
             reply = Reply(401, b"Unauthorized", {"WWW-Authenticate": "Basic"})
         elif path not in self.replies:
             reply = Reply(404, b"404 page not found\n")

@@ -1,6 +1,8 @@
-"""Stands for nvidia-ml-py, the Python names of NVIDIA's management library (NVML), on a machine without a GPU.
+"""Stands for nvidia-ml-py, the Python names of NVIDIA's management library (NVML), on a machine
+without a GPU.
 
-The environment variable SGL_TEST_NVML names a JSON file, read at each call, that says what the machine has; each key may be left out:
+The environment variable SGL_TEST_NVML names a JSON file, read at each call, that says what the
+machine has; each key may be left out:
 
     driver          580.159.04
     cuda            13000: the newest CUDA that the driver runs, as NVML counts it
@@ -9,7 +11,8 @@ The environment variable SGL_TEST_NVML names a JSON file, read at each call, tha
     process_names   pid -> path; of any other process NVML knows no name, as of one outside the container's process ids
     fails           name of a function -> name of the error that it raises: {"nvmlInit": "DriverNotLoaded"}
 
-As the real one, a call before nvmlInit or after nvmlShutdown raises NVMLError_Uninitialized. It is loaded through PYTHONPATH.
+As the real one, a call before nvmlInit or after nvmlShutdown raises NVMLError_Uninitialized. It is
+loaded through PYTHONPATH.
 """
 
 from __future__ import annotations

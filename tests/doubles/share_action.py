@@ -1,7 +1,8 @@
 """The action sgl_share without Ansible around it, between hosts that are folders.
 
-`Fleet` stands for hosts, their connections and one registry. What a host has made is in `work`. The steps of the module are real down to
-`Host`, in whose place `HostDouble` stands for Docker and sgl-admin. What hosts were asked for is in `asked`.
+`Fleet` stands for hosts, their connections and one registry. What a host has made is in `work`. The
+steps of the module are real down to `Host`, in whose place `HostDouble` stands for Docker and
+sgl-admin. What hosts were asked for is in `asked`.
 """
 
 from __future__ import annotations
@@ -57,10 +58,28 @@ class Fleet:
         """A host's temporary files."""
         return self.folder / host
 
-    def run(self, host: str, state: str, *items: dict[str, Any], check_mode: bool = False, **options: Any) -> dict[str, Any]:
+    def run(
+        self,
+        host: str,
+        state: str,
+        *items: dict[str, Any],
+        check_mode: bool = False,
+        **options: Any,
+    ) -> dict[str, Any]:
         """What the action answers for a host."""
-        arguments = {"state": state, "items": list(items), "directory": str(self.store), "prep": {"model": "/models/m"}, **options}
-        action = ShareAction(self, host, {name: value for name, value in arguments.items() if value is not None}, check_mode)
+        arguments = {
+            "state": state,
+            "items": list(items),
+            "directory": str(self.store),
+            "prep": {"model": "/models/m"},
+            **options,
+        }
+        action = ShareAction(
+            self,
+            host,
+            {name: value for name, value in arguments.items() if value is not None},
+            check_mode,
+        )
         try:
             return action.run(None, {"inventory_hostname": host})
         finally:
@@ -75,15 +94,23 @@ class Fleet:
 
 
 class ShareAction(sgl_share.ActionModule):
-    def __init__(self, fleet: Fleet, host: str, arguments: dict[str, Any], check_mode: bool) -> None:
+    def __init__(
+        self, fleet: Fleet, host: str, arguments: dict[str, Any], check_mode: bool
+    ) -> None:
         self._fleet, self._host = fleet, host
-        self._task = SimpleNamespace(args=arguments, check_mode=check_mode, async_val=0, action="sgl_share", delegate_to=None)
-        self._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None, join_path=lambda *parts: "/".join(parts)))
+        self._task = SimpleNamespace(
+            args=arguments, check_mode=check_mode, async_val=0, action="sgl_share", delegate_to=None
+        )
+        self._connection = SimpleNamespace(
+            _shell=SimpleNamespace(tmpdir=None, join_path=lambda *parts: "/".join(parts))
+        )
         self._connection.fetch_file = self._fetch_file
         self._display = SimpleNamespace(warning=fleet.warnings.append)
         self._load_name = "sgl_share"
 
-    def _execute_module(self, module_name: str, module_args: dict[str, Any], task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _execute_module(
+        self, module_name: str, module_args: dict[str, Any], task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         assert module_name == "slice_bench.sglang.sgl_share"
         self._fleet.asked.append((self._host, module_args["step"]))
         given = {**dict.fromkeys(("path", "reference", "digest", "signature")), **module_args}
@@ -108,7 +135,9 @@ class ShareAction(sgl_share.ActionModule):
             shutil.rmtree(tmp_path)
             self._connection._shell.tmpdir = None
 
-    def _fixup_perms2(self, remote_paths: Any, remote_user: str | None = None, execute: bool = True) -> None:
+    def _fixup_perms2(
+        self, remote_paths: Any, remote_user: str | None = None, execute: bool = True
+    ) -> None:
         assert all(Path(path).exists() for path in remote_paths)
 
     def _transfer_file(self, local_path: str, remote_path: str) -> str:
@@ -136,13 +165,28 @@ class HostDouble:
         if work is None:
             return None
         Path(path).write_bytes(work.content)
-        return {"digest": digest(work.content), "bytes": len(work.content), "finished": work.finished}
+        return {
+            "digest": digest(work.content),
+            "bytes": len(work.content),
+            "finished": work.finished,
+        }
 
-    def push(self, item: dict[str, Any], path: str | None, reference: str, archive_digest: str | None, signature: str | None) -> str:
+    def push(
+        self,
+        item: dict[str, Any],
+        path: str | None,
+        reference: str,
+        archive_digest: str | None,
+        signature: str | None,
+    ) -> str:
         work = self._work[item["image"] or item["name"].removesuffix("-partial")]
         content = Path(path).read_bytes() if path else work.content
         source = f"{reference.rpartition(':')[0]}@{digest(content)}"
-        self._fleet.registry[reference] = self._fleet.registry[source] = (content, signature, work.finished)
+        self._fleet.registry[reference] = self._fleet.registry[source] = (
+            content,
+            signature,
+            work.finished,
+        )
         return source
 
     def look(self, reference: str) -> str | None:
@@ -157,7 +201,11 @@ class HostDouble:
             self._work[item["image"]] = Work(found[0])
         else:
             Path(path).write_bytes(found[0])
-        return {"source": self.look(reference) if "@" not in reference else reference, "digest": digest(found[0]), "signature": found[1]}
+        return {
+            "source": self.look(reference) if "@" not in reference else reference,
+            "digest": digest(found[0]),
+            "signature": found[1],
+        }
 
     def take(self, item: dict[str, Any], path: str, wanted: str | None) -> dict[str, Any]:
         self._fleet.requests.append(item["arguments"])
@@ -169,11 +217,21 @@ class HostDouble:
             return {"digest": wanted, "stages": {}}
         name = item["name"].removesuffix("-partial")
         standing = name in self._work and self._work[name].finished
-        made = next((each[name] for each in self._fleet.work.values() if name in each and each[name].content == content), Work(content))
+        made = next(
+            (
+                each[name]
+                for each in self._fleet.work.values()
+                if name in each and each[name].content == content
+            ),
+            Work(content),
+        )
         if not standing:
             self._work[name] = made
         stage = {
-            "status": "standing" if standing else "imported", "reason": made.reason, "finished": made.finished, "files": 1,
+            "status": "standing" if standing else "imported",
+            "reason": made.reason,
+            "finished": made.finished,
+            "files": 1,
             "bytes": len(content),
-        }  # fmt: skip
+        }
         return {"stages": {name.partition("-")[0]: stage}}

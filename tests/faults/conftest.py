@@ -1,4 +1,6 @@
-"""Installations on the fault image: real containers and Prometheus, a double of the server, faults where a test wants them."""
+"""Installations on the fault image: real containers and Prometheus, a double of the server, faults
+where a test wants them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""An installation on the fault image: the product's own programs, with a double of the server and a shim that fails where it is told."""
+"""An installation on the fault image: the product's own programs, with a double of the server and a
+shim that fails where it is told.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +40,21 @@ class FaultSite(Site):
         """The shim's folder; outside the tree, which the product's programs own."""
         return self.root.parent / "shim"
 
-    def ensure(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """`caches ensure`, with more environment: what the double or the shim is to do in this prep alone."""
+    def ensure(
+        self, *arguments: str, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`caches ensure`, with more environment: what the double or the shim is to do in this prep
+        alone.
+        """
         options = tuple(f"--env={key}={value}" for key, value in (environment or {}).items())
         return self.admin("caches", "ensure", "--model", self.model, *arguments, options=options)
 
     def create(self, template: dict[str, Any], of: Site) -> None:
-        """Create the container as the playbook created another installation's, with the shim's folder mounted and counting on.
+        """Create the container as the playbook created another installation's, with the shim's
+        folder mounted and counting on.
 
-        `template` is what Docker says of that container, and `of` is its installation. Without a restart policy: a container that is
-        killed stays down, to be looked at.
+        `template` is what Docker says of that container, and `of` is its installation. Without a
+        restart policy: a container that is killed stays down, to be looked at.
         """
 
         def own(text: str) -> str:
@@ -66,12 +73,26 @@ class FaultSite(Site):
         self.shim.chmod(0o777)
         docker("rm", "--force", self.container, check=False)
         docker(
-            "create", "--name", self.container, "--user", given["User"], "--stop-timeout", str(given["StopTimeout"]),
-            "--network", host["NetworkMode"], "--ipc", host["IpcMode"], "--shm-size", str(host["ShmSize"]),
-            *(f"--cap-drop={name}" for name in host["CapDrop"]), *(f"--security-opt={option}" for option in host["SecurityOpt"]),
-            *(f"--volume={own(bind)}" for bind in host["Binds"]), f"--volume={self.shim}:{SHIM}",
-            *(f"--env={key}={value}" for key, value in environment.items()), FAULT_IMAGE,
-        )  # fmt: skip
+            "create",
+            "--name",
+            self.container,
+            "--user",
+            given["User"],
+            "--stop-timeout",
+            str(given["StopTimeout"]),
+            "--network",
+            host["NetworkMode"],
+            "--ipc",
+            host["IpcMode"],
+            "--shm-size",
+            str(host["ShmSize"]),
+            *(f"--cap-drop={name}" for name in host["CapDrop"]),
+            *(f"--security-opt={option}" for option in host["SecurityOpt"]),
+            *(f"--volume={own(bind)}" for bind in host["Binds"]),
+            f"--volume={self.shim}:{SHIM}",
+            *(f"--env={key}={value}" for key, value in environment.items()),
+            FAULT_IMAGE,
+        )
 
     def start(self) -> None:
         """Start the container; returns when its run is published."""
@@ -80,18 +101,28 @@ class FaultSite(Site):
         wait_for(lambda: self.published(before), "the run to be published")
 
     def published(self, before: str | None) -> bool:
-        """Whether the pointer names another run than it did. Fails where the container ended instead."""
+        """Whether the pointer names another run than it did. Fails where the container ended
+        instead.
+        """
         if self.pointer.exists() and self.pointer.read_text() != before:
             return True
         assert self.state()["Running"], self.diagnosis()
         return False
 
     def commands(self) -> list[str]:
-        """The command line of each process in the container, as the host sees it: faster than a process inside."""
+        """The command line of each process in the container, as the host sees it: faster than a
+        process inside.
+        """
         done = docker("top", self.container, "-eo", "pid,args")
-        return [line.split(None, 1)[1] for line in done.stdout.splitlines()[1:] if len(line.split(None, 1)) == 2]
+        return [
+            line.split(None, 1)[1]
+            for line in done.stdout.splitlines()[1:]
+            if len(line.split(None, 1)) == 2
+        ]
 
 
 def build_fault_image(base: str = IMAGE, tag: str = FAULT_IMAGE) -> None:
-    """Put the fault image on top of the product's, as that is now; a second's work, and its labels are inherited."""
+    """Put the fault image on top of the product's, as that is now; a second's work, and its labels
+    are inherited.
+    """
     docker("build", "--quiet", "--tag", tag, "--build-arg", f"BASE={base}", str(CONTEXT))

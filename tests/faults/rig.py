@@ -1,4 +1,6 @@
-"""Ends a program of the product at one chosen write, and says what it left and what the next run makes of that."""
+"""Ends a program of the product at one chosen write, and says what it left and what the next run
+makes of that.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ from tests.faults.fault_site import FaultSite
 from tests.integration.installation import docker, lock_is_free, port_is_free, wait_for
 
 STATE = "/var/lib/sgl"
-# What differs between two runs that came to the same: when, how long, who; and what the second finds done by the first.
+# What differs between two runs that came to the same: when, how long, who; and what the second
+# finds done by the first.
 _VARYING = frozenset(
-    "started_at finished_at updated_at probed_at taken_at pid_started_at latest_mtime_iso duration_s elapsed_s eta_s waited_s "
-    "pid pid_start_ticks start_ticks owner_pid done total unit message sample_count tokens_seen tokens_expected warmup_requests "
-    "ran reason warnings before "
-    "start_byte end_byte latency_s ttft_s ready_after_s output_tokens_per_s pgid log_start stopped_at".split()
+    "started_at finished_at updated_at probed_at taken_at pid_started_at latest_mtime_iso"
+    " duration_s elapsed_s eta_s waited_s pid pid_start_ticks start_ticks owner_pid done total unit"
+    " message sample_count tokens_seen tokens_expected warmup_requests ran reason warnings before"
+    " start_byte end_byte latency_s ttft_s ready_after_s output_tokens_per_s pgid log_start"
+    " stopped_at".split()
 )
 _IDS = re.compile(r"\b(container-run|prep|smoke|server)-\d{8}T\d{6}Z-[0-9a-f]{8}\b")
 
@@ -61,7 +65,7 @@ class Rig:
         self._kept = site.root.parent / "kept"
         self.keep("bare")
 
-    # --- the shim ------------------------------------------------------------------------------------------------
+    # --- the shim ---------------------------------------------------------------------------------
 
     def plan(self, operation: Operation | None = None, kind: str = "") -> None:
         """Forget what the shim noted, and tell it what to do next."""
@@ -80,10 +84,14 @@ class Rig:
 
     def operations(self) -> list[Operation]:
         log = self.site.shim / "operations.log"
-        lines = [line.split(" ", 3) for line in log.read_text().splitlines()] if log.exists() else []
-        return [Operation(program, int(number), name, path) for program, number, name, path in lines]
+        lines = (
+            [line.split(" ", 3) for line in log.read_text().splitlines()] if log.exists() else []
+        )
+        return [
+            Operation(program, int(number), name, path) for program, number, name, path in lines
+        ]
 
-    # --- the tree ------------------------------------------------------------------------------------------------
+    # --- the tree ---------------------------------------------------------------------------------
 
     def keep(self, name: str = "begin") -> None:
         """Remember the records and the caches as they are now."""
@@ -107,10 +115,12 @@ class Rig:
     def log(self) -> str:
         """What the container printed in its present or last life, and the log of its latest run."""
         done = docker("logs", "--since", self.site.state()["StartedAt"], self.site.container)
-        logs = sorted((self.site.telemetry / "logs").iterdir(), key=lambda path: path.stat().st_mtime)
+        logs = sorted(
+            (self.site.telemetry / "logs").iterdir(), key=lambda path: path.stat().st_mtime
+        )
         return done.stdout + done.stderr + (logs[-1].read_text(errors="replace") if logs else "")
 
-    # --- what is there -------------------------------------------------------------------------------------------
+    # --- what is there ----------------------------------------------------------------------------
 
     def broken(self) -> list[str]:
         """Each contract file that is there and not whole; what keeps to its schema is whole."""
@@ -134,7 +144,10 @@ class Rig:
             ("*/job.json", validators.validate_job),
             ("*/stages/*.json", validators.validate_stage),
             ("*/smokes/*/summary.json", validators.validate_smoke_summary),
-            ("*/server.json", lambda record: (record["server_id"], record["argv"], record["state"])),
+            (
+                "*/server.json",
+                lambda record: (record["server_id"], record["argv"], record["state"]),
+            ),
         ):
             for path in runs.glob(name):
                 yield path, lambda path, validate=validate: validate(load(path))
@@ -143,20 +156,45 @@ class Rig:
         for path in (self.site.profiles / ".in_progress").glob("*.json"):
             yield path, lambda path: load(path)["stage"]
         for path in self.site.profiles.glob("*/.signatures/*.json"):
-            yield path, lambda path: (load(path)["signature"], load(path)["files"], load(path)["summary"])
+            yield (
+                path,
+                lambda path: (
+                    load(path)["signature"],
+                    load(path)["files"],
+                    load(path)["summary"],
+                ),
+            )
 
     def _check_pointer(self, path: Path) -> None:
         named = validators.parse_and_validate_pointer(path.read_text())
         validators.validate_manifest(load(Path(named["CONTAINER_RUN_META_JSON_HOST"])))
 
     def leftovers(self) -> list[str]:
-        """What no finished run leaves: temp files, markers, held locks, servers, a taken port, records that say they run."""
+        """What no finished run leaves: temp files, markers, held locks, servers, a taken port,
+        records that say they run.
+        """
         site = self.site
-        found = [f"temp file: {path}" for path in site.root.rglob("*.tmp") if "prometheus" not in path.parts]
-        found += [f"temp file: {STATE}/{name}" for name in site.docker_exec("ls", "-A", STATE).stdout.split() if name.endswith(".tmp")]
+        found = [
+            f"temp file: {path}"
+            for path in site.root.rglob("*.tmp")
+            if "prometheus" not in path.parts
+        ]
+        found += [
+            f"temp file: {STATE}/{name}"
+            for name in site.docker_exec("ls", "-A", STATE).stdout.split()
+            if name.endswith(".tmp")
+        ]
         found += [f"marker: {path}" for path in (site.profiles / ".in_progress").iterdir()]
-        found += [f"held lock: {path}" for path in (site.profiles / ".locks").iterdir() if not lock_is_free(path)]
-        found += [f"process: {line}" for line in site.commands() if "sglang::" in line or "launch_server" in line or ".worker" in line]
+        found += [
+            f"held lock: {path}"
+            for path in (site.profiles / ".locks").iterdir()
+            if not lock_is_free(path)
+        ]
+        found += [
+            f"process: {line}"
+            for line in site.commands()
+            if "sglang::" in line or "launch_server" in line or ".worker" in line
+        ]
         found += [] if port_is_free(site.ports["sglang"]) else ["the server's port is taken"]
         for name in ("*/job.json", "*/smokes/*/summary.json", "*/server.json"):
             found += [
@@ -167,13 +205,21 @@ class Rig:
         return found
 
     def end_state(self) -> dict[str, Any]:
-        """Every record of the live run and all that the caches hold, less what differs between two runs that came to the same."""
+        """Every record of the live run and all that the caches hold, less what differs between two
+        runs that came to the same.
+        """
         site, run_id = self.site, self.site.run_id
         state: dict[str, Any] = {"pointer": _IDS.sub(r"\1-ID", site.pointer.read_text())}
-        smokes = sorted(site.run_dir().glob("smokes/*/summary.json"), key=lambda path: path.stat().st_mtime_ns)
-        # Of several smokes the last one counts; the one before it may be the one that was disturbed.
+        smokes = sorted(
+            site.run_dir().glob("smokes/*/summary.json"), key=lambda path: path.stat().st_mtime_ns
+        )
+        # Of several smokes the last one counts; the one before it may be the one that was
+        # disturbed.
         earlier = [path.parent for path in smokes[:-1]]
-        for path in [site.pointed(), *(path for path in site.run_dir().rglob("*") if path.is_file())]:
+        for path in [
+            site.pointed(),
+            *(path for path in site.run_dir().rglob("*") if path.is_file()),
+        ]:
             if any(path.is_relative_to(folder) for folder in earlier):
                 continue
             state[_IDS.sub(r"\1-ID", str(path.relative_to(site.telemetry)))] = comparable(path)
@@ -181,16 +227,24 @@ class Rig:
             if path.is_file():
                 state[str(path.relative_to(site.root))] = comparable(path)
         manifest = state["container_runs/container-run-ID.json"]
-        # What the caches held before differs by how far a killed run came; and a restart is another process.
+        # What the caches held before differs by how far a killed run came; and a restart is another
+        # process.
         del manifest["profile_cache"], manifest["pid1"]
         state["log"] = (site.telemetry / "logs" / f"{run_id}.log").exists()
         return state
 
 
 def parts(root: Path) -> list[Path]:
-    """What a tree's records and caches are made of, but for what Prometheus and supervisord hold open."""
+    """What a tree's records and caches are made of, but for what Prometheus and supervisord hold
+    open.
+    """
     folders = [root / name for name in ("telemetry", "profiles") if (root / name).exists()]
-    return [entry.relative_to(root) for folder in folders for entry in folder.iterdir() if entry.name not in ("prometheus", "logs")]
+    return [
+        entry.relative_to(root)
+        for folder in folders
+        for entry in folder.iterdir()
+        if entry.name not in ("prometheus", "logs")
+    ]
 
 
 def comparable(path: Path) -> Any:
@@ -202,7 +256,11 @@ def simplify(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"start", "end"}:
         return "two moments"
     if isinstance(value, dict):
-        return {key: "ok" if (key, item) == ("status", "noop") else simplify(item) for key, item in value.items() if key not in _VARYING}
+        return {
+            key: "ok" if (key, item) == ("status", "noop") else simplify(item)
+            for key, item in value.items()
+            if key not in _VARYING
+        }
     return [simplify(item) for item in value] if isinstance(value, list) else value
 
 
@@ -225,7 +283,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def check_prometheus_config(path: Path) -> None:
-    if [job["job_name"] for job in yaml.safe_load(path.read_text())["scrape_configs"]][-1] != "sglang":
+    if [job["job_name"] for job in yaml.safe_load(path.read_text())["scrape_configs"]][
+        -1
+    ] != "sglang":
         raise ValueError("it does not end with the server's target")
 
 
@@ -241,13 +301,17 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def new_rig(template: FaultSite, number: int) -> Iterator[Rig]:
-    """A container like the template's, with names, ports and a tree of its own: same directories and model, cold caches, no runs."""
+    """A container like the template's, with names, ports and a tree of its own: same directories
+    and model, cold caches, no runs.
+    """
     base = template.root.parent / f"rig{number}"
     base.mkdir()
     base.chmod(0o755)
     ports = {name: port + number for name, port in template.ports.items()}
     ports["node_exporter"] = template.ports["node_exporter"] - number
-    site = FaultSite(base / template.root.name, f"{template.container}-{number}", ports, template.user)
+    site = FaultSite(
+        base / template.root.name, f"{template.container}-{number}", ports, template.user
+    )
     copy(template.root, site.root)
     for folder in ("container_runs", "logs", "prometheus", "jaeger"):
         for entry in (site.telemetry / folder).iterdir():

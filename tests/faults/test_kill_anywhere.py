@@ -1,7 +1,8 @@
-"""sgl-admin and the init are ended at every write that they do, and the disk is full at every write; then they run again.
+"""sgl-admin and the init are ended at every write that they do, and the disk is full at every
+write; then they run again.
 
-The shim in the fault image finds the writes and counts them. Each time the contract files are whole or absent, and what the next run
-comes to equals what a run comes to that nothing disturbed.
+The shim in the fault image finds the writes and counts them. Each time the contract files are whole
+or absent, and what the next run comes to equals what a run comes to that nothing disturbed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Ended:
 
 
 class Scenario:
-    """Programs in one situation: how that is arranged, the run that is disturbed, and the run after it."""
+    """Programs in one situation: how that is arranged, the run that is disturbed, and the run after
+    it.
+    """
 
     kinds: tuple[str, ...] = KINDS
 
@@ -61,8 +64,14 @@ class Scenario:
     def told(self, ended: Ended, kind: str, rig: Rig) -> list[str]:
         """What is wrong with what the caller of the disturbed run was told."""
         problems = [f"a traceback: {ended.text[-1500:]}"] if "Traceback" in ended.text else []
-        if kind in ("enospc", "full") and ended.code != 0 and not re.search("no space left", ended.text, re.IGNORECASE):
-            problems.append(f"exit code {ended.code}, and no word of the space: {ended.text[-500:]!r}")
+        if (
+            kind in ("enospc", "full")
+            and ended.code != 0
+            and not re.search("no space left", ended.text, re.IGNORECASE)
+        ):
+            problems.append(
+                f"exit code {ended.code}, and no word of the space: {ended.text[-500:]!r}"
+            )
         return problems
 
 
@@ -115,22 +124,36 @@ class AdminRebuild(AdminNothingToDo):
     kinds = ("before", "after")
 
     def points(self, operations: Sequence[Operation]) -> list[Operation]:
-        return [operation for operation in super().points(operations) if operation.name in ("unlink", "rmdir")]
+        return [
+            operation
+            for operation in super().points(operations)
+            if operation.name in ("unlink", "rmdir")
+        ]
 
 
 class AdminAfterKill(Admin):
-    """A worker was killed when its stage's work was done and not vouched for: what it left is settled first."""
+    """A worker was killed when its stage's work was done and not vouched for: what it left is
+    settled first.
+    """
 
     def before(self, rig: Rig) -> None:
         rig.keep("live")
         rig.plan()
         assert ensure(rig) == []
-        signature = next(operation for operation in rig.operations() if operation.name == "fsync" and ".signatures/" in operation.path)
+        signature = next(
+            operation
+            for operation in rig.operations()
+            if operation.name == "fsync" and ".signatures/" in operation.path
+        )
         rig.restore("live")
         rig.plan(signature, "before")
         # Nobody waits for it, who would settle it.
         rig.site.ensure("--detach")
-        wait_for(lambda: rig.hit and lock_is_free(rig.site.profiles / ".locks" / "prep.lock"), "the worker to be killed", 30)
+        wait_for(
+            lambda: rig.hit and lock_is_free(rig.site.profiles / ".locks" / "prep.lock"),
+            "the worker to be killed",
+            30,
+        )
 
 
 class Smoke(AdminNothingToDo):
@@ -142,11 +165,15 @@ class Smoke(AdminNothingToDo):
         return Ended(done.returncode, done.stdout + done.stderr + rig.site.log()[logged:])
 
     def run_again(self, rig: Rig) -> list[str]:
-        return done_with(rig, "smoke", "run") + ([] if ready(rig) else ["the smoke took METRICS_READY away"])
+        return done_with(rig, "smoke", "run") + (
+            [] if ready(rig) else ["the smoke took METRICS_READY away"]
+        )
 
     def told(self, ended: Ended, kind: str, rig: Rig) -> list[str]:
         problems = Scenario.told(self, ended, kind, rig)
-        return problems + ([] if ended.code in (0, 1, 7, 137) else [f"exit code {ended.code}: {ended.text[-500:]}"])
+        return problems + (
+            [] if ended.code in (0, 1, 7, 137) else [f"exit code {ended.code}: {ended.text[-500:]}"]
+        )
 
 
 class Server(Smoke):
@@ -155,14 +182,19 @@ class Server(Smoke):
     def run(self, rig: Rig) -> Ended:
         started = rig.site.admin("server", "start")
         stopped = rig.site.admin("server", "stop") if not rig.hit else started
-        return Ended(started.returncode or stopped.returncode, "".join((started.stdout, started.stderr, stopped.stdout, stopped.stderr)))
+        return Ended(
+            started.returncode or stopped.returncode,
+            "".join((started.stdout, started.stderr, stopped.stdout, stopped.stderr)),
+        )
 
     def run_again(self, rig: Rig) -> list[str]:
         return done_with(rig, "server", "start") + done_with(rig, "server", "stop")
 
 
 class Init(Scenario):
-    """A start of the container and its stop, with warm caches and the pointer of an earlier run that was killed."""
+    """A start of the container and its stop, with warm caches and the pointer of an earlier run
+    that was killed.
+    """
 
     def arrange(self, rig: Rig) -> None:
         stop(rig)
@@ -177,7 +209,11 @@ class Init(Scenario):
         """Start it, and stop it too where the start met no fault."""
         site = rig.site
         docker("start", site.container)
-        wait_for(lambda: rig.hit or site.pointer.read_text() != rig.kept_pointer, "the run to be published", 30)
+        wait_for(
+            lambda: rig.hit or site.pointer.read_text() != rig.kept_pointer,
+            "the run to be published",
+            30,
+        )
         if not rig.hit:
             docker("stop", site.container)
         return self.end(rig)
@@ -193,7 +229,9 @@ class Init(Scenario):
 
 
 class Start(Init):
-    """The first process, which makes the run's folders and configuration; the container ends with it."""
+    """The first process, which makes the run's folders and configuration; the container ends with
+    it.
+    """
 
     def end(self, rig: Rig) -> Ended:
         wait_for(lambda: not rig.site.state()["Running"], "the container to end", 30)
@@ -201,7 +239,9 @@ class Start(Init):
 
 
 class Publish(Init):
-    """The program that publishes the run and takes the pointer back; the supervisor starts it again."""
+    """The program that publishes the run and takes the pointer back; the supervisor starts it
+    again.
+    """
 
     def end(self, rig: Rig) -> Ended:
         site = rig.site
@@ -209,7 +249,9 @@ class Publish(Init):
             # The disk has room again after a while, and nobody starts anything.
             time.sleep(0.5)
             rig.free_space()
-            wait_for(lambda: site.published(rig.kept_pointer), "the run to be published after all", 30)
+            wait_for(
+                lambda: site.published(rig.kept_pointer), "the run to be published after all", 30
+            )
         return Ended(1, rig.log())
 
 
@@ -220,7 +262,8 @@ def rigs(fault_site: FaultSite) -> Iterator[list[Rig]]:
 
 
 SCENARIOS = {
-    # Asked for a first prep, the command itself writes nothing; what it may come to write is counted too.
+    # Asked for a first prep, the command itself writes nothing; what it may come to write is
+    # counted too.
     "admin": Admin("sgl-admin, first prep", "cli", "worker"),
     "admin_nothing_to_do": AdminNothingToDo("sgl-admin, nothing to do", "cli", "worker"),
     "admin_rebuild": AdminRebuild("sgl-admin, rebuild", "worker"),
@@ -241,13 +284,24 @@ def stop(rig: Rig) -> None:
 
 def ensure(rig: Rig) -> list[str]:
     done = rig.site.ensure()
-    problems = [] if done.returncode == 0 else [f"the next run: exit code {done.returncode}: {(done.stdout + done.stderr)[-800:]}"]
+    problems = (
+        []
+        if done.returncode == 0
+        else [f"the next run: exit code {done.returncode}: {(done.stdout + done.stderr)[-800:]}"]
+    )
     return problems + ([] if ready(rig) else ["the next run did not reach METRICS_READY"])
 
 
 def done_with(rig: Rig, *command: str) -> list[str]:
     done = rig.site.admin(*command)
-    return [] if done.returncode == 0 else [f"{' '.join(command)}: exit code {done.returncode}: {(done.stdout + done.stderr)[-800:]}"]
+    return (
+        []
+        if done.returncode == 0
+        else [
+            f"{' '.join(command)}: exit code {done.returncode}:"
+            f" {(done.stdout + done.stderr)[-800:]}"
+        ]
+    )
 
 
 def ready(rig: Rig) -> bool:
@@ -257,7 +311,12 @@ def ready(rig: Rig) -> bool:
     except FileNotFoundError:
         return False
     proof = result["telemetry_probe"]
-    return proof["ok"] and proof["tokens_seen"] >= proof["tokens_expected"] > 0 and result["status"] == "ok" and job["state"] == "done"
+    return (
+        proof["ok"]
+        and proof["tokens_seen"] >= proof["tokens_expected"] > 0
+        and result["status"] == "ok"
+        and job["state"] == "done"
+    )
 
 
 def arranged(scenario: Scenario, rig: Rig) -> Undisturbed:
@@ -267,7 +326,11 @@ def arranged(scenario: Scenario, rig: Rig) -> Undisturbed:
         rig.plan()
         problems = scenario.told(scenario.run(rig), "", rig)
         operations = rig.operations()
-        problems += [f"not counted: {operation.path}" for operation in operations if operation.name == "missed"]
+        problems += [
+            f"not counted: {operation.path}"
+            for operation in operations
+            if operation.name == "missed"
+        ]
         problems += scenario.run_again(rig) + rig.broken() + rig.leftovers()
         assert problems == [], "undisturbed: " + "\n".join(problems)
         rig.arranged = scenario.name, Undisturbed(operations, rig.end_state())
@@ -275,7 +338,9 @@ def arranged(scenario: Scenario, rig: Rig) -> Undisturbed:
 
 
 def disturb(scenario: Scenario, rig: Rig, operation: Operation, kind: str) -> list[str]:
-    """One run that is ended at an operation, or refused space at it, and the run after it; returns what was wrong."""
+    """One run that is ended at an operation, or refused space at it, and the run after it; returns
+    what was wrong.
+    """
     wanted = arranged(scenario, rig)
     if isinstance(scenario, Init):
         stop(rig)
@@ -303,7 +368,9 @@ def applies(kind: str, operation: Operation) -> bool:
 
 
 def disturb_all(rigs: Sequence[Rig], name: str, kind: str, every: int = 1) -> None:
-    """Disturb a scenario at each of its programs' operations, or at every so many, and fail with all that was wrong."""
+    """Disturb a scenario at each of its programs' operations, or at every so many, and fail with
+    all that was wrong.
+    """
     scenario, started = SCENARIOS[name], time.monotonic()
     free: queue.Queue[Rig] = queue.Queue()
     for rig in rigs:
@@ -327,13 +394,16 @@ def disturb_all(rigs: Sequence[Rig], name: str, kind: str, every: int = 1) -> No
         operations = scenario.points(baselines[0].operations)
         for other in baselines[1:]:
             names = [entry.name for entry in scenario.points(other.operations)]
-            assert names == [entry.name for entry in operations], "two undisturbed runs did not do the same"
+            assert names == [entry.name for entry in operations], (
+                "two undisturbed runs did not do the same"
+            )
         points = [operation for operation in operations if applies(kind, operation)][::every]
         assert points, f"{scenario.name}: there is nothing to disturb"
         problems = [problem for found in pool.map(attempt, points) for problem in found]
     print(
-        f"\nkill-anywhere: {scenario.name}: {len(operations)} operations; {kind} at "
-        f"{len(points)}{f' (every {every}th)' if every > 1 else ''}: {len(problems)} problems, {time.monotonic() - started:.0f} s"
+        f"\nkill-anywhere: {scenario.name}: {len(operations)} operations; {kind} at"
+        f" {len(points)}{f' (every {every}th)' if every > 1 else ''}: {len(problems)} problems,"
+        f" {time.monotonic() - started:.0f} s"
     )
     assert problems == [], f"{len(problems)} problems:\n" + "\n".join(problems)
 
@@ -349,7 +419,14 @@ def test_kill_anywhere(rigs: list[Rig], name: str, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "kind"), [("admin", "before"), ("admin", "full"), ("start", "before"), ("publish", "before"), ("smoke", "before")]
+    ("name", "kind"),
+    [
+        ("admin", "before"),
+        ("admin", "full"),
+        ("start", "before"),
+        ("publish", "before"),
+        ("smoke", "before"),
+    ],
 )
 def test_kill_at_every_tenth_write(rigs: list[Rig], name: str, kind: str) -> None:
     """A sample for every day; all of them are in the long lane."""

@@ -1,4 +1,6 @@
-"""What an earlier run left half-written is set aside, never deleted, with a warning; and what it vouched for is done again."""
+"""What an earlier run left half-written is set aside, never deleted, with a warning; and what it
+vouched for is done again.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ RECORDS: dict[str, Callable[[FaultSite], Path]] = {
     "prep_result": lambda site: site.run_dir() / "prep_result.json",
     "stage": lambda site: site.run_dir() / "stages" / "inductor.json",
     "stage that is skipped": lambda site: site.run_dir() / "stages" / "moe_tune.json",
-    "signature": lambda site: next((site.profiles / "torchinductor" / ".signatures").glob("inductor-*.json")),
+    "signature": lambda site: next(
+        (site.profiles / "torchinductor" / ".signatures").glob("inductor-*.json")
+    ),
 }
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",
@@ -45,22 +49,30 @@ def test_damaged_record(faulty: FaultSite, record: str, damage: str) -> None:
     assert result["telemetry_probe"]["ok"] is True and result["status"] == "ok"
     aside = set(path.parent.glob(f"{path.name}.corrupt-*")) - known
     assert [found.read_bytes() for found in aside] == [damaged], "it was not set aside as it was"
-    assert any(str(path.name) in warning and "set aside" in warning for warning in result["warnings"]), result["warnings"]
+    assert any(
+        str(path.name) in warning and "set aside" in warning for warning in result["warnings"]
+    ), result["warnings"]
     validators.validate_prep_result(result)
     validators.validate_job(faulty.job())
     for name in result["stages"]:
         validators.validate_stage(faulty.stage(name))
     again = faulty.ensure()
-    assert again.returncode == 0 and faulty.result()["warnings"] == [], "the second run still repairs"
+    assert again.returncode == 0 and faulty.result()["warnings"] == [], (
+        "the second run still repairs"
+    )
     assert leftovers(faulty) == []
 
 
 def test_damaged_records_of_the_run_itself(faulty: FaultSite) -> None:
-    """Without its manifest a run cannot be told: sgl-admin says so, and the playbook begins a new one."""
+    """Without its manifest a run cannot be told: sgl-admin says so, and the playbook begins a new
+    one.
+    """
     run_id, manifest = faulty.run_id, faulty.pointed()
     manifest.write_text(manifest.read_text()[:100])
     done = faulty.ensure()
-    assert done.returncode == 4 and str(run_id) in done.stderr and "playbooks/start.yml" in done.stderr
+    assert (
+        done.returncode == 4 and str(run_id) in done.stderr and "playbooks/start.yml" in done.stderr
+    )
     play = faulty.must_play("prep", variables={"sgl_start_timeout": 3})
     assert faulty.run_id != run_id and faulty.result()["telemetry_probe"]["ok"] is True, play.output
     assert leftovers(faulty) == []
@@ -77,7 +89,9 @@ def test_pointer_that_somebody_removed(faulty: FaultSite) -> None:
 
 
 def test_stale_pointer(faulty: FaultSite) -> None:
-    """A container that was killed and removed cannot take its pointer back; the next run's takes its place."""
+    """A container that was killed and removed cannot take its pointer back; the next run's takes
+    its place.
+    """
     run_id = faulty.run_id
     docker("rm", "--force", faulty.container)
     assert faulty.run_id == run_id
@@ -88,7 +102,16 @@ def test_stale_pointer(faulty: FaultSite) -> None:
 
 def test_marker_of_a_dead_owner(faulty: FaultSite) -> None:
     marker = faulty.profiles / ".in_progress" / "inductor.json"
-    marker.write_text(json.dumps({"stage": "inductor", "owner_pid": 99999, "started_at": "2026-11-23T09:16:00Z", "run_id": "gone"}))
+    marker.write_text(
+        json.dumps(
+            {
+                "stage": "inductor",
+                "owner_pid": 99999,
+                "started_at": "2026-11-23T09:16:00Z",
+                "run_id": "gone",
+            }
+        )
+    )
     done = faulty.ensure()
     assert done.returncode == 0, done.stderr
     result = faulty.result()
@@ -99,9 +122,15 @@ def test_marker_of_a_dead_owner(faulty: FaultSite) -> None:
 
 def test_lock_of_a_dead_owner(faulty: FaultSite) -> None:
     """A lock dies with its owner, and its file means nothing."""
-    script = "import fcntl, time; lock = open('/profiles/.locks/prep.lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX); time.sleep(600)"
+    script = (
+        "import fcntl, time; lock = open('/profiles/.locks/prep.lock', 'w'); fcntl.flock(lock,"
+        " fcntl.LOCK_EX); time.sleep(600)"
+    )
     docker("exec", "--detach", faulty.container, "/opt/sglang/bin/python", "-c", script)
-    wait_for(lambda: any("time.sleep(600)" in word for line in faulty.processes() for word in line), "the owner")
+    wait_for(
+        lambda: any("time.sleep(600)" in word for line in faulty.processes() for word in line),
+        "the owner",
+    )
     wait_for(lambda: leftovers(faulty) != [] or None, "the lock to be held")
     begun = time.monotonic()
     held = faulty.ensure()

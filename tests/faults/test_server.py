@@ -13,7 +13,10 @@ pytestmark = pytest.mark.slow
 def failed_inductor(site: FaultSite, *arguments: str, **environment: str) -> dict:
     """The stage's record after a rebuild that failed; nothing of the server is left."""
     done = site.ensure(
-        "--inductor", "rebuild", *arguments, environment={f"SGL_TEST_SERVER_{name}": value for name, value in environment.items()}
+        "--inductor",
+        "rebuild",
+        *arguments,
+        environment={f"SGL_TEST_SERVER_{name}": value for name, value in environment.items()},
     )
     stage = site.stage("inductor")
     assert done.returncode == 13, done.stdout + done.stderr
@@ -26,18 +29,28 @@ def failed_inductor(site: FaultSite, *arguments: str, **environment: str) -> dic
 
 def test_the_double_takes_a_real_prep_to_metrics_ready(faulty: FaultSite) -> None:
     result = faulty.result()
-    assert result["telemetry_probe"]["ok"] is True and result["stages"]["inductor"]["status"] in ("ok", "noop")
-    assert result["run"]["sglang_version"] == "0.5.9", "the real package's version is not seen past the double"
+    assert result["telemetry_probe"]["ok"] is True and result["stages"]["inductor"]["status"] in (
+        "ok",
+        "noop",
+    )
+    assert result["run"]["sglang_version"] == "0.5.9", (
+        "the real package's version is not seen past the double"
+    )
     assert "double: stands for" in faulty.log()
 
 
 def test_a_server_without_memory(faulty: FaultSite) -> None:
     stage = failed_inductor(faulty, EXIT="3")
-    assert stage["error_type"] == "oom" and any("out of memory" in line for line in stage["log_tail"])
+    assert stage["error_type"] == "oom" and any(
+        "out of memory" in line for line in stage["log_tail"]
+    )
 
 
 def test_a_server_that_never_gets_healthy(faulty: FaultSite) -> None:
-    assert failed_inductor(faulty, "--server-timeout", "1", READY_S="never")["error_type"] == "server_unhealthy_timeout"
+    assert (
+        failed_inductor(faulty, "--server-timeout", "1", READY_S="never")["error_type"]
+        == "server_unhealthy_timeout"
+    )
 
 
 def test_a_server_that_dies_in_the_middle_of_the_requests(faulty: FaultSite) -> None:
@@ -57,6 +70,12 @@ def test_a_server_that_does_not_listen_to_sigterm(faulty: FaultSite) -> None:
 
 
 def test_a_counter_that_does_not_count_is_no_proof(faulty: FaultSite) -> None:
-    done = faulty.ensure("--probe", "always", "--probe-timeout", "2", environment={"SGL_TEST_SERVER_NOT_COUNTED": "1"})
+    done = faulty.ensure(
+        "--probe",
+        "always",
+        "--probe-timeout",
+        "2",
+        environment={"SGL_TEST_SERVER_NOT_COUNTED": "1"},
+    )
     assert done.returncode == 6, done.stdout + done.stderr
     assert faulty.result()["telemetry_probe"]["ok"] is False

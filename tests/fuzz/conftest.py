@@ -1,4 +1,6 @@
-"""How many examples each test takes: the same few ones every time, or many new ones where SGL_FUZZ_EXAMPLES says how many."""
+"""How many examples each test takes: the same few ones every time, or many new ones where
+SGL_FUZZ_EXAMPLES says how many.
+"""
 
 from __future__ import annotations
 
@@ -15,5 +17,9 @@ settings.register_profile(
     derandomize=not EXAMPLES,
     deadline=None,
     print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+    ],
 )

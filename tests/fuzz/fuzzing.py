@@ -1,4 +1,6 @@
-"""What the fuzz tests share: a test with its examples, values that nobody expects, and the contract's examples spoiled at random."""
+"""What the fuzz tests share: a test with its examples, values that nobody expects, and the
+contract's examples spoiled at random.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# A tree in memory, where there is one: what is tested is what is read, not whether it outlasts a power cut.
+# A tree in memory, where there is one: what is tested is what is read, not whether it outlasts a
+# power cut.
 _MEMORY = Path("/dev/shm")
 # No example takes a second; only one that hangs takes so long.
 _PATIENCE_S = 20.0
@@ -39,10 +42,14 @@ def reached() -> None:
     _Tally.deep += 1
 
 
-def fuzz(*, deep: float, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """A test with examples of `strategies`, more in the slow lane; it fails also where less than the share `deep` calls `reached`.
+def fuzz(
+    *, deep: float, **strategies: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """A test with examples of `strategies`, more in the slow lane; it fails also where less than
+    the share `deep` calls `reached`.
 
-    That share is half of what is usual or less: which examples come depends on the constants in whatever modules are loaded.
+    That share is half of what is usual or less: which examples come depends on the constants in
+    whatever modules are loaded.
     """
 
     def decorate(test: Callable[..., None]) -> Callable[[], None]:
@@ -59,7 +66,9 @@ def fuzz(*, deep: float, **strategies: st.SearchStrategy[Any]) -> Callable[[Call
             examples()
             # Few examples say little of a share: there it is only seen that some get there.
             share = deep if _Tally.examples > _FEW else deep / 4
-            assert _Tally.deep >= share * _Tally.examples, f"only {_Tally.deep} of {_Tally.examples} examples got past the first check"
+            assert _Tally.deep >= share * _Tally.examples, (
+                f"only {_Tally.deep} of {_Tally.examples} examples got past the first check"
+            )
 
         run.__name__, run.__doc__, run.__module__ = test.__name__, test.__doc__, test.__module__
         return pytest.mark.repeated(run)
@@ -94,31 +103,54 @@ def folder() -> Iterator[Path]:
 
 
 def one_line(message: str) -> None:
-    """Holds a message to what a person can be shown: one line, of characters that print, and no essay."""
+    """Holds a message to what a person can be shown: one line, of characters that print, and no
+    essay.
+    """
     assert message.strip(), "an empty message"
     assert message.isprintable(), f"a message with characters that do not print: {message!r:.300}"
     assert len(message) < 4000, f"a message of {len(message)} characters: {message[:300]}"
 
 
 @st.composite
-def mostly(draw: st.DrawFn, usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any], percent: int = 85) -> Any:
+def mostly(
+    draw: st.DrawFn, usual: st.SearchStrategy[Any], other: st.SearchStrategy[Any], percent: int = 85
+) -> Any:
     """The usual in so many of a hundred examples; `|` would take both as often."""
     return draw(usual if draw(_HUNDRED) < percent else other)
 
 
 @st.composite
-def partly(draw: st.DrawFn, good: dict[str, Any], strange: dict[str, st.SearchStrategy[Any]], most: int = 2) -> dict[str, Any]:
-    """The good things, with up to `most` of them strange: were more so, the first would hide the others."""
+def partly(
+    draw: st.DrawFn, good: dict[str, Any], strange: dict[str, st.SearchStrategy[Any]], most: int = 2
+) -> dict[str, Any]:
+    """The good things, with up to `most` of them strange: were more so, the first would hide the
+    others.
+    """
     chosen = draw(st.sets(st.sampled_from(sorted(strange)), max_size=most))
     return {name: draw(strange[name]) if name in chosen else thing for name, thing in good.items()}
 
 
-# --- values --------------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 # JSON that json.dumps cannot write is named by a word, which `encoded` replaces.
 _MADE = re.compile(r'"@(deep|digits):(\d+)@"')
 _STRINGS = [
-    *["", "\0", "/", ".", "..", "/a\0b", "/dev/null", "\ud800", "/\udcff", "a\nb", "/a\nb", "\x1b[31m", "x" * 5000, "/" + "y" * 5000],
+    *[
+        "",
+        "\0",
+        "/",
+        ".",
+        "..",
+        "/a\0b",
+        "/dev/null",
+        "\ud800",
+        "/\udcff",
+        "a\nb",
+        "/a\nb",
+        "\x1b[31m",
+        "x" * 5000,
+        "/" + "y" * 5000,
+    ],
     *[
         "0",
         "1",
@@ -140,7 +172,14 @@ _STRINGS = [
         "{0}",
         "%s",
     ],
-    *["2026-11-23T09:15:00Z", "2026-11-23", "http://127.0.0.1:9", "http://a:99999", "http://[::1", "http://a b/\u00e9"],
+    *[
+        "2026-11-23T09:15:00Z",
+        "2026-11-23",
+        "http://127.0.0.1:9",
+        "http://a:99999",
+        "http://[::1",
+        "http://a b/\u00e9",
+    ],
 ]
 _NUMBERS = [
     0,
@@ -175,24 +214,46 @@ def text() -> st.SearchStrategy[str]:
 def _made() -> st.SearchStrategy[str]:
     """Numbers of many digits, and lists so deep that Python may or may not follow."""
     deep = st.sampled_from([5, 200, 2000, 50_000]) | st.integers(850, 1000)
-    return deep.map(lambda depth: f"@deep:{depth}@") | st.sampled_from([4000, 4301, 100_000]).map(lambda count: f"@digits:{count}@")
+    return deep.map(lambda depth: f"@deep:{depth}@") | st.sampled_from([4000, 4301, 100_000]).map(
+        lambda count: f"@digits:{count}@"
+    )
 
 
 @functools.cache
 def scalars() -> st.SearchStrategy[Any]:
-    return st.one_of(st.none(), st.booleans(), st.sampled_from(_NUMBERS), text(), st.integers(), st.floats(), _made())
+    return st.one_of(
+        st.none(),
+        st.booleans(),
+        st.sampled_from(_NUMBERS),
+        text(),
+        st.integers(),
+        st.floats(),
+        _made(),
+    )
 
 
 @functools.cache
 def documents(*keys: str) -> st.SearchStrategy[Any]:
-    """Any JSON document, with `keys` among its keys; made once, as Hypothesis checks each strategy that it has not seen."""
+    """Any JSON document, with `keys` among its keys; made once, as Hypothesis checks each strategy
+    that it has not seen.
+    """
     names = text() | st.sampled_from(keys) if keys else text()
-    return st.recursive(scalars(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4), max_leaves=12)
+    return st.recursive(
+        scalars(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
+        max_leaves=12,
+    )
 
 
 def _places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield path
-    items = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    items = (
+        document.items()
+        if isinstance(document, dict)
+        else enumerate(document)
+        if isinstance(document, list)
+        else ()
+    )
     for key, value in items:
         yield from _places(value, (*path, key))
 
@@ -203,8 +264,12 @@ _HUNDRED = st.integers(0, 99)
 
 
 @st.composite
-def spoiled(draw: st.DrawFn, document: Any, most: int = 3, values: st.SearchStrategy[Any] | None = None) -> Any:
-    """The document with up to `most` of its nodes dropped, renamed, replaced by `values` or by a copy of another node."""
+def spoiled(
+    draw: st.DrawFn, document: Any, most: int = 3, values: st.SearchStrategy[Any] | None = None
+) -> Any:
+    """The document with up to `most` of its nodes dropped, renamed, replaced by `values` or by a
+    copy of another node.
+    """
     made = copy.deepcopy(document)
     for _ in range(draw(st.integers(0, most))):
         places = list(_places(made))[1:]
@@ -219,7 +284,9 @@ def spoiled(draw: st.DrawFn, document: Any, most: int = 3, values: st.SearchStra
                 parent[draw(text())] = parent.pop(key)
             case "copy":
                 other = draw(st.sampled_from(places))
-                parent[key] = copy.deepcopy(functools.reduce(lambda node, step: node[step], other, made))
+                parent[key] = copy.deepcopy(
+                    functools.reduce(lambda node, step: node[step], other, made)
+                )
             case _:
                 parent[key] = draw(values if values is not None else documents())
     return made
@@ -244,18 +311,34 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
             return content[: draw(st.integers(0, len(content)))]
         case "overwritten":
             start = draw(st.integers(0, len(content)))
-            return content[:start] + draw(st.binary(max_size=6)) + content[start + draw(st.integers(0, 6)) :]
+            return (
+                content[:start]
+                + draw(st.binary(max_size=6))
+                + content[start + draw(st.integers(0, 6)) :]
+            )
         case "other":
             return draw(
                 st.binary(max_size=40)
-                | st.sampled_from([b"", b"[]", b"null", b"\xff\xfe", b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 3000])
+                | st.sampled_from(
+                    [
+                        b"",
+                        b"[]",
+                        b"null",
+                        b"\xff\xfe",
+                        b"\xef\xbb\xbf{}",
+                        b"[" * 100_000,
+                        b'{"a":' * 3000,
+                    ]
+                )
             )
         case _:
             return content
 
 
 def files_of(document: Any, most: int = 3, keys: Iterable[str] = ()) -> st.SearchStrategy[bytes]:
-    """The bytes of a file that should hold `document`: most often it, spoiled; else any other JSON, or none."""
+    """The bytes of a file that should hold `document`: most often it, spoiled; else any other JSON,
+    or none.
+    """
     return damaged(mostly(spoiled(document, most), documents(*keys)).map(encoded))
 
 

@@ -1,4 +1,6 @@
-"""What docker and sgl-admin print: whatever it is, the host is told what it means in a sentence, and nothing passes for done or ready."""
+"""What docker and sgl-admin print: whatever it is, the host is told what it means in a sentence,
+and nothing passes for done or ready.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,15 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, preflight
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, DockerError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, command_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    DockerCli,
+    DockerError,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
+    PrepClient,
+    PrepError,
+    command_line,
+)
 from hypothesis import strategies as st
 from sgl_admin import cli, request_cli, run
 
@@ -24,7 +33,14 @@ INSPECTED = {
     "Architecture": "amd64",
     "Created": "2026-11-23T09:00:00Z",
     "Config": {"Labels": {"a": "b"}},
-    "State": {"Running": True, "Restarting": False, "Status": "running", "StartedAt": "2026-11-23T09:15:00.1Z", "ExitCode": 0, "Pid": 7},
+    "State": {
+        "Running": True,
+        "Restarting": False,
+        "Status": "running",
+        "StartedAt": "2026-11-23T09:15:00.1Z",
+        "ExitCode": 0,
+        "Pid": 7,
+    },
 }
 
 
@@ -44,7 +60,9 @@ def codes() -> st.SearchStrategy[int]:
     error=text() | st.just("Error: No such object: x"),
     kind=st.sampled_from(["container", "image"]),
 )
-def test_docker_describes_a_thing_or_says_why_not(printed: str, code: int, error: str, kind: str) -> None:
+def test_docker_describes_a_thing_or_says_why_not(
+    printed: str, code: int, error: str, kind: str
+) -> None:
     docker = DockerCli(lambda command: (code, printed, error), "docker")
     try:
         found = docker.container("x") if kind == "container" else docker.image("x")
@@ -57,16 +75,22 @@ def test_docker_describes_a_thing_or_says_why_not(printed: str, code: int, error
     reached()
     inspected = json.loads(printed)[0]
     assert all(
-        isinstance(found[name], str) for name in ("id", *(("status", "started_at", "image_id") if kind == "container" else ("created",)))
+        isinstance(found[name], str)
+        for name in (
+            "id",
+            *(("status", "started_at", "image_id") if kind == "container" else ("created",)),
+        )
     )
     assert isinstance(found["labels"], dict)
     if kind == "container":
-        assert found["running"] is (inspected["State"]["Running"] is True and not inspected["State"].get("Restarting"))
+        assert found["running"] is (
+            inspected["State"]["Running"] is True and not inspected["State"].get("Restarting")
+        )
         assert type(found["pid"]) is int and type(found["exit_code"]) is int
         list(preflight._taken_ports({**found, "running": True}, SimpleNamespace(ports={})))  # type: ignore[arg-type]
 
 
-# --- sgl-admin -----------------------------------------------------------------------------------------------------------
+# --- sgl-admin ------------------------------------------------------------------------------------
 
 
 def envelope(**job: Any) -> dict[str, Any]:
@@ -76,7 +100,13 @@ def envelope(**job: Any) -> dict[str, Any]:
     for stage in result["stages"].values():
         del stage["signature"], stage["artifacts"]
     return {
-        "job": {**validators.example("job"), "prep_id": PREP_ID, "state": "done", "exit_code": 0, **job},
+        "job": {
+            **validators.example("job"),
+            "prep_id": PREP_ID,
+            "state": "done",
+            "exit_code": 0,
+            **job,
+        },
         "result": result,
         "attached": False,
     }
@@ -87,14 +117,21 @@ PLAN = {
     "schema_version": "1",
     "dry_run": True,
     "would_change": True,
-    "stages": {name: {"status": "would_run", "reason": "no finished work"} for name in ("deep_gemm", "inductor")},
+    "stages": {
+        name: {"status": "would_run", "reason": "no finished work"}
+        for name in ("deep_gemm", "inductor")
+    },
     "telemetry_probe": "would_run",
     "warnings": ["a warning"],
 }
 
 
 def answers() -> st.SearchStrategy[list[tuple[int, str, str]]]:
-    running = st.tuples(codes(), mostly(st.just(encoded(RUNNING).decode()), output(RUNNING), 60), st.just("sgl-admin: a word\n"))
+    running = st.tuples(
+        codes(),
+        mostly(st.just(encoded(RUNNING).decode()), output(RUNNING), 60),
+        st.just("sgl-admin: a word\n"),
+    )
     last = st.tuples(codes(), output(envelope()), text())
     # Whatever comes before, it ends: a prep that runs on for ever is asked for ever.
     end = (0, json.dumps({"job": None, "result": None}), "")
@@ -106,12 +143,17 @@ def refused(result: dict[str, Any]) -> bool:
 
 
 @fuzz(deep=0.25, printed=answers())
-def test_a_prep_is_done_and_ready_only_when_sgl_admin_says_so(printed: list[tuple[int, str, str]]) -> None:
+def test_a_prep_is_done_and_ready_only_when_sgl_admin_says_so(
+    printed: list[tuple[int, str, str]],
+) -> None:
     result = PrepAction(list(printed), {"model": "/models/m"}, False).run(None, {})
     json.dumps(result)
     if "job" in result:
         reached()
-    assert result.get("metrics_ready", False) in (True, False) and type(result.get("metrics_ready", False)) is bool
+    assert (
+        result.get("metrics_ready", False) in (True, False)
+        and type(result.get("metrics_ready", False)) is bool
+    )
     if refused(result):
         return
     assert not result.get("failed")
@@ -120,35 +162,53 @@ def test_a_prep_is_done_and_ready_only_when_sgl_admin_says_so(printed: list[tupl
     assert result["metrics_ready"] is (result["result"]["telemetry_probe"]["ok"] is True)
 
 
-@fuzz(deep=0.2, printed=output(PLAN).map(lambda plan: plan + "\nRESULT_STATUS dry_run inductor:would_run\n"), code=codes())
+@fuzz(
+    deep=0.2,
+    printed=output(PLAN).map(lambda plan: plan + "\nRESULT_STATUS dry_run inductor:would_run\n"),
+    code=codes(),
+)
 def test_a_dry_run_is_told_or_refused(printed: str, code: int) -> None:
     result = PrepAction([(code, printed, "")], {"model": "/models/m"}, True).run(None, {})
     json.dumps(result)
     if refused(result):
         return
     reached()
-    assert result["changed"] is (json.JSONDecoder().raw_decode(printed.strip())[0]["would_change"] is True)
+    assert result["changed"] is (
+        json.JSONDecoder().raw_decode(printed.strip())[0]["would_change"] is True
+    )
 
 
-@fuzz(deep=0.3, printed=output(envelope()), code=codes(), error=text(), asked=st.sampled_from(["start", "follow", "dry_run"]))
-def test_the_client_of_a_prep_raises_nothing_else(printed: str, code: int, error: str, asked: str) -> None:
+@fuzz(
+    deep=0.3,
+    printed=output(envelope()),
+    code=codes(),
+    error=text(),
+    asked=st.sampled_from(["start", "follow", "dry_run"]),
+)
+def test_the_client_of_a_prep_raises_nothing_else(
+    printed: str, code: int, error: str, asked: str
+) -> None:
     client = PrepClient(lambda command: (code, printed, error), "box")
     try:
-        found = {"start": lambda: client.start([], 0), "follow": lambda: client.follow(PREP_ID, 0), "dry_run": lambda: client.dry_run([])}[
-            asked
-        ]()
+        found = {
+            "start": lambda: client.start([], 0),
+            "follow": lambda: client.follow(PREP_ID, 0),
+            "dry_run": lambda: client.dry_run([]),
+        }[asked]()
     except PrepError as refusal:
         assert str(refusal)
         return
     reached()
     assert isinstance(found, dict)
     if asked != "dry_run":
-        assert all(found[name] is None or isinstance(found[name], dict) for name in ("job", "result"))
+        assert all(
+            found[name] is None or isinstance(found[name], dict) for name in ("job", "result")
+        )
     if asked == "follow":
         assert found["job"]["prep_id"] == PREP_ID
 
 
-# --- arguments -----------------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 _MODES = st.sampled_from(["ensure", "rebuild", "skip"])
 
@@ -160,19 +220,27 @@ _MODES = st.sampled_from(["ensure", "rebuild", "skip"])
             "model": mostly(st.just("/models/m"), text()),
             "tp": mostly(st.integers(1, 8), st.integers(), 90),
             **dict.fromkeys(("deep_gemm", "moe", "flashinfer", "inductor"), _MODES),
-            "moe_batch_sizes": st.lists(mostly(st.integers(1, 9000), st.integers(), 95), max_size=3),
+            "moe_batch_sizes": st.lists(
+                mostly(st.integers(1, 9000), st.integers(), 95), max_size=3
+            ),
             "moe_dtype": mostly(st.just("auto"), text()),
             "probe": st.sampled_from(["auto", "always", "never"]),
             "server_args": st.lists(text(), max_size=3),
-            "server_env": st.dictionaries(mostly(st.from_regex(r"\A[A-Z_]{1,8}\Z"), text()), text(), max_size=2),
-            "cuda_graph_batch_sizes": st.lists(mostly(st.integers(1, 512), st.integers(), 95), max_size=3),
+            "server_env": st.dictionaries(
+                mostly(st.from_regex(r"\A[A-Z_]{1,8}\Z"), text()), text(), max_size=2
+            ),
+            "cuda_graph_batch_sizes": st.lists(
+                mostly(st.integers(1, 512), st.integers(), 95), max_size=3
+            ),
             "moe_fusion": st.sampled_from(["ensure", "skip"]),
             "server_timeout": mostly(st.floats(0, 99999), st.floats(), 95),
             "probe_timeout": mostly(st.floats(0, 99999), st.floats(), 95),
         }
     ),
 )
-def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(options: dict[str, Any]) -> None:
+def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(
+    options: dict[str, Any],
+) -> None:
     try:
         parsed = cli._parser().parse_args(["caches", "ensure", *command_line(options)])
     except SystemExit as ended:
@@ -180,15 +248,31 @@ def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(options: di
         return
     reached()
     made = request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
-    assert made.model == options["model"].rstrip("/") and made.tp == options["tp"] and made.moe_dtype == options["moe_dtype"]
-    assert made.stages == {name: options[name.removesuffix("_tune")] for name in ("deep_gemm", "moe_tune", "flashinfer", "inductor")}
-    assert made.moe_batch_sizes == tuple(sorted(set(options["moe_batch_sizes"]))) and made.server_args == tuple(options["server_args"])
+    assert (
+        made.model == options["model"].rstrip("/")
+        and made.tp == options["tp"]
+        and made.moe_dtype == options["moe_dtype"]
+    )
+    assert made.stages == {
+        name: options[name.removesuffix("_tune")]
+        for name in ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+    }
+    assert made.moe_batch_sizes == tuple(
+        sorted(set(options["moe_batch_sizes"]))
+    ) and made.server_args == tuple(options["server_args"])
     assert made.cuda_graph_batch_sizes == tuple(sorted(set(options["cuda_graph_batch_sizes"])))
-    assert made.server_env == tuple(f"{name}={value}" for name, value in options["server_env"].items())
+    assert made.server_env == tuple(
+        f"{name}={value}" for name, value in options["server_env"].items()
+    )
     assert made.server_timeout_s == pytest.approx(options["server_timeout"], rel=1e-5)
 
 
-@fuzz(deep=0.2, value=mostly(st.from_regex(r"\A(0|0o|[0-7])?7[0-7]{2}\Z") | st.integers(0o700, 0o777), documents(), 60))
+@fuzz(
+    deep=0.2,
+    value=mostly(
+        st.from_regex(r"\A(0|0o|[0-7])?7[0-7]{2}\Z") | st.integers(0o700, 0o777), documents(), 60
+    ),
+)
 def test_a_mode_is_taken_or_refused(value: Any) -> None:
     try:
         bits = host_tree.parse_mode(value)
@@ -200,7 +284,10 @@ def test_a_mode_is_taken_or_refused(value: Any) -> None:
     assert bits == (int(value, 8) if isinstance(value, str) else value)
 
 
-@fuzz(deep=0.5, path=st.lists(st.sampled_from(["/", "//", ".", "..", "a", "b c"])).map("".join) | text())
+@fuzz(
+    deep=0.5,
+    path=st.lists(st.sampled_from(["/", "//", ".", "..", "a", "b c"])).map("".join) | text(),
+)
 def test_a_clean_path_is_clean_and_stays_so(path: str) -> None:
     cleaned = host_tree.clean_path(path)
     reached()

@@ -1,4 +1,6 @@
-"""What another host sends as an archive of caches: it is taken as it was written, or nothing of it is; and what lies here goes there."""
+"""What another host sends as an archive of caches: it is taken as it was written, or nothing of it
+is; and what lies here goes there.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ _SMALL = 1 << 18
 
 @contextmanager
 def host() -> Iterator[Host]:
-    """A host with work of its own, in the same folders, and a file beside its caches that no archive may reach."""
+    """A host with work of its own, in the same folders, and a file beside its caches that no
+    archive may reach.
+    """
     with container() as inside:
         for name in (LIVE, POINTER, NAMED):
             put(inside / name, GOOD[name])
@@ -88,7 +92,9 @@ def take(receiver: Host, archive: bytes) -> Answer:
 
 
 def held(answer: Answer, before: dict[str, Any], document: Any) -> None:
-    """Holds the caches to be as they were, or with what the manifest names, and nothing else changed."""
+    """Holds the caches to be as they were, or with what the manifest names, and nothing else
+    changed.
+    """
     if not answer.out:
         assert answer.code in (EXIT_ARCHIVE, EXIT_NO_RESULT), answer
         one_line(answer.error.rstrip("\n"))
@@ -103,9 +109,16 @@ def held(answer: Answer, before: dict[str, Any], document: Any) -> None:
     if all(stage["status"] == "refused" for stage in stages.values()):
         assert tree() == before
         return
-    found = {name: thing for name, thing in tree().items() if thing.content is not None and "/.signatures/" not in name}
+    found = {
+        name: thing
+        for name, thing in tree().items()
+        if thing.content is not None and "/.signatures/" not in name
+    }
     wanted = {entry["path"]: entry for entry in document["stages"]["inductor"]["files"]}
-    assert set(found) == {*(name for name, thing in before.items() if thing.content is not None), *wanted}
+    assert set(found) == {
+        *(name for name, thing in before.items() if thing.content is not None),
+        *wanted,
+    }
     for name, thing in found.items():
         if name in wanted:
             assert (thing.mtime_ns, thing.mode) == (wanted[name]["mtime_ns"], wanted[name]["mode"])
@@ -128,14 +141,19 @@ def changed(draw: st.DrawFn) -> bytes:
 
 def in_bytes(draw: st.DrawFn, archive: bytes) -> bytes:
     # Each block as often: integers() would seldom be far from its ends.
-    start = draw(st.sampled_from(range(0, max(len(archive), 1), _BLOCK))) + draw(st.integers(0, _BLOCK - 1))
+    start = draw(st.sampled_from(range(0, max(len(archive), 1), _BLOCK))) + draw(
+        st.integers(0, _BLOCK - 1)
+    )
     end = start + draw(st.sampled_from([0, 1, 1, 1, 2, 511, 512, 1 << 20]))
     return archive[:start] + draw(st.binary(max_size=3) | st.just(bytes(_BLOCK))) + archive[end:]
 
 
 def in_blocks(draw: st.DrawFn, archive: bytes) -> bytes:
     blocks = [archive[start : start + _BLOCK] for start in range(0, len(archive), _BLOCK)] or [b""]
-    first, second = draw(st.sampled_from(range(len(blocks)))), draw(st.sampled_from(range(len(blocks))))
+    first, second = (
+        draw(st.sampled_from(range(len(blocks)))),
+        draw(st.sampled_from(range(len(blocks)))),
+    )
     match draw(st.sampled_from(["swap", "copy", "drop", "cut"])):
         case "swap":
             blocks[first], blocks[second] = blocks[second], blocks[first]
@@ -149,7 +167,12 @@ def in_blocks(draw: st.DrawFn, archive: bytes) -> bytes:
 
 
 _FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    "name": text() | st.sampled_from(["files/../../outside", "/outside", "triton/x", "manifest-" + "0" * 64 + ".json"]),
+    "name": (
+        text()
+        | st.sampled_from(
+            ["files/../../outside", "/outside", "triton/x", "manifest-" + "0" * 64 + ".json"]
+        )
+    ),
     "type": st.sampled_from([bytes([kind]) for kind in b"0123457LKSxgX\0"]),
     "linkname": st.sampled_from(["/outside", "../outside", "triton"]),
     "uid": st.integers(0, 2**21 - 1),
@@ -212,21 +235,39 @@ def test_an_archive_that_was_changed_is_refused_whatever_was_changed(archive: by
 
 _PATHS = st.sampled_from(
     [
-        "../outside", "/outside", "triton/../../outside", "triton/x", "triton/AB12", "triton/AB12/own.so", "triton/AB12/own.so/x",
-        "torchinductor/ab/graph.py", "flashinfer/x", ".incoming/x", "triton/.signatures/x.json", "triton", "triton/x.lock", "a/b",
+        "../outside",
+        "/outside",
+        "triton/../../outside",
+        "triton/x",
+        "triton/AB12",
+        "triton/AB12/own.so",
+        "triton/AB12/own.so/x",
+        "torchinductor/ab/graph.py",
+        "flashinfer/x",
+        ".incoming/x",
+        "triton/.signatures/x.json",
+        "triton",
+        "triton/x.lock",
+        "a/b",
     ]
-)  # fmt: skip
+)
 _NUMBERS = st.sampled_from([0, 1, 6, 0o777, 0o4755, 2**60, 2**63, -1]) | st.integers(0, 10**18)
 
 
 @fuzz(
     deep=0.1,
     document=mostly(
-        spoiled(manifest(sent()), most=2, values=_PATHS | _NUMBERS | st.sampled_from(sorted(FILES))), spoiled(manifest(sent())), 70
+        spoiled(
+            manifest(sent()), most=2, values=_PATHS | _NUMBERS | st.sampled_from(sorted(FILES))
+        ),
+        spoiled(manifest(sent())),
+        70,
     ),
     canonical=mostly(st.just(True), st.just(False)),
 )
-def test_a_signed_manifest_is_refused_or_is_what_lies_there_then(document: Any, canonical: bool) -> None:
+def test_a_signed_manifest_is_refused_or_is_what_lies_there_then(
+    document: Any, canonical: bool
+) -> None:
     with host() as receiver:
         before = tree()
         archive = resigned(sent(), document)
@@ -264,14 +305,20 @@ def test_what_a_killed_import_left_is_finished_or_forgotten(record: bytes, lost:
         assert answer.code == 0, answer.error
         assert not list(paths.INCOMING.iterdir())
         said = answer.document
-        warnings = [each for each in (said.get("plan") or said["result"])["warnings"] if "SGLang's version" not in each]
+        warnings = [
+            each
+            for each in (said.get("plan") or said["result"])["warnings"]
+            if "SGLang's version" not in each
+        ]
         assert len(warnings) <= 1
         for warning in warnings:
             one_line(warning)
         finished = record == written(commit()) and not lost
         if finished:
             reached()
-        assert not finished or (not warnings and said["result"]["stages"]["inductor"]["status"] == "noop")
+        assert not finished or (
+            not warnings and said["result"]["stages"]["inductor"]["status"] == "noop"
+        )
         # Where it ends finished, all is there that its record vouches for.
         for vouched in (paths.PROFILES / "torchinductor/.signatures").glob("*.json"):
             for name, size in json.loads(vouched.read_bytes())["files"].items():
@@ -281,28 +328,58 @@ def test_what_a_killed_import_left_is_finished_or_forgotten(record: bytes, lost:
 
 # --- whatever lies here goes there
 
-_NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=6) | st.sampled_from(
-    ["a", "b", "E=8,block_shape=[128, 128].json", "x" * 255, "\u00e9" * 127, "a b", "-", "*", "\n", "\x1b[31m", "..."]
+_NAME = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=6
+) | st.sampled_from(
+    [
+        "a",
+        "b",
+        "E=8,block_shape=[128, 128].json",
+        "x" * 255,
+        "\u00e9" * 127,
+        "a b",
+        "-",
+        "*",
+        "\n",
+        "\x1b[31m",
+        "...",
+    ]
 )
 _PLACE = st.tuples(
     st.sampled_from(["triton", "torchinductor"]),
     st.lists(
-        _NAME.filter(lambda name: name not in (".", "..", ".signatures", ".tuned", ".tuning") and len(name.encode()) <= 255),
+        _NAME.filter(
+            lambda name: (
+                name not in (".", "..", ".signatures", ".tuned", ".tuning")
+                and len(name.encode()) <= 255
+            )
+        ),
         min_size=1,
         max_size=3,
     ),
 ).map(lambda place: "/".join([place[0], *place[1]]))
 _FILE = st.tuples(
-    st.sampled_from([b"", b"x", b"same", bytes(511), bytes(512), bytes(513), bytes(_SMALL + 1)]) | st.binary(max_size=40),
+    st.sampled_from([b"", b"x", b"same", bytes(511), bytes(512), bytes(513), bytes(_SMALL + 1)])
+    | st.binary(max_size=40),
     st.integers(0, 4 * 10**18),
     st.sampled_from([0o664, 0o644, 0o755, 0o400, 0o600, 0o777, 0o4755]),
 )
 
 
-@fuzz(deep=0.8, files=st.dictionaries(_PLACE, _FILE, min_size=1, max_size=6), seed=st.randoms(use_true_random=False))
-def test_whatever_lies_here_goes_there_and_is_the_same_archive_again(files: dict[str, tuple[bytes, int, int]], seed: Any) -> None:
+@fuzz(
+    deep=0.8,
+    files=st.dictionaries(_PLACE, _FILE, min_size=1, max_size=6),
+    seed=st.randoms(use_true_random=False),
+)
+def test_whatever_lies_here_goes_there_and_is_the_same_archive_again(
+    files: dict[str, tuple[bytes, int, int]], seed: Any
+) -> None:
     # No name may be another one's folder.
-    chosen = {name: found for name, found in files.items() if not any(other.startswith(f"{name}/") for other in files)}
+    chosen = {
+        name: found
+        for name, found in files.items()
+        if not any(other.startswith(f"{name}/") for other in files)
+    }
     with host() as here:
         wipe()
 
@@ -329,7 +406,12 @@ def test_whatever_lies_here_goes_there_and_is_the_same_archive_again(files: dict
         assert found == {}
 
 
-@fuzz(deep=0.5, path=st.lists(st.sampled_from(["..", ".", "", "triton", OUTSIDE, "AB12"]) | text(), min_size=1, max_size=6).map("/".join))
+@fuzz(
+    deep=0.5,
+    path=st.lists(
+        st.sampled_from(["..", ".", "", "triton", OUTSIDE, "AB12"]) | text(), min_size=1, max_size=6
+    ).map("/".join),
+)
 def test_no_path_leads_out_of_the_caches(path: str) -> None:
     document = manifest(sent())
     document["stages"]["inductor"]["files"][0]["path"] = path
@@ -339,5 +421,7 @@ def test_no_path_leads_out_of_the_caches(path: str) -> None:
         held(answer, before, document)
         reached()
         if answer.code == 0:
-            assert Path(os.path.normpath(paths.PROFILES / path)).is_relative_to(paths.PROFILES / path.partition("/")[0])
+            assert Path(os.path.normpath(paths.PROFILES / path)).is_relative_to(
+                paths.PROFILES / path.partition("/")[0]
+            )
             assert path.partition("/")[0] in ("triton", "torchinductor")

@@ -1,4 +1,5 @@
-"""What sgl-admin is asked on its command line, by its worker's input and by the server's metrics."""
+"""What sgl-admin is asked on its command line, by its worker's input and by the server's metrics.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +19,32 @@ from tests.fuzz.fuzzing import files_of, fuzz, mostly, reached, text
 from tests.fuzz.test_records_of_a_container import GOOD, MODEL, container, nothing_begins, put
 
 WORDS = [
-    *["caches", "ensure", "inspect", "status", "version", "--help", "--json", "--dry-run", "--detach", "--watch", "--", "-h"],
-    *["--model", "--tp", "--inductor", "--moe", "--deep-gemm", "--probe", "--port", "--wait", "--server-arg", "--moe-batch-sizes"],
+    *[
+        "caches",
+        "ensure",
+        "inspect",
+        "status",
+        "version",
+        "--help",
+        "--json",
+        "--dry-run",
+        "--detach",
+        "--watch",
+        "--",
+        "-h",
+    ],
+    *[
+        "--model",
+        "--tp",
+        "--inductor",
+        "--moe",
+        "--deep-gemm",
+        "--probe",
+        "--port",
+        "--wait",
+        "--server-arg",
+        "--moe-batch-sizes",
+    ],
     *[
         "--server-timeout",
         "--probe-timeout",
@@ -59,10 +84,22 @@ ENSURE = ["caches", "ensure", "--model", MODEL]
     words=st.one_of(
         st.lists(st.sampled_from(WORDS) | text(), max_size=6),
         st.lists(st.sampled_from(WORDS) | text(), max_size=4).map(lambda more: [*ENSURE, *more]),
-        st.lists(st.sampled_from(["--json", "--dry-run", "--detach", "--tp=1", "--inductor=skip", "--probe=never", "--port=1"])).map(
-            lambda more: [*ENSURE, *more]
+        st.lists(
+            st.sampled_from(
+                [
+                    "--json",
+                    "--dry-run",
+                    "--detach",
+                    "--tp=1",
+                    "--inductor=skip",
+                    "--probe=never",
+                    "--port=1",
+                ]
+            )
+        ).map(lambda more: [*ENSURE, *more]),
+        st.lists(st.sampled_from(["--json", "--watch", "--wait=0"]), max_size=3).map(
+            lambda more: ["status", *more]
         ),
-        st.lists(st.sampled_from(["--json", "--watch", "--wait=0"]), max_size=3).map(lambda more: ["status", *more]),
     ),
 )
 def test_any_words_end_with_an_exit_code(words: list[str]) -> None:
@@ -109,24 +146,31 @@ def test_a_request_is_read_or_refused(content: bytes) -> None:
 @fuzz(
     deep=0.5,
     arguments=st.lists(
-        text().map(lambda word: f"--server-arg={word}") | st.sampled_from(["--tp=3", "--moe=rebuild", "--probe=never", "--port=7"])
+        text().map(lambda word: f"--server-arg={word}")
+        | st.sampled_from(["--tp=3", "--moe=rebuild", "--probe=never", "--port=7"])
     ),
 )
-def test_a_request_survives_the_way_to_its_worker_and_describes_itself(arguments: list[str]) -> None:
+def test_a_request_survives_the_way_to_its_worker_and_describes_itself(
+    arguments: list[str],
+) -> None:
     def asked(words: list[str]) -> Request:
         return request_cli.of(
-            cli._parser().parse_args(["caches", "ensure", *words]), run.Run("r", {"services": {"sglang": {"port": 31999}}})
+            cli._parser().parse_args(["caches", "ensure", *words]),
+            run.Run("r", {"services": {"sglang": {"port": 31999}}}),
         )
 
     with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
         made = asked(["--model=/models/m", *arguments])
         reached()
-        assert Request.from_json(made.to_json()) == made and Request.from_json(made.to_json()).digest == made.digest
+        assert (
+            Request.from_json(made.to_json()) == made
+            and Request.from_json(made.to_json()).digest == made.digest
+        )
         again = asked([*made.describe(), f"--port={made.warmup_port}"])
         assert again == made
 
 
-# --- what the server says ------------------------------------------------------------------------------------------------
+# --- what the server says -------------------------------------------------------------------------
 
 
 def labels() -> st.SearchStrategy[str]:
@@ -134,7 +178,11 @@ def labels() -> st.SearchStrategy[str]:
         lambda name: name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     )
     return st.dictionaries(st.sampled_from(["model_name", "tp_rank"]), value).map(
-        lambda named: "{" + ",".join(f'{name}="{value}"' for name, value in named.items()) + "}" if named else ""
+        lambda named: (
+            "{" + ",".join(f'{name}="{value}"' for name, value in named.items()) + "}"
+            if named
+            else ""
+        )
     )
 
 
@@ -143,7 +191,13 @@ def metrics(draw: st.DrawFn) -> tuple[bytes, float]:
     """A page of metrics, and the prompt tokens in it."""
     name = draw(st.sampled_from(["sglang:prompt_tokens_total", "sglang_prompt_tokens_total"]))
     others = st.sampled_from(
-        ["# HELP sglang:prompt_tokens_total Tokens", "sglang:prompt_tokens_total_created 1", "up 1", "", 'sglang:x{a="}"} 5']
+        [
+            "# HELP sglang:prompt_tokens_total Tokens",
+            "sglang:prompt_tokens_total_created 1",
+            "up 1",
+            "",
+            'sglang:x{a="}"} 5',
+        ]
     )
     lines, total = [], 0.0
     for number in draw(st.lists(st.integers(0, 10**6), max_size=3)):
@@ -158,7 +212,9 @@ class Answering(Server):
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
 
-    def _request(self, method: str, path: str, body: Any = None, timeout_s: float = 60) -> tuple[int, bytes]:
+    def _request(
+        self, method: str, path: str, body: Any = None, timeout_s: float = 60
+    ) -> tuple[int, bytes]:
         return 200, self.answer
 
     def log_tail(self, lines: int = 20) -> list[str]:

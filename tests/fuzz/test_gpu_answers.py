@@ -1,4 +1,6 @@
-"""What nvidia-smi, the kernel's log and Docker say of GPUs: whatever it is, it is described or refused in a sentence."""
+"""What nvidia-smi, the kernel's log and Docker say of GPUs: whatever it is, it is described or
+refused in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from tests.fuzz.fuzzing import damaged, documents, files_of, fuzz, mostly, one_l
 
 CARDS = [
     Card(processes=[(1, "C", "/usr/bin/python3 a", "100 MiB")]),
-    Card(name="NVIDIA GH200 480GB", uuid="GPU-2", bus="00000009:01:00.0", addressing="ATS", mig="Enabled", uncorrectable=3),
+    Card(
+        name="NVIDIA GH200 480GB",
+        uuid="GPU-2",
+        bus="00000009:01:00.0",
+        addressing="ATS",
+        mig="Enabled",
+        uncorrectable=3,
+    ),
 ]
 WORDS = [
     "Yes",
@@ -37,7 +46,9 @@ WORDS = [
 
 @st.composite
 def answers(draw: st.DrawFn) -> str:
-    """The XML of two GPUs, with up to three of its elements renamed, dropped, doubled, or with another text; or other bytes."""
+    """The XML of two GPUs, with up to three of its elements renamed, dropped, doubled, or with
+    another text; or other bytes.
+    """
     smi = NvidiaSmi(CARDS, driver=draw(st.sampled_from(["535.183.01", "570.148.08", "580.105.08"])))
     log = ET.fromstring(smi.xml())  # noqa: S314
     for _ in range(draw(st.integers(0, 3))):
@@ -45,24 +56,38 @@ def answers(draw: st.DrawFn) -> str:
         child = draw(st.sampled_from(list(parent)))
         match draw(st.sampled_from(["text", "text", "text", "drop", "double", "rename", "move"])):
             case "text":
-                child.text = draw(st.sampled_from(WORDS) | st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20))
+                child.text = draw(
+                    st.sampled_from(WORDS)
+                    | st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+                )
             case "drop":
                 parent.remove(child)
             case "double":
                 parent.extend([child] * draw(st.sampled_from([2, 100])))
             case "rename":
-                child.tag = draw(st.sampled_from(["gpu", "processes", "uuid", "a_reason_", "uncorrectable"]))
+                child.tag = draw(
+                    st.sampled_from(["gpu", "processes", "uuid", "a_reason_", "uncorrectable"])
+                )
             case _:
                 log.append(child)
                 if parent is not log:
                     parent.remove(child)
-    whole = st.just(b'<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v13.dtd">\n' + ET.tostring(log, "utf-8"))
+    whole = st.just(
+        b'<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v13.dtd">\n'
+        + ET.tostring(log, "utf-8")
+    )
     # As Ansible hands on a program's output.
     return draw(damaged(whole)).decode(errors="surrogateescape")
 
 
-ADDRESSES = st.sampled_from(["PCI:0000:53:00", "0009:01:00", "PCI:0000:aa:00", "", "...", "\0"]) | text()
-LINES = st.builds("3,1,1,-;NVRM: Xid ({}): {}, pid=1".format, ADDRESSES, st.integers(0, 200) | st.sampled_from(["79", "99999", "", "x"]))
+ADDRESSES = (
+    st.sampled_from(["PCI:0000:53:00", "0009:01:00", "PCI:0000:aa:00", "", "...", "\0"]) | text()
+)
+LINES = st.builds(
+    "3,1,1,-;NVRM: Xid ({}): {}, pid=1".format,
+    ADDRESSES,
+    st.integers(0, 200) | st.sampled_from(["79", "99999", "", "x"]),
+)
 
 
 @fuzz(
@@ -71,7 +96,9 @@ LINES = st.builds("3,1,1,-;NVRM: Xid ({}): {}, pid=1".format, ADDRESSES, st.inte
     code=mostly(st.just(0), st.sampled_from([1, 9, 14, 255]), 92),
     error=text(),
     log=st.none() | st.lists(LINES, max_size=4).map("\n".join),
-    files=st.none() | st.sampled_from(["", "0", "1\n", "[always] madvise", "init_on_alloc=", "docker-" + "c" * 64]) | text(),
+    files=st.none()
+    | st.sampled_from(["", "0", "1\n", "[always] madvise", "init_on_alloc=", "docker-" + "c" * 64])
+    | text(),
     machine=st.sampled_from(["aarch64", "x86_64"]),
     use=st.builds(
         Use,
@@ -107,7 +134,12 @@ def test_gpus_are_described_and_judged_or_refused_in_a_sentence(
         assert any("MIG" in problem for problem in verdict.problems)
 
 
-@fuzz(deep=0.3, printed=files_of({"nvidia": {"path": "x"}, "runc": {}}).map(lambda content: content.decode(errors="surrogateescape")))
+@fuzz(
+    deep=0.3,
+    printed=files_of({"nvidia": {"path": "x"}, "runc": {}}).map(
+        lambda content: content.decode(errors="surrogateescape")
+    ),
+)
 def test_a_container_toolkit_is_missed_only_where_docker_names_its_runtimes(printed: str) -> None:
     def run(command: list[str]) -> tuple[int, str, str]:
         return 0, printed, ""
@@ -120,7 +152,12 @@ def test_a_container_toolkit_is_missed_only_where_docker_names_its_runtimes(prin
     reached()
 
 
-@fuzz(deep=0.5, inspected=st.dictionaries(st.just("Config"), st.dictionaries(st.just("Env"), documents("CUDA_VERSION=13.0"))))
+@fuzz(
+    deep=0.5,
+    inspected=st.dictionaries(
+        st.just("Config"), st.dictionaries(st.just("Env"), documents("CUDA_VERSION=13.0"))
+    ),
+)
 def test_an_images_environment_is_read_or_not(inspected: dict[str, Any]) -> None:
     version, requires = gpu_health.image_cuda(inspected)
     reached()

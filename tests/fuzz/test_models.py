@@ -1,4 +1,6 @@
-"""A model's folder as the host and the container read it: whatever lies there, it is described when it is whole and refused otherwise."""
+"""A model's folder as the host and the container read it: whatever lies there, it is described when
+it is whole and refused otherwise.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,42 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, inspect_model
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+    ModelError,
+    inspect_model,
+)
 from hypothesis import strategies as st
 from sgl_admin import model
 
-from tests.fuzz.fuzzing import documents, encoded, files_of, folder, fuzz, mostly, one_line, put, reached, text, things
+from tests.fuzz.fuzzing import (
+    documents,
+    encoded,
+    files_of,
+    folder,
+    fuzz,
+    mostly,
+    one_line,
+    put,
+    reached,
+    text,
+    things,
+)
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "num_attention_heads": 16,
     "num_experts": 128,
-    "text_config": {"num_experts": 8, "num_attention_heads": 4, "text_config": {"n_routed_experts": [0, 2]}},
+    "text_config": {
+        "num_experts": 8,
+        "num_attention_heads": 4,
+        "text_config": {"n_routed_experts": [0, 2]},
+    },
 }
-INDEX: dict[str, Any] = {"metadata": {"total_size": 80}, "weight_map": {"a.weight": SHARDS[0], "b.weight": SHARDS[1], "c": SHARDS[1]}}
+INDEX: dict[str, Any] = {
+    "metadata": {"total_size": 80},
+    "weight_map": {"a.weight": SHARDS[0], "b.weight": SHARDS[1], "c": SHARDS[1]},
+}
 HEADER: dict[str, Any] = {
     "__metadata__": {"format": "pt"},
     "a.weight": {"dtype": "F32", "shape": [2, 5], "data_offsets": [0, 40]},
@@ -33,9 +57,16 @@ HEADER: dict[str, Any] = {
 
 @st.composite
 def shards(draw: st.DrawFn) -> bytes:
-    """A safetensors file: length and header, spoiled or not, and as much data as it says, more or less."""
+    """A safetensors file: length and header, spoiled or not, and as much data as it says, more or
+    less.
+    """
     header = draw(mostly(st.just(encoded(HEADER)), files_of(HEADER)))
-    length = draw(mostly(st.just(len(header)), st.sampled_from([0, 1, 2**31, 2**63, 2**64 - 1]) | st.integers(0, 400)))
+    length = draw(
+        mostly(
+            st.just(len(header)),
+            st.sampled_from([0, 1, 2**31, 2**63, 2**64 - 1]) | st.integers(0, 400),
+        )
+    )
     return (
         struct.pack("<Q", length)[: draw(mostly(st.just(8), st.integers(0, 8)))]
         + header
@@ -44,30 +75,52 @@ def shards(draw: st.DrawFn) -> bytes:
 
 
 def names() -> st.SearchStrategy[Any]:
-    strange = ["../config.json", "/etc/passwd", ".", "config.json", "x/y", "a\0b", "\ud800", "\udcff", "a\nb", "z" * 300]
+    strange = [
+        "../config.json",
+        "/etc/passwd",
+        ".",
+        "config.json",
+        "x/y",
+        "a\0b",
+        "\ud800",
+        "\udcff",
+        "a\nb",
+        "z" * 300,
+    ]
     return mostly(st.sampled_from(SHARDS), st.sampled_from(strange) | text() | documents(), 90)
 
 
 def indexes() -> st.SearchStrategy[bytes | str]:
-    named = st.dictionaries(text(), names(), min_size=1, max_size=4).map(lambda weights: encoded({"weight_map": weights}))
-    return mostly(things(mostly(st.just(encoded(INDEX)), files_of(INDEX, keys=["weight_map"]))), named)
+    named = st.dictionaries(text(), names(), min_size=1, max_size=4).map(
+        lambda weights: encoded({"weight_map": weights})
+    )
+    return mostly(
+        things(mostly(st.just(encoded(INDEX)), files_of(INDEX, keys=["weight_map"]))), named
+    )
 
 
 def is_whole(path: Path) -> bool:
     """The same question, answered by reading each header as JSON."""
     index = path / "model.safetensors.index.json"
     shards = (
-        set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else {file.name for file in path.glob("*.safetensors")}
+        set(json.loads(index.read_bytes())["weight_map"].values())
+        if index.exists()
+        else {file.name for file in path.glob("*.safetensors")}
     )
     for name in shards:
         content = (path / name).read_bytes()
         (length,) = struct.unpack("<Q", content[:8])
         try:
             tensors = json.loads(content[8 : 8 + length])
-            ends = [tensor["data_offsets"][1] for key, tensor in tensors.items() if key != "__metadata__"]
+            ends = [
+                tensor["data_offsets"][1]
+                for key, tensor in tensors.items()
+                if key != "__metadata__"
+            ]
             wanted = 8 + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            # No header that a server could read; it is cut off where its length says that it is longer.
+            # No header that a server could read; it is cut off where its length says that it is
+            # longer.
             wanted = 8 + length
         if not isinstance(wanted, int) or len(content) < wanted:
             return not isinstance(wanted, int)
@@ -84,16 +137,28 @@ def is_whole(path: Path) -> bool:
     uid=st.sampled_from([None, 0, 65534]),
 )
 def test_a_model_is_described_only_when_it_is_whole(
-    config: bytes | str, index: bytes | str, first: bytes | str, second: bytes | str, tp: int, uid: int | None
+    config: bytes | str,
+    index: bytes | str,
+    first: bytes | str,
+    second: bytes | str,
+    tp: int,
+    uid: int | None,
 ) -> None:
     with folder() as root:
         path = root / "org" / "model"
         path.mkdir(parents=True)
-        for name, thing in (("config.json", config), ("model.safetensors.index.json", index), (SHARDS[0], first), (SHARDS[1], second)):
+        for name, thing in (
+            ("config.json", config),
+            ("model.safetensors.index.json", index),
+            (SHARDS[0], first),
+            (SHARDS[1], second),
+        ):
             put(path / name, thing)
         os.chmod(root, 0o755)
         try:
-            found = inspect_model(str(path), tp=tp, device_count=16, root=str(root), uid=uid, gid=uid)
+            found = inspect_model(
+                str(path), tp=tp, device_count=16, root=str(root), uid=uid, gid=uid
+            )
         except ModelError as error:
             one_line(str(error))
             assert ": " in str(error), "without its remedy"
@@ -101,8 +166,12 @@ def test_a_model_is_described_only_when_it_is_whole(
         reached()
         assert is_whole(path)
         written = json.loads((path / "config.json").read_bytes())
-        assert found["architecture"] == written["architectures"][0] and re.fullmatch("[A-Za-z0-9_]+", found["architecture"])
-        assert isinstance(found["moe"], bool) and found["identity"] == model_files.model_identity(str(path))
+        assert found["architecture"] == written["architectures"][0] and re.fullmatch(
+            "[A-Za-z0-9_]+", found["architecture"]
+        )
+        assert isinstance(found["moe"], bool) and found["identity"] == model_files.model_identity(
+            str(path)
+        )
         json.dumps(found)
 
 
@@ -112,7 +181,9 @@ def test_a_model_is_described_only_when_it_is_whole(
     index=things(st.binary(max_size=9)),
     name=mostly(st.just("model"), text() | st.sampled_from(["m" * 300, "no\0ne", "caf\udce9"])),
 )
-def test_the_container_loads_a_model_or_says_why_not(config: bytes | str, index: bytes | str, name: str) -> None:
+def test_the_container_loads_a_model_or_says_why_not(
+    config: bytes | str, index: bytes | str, name: str
+) -> None:
     with folder() as root:
         put(root / "model" / "config.json", config)
         put(root / "model" / "model.safetensors.index.json", index)

@@ -1,4 +1,6 @@
-"""What a tuning finds of earlier ones: its journal, the configuration files and their records, and names in a server's log."""
+"""What a tuning finds of earlier ones: its journal, the configuration files and their records, and
+names in a server's log.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,38 @@ from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import Lookup
 
-from tests.fuzz.fuzzing import damaged, documents, encoded, files_of, folder, fuzz, mostly, put, reached, spoiled, text, things
+from tests.fuzz.fuzzing import (
+    damaged,
+    documents,
+    encoded,
+    files_of,
+    folder,
+    fuzz,
+    mostly,
+    put,
+    reached,
+    spoiled,
+    text,
+    things,
+)
 from tests.fuzz.test_records_of_a_container import container
 
-TILE = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
+TILE = {
+    "BLOCK_SIZE_M": 16,
+    "BLOCK_SIZE_N": 64,
+    "BLOCK_SIZE_K": 128,
+    "GROUP_SIZE_M": 1,
+    "num_warps": 4,
+    "num_stages": 3,
+}
 TUNING: dict[str, Any] = {"E": 513, "N": 512, "block_shape": [128, 128], "sglang": "0.5.17"}
 # What no journal here is of.
-STRANGERS: dict[str, Any] = {"E": 513, "N": 512, "block_shape": [128, 128], "sglang": "of no release"}
+STRANGERS: dict[str, Any] = {
+    "E": 513,
+    "N": 512,
+    "block_shape": [128, 128],
+    "sglang": "of no release",
+}
 LINES: list[dict[str, Any]] = [
     {"tuning": TUNING},
     {"launch": "fused_moe_kernel 3", "dropped": "its compiler took more than 120 s"},
@@ -32,23 +59,49 @@ KEYS = ["tuning", "launch", "dropped", "measuring", "batch_size", "configuration
 @st.composite
 def journals(draw: st.DrawFn) -> bytes:
     """Lines of a journal in any order, most of them after its head and some of them strange."""
-    lines = draw(st.lists(st.sampled_from(LINES).flatmap(lambda line: mostly(spoiled(line, 1), documents(*KEYS), 90)), max_size=8))
-    head = draw(mostly(st.just(LINES[:1]), st.sampled_from([[], [{"tuning": {}}], [{"tuning": None}], [{"tuning": [1]}]]), 80))
-    return draw(mostly(st.just(b"\n"), st.sampled_from([b"\r\n", b" ", b"\n\n"]), 90)).join(map(encoded, [*head, *lines])) + b"\n"
+    lines = draw(
+        st.lists(
+            st.sampled_from(LINES).flatmap(
+                lambda line: mostly(spoiled(line, 1), documents(*KEYS), 90)
+            ),
+            max_size=8,
+        )
+    )
+    head = draw(
+        mostly(
+            st.just(LINES[:1]),
+            st.sampled_from([[], [{"tuning": {}}], [{"tuning": None}], [{"tuning": [1]}]]),
+            80,
+        )
+    )
+    return (
+        draw(mostly(st.just(b"\n"), st.sampled_from([b"\r\n", b" ", b"\n\n"]), 90)).join(
+            map(encoded, [*head, *lines])
+        )
+        + b"\n"
+    )
 
 
 def typed(journal: Journal) -> None:
     """Holds what was read to what the search builds on."""
-    assert all(type(key) is str and type(why) is str for key, why in journal.dropped_launches.items())
-    assert all(isinstance(number, int) for key in journal.dropped for number in key) and all(map(str, journal.dropped.values()))
+    assert all(
+        type(key) is str and type(why) is str for key, why in journal.dropped_launches.items()
+    )
+    assert all(isinstance(number, int) for key in journal.dropped for number in key) and all(
+        map(str, journal.dropped.values())
+    )
     assert all(isinstance(us, float) for looks in journal.looks.values() for us in looks.values())
-    assert all(isinstance(config, dict) and isinstance(us, float) for config, us in journal.best.values())
+    assert all(
+        isinstance(config, dict) and isinstance(us, float) for config, us in journal.best.values()
+    )
     assert journal.open is None or len(journal.open) == 2
 
 
 def state(journal: Journal) -> str:
     """Compared as text, as NaN is not even itself."""
-    return repr((journal.dropped_launches, journal.dropped, journal.looks, journal.best, journal.open))
+    return repr(
+        (journal.dropped_launches, journal.dropped, journal.looks, journal.best, journal.open)
+    )
 
 
 EMPTY = repr(({}, {}, {}, {}, None))
@@ -71,7 +124,11 @@ def test_any_journal_is_read_and_goes_on(content: bytes) -> None:
         journal.settle(9, TILE, 1.5)
         journal.close()
         again = Journal(path, TUNING)
-        assert state(again) == state(journal) and again.dropped[7, 8] == "it hung" and again.best[9] == (TILE, 1.5)
+        assert (
+            state(again) == state(journal)
+            and again.dropped[7, 8] == "it hung"
+            and again.best[9] == (TILE, 1.5)
+        )
         assert path.read_bytes().startswith(kept), "it is only appended to"
 
 
@@ -86,21 +143,31 @@ def test_no_journal_has_a_result_of_another_tuning(content: bytes) -> None:
         assert state(Journal(path, TUNING)) == EMPTY, "nor is what it was left there afterwards"
 
 
-# --- configuration files -------------------------------------------------------------------------------------------------
+# --- configuration files --------------------------------------------------------------------------
 
 NAME = "E=513,N=512,device_name=NVIDIA_H200,dtype=fp8_w8a8,block_shape=[128, 128].json"
 FILE: dict[str, Any] = {"1": TILE, "16": TILE, "4096": TILE}
 RECORD: dict[str, Any] = {"schema_version": "1", "tuning": TUNING, "batch_sizes": [1, 16]}
-BUILT_IN: dict[str, Any] = {"schema_version": "1", "sglang": "0.5.17", "files": [f"triton_3_6_0/{NAME}"]}
+BUILT_IN: dict[str, Any] = {
+    "schema_version": "1",
+    "sglang": "0.5.17",
+    "files": [f"triton_3_6_0/{NAME}"],
+}
 
 
 @fuzz(
     deep=0.25,
     file=things(files_of(FILE, 2, ["1", "16", "x"])),
-    record=mostly(st.just(encoded(RECORD)), things(files_of(RECORD, 2, ["tuning", "batch_sizes"])), 60),
-    built_in=mostly(st.just(encoded(BUILT_IN)), things(files_of(BUILT_IN, 2, ["files", "sglang"])), 60),
+    record=mostly(
+        st.just(encoded(RECORD)), things(files_of(RECORD, 2, ["tuning", "batch_sizes"])), 60
+    ),
+    built_in=mostly(
+        st.just(encoded(BUILT_IN)), things(files_of(BUILT_IN, 2, ["files", "sglang"])), 60
+    ),
 )
-def test_any_configuration_file_and_record_is_read(file: bytes | str, record: bytes | str, built_in: bytes | str) -> None:
+def test_any_configuration_file_and_record_is_read(
+    file: bytes | str, record: bytes | str, built_in: bytes | str
+) -> None:
     with container():
         path = config_files.folder("3.6.0") / NAME
         put(path, file)
@@ -150,7 +217,18 @@ PARTS = [
     "]",
     ".json",
 ]
-WORDS = [*PARTS, "", "_down", ",per_channel_quant=True", "9" * 5000, "\u0663", "\u00b2", "-1", "007", "\n"]
+WORDS = [
+    *PARTS,
+    "",
+    "_down",
+    ",per_channel_quant=True",
+    "9" * 5000,
+    "\u0663",
+    "\u00b2",
+    "-1",
+    "007",
+    "\n",
+]
 
 
 @st.composite
@@ -163,7 +241,10 @@ def names(draw: st.DrawFn) -> str:
     return "".join(parts)
 
 
-@fuzz(deep=0.1, name=mostly(names(), text() | st.lists(st.sampled_from(WORDS), max_size=16).map("".join)))
+@fuzz(
+    deep=0.1,
+    name=mostly(names(), text() | st.lists(st.sampled_from(WORDS), max_size=16).map("".join)),
+)
 def test_any_name_is_read_or_passed_over(name: str) -> None:
     found = Lookup.from_file_name(name)
     if found is None:

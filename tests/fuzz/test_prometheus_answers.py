@@ -1,4 +1,6 @@
-"""What Prometheus and the server say over HTTP: whatever they answer, nothing passes for ready, up, true or proven that is not."""
+"""What Prometheus and the server say over HTTP: whatever they answer, nothing passes for ready, up,
+true or proven that is not.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,27 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import prometheus_api
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prometheus_api import FinalError, PrometheusClient, Readiness, Wanted
+from ansible_collections.slice_bench.sglang.plugins.module_utils.prometheus_api import (
+    FinalError,
+    PrometheusClient,
+    Readiness,
+    Wanted,
+)
 from hypothesis import strategies as st
 from sgl_admin import probe
 
 from tests.doubles import prometheus_double
-from tests.fuzz.fuzzing import damaged, encoded, files_of, fuzz, mostly, one_line, partly, reached, text
+from tests.fuzz.fuzzing import (
+    damaged,
+    encoded,
+    files_of,
+    fuzz,
+    mostly,
+    one_line,
+    partly,
+    reached,
+    text,
+)
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 URL = "http://127.0.0.1:9"
@@ -51,7 +68,9 @@ def response(status: int, body: bytes) -> bytes:
 def bodies(good: prometheus_double.Reply) -> st.SearchStrategy[bytes]:
     """An answer of the API, most often spoiled."""
     document = json.loads(good.body)
-    return mostly(files_of(document, keys=["status", "data", "result", "value"]), st.just(good.body), 70)
+    return mostly(
+        files_of(document, keys=["status", "data", "result", "value"]), st.just(good.body), 70
+    )
 
 
 def statuses() -> st.SearchStrategy[int]:
@@ -59,14 +78,32 @@ def statuses() -> st.SearchStrategy[int]:
 
 
 def http(body: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """The bytes of an HTTP answer: mostly one as it should be, else with other headers, in chunks, cut off, or none at all."""
+    """The bytes of an HTTP answer: mostly one as it should be, else with other headers, in chunks,
+    cut off, or none at all.
+    """
     whole = st.builds(response, statuses(), body)
     headers = st.sampled_from(
-        [b"Content-Length: 5", b"Content-Length: -1", b"Transfer-Encoding: chunked", b"Location: http://u:p@x/", b"X", b": "]
+        [
+            b"Content-Length: 5",
+            b"Content-Length: -1",
+            b"Transfer-Encoding: chunked",
+            b"Location: http://u:p@x/",
+            b"X",
+            b": ",
+        ]
     )
     strange = st.builds(
         lambda start, lines, content: b"\r\n".join([start, *lines, b"", content]),
-        st.sampled_from([b"HTTP/1.1 200 OK", b"HTTP/1.0 200", b"HTTP/1.1 100 Continue", b"HTTP/9 x", b"HTTP/1.1 302 Found", b"SSH-2.0-x"]),
+        st.sampled_from(
+            [
+                b"HTTP/1.1 200 OK",
+                b"HTTP/1.0 200",
+                b"HTTP/1.1 100 Continue",
+                b"HTTP/9 x",
+                b"HTTP/1.1 302 Found",
+                b"SSH-2.0-x",
+            ]
+        ),
         st.lists(headers | st.binary(max_size=12), max_size=4),
         body
         | body.map(lambda content: b"%x\r\n%b\r\n0\r\n\r\n" % (len(content), content))
@@ -90,7 +127,9 @@ SCALAR = prometheus_double.scalar("1")
 
 
 def parsed(answer: bytes) -> Any:
-    """The document of an answer that `response` made; None of another, which is the HTTP library's to read and not judged here."""
+    """The document of an answer that `response` made; None of another, which is the HTTP library's
+    to read and not judged here.
+    """
     head, _, body = answer.partition(b"\r\n\r\n")
     if not re.match(rb"HTTP/1.1 \d+ X\r\n", head):
         return None
@@ -101,8 +140,16 @@ def is_up(answer: bytes) -> bool:
     document = parsed(answer)
     if document is None:
         return True
-    of_job = [item for item in document["data"]["activeTargets"] if "node" in (item.get("scrapePool"), item["labels"].get("job"))]
-    return document["status"] == "success" and bool(of_job) and all(item["health"] == "up" for item in of_job)
+    of_job = [
+        item
+        for item in document["data"]["activeTargets"]
+        if "node" in (item.get("scrapePool"), item["labels"].get("job"))
+    ]
+    return (
+        document["status"] == "success"
+        and bool(of_job)
+        and all(item["health"] == "up" for item in of_job)
+    )
 
 
 def holds(answer: bytes) -> bool:
@@ -111,9 +158,17 @@ def holds(answer: bytes) -> bool:
         return True
     result = document["data"]["result"]
     if document["data"]["resultType"] == "vector":
-        return isinstance(result, list) and bool(result) and all(isinstance(item["metric"], dict) for item in result)
+        return (
+            isinstance(result, list)
+            and bool(result)
+            and all(isinstance(item["metric"], dict) for item in result)
+        )
     number = result[1] if isinstance(result, list) and isinstance(result[1], str) else "0"
-    return document["data"]["resultType"] == "scalar" and float(number) != 0 and not math.isnan(float(number))
+    return (
+        document["data"]["resultType"] == "scalar"
+        and float(number) != 0
+        and not math.isnan(float(number))
+    )
 
 
 @fuzz(
@@ -122,7 +177,9 @@ def holds(answer: bytes) -> bool:
         {
             "/-/ready": response(200, prometheus_double.READY.body),
             "/api/v1/status/buildinfo": response(200, prometheus_double.BUILDINFO.body),
-            "/api/v1/targets": response(200, prometheus_double.targets(prometheus_double.target("node", "a:1")).body),
+            "/api/v1/targets": response(
+                200, prometheus_double.targets(prometheus_double.target("node", "a:1")).body
+            ),
             "/api/v1/query": response(200, VECTOR.body),
         },
         {
@@ -135,7 +192,9 @@ def holds(answer: bytes) -> bool:
     jobs=st.sampled_from([("node",), ()]),
     expression=st.sampled_from(["up", None]),
 )
-def test_prometheus_is_ready_only_when_it_says_so(answers: dict[str, bytes], jobs: tuple[str, ...], expression: str | None) -> None:
+def test_prometheus_is_ready_only_when_it_says_so(
+    answers: dict[str, bytes], jobs: tuple[str, ...], expression: str | None
+) -> None:
     client = PrometheusClient(URL)
     asked: list[str] = []
 
@@ -169,13 +228,30 @@ def test_prometheus_is_ready_only_when_it_says_so(answers: dict[str, bytes], job
     assert expression is None or holds(answers["/api/v1/query"])
 
 
-PARTS = ["http://", "https://", "a", "[::1]", ":", "9090", "/", "@", "u:p", "?", "#", "%25", "%00", "\u00e9"]
+PARTS = [
+    "http://",
+    "https://",
+    "a",
+    "[::1]",
+    ":",
+    "9090",
+    "/",
+    "@",
+    "u:p",
+    "?",
+    "#",
+    "%25",
+    "%00",
+    "\u00e9",
+]
 
 
 @fuzz(
     deep=0.1,
     url=mostly(
-        st.lists(st.sampled_from(PARTS), max_size=5).map(lambda parts: "".join(["http://a", *parts])),
+        st.lists(st.sampled_from(PARTS), max_size=5).map(
+            lambda parts: "".join(["http://a", *parts])
+        ),
         text() | st.lists(st.sampled_from(PARTS)).map("".join),
         60,
     ),
@@ -192,7 +268,7 @@ def test_a_url_is_taken_apart_or_refused_without_its_secret(url: str) -> None:
     assert not urlsplit(url).username
 
 
-# --- the proof -----------------------------------------------------------------------------------------------------------
+# --- the proof ------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -217,29 +293,51 @@ class Ledger(probe.TokenLedger):
 def matrix(*series: list[tuple[float, str]]) -> dict[str, Any]:
     """Prometheus' answer, its times in seconds from now."""
     now = Clock.time()
-    found = [{"metric": {"job": "sglang"}, "values": [[now + moment, value] for moment, value in samples]} for samples in series]
+    found = [
+        {
+            "metric": {"job": "sglang"},
+            "values": [[now + moment, value] for moment, value in samples],
+        }
+        for samples in series
+    ]
     return {"status": "success", "data": {"resultType": "matrix", "result": found}}
 
 
 def numbers() -> st.SearchStrategy[str]:
     usual = st.integers(0, 300).map(str)
-    return mostly(usual, st.sampled_from(["NaN", "+Inf", "-Inf", "1e400", "1e308", "-5", "", "0x10", "12abc"]), 90)
+    return mostly(
+        usual,
+        st.sampled_from(["NaN", "+Inf", "-Inf", "1e400", "1e308", "-5", "", "0x10", "12abc"]),
+        90,
+    )
 
 
 @st.composite
 def samples(draw: st.DrawFn) -> bytes:
-    series = st.lists(st.tuples(st.sampled_from([-9.0, -4.0, -2.0, -1.0, 1.0]), numbers()), max_size=3)
+    series = st.lists(
+        st.tuples(st.sampled_from([-9.0, -4.0, -2.0, -1.0, 1.0]), numbers()), max_size=3
+    )
     document = matrix(*draw(st.lists(series, min_size=1, max_size=3)))
-    return draw(mostly(st.just(encoded(document)), files_of(document, keys=["status", "data", "result", "values"]), 65))
+    return draw(
+        mostly(
+            st.just(encoded(document)),
+            files_of(document, keys=["status", "data", "result", "values"]),
+            65,
+        )
+    )
 
 
 def accounted(body: bytes, ledger: Ledger) -> float:
-    """Tokens in Prometheus' answer beyond the baseline, each series by its highest since the first request."""
+    """Tokens in Prometheus' answer beyond the baseline, each series by its highest since the first
+    request.
+    """
     document = json.loads(body)
     assert document["status"] == "success"
     highest = 0.0
     for series in document["data"]["result"]:
-        values = [float(value) for moment, value in series["values"] if float(moment) >= ledger.since]
+        values = [
+            float(value) for moment, value in series["values"] if float(moment) >= ledger.since
+        ]
         highest += max(values, default=0.0)
     return highest - ledger.baseline
 
@@ -278,7 +376,12 @@ def test_there_is_a_proof_only_when_the_tokens_are_accounted_for(
 @fuzz(
     deep=0.05,
     url=mostly(
-        st.builds("http://{}:{}{}".format, st.sampled_from(["127.0.0.1", "[::1]", "h\u00e9", "\0", "a b"]), st.integers(-9, 99999), text()),
+        st.builds(
+            "http://{}:{}{}".format,
+            st.sampled_from(["127.0.0.1", "[::1]", "h\u00e9", "\0", "a b"]),
+            st.integers(-9, 99999),
+            text(),
+        ),
         text(),
     ),
     status=st.sampled_from([200, 503]),

@@ -1,4 +1,6 @@
-"""What sgl-admin finds on disk: whatever lies there, a command ends with its exit code and a sentence, and nothing is lost."""
+"""What sgl-admin finds on disk: whatever lies there, a command ends with its exit code and a
+sentence, and nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,48 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from sgl_admin import caches, cli, devices, job, locks, paths, probe, request_cli, run, server, versions
+from sgl_admin import (
+    caches,
+    cli,
+    devices,
+    job,
+    locks,
+    paths,
+    probe,
+    request_cli,
+    run,
+    server,
+    versions,
+)
 from sgl_admin import files as contract_files
 from sgl_admin.prep import Prep
 from sgl_admin.stages import STAGES
 
 from tests.contract import validators
-from tests.fuzz.fuzzing import encoded, files_of, folder, fuzz, kept, mostly, partly, put, reached, text, things
+from tests.fuzz.fuzzing import (
+    encoded,
+    files_of,
+    folder,
+    fuzz,
+    kept,
+    mostly,
+    partly,
+    put,
+    reached,
+    text,
+    things,
+)
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 PREP_ID = validators.example("prep_result")["run"]["prep_id"]
 CONFIG = b'{"architectures": ["Qwen3ForCausalLM"]}'
 MODEL = "models/tiny"
 GRAPH, KERNEL = "torchinductor/ab/graph.py", "triton/kernel.so"
-FLAVOUR = {"flavour": "local", "server": {"args": ["--device", "cpu"], "env": {}, "batch_sizes": [1, 4]}, "services": ["prometheus"]}
+FLAVOUR = {
+    "flavour": "local",
+    "server": {"args": ["--device", "cpu"], "env": {}, "batch_sizes": [1, 4]},
+    "services": ["prometheus"],
+}
 MANIFEST = {
     "schema_version": "1",
     "container_run_id": RUN_ID,
@@ -38,21 +68,35 @@ MANIFEST = {
 
 @contextmanager
 def container() -> Iterator[Path]:
-    """Every path of sgl_admin.paths under a folder of its own, on a host without a GPU, and nothing that leaves the process."""
+    """Every path of sgl_admin.paths under a folder of its own, on a host without a GPU, and nothing
+    that leaves the process.
+    """
     with folder() as inside, pytest.MonkeyPatch.context() as patch:
         for name, value in vars(paths).copy().items():
             if isinstance(value, Path):
                 patch.setattr(paths, name, inside / value.relative_to("/"))
-        roots = tuple((inside / root.relative_to("/"), variable) for root, variable in paths._HOST_ROOTS)
+        roots = tuple(
+            (inside / root.relative_to("/"), variable) for root, variable in paths._HOST_ROOTS
+        )
         patch.setattr(paths, "_HOST_ROOTS", roots)
         for root, variable in roots:
             patch.setenv(variable, f"/host/{root.name}")
-        for made in (*(paths.PROFILES / cache for cache in caches.CACHES), paths.LOCKS, paths.IN_PROGRESS, paths.RUNS, paths.LOGS):
+        for made in (
+            *(paths.PROFILES / cache for cache in caches.CACHES),
+            paths.LOCKS,
+            paths.IN_PROGRESS,
+            paths.RUNS,
+            paths.LOGS,
+        ):
             made.mkdir(parents=True)
         put(inside / MODEL / "config.json", CONFIG)
         put(paths.FLAVOUR, encoded(FLAVOUR))
         put(paths.log(RUN_ID), b"")
-        patch.setattr(devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"))
+        patch.setattr(
+            devices,
+            "find",
+            lambda: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"),
+        )
         patch.setattr(versions, "installed", lambda name: "1.0")
         yield inside
 
@@ -65,14 +109,20 @@ def _record() -> tuple[str, dict[str, Any]]:
         put(paths.PROFILES / KERNEL, b"12345")
         arguments = cli._parser().parse_args(["caches", "ensure", "--model", str(inside / MODEL)])
         prep = Prep(run.Run(RUN_ID, MANIFEST), request_cli.of(arguments, run.Run(RUN_ID, MANIFEST)))
-        record = caches.SignatureRecord("inductor", STAGES[3].caches, STAGES[3].signature(prep.context))
+        record = caches.SignatureRecord(
+            "inductor", STAGES[3].caches, STAGES[3].signature(prep.context)
+        )
         record.write()
         return str(record.path.relative_to(inside)), json.loads(record.path.read_bytes())
 
 
 def result() -> dict[str, Any]:
     example = validators.example("prep_result")
-    return {**example, "run": {"run_id": RUN_ID, "prep_id": PREP_ID}, "stages": {"inductor": {"status": "ok"}}}
+    return {
+        **example,
+        "run": {"run_id": RUN_ID, "prep_id": PREP_ID},
+        "stages": {"inductor": {"status": "ok"}},
+    }
 
 
 def record_of_a_job(**changes: Any) -> dict[str, Any]:
@@ -90,11 +140,22 @@ def record_of_a_job(**changes: Any) -> dict[str, Any]:
 
 RUNNING = record_of_a_job(state="running", exit_code=None)
 RUN = f"telemetry/container_runs/{RUN_ID}"
-LIVE, POINTER, NAMED, JOB = "var/lib/sgl/run_id", "telemetry/container_run_meta.env", f"{RUN}.json", f"{RUN}/job.json"
-RESULT, STAGE, SKIPPED = f"{RUN}/prep_result.json", f"{RUN}/stages/inductor.json", f"{RUN}/stages/moe_tune.json"
+LIVE, POINTER, NAMED, JOB = (
+    "var/lib/sgl/run_id",
+    "telemetry/container_run_meta.env",
+    f"{RUN}.json",
+    f"{RUN}/job.json",
+)
+RESULT, STAGE, SKIPPED = (
+    f"{RUN}/prep_result.json",
+    f"{RUN}/stages/inductor.json",
+    f"{RUN}/stages/moe_tune.json",
+)
 RECORD, FINISHED = _record()
 MARKER = "profiles/.in_progress/inductor.json"
-STAGE_RECORD = {key: value for key, value in validators.example("stage").items() if key != "signature"}
+STAGE_RECORD = {
+    key: value for key, value in validators.example("stage").items() if key != "signature"
+}
 GOOD: dict[str, bytes | str] = {
     LIVE: f"{RUN_ID}\n".encode(),
     POINTER: f"CONTAINER_RUN_META_JSON=/telemetry/container_runs/{RUN_ID}.json\n".encode(),
@@ -109,8 +170,16 @@ GOOD: dict[str, bytes | str] = {
     MARKER: "missing",
 }
 STRANGE: dict[str, st.SearchStrategy[Any]] = {
-    LIVE: things(mostly(st.just(f"{RUN_ID}\n".encode()), text().map(lambda name: name.encode(errors="replace")), 20)),
-    POINTER: things(text().map(lambda name: f"CONTAINER_RUN_META_JSON=/a/{name}.json".encode(errors="replace"))),
+    LIVE: things(
+        mostly(
+            st.just(f"{RUN_ID}\n".encode()),
+            text().map(lambda name: name.encode(errors="replace")),
+            20,
+        )
+    ),
+    POINTER: things(
+        text().map(lambda name: f"CONTAINER_RUN_META_JSON=/a/{name}.json".encode(errors="replace"))
+    ),
     NAMED: things(files_of(MANIFEST)),
     JOB: things(files_of(record_of_a_job()) | files_of(RUNNING) | st.just(encoded(RUNNING))),
     RESULT: things(files_of(result(), keys=["telemetry_probe", "ok", "run"])),
@@ -118,17 +187,24 @@ STRANGE: dict[str, st.SearchStrategy[Any]] = {
     SKIPPED: things(files_of(STAGE_RECORD)),
     f"profiles/{GRAPH}": things(st.binary(max_size=7)),
     RECORD: things(files_of(FINISHED, keys=["signature", "summary", "files"])),
-    MARKER: things(files_of({"stage": "inductor", "owner_pid": 1, "started_at": "2026-11-23T09:15:00Z"})),
+    MARKER: things(
+        files_of({"stage": "inductor", "owner_pid": 1, "started_at": "2026-11-23T09:15:00Z"})
+    ),
 }
 # What is set aside when it cannot be read, by who reads it in a prep that has nothing to do.
 RECORDS = (JOB, RESULT, STAGE, SKIPPED, RECORD)
 
 
 class Outcome:
-    """A command's exit code and what it printed, as a terminal that takes UTF-8 and nothing else would show it."""
+    """A command's exit code and what it printed, as a terminal that takes UTF-8 and nothing else
+    would show it.
+    """
 
     def __init__(self, *arguments: str) -> None:
-        out, error = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+        out, error = (
+            io.TextIOWrapper(io.BytesIO(), "utf-8", errors)
+            for errors in ("strict", "backslashreplace")
+        )
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             self.code = cli.main(arguments)
         for stream in (out, error):
@@ -157,7 +233,9 @@ def nothing_begins(answers: bool) -> Iterator[list[Prep]]:
 
 
 def parsed(thing: bytes | str) -> Any:
-    """The document in a file, as a reader that trusts everything finds it; None where there is none."""
+    """The document in a file, as a reader that trusts everything finds it; None where there is
+    none.
+    """
     try:
         found = json.loads(thing.decode("utf-8")) if isinstance(thing, bytes) else None
     except (ValueError, RecursionError):
@@ -169,7 +247,11 @@ def is_warm(inside: Path, files: dict[str, Any]) -> bool:
     """Whether the stage's record vouches for what is there, and nobody died at it."""
     record = parsed(files[RECORD])
     sizes = {name: os.stat(inside / "profiles" / name).st_size for name in record["files"]}
-    return record["signature"] == FINISHED["signature"] and record["files"] == sizes and files[MARKER] in ("missing", "loop")
+    return (
+        record["signature"] == FINISHED["signature"]
+        and record["files"] == sizes
+        and files[MARKER] in ("missing", "loop")
+    )
 
 
 def is_proven(files: dict[str, Any]) -> bool:
@@ -182,17 +264,31 @@ def nothing_lost(inside: Path, files: dict[str, Any]) -> None:
     for name in RECORDS:
         if name in files and files[name] not in ("missing", "fifo") and parsed(files[name]) is None:
             path = inside / name
-            assert files[name] in (kept(path), kept(path.with_name(f"{path.name}.corrupt-1"))), f"{name} is gone"
+            assert files[name] in (
+                kept(path),
+                kept(path.with_name(f"{path.name}.corrupt-1")),
+            ), f"{name} is gone"
 
 
 @fuzz(
     deep=0.2,
     files=partly(GOOD, STRANGE),
-    how=st.sampled_from([["--json"], [], ["--dry-run", "--json"], ["--dry-run"], ["--detach"], ["--json", "--probe", "never"]]),
+    how=st.sampled_from(
+        [
+            ["--json"],
+            [],
+            ["--dry-run", "--json"],
+            ["--dry-run"],
+            ["--detach"],
+            ["--json", "--probe", "never"],
+        ]
+    ),
     answers=mostly(st.just(True), st.just(False)),
     held=mostly(st.just(False), st.just(True), 90),
 )
-def test_a_prep_has_nothing_to_do_only_where_all_is_done(files: dict[str, Any], how: list[str], answers: bool, held: bool) -> None:
+def test_a_prep_has_nothing_to_do_only_where_all_is_done(
+    files: dict[str, Any], how: list[str], answers: bool, held: bool
+) -> None:
     with container() as inside, nothing_begins(answers) as begun:
         for name, thing in files.items():
             put(inside / name, thing)
@@ -215,7 +311,9 @@ def test_a_prep_has_nothing_to_do_only_where_all_is_done(files: dict[str, Any], 
         reached()
         assert is_warm(inside, files)
         written = contract_files.read_json(paths.prep_result(RUN_ID)) or {}
-        assert {name: stage["status"] for name, stage in written["stages"].items()}["inductor"] == "noop"
+        assert {name: stage["status"] for name, stage in written["stages"].items()}[
+            "inductor"
+        ] == "noop"
         if written["telemetry_probe"]["ok"] is True:
             assert is_proven(files)
         else:
@@ -229,7 +327,9 @@ def test_a_prep_has_nothing_to_do_only_where_all_is_done(files: dict[str, Any], 
     how=st.sampled_from([[], ["--json"], ["--watch"], ["--wait", "0"]]),
     held=st.booleans(),
 )
-def test_the_status_is_told_whatever_the_record_says(files: dict[str, Any], how: list[str], held: bool) -> None:
+def test_the_status_is_told_whatever_the_record_says(
+    files: dict[str, Any], how: list[str], held: bool
+) -> None:
     with container() as inside, nothing_begins(True):
         for name, thing in files.items():
             put(inside / name, thing)
@@ -245,14 +345,20 @@ def test_the_status_is_told_whatever_the_record_says(files: dict[str, Any], how:
         if how == ["--watch"]:
             # The prep's own; 0 is for one that ended so.
             assert outcome.code in range(256)
-            assert outcome.code or not isinstance(kept(inside / JOB), bytes) or parsed(kept(inside / JOB))["exit_code"] == 0
+            assert (
+                outcome.code
+                or not isinstance(kept(inside / JOB), bytes)
+                or parsed(kept(inside / JOB))["exit_code"] == 0
+            )
         else:
             assert outcome.code == 0, outcome.error
         if how == ["--json"]:
             found = json.loads(outcome.out)
             assert found["job"] is None or found["job"]["state"] != job.RUNNING or held
             if found["result"] is not None:
-                assert found["result"]["run"]["prep_id"] == found["job"]["prep_id"] and found["result"] == parsed(files[RESULT])
+                assert found["result"]["run"]["prep_id"] == found["job"]["prep_id"] and found[
+                    "result"
+                ] == parsed(files[RESULT])
         else:
             assert outcome.out.rstrip("\n").isprintable()
 
@@ -262,7 +368,9 @@ def test_the_status_is_told_whatever_the_record_says(files: dict[str, Any], how:
     files=partly(GOOD, {name: STRANGE[name] for name in (RECORD, MARKER, f"profiles/{GRAPH}")}),
     how=st.sampled_from([[], ["--json"]]),
 )
-def test_caches_are_valid_only_while_their_record_vouches_for_them(files: dict[str, Any], how: list[str]) -> None:
+def test_caches_are_valid_only_while_their_record_vouches_for_them(
+    files: dict[str, Any], how: list[str]
+) -> None:
     with container() as inside:
         for name, thing in files.items():
             put(inside / name, thing)
@@ -277,12 +385,17 @@ def test_caches_are_valid_only_while_their_record_vouches_for_them(files: dict[s
                 or found["signature"] is None
                 or (
                     found["signature"] == parsed(files[RECORD])["signature"]
-                    and all(os.stat(inside / "profiles" / name).st_size == size for name, size in parsed(files[RECORD])["files"].items())
+                    and all(
+                        os.stat(inside / "profiles" / name).st_size == size
+                        for name, size in parsed(files[RECORD])["files"].items()
+                    )
                 )
             )
 
 
-@fuzz(deep=0.07, files=partly(GOOD, {name: STRANGE[name] for name in (LIVE, POINTER, NAMED)}, most=1))
+@fuzz(
+    deep=0.07, files=partly(GOOD, {name: STRANGE[name] for name in (LIVE, POINTER, NAMED)}, most=1)
+)
 def test_a_run_is_live_only_when_the_pointer_names_it(files: dict[str, Any]) -> None:
     with container() as inside:
         for name in (LIVE, POINTER, NAMED):
@@ -294,6 +407,9 @@ def test_a_run_is_live_only_when_the_pointer_names_it(files: dict[str, Any]) -> 
             return
         reached()
         manifest = parsed(files[NAMED])
-        assert found.manifest == manifest and manifest["container_run_id"] == found.run_id == files[LIVE].decode().strip()
+        assert (
+            found.manifest == manifest
+            and manifest["container_run_id"] == found.run_id == files[LIVE].decode().strip()
+        )
         assert f"/{found.run_id}.json" in files[POINTER].decode()
         found.add_prep_result_paths()

@@ -1,4 +1,6 @@
-"""Pointer, manifest, prep_result and job as the host reads them: whatever lies there, a run is live and ready only when it is."""
+"""Pointer, manifest, prep_result and job as the host reads them: whatever lies there, a run is live
+and ready only when it is.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,20 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import run_reco
 from hypothesis import strategies as st
 
 from tests.contract import validators
-from tests.fuzz.fuzzing import damaged, encoded, files_of, folder, fuzz, mostly, one_line, partly, put, reached, text, things
+from tests.fuzz.fuzzing import (
+    damaged,
+    encoded,
+    files_of,
+    folder,
+    fuzz,
+    mostly,
+    one_line,
+    partly,
+    put,
+    reached,
+    text,
+    things,
+)
 
 RUN_ID: str = validators.example("manifest")["container_run_id"]
 OTHER = "container-run-20261123T091600Z-00000000"
@@ -30,7 +45,16 @@ CONTAINER: dict[str, Any] = {
 
 def manifest() -> dict[str, Any]:
     """The example with what is read here, so that what is spoiled is not what nobody looks at."""
-    kept = ("schema_version", "container_run_id", "container_id", "container_name", "started_at", "image_id", "services", "paths")
+    kept = (
+        "schema_version",
+        "container_run_id",
+        "container_id",
+        "container_name",
+        "started_at",
+        "image_id",
+        "services",
+        "paths",
+    )
     example = validators.example("manifest")
     return {**{key: example[key] for key in kept}, "pid1": run_record.process_identity(os.getpid())}
 
@@ -49,24 +73,43 @@ def pointers(draw: st.DrawFn) -> bytes:
     """The pointer's lines, some of them others, in any order."""
     manifests = f"{ROOT}/telemetry/container_runs"
     named = st.sampled_from(
-        [f"{manifests}/{RUN_ID}.json"] * 6 + [f"{manifests}/{OTHER}.json", f"{manifests}/{RUN_ID}", "", "relative.json"]
+        [f"{manifests}/{RUN_ID}.json"] * 6
+        + [f"{manifests}/{OTHER}.json", f"{manifests}/{RUN_ID}", "", "relative.json"]
     )
     host = draw(mostly(named, text().map(lambda name: f"/{name}/{RUN_ID}.json")))
-    lines = [f"CONTAINER_RUN_META_JSON=/telemetry/container_runs/{RUN_ID}.json", f"CONTAINER_RUN_META_JSON_HOST={host}"]
-    lines += draw(st.lists(text() | st.sampled_from(["CONTAINER_RUN_META_JSON_HOST", "X=1", "=", ""]), max_size=2))
-    return ("\n".join(draw(st.permutations(lines))) + draw(st.sampled_from(["\n", "", "\r\n"]))).encode(errors="replace")
+    lines = [
+        f"CONTAINER_RUN_META_JSON=/telemetry/container_runs/{RUN_ID}.json",
+        f"CONTAINER_RUN_META_JSON_HOST={host}",
+    ]
+    lines += draw(
+        st.lists(
+            text() | st.sampled_from(["CONTAINER_RUN_META_JSON_HOST", "X=1", "=", ""]), max_size=2
+        )
+    )
+    return (
+        "\n".join(draw(st.permutations(lines))) + draw(st.sampled_from(["\n", "", "\r\n"]))
+    ).encode(errors="replace")
 
 
 def containers() -> st.SearchStrategy[dict[str, Any] | None]:
     changes: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
-        [{}] * 6 + [{"id": "f" * 64}, {"running": False, "status": "exited"}, {"pid": 0}, {"pid": 0, "started_at": "2026-11-23T09:15:01Z"}]
+        [{}] * 6
+        + [
+            {"id": "f" * 64},
+            {"running": False, "status": "exited"},
+            {"pid": 0},
+            {"pid": 0, "started_at": "2026-11-23T09:15:01Z"},
+        ]
     )
     return mostly(changes.map(lambda change: {**CONTAINER, **change}), st.none(), 95)
 
 
 def lay(root: Path, files: dict[str, bytes | str]) -> None:
     for name, thing in files.items():
-        put(root / name, thing.replace(ROOT.encode(), str(root).encode()) if isinstance(thing, bytes) else thing)
+        put(
+            root / name,
+            thing.replace(ROOT.encode(), str(root).encode()) if isinstance(thing, bytes) else thing,
+        )
 
 
 def parsed(path: Path | str) -> Any:
@@ -81,23 +124,40 @@ def is_live(root: Path, container: dict[str, Any] | None) -> bool:
     """The same question, answered from what was laid there and nothing else."""
     assert container is not None and container["running"] is True
     lines = (root / "telemetry" / run_record.POINTER_NAME).read_text().splitlines()
-    named = [line.removeprefix("CONTAINER_RUN_META_JSON_HOST=") for line in lines if line.startswith("CONTAINER_RUN_META_JSON_HOST=")][-1]
+    named = [
+        line.removeprefix("CONTAINER_RUN_META_JSON_HOST=")
+        for line in lines
+        if line.startswith("CONTAINER_RUN_META_JSON_HOST=")
+    ][-1]
     found = parsed(named)
-    same = found["container_run_id"] == Path(named).stem and found["container_id"] == container["id"]
+    same = (
+        found["container_run_id"] == Path(named).stem and found["container_id"] == container["id"]
+    )
     if container["pid"] and isinstance(found.get("pid1"), dict):
         return bool(same and found["pid1"] == run_record.process_identity(container["pid"]))
     # To the second; what is no time sorts after every one.
-    return bool(same and container["started_at"][:19] <= found["started_at"] and found["started_at"].startswith("2"))
+    return bool(
+        same
+        and container["started_at"][:19] <= found["started_at"]
+        and found["started_at"].startswith("2")
+    )
 
 
 def is_ready(found: dict[str, Any]) -> bool:
     result = parsed(found["paths"]["host"]["prep_result"])
-    return result["telemetry_probe"]["ok"] is True and result["run"]["run_id"] == found["container_run_id"]
+    return (
+        result["telemetry_probe"]["ok"] is True
+        and result["run"]["run_id"] == found["container_run_id"]
+    )
 
 
 RUNS = "telemetry/container_runs"
 POINTER, MANIFEST = f"telemetry/{run_record.POINTER_NAME}", f"{RUNS}/{RUN_ID}.json"
-RESULT, JOB, LOCK = f"{RUNS}/{RUN_ID}/prep_result.json", f"{RUNS}/{RUN_ID}/job.json", "profiles/.locks/prep.lock"
+RESULT, JOB, LOCK = (
+    f"{RUNS}/{RUN_ID}/prep_result.json",
+    f"{RUNS}/{RUN_ID}/job.json",
+    "profiles/.locks/prep.lock",
+)
 
 
 @fuzz(
@@ -138,7 +198,9 @@ def test_a_run_is_live_and_ready_only_when_its_records_say_so(
             return
         reached()
         assert is_live(root, container)
-        assert found["metrics_ready"] is (found["prep_result"] is not None and is_ready(found["manifest"]))
+        assert found["metrics_ready"] is (
+            found["prep_result"] is not None and is_ready(found["manifest"])
+        )
         if found["prep"] is not None:
             assert held and parsed(root / JOB)["state"] == "running"
             assert all(isinstance(word, str) for word in found["prep"]["arguments"])

@@ -1,4 +1,6 @@
-"""The records of a benchmark's server and of a smoke, as `sgl-admin server` and `sgl-admin smoke` read them: whatever lies there."""
+"""The records of a benchmark's server and of a smoke, as `sgl-admin server` and `sgl-admin smoke`
+read them: whatever lies there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ from sgl_admin.smoke import record
 
 from tests.contract import validators
 from tests.fuzz.fuzzing import encoded, files_of, fuzz, mostly, partly, put, reached, things
-from tests.fuzz.test_records_of_a_container import GOOD, RESULT, RUN, RUN_ID, Outcome, container, nothing_begins, result
+from tests.fuzz.test_records_of_a_container import (
+    GOOD,
+    RESULT,
+    RUN,
+    RUN_ID,
+    Outcome,
+    container,
+    nothing_begins,
+    result,
+)
 
 SMOKE_ID = "smoke-20261123T095000Z-5be01a77"
 SERVER, SUMMARY = f"{RUN}/server.json", f"{RUN}/smokes/{SMOKE_ID}/summary.json"
@@ -33,9 +44,21 @@ STARTED: dict[str, Any] = {
     "log_start": 0,
     "started_at": "2026-11-23T09:50:00Z",
 }
-RUNS: dict[str, Any] = {**validators.example("smoke_summary"), "state": "running", "pid": NOBODY, "exit_code": None}
+RUNS: dict[str, Any] = {
+    **validators.example("smoke_summary"),
+    "state": "running",
+    "pid": NOBODY,
+    "exit_code": None,
+}
 RUNS["server"] = {**RUNS["server"], "pgid": NOBODY, "start_ticks": "1"}
-PREPARED = {**result(), "run": {**result()["run"], "model": "/models/m", "server": {"argv": STARTED["argv"], "env": {}}}}
+PREPARED = {
+    **result(),
+    "run": {
+        **result()["run"],
+        "model": "/models/m",
+        "server": {"argv": STARTED["argv"], "env": {}},
+    },
+}
 FILES = {**GOOD, RESULT: encoded(PREPARED), SERVER: encoded(STARTED), SUMMARY: encoded(RUNS)}
 STRANGE = {
     RESULT: things(files_of(PREPARED, keys=["run", "server", "argv", "env"])),
@@ -52,7 +75,9 @@ STRANGE = {
          ("smoke", "status"), ("smoke", "status", "--json")],
     ),
 )  # fmt: skip
-def test_what_lies_there_is_told_and_no_stranger_is_ended(files: dict[str, Any], words: tuple[str, ...]) -> None:
+def test_what_lies_there_is_told_and_no_stranger_is_ended(
+    files: dict[str, Any], words: tuple[str, ...]
+) -> None:
     with container() as inside, nothing_begins(True), pytest.MonkeyPatch.context() as patch:
         for name, thing in files.items():
             put(inside / name, thing)
@@ -69,7 +94,9 @@ def test_what_lies_there_is_told_and_no_stranger_is_ended(files: dict[str, Any],
             told = found["smoke"] if words[0] == "smoke" else found["server"]
             assert told is None or told["state"] != record.RUNNING
         else:
-            assert all(line.isprintable() for line in outcome.out.splitlines()) and outcome.out.strip()
+            assert (
+                all(line.isprintable() for line in outcome.out.splitlines()) and outcome.out.strip()
+            )
 
 
 @fuzz(deep=0.04, content=mostly(files_of(RUNS, most=1), files_of({**RUNS, "tests": []}), 60))

@@ -1,9 +1,11 @@
-"""What has to hold on a Hopper GPU with SGLang installed, with or without Docker: each phase writes what it saw as JSON.
+"""What has to hold on a Hopper GPU with SGLang installed, with or without Docker: each phase writes
+what it saw as JSON.
 
     python tests/gpu/acceptance.py --out FOLDER cold prepared shipped taken_over tuner
 
-The phases build on each other's caches, below `--root`; each prints a short summary, and fails with the first thing that does not hold.
-It needs nothing but this checkout, SGLang, pebble and nvidia-ml-py in the Python that runs it.
+The phases build on each other's caches, below `--root`; each prints a short summary, and fails with
+the first thing that does not hold. It needs nothing but this checkout, SGLang, pebble and
+nvidia-ml-py in the Python that runs it.
 """
 
 from __future__ import annotations
@@ -55,30 +57,53 @@ class Acceptance:
         python_path = os.pathsep.join(filter(None, (str(SOURCES), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
             [sys.executable, "-P", "-m", "sgl_admin", "--root", str(self.root), *words],
-            env={**os.environ, "PYTHONPATH": python_path}, stdout=subprocess.PIPE, text=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
+            env={**os.environ, "PYTHONPATH": python_path},
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
 
     def caches(self, action: str, *words: str) -> tuple[dict[str, Any], float]:
-        """An action of `caches` for the request; returns what it printed and the seconds that it took."""
-        server = [f"--server-arg={word}" for word in SERVER] + [f"--server-env={setting}" for setting in ENVIRONMENT]
+        """An action of `caches` for the request; returns what it printed and the seconds that it
+        took.
+        """
+        server = [f"--server-arg={word}" for word in SERVER] + [
+            f"--server-env={setting}" for setting in ENVIRONMENT
+        ]
         started = time.monotonic()
         done = self.admin(
-            "caches", action, *words, "--json", "--model", str(self.model), "--moe-sample", str(SAMPLE), *self.request, *server
-        )  # fmt: skip
+            "caches",
+            action,
+            *words,
+            "--json",
+            "--model",
+            str(self.model),
+            "--moe-sample",
+            str(SAMPLE),
+            *self.request,
+            *server,
+        )
         took = time.monotonic() - started
         text = done.stdout.partition("\nRESULT_JSON")[0]
         try:
             return json.loads(text), took
         except ValueError:
-            sys.exit(f"no result (exit code {done.returncode}): {done.stdout[-2000:]}\n{self.log_tail()}")
+            sys.exit(
+                f"no result (exit code {done.returncode}): {done.stdout[-2000:]}\n{self.log_tail()}"
+            )
 
     def log_tail(self) -> str:
         logs = sorted(paths.LOGS.glob("*.log"))
-        return "\n".join(logs[-1].read_text(errors="replace").splitlines()[-60:]) if logs else "no log"
+        return (
+            "\n".join(logs[-1].read_text(errors="replace").splitlines()[-60:]) if logs else "no log"
+        )
 
     def save(self, name: str, found: dict[str, Any]) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / f"{name}.json").write_text(json.dumps({"machine": machine(), **found}, indent=1))
+        (self.out / f"{name}.json").write_text(
+            json.dumps({"machine": machine(), **found}, indent=1)
+        )
 
     # --- phases
 
@@ -91,10 +116,16 @@ class Acceptance:
         for log in paths.LOGS.glob("*.log"):
             shutil.copy(log, self.out / "cold.log")
         for name, stage in first["stages"].items():
-            print(f"{name:10} {stage['status']:6} {stage['duration_s']:8.1f} s  {stage['artifacts']}  {stage['errors']}")
+            print(
+                f"{name:10} {stage['status']:6} {stage['duration_s']:8.1f} s  {stage['artifacts']} "
+                f" {stage['errors']}"
+            )
         print(f"cold ensure {took:.1f} s; again {again:.2f} s: {statuses(second)}")
         check(statuses(first) == ["ok"] * 4, f"cold: {statuses(first)}\n{self.log_tail()}")
-        check(first["stages"]["moe_tune"]["artifacts"]["verified_in_log"], "the server did not say that it read our file")
+        check(
+            first["stages"]["moe_tune"]["artifacts"]["verified_in_log"],
+            "the server did not say that it read our file",
+        )
         check(statuses(second) == ["noop"] * 4, f"again: {statuses(second)}")
         check(again < 1, f"a no-op took {again:.2f} s")
 
@@ -102,11 +133,15 @@ class Acceptance:
         """A server on prepared caches: nothing is compiled from its start to the last request."""
         found = self.serve()
         self.save("prepared", found)
-        print(json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1))
+        print(
+            json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1)
+        )
         check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
 
     def shipped(self) -> None:
-        """The caches exported, and imported into empty ones, as another host of the fleet takes them: everything hits."""
+        """The caches exported, and imported into empty ones, as another host of the fleet takes
+        them: everything hits.
+        """
         archive = self.root / "caches.tar"
         packed = self.root / "profiles.packed"
         exported, export_s = self.caches("export", str(archive))
@@ -115,20 +150,32 @@ class Acceptance:
             imported, import_s = self.caches("import", str(archive))
             result, took = self.caches("ensure")
             found = {
-                "export": exported, "export_s": export_s, "archive_bytes": archive.stat().st_size, "import": imported, "import_s": import_s,
-                "ensure": statuses(result), "ensure_s": took, **self.serve(),
-            }  # fmt: skip
+                "export": exported,
+                "export_s": export_s,
+                "archive_bytes": archive.stat().st_size,
+                "import": imported,
+                "import_s": import_s,
+                "ensure": statuses(result),
+                "ensure_s": took,
+                **self.serve(),
+            }
         finally:
             shutil.rmtree(packed)
         self.save("shipped", found)
-        print(json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1))
+        print(
+            json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1)
+        )
         check(found["ensure"] == ["noop"] * 4, f"ensure after the import: {found['ensure']}")
         check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
 
     def taken_over(self) -> None:
-        """A tuning that is killed after a batch size: another host takes what is finished and tunes the rest, and gives it back."""
+        """A tuning that is killed after a batch size: another host takes what is finished and tunes
+        the rest, and gives it back.
+        """
         archive = self.root / "so-far.tar"
-        killed, other = (Acceptance(self.root / name, self.out, MOE_ALONE) for name in ("killed", "other"))
+        killed, other = (
+            Acceptance(self.root / name, self.out, MOE_ALONE) for name in ("killed", "other")
+        )
         begun, _ = killed.caches("ensure", "--detach", "--wait", "0")
         finished: list[int] = []
         for _ in range(3000):
@@ -146,19 +193,42 @@ class Acceptance:
         again, _ = killed.caches("ensure")
         artifacts = result["stages"]["moe_tune"]["artifacts"]
         skipped, new = artifacts["skipped_batch_sizes"], artifacts["new_batch_sizes"]
-        work = [str(path) for host in (killed, other) for path in host.root.glob("profiles/moe_configs/.tuning/*")]
+        work = [
+            str(path)
+            for host in (killed, other)
+            for path in host.root.glob("profiles/moe_configs/.tuning/*")
+        ]
         found = {
-            "finished": finished, "so_far": so_far, "taken": taken, "ensure": result, "ensure_s": rest_s, "whole": whole, "back": back,
-            "again": again, "work": work, "compute_processes": compute_processes(),
-        }  # fmt: skip
+            "finished": finished,
+            "so_far": so_far,
+            "taken": taken,
+            "ensure": result,
+            "ensure_s": rest_s,
+            "whole": whole,
+            "back": back,
+            "again": again,
+            "work": work,
+            "compute_processes": compute_processes(),
+        }
         self.save("taken_over", found)
         paths.relocate(self.root)
-        print(f"killed after {finished}; the other host had {skipped} and tuned {new} in {rest_s:.1f} s; back: {statuses(again)}")
+        print(
+            f"killed after {finished}; the other host had {skipped} and tuned {new} in {rest_s:.1f}"
+            f" s; back: {statuses(again)}"
+        )
         check(0 < len(finished) < 3, f"killed after {finished}")
         check(set(finished) <= set(skipped), "what was finished was tuned once more")
-        check(bool(new) and sorted(skipped + new) == [8, 64, 512], f"the other host had {skipped} and tuned {new}")
-        check(again["stages"]["moe_tune"]["status"] == "noop", f"back: {again['stages']['moe_tune']}")
-        check(not work and not found["compute_processes"], f"left: {work} {found['compute_processes']}")
+        check(
+            bool(new) and sorted(skipped + new) == [8, 64, 512],
+            f"the other host had {skipped} and tuned {new}",
+        )
+        check(
+            again["stages"]["moe_tune"]["status"] == "noop", f"back: {again['stages']['moe_tune']}"
+        )
+        check(
+            not work and not found["compute_processes"],
+            f"left: {work} {found['compute_processes']}",
+        )
 
     def tuner(self) -> None:
         """The tuner against the serial method, and what each chose, in turns on one GPU."""
@@ -166,10 +236,15 @@ class Acceptance:
         self.save("tuner", found)
         shutil.copy(self.out / "tuner.json", self.root / "tuner.json")
         print(json.dumps(found["summary"], indent=1))
-        check(found["summary"]["worst_ratio"] <= 1.02, "a chosen kernel is more than 2% slower than the serial method's")
+        check(
+            found["summary"]["worst_ratio"] <= 1.02,
+            "a chosen kernel is more than 2% slower than the serial method's",
+        )
 
     def full(self) -> None:
-        """The whole space for all batch sizes, as a user has it, against what the serial method takes (phase tuner)."""
+        """The whole space for all batch sizes, as a user has it, against what the serial method
+        takes (phase tuner).
+        """
         serial_s = json.loads((self.root / "tuner.json").read_text())["summary"]["serial_whole_s"]
         found = tuning.full(self.model, self.root)
         found["times_faster"] = round(serial_s / found["outcome"]["duration_s"], 1)
@@ -180,7 +255,9 @@ class Acceptance:
     # --- a server
 
     def serve(self) -> dict[str, Any]:
-        """Start the prepared server, ask it, stop it; returns times in seconds and the files that came into the caches."""
+        """Start the prepared server, ask it, stop it; returns times in seconds and the files that
+        came into the caches.
+        """
         before = snapshot()
         started = time.monotonic()
         begun = self.admin("server", "start", "--json")
@@ -192,9 +269,18 @@ class Acceptance:
             with ThreadPoolExecutor(8) as pool:
                 for size in (2, 4, 8):
                     for temperature in (0.0, 0.8):
-                        list(pool.map(lambda number, heat=temperature: stream(f"w{number + 20} w{number + 21}", heat), range(size)))
+                        list(
+                            pool.map(
+                                lambda number, heat=temperature: stream(
+                                    f"w{number + 20} w{number + 21}", heat
+                                ),
+                                range(size),
+                            )
+                        )
             long = stream(LONG, 0.8)
-            metrics = [line for line in get("/metrics").splitlines() if line.startswith("sglang:startup")]
+            metrics = [
+                line for line in get("/metrics").splitlines() if line.startswith("sglang:startup")
+            ]
         finally:
             self.admin("server", "stop", "--json")
         after = snapshot()
@@ -240,9 +326,18 @@ def get(path: str, timeout_s: float = 30) -> str:
 def stream(prompt: str, temperature: float) -> dict[str, float]:
     """Seconds to the first token of a streamed completion, and to its end."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=500)
-    body = {"model": "default", "prompt": prompt, "max_tokens": 16, "temperature": temperature, "stream": True, "ignore_eos": True}
+    body = {
+        "model": "default",
+        "prompt": prompt,
+        "max_tokens": 16,
+        "temperature": temperature,
+        "stream": True,
+        "ignore_eos": True,
+    }
     started = time.monotonic()
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    connection.request(
+        "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+    )
     response = connection.getresponse()
     check(response.status == 200, f"HTTP {response.status}")
     first = None
@@ -259,12 +354,18 @@ def graph_times() -> list[str]:
     log = max(paths.LOGS.glob("*.log"), key=lambda path: path.stat().st_mtime)
     words = ("apture", "fired up", "DeepGEMM", "Load weight", "MoE kernel config", "elapsed")
     lines = log.read_text(errors="replace").splitlines()
-    return [line[:220] for line in lines if any(word in line for word in words) and "%|" not in line][-60:]
+    return [
+        line[:220] for line in lines if any(word in line for word in words) and "%|" not in line
+    ][-60:]
 
 
 def snapshot() -> dict[str, int]:
     """Every content file of every cache, with its size."""
-    return {str(path): stat.st_size for cache in caches.CACHES for path, stat in caches.cache_files(cache)}
+    return {
+        str(path): stat.st_size
+        for cache in caches.CACHES
+        for path, stat in caches.cache_files(cache)
+    }
 
 
 def compute_processes() -> list[int]:
@@ -280,7 +381,15 @@ def statuses(result: dict[str, Any]) -> list[str]:
 
 def machine() -> dict[str, Any]:
     found = devices.find()
-    packages = ("sglang", "torch", "triton", "flashinfer-python", "sgl-deep-gemm", "sglang-kernel", "apache-tvm-ffi")
+    packages = (
+        "sglang",
+        "torch",
+        "triton",
+        "flashinfer-python",
+        "sgl-deep-gemm",
+        "sglang-kernel",
+        "apache-tvm-ffi",
+    )
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "gpu": found.name,
@@ -299,10 +408,19 @@ def check(holds: bool, message: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("/tmp/sgl-acceptance"), help="folder for caches and records")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/tmp/sgl-acceptance"),
+        help="folder for caches and records",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("phases", nargs="+", choices=("cold", "prepared", "shipped", "taken_over", "tuner", "full"))
+    parser.add_argument(
+        "phases", nargs="+", choices=("cold", "prepared", "shipped", "taken_over", "tuner", "full")
+    )
     arguments = parser.parse_args()
     acceptance = Acceptance(arguments.root, arguments.out)
     for phase in arguments.phases:

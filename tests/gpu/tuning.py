@@ -20,7 +20,8 @@ from sgl_admin.moe.space import Config
 from sgl_admin.moe.tuner import Outcome, Tuner
 
 BATCH_SIZES = [2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096]
-# One of each group of batch sizes that launch the same kernels, and one whose kernels are compiled by then.
+# One of each group of batch sizes that launch the same kernels, and one whose kernels are compiled
+# by then.
 SERIAL_SIZES = [4, 16, 64, 512]
 
 
@@ -34,7 +35,16 @@ def ours(model: Path, root: Path, configs: list[Config]) -> tuple[dict[int, Conf
     found: dict[int, Config] = {}
     log = root / "tuner.log"
     log.touch()
-    tuner = Tuner(shape_of(model), configs, {"measured": len(configs)}, _sm(), log, tell, lambda group: None, {})
+    tuner = Tuner(
+        shape_of(model),
+        configs,
+        {"measured": len(configs)},
+        _sm(),
+        log,
+        tell,
+        lambda group: None,
+        {},
+    )
     outcome = tuner.run(BATCH_SIZES, lambda size, config: found.update({size: config}))
     return found, outcome
 
@@ -49,12 +59,16 @@ def tell(done: int, total: int, unit: str, message: str) -> None:
 
 
 def compare(model: Path, root: Path, sample: int) -> dict[str, Any]:
-    """Both methods on a fixed sample of the space; what the serial one would take for all of it is computed from that."""
+    """Both methods on a fixed sample of the space; what the serial one would take for all of it is
+    computed from that.
+    """
     shape = shape_of(model)
     configs = space.configs(shape.lookup.block_shape, sample)
     whole = len(space.configs(shape.lookup.block_shape))
     chosen, outcome = ours(model, root, configs)
-    serial = _process(root, "serial", {"shape": shape.to_json(), "configs": configs, "sizes": SERIAL_SIZES})
+    serial = _process(
+        root, "serial", {"shape": shape.to_json(), "configs": configs, "sizes": SERIAL_SIZES}
+    )
     best = {int(size): found["best"] for size, found in serial["sizes"].items()}
     pairs = {size: [chosen[size], best[size]] for size in SERIAL_SIZES}
     turns = _process(root, "turns", {"shape": shape.to_json(), "pairs": pairs})
@@ -67,11 +81,19 @@ def compare(model: Path, root: Path, sample: int) -> dict[str, Any]:
         "ratios": ratios,
         "worst_ratio": max(ratios.values()),
     }
-    return {"summary": summary, "chosen": chosen, "outcome": outcome.describe(), "serial": serial, "turns": turns}
+    return {
+        "summary": summary,
+        "chosen": chosen,
+        "outcome": outcome.describe(),
+        "serial": serial,
+        "turns": turns,
+    }
 
 
 def _serial_whole(serial: dict[str, Any], whole: int) -> float:
-    """The seconds of one configuration, where it compiles and where it does not, for all 13 batch sizes in their three groups."""
+    """The seconds of one configuration, where it compiles and where it does not, for all 13 batch
+    sizes in their three groups.
+    """
     per = {int(size): found["seconds"] / found["count"] for size, found in serial["sizes"].items()}
     compiling = [per[size] for size in SERIAL_SIZES[:3]]
     return round(whole * (sum(compiling) + (len(BATCH_SIZES) - 3) * per[SERIAL_SIZES[3]]), 1)
@@ -81,14 +103,22 @@ def full(model: Path, root: Path) -> dict[str, Any]:
     """The tuner on the whole space, as a user has it."""
     shape = shape_of(model)
     chosen, outcome = ours(model, root, space.configs(shape.lookup.block_shape))
-    return {"file": shape.lookup.file_name(devices.find().name), "chosen": chosen, "outcome": outcome.describe()}
+    return {
+        "file": shape.lookup.file_name(devices.find().name),
+        "chosen": chosen,
+        "outcome": outcome.describe(),
+    }
 
 
 def _process(root: Path, what: str, order: dict[str, Any]) -> dict[str, Any]:
     """Runs this file in a fresh process with an empty Triton cache: `serial` or `turns`."""
     cache = root / f"triton-{what}"
     shutil.rmtree(cache, ignore_errors=True)
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(cache),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     (root / f"{what}.in.json").write_text(json.dumps(order))
     subprocess.run([sys.executable, __file__, what, str(root)], env=environment, check=True)
     shutil.rmtree(cache, ignore_errors=True)
@@ -97,8 +127,9 @@ def _process(root: Path, what: str, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _serial(order: dict[str, Any]) -> dict[str, Any]:
-    """As SGLang's own tuner does it (benchmark/kernels/fused_moe_triton): for each configuration fresh weights, one call that compiles,
-    a CUDA graph of ten calls, five replays to warm up and ten that are timed, each with another choice of experts; the mean counts.
+    """As SGLang's own tuner does it (benchmark/kernels/fused_moe_triton): for each configuration
+    fresh weights, one call that compiles, a CUDA graph of ten calls, five replays to warm up and
+    ten that are timed, each with another choice of experts; the mean counts.
     """
     import torch
     from sgl_admin.moe.bench import FusedExperts
@@ -106,8 +137,12 @@ def _serial(order: dict[str, Any]) -> dict[str, Any]:
     shape = MoeShape.from_json(order["shape"])
     release, _ = releases.of(versions.installed("sglang"))
     bench = FusedExperts(shape, release)
-    # What is beside the tuned kernel is compiled before the clock runs: it is not what the two methods differ in.
-    bench.warm(order["sizes"], {**order["configs"][0], "BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "num_stages": 1})
+    # What is beside the tuned kernel is compiled before the clock runs: it is not what the two
+    # methods differ in.
+    bench.warm(
+        order["sizes"],
+        {**order["configs"][0], "BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "num_stages": 1},
+    )
     found: dict[str, Any] = {}
     for size in order["sizes"]:
         best, best_us = None, math.inf
@@ -134,8 +169,17 @@ def _serial(order: dict[str, Any]) -> dict[str, Any]:
                 best, best_us = config, us
             del graph
             torch.cuda.synchronize()
-        found[size] = {"seconds": time.monotonic() - started, "count": len(order["configs"]), "best": best, "us": best_us, "looks": looks}
-        print(f"serial, batch size {size}: {found[size]['seconds']:.1f} s for {found[size]['count']}", flush=True)
+        found[size] = {
+            "seconds": time.monotonic() - started,
+            "count": len(order["configs"]),
+            "best": best,
+            "us": best_us,
+            "looks": looks,
+        }
+        print(
+            f"serial, batch size {size}: {found[size]['seconds']:.1f} s for {found[size]['count']}",
+            flush=True,
+        )
     return {"sizes": found}
 
 
@@ -144,10 +188,16 @@ def _turns(order: dict[str, Any]) -> dict[str, Any]:
 
     release, _ = releases.of(versions.installed("sglang"))
     bench = FusedExperts(MoeShape.from_json(order["shape"]), release)
-    return {"us": {size: bench.compare(int(size), configs, 60) for size, configs in order["pairs"].items()}}
+    return {
+        "us": {
+            size: bench.compare(int(size), configs, 60) for size, configs in order["pairs"].items()
+        }
+    }
 
 
 if __name__ == "__main__":
     what, root = sys.argv[1], Path(sys.argv[2])
     order = json.loads((root / f"{what}.in.json").read_text())
-    (root / f"{what}.out.json").write_text(json.dumps({"serial": _serial, "turns": _turns}[what](order)))
+    (root / f"{what}.out.json").write_text(
+        json.dumps({"serial": _serial, "turns": _turns}[what](order))
+    )

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Three test hosts and a registry, for the molecule scenario `fleet`: `python -m tests.hosts.fleet up|down FOLDER`.
+"""Three test hosts and a registry, for the molecule scenario `fleet`: `python -m tests.hosts.fleet
+up|down FOLDER`.
 
-The registry has the product's image as if a host had given it, and the fault image beside it. The hosts reach it on their own loopback, by
-a remote forward of the SSH connection that Ansible keeps to them.
+The registry has the product's image as if a host had given it, and the fault image beside it. The
+hosts reach it on their own loopback, by a remote forward of the SSH connection that Ansible keeps
+to them.
 """
 
 from __future__ import annotations
@@ -23,12 +25,19 @@ REPOSITORY = f"127.0.0.1:{PORT}/sgl"
 FAULT_REFERENCE = f"{REPOSITORY}:faults"
 # The last one's port is nobody's.
 NAMES, ADDRESSES = ("fleet-1", "fleet-2", "fleet-3"), ("127.0.0.31", "127.0.0.32", "127.0.0.33")
-UNREACHABLE = {"ansible_host": "127.0.0.34", "ansible_port": 2234, "ansible_user": "ops", "ansible_ssh_common_args": "-o ConnectTimeout=3"}
+UNREACHABLE = {
+    "ansible_host": "127.0.0.34",
+    "ansible_port": 2234,
+    "ansible_user": "ops",
+    "ansible_ssh_common_args": "-o ConnectTimeout=3",
+}
 _INPUTS_LABEL = "org.slice-bench.image-inputs"
 
 
 class Fleet:
-    """Its hosts and its registry; everything that another process needs to reach them is in `folder`."""
+    """Its hosts and its registry; everything that another process needs to reach them is in
+    `folder`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,7 +49,9 @@ class Fleet:
 
     def host_vars(self) -> dict[str, dict[str, Any]]:
         """How Ansible reaches each host."""
-        found = {name: host.inventory_vars("ops") for name, host in zip(NAMES, self.hosts, strict=True)}
+        found = {
+            name: host.inventory_vars("ops") for name, host in zip(NAMES, self.hosts, strict=True)
+        }
         for variables in found.values():
             variables["ansible_ssh_common_args"] += f" -R {PORT}:{self.registry.address}"
         return found
@@ -72,7 +83,9 @@ class Fleet:
 
 def shared_name() -> str:
     """By which name hosts find the product's image: roles/image/tasks/share.yml."""
-    labels = json.loads(run("docker", "image", "inspect", STACK_IMAGE).stdout)[0]["Config"]["Labels"]
+    labels = json.loads(run("docker", "image", "inspect", STACK_IMAGE).stdout)[0]["Config"][
+        "Labels"
+    ]
     return f"image-{labels[_INPUTS_LABEL].partition(':')[2][:16]}-{platform.machine()}"
 
 

@@ -1,7 +1,9 @@
-"""A whole Debian host to test on: a container with systemd, sshd and a Docker daemon of its own, reached by SSH alone.
+"""A whole Debian host to test on: a container with systemd, sshd and a Docker daemon of its own,
+reached by SSH alone.
 
-It stands for a machine of a lab. What it cannot stand for: another kernel, another clock, a GPU, a network that breaks.
-Each host is published on a loopback address of its own: 127.0.0.11:2211, 127.0.0.12:2212, ...
+It stands for a machine of a lab. What it cannot stand for: another kernel, another clock, a GPU, a
+network that breaks. Each host is published on a loopback address of its own: 127.0.0.11:2211,
+127.0.0.12:2212, ...
 """
 
 from __future__ import annotations
@@ -26,13 +28,19 @@ STACK_IMAGE = "sglang-dev:testhost"
 STACK_IMAGES = (BASE, STACK_IMAGE)
 FAULT_IMAGE = "sglang-dev-faults:testhost"
 # Variables of every inventory of tests: the CPU flavour with the model made on the spot.
-STACK_VARIABLES = {"sgl_image": STACK_IMAGE, "sgl_flavour": "local", "sgl_model": "tiny/qwen3-tiny", "sgl_model_source": "tiny"}
+STACK_VARIABLES = {
+    "sgl_image": STACK_IMAGE,
+    "sgl_flavour": "local",
+    "sgl_model": "tiny/qwen3-tiny",
+    "sgl_model_source": "tiny",
+}
 # The users that the image has; bench is no member of the docker group.
 UIDS = {"root": 0, "ops": 1000, "bench": 1001}
 LABEL = "org.slice-bench.testhost"
 _START_LIMIT_S = 90
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-# systemd needs a writable cgroup tree and its own /run; --privileged is refused where the machine lacks CAP_SYS_RESOURCE.
+# systemd needs a writable cgroup tree and its own /run; --privileged is refused where the machine
+# lacks CAP_SYS_RESOURCE.
 _CONTAINER_OPTIONS = (
     "--cap-add=ALL",
     "--cap-drop=SYS_RESOURCE",
@@ -51,11 +59,23 @@ class HostError(Exception):
     """A test host could not be made; the message says at which step, with the end of the output."""
 
 
-def run(*command: str, stdin: str | None = None, check: bool = True, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: str, stdin: str | None = None, check: bool = True, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run an argument list. Raises HostError with its output when it fails."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
+    done = subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
     if check and done.returncode:
-        raise HostError(f"{' '.join(command[:6])} ended with exit code {done.returncode}: {(done.stdout + done.stderr)[-4000:]}")
+        raise HostError(
+            f"{' '.join(command[:6])} ended with exit code {done.returncode}:"
+            f" {(done.stdout + done.stderr)[-4000:]}"
+        )
     return done
 
 
@@ -64,20 +84,29 @@ def program(name: str) -> str:
     return str(ROOT / ".venv" / "bin" / name)
 
 
-def ansible(*arguments: str, env: dict[str, str] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+def ansible(
+    *arguments: str, env: dict[str, str] | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """`ansible-playbook ...` with the checkout's settings, from the checkout."""
     playbook = start_ansible(*arguments, env=env)
     output, error = playbook.communicate()
     done = subprocess.CompletedProcess(playbook.args, playbook.returncode, output, error)
     if check and done.returncode:
         said = f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
-        raise HostError(f"ansible-playbook {' '.join(arguments)} ended with exit code {done.returncode}:\n{said}")
+        raise HostError(
+            f"ansible-playbook {' '.join(arguments)} ended with exit code"
+            f" {done.returncode}:\n{said}"
+        )
     return done
 
 
 def start_ansible(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Begin `ansible-playbook ...` as `ansible` does, without waiting for its end."""
-    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
+    settings = {
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+    }
     return subprocess.Popen(
         [program("ansible-playbook"), *arguments],
         cwd=ROOT, env={**os.environ, **settings, **(env or {})},
@@ -88,34 +117,68 @@ def start_ansible(*arguments: str, env: dict[str, str] | None = None) -> subproc
 def recap(output: str) -> dict[str, dict[str, int]]:
     """The counts of a PLAY RECAP, by host."""
     lines = re.findall(r"^(\S+)\s+: (ok=.*)$", output, re.MULTILINE)
-    return {host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)} for host, counts in lines}
+    return {
+        host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
+        for host, counts in lines
+    }
 
 
-def write_inventory(path: Path, hosts: dict[str, dict[str, Any]], variables: dict[str, Any]) -> Path:
+def write_inventory(
+    path: Path, hosts: dict[str, dict[str, Any]], variables: dict[str, Any]
+) -> Path:
     """An inventory whose one group is `sglang`."""
-    path.write_text(yaml.safe_dump({"sglang": {"hosts": hosts, "vars": variables}}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"sglang": {"hosts": hosts, "vars": variables}}), encoding="utf-8"
+    )
     return path
 
 
 def build_images() -> None:
-    """Make the stack's image as the image role does, and the test host's image where it is missing or its Dockerfile changed."""
-    ansible("-i", str(ROOT / "inventories" / "local"), "-e", f"sgl_image={STACK_IMAGE}", str(ROOT / "tests" / "hosts" / "image.yml"))
-    clients = [path for path in ("/usr/bin/docker", shutil.which("docker")) if path and os.access(path, os.X_OK)]
-    # Debian's own client has BuildKit built in; another one on the PATH may lack the plugin. Unchanged layers come from the build's cache.
+    """Make the stack's image as the image role does, and the test host's image where it is missing
+    or its Dockerfile changed.
+    """
+    ansible(
+        "-i",
+        str(ROOT / "inventories" / "local"),
+        "-e",
+        f"sgl_image={STACK_IMAGE}",
+        str(ROOT / "tests" / "hosts" / "image.yml"),
+    )
+    clients = [
+        path
+        for path in ("/usr/bin/docker", shutil.which("docker"))
+        if path and os.access(path, os.X_OK)
+    ]
+    # Debian's own client has BuildKit built in; another one on the PATH may lack the plugin.
+    # Unchanged layers come from the build's cache.
     secret = ["--secret", f"id=ca-bundle,src={_CA_BUNDLE}"] if os.path.isfile(_CA_BUNDLE) else []
     run(
-        clients[0], "build", "--quiet", "--tag", IMAGE, "--build-arg", f"BASE={BASE}", *secret, str(ROOT / "tests" / "hosts"),
+        clients[0],
+        "build",
+        "--quiet",
+        "--tag",
+        IMAGE,
+        "--build-arg",
+        f"BASE={BASE}",
+        *secret,
+        str(ROOT / "tests" / "hosts"),
         env={"DOCKER_BUILDKIT": "1"},
-    )  # fmt: skip
+    )
 
 
 class TestHost:
-    """Context manager: the host lives as long as the block, and nothing of it stays. `up` and `down` are its two ends."""
+    """Context manager: the host lives as long as the block, and nothing of it stays. `up` and
+    `down` are its two ends.
+    """
 
     __test__ = False  # no test class, whatever pytest makes of its name
 
-    def __init__(self, name: str, loopback_address: str, port: int, folder: Path | None = None) -> None:
-        """`folder` is where its keys are kept, so that another process can reach it too; by default one that goes with the host."""
+    def __init__(
+        self, name: str, loopback_address: str, port: int, folder: Path | None = None
+    ) -> None:
+        """`folder` is where its keys are kept, so that another process can reach it too; by default
+        one that goes with the host.
+        """
         self.name = name
         self.address = loopback_address
         self.port = port
@@ -127,7 +190,12 @@ class TestHost:
         self.up()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.down()
 
     def up(self) -> None:
@@ -138,9 +206,22 @@ class TestHost:
         try:
             self._remove()
             run(
-                "docker", "run", "--detach", "--name", self.name, "--hostname", self.name, "--label", LABEL, *_CONTAINER_OPTIONS,
-                "--volume", f"{self._volume}:/var/lib/docker", "--publish", f"{self.address}:{self.port}:22", IMAGE,
-            )  # fmt: skip
+                "docker",
+                "run",
+                "--detach",
+                "--name",
+                self.name,
+                "--hostname",
+                self.name,
+                "--label",
+                LABEL,
+                *_CONTAINER_OPTIONS,
+                "--volume",
+                f"{self._volume}:/var/lib/docker",
+                "--publish",
+                f"{self.address}:{self.port}:22",
+                IMAGE,
+            )
             self._wait_until_up()
             self._let_in()
         except BaseException:
@@ -179,12 +260,19 @@ class TestHost:
         """Copy images from this machine's Docker into the host's own."""
         save = subprocess.Popen(["docker", "save", *images], stdout=subprocess.PIPE)
         loaded = subprocess.run(
-            ["docker", "exec", "--interactive", self.name, "docker", "load"], stdin=save.stdout, capture_output=True, text=True, check=False
+            ["docker", "exec", "--interactive", self.name, "docker", "load"],
+            stdin=save.stdout,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert save.stdout is not None
         save.stdout.close()
         if save.wait() or loaded.returncode:
-            raise HostError(f"docker save {' '.join(images)} | docker load in {self.name} failed: {loaded.stdout}{loaded.stderr}")
+            raise HostError(
+                f"docker save {' '.join(images)} | docker load in {self.name} failed:"
+                f" {loaded.stdout}{loaded.stderr}"
+            )
 
     def execute(self, *command: str, user: str = "root", check: bool = True) -> str:
         """Standard output of a command in the host, past SSH."""
@@ -192,7 +280,19 @@ class TestHost:
 
     def not_owned(self, uid: int, *folders: str) -> list[str]:
         """What under the folders does not belong to that user and its group, as `uid:gid path`."""
-        found = self.execute("find", *folders, "-not", "(", "-uid", str(uid), "-gid", str(uid), ")", "-printf", "%U:%G %p\\n")
+        found = self.execute(
+            "find",
+            *folders,
+            "-not",
+            "(",
+            "-uid",
+            str(uid),
+            "-gid",
+            str(uid),
+            ")",
+            "-printf",
+            "%U:%G %p\\n",
+        )
         return found.splitlines()
 
     def _wait_until_up(self) -> None:
@@ -200,17 +300,39 @@ class TestHost:
         deadline = time.monotonic() + _START_LIMIT_S
         state = ""
         while time.monotonic() < deadline:
-            state = run("docker", "exec", self.name, "systemctl", "is-system-running", "--wait", check=False).stdout.strip()
+            state = run(
+                "docker", "exec", self.name, "systemctl", "is-system-running", "--wait", check=False
+            ).stdout.strip()
             if state in ("running", "degraded"):
                 break
             time.sleep(0.2)  # pid 1 does not answer yet, so there is nothing to wait on
         for service in ("ssh", "docker"):
-            if run("docker", "exec", self.name, "systemctl", "is-active", service, check=False).stdout.strip() != "active":
-                log = run("docker", "exec", self.name, "journalctl", "--no-pager", "-n", "40", "-u", service, check=False).stdout
-                raise HostError(f"{service} is not up in {self.name} (systemd: {state or 'no answer'}):\n{log}")
+            if (
+                run(
+                    "docker", "exec", self.name, "systemctl", "is-active", service, check=False
+                ).stdout.strip()
+                != "active"
+            ):
+                log = run(
+                    "docker",
+                    "exec",
+                    self.name,
+                    "journalctl",
+                    "--no-pager",
+                    "-n",
+                    "40",
+                    "-u",
+                    service,
+                    check=False,
+                ).stdout
+                raise HostError(
+                    f"{service} is not up in {self.name} (systemd: {state or 'no answer'}):\n{log}"
+                )
 
     def _let_in(self) -> None:
-        """A key made for this host alone opens its users' accounts, and its host key is known beforehand."""
+        """A key made for this host alone opens its users' accounts, and its host key is known
+        beforehand.
+        """
         key = self.folder / "key"
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", str(key))
         public = key.with_suffix(".pub").read_text(encoding="utf-8")
@@ -218,12 +340,25 @@ class TestHost:
             home = "/root" if user == "root" else f"/home/{user}"
             self.execute("install", "-d", "-m", "0700", "-o", user, "-g", user, f"{home}/.ssh")
             run(
-                "docker", "exec", "--interactive", self.name,
-                "install", "-m", "0600", "-o", user, "-g", user, "/dev/stdin", f"{home}/.ssh/authorized_keys",
+                "docker",
+                "exec",
+                "--interactive",
+                self.name,
+                "install",
+                "-m",
+                "0600",
+                "-o",
+                user,
+                "-g",
+                user,
+                "/dev/stdin",
+                f"{home}/.ssh/authorized_keys",
                 stdin=public,
-            )  # fmt: skip
+            )
         host_key = self.execute("cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()
-        (self.folder / "known_hosts").write_text(f"[{self.address}]:{self.port} {host_key[0]} {host_key[1]}\n", encoding="utf-8")
+        (self.folder / "known_hosts").write_text(
+            f"[{self.address}]:{self.port} {host_key[0]} {host_key[1]}\n", encoding="utf-8"
+        )
 
     def _remove(self) -> None:
         run("docker", "rm", "--force", "--volumes", self.name, check=False)

@@ -1,4 +1,6 @@
-"""A real OCI registry on a loopback port, Debian's docker-registry, that any process can start and stop."""
+"""A real OCI registry on a loopback port, Debian's docker-registry, that any process can start and
+stop.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,25 @@ class Registry:
         """Returns when it answers. Raises RuntimeError with its log."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.yml"
-        config.write_text(_CONFIG.format(data=self.folder / "data", address=self.address), encoding="utf-8")
+        config.write_text(
+            _CONFIG.format(data=self.folder / "data", address=self.address), encoding="utf-8"
+        )
         with open(self.folder / "log", "ab") as log:
             server = subprocess.Popen(
-                ["docker-registry", "serve", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                ["docker-registry", "serve", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._pid_file.write_text(str(server.pid), encoding="utf-8")
         deadline = time.monotonic() + _START_LIMIT_S
         while not self.answers():
             if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the registry does not answer at {self.address}: {(self.folder / 'log').read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"the registry does not answer at {self.address}:"
+                    f" {(self.folder / 'log').read_text()[-2000:]}"
+                )
             time.sleep(0.1)
 
     def stop(self) -> None:

@@ -11,13 +11,17 @@ from tests.integration.installation import CONTAINER, Play, Site, installation, 
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """The real image, made by the project's own module where it is missing or outdated; never removed."""
+    """The real image, made by the project's own module where it is missing or outdated; never
+    removed.
+    """
     return make_image()
 
 
 @pytest.fixture(scope="session")
 def site(image: str) -> Iterator[Site]:
-    """The installation, taken from nothing to METRICS_READY once; what that play came to is in `first`."""
+    """The installation, taken from nothing to METRICS_READY once; what that play came to is in
+    `first`.
+    """
     with installation(Site) as made:
         yield made
 

@@ -1,4 +1,6 @@
-"""A whole installation of its own beside the user's, to be driven as its users drive it: by playbooks, by docker, by its records."""
+"""A whole installation of its own beside the user's, to be driven as its users drive it: by
+playbooks, by docker, by its records.
+"""
 
 from __future__ import annotations
 
@@ -109,18 +111,35 @@ class Site:
             **({"sgl_user": self.user} if self.user else {}),
         }
 
-    # --- Ansible -------------------------------------------------------------------------------------------------
+    # --- Ansible ----------------------------------------------------------------------------------
 
-    def play(self, name: str, *flags: str, variables: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> Play:
+    def play(
+        self,
+        name: str,
+        *flags: str,
+        variables: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Play:
         """Run playbooks/<name>.yml against this installation."""
         return ended(self.start_play(name, *flags, variables=variables, environment=environment))
 
     def start_play(
-        self, name: str, *flags: str, variables: dict[str, Any] | None = None, environment: dict[str, str] | None = None
+        self,
+        name: str,
+        *flags: str,
+        variables: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         """Begin playbooks/<name>.yml against this installation; `ended` says what it came to."""
         given = json.dumps({**self.variables, **(variables or {})})
-        return start_ansible("ansible-playbook", f"playbooks/{name}.yml", "--extra-vars", given, *flags, environment=environment)
+        return start_ansible(
+            "ansible-playbook",
+            f"playbooks/{name}.yml",
+            "--extra-vars",
+            given,
+            *flags,
+            environment=environment,
+        )
 
     def must_play(self, name: str, *flags: str, **options: Any) -> Play:
         play = self.play(name, *flags, **options)
@@ -129,14 +148,22 @@ class Site:
 
     def manifest_module(self, *flags: str, **options: Any) -> dict[str, Any]:
         """What module sgl_manifest answers for this installation."""
-        return module("sgl_manifest", {"telemetry_root": str(self.telemetry), "container": self.container, **options}, *flags)
+        return module(
+            "sgl_manifest",
+            {"telemetry_root": str(self.telemetry), "container": self.container, **options},
+            *flags,
+        )
 
-    # --- Docker --------------------------------------------------------------------------------------------------
+    # --- Docker -----------------------------------------------------------------------------------
 
-    def docker_exec(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def docker_exec(
+        self, *command: str, options: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
         return docker("exec", *options, self.container, *command, check=False)
 
-    def admin(self, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def admin(
+        self, *arguments: str, options: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
         return self.docker_exec("sgl-admin", *arguments, options=options)
 
     def ensure(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -151,7 +178,9 @@ class Site:
 
     def kill(self, pid: int, number: int) -> None:
         """Send a signal to a process by its pid in the container."""
-        done = self.docker_exec("/opt/sglang/bin/python", "-c", f"import os; os.kill({pid}, {number})")
+        done = self.docker_exec(
+            "/opt/sglang/bin/python", "-c", f"import os; os.kill({pid}, {number})"
+        )
         assert done.returncode == 0, done.stderr
 
     def inspect(self) -> dict[str, Any] | None:
@@ -167,17 +196,19 @@ class Site:
     def processes(self) -> list[list[str]]:
         """The command line of each process in the container."""
         script = (
-            "import glob, json\n"
-            "for name in glob.glob('/proc/[0-9]*/cmdline'):\n"
-            "    try: print(json.dumps(open(name, 'rb').read().decode(errors='replace').split(chr(0))[:-1]))\n"
-            "    except OSError: pass\n"
+            "import glob, json\nfor name in glob.glob('/proc/[0-9]*/cmdline'):\n    try:"
+            " print(json.dumps(open(name,"
+            " 'rb').read().decode(errors='replace').split(chr(0))[:-1]))\n    except OSError:"
+            " pass\n"
         )
         done = self.docker_exec("/opt/sglang/bin/python", "-c", script)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def signal_matching(self, word: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to each process in the container, but pid 1, whose command line holds the word."""
+        """Send a signal to each process in the container, but pid 1, whose command line holds the
+        word.
+        """
         script = (
             "import glob, os, sys\n"
             "for name in glob.glob('/proc/[0-9]*/cmdline'):\n"
@@ -190,11 +221,17 @@ class Site:
         assert done.returncode == 0, done.stderr
 
     def servers(self) -> list[list[str]]:
-        """The command lines of an SGLang server and its children, which name themselves sglang::... once they are up."""
+        """The command lines of an SGLang server and its children, which name themselves sglang::...
+        once they are up.
+        """
         marks = ("sglang.launch_server", "sglang::", "multiprocessing")
-        return [line for line in self.processes() if any(mark in word for mark in marks for word in line)]
+        return [
+            line
+            for line in self.processes()
+            if any(mark in word for mark in marks for word in line)
+        ]
 
-    # --- records -------------------------------------------------------------------------------------------------
+    # --- records ----------------------------------------------------------------------------------
 
     def pointed(self) -> Path:
         """The manifest that the pointer names."""
@@ -221,24 +258,33 @@ class Site:
         return read(self.run_dir(run_id) / "stages" / f"{name}.json")
 
     def log(self, run_id: str | None = None) -> str:
-        return (self.telemetry / "logs" / f"{run_id or self.run_id}.log").read_text(errors="replace")
+        return (self.telemetry / "logs" / f"{run_id or self.run_id}.log").read_text(
+            errors="replace"
+        )
 
     def prometheus(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['prometheus']}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.ports['prometheus']}{path}", timeout=5
+        ) as answer:
             return json.load(answer)
 
     def await_server(self) -> dict[str, Any]:
         """Wait until the running prep has started its server; returns the job record."""
-        return wait_for(lambda: job if (job := self.job())["server"] or job["state"] != "running" else None, "the prep to start its server")
+        return wait_for(
+            lambda: job if (job := self.job())["server"] or job["state"] != "running" else None,
+            "the prep to start its server",
+        )
 
     def diagnosis(self) -> str:
         """What a failed test wants to see: the container's log and the end of the run's."""
         text = docker("logs", "--tail", "20", self.container, check=False)
-        logs = sorted((self.telemetry / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        logs = sorted(
+            (self.telemetry / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime
+        )
         tail = logs[-1].read_text(errors="replace").splitlines()[-30:] if logs else []
         return "\n".join(["", "--- container:", text.stdout, text.stderr, "--- run's log:", *tail])
 
-    # --- life ----------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     def ensure_prepared(self) -> None:
         """METRICS_READY again, whatever an earlier test did to it; nothing where it stands."""
@@ -285,7 +331,9 @@ def ansible(program: str, *arguments: str, environment: dict[str, str] | None = 
     return ended(start_ansible(program, *arguments, environment=environment))
 
 
-def start_ansible(program: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start_ansible(
+    program: str, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Begin a program of Ansible, in a session of its own, without waiting for its end."""
     return subprocess.Popen(
         [str(BIN / program), *arguments],
@@ -308,7 +356,15 @@ def start_ansible(program: str, *arguments: str, environment: dict[str, str] | N
 
 def module(name: str, arguments: dict[str, Any], *flags: str) -> dict[str, Any]:
     """What a module of the collection answers, by an ad-hoc call on this host."""
-    done = ansible("ansible", "localhost", "--module-name", f"slice_bench.sglang.{name}", "--args", json.dumps(arguments), *flags)
+    done = ansible(
+        "ansible",
+        "localhost",
+        "--module-name",
+        f"slice_bench.sglang.{name}",
+        "--args",
+        json.dumps(arguments),
+        *flags,
+    )
     start = re.search(r"^localhost \| (\w+)!? => ", done.output, re.MULTILINE)
     assert start, done.output
     answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.output[start.end() :])[0]
@@ -317,7 +373,13 @@ def module(name: str, arguments: dict[str, Any], *flags: str) -> dict[str, Any]:
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        ["docker", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=900, check=False, errors="replace"
+        ["docker", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=900,
+        check=False,
+        errors="replace",
     )
     if check:
         assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
@@ -325,7 +387,9 @@ def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
 
 
 def wait_for(condition: Callable[[], T | None], what: str, timeout_s: float = 180.0) -> T:
-    """The condition's value once it is true; the limit is only there so that a defect does not hang the tests."""
+    """The condition's value once it is true; the limit is only there so that a defect does not hang
+    the tests.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         if value := condition():
@@ -367,15 +431,23 @@ def new_root() -> Path:
 
 
 def make_image() -> str:
-    """The real image's id, made by the project's own module where it is missing or outdated; never removed."""
-    arguments = {"name": IMAGE, "context": str(ROOT / "roles" / "image" / "files"), "flavour": "local"}
+    """The real image's id, made by the project's own module where it is missing or outdated; never
+    removed.
+    """
+    arguments = {
+        "name": IMAGE,
+        "context": str(ROOT / "roles" / "image" / "files"),
+        "flavour": "local",
+    }
     answer = module("sgl_image", arguments)
     assert not answer.get("failed"), answer["msg"]
     return str(answer["image"]["id"])
 
 
 def ports_of(container: str) -> dict[str, int]:
-    """The ports that no other installation of the tests has; 31000 and more for the server, as its default is 30000."""
+    """The ports that no other installation of the tests has; 31000 and more for the server, as its
+    default is 30000.
+    """
     first = PORTS_FROM[container]
     return {"prometheus": first + 90, "node_exporter": first + 99, "sglang": first + 12090}
 

@@ -9,7 +9,9 @@ import tarfile
 from pathlib import Path
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import build_client
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import DOCKER_ARCHITECTURES
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+    DOCKER_ARCHITECTURES,
+)
 
 from tests.integration.installation import IMAGE, ROOT, docker
 
@@ -23,15 +25,21 @@ def host_architecture() -> str:
 
 
 def run(command: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 def docker_build(*arguments: str) -> None:
     done = subprocess.run(
-        [*build_client(run), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+        [*build_client(run), *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
         env={**os.environ, "DOCKER_BUILDKIT": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -39,16 +47,25 @@ def build() -> None:
     """Both stand-ins; unchanged layers come from the build's cache."""
     for target, name in (("base", BASE), ("dcgm", DCGM)):
         docker_build(
-            "--target", target, "--tag", name, "--build-arg", f"DEBIAN={DEBIAN}", "--build-arg", f"LOCAL={IMAGE}",
+            "--target",
+            target,
+            "--tag",
+            name,
+            "--build-arg",
+            f"DEBIAN={DEBIAN}",
+            "--build-arg",
+            f"LOCAL={IMAGE}",
             str(ROOT / "tests" / "doubles" / "gh200"),
-        )  # fmt: skip
+        )
 
 
 def take_file(image: str, path: str, target: Path) -> None:
     """Copy a file out of an image."""
     container = docker("create", "--entrypoint", "/none", image).stdout.strip()
     try:
-        copied = subprocess.run(["docker", "cp", f"{container}:{path}", "-"], capture_output=True, check=True)
+        copied = subprocess.run(
+            ["docker", "cp", f"{container}:{path}", "-"], capture_output=True, check=True
+        )
     finally:
         docker("rm", container)
     packed = target.with_suffix(".tar")

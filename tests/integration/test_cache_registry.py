@@ -1,6 +1,8 @@
-"""Kernel caches and images between hosts, through a real registry by a real Docker, and through the controller's folder.
+"""Kernel caches and images between hosts, through a real registry by a real Docker, and through the
+controller's folder.
 
-What a host has made is packed and taken by the real sgl-admin over a folder in place of a container's (tests/doubles/docker_exec).
+What a host has made is packed and taken by the real sgl-admin over a folder in place of a
+container's (tests/doubles/docker_exec).
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ PORT = 19651
 REPOSITORY = f"127.0.0.1:{PORT}/sgl-caches-test"
 SAVED = "sgl-shared"
 CACHES: dict[str, Any] = {"kind": "caches", "name": "inductor-0123456789abcdef", "image": None}
-IMAGE: dict[str, Any] = {"kind": "image", "name": "image-cache-registry-test", "image": "sgl-caches-test:given"}
+IMAGE: dict[str, Any] = {
+    "kind": "image",
+    "name": "image-cache-registry-test",
+    "image": "sgl-caches-test:given",
+}
 DOUBLE = ROOT / "tests" / "doubles" / "docker_exec"
 MADE = "org.slice-bench.test-made"
 
@@ -55,7 +61,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and with a host that has compiled: its kernels are as many and as large as a small model's."""
+    """A folder with a model and with a host that has compiled: its kernels are as many and as large
+    as a small model's.
+    """
     folder = tmp_path_factory.mktemp("made")
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
@@ -65,7 +73,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Site:
-    """Two hosts: `one` has compiled, `two` has nothing; and the names under which they find each other's work."""
+    """Two hosts: `one` has compiled, `two` has nothing; and the names under which they find each
+    other's work.
+    """
 
     def __init__(self, folder: Path, made: Path) -> None:
         self.folder = folder
@@ -74,8 +84,16 @@ class Site:
         shutil.copytree(made / "one", self.containers / "one", symlinks=True)
         (self.containers / "two").mkdir()
         (folder / "remote").mkdir()
-        words = [sys.executable, "-c", "import sys; from sgl_admin import standalone; standalone.begin(sys.argv[1])"]
-        subprocess.run([*words, str(self.containers / "two")], check=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+        words = [
+            sys.executable,
+            "-c",
+            "import sys; from sgl_admin import standalone; standalone.begin(sys.argv[1])",
+        ]
+        subprocess.run(
+            [*words, str(self.containers / "two")],
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        )
         self.environment = {
             "DOCKER_DOUBLE_CONTAINERS": str(self.containers),
             "DOCKER_DOUBLE_REAL": str(shutil.which("docker")),
@@ -83,7 +101,11 @@ class Site:
 
     @property
     def prep(self) -> dict[str, Any]:
-        return {"model": self.model, "inductor": "ensure", **dict.fromkeys(("deep_gemm", "moe", "flashinfer"), "skip")}
+        return {
+            "model": self.model,
+            "inductor": "ensure",
+            **dict.fromkeys(("deep_gemm", "moe", "flashinfer"), "skip"),
+        }
 
     @property
     def item(self) -> dict[str, Any]:
@@ -99,24 +121,54 @@ class Site:
 
     def kernels(self, name: str) -> dict[str, bytes]:
         caches = self.containers / name / "profiles" / "triton"
-        return {str(path.relative_to(caches)): path.read_bytes() for path in caches.rglob("*.cubin")}
+        return {
+            str(path.relative_to(caches)): path.read_bytes() for path in caches.rglob("*.cubin")
+        }
 
-    def share(self, container: str, state: str, *items: dict[str, Any], flags: tuple[str, ...] = (), **options: Any) -> dict[str, Any]:
-        """What the module answers on this machine, which stands for the host; `printed` is what Ansible printed."""
+    def share(
+        self,
+        container: str,
+        state: str,
+        *items: dict[str, Any],
+        flags: tuple[str, ...] = (),
+        **options: Any,
+    ) -> dict[str, Any]:
+        """What the module answers on this machine, which stands for the host; `printed` is what
+        Ansible printed.
+        """
         arguments = {
-            "state": state, "items": items or [{"name": CACHES["name"], "stage": "inductor"}], "container": container, "prep": self.prep,
-            "directory": self.path("store"), **options,
-        }  # fmt: skip
-        environment = {**self.environment, "PATH": f"{DOUBLE}:{os.environ['PATH']}", "ANSIBLE_REMOTE_TEMP": self.path("remote")}
-        words = ["localhost", "--module-name", "slice_bench.sglang.sgl_share", "--args", json.dumps(arguments), *flags]
+            "state": state,
+            "items": items or [{"name": CACHES["name"], "stage": "inductor"}],
+            "container": container,
+            "prep": self.prep,
+            "directory": self.path("store"),
+            **options,
+        }
+        environment = {
+            **self.environment,
+            "PATH": f"{DOUBLE}:{os.environ['PATH']}",
+            "ANSIBLE_REMOTE_TEMP": self.path("remote"),
+        }
+        words = [
+            "localhost",
+            "--module-name",
+            "slice_bench.sglang.sgl_share",
+            "--args",
+            json.dumps(arguments),
+            *flags,
+        ]
         done = ansible("ansible", *words, environment=environment)
         start = re.search(r"^localhost \| (\w+)!? => ", done.output, re.MULTILINE)
         assert start, done.output
         answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.output[start.end() :])[0]
-        assert list((self.folder / "remote").iterdir()) == [], "a temporary file is left on the host"
+        assert list((self.folder / "remote").iterdir()) == [], (
+            "a temporary file is left on the host"
+        )
         return {"failed": start[1] not in ("SUCCESS", "CHANGED"), "printed": done.text, **answer}
 
-    def must(self, container: str, state: str, *items: dict[str, Any], **options: Any) -> dict[str, Any]:
+    def must(
+        self, container: str, state: str, *items: dict[str, Any], **options: Any
+    ) -> dict[str, Any]:
         """What the module answers of the item, all having gone well."""
         answer = self.share(container, state, *items, **options)
         assert answer["failed"] is False, answer["printed"]
@@ -143,19 +195,39 @@ def left() -> list[str]:
     images = []
     for label in (DIGEST_LABEL, MADE):
         form = "{{.Repository}}:{{.Tag}} {{.Digest}} {{.ID}}"
-        images += docker("image", "ls", "--all", "--digests", "--filter", f"label={label}", "--format", form).stdout.splitlines()
-    names = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").stdout.splitlines()
-    containers = docker("container", "ls", "--all", "--filter", f"label={DIGEST_LABEL}", "--format", "container {{.ID}}").stdout
-    containers += docker("container", "ls", "--all", "--filter", f"label={MADE}", "--format", "container {{.ID}}").stdout
-    named = [name for name in names if name.startswith((f"{REPOSITORY}:", f"{SAVED}:{IMAGE['name']}"))]
+        images += docker(
+            "image", "ls", "--all", "--digests", "--filter", f"label={label}", "--format", form
+        ).stdout.splitlines()
+    names = docker(
+        "image", "ls", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"
+    ).stdout.splitlines()
+    containers = docker(
+        "container",
+        "ls",
+        "--all",
+        "--filter",
+        f"label={DIGEST_LABEL}",
+        "--format",
+        "container {{.ID}}",
+    ).stdout
+    containers += docker(
+        "container", "ls", "--all", "--filter", f"label={MADE}", "--format", "container {{.ID}}"
+    ).stdout
+    named = [
+        name for name in names if name.startswith((f"{REPOSITORY}:", f"{SAVED}:{IMAGE['name']}"))
+    ]
     return sorted({*images, *named, *containers.splitlines()})
 
 
 def clean() -> None:
     for label in (DIGEST_LABEL, MADE):
-        for container in docker("container", "ls", "--all", "--quiet", "--filter", f"label={label}").stdout.split():
+        for container in docker(
+            "container", "ls", "--all", "--quiet", "--filter", f"label={label}"
+        ).stdout.split():
             docker("rm", "--force", container)
-        for image in docker("image", "ls", "--all", "--quiet", "--filter", f"label={label}").stdout.split():
+        for image in docker(
+            "image", "ls", "--all", "--quiet", "--filter", f"label={label}"
+        ).stdout.split():
             docker("image", "rm", "--force", image, check=False)
 
 
@@ -171,11 +243,13 @@ def pushed(site: Site, name: str = "one", signature: str | None = None) -> tuple
     """Pack and push what a host has; returns the archive's digest, where it is, and its sha256."""
     packed = site.host("one").pack(site.item, site.path("packed.tar"))
     assert packed is not None and packed["finished"] is True
-    source = site.host("one").push(site.item, site.path("packed.tar"), reference(name), packed["digest"], signature)
+    source = site.host("one").push(
+        site.item, site.path("packed.tar"), reference(name), packed["digest"], signature
+    )
     return packed["digest"], source, sha256(site.path("packed.tar"))
 
 
-# --- caches through the registry -----------------------------------------------------------------------------------------
+# --- caches through the registry ------------------------------------------------------------------
 
 
 def test_an_archive_comes_back_byte_for_byte(registry: Registry, site: Site) -> None:
@@ -185,10 +259,17 @@ def test_an_archive_comes_back_byte_for_byte(registry: Registry, site: Site) -> 
     two = site.host("two")
     assert two.look(reference("one")) == source and left() == []
     for name in (reference("one"), source):
-        assert two.fetch(site.item, name, site.path()) == {"source": source, "digest": digest, "signature": None}
+        assert two.fetch(site.item, name, site.path()) == {
+            "source": source,
+            "digest": digest,
+            "signature": None,
+        }
         assert sha256(site.path()) == content and left() == []
     taken = two.take(site.item, site.path(), digest)
-    assert taken["stages"]["inductor"]["status"] == "imported" and taken["stages"]["inductor"]["files"] == 40
+    assert (
+        taken["stages"]["inductor"]["status"] == "imported"
+        and taken["stages"]["inductor"]["files"] == 40
+    )
     assert site.kernels("two") == site.kernels("one") and len(site.kernels("one")) == 40
     assert two.take(site.item, site.path(), digest)["stages"]["inductor"]["status"] == "standing"
     assert site.host("two").pack(site.item, site.path("again.tar")) == {
@@ -199,7 +280,11 @@ def test_an_archive_comes_back_byte_for_byte(registry: Registry, site: Site) -> 
 
 def test_its_labels_say_what_it_is_and_who_signed_it(registry: Registry, site: Site) -> None:
     digest, source, _ = pushed(site, signature="c2lnbmVk")
-    assert site.host("two").fetch(site.item, source, site.path()) == {"source": source, "digest": digest, "signature": "c2lnbmVk"}
+    assert site.host("two").fetch(site.item, source, site.path()) == {
+        "source": source,
+        "digest": digest,
+        "signature": "c2lnbmVk",
+    }
     # As any client of a registry finds them, who has pulled nothing.
     labels = described(registry, source)["config"]["Labels"]
     assert labels == {DIGEST_LABEL: digest, SIGNATURE_LABEL: "c2lnbmVk"}
@@ -209,7 +294,8 @@ def described(registry: Registry, source: str) -> dict[str, Any]:
     """The configuration of an image in the registry."""
     base = f"http://{registry.address}/v2/{REPOSITORY.partition('/')[2]}"
     asked = urllib.request.Request(
-        f"{base}/manifests/{source.partition('@')[2]}", headers={"Accept": "application/vnd.docker.distribution.manifest.v2+json"}
+        f"{base}/manifests/{source.partition('@')[2]}",
+        headers={"Accept": "application/vnd.docker.distribution.manifest.v2+json"},
     )
     with urllib.request.urlopen(asked) as answer:
         manifest = json.load(answer)
@@ -218,14 +304,20 @@ def described(registry: Registry, source: str) -> dict[str, Any]:
     return found
 
 
-def test_a_digest_stands_for_one_archive_whatever_its_tag_stands_for(registry: Registry, site: Site) -> None:
+def test_a_digest_stands_for_one_archive_whatever_its_tag_stands_for(
+    registry: Registry, site: Site
+) -> None:
     digest, source, content = pushed(site, "moving")
     next((site.containers / "one" / "profiles" / "triton").rglob("*.cubin")).touch()
     host = site.host("one")
     Path(site.path("other.tar")).write_bytes(b"another archive")
     other = host.push(site.item, site.path("other.tar"), reference("moving"), "sha256:other", None)
     found = host.fetch(site.item, reference("moving"), site.path())
-    assert found is not None and found["source"] == other != source and Path(site.path()).read_bytes() == b"another archive"
+    assert (
+        found is not None
+        and found["source"] == other != source
+        and Path(site.path()).read_bytes() == b"another archive"
+    )
     found = host.fetch(site.item, source, site.path())
     assert found is not None and found["digest"] == digest and sha256(site.path()) == content
 
@@ -248,9 +340,14 @@ def test_a_registry_that_is_down_is_told_with_the_remedy(site: Site, tmp_path: P
         lambda host: host.look(nowhere),
         lambda host: host.fetch(site.item, nowhere, site.path()),
     ):
-        with pytest.raises(ShareError, match="the registry does not answer: start it, or set sgl_cache_share to relay") as failed:
+        with pytest.raises(
+            ShareError,
+            match="the registry does not answer: start it, or set sgl_cache_share to relay",
+        ) as failed:
             step(site.host("one"))
-        assert nowhere in str(failed.value) and "systemctl start docker" not in str(failed.value), "Docker does answer"
+        assert nowhere in str(failed.value) and "systemctl start docker" not in str(failed.value), (
+            "Docker does answer"
+        )
         # A container or an image that were left would be found by the label of the archive.
         assert left() == []
 
@@ -260,16 +357,22 @@ def image_of(content: dict[str, bytes], name: str, folder: Path) -> str:
     (folder / "image").mkdir(exist_ok=True)
     for path, written in content.items():
         (folder / "image" / path).write_bytes(written)
-    packed = subprocess.run(["tar", "-C", str(folder / "image"), "-cf", "-", *content], check=True, capture_output=True).stdout
+    packed = subprocess.run(
+        ["tar", "-C", str(folder / "image"), "-cf", "-", *content], check=True, capture_output=True
+    ).stdout
     words = [os.environ["DOCKER_DOUBLE_REAL"], "import", "--change", f"LABEL {MADE}=yes", "-", name]
-    return subprocess.run(words, input=packed, check=True, capture_output=True).stdout.decode().strip()
+    return (
+        subprocess.run(words, input=packed, check=True, capture_output=True).stdout.decode().strip()
+    )
 
 
 def test_a_tag_that_stands_for_another_tools_image_is_told(registry: Registry, site: Site) -> None:
     image_of({"program": b"x"}, reference("foreign"), site.folder)
     docker("push", "--quiet", reference("foreign"))
     docker("rmi", reference("foreign"))
-    with pytest.raises(ShareError, match="holds no archive of caches: .*delete it from the registry") as failed:
+    with pytest.raises(
+        ShareError, match="holds no archive of caches: .*delete it from the registry"
+    ) as failed:
         site.host("two").fetch(site.item, reference("foreign"), site.path())
     assert reference("foreign") in str(failed.value) and not Path(site.path()).exists()
 
@@ -281,27 +384,54 @@ def test_a_docker_that_fails_while_giving_leaves_nothing(
     packed = site.host("one").pack(site.item, site.path("packed.tar"))
     assert packed is not None
     monkeypatch.setenv("DOCKER_DOUBLE_FAILS", command)
-    with pytest.raises(ShareError, match="cannot be pushed to .*: Error response from daemon: it broke here"):
-        site.host("one").push(site.item, site.path("packed.tar"), reference(f"broken-{command}"), packed["digest"], None)
+    with pytest.raises(
+        ShareError, match="cannot be pushed to .*: Error response from daemon: it broke here"
+    ):
+        site.host("one").push(
+            site.item,
+            site.path("packed.tar"),
+            reference(f"broken-{command}"),
+            packed["digest"],
+            None,
+        )
     assert left() == []
     monkeypatch.delenv("DOCKER_DOUBLE_FAILS")
     # The same again mends it.
-    source = site.host("one").push(site.item, site.path("packed.tar"), reference(f"broken-{command}"), packed["digest"], None)
+    source = site.host("one").push(
+        site.item, site.path("packed.tar"), reference(f"broken-{command}"), packed["digest"], None
+    )
     assert site.host("one").look(reference(f"broken-{command}")) == source
 
 
 @pytest.mark.parametrize(
     ("variable", "command", "said"),
     [
-        ("DOCKER_DOUBLE_FAILS", "pull", "cannot be pulled: Error response from daemon: it broke here"),
-        ("DOCKER_DOUBLE_FAILS", "image", "cannot be taken out of .*: Error response from daemon: it broke here"),
-        ("DOCKER_DOUBLE_FAILS", "create", "cannot be taken out of .*: Error response from daemon: it broke here"),
+        (
+            "DOCKER_DOUBLE_FAILS",
+            "pull",
+            "cannot be pulled: Error response from daemon: it broke here",
+        ),
+        (
+            "DOCKER_DOUBLE_FAILS",
+            "image",
+            "cannot be taken out of .*: Error response from daemon: it broke here",
+        ),
+        (
+            "DOCKER_DOUBLE_FAILS",
+            "create",
+            "cannot be taken out of .*: Error response from daemon: it broke here",
+        ),
         ("DOCKER_DOUBLE_FAILS", "cp", "it broke here"),
         ("DOCKER_DOUBLE_DIES", "cp", "holds no archive of caches: unexpected end of data"),
     ],
 )
 def test_a_docker_that_fails_while_taking_leaves_nothing(
-    registry: Registry, site: Site, variable: str, command: str, said: str, monkeypatch: pytest.MonkeyPatch
+    registry: Registry,
+    site: Site,
+    variable: str,
+    command: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, source, content = pushed(site)
     monkeypatch.setenv(variable, command)
@@ -309,7 +439,10 @@ def test_a_docker_that_fails_while_taking_leaves_nothing(
         site.host("two").fetch(site.item, source, site.path())
     assert left() == []
     monkeypatch.delenv(variable)
-    assert site.host("two").fetch(site.item, source, site.path()) is not None and sha256(site.path()) == content
+    assert (
+        site.host("two").fetch(site.item, source, site.path()) is not None
+        and sha256(site.path()) == content
+    )
 
 
 def test_a_full_disk_is_told_and_nobody_waits_for_the_rest(registry: Registry, site: Site) -> None:
@@ -318,7 +451,9 @@ def test_a_full_disk_is_told_and_nobody_waits_for_the_rest(registry: Registry, s
         site.host("two").fetch(site.item, source, "/dev/full")
 
 
-def test_what_was_changed_on_its_way_is_refused_by_the_host_and_nothing_of_it_is_taken(registry: Registry, site: Site) -> None:
+def test_what_was_changed_on_its_way_is_refused_by_the_host_and_nothing_of_it_is_taken(
+    registry: Registry, site: Site
+) -> None:
     digest, _, _ = pushed(site)
     content = bytearray(Path(site.path("packed.tar")).read_bytes())
     content[-100_000] ^= 1
@@ -337,8 +472,14 @@ def test_what_was_changed_on_its_way_is_refused_by_the_host_and_nothing_of_it_is
 
 def test_a_host_says_why_it_cannot_pack_or_take(registry: Registry, site: Site) -> None:
     pushed(site)
-    assert site.host("two").pack(site.item, site.path("nothing.tar")) is None and not Path(site.path("nothing.tar")).exists()
-    for step in (lambda host: host.pack(site.item, site.path()), lambda host: host.take(site.item, site.path("packed.tar"), None)):
+    assert (
+        site.host("two").pack(site.item, site.path("nothing.tar")) is None
+        and not Path(site.path("nothing.tar")).exists()
+    )
+    for step in (
+        lambda host: host.pack(site.item, site.path()),
+        lambda host: host.take(site.item, site.path("packed.tar"), None),
+    ):
         with pytest.raises(ShareError, match="No such container: three"):
             step(site.host("three"))
     wrong = {**site.item, "arguments": [*site.item["arguments"], "--tp", "2"]}
@@ -346,13 +487,15 @@ def test_a_host_says_why_it_cannot_pack_or_take(registry: Registry, site: Site) 
         site.host("two").take(wrong, site.path("packed.tar"), None)
 
 
-# --- the module, as tasks call it ----------------------------------------------------------------------------------------
+# --- the module, as tasks call it -----------------------------------------------------------------
 
 THROUGH_REGISTRY: dict[str, Any] = {"through": "registry", "registry": REPOSITORY}
 
 
 @pytest.mark.parametrize("way", [THROUGH_REGISTRY, {}], ids=["registry", "relay"])
-def test_the_module_gives_once_and_takes_once(registry: Registry, site: Site, way: dict[str, Any]) -> None:
+def test_the_module_gives_once_and_takes_once(
+    registry: Registry, site: Site, way: dict[str, Any]
+) -> None:
     way = {**way, **({"registry": f"{REPOSITORY}-module"} if way else {})}
     assert site.must("two", "taken", **way)["status"] == "absent"
     assert site.must("two", "given", **way)["status"] == "unfinished"
@@ -363,7 +506,12 @@ def test_the_module_gives_once_and_takes_once(registry: Registry, site: Site, wa
     assert again["status"] == "there", "it is pushed once"
     taken = site.must("two", "taken", **way)
     digest = given["items"][CACHES["name"]]["digest"]
-    assert (taken["status"], taken["files"], taken["finished"], taken["digest"]) == ("imported", 40, True, digest)
+    assert (taken["status"], taken["files"], taken["finished"], taken["digest"]) == (
+        "imported",
+        40,
+        True,
+        digest,
+    )
     assert site.kernels("two") == site.kernels("one")
     if way:
         assert taken["from"] == given["items"][CACHES["name"]]["from"] == again["from"]
@@ -373,11 +521,15 @@ def test_the_module_gives_once_and_takes_once(registry: Registry, site: Site, wa
 
 def test_the_module_tells_of_a_registry_that_is_down(site: Site) -> None:
     for container, state in (("one", "given"), ("two", "taken")):
-        answer = site.share(container, state, through="registry", registry="127.0.0.1:1/sgl-caches-test")
+        answer = site.share(
+            container, state, through="registry", registry="127.0.0.1:1/sgl-caches-test"
+        )
         assert answer["failed"] is True and "set sgl_cache_share to relay" in answer["msg"]
 
 
-def test_a_flipped_byte_in_the_folder_is_set_aside_and_told_and_it_is_given_anew(site: Site) -> None:
+def test_a_flipped_byte_in_the_folder_is_set_aside_and_told_and_it_is_given_anew(
+    site: Site,
+) -> None:
     site.must("one", "given")
     archive = Store(site.path("store")).archive(CACHES["name"])
     content = bytearray(archive.read_bytes())
@@ -385,24 +537,42 @@ def test_a_flipped_byte_in_the_folder_is_set_aside_and_told_and_it_is_given_anew
     archive.write_bytes(content)
     answer = site.share("two", "taken")
     assert answer["failed"] is False and answer["items"][CACHES["name"]] == {"status": "absent"}
-    assert f"{archive}.corrupt-1" in answer["printed"] and Path(f"{archive}.corrupt-1").read_bytes() == content
+    assert (
+        f"{archive}.corrupt-1" in answer["printed"]
+        and Path(f"{archive}.corrupt-1").read_bytes() == content
+    )
     assert site.kernels("two") == {}
-    assert site.must("one", "given")["status"] == "given" and site.must("two", "taken")["status"] == "imported"
+    assert (
+        site.must("one", "given")["status"] == "given"
+        and site.must("two", "taken")["status"] == "imported"
+    )
 
 
 @pytest.mark.parametrize("way", [THROUGH_REGISTRY, {}], ids=["registry", "relay"])
-def test_what_is_signed_is_taken_by_its_key_alone(registry: Registry, site: Site, way: dict[str, Any]) -> None:
+def test_what_is_signed_is_taken_by_its_key_alone(
+    registry: Registry, site: Site, way: dict[str, Any]
+) -> None:
     way = {**way, **({"registry": f"{REPOSITORY}-signed"} if way else {})}
     for name in ("lab", "other"):
-        words = ["minisign", "-G", "-W", "-s", site.path(f"{name}.key"), "-p", site.path(f"{name}.pub")]
+        words = [
+            "minisign",
+            "-G",
+            "-W",
+            "-s",
+            site.path(f"{name}.key"),
+            "-p",
+            site.path(f"{name}.pub"),
+        ]
         subprocess.run(words, check=True, capture_output=True)
     site.must("one", "given", sign_key=site.path("lab.key"), **way)
     answer = site.share("two", "taken", verify_key=site.path("other.pub"), **way)
-    assert answer["failed"] is True and "is not one of" in answer["msg"] and site.kernels("two") == {}
+    assert (
+        answer["failed"] is True and "is not one of" in answer["msg"] and site.kernels("two") == {}
+    )
     assert site.must("two", "taken", verify_key=site.path("lab.pub"), **way)["status"] == "imported"
 
 
-# --- images --------------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def identity(name: str) -> str | None:
@@ -411,25 +581,38 @@ def identity(name: str) -> str | None:
 
 
 @pytest.mark.parametrize("way", [THROUGH_REGISTRY, {}], ids=["registry", "relay"])
-def test_an_image_is_had_under_the_name_that_it_has_there(registry: Registry, site: Site, way: dict[str, Any]) -> None:
+def test_an_image_is_had_under_the_name_that_it_has_there(
+    registry: Registry, site: Site, way: dict[str, Any]
+) -> None:
     given = {"kind": "image", "name": IMAGE["name"], "image": IMAGE["image"]}
     wanted = {**given, "image": "sgl-caches-test:taken"}
     assert site.must("two", "taken", wanted, prep=None, **way)["status"] == "absent"
     image = image_of({"program": os.urandom(300_000)}, given["image"], site.folder)
     told = site.must("one", "given", given, prep=None, **way)
-    assert told["status"] == "given" and site.must("one", "given", given, prep=None, **way)["status"] == "there"
+    assert (
+        told["status"] == "given"
+        and site.must("one", "given", given, prep=None, **way)["status"] == "there"
+    )
     assert identity(given["image"]) == image, "it is still there"
     docker("rmi", given["image"])
     assert identity(image) is None
     taken = site.must("two", "taken", wanted, prep=None, **way)
-    assert taken["status"] == "loaded" and taken["digest"] == told["digest"], "the report tells by it who gave it"
+    assert taken["status"] == "loaded" and taken["digest"] == told["digest"], (
+        "the report tells by it who gave it"
+    )
     assert identity("sgl-caches-test:taken") == image
     docker("rmi", "sgl-caches-test:taken")
 
 
 def test_an_image_that_a_host_does_not_have_is_not_given(registry: Registry, site: Site) -> None:
     for way in (THROUGH_REGISTRY, {}):
-        answer = site.share("one", "given", {**IMAGE, "name": "image-none", "image": "sgl-caches-test:none"}, prep=None, **way)
+        answer = site.share(
+            "one",
+            "given",
+            {**IMAGE, "name": "image-none", "image": "sgl-caches-test:none"},
+            prep=None,
+            **way,
+        )
         assert answer["failed"] is True and "sgl-caches-test:none" in answer["msg"]
 
 

@@ -1,4 +1,6 @@
-"""The container from its first start to its last: what users and SLICE-Bench rely on, against real parts."""
+"""The container from its first start to its last: what users and SLICE-Bench rely on, against real
+parts.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,22 @@ from pathlib import Path
 import pytest
 
 from tests.contract import validators
-from tests.integration.installation import STAGES, Play, Site, docker, lock_is_free, port_is_free, read, tree, wait_for
+from tests.integration.installation import (
+    STAGES,
+    Play,
+    Site,
+    docker,
+    lock_is_free,
+    port_is_free,
+    read,
+    tree,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another owner")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can make files of another owner"
+)
 
 # What the local flavour has to do on a host without a GPU.
 WARM = {"deep_gemm": "skipped", "moe_tune": "skipped", "flashinfer": "skipped", "inductor": "noop"}
@@ -29,10 +43,12 @@ def stop_prep(site: Site) -> dict:
     job = site.job()
     if job["state"] == "running":
         site.kill(job["pid"], signal.SIGTERM)
-    return wait_for(lambda: job if (job := site.job())["state"] != "running" else None, "the prep to end")
+    return wait_for(
+        lambda: job if (job := site.job())["state"] != "running" else None, "the prep to end"
+    )
 
 
-# --- from nothing to METRICS_READY ---------------------------------------------------------------------------------------
+# --- from nothing to METRICS_READY ----------------------------------------------------------------
 
 
 def test_first_prep_reaches_metrics_ready(site: Site, first: Play) -> None:
@@ -56,15 +72,23 @@ def test_every_record_keeps_the_contract(prepared: Site) -> None:
     validators.validate_job(prepared.job())
     pointer = validators.parse_and_validate_pointer(prepared.pointer.read_text())
     assert pointer["CONTAINER_RUN_META_JSON"] == f"/telemetry/container_runs/{prepared.run_id}.json"
-    assert pointer["CONTAINER_RUN_META_JSON_HOST"] == f"{prepared.telemetry}/container_runs/{prepared.run_id}.json"
+    assert (
+        pointer["CONTAINER_RUN_META_JSON_HOST"]
+        == f"{prepared.telemetry}/container_runs/{prepared.run_id}.json"
+    )
     assert prepared.pointer.stat().st_mode & 0o7777 == 0o600
-    assert manifest["paths"]["container"]["prep_result"] == f"/telemetry/container_runs/{prepared.run_id}/prep_result.json"
+    assert (
+        manifest["paths"]["container"]["prep_result"]
+        == f"/telemetry/container_runs/{prepared.run_id}/prep_result.json"
+    )
     assert read(Path(manifest["paths"]["host"]["prep_result"]))["run"]["run_id"] == prepared.run_id
     found = prepared.inspect()
     assert found is not None
     assert (manifest["container_id"], manifest["image_id"]) == (found["Id"], found["Image"])
     assert manifest["container_name"] == prepared.container
-    assert {name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()} == {
+    assert {
+        name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()
+    } == {
         "sglang_metrics": "expected",
         "node_metrics": "running",
         "tracing": "unavailable",
@@ -73,9 +97,15 @@ def test_every_record_keeps_the_contract(prepared: Site) -> None:
 
 
 def test_everything_belongs_to_the_service_user(prepared: Site) -> None:
-    below = {**tree(prepared.telemetry), **tree(prepared.profiles), **tree(prepared.root / "models")}
+    below = {
+        **tree(prepared.telemetry),
+        **tree(prepared.profiles),
+        **tree(prepared.root / "models"),
+    }
     assert len(below) > 50
-    assert {path: (uid, gid) for path, (_, uid, gid) in below.items() if (uid, gid) != prepared.owner} == {}
+    assert {
+        path: (uid, gid) for path, (_, uid, gid) in below.items() if (uid, gid) != prepared.owner
+    } == {}
     written = [
         prepared.pointed(),
         prepared.run_dir(),
@@ -95,16 +125,28 @@ def test_caches_hold_what_the_stage_vouches_for(prepared: Site) -> None:
 
 
 def test_second_prep_changes_nothing(prepared: Site) -> None:
-    before, records = prepared.state(), [prepared.pointed(), prepared.run_dir() / "stages" / "inductor.json"]
+    before, records = (
+        prepared.state(),
+        [
+            prepared.pointed(),
+            prepared.run_dir() / "stages" / "inductor.json",
+        ],
+    )
     times = [path.stat().st_mtime_ns for path in records[:1]]
     identity = (prepared.inspect() or {})["Id"]
     play = prepared.must_play("prep")
     assert play.changed == 0, play.output
     after = prepared.state()
-    assert ((prepared.inspect() or {})["Id"], after["StartedAt"], after["Pid"]) == (identity, before["StartedAt"], before["Pid"])
+    assert ((prepared.inspect() or {})["Id"], after["StartedAt"], after["Pid"]) == (
+        identity,
+        before["StartedAt"],
+        before["Pid"],
+    )
     assert statuses(prepared.result()) == WARM
     assert prepared.result()["telemetry_probe"]["ok"] is True
-    assert [path.stat().st_mtime_ns for path in records[:1]] == times, "the manifest was written again"
+    assert [path.stat().st_mtime_ns for path in records[:1]] == times, (
+        "the manifest was written again"
+    )
 
 
 def test_check_mode_on_a_converged_host_says_unchanged(prepared: Site) -> None:
@@ -114,13 +156,24 @@ def test_check_mode_on_a_converged_host_says_unchanged(prepared: Site) -> None:
     assert prepared.job() == job
 
 
-# --- docker exec ---------------------------------------------------------------------------------------------------------
+# --- docker exec ----------------------------------------------------------------------------------
 
 
 def test_the_documented_exec_line_works_without_a_user(prepared: Site) -> None:
     done = prepared.docker_exec(
-        "sgl-admin", "caches", "ensure", "--json", "--model", prepared.model, "--tp", "1", "--flashinfer", "ensure", "--inductor", "ensure"
-    )  # fmt: skip
+        "sgl-admin",
+        "caches",
+        "ensure",
+        "--json",
+        "--model",
+        prepared.model,
+        "--tp",
+        "1",
+        "--flashinfer",
+        "ensure",
+        "--inductor",
+        "ensure",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == [
         f"RESULT_JSON /telemetry/container_runs/{prepared.run_id}/prep_result.json",
@@ -128,27 +181,49 @@ def test_the_documented_exec_line_works_without_a_user(prepared: Site) -> None:
     ]
     document, _ = json.JSONDecoder().raw_decode(done.stdout)
     validators.validate_prep_result(document)
-    assert document["stages"]["deep_gemm"]["reason"] == "requested" and document["stages"]["flashinfer"]["reason"] == "no_cuda_device"
+    assert (
+        document["stages"]["deep_gemm"]["reason"] == "requested"
+        and document["stages"]["flashinfer"]["reason"] == "no_cuda_device"
+    )
 
 
 def test_a_bare_exec_is_the_service_user_with_the_caches_set(prepared: Site) -> None:
     assert prepared.docker_exec("id", "-u").stdout.strip() == str(prepared.owner[0])
     assert prepared.docker_exec("id", "-g").stdout.strip() == str(prepared.owner[1])
     assert prepared.docker_exec("id", "-un").stdout.strip() == "devuser"
-    environment = dict(line.partition("=")[::2] for line in prepared.docker_exec("env").stdout.splitlines())
-    assert environment["TRITON_CACHE_DIR"] == "/profiles/triton" and environment["TORCHINDUCTOR_CACHE_DIR"] == "/profiles/torchinductor"
+    environment = dict(
+        line.partition("=")[::2] for line in prepared.docker_exec("env").stdout.splitlines()
+    )
+    assert (
+        environment["TRITON_CACHE_DIR"] == "/profiles/triton"
+        and environment["TORCHINDUCTOR_CACHE_DIR"] == "/profiles/torchinductor"
+    )
     assert environment["HF_HOME"] == "/home/devuser/.cache/huggingface"
 
 
 def test_nothing_to_do_starts_no_server_and_imports_no_torch(prepared: Site) -> None:
     log = len(prepared.log())
     done = prepared.admin(
-        "caches", "ensure", "--model", prepared.model, options=("--env", "PYTHONPROFILEIMPORTTIME=1")
-    )  # fmt: skip
+        "caches",
+        "ensure",
+        "--model",
+        prepared.model,
+        options=("--env", "PYTHONPROFILEIMPORTTIME=1"),
+    )
     assert done.returncode == 0, done.stderr
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rpartition("|")[2].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "sgl_admin.prep" in imported, "the import trace is empty"
-    assert {name.partition(".")[0] for name in imported} & {"torch", "sglang", "triton", "transformers", "numpy"} == set()
+    assert {name.partition(".")[0] for name in imported} & {
+        "torch",
+        "sglang",
+        "triton",
+        "transformers",
+        "numpy",
+    } == set()
     assert prepared.job()["server"] is None and prepared.servers() == []
     assert "server_args" not in prepared.log()[log:]
     assert prepared.result()["status"] == "ok"
@@ -163,19 +238,22 @@ def test_usage_and_unknown_models_are_refused(prepared: Site) -> None:
     assert prepared.job() == before
 
 
-# --- the probe -----------------------------------------------------------------------------------------------------------
+# --- the probe ------------------------------------------------------------------------------------
 
 
 def scraped_jobs(site: Site) -> set[str]:
-    return {target["labels"]["job"] for target in site.prometheus("/api/v1/targets")["data"]["activeTargets"]}
+    return {
+        target["labels"]["job"]
+        for target in site.prometheus("/api/v1/targets")["data"]["activeTargets"]
+    }
 
 
 def reload_prometheus(site: Site, config: str, jobs: set[str]) -> None:
     (site.run_dir() / "prometheus.yml").write_text(config)
     script = (
-        "import glob, os, signal\n"
-        "for name in glob.glob('/proc/[0-9]*/comm'):\n"
-        "    if open(name).read().strip() == 'prometheus': os.kill(int(name.split('/')[2]), signal.SIGHUP)\n"
+        "import glob, os, signal\nfor name in glob.glob('/proc/[0-9]*/comm'):\n    if"
+        " open(name).read().strip() == 'prometheus': os.kill(int(name.split('/')[2]),"
+        " signal.SIGHUP)\n"
     )
     assert site.docker_exec("/opt/sglang/bin/python", "-c", script).returncode == 0
     wait_for(lambda: scraped_jobs(site) == jobs, f"Prometheus to scrape {sorted(jobs)}")
@@ -206,10 +284,12 @@ def test_no_proof_where_prometheus_does_not_scrape_the_server(prepared: Site) ->
     # The next prep makes the proof, and nothing else.
     play = prepared.must_play("prep")
     assert play.changed == 1, play.output
-    assert statuses(prepared.result()) == WARM and prepared.result()["telemetry_probe"]["ok"] is True
+    assert (
+        statuses(prepared.result()) == WARM and prepared.result()["telemetry_probe"]["ok"] is True
+    )
 
 
-# --- new containers, warm caches -----------------------------------------------------------------------------------------
+# --- new containers, warm caches ------------------------------------------------------------------
 
 
 def test_recreated_container_takes_the_caches_and_proves_anew(prepared: Site) -> None:
@@ -222,16 +302,25 @@ def test_recreated_container_takes_the_caches_and_proves_anew(prepared: Site) ->
     result = prepared.result()
     assert statuses(result) == WARM
     proof = result["telemetry_probe"]
-    assert proof["ok"] is True and prepared.run_id in proof["prometheus_query"] and proof["prep_id"] == result["run"]["prep_id"]
+    assert (
+        proof["ok"] is True
+        and prepared.run_id in proof["prometheus_query"]
+        and proof["prep_id"] == result["run"]["prep_id"]
+    )
     # The earlier run keeps its own records.
-    assert read(old)["container_run_id"] == run_id and prepared.result(run_id)["run"]["run_id"] == run_id
+    assert (
+        read(old)["container_run_id"] == run_id
+        and prepared.result(run_id)["run"]["run_id"] == run_id
+    )
 
 
 def test_stop_removes_the_pointer_and_frees_the_ports(prepared: Site) -> None:
     run_id = prepared.run_id
     docker("stop", prepared.container)
     state = prepared.state()
-    assert state["Status"] == "exited" and state["ExitCode"] != 137 and not state["OOMKilled"], "it had to be killed"
+    assert state["Status"] == "exited" and state["ExitCode"] != 137 and not state["OOMKilled"], (
+        "it had to be killed"
+    )
     assert not prepared.pointer.exists()
     assert [port for port in prepared.ports.values() if not port_is_free(port)] == []
     assert f"{run_id} is ended" in prepared.log(run_id)
@@ -250,12 +339,19 @@ def test_stop_playbook_ends_a_live_run(prepared: Site) -> None:
 
 
 def test_pointer_comes_soon_after_the_start(prepared: Site) -> None:
-    """Our own share of a start is small. The best of five: only a defect, and no busy machine, is slow each time."""
+    """Our own share of a start is small. The best of five: only a defect, and no busy machine, is
+    slow each time.
+    """
     seconds = []
     for _ in range(5):
         docker("restart", prepared.container)
-        wait_for(lambda: prepared.pointer.exists() and prepared.manifest_module("--check")["live"], "the restarted run")
-        started = datetime.fromisoformat(prepared.state()["StartedAt"][:26].rstrip("Z") + "+00:00").timestamp()
+        wait_for(
+            lambda: prepared.pointer.exists() and prepared.manifest_module("--check")["live"],
+            "the restarted run",
+        )
+        started = datetime.fromisoformat(
+            prepared.state()["StartedAt"][:26].rstrip("Z") + "+00:00"
+        ).timestamp()
         seconds.append(prepared.pointer.stat().st_mtime - started)
         if seconds[-1] < 2.0:
             break
@@ -263,7 +359,7 @@ def test_pointer_comes_soon_after_the_start(prepared: Site) -> None:
     assert min(seconds) < 2.0
 
 
-# --- crashes -------------------------------------------------------------------------------------------------------------
+# --- crashes --------------------------------------------------------------------------------------
 
 
 def test_killed_container_leaves_a_pointer_that_is_told_apart(prepared: Site) -> None:
@@ -275,7 +371,10 @@ def test_killed_container_leaves_a_pointer_that_is_told_apart(prepared: Site) ->
     look = prepared.manifest_module("--check")
     assert (look["live"], look["run_id"]) == (False, run_id) and "exited" in look["reason"]
     assert prepared.manifest_module(state="live", timeout=1)["failed"] is True
-    assert prepared.manifest_module("--check", state="absent")["changed"] is True and prepared.pointer.exists()
+    assert (
+        prepared.manifest_module("--check", state="absent")["changed"] is True
+        and prepared.pointer.exists()
+    )
     assert prepared.manifest_module(state="absent")["changed"] is True
     assert not prepared.pointer.exists()
     assert prepared.manifest_module(state="absent")["changed"] is False
@@ -297,11 +396,19 @@ def test_killed_prep_leaves_no_server_and_the_next_one_finishes(prepared: Site) 
     job = prepared.await_server()
     assert job["state"] == "running", job
     assert (prepared.profiles / ".in_progress" / "inductor.json").exists()
-    wait_for(lambda: any("sglang::scheduler" in word for line in prepared.servers() for word in line), "the server's children")
+    wait_for(
+        lambda: any("sglang::scheduler" in word for line in prepared.servers() for word in line),
+        "the server's children",
+    )
     prepared.kill(job["pid"], signal.SIGKILL)
-    wait_for(lambda: lock_is_free(prepared.profiles / ".locks" / "prep.lock"), "the dead owner's lock")
+    wait_for(
+        lambda: lock_is_free(prepared.profiles / ".locks" / "prep.lock"), "the dead owner's lock"
+    )
     inspected = json.loads(prepared.admin("caches", "inspect", "--json").stdout)
-    assert inspected["torchinductor"]["partial"] is True and inspected["torchinductor"]["reason"] == "in_progress_or_aborted"
+    assert (
+        inspected["torchinductor"]["partial"] is True
+        and inspected["torchinductor"]["reason"] == "in_progress_or_aborted"
+    )
     status = json.loads(prepared.admin("status", "--json").stdout)
     assert status["job"]["state"] == "interrupted" and status["job"]["server"] is None
     assert prepared.servers() == [], "what the killed prep left runs on"
@@ -309,7 +416,9 @@ def test_killed_prep_leaves_no_server_and_the_next_one_finishes(prepared: Site) 
     assert done.returncode == 0, done.stdout + done.stderr
     result = prepared.result()
     assert statuses(result)["inductor"] == "ok" and result["telemetry_probe"]["ok"] is True
-    assert any("killed before it finished" in warning for warning in result["warnings"]), result["warnings"]
+    assert any("killed before it finished" in warning for warning in result["warnings"]), result[
+        "warnings"
+    ]
     assert not (prepared.profiles / ".in_progress" / "inductor.json").exists()
 
 
@@ -321,7 +430,11 @@ def test_same_request_attaches_and_another_is_refused(prepared: Site) -> None:
         assert attached["prep_id"] == job["prep_id"] and attached["pid"] == job["pid"]
         other = prepared.ensure("--inductor", "ensure")
         assert other.returncode == 5
-        assert str(job["pid"]) in other.stderr and job["prep_id"] in other.stderr and "--inductor=rebuild" in other.stderr
+        assert (
+            str(job["pid"]) in other.stderr
+            and job["prep_id"] in other.stderr
+            and "--inductor=rebuild" in other.stderr
+        )
         assert prepared.job()["prep_id"] == job["prep_id"], "the refused prep wrote a record"
     finally:
         ended = stop_prep(prepared)
@@ -335,10 +448,20 @@ def test_stop_during_a_prep_ends_it_in_order(prepared: Site) -> None:
     assert prepared.await_server()["state"] == "running"
     docker("stop", prepared.container)
     assert prepared.state()["ExitCode"] != 137, "it had to be killed"
-    job, stage, result = prepared.job(run_id), prepared.stage("inductor", run_id), prepared.result(run_id)
+    job, stage, result = (
+        prepared.job(run_id),
+        prepared.stage("inductor", run_id),
+        prepared.result(run_id),
+    )
     assert job["state"] == "interrupted" and job["server"] is None
-    assert (stage["status"], stage["error_type"], stage["status_code"]) == ("error", "interrupted", 13)
-    assert result["status"] == "error" and result["telemetry_probe"] == proof, "the run's proof stands, whatever becomes of a later prep"
+    assert (stage["status"], stage["error_type"], stage["status_code"]) == (
+        "error",
+        "interrupted",
+        13,
+    )
+    assert result["status"] == "error" and result["telemetry_probe"] == proof, (
+        "the run's proof stands, whatever becomes of a later prep"
+    )
     validators.validate_job(job)
     validators.validate_stage(stage)
     validators.validate_prep_result(result)
@@ -347,7 +470,7 @@ def test_stop_during_a_prep_ends_it_in_order(prepared: Site) -> None:
     assert [path.name for path in prepared.run_dir(run_id).rglob("*.tmp")] == []
 
 
-# --- check mode on a bare host -------------------------------------------------------------------------------------------
+# --- check mode on a bare host --------------------------------------------------------------------
 
 
 def test_check_mode_on_a_bare_host(bare: Site) -> None:
@@ -361,7 +484,11 @@ def test_check_mode_without_docker_says_what_a_run_would_do(bare: Site) -> None:
     without = {"DOCKER_HOST": f"unix://{bare.root.parent}/no-docker.sock"}
     play = bare.play("prep", "--check", environment=without)
     assert play.code == 0, play.output
-    assert play.changed > 0 and "would stop here" in play.text and "systemctl start docker" in play.text
+    assert (
+        play.changed > 0
+        and "would stop here" in play.text
+        and "systemctl start docker" in play.text
+    )
     real = bare.play("prep", environment=without)
     assert real.code != 0 and "systemctl start docker" in real.text
     assert not bare.root.exists(), "something was changed before the refusal"

@@ -1,4 +1,5 @@
-"""The dashboards' queries, put to a real Prometheus: it takes each, and the answer is right for either prefix of SGLang's metrics.
+"""The dashboards' queries, put to a real Prometheus: it takes each, and the answer is right for
+either prefix of SGLang's metrics.
 
 Grafana itself is not here: what it makes of the dashboards is seen on a machine that has it.
 """
@@ -24,7 +25,11 @@ from sgl_admin.init.services import Settings, render_prometheus_config
 from tests.doubles.metrics_exporter import MetricsExporter, dcgm, node, sglang
 from tests.hosts.host import ROOT, TestHost, ansible, recap, run
 from tests.integration.installation import Site, wait_for
-from tests.integration.test_prom_ready import RealPrometheus, binary, free_port  # noqa: F401 - a fixture
+from tests.integration.test_prom_ready import (
+    RealPrometheus,
+    binary,
+    free_port,
+)  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +52,12 @@ class Query:
 
 def queries() -> list[Query]:
     return [
-        Query(path.stem, panel["title"], target["legendFormat"], target["expr"].replace("$__rate_interval", RATE_INTERVAL))
+        Query(
+            path.stem,
+            panel["title"],
+            target["legendFormat"],
+            target["expr"].replace("$__rate_interval", RATE_INTERVAL),
+        )
         for path in sorted((ROLE / "files" / "dashboards").glob("*.json"))
         for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]
         for target in panel.get("targets", [])
@@ -56,20 +66,31 @@ def queries() -> list[Query]:
 
 def documented() -> dict[str, str]:
     """The table of metrics in the role's manual: each name, and where it comes from."""
-    return dict(re.findall(r"^\| `([\w:]+)` \| (.+) \|$", (ROLE / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    return dict(
+        re.findall(
+            r"^\| `([\w:]+)` \| (.+) \|$",
+            (ROLE / "README.md").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    )
 
 
 def api(url: str, path: str, **given: Any) -> Any:
-    """What Prometheus answers. Raises AssertionError with its words for a query that it does not take."""
+    """What Prometheus answers. Raises AssertionError with its words for a query that it does not
+    take.
+    """
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/{path}?{urllib.parse.urlencode(given)}", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"{url}/api/v1/{path}?{urllib.parse.urlencode(given)}", timeout=10
+        ) as answer:
             return json.load(answer)["data"]
     except urllib.error.HTTPError as refusal:
         raise AssertionError(f"{given}: {refusal.read().decode()}") from refusal
 
 
 def answer(url: str, expression: str) -> dict[str, float]:
-    """The values of a query by their one label's value, or by the empty text where they have none."""
+    """The values of a query by their one label's value, or by the empty text where they have none.
+    """
     result = api(url, "query", query=expression)["result"]
     found = {" ".join(series["metric"].values()): float(series["value"][1]) for series in result}
     assert len(found) == len(result), result
@@ -77,10 +98,16 @@ def answer(url: str, expression: str) -> dict[str, float]:
 
 
 def named(node: Any) -> Iterator[str]:
-    """The metric of each selector in a parsed query, with SGLang's prefix as most releases write it."""
+    """The metric of each selector in a parsed query, with SGLang's prefix as most releases write
+    it.
+    """
     if isinstance(node, dict):
         if "matchers" in node:
-            names = [(matcher["type"], matcher["value"]) for matcher in node["matchers"] if matcher["name"] == "__name__"]
+            names = [
+                (matcher["type"], matcher["value"])
+                for matcher in node["matchers"]
+                if matcher["name"] == "__name__"
+            ]
             assert len(names) == 1, node
             kind, name = names[0]
             assert kind == "=" or (kind == "=~" and name.startswith("sglang[:_]")), node
@@ -106,13 +133,28 @@ class Stack:
 def stack(program: str, folder: Path, prefix: str) -> Iterator[Stack]:
     folder.mkdir()
     with ExitStack() as stops, ExitStack() as stops_server:
-        exporters = {name: stops.enter_context(MetricsExporter(series)) for name, series in (("node", node()), ("dcgm", dcgm()))}
+        exporters = {
+            name: stops.enter_context(MetricsExporter(series))
+            for name, series in (("node", node()), ("dcgm", dcgm()))
+        }
         server = stops_server.enter_context(MetricsExporter(sglang(prefix)))
         prometheus = RealPrometheus(program, folder)
         settings = Settings(
-            "127.0.0.1", prometheus.port, exporters["node"].port, exporters["dcgm"].port, server.port, 0, 0, 0, "1GB", "1h", "1s"
+            "127.0.0.1",
+            prometheus.port,
+            exporters["node"].port,
+            exporters["dcgm"].port,
+            server.port,
+            0,
+            0,
+            0,
+            "1GB",
+            "1h",
+            "1s",
         )
-        config = render_prometheus_config(settings, RUN_ID, ["prometheus", "node_exporter", "dcgm_exporter"])
+        config = render_prometheus_config(
+            settings, RUN_ID, ["prometheus", "node_exporter", "dcgm_exporter"]
+        )
         (folder / "prometheus.yml").write_text(config)
         prometheus.start()
         stops.callback(prometheus.stop)
@@ -122,16 +164,26 @@ def stack(program: str, folder: Path, prefix: str) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module", params=["sglang:", "sglang_"])
-def stack_of_either_prefix(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack_of_either_prefix(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     program = request.getfixturevalue("binary")
     with stack(program, tmp_path_factory.mktemp("dashboard") / "prometheus", request.param) as made:
         # So that a rate is over the whole of its window.
-        wait_for(lambda: answer(made.url, f'up{{job="sglang"}} offset {RATE_INTERVAL} == 1'), "samples of a whole window")
+        wait_for(
+            lambda: answer(made.url, f'up{{job="sglang"}} offset {RATE_INTERVAL} == 1'),
+            "samples of a whole window",
+        )
         yield made
 
 
 TARGETS: dict[str, float] = {"prometheus": 1, "node_exporter": 1, "dcgm_exporter": 1, "sglang": 1}
-DISKS = {"/telemetry": 0.5, "/profiles": 0.5, "/models": 0.8, "/home/devuser/.cache/huggingface": 0.8}
+DISKS = {
+    "/telemetry": 0.5,
+    "/profiles": 0.5,
+    "/models": 0.8,
+    "/home/devuser/.cache/huggingface": 0.8,
+}
 # By panel and legend; the values are those that the exporters' series add up to.
 SERVER: dict[tuple[str, str], dict[str, float]] = {
     ("Targets", "{{job}}"): TARGETS,
@@ -170,11 +222,15 @@ EXPECTED: dict[str, dict[tuple[str, str], dict[str, float]]] = {
 
 def wrong_answers(url: str, asked: list[Query]) -> list[str]:
     """A rate is as exact as the times of the scrapes are."""
-    found = [(query, answer(url, query.expression), EXPECTED[query.dashboard][query.panel, query.legend]) for query in asked]
+    found = [
+        (query, answer(url, query.expression), EXPECTED[query.dashboard][query.panel, query.legend])
+        for query in asked
+    ]
     return [
         f"{query} is {values}"
         for query, values, wanted in found
-        if values.keys() != wanted.keys() or not all(math.isclose(values[key], wanted[key], rel_tol=0.1) for key in wanted)
+        if values.keys() != wanted.keys()
+        or not all(math.isclose(values[key], wanted[key], rel_tol=0.1) for key in wanted)
     ]
 
 
@@ -183,23 +239,33 @@ def test_every_query_has_its_answer(stack_of_either_prefix: Stack) -> None:
     assert {(query.dashboard, query.panel, query.legend) for query in asked} == {
         (dashboard, *place) for dashboard, places in EXPECTED.items() for place in places
     }
-    # A scrape that comes late, on a machine that is busy, is made up for by the next ones; a wrong query stays wrong.
+    # A scrape that comes late, on a machine that is busy, is made up for by the next ones; a wrong
+    # query stays wrong.
     deadline = time.monotonic() + SETTLED_S
-    while (wrong := wrong_answers(stack_of_either_prefix.url, asked)) and time.monotonic() < deadline:
+    while (
+        wrong := wrong_answers(stack_of_either_prefix.url, asked)
+    ) and time.monotonic() < deadline:
         time.sleep(1)
     assert wrong == []
 
 
 def test_every_metric_is_one_of_those_in_the_manual(stack_of_either_prefix: Stack) -> None:
-    parsed = [api(stack_of_either_prefix.url, "parse_query", query=query.expression) for query in queries()]
+    parsed = [
+        api(stack_of_either_prefix.url, "parse_query", query=query.expression)
+        for query in queries()
+    ]
     assert sorted(set(named(parsed))) == sorted(documented())
 
 
 def test_a_query_that_is_wrong_is_found(stack_of_either_prefix: Stack) -> None:
-    """The checks above fail for a query that Prometheus does not take, and for a metric that nobody documents."""
+    """The checks above fail for a query that Prometheus does not take, and for a metric that nobody
+    documents.
+    """
     with pytest.raises(AssertionError, match="parse error"):
         answer(stack_of_either_prefix.url, "sum(rate(up[5s])")
-    assert list(named(api(stack_of_either_prefix.url, "parse_query", query="sum(rate(sglang:made_up[5s]))"))) == ["sglang:made_up"]
+    assert list(
+        named(api(stack_of_either_prefix.url, "parse_query", query="sum(rate(sglang:made_up[5s]))"))
+    ) == ["sglang:made_up"]
 
 
 def state(url: str) -> dict[str, float]:
@@ -216,7 +282,9 @@ def test_state_of_a_host_whose_server_has_gone(binary: str, tmp_path: Path) -> N
 def test_state_of_a_host_that_had_no_server(binary: str, tmp_path: Path) -> None:  # noqa: F811 - the fixture
     prometheus = RealPrometheus(binary, tmp_path)
     settings = Settings("127.0.0.1", prometheus.port, 0, 0, free_port(), 0, 0, 0, "1GB", "1h", "1s")
-    (tmp_path / "prometheus.yml").write_text(render_prometheus_config(settings, RUN_ID, ["prometheus"]))
+    (tmp_path / "prometheus.yml").write_text(
+        render_prometheus_config(settings, RUN_ID, ["prometheus"])
+    )
     prometheus.start()
     try:
         assert prometheus.wait("prometheus").ready
@@ -227,9 +295,12 @@ def test_state_of_a_host_that_had_no_server(binary: str, tmp_path: Path) -> None
 
 
 def test_queries_of_a_real_run(prepared: Site) -> None:
-    """A prep with the real server: each query about it and about the host has samples of that time, and the state is READY."""
+    """A prep with the real server: each query about it and about the host has samples of that time,
+    and the state is READY.
+    """
     url = f"http://127.0.0.1:{prepared.ports['prometheus']}"
-    # An earlier test may have begun a run whose proof was carried forward: this one's server has samples in this run.
+    # An earlier test may have begun a run whose proof was carried forward: this one's server has
+    # samples in this run.
     assert prepared.ensure("--probe", "always").returncode == 0
     # For a second after its end, the last scrape says that it serves.
     wait_for(lambda: state(url) == {"": 2}, "the state READY")
@@ -240,9 +311,14 @@ def test_queries_of_a_real_run(prepared: Site) -> None:
         for query in queries()
         if not any(name in query.expression for name in of_gpus)
         # Its server was up for seconds: a rate as Grafana asks for it, at every second.
-        and not api(url, "query_range", query=query.expression.replace(f"[{RATE_INTERVAL}]", "[1m]"), start=now - 10000, end=now, step=1)[
-            "result"
-        ]
+        and not api(
+            url,
+            "query_range",
+            query=query.expression.replace(f"[{RATE_INTERVAL}]", "[1m]"),
+            start=now - 10000,
+            end=now,
+            step=1,
+        )["result"]
     ]
     assert of_gpus and empty == []
 
@@ -253,23 +329,49 @@ UNIT = "[Unit]\nDescription=stands for Grafana\n[Service]\nExecStart=/bin/sleep 
 def test_grafana_is_restarted_by_systemd(machine: TestHost, tmp_path: Path) -> None:
     """Over SSH, by a real systemd, once: a unit that sleeps stands for Grafana's."""
     inventory = tmp_path / "hosts.yml"
-    wall = {**machine.inventory_vars("root"), "sgl_grafana_dashboards_dir": "/root/grafana/dashboards"}
+    wall = {
+        **machine.inventory_vars("root"),
+        "sgl_grafana_dashboards_dir": "/root/grafana/dashboards",
+    }
     inventory.write_text(
-        json.dumps({"grafana": {"hosts": {"wall": wall}}, "sglang": {"hosts": {"gpu-01": {"sgl_bind_address": "10.1.0.1"}}}})
+        json.dumps(
+            {
+                "grafana": {"hosts": {"wall": wall}},
+                "sglang": {"hosts": {"gpu-01": {"sgl_bind_address": "10.1.0.1"}}},
+            }
+        )
     )
     play = ["-i", str(inventory), str(ROOT / "playbooks" / "dashboard.yml")]
 
     def started() -> str:
-        return machine.execute("systemctl", "show", "--property=MainPID", "--value", "grafana-server.service").strip()
+        return machine.execute(
+            "systemctl", "show", "--property=MainPID", "--value", "grafana-server.service"
+        ).strip()
 
     try:
-        machine.execute("mkdir", "-p", "/etc/grafana/provisioning/datasources", "/etc/grafana/provisioning/dashboards")
+        machine.execute(
+            "mkdir",
+            "-p",
+            "/etc/grafana/provisioning/datasources",
+            "/etc/grafana/provisioning/dashboards",
+        )
         refused = ansible(*play, check=False)
         assert refused.returncode != 0 and "has no systemd unit grafana-server.service" in re.sub(
             r"\s+", " ", refused.stdout + refused.stderr
         )
         path = "/etc/systemd/system/grafana-server.service"
-        run("docker", "exec", "--interactive", machine.name, "install", "-m", "0644", "/dev/stdin", path, stdin=UNIT)
+        run(
+            "docker",
+            "exec",
+            "--interactive",
+            machine.name,
+            "install",
+            "-m",
+            "0644",
+            "/dev/stdin",
+            path,
+            stdin=UNIT,
+        )
         machine.execute("systemctl", "daemon-reload")
         machine.execute("systemctl", "start", "grafana-server.service")
         before = started()
@@ -282,5 +384,11 @@ def test_grafana_is_restarted_by_systemd(machine: TestHost, tmp_path: Path) -> N
         assert started() == after
     finally:
         machine.execute("systemctl", "stop", "grafana-server.service", check=False)
-        machine.execute("rm", "-rf", "/etc/systemd/system/grafana-server.service", "/etc/grafana", "/root/grafana")
+        machine.execute(
+            "rm",
+            "-rf",
+            "/etc/systemd/system/grafana-server.service",
+            "/etc/grafana",
+            "/root/grafana",
+        )
         machine.execute("systemctl", "daemon-reload")

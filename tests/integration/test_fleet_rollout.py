@@ -1,4 +1,6 @@
-"""Who makes what in a fleet, and when: the real playbook and roles over hosts that are names (see tests/doubles/fleet)."""
+"""Who makes what in a fleet, and when: the real playbook and roles over hosts that are names (see
+tests/doubles/fleet).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,18 @@ def tuned(fleet: FleetCheckout, host: str) -> list[int]:
 
 
 def has(fleet: FleetCheckout, host: str) -> list[int]:
-    return sorted(int(path.name.rpartition("-")[2]) for path in (fleet.states / host).glob("moe_tune-size-*"))
+    return sorted(
+        int(path.name.rpartition("-")[2]) for path in (fleet.states / host).glob("moe_tune-size-*")
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5])
-def test_batch_sizes_are_spread_over_hosts_and_all_get_the_union(fleet: FleetCheckout, shards: int) -> None:
-    """Each size is tuned once in the whole fleet, by as many hosts as were asked for, and nearly as many by each."""
+def test_batch_sizes_are_spread_over_hosts_and_all_get_the_union(
+    fleet: FleetCheckout, shards: int
+) -> None:
+    """Each size is tuned once in the whole fleet, by as many hosts as were asked for, and nearly as
+    many by each.
+    """
     hosts = ["a", "b", "c"]
     fleet.hosts({name: {} for name in hosts}, double_sizes=SIZES, sgl_tune_shards=shards)
     done = fleet.run()
@@ -45,7 +53,9 @@ def test_batch_sizes_are_spread_over_hosts_and_all_get_the_union(fleet: FleetChe
 
 
 def test_the_share_of_a_host_that_fails_is_tuned_by_another(fleet: FleetCheckout) -> None:
-    fleet.hosts({"a": {}, "b": {"tuner_fails": True}, "c": {}}, double_sizes=SIZES, sgl_tune_shards=3)
+    fleet.hosts(
+        {"a": {}, "b": {"tuner_fails": True}, "c": {}}, double_sizes=SIZES, sgl_tune_shards=3
+    )
     done = fleet.run()
     assert done.code == 2 and done.report is not None, done.output
     assert [host["host"] for host in done.report["hosts"] if host["metrics_ready"]] == ["a", "c"]
@@ -61,7 +71,10 @@ def test_a_host_that_lacks_only_its_proof_gives_what_it_has(fleet: FleetCheckout
     fleet.hosts({"a": {}, "b": {}})
     done = fleet.run()
     assert done.code == 0 and done.report is not None, done.output
-    assert done.report["fleet"]["tuning_s"] == 0 and done.report["fleet"]["metrics_ready"] == {"ready": 2, "of": 2}
+    assert done.report["fleet"]["tuning_s"] == 0 and done.report["fleet"]["metrics_ready"] == {
+        "ready": 2,
+        "of": 2,
+    }
 
 
 def test_the_canary_makes_it_and_the_batches_take_it(fleet: FleetCheckout) -> None:
@@ -76,7 +89,9 @@ def test_the_canary_makes_it_and_the_batches_take_it(fleet: FleetCheckout) -> No
 def test_a_canary_that_is_refused_is_followed_by_another(fleet: FleetCheckout) -> None:
     """What the preflight refused takes no place in a batch: the next host goes first, alone."""
     names = ["h0", "h1", "h2", "h3"]
-    fleet.hosts({"h0": {"refused": "foreign tree"}, **{name: {} for name in names[1:]}}, sgl_canary=1)
+    fleet.hosts(
+        {"h0": {"refused": "foreign tree"}, **{name: {} for name in names[1:]}}, sgl_canary=1
+    )
     done = fleet.run()
     assert done.code == 2, done.output
     first_batch = done.output.split("PLAY [Prepare hosts to benchmark]")[1]
@@ -84,10 +99,17 @@ def test_a_canary_that_is_refused_is_followed_by_another(fleet: FleetCheckout) -
 
 
 def test_more_refusals_than_allowed_stop_all_before_anything_changes(fleet: FleetCheckout) -> None:
-    fleet.hosts({"a": {"refused": "foreign tree"}, "b": {}, "c": {}, "d": {}}, sgl_max_fail_percentage=20)
+    fleet.hosts(
+        {"a": {"refused": "foreign tree"}, "b": {}, "c": {}, "d": {}}, sgl_max_fail_percentage=20
+    )
     done = fleet.run()
     assert done.code == 2 and "1 of 4 hosts were refused" in done.output, done.output
     assert "PLAY [Prepare hosts to benchmark]" not in done.output
-    fleet.hosts({"a": {"refused": "foreign tree"}, "b": {}, "c": {}, "d": {}}, sgl_max_fail_percentage=25)
+    fleet.hosts(
+        {"a": {"refused": "foreign tree"}, "b": {}, "c": {}, "d": {}}, sgl_max_fail_percentage=25
+    )
     done = fleet.run()
-    assert done.report is not None and done.report["fleet"]["metrics_ready"] == {"ready": 3, "of": 4}, done.output
+    assert done.report is not None and done.report["fleet"]["metrics_ready"] == {
+        "ready": 3,
+        "of": 4,
+    }, done.output

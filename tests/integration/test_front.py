@@ -1,4 +1,6 @@
-"""The scripts and SLICE-Bench's call, as a reader of the hand-off types them: start, provider-prep, server, smoke, stop."""
+"""The scripts and SLICE-Bench's call, as a reader of the hand-off types them: start, provider-prep,
+server, smoke, stop.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ import yaml
 
 from slice_bench import caller
 from tests.contract import validators
-from tests.integration.installation import BIN, IMAGE, ROOT, Site, docker, installation, port_is_free
+from tests.integration.installation import (
+    BIN,
+    IMAGE,
+    ROOT,
+    Site,
+    docker,
+    installation,
+    port_is_free,
+)
 
 pytestmark = pytest.mark.slow
 PROFILE = "custom/sglang/qwen3-tiny-cpu"
@@ -28,7 +38,9 @@ OURS = {*caller._TEXTS, *caller._NUMBERS, *caller._FLAGS, "VALIDATE_ONLY"}
 
 
 class Front:
-    """An installation of a caller who knows no Ansible: all that the scripts are told is in the environment."""
+    """An installation of a caller who knows no Ansible: all that the scripts are told is in the
+    environment.
+    """
 
     def __init__(self, site: Site, folder: Path) -> None:
         self.site = site
@@ -46,16 +58,35 @@ class Front:
         }
 
     def settle(self, **more: Any) -> None:
-        """Write the inventory: ports of the tests' own, and what the environment of a caller cannot say."""
-        names = ("sgl_prometheus_port", "sgl_node_exporter_port", "sgl_sglang_port", "sgl_user", "sgl_flavour")
+        """Write the inventory: ports of the tests' own, and what the environment of a caller cannot
+        say.
+        """
+        names = (
+            "sgl_prometheus_port",
+            "sgl_node_exporter_port",
+            "sgl_sglang_port",
+            "sgl_user",
+            "sgl_flavour",
+        )
         given = {name: self.site.variables[name] for name in names if name in self.site.variables}
-        host = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}", **given, **more}
+        host = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+            **given,
+            **more,
+        }
         self._inventory.write_text(yaml.safe_dump({"sglang": {"hosts": {"this-machine": host}}}))
 
     def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command from a folder that is not the checkout."""
         return subprocess.run(
-            words, cwd="/", env={**self.environment, **environment}, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+            words,
+            cwd="/",
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
 
 
@@ -79,7 +110,9 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
     beats = started.stderr.splitlines()
     assert all(re.match(r"start: \d+ s: ", line) for line in beats), started.stderr
     # The test's clock has the interpreter's start in it, and the front's has not.
-    assert len(beats) >= (took_s - 2) // 5 and (not beats or beats[0].startswith("start: 5 s: ")), started.stderr
+    assert len(beats) >= (took_s - 2) // 5 and (not beats or beats[0].startswith("start: 5 s: ")), (
+        started.stderr
+    )
     validators.parse_and_validate_pointer("\n".join(reversed(lines)) + "\n")
     run_id, container_id = site.run_id, site.inspect()["Id"]  # type: ignore[index]
 
@@ -93,21 +126,48 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
 
     planned = front(*FRONT, "provider-prep", PROFILE, "--dry-run")
     assert planned.returncode == 0, planned.stderr
-    assert planned.stdout.startswith("RESULT_STATUS dry_run deep_gemm:") and not (site.run_dir() / "prep_result.json").exists()
+    assert (
+        planned.stdout.startswith("RESULT_STATUS dry_run deep_gemm:")
+        and not (site.run_dir() / "prep_result.json").exists()
+    )
 
-    prepared = front(*FRONT, "provider-prep", PROFILE, "--tune-moe", "--skip-moe-fusion-cache", "--skip-gemm-cache", "--tp", "1", "--json")
+    prepared = front(
+        *FRONT,
+        "provider-prep",
+        PROFILE,
+        "--tune-moe",
+        "--skip-moe-fusion-cache",
+        "--skip-gemm-cache",
+        "--tp",
+        "1",
+        "--json",
+    )
     assert prepared.returncode == 0, prepared.stderr
     *document, path, status = prepared.stdout.splitlines()
     assert path == f"RESULT_JSON /telemetry/container_runs/{run_id}/prep_result.json"
-    assert status == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:ok"
+    assert (
+        status
+        == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:ok"
+    )
     result = json.loads("\n".join(document))
     validators.validate_prep_result(result)
-    assert result["telemetry_probe"]["ok"] is True and result["run"]["settings"]["moe_fusion"] == "skip"
+    assert (
+        result["telemetry_probe"]["ok"] is True
+        and result["run"]["settings"]["moe_fusion"] == "skip"
+    )
     assert result["run"]["settings"]["cuda_graph_batch_sizes"] == [1, 4]
-    (page,) = [path for path in Path(front.environment["SGL_REPORT_DIR"]).glob("*.html") if "1 of 1" in path.read_text()]
+    (page,) = [
+        path
+        for path in Path(front.environment["SGL_REPORT_DIR"]).glob("*.html")
+        if "1 of 1" in path.read_text()
+    ]
     report = json.loads(page.with_suffix(".json").read_text())
     validators.validate_report(report)
-    assert report["hosts"][0]["caches"]["torchinductor"]["after_files"] > report["hosts"][0]["caches"]["torchinductor"]["before_files"] == 0
+    assert (
+        report["hosts"][0]["caches"]["torchinductor"]["after_files"]
+        > report["hosts"][0]["caches"]["torchinductor"]["before_files"]
+        == 0
+    )
 
     served = front(*FRONT, "server", "start", "--json")
     assert served.returncode == 0, served.stderr
@@ -116,7 +176,9 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
     assert any("sglang.launch_server" in line for line in site.servers())
     # An operator's run with other options would take the container from under it.
     refused = site.play("prep", variables={"sgl_scrape_interval": "2s"})
-    assert refused.code == 2 and "a server that was started for a benchmark" in refused.text, refused.output
+    assert refused.code == 2 and "a server that was started for a benchmark" in refused.text, (
+        refused.output
+    )
     assert site.inspect()["Id"] == container_id  # type: ignore[index]
     smoked = front(*FRONT, "smoke", "--json")
     assert smoked.returncode == 0, smoked.stderr + site.diagnosis()
@@ -144,23 +206,38 @@ def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path
     assert early.returncode == 1 and "prep.yml" in early.stderr
     prepared = front(*FRONT, "provider-prep", PROFILE, "--skip-warmup-cache")
     assert prepared.returncode == 0, prepared.stderr
-    assert prepared.stdout.splitlines()[-1] == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:skipped"
+    assert (
+        prepared.stdout.splitlines()[-1]
+        == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:skipped"
+    )
     assert site.result()["telemetry_probe"]["ok"] is True
 
     scenario = tmp_path / "mine.yml"
     scenario.write_text(
-        "name: mine\ntests:\n- {name: a, turns: [Hello, And again], max_tokens: 8}\n- {name: b, turns: [x], timeout_s: 0.001}\n"
+        "name: mine\ntests:\n- {name: a, turns: [Hello, And again], max_tokens: 8}\n- {name: b,"
+        " turns: [x], timeout_s: 0.001}\n"
     )
     smoked = front(*FRONT, "smoke", str(scenario))
     assert smoked.returncode == 8, smoked.stderr
     assert "ERROR: " in smoked.stderr and "b: timeout in turn 1" in smoked.stderr
     path, status = smoked.stdout.splitlines()
     assert status == "SMOKE_STATUS failed passed:1 failed:1 not_run:0 prep_metrics_ready:true"
-    summary = json.loads((site.telemetry / path.removeprefix("SMOKE_SUMMARY /telemetry/")).read_text())
+    summary = json.loads(
+        (site.telemetry / path.removeprefix("SMOKE_SUMMARY /telemetry/")).read_text()
+    )
     validators.validate_smoke_summary(summary)
-    assert summary["server"]["used"] == "started" and site.servers() == [] and port_is_free(site.ports["sglang"])
+    assert (
+        summary["server"]["used"] == "started"
+        and site.servers() == []
+        and port_is_free(site.ports["sglang"])
+    )
     transcript = json.loads(Path(summary["tests"][0]["transcript"]["host_path"]).read_text())
-    assert [message["role"] for message in transcript["messages"]] == ["user", "assistant", "user", "assistant"]
+    assert [message["role"] for message in transcript["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
     # What the smoke sent is in Prometheus within the window that its summary names.
     window = summary["tests"][0]["prometheus"]
     query = f'/api/v1/query?query=sglang:prompt_tokens_total{{container_run="{site.run_id}"}}&time={window["end"] + 2}'
@@ -170,7 +247,9 @@ def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("name: w\ntests: []\n")
     refused = front(*FRONT, "smoke", str(wrong))
-    assert refused.returncode == 2 and "tests: must be a list of at least one test" in refused.stderr
+    assert (
+        refused.returncode == 2 and "tests: must be a list of at least one test" in refused.stderr
+    )
     assert front(*FRONT, "smoke", str(tmp_path / "none.yml")).returncode == 2
 
 
@@ -196,23 +275,37 @@ def test_what_belongs_to_somebody_else_ends_with_3(front: Front) -> None:
     for more in ({"VALIDATE_ONLY": "1"}, {}):
         refused = front(*START, **more)
         assert refused.returncode == 3 and refused.stdout == ""
-        assert refused.stderr.splitlines()[-1].startswith(f"ERROR: {foreign} is owned by {uid + 7}:{gid}")
+        assert refused.stderr.splitlines()[-1].startswith(
+            f"ERROR: {foreign} is owned by {uid + 7}:{gid}"
+        )
         assert f"not {uid}:{gid}" in refused.stderr
     assert site.inspect() is None
     assert front(*START, VALIDATE_ONLY="1", HOST_DIR_OWNERSHIP_IGNORE="1").returncode == 0
     os.chown(foreign, uid, gid)
-    expected = front(*START, VALIDATE_ONLY="1", EXPECT_OWNER_UID=str(uid + 1), EXPECT_OWNER_GID=str(gid + 1))
+    expected = front(
+        *START, VALIDATE_ONLY="1", EXPECT_OWNER_UID=str(uid + 1), EXPECT_OWNER_GID=str(gid + 1)
+    )
     assert expected.returncode == 3 and f"not {uid + 1}:{gid + 1}" in expected.stderr
     site.pointer.write_text("x")
     os.chown(site.pointer, uid, gid)
     pointer = front(*START, VALIDATE_ONLY="1", EXPECT_POINTER_OWNER_UID=str(uid + 2))
-    assert pointer.returncode == 3 and str(site.pointer) in pointer.stderr and f"not {uid + 2}:{gid}" in pointer.stderr
+    assert (
+        pointer.returncode == 3
+        and str(site.pointer) in pointer.stderr
+        and f"not {uid + 2}:{gid}" in pointer.stderr
+    )
 
 
 def test_each_part_of_the_tree_can_be_elsewhere(front: Front, tmp_path: Path) -> None:
     base = front.site.root.parent
     parts = {
-        name: str(base / f"my {name.lower()}") for name in ("HOST_TELEMETRY_ROOT", "HOST_PROFILES_ROOT", "HOST_MODELS_ROOT", "HOST_HF_ROOT")
+        name: str(base / f"my {name.lower()}")
+        for name in (
+            "HOST_TELEMETRY_ROOT",
+            "HOST_PROFILES_ROOT",
+            "HOST_MODELS_ROOT",
+            "HOST_HF_ROOT",
+        )
     }
     done = front(*START, VALIDATE_ONLY="1", **parts)
     assert done.returncode == 0, done.stderr
@@ -222,7 +315,9 @@ def test_each_part_of_the_tree_can_be_elsewhere(front: Front, tmp_path: Path) ->
 
 
 def test_a_container_that_dies_while_it_starts_shows_its_last_words(front: Front) -> None:
-    front.settle(sgl_environment={"SGL_RETENTION": "x", "SGL_PROMETHEUS_PORT": "none"}, sgl_start_timeout=10)
+    front.settle(
+        sgl_environment={"SGL_RETENTION": "x", "SGL_PROMETHEUS_PORT": "none"}, sgl_start_timeout=10
+    )
     died = front(*START)
     assert died.returncode == 1 and died.stdout == ""
     assert "The end of its log:" in died.stderr and "ValueError" in died.stderr, died.stderr
@@ -230,20 +325,45 @@ def test_a_container_that_dies_while_it_starts_shows_its_last_words(front: Front
 
 
 def test_the_line_of_the_hand_off_with_uv(front: Front) -> None:
-    line = "uv run python -m slice_bench.cli provider-prep custom/sglang/qwen3-next-80b-fp8-baseline --tune-moe --skip-moe-fusion-cache "
+    line = (
+        "uv run python -m slice_bench.cli provider-prep custom/sglang/qwen3-next-80b-fp8-baseline"
+        " --tune-moe --skip-moe-fusion-cache "
+    )
     words = [*line.split(), "--skip-gemm-cache", "--skip-warmup-cache", "--tp", "1"]
     done = subprocess.run(
-        words, cwd=ROOT, env={**front.environment, "PATH": f"{BIN}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False
+        words,
+        cwd=ROOT,
+        env={**front.environment, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    # The model of 80 GB is not here: that is what the preflight says of it, before anything changes.
-    assert done.returncode == 1 and "Qwen3-Next-80B-A3B-Thinking-FP8 does not exist" in done.stderr, done.stderr
+    # The model of 80 GB is not here: that is what the preflight says of it, before anything
+    # changes.
+    assert (
+        done.returncode == 1 and "Qwen3-Next-80B-A3B-Thinking-FP8 does not exist" in done.stderr
+    ), done.stderr
     assert front.site.inspect() is None
 
 
 def test_no_docker_is_told_with_its_remedy(front: Front, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("bash", "dirname", "env", "flock", "mkdir", "readlink", "cat", "sha256sum", "cut", "rm", "mv", "ln", "sh"):
+    for name in (
+        "bash",
+        "dirname",
+        "env",
+        "flock",
+        "mkdir",
+        "readlink",
+        "cat",
+        "sha256sum",
+        "cut",
+        "rm",
+        "mv",
+        "ln",
+        "sh",
+    ):
         (tools / name).symlink_to(shutil.which(name) or name)
     done = front(*START, PATH=str(tools))
     assert done.returncode == 1 and "docker.io" in done.stderr, done.stderr

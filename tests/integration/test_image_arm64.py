@@ -1,6 +1,8 @@
-"""The local flavour for arm64, built from the checkout and run: on x86-64 under emulation, on arm64 as it is.
+"""The local flavour for arm64, built from the checkout and run: on x86-64 under emulation, on arm64
+as it is.
 
-What runs there: sgl-admin, the init, Prometheus, node_exporter, and in the slow lane the real SGLang server.
+What runs there: sgl-admin, the init, Prometheus, node_exporter, and in the slow lane the real
+SGLang server.
 """
 
 from __future__ import annotations
@@ -75,13 +77,24 @@ def test_the_image_is_one_for_arm64(site: Arm64Site, first: Play) -> None:
 
 
 def test_every_program_and_library_in_it_is_for_arm64(site: Arm64Site, first: Play) -> None:
-    done = site.docker_exec("/opt/sglang/bin/python", "-c", ELF_FILES, "/usr/local/bin", "/usr/bin", "/opt/sglang")
+    done = site.docker_exec(
+        "/opt/sglang/bin/python", "-c", ELF_FILES, "/usr/local/bin", "/usr/bin", "/opt/sglang"
+    )
     assert done.returncode == 0, done.stderr
     heads: dict[str, str] = json.loads(done.stdout)
     names = [Path(path).name for path in heads]
-    assert "prometheus" in names and "node_exporter" in names and "python3.11" in names and "libtorch_cpu.so" in names
+    assert (
+        "prometheus" in names
+        and "node_exporter" in names
+        and "python3.11" in names
+        and "libtorch_cpu.so" in names
+    )
     assert any("tokenizers" in path for path in heads) and len(heads) > 200
-    assert {path for path, head in heads.items() if image_parts.elf_architecture(bytes.fromhex(head)) != "arm64"} == set()
+    assert {
+        path
+        for path, head in heads.items()
+        if image_parts.elf_architecture(bytes.fromhex(head)) != "arm64"
+    } == set()
 
 
 def test_sgl_admin_runs(site: Arm64Site, first: Play) -> None:
@@ -95,8 +108,13 @@ def test_the_init_publishes_a_run_with_its_services(site: Arm64Site, first: Play
     validators.validate_manifest(manifest)
     assert manifest["architecture"] == "arm64" and site.pointer.exists()
     assert manifest["telemetry_surfaces"]["node_metrics"]["status"] == "running"
-    assert manifest["versions"]["prometheus"].startswith("3.") and manifest["versions"]["torch"] == "2.9.1"
-    answer = site.prometheus(f'/api/v1/query?query=up{{job="node_exporter",container_run="{site.run_id}"}}')
+    assert (
+        manifest["versions"]["prometheus"].startswith("3.")
+        and manifest["versions"]["torch"] == "2.9.1"
+    )
+    answer = site.prometheus(
+        f'/api/v1/query?query=up{{job="node_exporter",container_run="{site.run_id}"}}'
+    )
     assert [sample["value"][1] for sample in answer["data"]["result"]] == ["1"]
 
 
@@ -105,9 +123,13 @@ def test_a_second_start_changes_nothing(site: Arm64Site, first: Play) -> None:
 
 
 @pytest.mark.long
-def test_the_real_server_is_prepared_and_its_metrics_are_proven(site: Arm64Site, first: Play) -> None:
+def test_the_real_server_is_prepared_and_its_metrics_are_proven(
+    site: Arm64Site, first: Play
+) -> None:
     play = site.must_play("prep")
     assert "METRICS_READY: true" in play.output or '"METRICS_READY": true' in play.output
     result = site.result()
-    assert result["stages"]["inductor"]["status"] == "ok" and result["telemetry_probe"]["ok"] is True
+    assert (
+        result["stages"]["inductor"]["status"] == "ok" and result["telemetry_probe"]["ok"] is True
+    )
     assert result["run"]["run_id"] == site.run_id

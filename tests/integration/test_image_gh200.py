@@ -1,7 +1,9 @@
-"""The gh200 flavour, from the Dockerfile, the recipe and the roles that a GPU host uses, with stand-ins for what cannot be had here.
+"""The gh200 flavour, from the Dockerfile, the recipe and the roles that a GPU host uses, with
+stand-ins for what cannot be had here.
 
-Stand-ins (tests/doubles/gh200): SGLang's base image, NVIDIA's dcgm-exporter image, Jaeger's program. Real: Prometheus, node_exporter, the
-build, the init, Docker's capabilities. What only the real ones can show is not shown here: that their programs run, and a GPU.
+Stand-ins (tests/doubles/gh200): SGLang's base image, NVIDIA's dcgm-exporter image, Jaeger's
+program. Real: Prometheus, node_exporter, the build, the init, Docker's capabilities. What only the
+real ones can show is not shown here: that their programs run, and a GPU.
 """
 
 from __future__ import annotations
@@ -22,20 +24,40 @@ from typing import Any
 import pytest
 
 from tests.contract import validators
-from tests.integration.installation import IMAGE, ROOT, Play, Site, docker, installation, port_is_free, wait_for
-from tests.integration.stand_ins import BASE, DCGM, build, docker_build, host_architecture, take_file
+from tests.integration.installation import (
+    IMAGE,
+    ROOT,
+    Play,
+    Site,
+    docker,
+    installation,
+    port_is_free,
+    wait_for,
+)
+from tests.integration.stand_ins import (
+    BASE,
+    DCGM,
+    build,
+    docker_build,
+    host_architecture,
+    take_file,
+)
 
 pytestmark = pytest.mark.slow
 
 GH200_IMAGE = "sglang-dev-gh200-test:gh200"
-RECIPE = json.loads((ROOT / "roles/image/files/flavours/gh200/build.json").read_text(encoding="utf-8"))
+RECIPE = json.loads(
+    (ROOT / "roles/image/files/flavours/gh200/build.json").read_text(encoding="utf-8")
+)
 PORTS = {"dcgm_exporter": 19640, "jaeger_ui": 19686, "otlp_grpc": 19617, "otlp_http": 19618}
 SYS_ADMIN = 1 << 21
 
 
 @dataclass
 class Gh200Site(Site):
-    """An installation of the gh200 flavour on a host without a GPU: the container starts, and nothing is prepared."""
+    """An installation of the gh200 flavour on a host without a GPU: the container starts, and
+    nothing is prepared.
+    """
 
     container: str = "sglang-dev-gh200-test"
     archives: Path = Path("/nonexistent")
@@ -63,7 +85,9 @@ class Gh200Site(Site):
         }
 
     def page(self, port: str, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.ports[port]}{path}", timeout=5
+        ) as answer:
             return json.load(answer)
 
     def told(self, service: str) -> dict[str, Any]:
@@ -78,9 +102,15 @@ class Gh200Site(Site):
 
 
 def pack(folder: Path, name: str, program: Path) -> str:
-    """A release archive with a program in it, under the name that the recipe has for it; returns its digest."""
+    """A release archive with a program in it, under the name that the recipe has for it; returns
+    its digest.
+    """
     entry = RECIPE["downloads"][name]
-    file = entry["url"].rpartition("/")[2].format(version=entry["version"], architecture=host_architecture())
+    file = (
+        entry["url"]
+        .rpartition("/")[2]
+        .format(version=entry["version"], architecture=host_architecture())
+    )
     with tarfile.open(folder / file, "w:gz") as archive:
         archive.add(program, f"{file.removesuffix('.tar.gz')}/{entry['program']}")
     return hashlib.sha256((folder / file).read_bytes()).hexdigest()
@@ -89,7 +119,10 @@ def pack(folder: Path, name: str, program: Path) -> str:
 @pytest.fixture(scope="module")
 def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gh200Site]:
     build()
-    programs, archives = tmp_path_factory.mktemp("programs"), tmp_path_factory.mktemp("gh200") / "archives"
+    programs, archives = (
+        tmp_path_factory.mktemp("programs"),
+        tmp_path_factory.mktemp("gh200") / "archives",
+    )
     archives.mkdir()
     taken = {
         "prometheus": (IMAGE, "/usr/local/bin/prometheus"),
@@ -127,7 +160,12 @@ def test_the_image_is_built_and_its_container_publishes_a_run(site: Gh200Site, f
     assert manifest["base_image"] == {"name": BASE, "digest": base["Id"]}
     assert manifest["versions"]["sglang"] == "0.5.17" and manifest["versions"]["jaeger"] == "1.73.0"
     assert manifest["versions"]["dcgm_exporter"].startswith("4.4.1")
-    assert manifest["services"]["jaeger"] == {"ui": 19686, "otlp_grpc": 19617, "otlp_http": 19618, "url": "http://127.0.0.1:19686"}
+    assert manifest["services"]["jaeger"] == {
+        "ui": 19686,
+        "otlp_grpc": 19617,
+        "otlp_http": 19618,
+        "url": "http://127.0.0.1:19686",
+    }
 
 
 def test_a_second_start_changes_nothing(started: Gh200Site) -> None:
@@ -136,31 +174,57 @@ def test_a_second_start_changes_nothing(started: Gh200Site) -> None:
 
 
 def test_the_base_images_own_python_and_paths_stay_in_use(started: Gh200Site) -> None:
-    script = "import os, sys, supervisor, pynvml; print(sys.executable, supervisor.__file__, pynvml.__file__, os.environ['PATH'])"
-    python, supervisor, pynvml, path = started.docker_exec("/opt/sglang/bin/python", "-c", script).stdout.split()
-    assert python.startswith("/usr/bin/python3") and supervisor.startswith("/opt/sgl-packages/") and pynvml.startswith("/opt/sgl-packages/")
+    script = (
+        "import os, sys, supervisor, pynvml; print(sys.executable, supervisor.__file__,"
+        " pynvml.__file__, os.environ['PATH'])"
+    )
+    python, supervisor, pynvml, path = started.docker_exec(
+        "/opt/sglang/bin/python", "-c", script
+    ).stdout.split()
+    assert (
+        python.startswith("/usr/bin/python3")
+        and supervisor.startswith("/opt/sgl-packages/")
+        and pynvml.startswith("/opt/sgl-packages/")
+    )
     assert path.startswith("/usr/local/cuda/bin:")
     assert started.docker_exec("printenv", "CUDA_HOME").stdout.strip() == "/usr/local/cuda"
     # What was added comes last: a package that the base has is not put out of use.
     script = "import sys; print(sys.path[-1])"
-    assert started.docker_exec("/opt/sglang/bin/python", "-c", script).stdout.strip() == "/opt/sgl-packages"
+    assert (
+        started.docker_exec("/opt/sglang/bin/python", "-c", script).stdout.strip()
+        == "/opt/sgl-packages"
+    )
     assert started.admin("version").returncode == 0
     assert "libdcgm.so.4" in started.docker_exec("/sbin/ldconfig", "--print-cache").stdout
 
 
-def test_without_the_capability_profiling_metrics_are_left_out_with_a_warning(started: Gh200Site) -> None:
+def test_without_the_capability_profiling_metrics_are_left_out_with_a_warning(
+    started: Gh200Site,
+) -> None:
     manifest = started.manifest()
-    assert {name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()} == {
+    assert {
+        name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()
+    } == {
         "sglang_metrics": "expected",
         "tracing": "running",
         "node_metrics": "running",
         "dcgm_metrics": "degraded",
     }
-    assert manifest["telemetry_surfaces"]["dcgm_metrics"]["details"] == "profiling metrics need SYS_ADMIN"
-    assert manifest["warnings"] == ["dcgm-exporter lacks cap_sys_admin; start container with --cap-add SYS_ADMIN for profiling metrics"]
+    assert (
+        manifest["telemetry_surfaces"]["dcgm_metrics"]["details"]
+        == "profiling metrics need SYS_ADMIN"
+    )
+    assert manifest["warnings"] == [
+        "dcgm-exporter lacks cap_sys_admin; start container with --cap-add SYS_ADMIN for profiling"
+        " metrics"
+    ]
     assert manifest["exporters_state"] == {"node_exporter": "running", "dcgm_exporter": "running"}
     told = started.told("dcgm_exporter")
-    assert int(told["capabilities"], 16) == 0 and told["uid"] == started.owner[0] and told["program"] == "/usr/local/bin/dcgm-exporter"
+    assert (
+        int(told["capabilities"], 16) == 0
+        and told["uid"] == started.owner[0]
+        and told["program"] == "/usr/local/bin/dcgm-exporter"
+    )
     assert "remote-hostengine-info" not in told["flags"]
     assert metrics(started) == {"DCGM_FI_DEV_GPU_UTIL"}
 
@@ -168,13 +232,18 @@ def test_without_the_capability_profiling_metrics_are_left_out_with_a_warning(st
 def metrics(site: Gh200Site) -> set[str]:
     """The names of DCGM's metrics that Prometheus holds of this run, once it has scraped them."""
     query = f'/api/v1/series?match[]={{container_run="{site.run_id}",job="dcgm_exporter",__name__=~"DCGM_.*"}}'
-    return wait_for(lambda: {series["__name__"] for series in site.prometheus(query)["data"]}, "DCGM's metrics")
+    return wait_for(
+        lambda: {series["__name__"] for series in site.prometheus(query)["data"]}, "DCGM's metrics"
+    )
 
 
 def test_with_the_capability_dcgm_exporter_has_it_and_nothing_else_does(started: Gh200Site) -> None:
     started.must_play("start", variables={"sgl_capabilities": ["SYS_ADMIN"]})
     manifest = started.manifest()
-    assert manifest["telemetry_surfaces"]["dcgm_metrics"]["status"] == "running" and manifest["warnings"] == []
+    assert (
+        manifest["telemetry_surfaces"]["dcgm_metrics"]["status"] == "running"
+        and manifest["warnings"] == []
+    )
     told = started.told("dcgm_exporter")
     assert int(told["capabilities"], 16) == SYS_ADMIN and told["uid"] == started.owner[0]
     assert metrics(started) == {"DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"}
@@ -198,11 +267,15 @@ def listener(port: int) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.skipif(not port_is_free(5555), reason="an nv-hostengine, or something else, has its port here")
+@pytest.mark.skipif(
+    not port_is_free(5555), reason="an nv-hostengine, or something else, has its port here"
+)
 @pytest.mark.parametrize("engine", [True, False], ids=["nv-hostengine", "something else"])
 def test_the_hosts_own_engine_is_used_where_it_answers(started: Gh200Site, engine: bool) -> None:
     with listener(5555):
-        started.must_play("start", variables={"sgl_environment": {"STAND_IN_HOST_ENGINE": "1" if engine else ""}})
+        started.must_play(
+            "start", variables={"sgl_environment": {"STAND_IN_HOST_ENGINE": "1" if engine else ""}}
+        )
         flags = started.told("dcgm_exporter")["flags"]
         surface = started.manifest()["telemetry_surfaces"]["dcgm_metrics"]
     assert flags.get("remote-hostengine-info") == ("127.0.0.1:5555" if engine else None)
@@ -212,9 +285,16 @@ def test_the_hosts_own_engine_is_used_where_it_answers(started: Gh200Site, engin
 
 def test_jaeger_keeps_its_traces_under_the_run(started: Gh200Site) -> None:
     told = started.told("jaeger_ui")
-    assert told["storage"] == "badger" and told["flags"]["badger.ephemeral"] == "false" and told["flags"]["badger.span-store-ttl"] == "36h"
+    assert (
+        told["storage"] == "badger"
+        and told["flags"]["badger.ephemeral"] == "false"
+        and told["flags"]["badger.span-store-ttl"] == "36h"
+    )
     folder = started.telemetry / "jaeger" / started.run_id
-    assert told["flags"]["badger.directory-key"] == f"/telemetry/jaeger/{started.run_id}/key" and (folder / "key").is_dir()
+    assert (
+        told["flags"]["badger.directory-key"] == f"/telemetry/jaeger/{started.run_id}/key"
+        and (folder / "key").is_dir()
+    )
     assert told["flags"]["collector.otlp.http.host-port"] == "127.0.0.1:19618"
     # Where the server is told to send them (tests/integration/test_traces.py).
     assert (
@@ -223,14 +303,22 @@ def test_jaeger_keeps_its_traces_under_the_run(started: Gh200Site) -> None:
     )
 
 
-def test_a_host_without_nvidias_container_toolkit_is_told_what_to_install(started: Gh200Site) -> None:
+def test_a_host_without_nvidias_container_toolkit_is_told_what_to_install(
+    started: Gh200Site,
+) -> None:
     if "nvidia" in docker("info", "--format", "{{json .Runtimes}}").stdout:
         pytest.skip("this host has the toolkit")
     play = started.play("start", variables={"stack_gpus": True, "sgl_ulimits": []})
-    assert play.code != 0 and "install the NVIDIA Container Toolkit" in play.text and "could not select device driver" in play.text
+    assert (
+        play.code != 0
+        and "install the NVIDIA Container Toolkit" in play.text
+        and "could not select device driver" in play.text
+    )
 
 
-def test_a_base_for_another_architecture_is_refused_before_anything_is_built(site: Gh200Site, first: Play, tmp_path: Path) -> None:
+def test_a_base_for_another_architecture_is_refused_before_anything_is_built(
+    site: Gh200Site, first: Play, tmp_path: Path
+) -> None:
     other = "arm64" if host_architecture() == "amd64" else "amd64"
     name = f"sglang-dev-gh200-test-{other}:base"
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
@@ -254,7 +342,9 @@ def test_a_base_for_another_architecture_is_refused_before_anything_is_built(sit
         ({"grafana": {}}, "sgl_image_downloads names grafana"),
     ],
 )  # fmt: skip
-def test_an_archive_that_is_not_the_wanted_one_is_refused(site: Gh200Site, first: Play, given: dict[str, Any], said: str) -> None:
+def test_an_archive_that_is_not_the_wanted_one_is_refused(
+    site: Gh200Site, first: Play, given: dict[str, Any], said: str
+) -> None:
     play = site.play("start", variables={"sgl_image_downloads": {**site.digests, **given}})
     assert play.code != 0 and said in play.text, play.text
 

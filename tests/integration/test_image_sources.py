@@ -1,4 +1,6 @@
-"""An image that was built elsewhere, from a real registry and a real archive. The images are tiny: one program and a label."""
+"""An image that was built elsewhere, from a real registry and a real archive. The images are tiny:
+one program and a label.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,26 @@ SOURCE = "sglang-dev-sources-test-source"
 OTHER = "arm64" if host_architecture() == "amd64" else "amd64"
 
 
-def make(folder: Path, name: str, *, label: str = "local", architecture: str | None = None, program: bytes | None = None) -> str:
+def make(
+    folder: Path,
+    name: str,
+    *,
+    label: str = "local",
+    architecture: str | None = None,
+    program: bytes | None = None,
+) -> str:
     """An image with one program, /usr/local/bin/prometheus; returns its id."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prometheus").write_bytes(program if program is not None else Path("/bin/true").resolve().read_bytes())
+    (folder / "prometheus").write_bytes(
+        program if program is not None else Path("/bin/true").resolve().read_bytes()
+    )
     (folder / "Dockerfile").write_text(
         "FROM scratch\nCOPY --chmod=0755 prometheus /usr/local/bin/prometheus\n"
         f"LABEL {image_parts.FLAVOUR_LABEL}={label} made={folder.name}\n"
     )
-    docker_build("--platform", f"linux/{architecture or host_architecture()}", "--tag", name, str(folder))
+    docker_build(
+        "--platform", f"linux/{architecture or host_architecture()}", "--tag", name, str(folder)
+    )
     return str(json.loads(docker("image", "inspect", name).stdout)[0]["Id"])
 
 
@@ -72,7 +85,13 @@ def nothing_here() -> Iterator[None]:
 
 
 def remove() -> None:
-    names = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}} {{.Repository}}@{{.Digest}}", "--digests").stdout.split()
+    names = docker(
+        "image",
+        "ls",
+        "--format",
+        "{{.Repository}}:{{.Tag}} {{.Repository}}@{{.Digest}}",
+        "--digests",
+    ).stdout.split()
     for name in names:
         if name.startswith((f"{REGISTRY}/", "sglang-dev-sources-test")) and "<none>" not in name:
             docker("image", "rm", "--force", name, check=False)
@@ -80,9 +99,22 @@ def remove() -> None:
 
 def image(tmp_path: Path, *flags: str, **options: Any) -> dict[str, Any]:
     """What the module answers, with all that Ansible printed as `printed`."""
-    arguments = {"name": NAME, "context": str(ROOT / "roles" / "image" / "files"), "flavour": "local", "build_dir": str(tmp_path / "cache")}
+    arguments = {
+        "name": NAME,
+        "context": str(ROOT / "roles" / "image" / "files"),
+        "flavour": "local",
+        "build_dir": str(tmp_path / "cache"),
+    }
     given = json.dumps({**arguments, **options})
-    done = ansible("ansible", "localhost", "--module-name", "slice_bench.sglang.sgl_image", "--args", given, *flags)
+    done = ansible(
+        "ansible",
+        "localhost",
+        "--module-name",
+        "slice_bench.sglang.sgl_image",
+        "--args",
+        given,
+        *flags,
+    )
     start = re.search(r"^localhost \| (\w+)!? => ", done.output, re.MULTILINE)
     assert start, done.output
     answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.output[start.end() :])[0]
@@ -101,7 +133,11 @@ def quartet(tmp_path: Path, wanted: str, **options: Any) -> None:
     assert foretold["changed"] is True and (identity() or "absent") == before
     assert f"-{before} +from " in foretold["printed"], foretold["printed"]
     done = image(tmp_path, "--diff", **options)
-    assert done.get("failed") is False and done["changed"] is True and done["image"]["id"] == identity() == wanted, done
+    assert (
+        done.get("failed") is False
+        and done["changed"] is True
+        and done["image"]["id"] == identity() == wanted
+    ), done
     assert f"-{before} +{wanted}" in done["printed"], done["printed"]
     for flags in (("--check", "--diff"), ()):
         again = image(tmp_path, *flags, **options)
@@ -140,7 +176,11 @@ def test_an_image_for_another_platform_is_refused(registry: str, tmp_path: Path)
     make(tmp_path / "other", name, architecture=OTHER, program=of_the_other())
     reference = push(name)
     answer = image(tmp_path, source="pull", pull=reference)
-    assert answer["failed"] and f"linux/{host_architecture()}" in answer["msg"] and "set sgl_image_pull to one that has" in answer["msg"]
+    assert (
+        answer["failed"]
+        and f"linux/{host_architecture()}" in answer["msg"]
+        and "set sgl_image_pull to one that has" in answer["msg"]
+    )
     assert identity() is None
     answer = image(tmp_path, source="pull", pull=reference, platform=f"linux/{OTHER}")
     assert answer["changed"] is True and answer["image"]["architecture"] == OTHER
@@ -148,9 +188,14 @@ def test_an_image_for_another_platform_is_refused(registry: str, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"label": "gh200"}, "is of flavour gh200, and sgl_flavour is local"), ({"program": of_the_other()}, f"is a program for {OTHER}")],
+    [
+        ({"label": "gh200"}, "is of flavour gh200, and sgl_flavour is local"),
+        ({"program": of_the_other()}, f"is a program for {OTHER}"),
+    ],
 )
-def test_an_image_that_is_not_what_it_should_be_gets_no_name(registry: str, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_an_image_that_is_not_what_it_should_be_gets_no_name(
+    registry: str, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
     name = f"{registry}/team/sglang-dev:wrong"
     make(tmp_path / "wrong", name, **options)
     answer = image(tmp_path, source="pull", pull=push(name))
@@ -159,7 +204,11 @@ def test_an_image_that_is_not_what_it_should_be_gets_no_name(registry: str, tmp_
 
 def test_a_registry_that_does_not_have_it_is_told(registry: str, tmp_path: Path) -> None:
     answer = image(tmp_path, source="pull", pull=f"{registry}/team/sglang-dev@sha256:{'0' * 64}")
-    assert answer["failed"] and "cannot be pulled" in answer["msg"] and "set sgl_image_pull to the mirror's name" in answer["msg"]
+    assert (
+        answer["failed"]
+        and "cannot be pulled" in answer["msg"]
+        and "set sgl_image_pull to the mirror's name" in answer["msg"]
+    )
 
 
 def save(tmp_path: Path, name: str, *, packed: bool = False) -> tuple[Path, str]:
@@ -182,14 +231,19 @@ def test_an_image_is_loaded_from_an_archive(tmp_path: Path) -> None:
     digest = hashlib.sha256(newer.read_bytes()).hexdigest()
     quartet(tmp_path, its, source="load", archive=str(newer), archive_sha256=digest)
     newer.unlink()
-    assert image(tmp_path, source="load", archive=str(newer), archive_sha256=digest)["changed"] is False
+    assert (
+        image(tmp_path, source="load", archive=str(newer), archive_sha256=digest)["changed"]
+        is False
+    )
 
 
 def test_an_archive_that_is_not_the_wanted_one_is_not_loaded(tmp_path: Path) -> None:
     archive, wanted = save(tmp_path, "one")
     answer = image(tmp_path, source="load", archive=str(archive), archive_sha256="0" * 64)
     assert answer["failed"] and "it is not whole, or another one" in answer["msg"]
-    assert docker("image", "inspect", wanted, check=False).returncode != 0, "it was loaded all the same"
+    assert docker("image", "inspect", wanted, check=False).returncode != 0, (
+        "it was loaded all the same"
+    )
     archive.write_bytes(archive.read_bytes()[:2000])
     answer = image(tmp_path, source="load", archive=str(archive))
     assert answer["failed"] and identity() is None
@@ -198,4 +252,7 @@ def test_an_archive_that_is_not_the_wanted_one_is_not_loaded(tmp_path: Path) -> 
 
 
 def test_what_a_source_needs_is_asked_for(tmp_path: Path) -> None:
-    assert "pull" in image(tmp_path, source="pull")["msg"] and "archive" in image(tmp_path, source="load")["msg"]
+    assert (
+        "pull" in image(tmp_path, source="pull")["msg"]
+        and "archive" in image(tmp_path, source="load")["msg"]
+    )

@@ -1,4 +1,6 @@
-"""A download by the hub's own client from a double of the hub: resumed, verified, and failed in words with the remedy."""
+"""A download by the hub's own client from a double of the hub: resumed, verified, and failed in
+words with the remedy.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,16 @@ class Bench:
         root.mkdir(mode=0o755)
         self.staging = Staging(str(self.model), str(root), os.geteuid(), os.getegid())
 
-    def stage(self, budget_s: float | None = None, run: str = "1", **options: Any) -> dict[str, Any]:
-        given: dict[str, Any] = {"path": str(self.model), "models_root": str(self.root), "source": "hub", "origin": "org/m", "run": run}
+    def stage(
+        self, budget_s: float | None = None, run: str = "1", **options: Any
+    ) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "path": str(self.model),
+            "models_root": str(self.root),
+            "source": "hub",
+            "origin": "org/m",
+            "run": run,
+        }
         given.update(endpoint=self.hub.endpoint, uid=os.geteuid(), gid=os.getegid())
         return Stage(Request(**{**given, **options}), self.client).slice(budget_s)
 
@@ -72,11 +82,21 @@ def bench(tmp_path: Path, hub: Hub, client: ProcessClient) -> Bench:
     return Bench(tmp_path / "models", hub, client)
 
 
-def test_a_model_comes_from_the_hub_and_stays(bench: Bench, hub: Hub, client: ProcessClient) -> None:
+def test_a_model_comes_from_the_hub_and_stays(
+    bench: Bench, hub: Hub, client: ProcessClient
+) -> None:
     answer = bench.stage()
-    assert answer["changed"] and answer["verified"] and contents(bench.model) == contents(hub.folder)
+    assert (
+        answer["changed"] and answer["verified"] and contents(bench.model) == contents(hub.folder)
+    )
     source = json.loads((bench.model / ".sgl-model.json").read_bytes())["source"]
-    assert source == {"kind": "hub", "from": "org/m", "endpoint": hub.endpoint, "revision": "main", "commit": COMMIT}
+    assert source == {
+        "kind": "hub",
+        "from": "org/m",
+        "endpoint": hub.endpoint,
+        "revision": "main",
+        "commit": COMMIT,
+    }
     assert os.listdir(bench.root / ".staging") == [os.path.basename(bench.staging.lock)]
     for revision in ("main", COMMIT):
         again = bench.stage(revision=revision)
@@ -84,13 +104,19 @@ def test_a_model_comes_from_the_hub_and_stays(bench: Bench, hub: Hub, client: Pr
     assert len(client.started) == 1, "nobody asks the hub for what is there"
 
 
-def test_it_is_followed_in_slices_and_another_run_attaches(bench: Bench, hub: Hub, client: ProcessClient) -> None:
+def test_it_is_followed_in_slices_and_another_run_attaches(
+    bench: Bench, hub: Hub, client: ProcessClient
+) -> None:
     hub.holds[SECOND] = 1 << 20
     answer = bench.stage(budget_s=0.0)
     assert answer["phase"] == "downloading" and not answer["done"]
     assert hub.held.wait(60)
     answer = bench.await_bytes(SHARD, run="2")
-    assert answer["bytes_total"] == sum(len(data) for data in contents(hub.folder).values()) > answer["bytes_done"]
+    assert (
+        answer["bytes_total"]
+        == sum(len(data) for data in contents(hub.folder).values())
+        > answer["bytes_done"]
+    )
     assert "is on its way" in bench.refused(revision=COMMIT, run="3")
     hub.release.set()
     assert bench.stage(run="2")["verified"] and len(client.started) == 1
@@ -104,7 +130,9 @@ def publish_large(hub: Hub) -> str:
     return shard_name(0, 1)
 
 
-def test_a_client_that_was_killed_is_told_and_the_next_run_goes_on(bench: Bench, hub: Hub, client: ProcessClient) -> None:
+def test_a_client_that_was_killed_is_told_and_the_next_run_goes_on(
+    bench: Bench, hub: Hub, client: ProcessClient
+) -> None:
     name = publish_large(hub)
     hub.holds[name] = 23 << 20
     bench.stage(budget_s=0.0)
@@ -139,7 +167,9 @@ def test_only_a_damaged_file_is_downloaded_again(bench: Bench, hub: Hub) -> None
     flip(bench.model / FIRST)
     sent = dict(hub.bytes_sent)
     answer = bench.stage(run="2")
-    assert answer["changed"] and answer["verified"] and contents(bench.model) == contents(hub.folder)
+    assert (
+        answer["changed"] and answer["verified"] and contents(bench.model) == contents(hub.folder)
+    )
     assert hub.bytes_sent[SECOND] == sent[SECOND] and hub.bytes_sent[FIRST] > sent[FIRST]
 
 
@@ -153,7 +183,9 @@ def test_weights_of_other_formats_are_not_wanted(bench: Bench, hub: Hub) -> None
     assert bench.stage()["verified"] and not (bench.model / "pytorch_model.bin").exists()
 
 
-def test_the_token_reaches_the_hub_and_nothing_else(bench: Bench, hub: Hub, client: ProcessClient) -> None:
+def test_the_token_reaches_the_hub_and_nothing_else(
+    bench: Bench, hub: Hub, client: ProcessClient
+) -> None:
     hub.token = TOKEN
     assert bench.stage(token=TOKEN)["verified"] and TOKEN in hub.tokens_seen
     assert TOKEN not in " ".join(client.arguments)
@@ -167,12 +199,22 @@ def test_the_token_reaches_the_hub_and_nothing_else(bench: Bench, hub: Hub, clie
         ({"token": TOKEN}, {}, "it is private, which needs a token, or it does not exist"),
         ({"token": "other"}, {"token": TOKEN}, "the token is not valid for it"),
         ({"gated": True}, {"token": TOKEN}, "accept the model's terms"),
-        ({}, {"origin": "org/nothing", "token": TOKEN}, "has no org/nothing at main (404): check the name"),
+        (
+            {},
+            {"origin": "org/nothing", "token": TOKEN},
+            "has no org/nothing at main (404): check the name",
+        ),
         ({}, {"revision": "nowhere"}, "has no org/m at nowhere (404)"),
-        ({}, {"endpoint": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached from this host"),
+        (
+            {},
+            {"endpoint": "http://127.0.0.1:9"},
+            "http://127.0.0.1:9 cannot be reached from this host",
+        ),
     ],
 )
-def test_a_refusal_is_a_sentence_with_the_remedy(bench: Bench, hub: Hub, spoil: dict[str, Any], options: dict[str, Any], said: str) -> None:
+def test_a_refusal_is_a_sentence_with_the_remedy(
+    bench: Bench, hub: Hub, spoil: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
     for name, value in spoil.items():
         setattr(hub, name, value)
     assert said in bench.refused(**options)
@@ -182,7 +224,18 @@ def test_a_refusal_is_a_sentence_with_the_remedy(bench: Bench, hub: Hub, spoil: 
 def test_a_state_that_nobody_wrote_for_good_begins_anew(bench: Bench) -> None:
     place = Path(bench.staging.folder)
     place.mkdir(parents=True)
-    for text in ("[]", "{", json.dumps({"repo": "org/m", "revision": "main", "status": "done", "files": {"../x": {}, "config.json": 7}})):
+    for text in (
+        "[]",
+        "{",
+        json.dumps(
+            {
+                "repo": "org/m",
+                "revision": "main",
+                "status": "done",
+                "files": {"../x": {}, "config.json": 7},
+            }
+        ),
+    ):
         (place / ".sgl-hub.json").write_text(text)
         try:
             bench.stage(budget_s=0.0)
@@ -191,7 +244,7 @@ def test_a_state_that_nobody_wrote_for_good_begins_anew(bench: Bench) -> None:
         assert not bench.model.exists()
 
 
-# --- in the image ----------------------------------------------------------------------------------------------------
+# --- in the image ---------------------------------------------------------------------------------
 
 
 def test_the_images_own_client_brings_the_model(image: str, tmp_path: Path, hub: Hub) -> None:
@@ -199,12 +252,25 @@ def test_the_images_own_client_brings_the_model(image: str, tmp_path: Path, hub:
     hub.token = TOKEN
     root = tmp_path / "models"
     root.mkdir(mode=0o755)
-    arguments = {"path": str(root / "org" / "m"), "models_root": str(root), "source": "hub", "from": "org/m", "endpoint": hub.endpoint}
+    arguments = {
+        "path": str(root / "org" / "m"),
+        "models_root": str(root),
+        "source": "hub",
+        "from": "org/m",
+        "endpoint": hub.endpoint,
+    }
     refused = module("sgl_model_stage", {**arguments, "image": image})
     assert refused["failed"] and "needs a token" in refused["msg"]
     answer = module("sgl_model_stage", {**arguments, "image": image, "token": TOKEN})
     assert not answer["failed"], answer["msg"]
-    assert answer["changed"] and answer["verified"] and contents(root / "org" / "m") == contents(hub.folder)
-    assert all((file.stat().st_uid, file.stat().st_gid) == (os.geteuid(), os.getegid()) for file in (root / "org").rglob("*"))
+    assert (
+        answer["changed"]
+        and answer["verified"]
+        and contents(root / "org" / "m") == contents(hub.folder)
+    )
+    assert all(
+        (file.stat().st_uid, file.stat().st_gid) == (os.geteuid(), os.getegid())
+        for file in (root / "org").rglob("*")
+    )
     assert "sgl-stage-" not in docker("container", "ls", "--all", "--format", "{{.Names}}").stdout
     assert TOKEN not in json.dumps(answer)

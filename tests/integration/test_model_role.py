@@ -1,4 +1,6 @@
-"""A model brought and held to its digests by prep.yml itself. No stage runs here, so no server is needed."""
+"""A model brought and held to its digests by prep.yml itself. No stage runs here, so no server is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from tests.doubles.model_folder import contents, flip
 from tests.integration.installation import Play, Site, module
 
 pytestmark = pytest.mark.slow
-NO_STAGES = {"sgl_stages": dict.fromkeys(("deep_gemm", "moe", "flashinfer", "inductor"), "skip"), "sgl_probe": "never"}
+NO_STAGES = {
+    "sgl_stages": dict.fromkeys(("deep_gemm", "moe", "flashinfer", "inductor"), "skip"),
+    "sgl_probe": "never",
+}
 SHARD = "model-00002-of-00002.safetensors"
 
 
@@ -64,10 +69,15 @@ def test_a_model_from_a_folder_of_the_host(bare: Site, lab: Path) -> None:
     assert good(prepare(bare, **local)).changed == 1
 
 
-def test_what_cannot_be_staged_is_refused_before_anything_changes(bare: Site, lab: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_staged_is_refused_before_anything_changes(
+    bare: Site, lab: Path, tmp_path: Path
+) -> None:
     for variables, words in (
         ({"sgl_model_source": "local"}, "set sgl_model_from"),
-        ({"sgl_model_source": "local", "sgl_model_from": str(tmp_path / "none")}, "is not a folder that is there"),
+        (
+            {"sgl_model_source": "local", "sgl_model_from": str(tmp_path / "none")},
+            "is not a folder that is there",
+        ),
     ):
         play = prepare(bare, **variables)
         assert play.code == 2 and words in play.text, play.output
@@ -89,6 +99,8 @@ def test_a_model_from_the_hub_by_the_images_own_client(bare: Site, lab: Path) ->
         }
         first = good(prepare(bare, "-vvv", **given))
         assert contents(bare.root / "models" / "lab" / "tiny") == contents(lab)
-        assert "hf_planted0123456789" not in first.output.replace('"sgl_hub_token": "hf_planted0123456789"', "")
+        assert "hf_planted0123456789" not in first.output.replace(
+            '"sgl_hub_token": "hf_planted0123456789"', ""
+        )
     # The hub is not asked again, nor is it there any more.
     assert good(prepare(bare, **given)).changed == 0

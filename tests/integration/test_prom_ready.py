@@ -1,4 +1,6 @@
-"""prom_ready against a real Prometheus: the one of the project's image, or the binary that PROMETHEUS_BINARY names."""
+"""prom_ready against a real Prometheus: the one of the project's image, or the binary that
+PROMETHEUS_BINARY names.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ PLENTY_S = 60.0
 IN_VAIN_S = 1.5
 PASSWORD = "correct horse"
 # bcrypt of it
-WEB_USERS = "basic_auth_users:\n  ansible: $2b$04$X/YUGlYVbkH46Y5o9DwQBuTJD9f2f4usuJLPOnqDEUvrGjc7sczee\n"
+WEB_USERS = (
+    "basic_auth_users:\n  ansible: $2b$04$X/YUGlYVbkH46Y5o9DwQBuTJD9f2f4usuJLPOnqDEUvrGjc7sczee\n"
+)
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +70,10 @@ class RealPrometheus:
         self.url = f"http://127.0.0.1:{self.port}"
         self.gate = self.folder / "data" / "wal" / "00000000"
         jobs = {"self": f"['127.0.0.1:{self.port}']", "dead": "['127.0.0.1:1']", "empty": "[]"}
-        scrapes = "".join(f"- job_name: {job}\n  static_configs: [{{targets: {targets}}}]\n" for job, targets in jobs.items())
+        scrapes = "".join(
+            f"- job_name: {job}\n  static_configs: [{{targets: {targets}}}]\n"
+            for job, targets in jobs.items()
+        )
         (self.folder / "prometheus.yml").write_text(
             f"global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs:\n{scrapes}"
         )
@@ -86,9 +93,17 @@ class RealPrometheus:
         wait_for(opened, "Prometheus to read its write-ahead log")
 
     def start(self, *flags: str) -> None:
-        command = [self.binary, f"--config.file={self.folder / 'prometheus.yml'}", f"--storage.tsdb.path={self.folder / 'data'}"]
+        command = [
+            self.binary,
+            f"--config.file={self.folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self.folder / 'data'}",
+        ]
         with (self.folder / "log").open("wb") as log:
-            self.process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{self.port}", *flags], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [*command, f"--web.listen-address=127.0.0.1:{self.port}", *flags],
+                stdout=log,
+                stderr=log,
+            )
 
     def stop(self) -> None:
         if self.process is not None:
@@ -97,8 +112,12 @@ class RealPrometheus:
             # pytest shows it with a test that fails.
             print((self.folder / "log").read_text(errors="replace"))
 
-    def wait(self, *jobs: str, expression: str | None = None, timeout: float = PLENTY_S, **client: Any) -> Seen:
-        readiness = Readiness(PrometheusClient(**{"url": self.url, **client}), Wanted(jobs, expression))
+    def wait(
+        self, *jobs: str, expression: str | None = None, timeout: float = PLENTY_S, **client: Any
+    ) -> Seen:
+        readiness = Readiness(
+            PrometheusClient(**{"url": self.url, **client}), Wanted(jobs, expression)
+        )
         try:
             return readiness.wait(timeout)
         finally:
@@ -168,8 +187,15 @@ def test_starting_server_is_not_ready_until_its_log_is_read(make):
     server.close_gate()
     server.start()
     client = PrometheusClient(server.url)
-    readiness = Readiness(client, Wanted(), sleep=lambda _pause: server.open_gate() if readiness.seen.polls == before + 1 else None)
-    wait_for(lambda: "answers HTTP 503, it is starting" in (readiness.look(PLENTY_S).reason or ""), "HTTP 503")
+    readiness = Readiness(
+        client,
+        Wanted(),
+        sleep=lambda _pause: server.open_gate() if readiness.seen.polls == before + 1 else None,
+    )
+    wait_for(
+        lambda: "answers HTTP 503, it is starting" in (readiness.look(PLENTY_S).reason or ""),
+        "HTTP 503",
+    )
     before = readiness.seen.polls
     seen = readiness.wait(PLENTY_S)
     assert seen.ready
@@ -181,22 +207,35 @@ def test_job_is_up(server):
     seen = server.wait("self")
     assert seen.ready
     (target,) = seen.result()["targets"]
-    assert (target["job"], target["instance"], target["health"], target["last_error"]) == ("self", f"127.0.0.1:{server.port}", "up", "")
+    assert (target["job"], target["instance"], target["health"], target["last_error"]) == (
+        "self",
+        f"127.0.0.1:{server.port}",
+        "up",
+        "",
+    )
     assert re.match(r"20\d\d-\d\d-\d\dT", target["last_scrape"])
 
 
 def test_dead_target_with_prometheus_own_error(server):
-    wait_for(lambda: server.wait(expression='up{job="dead"}').ready, "the first scrape of the dead target")
+    wait_for(
+        lambda: server.wait(expression='up{job="dead"}').ready,
+        "the first scrape of the dead target",
+    )
     assert server.wait("self").ready
     reason = server.failure("self", "dead")
     assert reason.startswith("Job 'dead' is not up: ")
-    assert 'target 127.0.0.1:1 is down: Get "http://127.0.0.1:1/metrics": dial tcp 127.0.0.1:1: connect: connection refused;' in reason
+    assert (
+        'target 127.0.0.1:1 is down: Get "http://127.0.0.1:1/metrics": dial tcp 127.0.0.1:1:'
+        " connect: connection refused;" in reason
+    )
 
 
 @pytest.mark.parametrize("job", ["empty", "unknown"])
 def test_job_without_target(server, job):
     assert server.wait("self").ready
-    assert f"job {job!r} has no target (the jobs with targets are dead, self)" in server.failure(job)
+    assert f"job {job!r} has no target (the jobs with targets are dead, self)" in server.failure(
+        job
+    )
 
 
 def test_expression_that_holds(server):
@@ -213,11 +252,16 @@ def test_expression_that_does_not_hold(server):
     assert "its value is 0;" in server.failure(expression="1 > bool 2")
     assert "its value is NaN;" in server.failure(expression='scalar(up{job="unknown"})')
     # Many-to-many: a fault of the data that is there now.
-    assert "HTTP 422" in server.failure(expression="{__name__=~'up|scrape_duration_seconds'} * on() group_left up")
+    assert "HTTP 422" in server.failure(
+        expression="{__name__=~'up|scrape_duration_seconds'} * on() group_left up"
+    )
 
 
 def test_long_expression(server):
-    assert server.wait(expression=" or ".join(f'up{{job="job{number}"}}' for number in range(500)) + ' or up{job="self"}').ready
+    assert server.wait(
+        expression=" or ".join(f'up{{job="job{number}"}}' for number in range(500))
+        + ' or up{job="self"}'
+    ).ready
 
 
 @pytest.mark.parametrize(
@@ -246,18 +290,37 @@ def test_path_prefix(make):
 def test_tls_and_credentials(make):
     server = make()
     cert, key, web = (str(server.folder / name) for name in ("cert.pem", "key.pem", "web.yml"))
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2", "-subj", "/CN=prometheus"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-noenc",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=prometheus",
+    ]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", cert, "-keyout", key]
     subprocess.run([*command, *names], check=True, capture_output=True)
     Path(web).write_text(f"tls_server_config: {{cert_file: {cert}, key_file: {key}}}\n{WEB_USERS}")
     server.start(f"--web.config.file={web}")
-    good = {"url": server.url.replace("http:", "https:"), "username": "ansible", "password": PASSWORD, "ca_path": cert}
+    good = {
+        "url": server.url.replace("http:", "https:"),
+        "username": "ansible",
+        "password": PASSWORD,
+        "ca_path": cert,
+    }
     assert server.wait(expression="1", **good).version
     assert server.wait(expression="1", **{**good, "ca_path": None, "validate_certs": False}).ready
     for changed, text in [
         ({"url": server.url}, "speaks TLS; write https:// in url"),
         ({"ca_path": None}, "is not trusted (self-signed certificate); name its CA with ca_path"),
-        ({"password": "wrong"}, "HTTP 401, it does not accept the url_username and url_password given"),
+        (
+            {"password": "wrong"},
+            "HTTP 401, it does not accept the url_username and url_password given",
+        ),
         ({"username": None, "password": None}, "HTTP 401, it wants credentials"),
     ]:
         with pytest.raises(FinalError) as caught:
@@ -268,11 +331,25 @@ def test_tls_and_credentials(make):
 def test_server_that_wants_a_client_certificate(make):
     server = make()
     cert, key, web = (str(server.folder / name) for name in ("cert.pem", "key.pem", "web.yml"))
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2", "-subj", "/CN=prometheus"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-noenc",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=prometheus",
+    ]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", cert, "-keyout", key]
     subprocess.run([*command, *names], check=True, capture_output=True)
     wants = "client_auth_type: RequireAndVerifyClientCert"
-    Path(web).write_text(f"tls_server_config: {{cert_file: {cert}, key_file: {key}, client_ca_file: {cert}, {wants}}}\n")
+    Path(web).write_text(
+        f"tls_server_config: {{cert_file: {cert}, key_file: {key}, client_ca_file: {cert},"
+        f" {wants}}}\n"
+    )
     server.start(f"--web.config.file={web}")
     url = server.url.replace("http:", "https:")
     assert server.wait(url=url, ca_path=cert, client_cert=cert, client_key=key).ready
@@ -281,7 +358,9 @@ def test_server_that_wants_a_client_certificate(make):
 
 
 def test_module(server):
-    seen = module("prom_ready", {"url": server.url, "jobs": ["self"], "expression": 'up{job="self"} == 1'})
+    seen = module(
+        "prom_ready", {"url": server.url, "jobs": ["self"], "expression": 'up{job="self"} == 1'}
+    )
     assert (seen["changed"], seen["ready"], seen["result"][0]["value"]) == (False, True, "1")
 
 
@@ -296,4 +375,7 @@ def test_module_in_check_mode(server):
     seen = module("prom_ready", {"url": server.url, "jobs": ["dead"]}, "--check")
     assert (seen["changed"], seen["ready"], seen["polls"]) == (False, False, 1)
     assert "msg" not in seen
-    assert module("prom_ready", {"url": f"http://127.0.0.1:{free_port()}"}, "--check")["ready"] is False
+    assert (
+        module("prom_ready", {"url": f"http://127.0.0.1:{free_port()}"}, "--check")["ready"]
+        is False
+    )

@@ -1,4 +1,6 @@
-"""What cannot work is refused before anything changes: no folder is made, no image, no container; each with its remedy."""
+"""What cannot work is refused before anything changes: no folder is made, no image, no container;
+each with its remedy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ import pytest
 from tests.integration.installation import Play, Site, docker, tree
 
 pytestmark = pytest.mark.slow
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another owner")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can make files of another owner"
+)
 
 
 @pytest.fixture
@@ -23,13 +27,19 @@ def refused(bare: Site) -> Iterator[Callable[..., Play]]:
     """Runs a prep that must be refused with these words, and sees that it changed nothing."""
 
     def run(*words: str, playbook: str = "prep", **options: Any) -> Play:
-        before, images = tree(bare.root.parent), sorted(docker("image", "ls", "--quiet", "--no-trunc").stdout.split())
+        before, images = (
+            tree(bare.root.parent),
+            sorted(docker("image", "ls", "--quiet", "--no-trunc").stdout.split()),
+        )
         play = bare.play(playbook, **options)
         assert play.code != 0, play.output
         assert [word for word in words if word not in play.text] == [], play.output
         assert "Traceback" not in play.output
         assert play.changed == 0 and tree(bare.root.parent) == before
-        assert bare.inspect() is None and sorted(docker("image", "ls", "--quiet", "--no-trunc").stdout.split()) == images
+        assert (
+            bare.inspect() is None
+            and sorted(docker("image", "ls", "--quiet", "--no-trunc").stdout.split()) == images
+        )
         return play
 
     yield run
@@ -41,7 +51,7 @@ def own(site: Site) -> None:
         os.chown(path, *site.owner, follow_symlinks=False)
 
 
-# --- the host tree -------------------------------------------------------------------------------------------------------
+# --- the host tree --------------------------------------------------------------------------------
 
 
 @needs_root
@@ -76,11 +86,14 @@ def test_root_that_is_a_dangling_link(bare: Site, refused: Callable[..., Play]) 
     refused(str(bare.root), "nowhere")
 
 
-# --- Docker --------------------------------------------------------------------------------------------------------------
+# --- Docker ---------------------------------------------------------------------------------------
 
 
 def test_stopped_daemon(bare: Site, refused: Callable[..., Play]) -> None:
-    refused("systemctl start docker", environment={"DOCKER_HOST": f"unix://{bare.root.parent}/no-docker.sock"})
+    refused(
+        "systemctl start docker",
+        environment={"DOCKER_HOST": f"unix://{bare.root.parent}/no-docker.sock"},
+    )
 
 
 def test_no_docker(bare: Site, refused: Callable[..., Play]) -> None:
@@ -91,10 +104,12 @@ def test_no_docker(bare: Site, refused: Callable[..., Play]) -> None:
         for program in Path(folder).iterdir():
             if not program.name.startswith("docker") and not (programs / program.name).is_symlink():
                 (programs / program.name).symlink_to(program)
-    refused("Docker is not installed", "make prep", "docker.io", environment={"PATH": str(programs)})
+    refused(
+        "Docker is not installed", "make prep", "docker.io", environment={"PATH": str(programs)}
+    )
 
 
-# --- the model -----------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -118,7 +133,9 @@ def test_empty_model(bare: Site, model: Path, refused: Callable[..., Play]) -> N
 
 
 def test_missing_shard(bare: Site, model: Path, refused: Callable[..., Play]) -> None:
-    (model / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 8}))
+    (model / "config.json").write_text(
+        json.dumps({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 8})
+    )
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     empty = b"{}"
@@ -135,7 +152,7 @@ def test_no_model_is_named(bare: Site, refused: Callable[..., Play]) -> None:
     refused("set sgl_model", variables={"sgl_model": ""})
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------------------
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,22 +164,33 @@ def test_no_model_is_named(bare: Site, refused: Callable[..., Play]) -> None:
         ({"sgl_prometheus_port": "http"}, ("sgl_prometheus_port", "http")),
     ],
 )
-def test_unknown_values(refused: Callable[..., Play], variables: dict[str, Any], words: tuple[str, ...]) -> None:
+def test_unknown_values(
+    refused: Callable[..., Play], variables: dict[str, Any], words: tuple[str, ...]
+) -> None:
     refused(*words, variables=variables)
 
 
-# --- room and ports ------------------------------------------------------------------------------------------------------
+# --- room and ports -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["telemetry", "profiles"])
 def test_too_little_space(bare: Site, refused: Callable[..., Play], what: str) -> None:
     free = shutil.disk_usage(bare.root.parent).free / 1e9
-    refused(f"{bare.root}/{what}", "GB free", "sgl_space_gb", variables={"sgl_space_gb": {what: free + 1000}})
+    refused(
+        f"{bare.root}/{what}",
+        "GB free",
+        "sgl_space_gb",
+        variables={"sgl_space_gb": {what: free + 1000}},
+    )
 
 
 def test_too_little_space_for_the_image(bare: Site, refused: Callable[..., Play]) -> None:
     folder = docker("info", "--format", "{{.DockerRootDir}}").stdout.strip()
-    refused(folder, "GB free", variables={"sgl_image": "sglang-dev:not-built", "sgl_space_gb": {"docker": 10**6}})
+    refused(
+        folder,
+        "GB free",
+        variables={"sgl_image": "sglang-dev:not-built", "sgl_space_gb": {"docker": 10**6}},
+    )
 
 
 @pytest.mark.parametrize("service", ["prometheus", "node_exporter", "sglang"])
@@ -179,6 +207,9 @@ def test_all_that_is_wrong_is_told_at_once(bare: Site, refused: Callable[..., Pl
         holder.bind(("127.0.0.1", bare.ports["prometheus"]))
         holder.listen()
         refused(
-            f"port {bare.ports['prometheus']}", "systemctl start docker", "models/lab/m",
-            variables=MODEL, environment={"DOCKER_HOST": f"unix://{bare.root.parent}/no-docker.sock"},
-        )  # fmt: skip
+            f"port {bare.ports['prometheus']}",
+            "systemctl start docker",
+            "models/lab/m",
+            variables=MODEL,
+            environment={"DOCKER_HOST": f"unix://{bare.root.parent}/no-docker.sock"},
+        )

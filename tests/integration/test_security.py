@@ -42,21 +42,31 @@ def listeners(site: Site) -> list[tuple[str, int, str]]:
 
 
 def test_everything_listens_on_loopback_alone(prepared: Site) -> None:
-    assert {port for _, port, _ in listeners(prepared)} == {prepared.ports["prometheus"], prepared.ports["node_exporter"]}
+    assert {port for _, port, _ in listeners(prepared)} == {
+        prepared.ports["prometheus"],
+        prepared.ports["node_exporter"],
+    }
     assert {address for address, _, _ in listeners(prepared)} == {"127.0.0.1"}
 
 
 def test_the_server_of_a_prep_listens_on_loopback_but_for_torchs_store(prepared: Site) -> None:
-    """PyTorch's rendezvous store takes every address, whatever it is told (docs/security.md); nothing else does."""
+    """PyTorch's rendezvous store takes every address, whatever it is told (docs/security.md);
+    nothing else does.
+    """
     ports = prepared.ports
     prepared.begin("--inductor", "rebuild", "--probe", "never")
     try:
-        wait_for(lambda: ports["sglang"] in [port for _, port, _ in listeners(prepared)], "the server to listen")
+        wait_for(
+            lambda: ports["sglang"] in [port for _, port, _ in listeners(prepared)],
+            "the server to listen",
+        )
         found = listeners(prepared)
     finally:
         stop_prep(prepared)
     assert set(ports.values()) <= {port for _, port, _ in found}
-    wide = [(port, program) for address, port, program in found if address not in ("127.0.0.1", "::1")]
+    wide = [
+        (port, program) for address, port, program in found if address not in ("127.0.0.1", "::1")
+    ]
     assert len(wide) <= 1 and all("sglang::scheduler" in program for _, program in wide), found
 
 
@@ -67,15 +77,34 @@ def test_services_are_opened_by_the_variable_alone(bare: Site) -> None:
 
 
 def test_the_container_has_no_rights_that_it_does_not_need(prepared: Site) -> None:
-    status = dict(line.partition(":\t")[::2] for line in prepared.docker_exec("cat", "/proc/1/status").stdout.splitlines())
-    assert {int(status[key], 16) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    status = dict(
+        line.partition(":\t")[::2]
+        for line in prepared.docker_exec("cat", "/proc/1/status").stdout.splitlines()
+    )
+    assert {int(status[key], 16) for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {
+        0
+    }
     assert status["NoNewPrivs"] == "1"
     assert set(status["Uid"].split()) == {str(prepared.owner[0])}
 
 
 def test_the_image_has_no_way_to_more_rights(prepared: Site) -> None:
     found = prepared.docker_exec(
-        "find", "/", "-xdev", "-type", "f", "(", "-perm", "/6000", "-o", "-name", "sudo", "-o", "-name", "doas", ")"
+        "find",
+        "/",
+        "-xdev",
+        "-type",
+        "f",
+        "(",
+        "-perm",
+        "/6000",
+        "-o",
+        "-name",
+        "sudo",
+        "-o",
+        "-name",
+        "doas",
+        ")",
     )
     # Folders that this user may not read are no way for it either.
     assert found.stdout.splitlines() == []
@@ -85,20 +114,33 @@ def test_the_image_has_no_way_to_more_rights(prepared: Site) -> None:
 def test_no_secret_in_any_log_or_record(bare: Site) -> None:
     """A token for the container's programs, in the loudest run there is."""
     token = f"hf_{secrets.token_hex(16)}"
-    play = bare.must_play("prep", "-vvv", "--diff", variables={"sgl_environment": {"HF_TOKEN": token}})
-    assert bare.docker_exec("printenv", "HF_TOKEN").stdout.strip() == token, "the token did not arrive"
+    play = bare.must_play(
+        "prep", "-vvv", "--diff", variables={"sgl_environment": {"HF_TOKEN": token}}
+    )
+    assert bare.docker_exec("printenv", "HF_TOKEN").stdout.strip() == token, (
+        "the token did not arrive"
+    )
     assert token not in play.output
-    files = [path for path in bare.root.rglob("*") if path.is_file() and "prometheus" not in path.parts]
+    files = [
+        path for path in bare.root.rglob("*") if path.is_file() and "prometheus" not in path.parts
+    ]
     assert len(files) > 20
     assert [str(path) for path in files if token.encode() in path.read_bytes()] == []
-    again = bare.must_play("start", "-vvv", "--diff", variables={"sgl_environment": {"HF_TOKEN": token + "x"}})
+    again = bare.must_play(
+        "start", "-vvv", "--diff", variables={"sgl_environment": {"HF_TOKEN": token + "x"}}
+    )
     assert again.changed > 0 and token not in again.output
     # One that fails says why all the same.
-    refused = bare.play("start", "-vvv", variables={"sgl_environment": {"HF_TOKEN": token}, "sgl_shm_size": "much"})
+    refused = bare.play(
+        "start", "-vvv", variables={"sgl_environment": {"HF_TOKEN": token}, "sgl_shm_size": "much"}
+    )
     assert refused.code != 0 and token not in refused.output
 
 
-@pytest.mark.parametrize("secret", [{"bearer_token": "s3cr3t-t0k3n"}, {"url_username": "ops", "url_password": "s3cr3t-t0k3n"}])
+@pytest.mark.parametrize(
+    "secret",
+    [{"bearer_token": "s3cr3t-t0k3n"}, {"url_username": "ops", "url_password": "s3cr3t-t0k3n"}],
+)
 def test_no_secret_of_prom_ready_is_shown(secret: dict[str, str]) -> None:
     answer = module("prom_ready", {"url": "http://127.0.0.1:9", "timeout": 0.1, **secret}, "-vvv")
     assert answer["failed"] is True
@@ -109,5 +151,7 @@ def test_a_key_among_the_servers_arguments_is_refused(prepared: Site) -> None:
     """Arguments stand in the records, where a benchmark reads them."""
     key = f"key-{os.getpid()}-secret"
     done = prepared.ensure(f"--server-arg=--api-key={key}")
-    assert done.returncode == 2 and "--api-key" in done.stderr and key not in done.stdout + done.stderr
+    assert (
+        done.returncode == 2 and "--api-key" in done.stderr and key not in done.stdout + done.stderr
+    )
     assert prepared.job()["state"] == "done"

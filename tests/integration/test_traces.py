@@ -19,22 +19,42 @@ RECEIVER = "sglang-dev-it-otlp"
 
 @pytest.fixture
 def collector(prepared: Site) -> Iterator[Path]:
-    """An OTLP receiver on loopback, and a manifest that names it as the run's; yields the file of its spans.
+    """An OTLP receiver on loopback, and a manifest that names it as the run's; yields the file of
+    its spans.
 
-    The local image has no Jaeger, so the manifest is told that tracing runs, as the init of an image that has one writes it.
+    The local image has no Jaeger, so the manifest is told that tracing runs, as the init of an
+    image that has one writes it.
     """
     spans = prepared.telemetry / "otlp-spans.jsonl"
     double = ROOT / "tests" / "doubles" / "otlp_receiver.py"
     docker("rm", "--force", RECEIVER, check=False)
     docker(
-        "run", "--detach", "--name", RECEIVER, "--network", "host", "--user", ":".join(map(str, prepared.owner)),
-        "--volume", f"{double}:/receiver.py:ro", "--volume", f"{prepared.telemetry}:/telemetry",
-        "--entrypoint", "/opt/sglang/bin/python", prepared.variables["sgl_image"], "/receiver.py", str(PORT), f"/telemetry/{spans.name}",
-    )  # fmt: skip
+        "run",
+        "--detach",
+        "--name",
+        RECEIVER,
+        "--network",
+        "host",
+        "--user",
+        ":".join(map(str, prepared.owner)),
+        "--volume",
+        f"{double}:/receiver.py:ro",
+        "--volume",
+        f"{prepared.telemetry}:/telemetry",
+        "--entrypoint",
+        "/opt/sglang/bin/python",
+        prepared.variables["sgl_image"],
+        "/receiver.py",
+        str(PORT),
+        f"/telemetry/{spans.name}",
+    )
     manifest = prepared.pointed()
     before = manifest.read_text()
     told = json.loads(before)
-    told["telemetry_surfaces"]["tracing"] = {"status": "running", "details": "a receiver of the tests"}
+    told["telemetry_surfaces"]["tracing"] = {
+        "status": "running",
+        "details": "a receiver of the tests",
+    }
     told["services"]["jaeger"]["otlp_grpc"] = PORT
     manifest.write_text(json.dumps(told))
     try:
@@ -60,11 +80,15 @@ def test_the_spans_of_a_smoke_arrive_at_the_collector(prepared: Site, collector:
     done = prepared.ensure("--inductor", "ensure", "--probe", "always")
     assert done.returncode == 0, done.stderr + prepared.diagnosis()
     argv = prepared.result()["run"]["server"]["argv"]
-    assert ["--enable-trace", "--otlp-traces-endpoint", f"127.0.0.1:{PORT}"] == argv[argv.index("--enable-trace") :][:3]
+    assert ["--enable-trace", "--otlp-traces-endpoint", f"127.0.0.1:{PORT}"] == argv[
+        argv.index("--enable-trace") :
+    ][:3]
     before = wait_for(lambda: traces(collector), "spans of the prep's requests")
     smoked = prepared.admin("smoke", "run")
     assert smoked.returncode == 0, smoked.stdout + smoked.stderr + prepared.diagnosis()
     wait_for(lambda: traces(collector) - before, "the smoke's spans")
     found = received(collector)
     assert {span["service"] for span in found} == {"sglang"}
-    assert any("req" in span["name"].lower() for span in found), sorted({span["name"] for span in found})
+    assert any("req" in span["name"].lower() for span in found), sorted(
+        {span["name"] for span in found}
+    )

@@ -1,4 +1,6 @@
-"""Every molecule scenario, in its own test sequence: one more place where a failure is one line, with molecule's output under it."""
+"""Every molecule scenario, in its own test sequence: one more place where a failure is one line,
+with molecule's output under it.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,20 @@ LONG = {"fleet"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in SCENARIOS])
+@pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in SCENARIOS],
+)
 def test_scenario(scenario: str) -> None:
-    # Molecule calls ansible-playbook and pytest by name. Its output is this test's: pytest shows it when the scenario fails.
+    # Molecule calls ansible-playbook and pytest by name. Its output is this test's: pytest shows it
+    # when the scenario fails.
     environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    result = subprocess.run([sys.executable, "-m", "molecule", "test", "--scenario-name", scenario], cwd=ROOT, env=environment, check=False)
-    assert result.returncode == 0, f"molecule test --scenario-name {scenario}: exit status {result.returncode}"
+    result = subprocess.run(
+        [sys.executable, "-m", "molecule", "test", "--scenario-name", scenario],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, (
+        f"molecule test --scenario-name {scenario}: exit status {result.returncode}"
+    )

@@ -1,4 +1,5 @@
-"""The container's file system under a temporary folder, for tests of sgl-admin without a container."""
+"""The container's file system under a temporary folder, for tests of sgl-admin without a container.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every path of sgl_admin.paths under a folder of its own, with the bind mounts there; returns that folder."""
+    """Every path of sgl_admin.paths under a folder of its own, with the bind mounts there; returns
+    that folder.
+    """
     inside = tmp_path / "container"
     for name, value in vars(paths).copy().items():
         if isinstance(value, Path):
@@ -28,7 +31,16 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for root, variable in roots:
         root.mkdir(parents=True)
         monkeypatch.setenv(variable, f"/host/{root.name}")
-    for cache in ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs", ".locks", ".in_progress"):
+    for cache in (
+        "triton",
+        "torchinductor",
+        "flashinfer",
+        "deep_gemm",
+        "tvm_ffi",
+        "moe_configs",
+        ".locks",
+        ".in_progress",
+    ):
         (paths.PROFILES / cache).mkdir()
     for folder in (paths.RUNS, paths.LOGS, paths.STATE):
         folder.mkdir(parents=True)
@@ -48,7 +60,11 @@ def live_run(container: Path) -> str:
     files.write_json(paths.manifest(RUN_ID), manifest)
     files.write_text(paths.LIVE_RUN, RUN_ID + "\n")
     files.write_text(paths.POINTER, run.pointer_text(RUN_ID), mode=0o600)
-    flavour = {"flavour": "local", "server": {"args": ["--device", "cpu"], "env": {}, "batch_sizes": [1, 4]}, "services": ["prometheus"]}
+    flavour = {
+        "flavour": "local",
+        "server": {"args": ["--device", "cpu"], "env": {}, "batch_sizes": [1, 4]},
+        "services": ["prometheus"],
+    }
     files.write_json(paths.FLAVOUR, flavour)
     paths.log(RUN_ID).touch()
     return RUN_ID

@@ -1,4 +1,6 @@
-"""Hosts that share caches, in one process: what lies in their caches, what one sends, and what becomes of that on its way."""
+"""Hosts that share caches, in one process: what lies in their caches, what one sends, and what
+becomes of that on its way.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,23 @@ from sgl_admin.prep import Decision, Prep
 
 CPU = devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2")
 H100 = devices.Devices(
-    name="NVIDIA H100 80GB HBM3", count=1, cuda=True, compute_capability="9.0", driver_version="580.1", cuda_version="13.0",
+    name="NVIDIA H100 80GB HBM3",
+    count=1,
+    cuda=True,
+    compute_capability="9.0",
+    driver_version="580.1",
+    cuda_version="13.0",
     kinds=("NVIDIA H100 80GB HBM3",),
-)  # fmt: skip
-VERSIONS = {"sglang": "0.5.17", "torch": "2.11.0+cu130", "triton": "3.6.0", "flashinfer-python": "0.6.15", "sgl-deep-gemm": "0.1.5"}
-# What the compilers of each stage leave, by the path below /profiles: two with one content, an empty one, and names of every kind.
+)
+VERSIONS = {
+    "sglang": "0.5.17",
+    "torch": "2.11.0+cu130",
+    "triton": "3.6.0",
+    "flashinfer-python": "0.6.15",
+    "sgl-deep-gemm": "0.1.5",
+}
+# What the compilers of each stage leave, by the path below /profiles: two with one content, an
+# empty one, and names of every kind.
 INDUCTOR = {
     "torchinductor/ab/graph.py": b"x = 1\n",
     "triton/AB12/kernel.so": b"\x7fELF" + bytes(range(256)) * 3,
@@ -40,7 +54,11 @@ INDUCTOR = {
 }
 OTHERS = {
     "deep_gemm": {"deep_gemm/cache/kernel.fp8/kernel.cubin": b"cubin"},
-    "flashinfer": {"flashinfer/90/sampling.so": b"\x7fELF sampling", "tvm_ffi/norm.so": b"\x7fELF norm", "tvm_ffi/x.json": b"x = 1\n"},
+    "flashinfer": {
+        "flashinfer/90/sampling.so": b"\x7fELF sampling",
+        "tvm_ffi/norm.so": b"\x7fELF norm",
+        "tvm_ffi/x.json": b"x = 1\n",
+    },
 }
 
 
@@ -67,9 +85,15 @@ class Answer(NamedTuple):
 
 
 def admin(*words: str) -> Answer:
-    """A command, in this process. What it says on standard error is held to what a person can be shown."""
+    """A command, in this process. What it says on standard error is held to what a person can be
+    shown.
+    """
     out, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), mock.patch.object(cli, "_parser", lambda: _PARSER):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+        mock.patch.object(cli, "_parser", lambda: _PARSER),
+    ):
         code = cli.main(words)
     for line in error.getvalue().splitlines():
         assert line.isprintable() and len(line) < 4000, line[:300]
@@ -92,7 +116,9 @@ class Host:
 
     def prep(self) -> Prep:
         live = run.live()
-        return Prep(live, request_cli.of(_PARSER.parse_args(["caches", "ensure", *self.words]), live))
+        return Prep(
+            live, request_cli.of(_PARSER.parse_args(["caches", "ensure", *self.words]), live)
+        )
 
     def decision(self, stage: str = "inductor") -> Decision:
         return next(decision for decision in self.prep().plan if decision.stage.name == stage)
@@ -108,7 +134,11 @@ class Host:
 
     def ensured(self) -> dict[str, str]:
         """What a dry run would do about each stage."""
-        plan = json.loads(admin("caches", "ensure", *self.words, "--dry-run", "--json").out.rpartition("\nRESULT_STATUS")[0])
+        plan = json.loads(
+            admin("caches", "ensure", *self.words, "--dry-run", "--json").out.rpartition(
+                "\nRESULT_STATUS"
+            )[0]
+        )
         return {name: stage["status"] for name, stage in plan["stages"].items()}
 
 
@@ -134,7 +164,7 @@ def wipe() -> None:
         (paths.PROFILES / cache).mkdir()
 
 
-# --- what lies there -----------------------------------------------------------------------------------------------------
+# --- what lies there ------------------------------------------------------------------------------
 
 
 class Thing(NamedTuple):
@@ -147,29 +177,48 @@ class Thing(NamedTuple):
 
 
 def tree() -> dict[str, Thing]:
-    """All below /profiles but for the locks, whose files any command makes, and the folder of imports, which has to be empty."""
+    """All below /profiles but for the locks, whose files any command makes, and the folder of
+    imports, which has to be empty.
+    """
     found = {}
     for folder, folders, names in os.walk(paths.PROFILES):
         if Path(folder) == paths.PROFILES:
-            folders[:] = [name for name in folders if name not in (paths.LOCKS.name, paths.INCOMING.name)]
+            folders[:] = [
+                name for name in folders if name not in (paths.LOCKS.name, paths.INCOMING.name)
+            ]
         for name in (*folders, *names):
             path = Path(folder, name)
             status = path.lstat()
-            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-            found[str(path.relative_to(paths.PROFILES))] = Thing(
-                stat.S_IFMT(status.st_mode), content, status.st_mtime_ns, stat.S_IMODE(status.st_mode)
+            content = (
+                os.readlink(path)
+                if path.is_symlink()
+                else path.read_bytes()
+                if path.is_file()
+                else None
             )
-    assert not paths.INCOMING.exists() or not list(paths.INCOMING.iterdir()), "an import left something"
+            found[str(path.relative_to(paths.PROFILES))] = Thing(
+                stat.S_IFMT(status.st_mode),
+                content,
+                status.st_mtime_ns,
+                stat.S_IMODE(status.st_mode),
+            )
+    assert not paths.INCOMING.exists() or not list(paths.INCOMING.iterdir()), (
+        "an import left something"
+    )
     return found
 
 
 def content(within: dict[str, Thing]) -> dict[str, Thing]:
-    """What of a tree two hosts with the same work have in common: not when its folders and records were made."""
+    """What of a tree two hosts with the same work have in common: not when its folders and records
+    were made.
+    """
 
     def same(name: str, thing: Thing) -> Thing:
         if thing.kind == stat.S_IFDIR:
             return thing._replace(mtime_ns=0, mode=0)
-        if not isinstance(thing.content, bytes) or not ("/.signatures/" in name or "/.tuned/" in name):
+        if not isinstance(thing.content, bytes) or not (
+            "/.signatures/" in name or "/.tuned/" in name
+        ):
             return thing
         return Thing(thing.kind, written(json.loads(thing.content)), 0, thing.mode)
 
@@ -198,7 +247,7 @@ def as_before() -> Iterator[Callable[[], None]]:
     shutil.rmtree(kept)
 
 
-# --- what is sent --------------------------------------------------------------------------------------------------------
+# --- what is sent ---------------------------------------------------------------------------------
 
 Member = tuple[tarfile.TarInfo, bytes]
 
@@ -206,7 +255,10 @@ Member = tuple[tarfile.TarInfo, bytes]
 def members(archive: bytes) -> list[Member]:
     """An archive's members, as any other reader of tar files has them."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return [(member, stream.read() if (stream := tar.extractfile(member)) else b"") for member in tar]
+        return [
+            (member, stream.read() if (stream := tar.extractfile(member)) else b"")
+            for member in tar
+        ]
 
 
 def member(name: str, content: bytes = b"", **fields: Any) -> Member:
@@ -220,7 +272,13 @@ def member(name: str, content: bytes = b"", **fields: Any) -> Member:
 
 def packed(found: list[Member], end: bytes = bytes(1024)) -> bytes:
     """An archive of these members."""
-    return b"".join(made.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512) for made, content in found) + end
+    return (
+        b"".join(
+            made.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+            for made, content in found
+        )
+        + end
+    )
 
 
 def manifest(archive: bytes) -> dict[str, Any]:
@@ -239,10 +297,22 @@ def signed(content: bytes, blobs: list[Member]) -> bytes:
 
 
 def resigned(archive: bytes, document: Any, *more: bytes) -> bytes:
-    """The archive with another manifest, in every way consistent: its contents, and more, in the order that this manifest asks for."""
+    """The archive with another manifest, in every way consistent: its contents, and more, in the
+    order that this manifest asks for.
+    """
     blobs = {made.name: (made, content) for made, content in members(archive)[1:]}
-    blobs.update({name: member(name, content) for content in more for name in [f"files/{hashlib.sha256(content).hexdigest()}"]})
-    stages = document["stages"] if isinstance(document, dict) and isinstance(document.get("stages"), dict) else {}
+    blobs.update(
+        {
+            name: member(name, content)
+            for content in more
+            for name in [f"files/{hashlib.sha256(content).hexdigest()}"]
+        }
+    )
+    stages = (
+        document["stages"]
+        if isinstance(document, dict) and isinstance(document.get("stages"), dict)
+        else {}
+    )
     wanted = [
         f"files/{entry['sha256']}"
         for _, part in sorted(stages.items())
@@ -250,25 +320,40 @@ def resigned(archive: bytes, document: Any, *more: bytes) -> bytes:
         for entry in part["files"]
         if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
     ]
-    return signed(written(document), [blobs[name] for name in dict.fromkeys(wanted) if name in blobs])
+    return signed(
+        written(document), [blobs[name] for name in dict.fromkeys(wanted) if name in blobs]
+    )
 
 
 def replaced(archive: bytes, stage: str, path: str, content: bytes) -> bytes:
-    """The archive with another content of a file, or with one more file, in every way consistent."""
+    """The archive with another content of a file, or with one more file, in every way consistent.
+    """
     document = manifest(archive)
     listed = document["stages"][stage]["files"]
     digest = hashlib.sha256(content).hexdigest()
     made = {"path": path, "sha256": digest, "size": len(content), "mtime_ns": 10**18, "mode": 0o664}
     document["stages"][stage]["files"] = sorted(
-        [*(entry for entry in listed if entry["path"] != path), made], key=lambda entry: str(entry["path"])
+        [*(entry for entry in listed if entry["path"] != path), made],
+        key=lambda entry: str(entry["path"]),
     )
     return resigned(archive, document, content)
 
 
-# --- what happens on the way ---------------------------------------------------------------------------------------------
+# --- what happens on the way ----------------------------------------------------------------------
 
 KILLED, UNDISTURBED = 99, 98
-_CHANGES = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.utime", "os.truncate"})
+_CHANGES = frozenset(
+    {
+        "open",
+        "os.mkdir",
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+        "os.chmod",
+        "os.utime",
+        "os.truncate",
+    }
+)
 _NEEDS_SPACE = frozenset({"open", "os.mkdir", "os.rename"})
 
 
@@ -277,9 +362,11 @@ class Killed(BaseException):
 
 
 def disturbed(number: int, how: str, *words: str) -> tuple[int, str]:
-    """A command in a process of its own, which at its `number`th change of a file or folder is killed, raises, or finds the disk full.
+    """A command in a process of its own, which at its `number`th change of a file or folder is
+    killed, raises, or finds the disk full.
 
-    Returns its exit code, KILLED, or UNDISTURBED where it makes fewer changes; and what it said on standard error.
+    Returns its exit code, KILLED, or UNDISTURBED where it makes fewer changes; and what it said on
+    standard error.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -301,7 +388,9 @@ def _disturbed(number: int, how: str, words: tuple[str, ...]) -> tuple[int, str]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal done
-        if event not in _CHANGES or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+        if event not in _CHANGES or (
+            event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        ):
             return
         done += 1
         if how == "full" and done >= number and event in _NEEDS_SPACE:

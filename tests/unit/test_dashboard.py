@@ -1,4 +1,6 @@
-"""The role dashboard: its dashboards as Grafana takes them, and what it writes on Grafana's machine. Queries: tests/integration."""
+"""The role dashboard: its dashboards as Grafana takes them, and what it writes on Grafana's
+machine. Queries: tests/integration.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ FILES = sorted((ROOT / "roles" / "dashboard" / "files" / "dashboards").glob("*.j
 UNIT = "grafana-server.service"
 SYSTEMCTL = ROOT / "tests" / "doubles" / "systemctl"
 
-# --- the dashboards ----------------------------------------------------------------------------------------------------------
+# --- the dashboards -------------------------------------------------------------------------------
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -55,7 +57,9 @@ def test_every_query_asks_the_host_that_is_shown(path: Path) -> None:
     for panel in panels(path):
         if panel["type"] != "row":
             assert panel["datasource"] == source and panel["targets"], panel["title"]
-            assert [target["datasource"] for target in panel["targets"]] == [source] * len(panel["targets"])
+            assert [target["datasource"] for target in panel["targets"]] == [source] * len(
+                panel["targets"]
+            )
             assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
 
 
@@ -64,30 +68,47 @@ def test_no_panel_lies_on_another_or_outside_the_grid(path: Path) -> None:
     taken: set[tuple[int, int]] = set()
     for panel in panels(path):
         place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        cells = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }
         assert not cells & taken and max(x for x, _ in cells) < 24, panel["title"]
         taken |= cells
 
 
 def test_the_fleet_shows_a_tile_and_a_row_for_each_host() -> None:
-    """Grafana repeats a panel, and a row with what follows it, for each value of a variable that has several."""
+    """Grafana repeats a panel, and a row with what follows it, for each value of a variable that
+    has several.
+    """
     fleet = FILES[0]
     variable = host_variable(fleet)
-    assert variable["multi"] and variable["includeAll"] and variable["current"]["value"] == ["$__all"]
-    assert [(panel["type"], panel["id"]) for panel in panels(fleet) if panel.get("repeat") == variable["name"]] == [("stat", 1), ("row", 2)]
+    assert (
+        variable["multi"] and variable["includeAll"] and variable["current"]["value"] == ["$__all"]
+    )
+    assert [
+        (panel["type"], panel["id"])
+        for panel in panels(fleet)
+        if panel.get("repeat") == variable["name"]
+    ] == [("stat", 1), ("row", 2)]
     assert not host_variable(FILES[1])["multi"]
 
 
 def test_a_tile_leads_to_its_host() -> None:
     (link,) = panels(FILES[0])[0]["fieldConfig"]["defaults"]["links"]
-    assert link["url"] == f"/d/{load(FILES[1])['uid']}?var-{host_variable(FILES[1])['name']}=${{host:percentencode}}"
+    assert (
+        link["url"]
+        == f"/d/{load(FILES[1])['uid']}?var-{host_variable(FILES[1])['name']}=${{host:percentencode}}"
+    )
 
 
-# --- the role ----------------------------------------------------------------------------------------------------------------
+# --- the role -------------------------------------------------------------------------------------
 
 GPU_HOSTS: dict[str, dict[str, Any]] = {
     "gpu-02": {"sgl_bind_address": "10.1.0.2", "sgl_scrape_interval": "5s"},
-    "gpu-01": {"sgl_bind_address": "0.0.0.0", "ansible_host": "10.1.0.1", "sgl_prometheus_port": 19090},
+    "gpu-01": {
+        "sgl_bind_address": "0.0.0.0",
+        "ansible_host": "10.1.0.1",
+        "sgl_prometheus_port": 19090,
+    },
     "gpu-03.lab": {"sgl_bind_address": "::"},
     "gpu-04": {"sgl_grafana_prometheus_url": "http://127.0.0.1:1900{{ 2 + 2 }}/$x"},
     "gpu-05": {"sgl_bind_address": "fd00::5"},
@@ -121,9 +142,17 @@ class Wall:
         return self.root / "lib" / "dashboards" / "sglang"
 
     def play(self, *flags: str, check: bool = True) -> tuple[int, str]:
-        """The count of changes and all that was said, in one line; the calls of systemctl are those of this play."""
-        local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-        places = {"sgl_grafana_provisioning_dir": str(self.root / "provisioning"), "sgl_grafana_dashboards_dir": str(self.dashboards)}
+        """The count of changes and all that was said, in one line; the calls of systemctl are those
+        of this play.
+        """
+        local = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+        }
+        places = {
+            "sgl_grafana_provisioning_dir": str(self.root / "provisioning"),
+            "sgl_grafana_dashboards_dir": str(self.dashboards),
+        }
         inventory = self.root / "hosts.yml"
         groups = {
             "grafana": {"hosts": {"wall": local}, "vars": {**places, **self.variables}},
@@ -136,7 +165,14 @@ class Wall:
             "SYSTEMCTL_DOUBLE_UNIT": self.unit,
             "SYSTEMCTL_DOUBLE_LOG": str(self.calls),
         }
-        done = ansible("-i", str(inventory), str(ROOT / "playbooks" / "dashboard.yml"), *flags, env=environment, check=check)
+        done = ansible(
+            "-i",
+            str(inventory),
+            str(ROOT / "playbooks" / "dashboard.yml"),
+            *flags,
+            env=environment,
+            check=check,
+        )
         return recap(done.stdout)["wall"]["changed"], re.sub(r"\s+", " ", done.stdout + done.stderr)
 
     def refused(self, *flags: str) -> str:
@@ -149,13 +185,20 @@ class Wall:
     def written(self) -> list[str]:
         """The files below Grafana's folders."""
         folders = (self.root / "provisioning", self.root / "lib")
-        return sorted(str(path.relative_to(self.root)) for folder in folders for path in folder.rglob("*") if path.is_file())
+        return sorted(
+            str(path.relative_to(self.root))
+            for folder in folders
+            for path in folder.rglob("*")
+            if path.is_file()
+        )
 
     def restarts(self) -> int:
         return self.calls.read_text().splitlines().count(f"restart {UNIT}")
 
     def provisioned(self, kind: str) -> dict[str, Any]:
-        document: dict[str, Any] = yaml.safe_load((self.root / "provisioning" / kind / "sglang.yml").read_text(encoding="utf-8"))
+        document: dict[str, Any] = yaml.safe_load(
+            (self.root / "provisioning" / kind / "sglang.yml").read_text(encoding="utf-8")
+        )
         return document
 
     def datasources(self) -> dict[str, dict[str, Any]]:
@@ -186,9 +229,13 @@ def test_from_nothing_to_converged(wall: Wall) -> None:
         "provisioning/datasources/sglang.yml",
     ]
     for path in FILES:
-        assert (wall.dashboards / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+        assert (wall.dashboards / path.name).read_text(encoding="utf-8") == path.read_text(
+            encoding="utf-8"
+        )
     modes = {oct((wall.root / name).stat().st_mode & 0o777) for name in wall.written()}
-    assert modes == {"0o644"} and wall.dashboards.stat().st_mode & 0o777 == 0o755, "Grafana reads them as another user"
+    assert modes == {"0o644"} and wall.dashboards.stat().st_mode & 0o777 == 0o755, (
+        "Grafana reads them as another user"
+    )
     assert wall.play("--check")[0] == 0
     assert wall.play()[0] == 0 and wall.restarts() == 0
 
@@ -201,16 +248,24 @@ def test_from_nothing_to_converged(wall: Wall) -> None:
 def test_a_datasource_for_each_host(wall: Wall) -> None:
     wall.play()
     found = wall.datasources()
-    assert {name: source["url"] for name, source in found.items()} == {f"SGLang {host}": url for host, url in URLS.items()}
+    assert {name: source["url"] for name, source in found.items()} == {
+        f"SGLang {host}": url for host, url in URLS.items()
+    }
     assert {source["type"] for source in found.values()} == {"prometheus"}
-    assert {name for name, source in found.items() if source["jsonData"]["timeInterval"] == "5s"} == {"SGLang gpu-02"}
+    assert {
+        name for name, source in found.items() if source["jsonData"]["timeInterval"] == "5s"
+    } == {"SGLang gpu-02"}
     uids = {name: source["uid"] for name, source in found.items()}
-    assert len(set(uids.values())) == len(uids) and all(re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", uid) for uid in uids.values())
+    assert len(set(uids.values())) == len(uids) and all(
+        re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", uid) for uid in uids.values()
+    )
     # It is in links that people keep, so another one would be noticed.
     assert uids["SGLang gpu-01"] == "sglang-ce58ce5419d1384e"
     for path in FILES:
         shown = host_variable(path)
-        assert shown["query"] == "prometheus" and all(re.search(shown["regex"].strip("/"), name) for name in found)
+        assert shown["query"] == "prometheus" and all(
+            re.search(shown["regex"].strip("/"), name) for name in found
+        )
 
     # One leaves, one comes, one gets another address: whoever stays keeps the uid.
     del wall.hosts["gpu-02"]
@@ -219,7 +274,9 @@ def test_a_datasource_for_each_host(wall: Wall) -> None:
     assert wall.play()[0] > 0 and wall.restarts() == 1
     after = wall.datasources()
     assert set(after) == {*found, "SGLang gpu-00"} - {"SGLang gpu-02"}
-    assert {name: source["uid"] for name, source in after.items() if name in uids} == {name: uids[name] for name in after if name in uids}
+    assert {name: source["uid"] for name, source in after.items() if name in uids} == {
+        name: uids[name] for name in after if name in uids
+    }
     assert after["SGLang gpu-01"]["url"] == "http://10.1.0.7:9090"
     assert wall.provisioned("datasources")["prune"] is True
 
@@ -243,9 +300,20 @@ def test_every_host_whose_prometheus_is_on_loopback_is_refused(wall: Wall) -> No
         "gpu-09": {"sgl_bind_address": "0.0.0.0", "ansible_host": "127.0.0.1"},
     }
     said = wall.refused()
-    for host, address in {"gpu-06": "127.0.0.1", "gpu-07": "::1", "gpu-08": "127.0.0.11", "gpu-09": "127.0.0.1"}.items():
-        assert f"Grafana on wall cannot reach the Prometheus of {host}: {address} is that host's own loopback." in said
-        assert f"Set sgl_bind_address of {host}" in said and f"set sgl_grafana_prometheus_url of {host}" in said
+    for host, address in {
+        "gpu-06": "127.0.0.1",
+        "gpu-07": "::1",
+        "gpu-08": "127.0.0.11",
+        "gpu-09": "127.0.0.1",
+    }.items():
+        assert (
+            f"Grafana on wall cannot reach the Prometheus of {host}: {address} is that host's own"
+            " loopback." in said
+        )
+        assert (
+            f"Set sgl_bind_address of {host}" in said
+            and f"set sgl_grafana_prometheus_url of {host}" in said
+        )
     assert "the Prometheus of gpu-01" not in said
 
 
@@ -266,7 +334,10 @@ def test_a_fleet_without_hosts_is_refused(wall: Wall) -> None:
 def test_a_machine_without_grafanas_folders_is_refused(wall: Wall) -> None:
     (wall.root / "provisioning" / "dashboards").rmdir()
     said = wall.refused()
-    assert f"wall has no folder {wall.root}/provisioning/dashboards: set sgl_grafana_provisioning_dir" in said
+    assert (
+        f"wall has no folder {wall.root}/provisioning/dashboards: set sgl_grafana_provisioning_dir"
+        in said
+    )
 
 
 @pytest.mark.slow
@@ -282,7 +353,10 @@ def test_grafana_that_is_not_to_be_restarted(wall: Wall) -> None:
     wall.unit = "grafana.service"
     wall.variables["sgl_grafana_restart"] = False
     changed, said = wall.play()
-    assert changed == 2 and "Grafana on wall reads its datasources and providers at its start only" in said
+    assert (
+        changed == 2
+        and "Grafana on wall reads its datasources and providers at its start only" in said
+    )
     assert wall.calls.read_text() == ""
     changed, said = wall.play()
     assert changed == 0 and "at its start only" not in said

@@ -16,7 +16,10 @@ from sgl_admin import devices, gpu_fit, versions
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
 SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
-FIRST, SECOND = "GPU-c5533cd4-5a60-059e-348d-b6d7466932e4", "GPU-c5aaaaaa-1111-2222-3333-444444444444"
+FIRST, SECOND = (
+    "GPU-c5533cd4-5a60-059e-348d-b6d7466932e4",
+    "GPU-c5aaaaaa-1111-2222-3333-444444444444",
+)
 H200 = {"name": "NVIDIA H200", "uuid": SECOND}
 Machine = Callable[..., None]
 
@@ -56,15 +59,29 @@ def names() -> list[str]:
 def test_nvml_tells_name_capability_driver_and_cuda(machine: Machine) -> None:
     machine(driver="570.133.20", cuda=12080, gpus=[{"name": "NVIDIA GH200 480GB"}])
     found = devices.find()
-    assert (found.name, found.count, found.cuda, found.kinds) == ("NVIDIA GH200 480GB", 1, True, ("NVIDIA GH200 480GB",))
-    assert (found.compute_capability, found.driver_version, found.cuda_version) == ("9.0", "570.133.20", "12.8")
+    assert (found.name, found.count, found.cuda, found.kinds) == (
+        "NVIDIA GH200 480GB",
+        1,
+        True,
+        ("NVIDIA GH200 480GB",),
+    )
+    assert (found.compute_capability, found.driver_version, found.cuda_version) == (
+        "9.0",
+        "570.133.20",
+        "12.8",
+    )
     assert found.cpu_isa is None, "a GPU's kernels do not depend on it"
 
 
 def test_without_the_drivers_device_the_cpu_is_the_device(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "nvidiactl").unlink()
     found = devices.find()
-    assert (found.name, found.count, found.cuda, found.compute_capability) == ("cpu", 1, False, None) and found.cpu_isa
+    assert (found.name, found.count, found.cuda, found.compute_capability) == (
+        "cpu",
+        1,
+        False,
+        None,
+    ) and found.cpu_isa
 
 
 @pytest.mark.parametrize(
@@ -93,17 +110,23 @@ def test_cuda_visible_devices_is_read_as_cuda_reads_it(
     assert names() == seen
     if seen:
         assert devices.find().count == len(seen)
-        assert devices.find().name == {FIRST: "NVIDIA H100 80GB HBM3", SECOND: "NVIDIA H200"}[seen[0]]
+        assert (
+            devices.find().name == {FIRST: "NVIDIA H100 80GB HBM3", SECOND: "NVIDIA H200"}[seen[0]]
+        )
     else:
         with pytest.raises(RuntimeError, match="CUDA_VISIBLE_DEVICES"):
             devices.find()
 
 
-def test_mig_is_refused_with_the_gpu_and_the_remedy(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mig_is_refused_with_the_gpu_and_the_remedy(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(gpus=[{}, {**H200, "mig": 1}])
     with pytest.raises(RuntimeError, match="NVIDIA H200") as refused:
         devices.find()
-    assert f"nvidia-smi -i {SECOND} -mig 0" in str(refused.value) and "CUDA_VISIBLE_DEVICES" in str(refused.value)
+    assert f"nvidia-smi -i {SECOND} -mig 0" in str(refused.value) and "CUDA_VISIBLE_DEVICES" in str(
+        refused.value
+    )
     # The number of a GPU among the visible ones is not the host's: another one would be switched.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with pytest.raises(RuntimeError, match=f"nvidia-smi -i {SECOND} -mig 0"):
@@ -132,7 +155,9 @@ def test_no_pynvml_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) ->
         ("nvmlDeviceGetName", "GpuIsLost", "GPU is lost"),
     ],
 )
-def test_an_nvml_that_fails_is_told_in_its_words(machine: Machine, function: str, error: str, words: str) -> None:
+def test_an_nvml_that_fails_is_told_in_its_words(
+    machine: Machine, function: str, error: str, words: str
+) -> None:
     machine(fails={function: error})
     with pytest.raises(RuntimeError, match=f"NVML does not answer: .*{words}"):
         devices.find()
@@ -152,24 +177,38 @@ def test_nvml_is_shut_down_after_each_question(machine: Machine) -> None:
 
 
 def test_anothers_process_is_named_with_its_memory(machine: Machine) -> None:
-    machine(gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}], process_names={"4999999": "/opt/venv/bin/python3"})
+    machine(
+        gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}],
+        process_names={"4999999": "/opt/venv/bin/python3"},
+    )
     [found] = devices.processes()
     assert str(found) == "python3 (pid 4999999, 71680 MiB)"
 
 
 def test_a_process_of_another_container_is_told_without_a_name(machine: Machine) -> None:
     machine(gpus=[{"processes": [{"pid": 4999999, "memory": 1 << 30}]}])
-    assert [str(found) for found in devices.processes()] == ["a process of another container (pid 4999999, 1024 MiB)"]
+    assert [str(found) for found in devices.processes()] == [
+        "a process of another container (pid 4999999, 1024 MiB)"
+    ]
 
 
-def test_ones_own_group_small_ones_and_hidden_gpus_are_none_of_others(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ones_own_group_small_ones_and_hidden_gpus_are_none_of_others(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = {"pid": os.getpid(), "memory": 8 << 30}
     machine(
-        gpus=[{"processes": [mine, {"pid": 4999998, "memory": 255 << 20}]}, {**H200, "processes": [{"pid": 4999999, "memory": 1 << 30}]}]
+        gpus=[
+            {"processes": [mine, {"pid": 4999998, "memory": 255 << 20}]},
+            {**H200, "processes": [{"pid": 4999999, "memory": 1 << 30}]},
+        ]
     )
     assert [found.pid for found in devices.processes()] == [os.getpid(), 4999999]
     assert [found.pid for found in devices.processes(own_groups=[os.getpgid(0)])] == [4999999]
-    assert [found.pid for found in devices.processes(least_mib=255)] == [os.getpid(), 4999998, 4999999]
+    assert [found.pid for found in devices.processes(least_mib=255)] == [
+        os.getpid(),
+        4999998,
+        4999999,
+    ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert [found.pid for found in devices.processes()] == [os.getpid()]
 
@@ -195,7 +234,9 @@ def test_a_process_whose_memory_the_driver_does_not_tell_is_passed_over(machine:
         (0x20 | 0x80, ["thermal, by software", "power brake"]),
     ],
 )
-def test_what_holds_the_clocks_down_is_told_in_words(machine: Machine, reasons: int, words: list[str]) -> None:
+def test_what_holds_the_clocks_down_is_told_in_words(
+    machine: Machine, reasons: int, words: list[str]
+) -> None:
     machine(gpus=[{"throttle": reasons}])
     assert devices.throttles() == words
 
@@ -214,23 +255,33 @@ def check(tp: int = 1) -> list[str]:
     return warnings
 
 
-def test_more_tensor_parallelism_than_gpus_is_refused(machine: Machine, torch_for_cuda: Any) -> None:
+def test_more_tensor_parallelism_than_gpus_is_refused(
+    machine: Machine, torch_for_cuda: Any
+) -> None:
     with pytest.raises(ValueError, match="tp 2 needs 2 devices.*NVIDIA H100 80GB HBM3.*--tp 1"):
         check(tp=2)
 
 
-def test_two_kinds_of_gpus_are_refused_together_and_warned_of_for_one(machine: Machine, torch_for_cuda: Any) -> None:
+def test_two_kinds_of_gpus_are_refused_together_and_warned_of_for_one(
+    machine: Machine, torch_for_cuda: Any
+) -> None:
     machine(gpus=[{}, H200])
-    with pytest.raises(ValueError, match=r"different kinds \(NVIDIA H100 80GB HBM3 and NVIDIA H200\).*CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(
+        ValueError,
+        match=r"different kinds \(NVIDIA H100 80GB HBM3 and NVIDIA H200\).*CUDA_VISIBLE_DEVICES",
+    ):
         check(tp=2)
     [warning] = check()
-    assert "NVIDIA H100 80GB HBM3 and NVIDIA H200" in warning and warning.endswith("for the first, NVIDIA H100 80GB HBM3")
+    assert "NVIDIA H100 80GB HBM3 and NVIDIA H200" in warning and warning.endswith(
+        "for the first, NVIDIA H100 80GB HBM3"
+    )
     machine(gpus=[{}, {"uuid": SECOND}])
     assert check(tp=2) == []
 
 
 @pytest.mark.parametrize(
-    ("cuda", "torch", "fits"), [(12080, "13.0", False), (13000, "13.0", True), (13000, "12.8", True), (12040, "12.8", True)]
+    ("cuda", "torch", "fits"),
+    [(12080, "13.0", False), (13000, "13.0", True), (13000, "12.8", True), (12040, "12.8", True)],
 )
 def test_a_driver_runs_what_is_built_for_its_major_version_of_cuda(
     machine: Machine, torch_for_cuda: Callable[[str], None], cuda: int, torch: str, fits: bool
@@ -243,10 +294,14 @@ def test_a_driver_runs_what_is_built_for_its_major_version_of_cuda(
         return
     with pytest.raises(ValueError, match="driver 570.133.20 runs CUDA 12.8 at most") as refused:
         check()
-    assert "built for CUDA 13.0" in str(refused.value) and "update the host's driver, or take an image for CUDA 12" in str(refused.value)
+    assert "built for CUDA 13.0" in str(
+        refused.value
+    ) and "update the host's driver, or take an image for CUDA 12" in str(refused.value)
 
 
-def test_a_torch_of_unknown_cuda_fits_any_driver(machine: Machine, torch_for_cuda: Callable[[str | None], None]) -> None:
+def test_a_torch_of_unknown_cuda_fits_any_driver(
+    machine: Machine, torch_for_cuda: Callable[[str | None], None]
+) -> None:
     torch_for_cuda(None)
     machine(cuda=11000)
     assert check() == []
@@ -257,7 +312,8 @@ def test_a_torch_of_unknown_cuda_fits_any_driver(machine: Machine, torch_for_cud
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A folder that holds nothing but distributions of these names and versions; alone on sys.path."""
+    """A folder that holds nothing but distributions of these names and versions; alone on sys.path.
+    """
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     versions._distributions.cache_clear()
 
@@ -280,16 +336,24 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ((), None),
     ],
 )
-def test_the_cuda_of_torch_is_in_its_version_or_its_runtimes(site: Any, distributions: tuple[str, ...], cuda: str | None) -> None:
+def test_the_cuda_of_torch_is_in_its_version_or_its_runtimes(
+    site: Any, distributions: tuple[str, ...], cuda: str | None
+) -> None:
     site(*distributions)
     assert versions.cuda_runtime() == cuda
 
 
 def test_a_distribution_is_found_by_any_spelling_of_its_name(site: Any) -> None:
     site("flashinfer_python-0.6.15.post1", "sgl_kernel-0.3.21")
-    assert versions.installed("flashinfer-python") == versions.installed("FlashInfer.Python") == "0.6.15.post1"
+    assert (
+        versions.installed("flashinfer-python")
+        == versions.installed("FlashInfer.Python")
+        == "0.6.15.post1"
+    )
     assert versions.installed("flashinfer") is None
-    assert versions.deep_gemm() == "0.3.21", "releases that build it into their kernels have no other version of it"
+    assert versions.deep_gemm() == "0.3.21", (
+        "releases that build it into their kernels have no other version of it"
+    )
 
 
 ALL_THAT_ASKS = """
@@ -307,17 +371,37 @@ def test_torch_is_never_imported(machine: Machine, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": path, "SGL_TEST_NO_TORCH": "1"}
 
     def python(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-P", *words], env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-P", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert python("-c", "import torch").returncode == 97, "the hook would not see it"
     asked = python("-c", ALL_THAT_ASKS)
-    assert json.loads(asked.stdout) == ["NVIDIA H100 80GB HBM3", "2.11.0+cu130", "13.0", False], asked.stderr
+    assert json.loads(asked.stdout) == [
+        "NVIDIA H100 80GB HBM3",
+        "2.11.0+cu130",
+        "13.0",
+        False,
+    ], asked.stderr
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"], "hidden_size": 64}')
     planned = python(
-        "-m", "sgl_admin", "--root", str(tmp_path / "root"), "caches", "ensure", "--model", str(model), "--dry-run", "--json"
-    )  # fmt: skip
+        "-m",
+        "sgl_admin",
+        "--root",
+        str(tmp_path / "root"),
+        "caches",
+        "ensure",
+        "--model",
+        str(model),
+        "--dry-run",
+        "--json",
+    )
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout[: planned.stdout.index("RESULT_STATUS")])
     assert plan["stages"]["deep_gemm"]["status"] == "would_run", "it saw the GPU"

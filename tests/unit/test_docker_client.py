@@ -1,4 +1,6 @@
-"""The Docker client's answers and failures, the prep's client over it, and the steps of the image's build."""
+"""The Docker client's answers and failures, the prep's client over it, and the steps of the image's
+build.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,37 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import docker_cli, image_build
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerCli, DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    INPUTS_LABEL,
+    DockerCli,
+    DockerError,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ImageError, host_architecture
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import PrepClient, PrepError, did_work, failure
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+    ImageError,
+    host_architecture,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
+    PrepClient,
+    PrepError,
+    did_work,
+    failure,
+)
 
 from tests.contract import validators
 
 Answer = tuple[int, str, str]
-NO_DAEMON = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+NO_DAEMON = (
+    "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon"
+    " running?"
+)
 PREP_ID = "prep-20261123T091600Z-77aa01bc"
 
 
 class Docker:
-    """Stands for the docker client: it answers by the words of the command line, and remembers what it was asked."""
+    """Stands for the docker client: it answers by the words of the command line, and remembers what
+    it was asked.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
@@ -49,12 +68,27 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     return Docker()
 
 
-def image(identifier: str = "sha256:1", inputs: str = "sha256:a", architecture: str = "amd64") -> Answer:
+def image(
+    identifier: str = "sha256:1", inputs: str = "sha256:a", architecture: str = "amd64"
+) -> Answer:
     config = {"Labels": {INPUTS_LABEL: inputs}}
-    return 0, json.dumps([{"Id": identifier, "Config": config, "Architecture": architecture, "Created": "2026-11-23T09:00:00Z"}]), ""
+    return (
+        0,
+        json.dumps(
+            [
+                {
+                    "Id": identifier,
+                    "Config": config,
+                    "Architecture": architecture,
+                    "Created": "2026-11-23T09:00:00Z",
+                }
+            ]
+        ),
+        "",
+    )
 
 
-# --- docker_cli ----------------------------------------------------------------------------------------------------------
+# --- docker_cli -----------------------------------------------------------------------------------
 
 
 def test_no_client_is_told_with_its_remedy(docker: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +98,10 @@ def test_no_client_is_told_with_its_remedy(docker: Docker, monkeypatch: pytest.M
 
 
 def test_what_is_not_there_is_none(docker: Docker) -> None:
-    docker.answers = {"image inspect": (1, "", "Error: No such image: x"), "container inspect": (1, "[]", "Error response: not found")}
+    docker.answers = {
+        "image inspect": (1, "", "Error: No such image: x"),
+        "container inspect": (1, "[]", "Error response: not found"),
+    }
     assert DockerCli(docker).image("x") is None and DockerCli(docker).container("x") is None
     assert docker.asked[0][1:] == ["image", "inspect", "x"]
 
@@ -73,29 +110,63 @@ def test_what_is_not_there_is_none(docker: Docker) -> None:
     ("error", "remedy"),
     [
         (NO_DAEMON, "systemctl start docker"),
-        ("permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock", "docker group"),
+        (
+            (
+                "permission denied while trying to connect to the Docker daemon socket at"
+                " unix:///var/run/docker.sock"
+            ),
+            "docker group",
+        ),
         ("something else", "something else"),
     ],
 )
 def test_docker_that_fails_is_explained(docker: Docker, error: str, remedy: str) -> None:
     docker.answers = {"": (1, "", error)}
-    for call in (lambda: DockerCli(docker).image("x"), lambda: DockerCli(docker).version(), lambda: DockerCli(docker).call("ps")):
+    for call in (
+        lambda: DockerCli(docker).image("x"),
+        lambda: DockerCli(docker).version(),
+        lambda: DockerCli(docker).call("ps"),
+    ):
         with pytest.raises(DockerError, match=remedy):
             call()
 
 
 def test_a_container_is_described(docker: Docker) -> None:
-    state = {"Running": True, "Status": "running", "StartedAt": "2026-11-23T09:15:00.1Z", "ExitCode": 0, "Pid": 7}
+    state = {
+        "Running": True,
+        "Status": "running",
+        "StartedAt": "2026-11-23T09:15:00.1Z",
+        "ExitCode": 0,
+        "Pid": 7,
+    }
     found = {"Id": "c" * 64, "Image": "sha256:1", "Config": {"Labels": None}, "State": state}
     docker.answers = {"container inspect": (0, json.dumps([found]), "")}
     described = DockerCli(docker).container("x")
-    assert described is not None and described["running"] is True and described["labels"] == {} and described["pid"] == 7
+    assert (
+        described is not None
+        and described["running"] is True
+        and described["labels"] == {}
+        and described["pid"] == 7
+    )
     state["Restarting"] = True
     docker.answers = {"container inspect": (0, json.dumps([found]), "")}
-    assert (DockerCli(docker).container("x") or {})["running"] is False, "one that starts again and again does not run"
+    assert (DockerCli(docker).container("x") or {})["running"] is False, (
+        "one that starts again and again does not run"
+    )
 
 
-@pytest.mark.parametrize("printed", ["", "[]", "{}", "[7]", "[" * 100_000, '[{"Id": "x"}]', '[{"Id": 7, "Config": [], "State": {}}]'])
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "",
+        "[]",
+        "{}",
+        "[7]",
+        "[" * 100_000,
+        '[{"Id": "x"}]',
+        '[{"Id": 7, "Config": [], "State": {}}]',
+    ],
+)
 def test_what_is_no_description_is_told(docker: Docker, printed: str) -> None:
     docker.answers = {"inspect": (0, printed, "")}
     for call in (lambda: DockerCli(docker).image("x"), lambda: DockerCli(docker).container("x")):
@@ -111,10 +182,20 @@ def test_a_failure_without_a_word_is_told_all_the_same(docker: Docker) -> None:
 
 @pytest.mark.parametrize(
     ("version", "has_buildx", "wanted"),
-    [("20.10.24", False, ["build"]), ("28.2.2", True, ["buildx", "build", "--load"]), ("28.2.2", False, None), ("", False, None)],
+    [
+        ("20.10.24", False, ["build"]),
+        ("28.2.2", True, ["buildx", "build", "--load"]),
+        ("28.2.2", False, None),
+        ("", False, None),
+    ],
 )
-def test_the_client_that_can_build(docker: Docker, version: str, has_buildx: bool, wanted: list[str] | None) -> None:
-    docker.answers = {"version --format": (0, version + "\n", ""), "buildx version": (0 if has_buildx else 1, "", "")}
+def test_the_client_that_can_build(
+    docker: Docker, version: str, has_buildx: bool, wanted: list[str] | None
+) -> None:
+    docker.answers = {
+        "version --format": (0, version + "\n", ""),
+        "buildx version": (0 if has_buildx else 1, "", ""),
+    }
     if wanted is None:
         with pytest.raises(DockerError, match="docker-buildx"):
             docker_cli.build_client(docker)
@@ -122,18 +203,33 @@ def test_the_client_that_can_build(docker: Docker, version: str, has_buildx: boo
         assert docker_cli.build_client(docker)[1:] == wanted
 
 
-# --- prep_client ---------------------------------------------------------------------------------------------------------
+# --- prep_client ----------------------------------------------------------------------------------
 
 
 def envelope(**job: Any) -> Answer:
-    return 0, json.dumps({"job": {"prep_id": PREP_ID, "state": "running", **job}, "result": None}), ""
+    return (
+        0,
+        json.dumps({"job": {"prep_id": PREP_ID, "state": "running", **job}, "result": None}),
+        "",
+    )
 
 
 def test_a_prep_is_begun_and_followed(docker: Docker) -> None:
     docker.answers = {"caches ensure": envelope(), "status": envelope(state="done")}
     client = PrepClient(docker, "box")
     assert client.start(["--model", "/models/a b"], 0.5)["job"]["state"] == "running"
-    assert docker.asked[-1][1:] == ["exec", "box", "sgl-admin", "caches", "ensure", "--detach", "--wait", "0.5", "--model", "/models/a b"]
+    assert docker.asked[-1][1:] == [
+        "exec",
+        "box",
+        "sgl-admin",
+        "caches",
+        "ensure",
+        "--detach",
+        "--wait",
+        "0.5",
+        "--model",
+        "/models/a b",
+    ]
     assert client.follow(PREP_ID, 5)["job"]["state"] == "done"
 
 
@@ -146,15 +242,31 @@ def test_another_prep_in_its_place_is_told(docker: Docker) -> None:
         PrepClient(docker, "box").follow(PREP_ID, 5)
 
 
-@pytest.mark.parametrize(("code", "word"), [(2, "usage"), (3, "permission"), (4, "no live run"), (5, "busy"), (137, "exit code 137")])
-def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(docker: Docker, code: int, word: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [(2, "usage"), (3, "permission"), (4, "no live run"), (5, "busy"), (137, "exit code 137")],
+)
+def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(
+    docker: Docker, code: int, word: str
+) -> None:
     docker.answers = {"caches ensure": (code, "", "sgl-admin: the thing and the remedy\n")}
     with pytest.raises(PrepError) as caught:
         PrepClient(docker, "box").start([], 0)
     assert str(caught.value) == f"the prep did not begin ({word}): the thing and the remedy"
 
 
-@pytest.mark.parametrize("output", ["", "text", "[]", "{}", '{"job": 7, "result": null}', '{"job": null, "result": []}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "output",
+    [
+        "",
+        "text",
+        "[]",
+        "{}",
+        '{"job": 7, "result": null}',
+        '{"job": null, "result": []}',
+        "[" * 100_000,
+    ],
+)
 def test_an_answer_that_is_none_is_told(docker: Docker, output: str) -> None:
     docker.answers = {"caches ensure": (0, output, "")}
     with pytest.raises(PrepError):
@@ -163,7 +275,13 @@ def test_an_answer_that_is_none_is_told(docker: Docker, output: str) -> None:
 
 def test_a_dry_run_is_read_before_its_last_lines(docker: Docker) -> None:
     plan = {"would_change": True, "stages": {}}
-    docker.answers = {"--dry-run": (0, json.dumps(plan, indent=2) + "\nRESULT_STATUS dry_run inductor:would_run\n", "")}
+    docker.answers = {
+        "--dry-run": (
+            0,
+            json.dumps(plan, indent=2) + "\nRESULT_STATUS dry_run inductor:would_run\n",
+            "",
+        )
+    }
     assert PrepClient(docker, "box").dry_run([]) == plan
 
 
@@ -186,25 +304,40 @@ def test_why_a_prep_failed() -> None:
     for stage in result["stages"].values():
         stage["status"] = "noop"
     assert failure(job, result) is None
-    assert failure({**job, "exit_code": 6}, {**result, "telemetry_probe": {"reason": "nothing came"}}) == (
-        "the stages are fine, but METRICS_READY is not proven: nothing came"
+    assert (
+        failure({**job, "exit_code": 6}, {**result, "telemetry_probe": {"reason": "nothing came"}})
+        == "the stages are fine, but METRICS_READY is not proven: nothing came"
     )
-    result["stages"]["flashinfer"].update(status="error", error_type="oom", errors=["no memory"], log_tail=["a", "b"])
-    assert failure({**job, "exit_code": 12}, result) == "stage flashinfer failed, oom: no memory\na\nb"
-    assert "ended without a result (interrupted)" in str(failure({**job, "state": "interrupted"}, None))
+    result["stages"]["flashinfer"].update(
+        status="error", error_type="oom", errors=["no memory"], log_tail=["a", "b"]
+    )
+    assert (
+        failure({**job, "exit_code": 12}, result) == "stage flashinfer failed, oom: no memory\na\nb"
+    )
+    assert "ended without a result (interrupted)" in str(
+        failure({**job, "state": "interrupted"}, None)
+    )
 
 
 @pytest.mark.parametrize(
-    "changes", [{"state": "interrupted", "exit_code": None}, {"state": "interrupted"}, {"exit_code": None}, {"exit_code": []}]
+    "changes",
+    [
+        {"state": "interrupted", "exit_code": None},
+        {"state": "interrupted"},
+        {"exit_code": None},
+        {"exit_code": []},
+    ],
 )
-def test_a_prep_that_did_not_end_in_order_has_failed_also_with_a_result(changes: dict[str, Any]) -> None:
+def test_a_prep_that_did_not_end_in_order_has_failed_also_with_a_result(
+    changes: dict[str, Any],
+) -> None:
     job, result = validators.example("job"), validators.example("prep_result")
     job.update(state="done", exit_code=0)
     assert failure(job, result) is None
     assert "run it again" in str(failure({**job, **changes}, result))
 
 
-# --- image_build ---------------------------------------------------------------------------------------------------------
+# --- image_build ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -218,10 +351,20 @@ def context(tmp_path: Path) -> Path:
 @pytest.fixture
 def build(docker: Docker, tmp_path: Path) -> ImageBuild:
     (tmp_path / "cache").mkdir()
-    return ImageBuild(docker, "box:local", "local", "sha256:a", "base:bookworm", "bookworm", str(tmp_path / "cache"))
+    return ImageBuild(
+        docker,
+        "box:local",
+        "local",
+        "sha256:a",
+        "base:bookworm",
+        "bookworm",
+        str(tmp_path / "cache"),
+    )
 
 
-def test_the_steps_come_one_after_the_other(build: ImageBuild, docker: Docker, context: Path) -> None:
+def test_the_steps_come_one_after_the_other(
+    build: ImageBuild, docker: Docker, context: Path
+) -> None:
     assert build.next_step(str(context)) == "base"
     docker.answers["image inspect base:bookworm"] = image("sha256:0", "", host_architecture())
     assert build.next_step(str(context)) == "wheels"
@@ -243,14 +386,18 @@ def failing(*_: object, **__: object) -> None:
     raise ImageError("pip download failed with exit code 1: no network")
 
 
-def test_wheels_that_fail_are_not_taken_for_whole(build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheels_that_fail_are_not_taken_for_whole(
+    build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build, "_step", failing)
     with pytest.raises(ImageError, match="no network"):
         build.fetch_wheels(str(context))
     assert os.listdir(build.build_dir) == []
 
 
-def test_new_wheels_replace_the_old_ones(build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_wheels_replace_the_old_ones(
+    build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(build, "_step", lambda what, command: commands.append(command))
     old = Path(build.build_dir) / "wheelhouse-0000000000000000"
@@ -258,10 +405,14 @@ def test_new_wheels_replace_the_old_ones(build: ImageBuild, context: Path, monke
     build.fetch_wheels(str(context))
     assert os.listdir(build.build_dir) == [os.path.basename(build._wheelhouse(str(context)))]
     assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(commands[0])
-    assert not [word for word in commands[0] if "index" in word or "://" in word], "indexes come from the host's settings"
+    assert not [word for word in commands[0] if "index" in word or "://" in word], (
+        "indexes come from the host's settings"
+    )
 
 
-def test_a_base_needs_root_and_debootstrap(build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_needs_root_and_debootstrap(
+    build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ImageError, match="--become"):
         build.make_base(str(context))
@@ -274,23 +425,35 @@ def test_a_base_needs_root_and_debootstrap(build: ImageBuild, context: Path, mon
 @pytest.mark.parametrize(
     ("answer", "mirror"),
     [
-        ((0, "bookworm contrib http://a/debian/\nbookworm main http://b/debian/\n", ""), "http://b/debian/"),
+        (
+            (0, "bookworm contrib http://a/debian/\nbookworm main http://b/debian/\n", ""),
+            "http://b/debian/",
+        ),
         ((0, "noble main http://c/ubuntu/\n", ""), None),
         ((1, "bookworm main http://b/debian/\n", ""), None),
     ],
 )
 def test_the_hosts_own_mirror(
-    build: ImageBuild, docker: Docker, monkeypatch: pytest.MonkeyPatch, answer: Answer, mirror: str | None
+    build: ImageBuild,
+    docker: Docker,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+    mirror: str | None,
 ) -> None:
     monkeypatch.setattr(image_build.shutil, "which", lambda name, **_: f"/usr/bin/{name}")
     docker.answers = {"indextargets": answer}
     assert build.host_mirror() == mirror
 
 
-def built(build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch, after: Answer) -> list[str]:
+def built(
+    build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch, after: Answer
+) -> list[str]:
     """The command of a build after which docker says `after` of the image."""
     Path(build._wheelhouse(str(context))).mkdir(parents=True)
-    docker.answers = {"image inspect base": image("sha256:0"), "version --format": (0, "20.10.24", "")}
+    docker.answers = {
+        "image inspect base": image("sha256:0"),
+        "version --format": (0, "20.10.24", ""),
+    }
     commands: list[list[str]] = []
 
     def step(what: str, command: list[str], environment: dict[str, str]) -> None:
@@ -304,17 +467,32 @@ def built(build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.
     return commands[0]
 
 
-def test_the_build_is_given_its_inputs(build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_build_is_given_its_inputs(
+    build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     architecture = host_architecture()
     command = built(build, docker, context, monkeypatch, image(architecture=architecture))
-    for argument in ("IMAGE_INPUTS=sha256:a", "BASE_DIGEST=sha256:0", "FLAVOUR=local", "GIT_REVISION=abc"):
+    for argument in (
+        "IMAGE_INPUTS=sha256:a",
+        "BASE_DIGEST=sha256:0",
+        "FLAVOUR=local",
+        "GIT_REVISION=abc",
+    ):
         assert argument in command
     assert command[-1] == str(context)
 
 
-@pytest.mark.parametrize(("after", "words"), [(image(inputs="sha256:other"), "another build"), (image(architecture="riscv64"), "riscv64")])
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [(image(inputs="sha256:other"), "another build"), (image(architecture="riscv64"), "riscv64")],
+)
 def test_a_build_that_made_something_else_is_told(
-    build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch, after: Answer, words: str
+    build: ImageBuild,
+    docker: Docker,
+    context: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: Answer,
+    words: str,
 ) -> None:
     with pytest.raises(ImageError, match=words):
         built(build, docker, context, monkeypatch, after)

@@ -1,4 +1,6 @@
-"""The front for callers that know no Ansible: what it takes, what it asks the playbooks for, and how it says what came of it."""
+"""The front for callers that know no Ansible: what it takes, what it asks the playbooks for, and
+how it says what came of it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,21 @@ from tests.contract import validators
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "custom/sglang/qwen3-next-80b-fp8-baseline"
-HANDED_OFF = [BASELINE, "--tune-moe", "--skip-moe-fusion-cache", "--skip-gemm-cache", "--skip-warmup-cache", "--tp", "1"]
+HANDED_OFF = [
+    BASELINE,
+    "--tune-moe",
+    "--skip-moe-fusion-cache",
+    "--skip-gemm-cache",
+    "--skip-warmup-cache",
+    "--tp",
+    "1",
+]
 
 
 class Plays:
-    """Stands for ansible-playbook: keeps what it was asked, and answers with a host of the report's example."""
+    """Stands for ansible-playbook: keeps what it was asked, and answers with a host of the report's
+    example.
+    """
 
     def __init__(self, number: int = 0, **changes: Any) -> None:
         self.asked: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
@@ -38,7 +50,13 @@ class Plays:
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of whoever runs the tests, and no Docker."""
-    for name in [*caller._TEXTS, *caller._NUMBERS, *caller._FLAGS, "VALIDATE_ONLY", "SLICE_BENCH_PROFILES"]:
+    for name in [
+        *caller._TEXTS,
+        *caller._NUMBERS,
+        *caller._FLAGS,
+        "VALIDATE_ONLY",
+        "SLICE_BENCH_PROFILES",
+    ]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(commands, "docker_up", lambda: None)
 
@@ -48,7 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, plays: Plays, *words: str) -> int:
     return cli.main(list(words))
 
 
-# --- the caller's environment ------------------------------------------------------------------------------------------------
+# --- the caller's environment ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -68,16 +86,23 @@ def run(monkeypatch: pytest.MonkeyPatch, plays: Plays, *words: str) -> int:
         ("EXPECT_POINTER_OWNER_GID", "5", "sgl_pointer_owner_gid", 5),
     ],
 )
-def test_each_variable_of_the_environment_becomes_one_of_the_collections(name: str, given: str, variable: str, value: object) -> None:
+def test_each_variable_of_the_environment_becomes_one_of_the_collections(
+    name: str, given: str, variable: str, value: object
+) -> None:
     assert caller.from_environment({name: given}).variables == {variable: value}
 
 
 def test_what_the_caller_does_not_set_is_left_to_the_inventory() -> None:
-    assert caller.from_environment({"HOST_OBS_ROOT": "", "HOST_DIR_OWNERSHIP_IGNORE": "0"}).variables == {}
+    assert (
+        caller.from_environment({"HOST_OBS_ROOT": "", "HOST_DIR_OWNERSHIP_IGNORE": "0"}).variables
+        == {}
+    )
 
 
 def test_every_variable_is_one_that_the_preflight_knows_and_the_manual_names() -> None:
-    specs = yaml.safe_load((ROOT / "roles/preflight/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    specs = yaml.safe_load(
+        (ROOT / "roles/preflight/meta/argument_specs.yml").read_text(encoding="utf-8")
+    )
     known = specs["argument_specs"]["main"]["options"]
     tables = {**caller._TEXTS, **caller._NUMBERS, **caller._FLAGS}
     assert set(tables.values()) <= set(known)
@@ -85,16 +110,20 @@ def test_every_variable_is_one_that_the_preflight_knows_and_the_manual_names() -
 
 
 @pytest.mark.parametrize("given", ["root", "-1", "1.5", "²"])
-def test_a_number_that_is_none_is_wrong_usage(given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_is_none_is_wrong_usage(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("EXPECT_OWNER_UID", given)
     assert run(monkeypatch, Plays(), "start") == 2
     assert capsys.readouterr().err.startswith("ERROR: EXPECT_OWNER_UID=")
 
 
-# --- start and stop ----------------------------------------------------------------------------------------------------------
+# --- start and stop -------------------------------------------------------------------------------
 
 
-def test_start_names_the_manifest_as_host_and_container_see_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_start_names_the_manifest_as_host_and_container_see_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plays = Plays(notes=["container-run-x is live and is kept"])
     assert run(monkeypatch, plays, "start") == 0
     said = capsys.readouterr()
@@ -117,7 +146,10 @@ def test_validate_only_plays_nothing_that_asks_docker(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("foreign", "code"), [(["/x"], 3), ([], 1)])
 def test_what_belongs_to_somebody_else_has_an_exit_code_of_its_own(
-    foreign: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    foreign: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     problem = "/x is owned by 7:7 (no such user), not 1000:1000 (ubuntu): run `chown`"
     assert run(monkeypatch, Plays(1, problem=problem, foreign=foreign), "start") == code
@@ -142,36 +174,52 @@ def test_a_pointer_of_another_owner_than_expected(
 
 @pytest.mark.parametrize("command", ["start", "stop"])
 @pytest.mark.parametrize("words", [["--force"], ["now"], ["-x"]])
-def test_any_other_argument_is_wrong_usage(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_other_argument_is_wrong_usage(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, *words])
     assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["start", "stop", "provider-prep"])
-def test_help_prints_usage_and_the_environment(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_prints_usage_and_the_environment(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
     said = capsys.readouterr().out
     assert ended.value.code == 0 and said.startswith("usage:") and "HOST_OBS_ROOT" in said
 
 
-def test_stop_without_docker_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_stop_without_docker_has_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     plays = Plays()
     assert run(monkeypatch, plays, "stop") == 0 and plays.asked == []
 
 
-# --- profiles and provider-prep ----------------------------------------------------------------------------------------------
+# --- profiles and provider-prep -------------------------------------------------------------------
 
 
-def test_the_call_of_the_hand_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_call_of_the_hand_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plays = Plays()
     assert run(monkeypatch, plays, "provider-prep", *HANDED_OFF) == 0
     ((name, variables, flags),) = plays.asked
     assert (name, flags) == ("prep", ())
-    assert variables["sgl_model"] == "Qwen/Qwen3-Next-80B-A3B-Thinking-FP8" and variables["sgl_tp"] == 1
-    assert variables["sgl_stages"] == {"deep_gemm": "skip", "moe": "ensure", "flashinfer": "skip", "inductor": "skip"}
+    assert (
+        variables["sgl_model"] == "Qwen/Qwen3-Next-80B-A3B-Thinking-FP8"
+        and variables["sgl_tp"] == 1
+    )
+    assert variables["sgl_stages"] == {
+        "deep_gemm": "skip",
+        "moe": "ensure",
+        "flashinfer": "skip",
+        "inductor": "skip",
+    }
     assert variables["sgl_moe_fusion"] == "skip" and variables["sgl_keep_running"] is True
     assert "sgl_probe" not in variables, "METRICS_READY is proven all the same"
     run_id = plays.host["run_id"]
@@ -183,9 +231,19 @@ def test_the_call_of_the_hand_off(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_a_profile_alone_asks_for_its_own_stages() -> None:
     made = profiles.variables(profiles.load(BASELINE))
-    assert made["sgl_stages"] == {"deep_gemm": "ensure", "moe": "skip", "flashinfer": "ensure", "inductor": "ensure"}
-    assert made["sgl_model_source"] == "present", "the inventory's own must not make a random model of that name"
-    assert made["sgl_cuda_graph_batch_sizes"] == [1, 2, 4, 8, 16, 32] and "--mem-fraction-static" in made["sgl_server_args"]
+    assert made["sgl_stages"] == {
+        "deep_gemm": "ensure",
+        "moe": "skip",
+        "flashinfer": "ensure",
+        "inductor": "ensure",
+    }
+    assert made["sgl_model_source"] == "present", (
+        "the inventory's own must not make a random model of that name"
+    )
+    assert (
+        made["sgl_cuda_graph_batch_sizes"] == [1, 2, 4, 8, 16, 32]
+        and "--mem-fraction-static" in made["sgl_server_args"]
+    )
 
 
 def test_the_exit_code_is_sgl_admins_with_the_result_lines_all_the_same(
@@ -193,24 +251,40 @@ def test_the_exit_code_is_sgl_admins_with_the_result_lines_all_the_same(
 ) -> None:
     assert run(monkeypatch, Plays(1), "provider-prep", BASELINE) == 11
     said = capsys.readouterr()
-    assert said.out.splitlines()[-1].startswith("RESULT_STATUS partial ") and "\nERROR: " in said.err
+    assert (
+        said.out.splitlines()[-1].startswith("RESULT_STATUS partial ") and "\nERROR: " in said.err
+    )
 
 
 def test_a_prep_that_did_not_begin_has_sgl_admins_exit_code_and_no_result_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plays = Plays(1, prep_id=None, stages={}, exit_code=5, problem="the prep did not begin (busy): another")
+    plays = Plays(
+        1, prep_id=None, stages={}, exit_code=5, problem="the prep did not begin (busy): another"
+    )
     assert run(monkeypatch, plays, "provider-prep", BASELINE) == 5
     said = capsys.readouterr()
-    assert "RESULT" not in said.out and said.err == "ERROR: the prep did not begin (busy): another\n"
+    assert (
+        "RESULT" not in said.out and said.err == "ERROR: the prep did not begin (busy): another\n"
+    )
 
 
-def test_a_dry_run_is_check_mode(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = {"deep_gemm": "skipped", "moe_tune": "skipped", "flashinfer": "noop", "inductor": "would_run"}
+def test_a_dry_run_is_check_mode(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {
+        "deep_gemm": "skipped",
+        "moe_tune": "skipped",
+        "flashinfer": "noop",
+        "inductor": "would_run",
+    }
     plays = Plays(stages={}, plan=plan)
     assert run(monkeypatch, plays, "provider-prep", BASELINE, "--dry-run") == 0
     assert plays.asked[0][2] == ("--check",)
-    wanted = "RESULT_STATUS dry_run deep_gemm:skipped moe_tune:skipped flashinfer:noop inductor:would_run\n"
+    wanted = (
+        "RESULT_STATUS dry_run deep_gemm:skipped moe_tune:skipped flashinfer:noop"
+        " inductor:would_run\n"
+    )
     assert capsys.readouterr().out == wanted
 
 
@@ -221,20 +295,36 @@ def test_the_callers_environment_goes_before_the_profile(monkeypatch: pytest.Mon
     assert plays.asked[0][1]["sgl_container"] == "mine"
 
 
-@pytest.mark.parametrize("name", ["custom/none", "../profiles/custom/sglang/qwen3-tiny-cpu", "/etc/passwd", ""])
-def test_an_unknown_profile_lists_the_known_ones(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "name", ["custom/none", "../profiles/custom/sglang/qwen3-tiny-cpu", "/etc/passwd", ""]
+)
+def test_an_unknown_profile_lists_the_known_ones(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(monkeypatch, Plays(), "provider-prep", name) == 2
     assert BASELINE in capsys.readouterr().err
 
 
-def test_a_profile_of_ones_own_goes_before_a_shipped_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_profile_of_ones_own_goes_before_a_shipped_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     mine = tmp_path / f"{BASELINE}.yml"
     mine.parent.mkdir(parents=True)
-    mine.write_text("model: {name: my/model}\nserver: {speculative: {algorithm: EAGLE, num_steps: 3}, env: {A: 1}, args: [--x, 5]}\n")
+    mine.write_text(
+        "model: {name: my/model}\nserver: {speculative: {algorithm: EAGLE, num_steps: 3}, env: {A:"
+        " 1}, args: [--x, 5]}\n"
+    )
     monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
     made = profiles.variables(profiles.load(BASELINE))
     assert made["sgl_model"] == "my/model" and made["sgl_server_env"] == {"A": "1"}
-    assert made["sgl_server_args"] == ["--x", "5", "--speculative-algorithm", "EAGLE", "--speculative-num-steps", "3"]
+    assert made["sgl_server_args"] == [
+        "--x",
+        "5",
+        "--speculative-algorithm",
+        "EAGLE",
+        "--speculative-num-steps",
+        "3",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +345,9 @@ def test_a_profile_of_ones_own_goes_before_a_shipped_one(monkeypatch: pytest.Mon
         ("model: {name: m}\nserver: {speculative: {steps: 1}}", "server.speculative takes"),
     ],
 )
-def test_a_profile_that_is_wrong_names_the_place(content: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_profile_that_is_wrong_names_the_place(
+    content: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "p.yml").write_text(content)
     monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
     with pytest.raises(WrongUsage, match=why) as caught:
@@ -265,14 +357,20 @@ def test_a_profile_that_is_wrong_names_the_place(content: str, why: str, monkeyp
 
 @pytest.mark.parametrize("name", profiles.known())
 def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str) -> None:
-    specs = yaml.safe_load((ROOT / "roles/preflight/meta/argument_specs.yml").read_text(encoding="utf-8"))
-    assert set(profiles.variables(profiles.load(name))) <= set(specs["argument_specs"]["main"]["options"])
+    specs = yaml.safe_load(
+        (ROOT / "roles/preflight/meta/argument_specs.yml").read_text(encoding="utf-8")
+    )
+    assert set(profiles.variables(profiles.load(name))) <= set(
+        specs["argument_specs"]["main"]["options"]
+    )
 
 
-# --- running a playbook ------------------------------------------------------------------------------------------------------
+# --- running a playbook ---------------------------------------------------------------------------
 
 
-def test_a_playbook_that_ends_before_it_says_anything_shows_what_it_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_playbook_that_ends_before_it_says_anything_shows_what_it_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     program = tmp_path / "ansible-playbook"
     program.write_text("#!/bin/sh\necho no such inventory; exit 4\n")
     program.chmod(0o755)
@@ -286,22 +384,32 @@ def test_a_quiet_playbook_has_a_heartbeat_that_names_its_task(
 ) -> None:
     program = tmp_path / "ansible-playbook"
     program.write_text(
-        f"#!{sys.executable}\nimport os, sys, time\nprint('TASK [slice : Build the image] ***', flush=True)\n"
-        "print('ok: [localhost]\\nlocalhost: image: pulling', flush=True)\ntime.sleep(1)\n"
-        "open(os.environ['SGL_REPORT_OUTCOME'], 'w').write('{\"hosts\": [{\"host\": \"a\"}]}')\n"
+        f"#!{sys.executable}\nimport os, sys, time\nprint('TASK [slice : Build the image] ***',"
+        " flush=True)\nprint('ok: [localhost]\\nlocalhost: image: pulling',"
+        " flush=True)\ntime.sleep(1)\nopen(os.environ['SGL_REPORT_OUTCOME'],"
+        ' \'w\').write(\'{"hosts": [{"host": "a"}]}\')\n'
     )
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
     monkeypatch.setattr(playbook, "HEARTBEAT_S", 0.2)
     assert playbook.play("start", {}, heartbeat=True).host == {"host": "a"}
     said = capsys.readouterr().err
-    assert "localhost: image: pulling\n" in said and "start: 0 s: Build the image\n" in said and "ok: [localhost]" not in said
+    assert (
+        "localhost: image: pulling\n" in said
+        and "start: 0 s: Build the image\n" in said
+        and "ok: [localhost]" not in said
+    )
 
 
-def test_a_front_that_is_told_to_stop_ends_its_playbook(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_front_that_is_told_to_stop_ends_its_playbook(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     begun, ended = tmp_path / "begun", tmp_path / "ended"
     program = tmp_path / "ansible-playbook"
-    program.write_text(f"#!/bin/sh\ntrap 'touch {ended}; exit 1' TERM\ntouch {begun}\nwhile :; do sleep 0.05; done\n")
+    program.write_text(
+        f"#!/bin/sh\ntrap 'touch {ended}; exit 1' TERM\ntouch {begun}\nwhile :; do sleep 0.05;"
+        " done\n"
+    )
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
 
@@ -316,17 +424,24 @@ def test_a_front_that_is_told_to_stop_ends_its_playbook(monkeypatch: pytest.Monk
     assert ended.exists()
 
 
-def test_a_callers_own_callbacks_do_not_take_the_reports_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_callers_own_callbacks_do_not_take_the_reports_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     program = tmp_path / "ansible-playbook"
     program.write_text(
-        f"#!{sys.executable}\nimport json, os\nnames = ('ANSIBLE_CALLBACKS_ENABLED', 'ANSIBLE_INVENTORY', 'SGL_REPORT_DIR')\n"
-        "open(os.environ['SGL_REPORT_OUTCOME'], 'w').write(json.dumps({'hosts': [{name: os.environ[name] for name in names}]}))\n"
+        f"#!{sys.executable}\nimport json, os\nnames = ('ANSIBLE_CALLBACKS_ENABLED',"
+        " 'ANSIBLE_INVENTORY', 'SGL_REPORT_DIR')\nopen(os.environ['SGL_REPORT_OUTCOME'],"
+        " 'w').write(json.dumps({'hosts': [{name: os.environ[name] for name in names}]}))\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "inv.yml").touch()
-    for name, value in (("ANSIBLE_CALLBACKS_ENABLED", "ansible.posix.timer"), ("ANSIBLE_INVENTORY", "inv.yml"), ("SGL_REPORT_DIR", "r")):
+    for name, value in (
+        ("ANSIBLE_CALLBACKS_ENABLED", "ansible.posix.timer"),
+        ("ANSIBLE_INVENTORY", "inv.yml"),
+        ("SGL_REPORT_DIR", "r"),
+    ):
         monkeypatch.setenv(name, value)
     assert playbook.play("start", {}).host == {
         "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.timer,slice_bench.sglang.report",
@@ -335,9 +450,14 @@ def test_a_callers_own_callbacks_do_not_take_the_reports_place(monkeypatch: pyte
     }
 
 
-def test_a_smoke_that_did_not_begin_has_sgl_admins_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_smoke_that_did_not_begin_has_sgl_admins_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     refused = {"summary": None, "path": None, "exit_code": 5}
-    assert run(monkeypatch, Plays(1, smoke=refused, problem="the smoke did not begin (busy)"), "smoke") == 5
+    assert (
+        run(monkeypatch, Plays(1, smoke=refused, problem="the smoke did not begin (busy)"), "smoke")
+        == 5
+    )
     said = capsys.readouterr()
     assert said.out == "" and said.err == "ERROR: the smoke did not begin (busy)\n"
 
@@ -365,15 +485,19 @@ def test_a_fleet_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_a_script_is_three_lines_on_the_front(name: str) -> None:
     script = ROOT / "scripts" / f"{name}_observable_container.sh"
     assert len(script.read_text(encoding="utf-8").splitlines()) == 3
-    done = subprocess.run([str(script), "--help"], cwd="/", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [str(script), "--help"], cwd="/", capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith(f"usage: slice_bench {name}")
 
 
-# --- a fleet -----------------------------------------------------------------------------------------------------------------
+# --- a fleet --------------------------------------------------------------------------------------
 
 
 class Fleet:
-    """Stands for a run of playbooks/prep.yml over an inventory: keeps its arguments, and leaves the report of the contract's example."""
+    """Stands for a run of playbooks/prep.yml over an inventory: keeps its arguments, and leaves the
+    report of the contract's example.
+    """
 
     def __init__(self, code: int = 0, **changes: Any) -> None:
         self.asked: list[tuple[str, ...]] = []
@@ -381,7 +505,9 @@ class Fleet:
         self._code = code
         self.report: dict[str, Any] | None = {**validators.example("report"), **changes}
 
-    def __call__(self, name: str, *flags: str, output_on_stderr: bool) -> tuple[int, dict[str, Any] | None]:
+    def __call__(
+        self, name: str, *flags: str, output_on_stderr: bool
+    ) -> tuple[int, dict[str, Any] | None]:
         self.asked.append((name, *flags))
         self.on_stderr = output_on_stderr
         return self._code, self.report
@@ -402,12 +528,53 @@ def ready() -> list[dict[str, Any]]:
     return validators.example("report")["hosts"][:1]
 
 
-def test_a_fleets_arguments_go_to_ansible_playbook_as_they_are(monkeypatch: pytest.MonkeyPatch, inventory: str) -> None:
+def test_a_fleets_arguments_go_to_ansible_playbook_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, inventory: str
+) -> None:
     monkeypatch.setattr(commands, "docker_up", lambda: pytest.fail("Docker was looked for"))
     plays = Fleet(hosts=ready())
-    further = ["-e", "x=1", "-vv", "--check", "--forks", "200", "-e", "@vars.yml", "--vault-id", "lab@prompt"]
-    assert run_fleet(monkeypatch, plays, "-i", inventory, "-e", "y=2", "--limit", "a,!b", "-i", "c,", *further) == 0
-    assert plays.asked == [("prep", "--inventory", inventory, "--inventory", "c,", "--limit", "a,!b", "-e", "y=2", *further)]
+    further = [
+        "-e",
+        "x=1",
+        "-vv",
+        "--check",
+        "--forks",
+        "200",
+        "-e",
+        "@vars.yml",
+        "--vault-id",
+        "lab@prompt",
+    ]
+    assert (
+        run_fleet(
+            monkeypatch,
+            plays,
+            "-i",
+            inventory,
+            "-e",
+            "y=2",
+            "--limit",
+            "a,!b",
+            "-i",
+            "c,",
+            *further,
+        )
+        == 0
+    )
+    assert plays.asked == [
+        (
+            "prep",
+            "--inventory",
+            inventory,
+            "--inventory",
+            "c,",
+            "--limit",
+            "a,!b",
+            "-e",
+            "y=2",
+            *further,
+        )
+    ]
     assert not plays.on_stderr
 
 
@@ -420,11 +587,21 @@ def test_a_fleets_arguments_go_to_ansible_playbook_as_they_are(monkeypatch: pyte
         ({"hosts": [{**ready()[0], "unfinished": "its batch was not begun"}]}, 1),
         ({"check_mode": True}, 1),
         ({"check_mode": True, "hosts": [{**ready()[0], "metrics_ready": None}]}, 0),
-        ({"check_mode": True, "hosts": [{**ready()[0], "unfinished": "its batch was not begun"}]}, 1),
+        (
+            {
+                "check_mode": True,
+                "hosts": [{**ready()[0], "unfinished": "its batch was not begun"}],
+            },
+            1,
+        ),
     ],
 )
 def test_a_fleets_exit_code_says_whether_all_are_ready(
-    changes: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch, inventory: str, tmp_path: Path
+    changes: dict[str, Any],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    inventory: str,
+    tmp_path: Path,
 ) -> None:
     plays = Fleet(**changes)
     assert run_fleet(monkeypatch, plays, "-i", inventory) == code
@@ -439,13 +616,22 @@ def test_a_fleets_summary_is_the_last_that_is_said(
     plays = Fleet()
     run_fleet(monkeypatch, plays, "-i", inventory)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "METRICS_READY: 1 of 3 hosts" and [line.split(": ")[0] for line in lines[1:]] == ["gh200-02", "gh200-03"]
+    assert lines[0] == "METRICS_READY: 1 of 3 hosts" and [
+        line.split(": ")[0] for line in lines[1:]
+    ] == ["gh200-02", "gh200-03"]
     run_fleet(monkeypatch, plays, "-i", inventory, "--json")
     said = capsys.readouterr()
     assert plays.on_stderr and said.err.splitlines() == lines
     summary = json.loads(said.out)
-    assert summary["exit_code"] == 1 and summary["metrics_ready"] == {"ready": 1, "of": 3} and len(summary["failures"]) == 2
-    assert summary["report_id"] == validators.example("report")["report_id"] and summary["check_mode"] is False
+    assert (
+        summary["exit_code"] == 1
+        and summary["metrics_ready"] == {"ready": 1, "of": 3}
+        and len(summary["failures"]) == 2
+    )
+    assert (
+        summary["report_id"] == validators.example("report")["report_id"]
+        and summary["check_mode"] is False
+    )
 
 
 @pytest.mark.parametrize(
@@ -460,9 +646,14 @@ def test_a_fleets_summary_is_the_last_that_is_said(
     ],
 )
 def test_how_ansible_playbook_ended_is_never_taken_for_a_success(
-    code: int, report: dict[str, Any] | None, expected: int, why: str, monkeypatch: pytest.MonkeyPatch, inventory: str,
+    code: int,
+    report: dict[str, Any] | None,
+    expected: int,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    inventory: str,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     plays = Fleet(code)
     plays.report = report
     assert run_fleet(monkeypatch, plays, "-i", inventory) == expected
@@ -470,10 +661,21 @@ def test_how_ansible_playbook_ended_is_never_taken_for_a_success(
 
 
 @pytest.mark.parametrize(
-    "content", [None, "[", "[]", '{"hosts": {}}', '{"report_id": "x", "hosts": []}', '{"report_id": "x", "hosts": [{}]}']
+    "content",
+    [
+        None,
+        "[",
+        "[]",
+        '{"hosts": {}}',
+        '{"report_id": "x", "hosts": []}',
+        '{"report_id": "x", "hosts": [{}]}',
+    ],
 )
 def test_a_file_that_is_no_report_is_wrong_usage(
-    content: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "report.json"
     if content is not None:
@@ -487,7 +689,10 @@ def test_an_inventory_that_is_not_there_and_a_report_that_is_to_be_run_are_wrong
     monkeypatch: pytest.MonkeyPatch, inventory: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plays = Fleet()
-    assert run_fleet(monkeypatch, plays, "-i", inventory, "-i", "nowhere") == 2 and "no inventory nowhere" in capsys.readouterr().err
+    assert (
+        run_fleet(monkeypatch, plays, "-i", inventory, "-i", "nowhere") == 2
+        and "no inventory nowhere" in capsys.readouterr().err
+    )
     assert run_fleet(monkeypatch, plays, "--report", "x", "--check") == 2 and plays.asked == []
 
 
@@ -506,19 +711,31 @@ def test_help_of_a_fleet_names_its_exit_codes(capsys: pytest.CaptureFixture[str]
         cli.main(["fleet", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and "--report FILE" in said
-    assert "exit codes: 0 every host is METRICS_READY (with --check: nothing would fail), 1 some host is not, 2 wrong usage" in said
+    assert (
+        "exit codes: 0 every host is METRICS_READY (with --check: nothing would fail), 1 some host"
+        " is not, 2 wrong usage" in said
+    )
     assert "130 interrupted" in said
 
 
-@pytest.mark.parametrize(("given", "kept"), [({}, True), ({"ANSIBLE_CONFIG": "/lab/ansible.cfg"}, False), ({"SGL_REPORT_DIR": "r"}, True)])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [({}, True), ({"ANSIBLE_CONFIG": "/lab/ansible.cfg"}, False), ({"SGL_REPORT_DIR": "r"}, True)],
+)
 def test_a_fleets_playbook_runs_where_its_caller_stands_with_the_labs_own_configuration(
-    given: dict[str, str], kept: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    given: dict[str, str],
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     program = tmp_path / "ansible-playbook"
     program.write_text(
-        f"#!{sys.executable}\nimport json, os, sys\nnames = ('ANSIBLE_CONFIG', 'SGL_REPORT_DIR', 'ANSIBLE_CALLBACKS_ENABLED')\n"
-        "told = {'words': sys.argv[1:], 'folder': os.getcwd(), **{name: os.environ.get(name) for name in names}}\n"
-        "print('its output')\nopen(os.environ['SGL_REPORT_OUTCOME'], 'w').write(json.dumps(told))\nsys.exit(2)\n"
+        f"#!{sys.executable}\nimport json, os, sys\nnames = ('ANSIBLE_CONFIG', 'SGL_REPORT_DIR',"
+        " 'ANSIBLE_CALLBACKS_ENABLED')\ntold = {'words': sys.argv[1:], 'folder': os.getcwd(),"
+        " **{name: os.environ.get(name) for name in names}}\nprint('its"
+        " output')\nopen(os.environ['SGL_REPORT_OUTCOME'],"
+        " 'w').write(json.dumps(told))\nsys.exit(2)\n"
     )
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
@@ -529,9 +746,13 @@ def test_a_fleets_playbook_runs_where_its_caller_stands_with_the_labs_own_config
         monkeypatch.setenv(name, value)
     code, told = playbook.play_fleet("prep", "--limit", "a", output_on_stderr=True)
     assert code == 2 and told is not None
-    assert told["words"] == [str(ROOT / "playbooks" / "prep.yml"), "--limit", "a"] and told["folder"] == str(tmp_path)
+    assert told["words"] == [str(ROOT / "playbooks" / "prep.yml"), "--limit", "a"] and told[
+        "folder"
+    ] == str(tmp_path)
     assert told["ANSIBLE_CONFIG"] == (str(ROOT / "ansible.cfg") if kept else "/lab/ansible.cfg")
-    assert told["SGL_REPORT_DIR"] == (given.get("SGL_REPORT_DIR") or (str(ROOT / "reports") if kept else None))
+    assert told["SGL_REPORT_DIR"] == (
+        given.get("SGL_REPORT_DIR") or (str(ROOT / "reports") if kept else None)
+    )
     assert "slice_bench.sglang.report" in told["ANSIBLE_CALLBACKS_ENABLED"]
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "its output\n")

@@ -1,4 +1,6 @@
-"""What a prep waits for, and what it does not begin without: a free GPU, and room for what is compiled."""
+"""What a prep waits for, and what it does not begin without: a free GPU, and room for what is
+compiled.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ OTHER = GpuProcess(4711, "vllm", 71680)
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
-    """Says what each look at the GPUs sees, the last for good; returns the times of the looks, by a clock that only sleeping moves."""
+    """Says what each look at the GPUs sees, the last for good; returns the times of the looks, by a
+    clock that only sleeping moves.
+    """
     clock = [0.0]
     seen_at: list[float] = []
 
@@ -41,22 +45,33 @@ def test_a_free_gpu_is_not_waited_for(looks: Callable[..., list[float]]) -> None
     assert seen_at == [0.0]
 
 
-def test_memory_that_the_driver_lets_go_of_in_a_moment_is_waited_for(looks: Callable[..., list[float]]) -> None:
+def test_memory_that_the_driver_lets_go_of_in_a_moment_is_waited_for(
+    looks: Callable[..., list[float]],
+) -> None:
     seen_at = looks([OTHER], [OTHER], [OTHER], [])
     gpu_fit.wait_until_free()
     assert len(seen_at) == 4 and seen_at[-1] < 5
 
 
-def test_a_gpu_that_stays_in_use_is_busy_by_whom_it_names(looks: Callable[..., list[float]]) -> None:
+def test_a_gpu_that_stays_in_use_is_busy_by_whom_it_names(
+    looks: Callable[..., list[float]],
+) -> None:
     seen_at = looks([OTHER], [OTHER, GpuProcess(9, "python3", 300)])
-    with pytest.raises(StageFailure, match=r"in use by vllm \(pid 4711, 71680 MiB\), python3 \(pid 9, 300 MiB\): end that") as busy:
+    with pytest.raises(
+        StageFailure,
+        match=r"in use by vllm \(pid 4711, 71680 MiB\), python3 \(pid 9, 300 MiB\): end that",
+    ) as busy:
         gpu_fit.wait_until_free()
     assert busy.value.error_type == "gpu_busy"
     assert 10 <= seen_at[-1] <= 20, "a little, and no longer"
 
 
-@pytest.mark.parametrize(("free", "fits"), [(gpu_fit._CACHE_BYTES, True), (gpu_fit._CACHE_BYTES - 1, False), (0, False)])
-def test_cold_caches_need_room(container: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool) -> None:
+@pytest.mark.parametrize(
+    ("free", "fits"), [(gpu_fit._CACHE_BYTES, True), (gpu_fit._CACHE_BYTES - 1, False), (0, False)]
+)
+def test_cold_caches_need_room(
+    container: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
     asked: list[object] = []
 
     def disk_usage(path: object) -> SimpleNamespace:
@@ -67,7 +82,9 @@ def test_cold_caches_need_room(container: Path, monkeypatch: pytest.MonkeyPatch,
     if fits:
         gpu_fit.check_free_space()
     else:
-        with pytest.raises(StageFailure, match=f"/host/profiles has {free >> 20} MiB free.*free some") as full:
+        with pytest.raises(
+            StageFailure, match=f"/host/profiles has {free >> 20} MiB free.*free some"
+        ) as full:
             gpu_fit.check_free_space()
         assert full.value.error_type == "insufficient_disk"
     assert asked == [paths.PROFILES]

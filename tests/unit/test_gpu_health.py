@@ -11,12 +11,18 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import gpu_health
-from ansible_collections.slice_bench.sglang.plugins.module_utils.gpu_health import SmiError, Use, Verdict
+from ansible_collections.slice_bench.sglang.plugins.module_utils.gpu_health import (
+    SmiError,
+    Use,
+    Verdict,
+)
 
 from tests.doubles.nvidia_smi import Answer, Card, NvidiaSmi
 
 SECOND = "GPU-529b3263-c96d-b557-bc75-697f04917eda"
-GH200 = Card(name="NVIDIA GH200 480GB", bus="00000009:01:00.0", memory="97871 MiB", addressing="ATS")
+GH200 = Card(
+    name="NVIDIA GH200 480GB", bus="00000009:01:00.0", memory="97871 MiB", addressing="ATS"
+)
 
 
 def nobody(command: list[str]) -> Answer:
@@ -48,19 +54,40 @@ def lay(root: Path, path: str, text: str) -> None:
     (root / path).write_text(text)
 
 
-@pytest.mark.parametrize("driver", ["535.183.01", "550.163.01", "570.148.08", "580.159.04", "595.91.07"])
+@pytest.mark.parametrize(
+    "driver", ["535.183.01", "550.163.01", "570.148.08", "580.159.04", "595.91.07"]
+)
 def test_a_healthy_gpu_is_described_and_nothing_is_said(root: Path, driver: str) -> None:
     smi = NvidiaSmi([Card()], driver=driver)
     health = described(smi, root)
-    assert (health["driver"], health["cuda"], health["xid"], health["grace"], health["processes"]) == (driver, "13.0", [], None, [])
+    assert (
+        health["driver"],
+        health["cuda"],
+        health["xid"],
+        health["grace"],
+        health["processes"],
+    ) == (driver, "13.0", [], None, [])
     [gpu] = health["gpus"]
-    assert gpu["name"] == "NVIDIA H200" and gpu["memory_mib"] == 143771 and gpu["bus"] == "00000000:53:00.0"
-    assert (gpu["persistence"], gpu["mig"], gpu["ecc"], gpu["uncorrectable"], gpu["lost"]) == (True, False, True, 0, False)
+    assert (
+        gpu["name"] == "NVIDIA H200"
+        and gpu["memory_mib"] == 143771
+        and gpu["bus"] == "00000000:53:00.0"
+    )
+    assert (gpu["persistence"], gpu["mig"], gpu["ecc"], gpu["uncorrectable"], gpu["lost"]) == (
+        True,
+        False,
+        True,
+        0,
+        False,
+    )
     assert judged(smi, root, image_cuda="13.0") == Verdict()
 
 
 def test_what_a_gpu_does_not_tell_is_not_held_against_it(root: Path) -> None:
-    answer = '<nvidia_smi_log><driver_version>1</driver_version><gpu id="x"><product_name>Old</product_name></gpu></nvidia_smi_log>'
+    answer = (
+        "<nvidia_smi_log><driver_version>1</driver_version><gpu"
+        ' id="x"><product_name>Old</product_name></gpu></nvidia_smi_log>'
+    )
     health = gpu_health.describe(gpu_health.parse(answer), nobody, None, str(root))
     assert health["gpus"][0]["persistence"] is None and health["gpus"][0]["memory_mib"] is None
     assert gpu_health.judge(health, Use(image_cuda="13.0")) == Verdict()
@@ -92,14 +119,18 @@ def test_what_describes_no_gpu_is_said_to(answer: str, word: str) -> None:
 def test_entities_are_not_expanded() -> None:
     bomb = '<!DOCTYPE nvidia_smi_log [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
     with pytest.raises(SmiError, match="undefined entity"):
-        gpu_health.parse(bomb + "<nvidia_smi_log><gpu><product_name>&b;</product_name></gpu></nvidia_smi_log>")
+        gpu_health.parse(
+            bomb + "<nvidia_smi_log><gpu><product_name>&b;</product_name></gpu></nvidia_smi_log>"
+        )
 
 
 def test_a_driver_that_does_not_answer_is_told_and_a_corrupt_inforom_only_warned_of() -> None:
     with pytest.raises(SmiError, match="ended with exit code 1"):
         gpu_health.ask("nvidia-smi", lambda command: (1, "\n", "\0"))
     with pytest.raises(SmiError, match="couldn't communicate"):
-        gpu_health.ask("nvidia-smi", lambda command: (9, "couldn't communicate\nwith the NVIDIA driver", ""))
+        gpu_health.ask(
+            "nvidia-smi", lambda command: (9, "couldn't communicate\nwith the NVIDIA driver", "")
+        )
     text = "WARNING: infoROM is corrupted at gpu 0000:53:00.0\n" + NvidiaSmi().xml()
     smi, [warning] = gpu_health.ask("nvidia-smi", lambda command: (14, text, ""))
     assert len(smi.gpus) == 1 and "infoROM" in warning
@@ -109,7 +140,10 @@ def test_mig_is_refused_with_the_way_to_turn_it_off(root: Path) -> None:
     verdict = judged(NvidiaSmi([Card(), Card(mig="Enabled", uuid=SECOND)]), root)
     [problem] = verdict.problems
     assert "GPU 1 is in MIG mode" in problem and "`nvidia-smi -i 1 -mig 0` as root" in problem
-    assert judged(NvidiaSmi([Card(), Card(mig="Enabled", uuid=SECOND)]), root, visible="0") == Verdict()
+    assert (
+        judged(NvidiaSmi([Card(), Card(mig="Enabled", uuid=SECOND)]), root, visible="0")
+        == Verdict()
+    )
 
 
 def test_a_lost_gpu_is_refused(root: Path) -> None:
@@ -132,13 +166,20 @@ def test_gpus_of_different_kinds_are_refused_where_several_are_to_work_together(
 
 def test_visible_devices_that_are_not_there_are_told(root: Path) -> None:
     verdict = judged(NvidiaSmi(), root, visible="GPU-none\n")
-    assert verdict.problems == [] and "CUDA_VISIBLE_DEVICES is GPU-none, and no GPU here is that" in verdict.warnings[0]
+    assert (
+        verdict.problems == []
+        and "CUDA_VISIBLE_DEVICES is GPU-none, and no GPU here is that" in verdict.warnings[0]
+    )
 
 
 def test_a_driver_too_old_for_the_images_cuda_is_refused(root: Path) -> None:
     smi = NvidiaSmi(driver="550.163.01", cuda="12.4")
     [problem] = judged(smi, root, image_cuda="13.0.1").problems
-    assert "driver 550.163.01 supports CUDA 12.4" in problem and "CUDA 13.0" in problem and "580.65.06 or later" in problem
+    assert (
+        "driver 550.163.01 supports CUDA 12.4" in problem
+        and "CUDA 13.0" in problem
+        and "580.65.06 or later" in problem
+    )
     minor = judged(smi, root, image_cuda="12.9")
     assert minor.problems == [] and "PTX" in minor.warnings[0] and "12.9" in minor.warnings[0]
     for fine in ("12.4.1", "12.1", "11.8", None, "", "latest"):
@@ -148,16 +189,37 @@ def test_a_driver_too_old_for_the_images_cuda_is_refused(root: Path) -> None:
 
 def test_a_driver_that_the_images_own_libraries_make_do_with_is_not_refused(root: Path) -> None:
     requires = "cuda>=13.0 brand=unknown,driver>=535,driver<536 brand=tesla,driver>=550,driver<551"
-    verdict = judged(NvidiaSmi(driver="550.163.01", cuda="12.4"), root, image_cuda="13.0", image_requires=requires)
+    verdict = judged(
+        NvidiaSmi(driver="550.163.01", cuda="12.4"),
+        root,
+        image_cuda="13.0",
+        image_requires=requires,
+    )
     assert verdict.problems == [] and "compatibility libraries" in verdict.warnings[0]
-    verdict = judged(NvidiaSmi(driver="560.35.03", cuda="12.6"), root, image_cuda="13.0", image_requires=requires)
+    verdict = judged(
+        NvidiaSmi(driver="560.35.03", cuda="12.6"), root, image_cuda="13.0", image_requires=requires
+    )
     assert len(verdict.problems) == 1 and verdict.warnings == []
 
 
 def test_an_image_says_which_cuda_it_has() -> None:
-    env = ["PATH=/bin", "CUDA_VERSION=12.9.1", "NVIDIA_REQUIRE_CUDA=cuda>=12.9 brand=tesla,driver>=535,driver<536", "odd", 5]
-    assert gpu_health.image_cuda({"Config": {"Env": env}}) == ("12.9.1", "cuda>=12.9 brand=tesla,driver>=535,driver<536")
-    without: list[dict[str, Any]] = [{}, {"Config": None}, {"Config": {"Env": None}}, {"Config": {"Env": {}}}]
+    env = [
+        "PATH=/bin",
+        "CUDA_VERSION=12.9.1",
+        "NVIDIA_REQUIRE_CUDA=cuda>=12.9 brand=tesla,driver>=535,driver<536",
+        "odd",
+        5,
+    ]
+    assert gpu_health.image_cuda({"Config": {"Env": env}}) == (
+        "12.9.1",
+        "cuda>=12.9 brand=tesla,driver>=535,driver<536",
+    )
+    without: list[dict[str, Any]] = [
+        {},
+        {"Config": None},
+        {"Config": {"Env": None}},
+        {"Config": {"Env": {}}},
+    ]
     for nothing in without:
         assert gpu_health.image_cuda(nothing) == (None, "")
 
@@ -171,7 +233,10 @@ def test_an_image_says_which_cuda_it_has() -> None:
         (Card(row_failure="Yes"), "a row remap failed: have it replaced"),
         (Card(repair_pending="Yes"), "a repair is pending"),
         (Card(recovery_action="Drain and Reset"), "the driver asks for 'Drain and Reset'"),
-        (Card(reasons=["hw_slowdown", "hw_thermal_slowdown"]), "slowed down now (hw_slowdown, hw_thermal_slowdown)"),
+        (
+            Card(reasons=["hw_slowdown", "hw_thermal_slowdown"]),
+            "slowed down now (hw_slowdown, hw_thermal_slowdown)",
+        ),
         (Card(reasons=["sw_thermal_slowdown"]), "cooling"),
         (Card(reasons=["hw_power_brake_slowdown"]), "look at its power"),
     ],
@@ -186,11 +251,18 @@ def test_each_condition_is_one_warning(root: Path, card: Card, words: str) -> No
 def test_older_drivers_say_the_same_in_other_words(root: Path) -> None:
     card = Card(reasons=["hw_thermal_slowdown"], reset_required="Yes")
     warnings = judged(NvidiaSmi([card], driver="535.183.01"), root).warnings
-    assert len(warnings) == 2 and "a reset is required" in warnings[0] and "hw_thermal_slowdown" in warnings[1]
+    assert (
+        len(warnings) == 2
+        and "a reset is required" in warnings[0]
+        and "hw_thermal_slowdown" in warnings[1]
+    )
 
 
 def test_a_gpu_at_its_power_limit_is_a_busy_one(root: Path) -> None:
-    assert judged(NvidiaSmi([Card(reasons=["sw_power_cap", "applications_clocks_setting"])]), root) == Verdict()
+    assert (
+        judged(NvidiaSmi([Card(reasons=["sw_power_cap", "applications_clocks_setting"])]), root)
+        == Verdict()
+    )
 
 
 @pytest.fixture
@@ -201,8 +273,18 @@ def other() -> Iterator[int]:
         process.kill()
 
 
-def test_another_process_on_a_gpu_is_named_with_its_memory_and_without_its_arguments(root: Path, other: int) -> None:
-    smi = NvidiaSmi([Card(), Card(uuid=SECOND, processes=[(other, "C", "/usr/bin/python3 serve --api-key hunter2", "61234 MiB")])])
+def test_another_process_on_a_gpu_is_named_with_its_memory_and_without_its_arguments(
+    root: Path, other: int
+) -> None:
+    smi = NvidiaSmi(
+        [
+            Card(),
+            Card(
+                uuid=SECOND,
+                processes=[(other, "C", "/usr/bin/python3 serve --api-key hunter2", "61234 MiB")],
+            ),
+        ]
+    )
     [warning] = judged(smi, root).warnings
     assert (
         f"GPU 1 is in use by another process, pid {other} (/usr/bin/python3)" in warning
@@ -213,11 +295,15 @@ def test_another_process_on_a_gpu_is_named_with_its_memory_and_without_its_argum
     assert judged(smi, root, visible="0") == Verdict()
 
 
-def test_our_own_containers_processes_are_told_apart_by_their_control_group(root: Path, other: int) -> None:
+def test_our_own_containers_processes_are_told_apart_by_their_control_group(
+    root: Path, other: int
+) -> None:
     smi = NvidiaSmi([Card(processes=[(other, "C", "sglang", "N/A")])])
     lay(root, f"proc/{other}/cgroup", f"0::/system.slice/docker-{'c' * 64}.scope\n")
     ours = described(smi, root, "c" * 64)
-    assert ours["processes"] == [{"gpu": 0, "pid": other, "name": "sglang", "memory_mib": None, "own": True}]
+    assert ours["processes"] == [
+        {"gpu": 0, "pid": other, "name": "sglang", "memory_mib": None, "own": True}
+    ]
     assert gpu_health.judge(ours, Use()) == Verdict()
     for container in ("d" * 64, None):
         [warning] = gpu_health.judge(described(smi, root, container), Use()).warnings
@@ -227,7 +313,10 @@ def test_our_own_containers_processes_are_told_apart_by_their_control_group(root
 def test_what_draws_and_what_has_ended_is_in_nobodys_way(root: Path, other: int) -> None:
     ended = subprocess.Popen(["/bin/true"])
     ended.wait()
-    processes = [(other, "G", "/usr/lib/xorg/Xorg", "4 MiB"), (ended.pid, "C", "python3", "100 MiB")]
+    processes = [
+        (other, "G", "/usr/lib/xorg/Xorg", "4 MiB"),
+        (ended.pid, "C", "python3", "100 MiB"),
+    ]
     assert described(NvidiaSmi([Card(processes=processes)]), root)["processes"] == []
 
 
@@ -249,7 +338,10 @@ def test_xid_errors_are_counted_and_explained(root: Path) -> None:
         {"code": 154, "count": 1, "where": ["the device at 0000:aa:00"]},
     ]
     program, bus, unknown = judged(smi, root).warnings
-    assert "Xid 13 since the host was started, 2 times, on GPU 0, GPU 1" in program and "program" in program
+    assert (
+        "Xid 13 since the host was started, 2 times, on GPU 0, GPU 1" in program
+        and "program" in program
+    )
     assert "Xid 79 since the host was started, once, on GPU 0" in bus and "reboot" in bus
     assert "Xid 154" in unknown and "catalog" in unknown
 
@@ -270,18 +362,32 @@ def test_a_kernel_log_that_may_not_be_read_is_not_looked_at(root: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "xid"),
     [
-        ((0, "NVRM: Xid (PCI:0000:53:00): 31, pid=1\n", ""), [{"code": 31, "count": 1, "where": ["GPU 0"]}]),
+        (
+            (0, "NVRM: Xid (PCI:0000:53:00): 31, pid=1\n", ""),
+            [{"code": 31, "count": 1, "where": ["GPU 0"]}],
+        ),
         ((1, "-- No entries --\n", ""), []),
         ((1, "", "No journal files were opened due to insufficient permissions."), None),
-        ((1, "-- No entries --\n", "Hint: You are currently not seeing messages from other users and the system."), None),
+        (
+            (
+                1,
+                "-- No entries --\n",
+                "Hint: You are currently not seeing messages from other users and the system.",
+            ),
+            None,
+        ),
         ((1, "", "Compiled without pattern matching support"), None),
     ],
 )
-def test_the_journal_is_asked_where_the_kernels_buffer_is_closed(root: Path, answer: Answer, xid: Any) -> None:
+def test_the_journal_is_asked_where_the_kernels_buffer_is_closed(
+    root: Path, answer: Answer, xid: Any
+) -> None:
     (root / "dev" / "kmsg").unlink()
     (root / "bin" / "journalctl").write_text("#!/bin/false\n")
     (root / "bin" / "journalctl").chmod(0o755)
-    health = gpu_health.describe(gpu_health.parse(NvidiaSmi().xml()), lambda command: answer, None, str(root))
+    health = gpu_health.describe(
+        gpu_health.parse(NvidiaSmi().xml()), lambda command: answer, None, str(root)
+    )
     assert health["xid"] == xid
 
 
@@ -291,7 +397,11 @@ def grace(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gpu_health.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(os, "sysconf", lambda name: 65536)
     lay(root, "proc/sys/kernel/numa_balancing", "0\n")
-    lay(root, "proc/cmdline", "root=UUID=1 ro init_on_alloc=1 init_on_alloc=0 numa_balancing=disable\n")
+    lay(
+        root,
+        "proc/cmdline",
+        "root=UUID=1 ro init_on_alloc=1 init_on_alloc=0 numa_balancing=disable\n",
+    )
     lay(root, "sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n")
     return root
 
@@ -315,13 +425,17 @@ def test_a_grace_host_as_advised_is_left_alone(grace: Path) -> None:
         ("sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never\n", "512 MiB"),
     ],
 )
-def test_each_piece_of_advice_for_grace_is_one_warning(grace: Path, path: str, text: str, words: str) -> None:
+def test_each_piece_of_advice_for_grace_is_one_warning(
+    grace: Path, path: str, text: str, words: str
+) -> None:
     lay(grace, path, text)
     [warning] = judged(NvidiaSmi([GH200]), grace).warnings
     assert words in warning
 
 
-def test_small_pages_are_advised_against_on_grace(grace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_pages_are_advised_against_on_grace(
+    grace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 4096)
     lay(grace, "sys/kernel/mm/transparent_hugepage/enabled", "[always] madvise never\n")
     [warning] = judged(NvidiaSmi([GH200]), grace).warnings
@@ -331,9 +445,15 @@ def test_small_pages_are_advised_against_on_grace(grace: Path, monkeypatch: pyte
 def test_how_the_kernel_was_built_counts_where_its_command_line_says_nothing(grace: Path) -> None:
     lay(grace, "proc/cmdline", "ro\n")
     assert described(NvidiaSmi([GH200]), grace)["grace"]["init_on_alloc"] is None
-    lay(grace, f"boot/config-{gpu_health.platform.release()}", "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y\n")
+    lay(
+        grace, f"boot/config-{gpu_health.platform.release()}", "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y\n"
+    )
     assert described(NvidiaSmi([GH200]), grace)["grace"]["init_on_alloc"] is True
-    lay(grace, f"boot/config-{gpu_health.platform.release()}", "# CONFIG_INIT_ON_ALLOC_DEFAULT_ON is not set\n")
+    lay(
+        grace,
+        f"boot/config-{gpu_health.platform.release()}",
+        "# CONFIG_INIT_ON_ALLOC_DEFAULT_ON is not set\n",
+    )
     assert described(NvidiaSmi([GH200]), grace)["grace"]["init_on_alloc"] is False
 
 
@@ -344,7 +464,14 @@ def test_a_missing_container_toolkit_says_what_to_install(root: Path) -> None:
 
     problem = gpu_health.toolkit_problem(docker, "docker", str(root))
     assert problem is not None
-    assert all(word in problem for word in ("nvidia-container-toolkit", "nvidia-ctk runtime configure --runtime=docker", "restart docker"))
+    assert all(
+        word in problem
+        for word in (
+            "nvidia-container-toolkit",
+            "nvidia-ctk runtime configure --runtime=docker",
+            "restart docker",
+        )
+    )
 
 
 def test_a_container_toolkit_is_known_by_docker_by_its_hook_or_by_its_devices(root: Path) -> None:
@@ -359,15 +486,23 @@ def test_a_container_toolkit_is_known_by_docker_by_its_hook_or_by_its_devices(ro
     assert gpu_health.toolkit_problem(nobody, "docker", str(root)) is None
 
 
-@pytest.mark.parametrize("answer", [(1, "", "no daemon"), (0, "", ""), (0, "[]", ""), (1, "{}", "")])
-def test_a_docker_that_does_not_say_is_not_held_against_the_host(root: Path, answer: Answer) -> None:
+@pytest.mark.parametrize(
+    "answer", [(1, "", "no daemon"), (0, "", ""), (0, "[]", ""), (1, "{}", "")]
+)
+def test_a_docker_that_does_not_say_is_not_held_against_the_host(
+    root: Path, answer: Answer
+) -> None:
     assert gpu_health.toolkit_problem(lambda command: answer, "docker", str(root)) is None
 
 
-def test_a_process_of_another_user_that_cannot_be_seen_counts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_another_user_that_cannot_be_seen_counts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def kill(pid: int, number: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", kill)
-    [process] = described(NvidiaSmi([Card(processes=[(4242, "C", "[Insufficient Permissions]", "5 MiB")])]), root)["processes"]
+    [process] = described(
+        NvidiaSmi([Card(processes=[(4242, "C", "[Insufficient Permissions]", "5 MiB")])]), root
+    )["processes"]
     assert process["own"] is False and process["name"] == "[Insufficient Permissions]"

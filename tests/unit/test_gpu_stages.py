@@ -1,4 +1,6 @@
-"""The stages on a GPU, through the real prep, job, warm-up and server; doubles stand for NVML, for SGLang and for the MoE tuner."""
+"""The stages on a GPU, through the real prep, job, warm-up and server; doubles stand for NVML, for
+SGLang and for the MoE tuner.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, devices, files, gpu_fit, locks, paths, request_cli, run, server, serving, versions
+from sgl_admin import (
+    cli,
+    devices,
+    files,
+    gpu_fit,
+    locks,
+    paths,
+    request_cli,
+    run,
+    server,
+    serving,
+    versions,
+)
 from sgl_admin import prep as prep_module
 from sgl_admin.job import Job
 from sgl_admin.moe import config_files
@@ -34,21 +48,42 @@ NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 H100 = "NVIDIA H100 80GB HBM3"
 GPU_CACHES = ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs")
 DENSE: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
-    "intermediate_size": 3072, "num_hidden_layers": 4, "rope_theta": 1000000, "torch_dtype": "bfloat16", "vocab_size": 151936,
-}  # fmt: skip
-# The shapes of Qwen3-Next-80B-A3B-FP8, whose shared expert the server fuses into the routed ones: 513.
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 4,
+    "rope_theta": 1000000,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+# The shapes of Qwen3-Next-80B-A3B-FP8, whose shared expert the server fuses into the routed ones:
+# 513.
 NEXT = {
-    **DENSE, "architectures": ["Qwen3NextForCausalLM"], "hidden_size": 2048, "num_experts": 512, "num_experts_per_tok": 10,
-    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
-    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"},
-}  # fmt: skip
+    **DENSE,
+    "architectures": ["Qwen3NextForCausalLM"],
+    "hidden_size": 2048,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "quantization_config": {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "activation_scheme": "dynamic",
+    },
+}
 # Of an architecture that nobody here knows: by its config 512.
 UNKNOWN = {**NEXT, "architectures": ["SomeNextForCausalLM"]}
 
 
 def file_name(experts: int = 513, device: str = H100) -> str:
-    return f"E={experts},N=512,device_name={device.replace(' ', '_')},dtype=fp8_w8a8,block_shape=[128, 128].json"
+    return (
+        f"E={experts},N=512,device_name={device.replace(' ', '_')},dtype=fp8_w8a8,block_shape=[128,"
+        " 128].json"
+    )
 
 
 def configuration(size: int, tuned: int = 1) -> dict[str, int]:
@@ -66,7 +101,9 @@ def configuration(size: int, tuned: int = 1) -> dict[str, int]:
 class World:
     """A machine with a GPU, preps on it, and what they leave."""
 
-    def __init__(self, folder: Path, run_id: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, folder: Path, run_id: str, port: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.folder = folder
         self.run_id = run_id
         self.port = port
@@ -84,7 +121,9 @@ class World:
         (self.folder / "nvml.json").write_text(json.dumps(machine))
 
     def server(self, **told: Any) -> None:
-        (self.folder / "server.json").write_text(json.dumps({"journal": str(self.folder / "journal"), **told}))
+        (self.folder / "server.json").write_text(
+            json.dumps({"journal": str(self.folder / "journal"), **told})
+        )
 
     def config(self, config: dict[str, Any]) -> None:
         self.model.mkdir(exist_ok=True)
@@ -110,17 +149,32 @@ class World:
 
     def starts(self) -> list[dict[str, Any]]:
         journal = self.folder / "journal"
-        return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+        return (
+            [json.loads(line) for line in journal.read_text().splitlines()]
+            if journal.exists()
+            else []
+        )
 
     def prep(self, *arguments: str) -> Prep:
-        words = ["caches", "ensure", "--probe", "never", "--port", str(self.port), "--model", str(self.model)]
+        words = [
+            "caches",
+            "ensure",
+            "--probe",
+            "never",
+            "--port",
+            str(self.port),
+            "--model",
+            str(self.model),
+        ]
         if not any(word.startswith("--moe-batch-sizes") for word in arguments):
             words.append("--moe-batch-sizes=64")
         live = run.live()
         return Prep(live, request_cli.of(cli._parser().parse_args([*words, *arguments]), live))
 
     def execute(self, *arguments: str) -> tuple[dict[str, Any], int]:
-        """A prep that SIGTERM interrupts, as its own process has it; its records are held to the contract, and it leaves nothing behind."""
+        """A prep that SIGTERM interrupts, as its own process has it; its records are held to the
+        contract, and it leaves nothing behind.
+        """
         made = self.prep(*arguments)
         before = signal.signal(signal.SIGTERM, lambda *_: made.interrupt())
         try:
@@ -139,7 +193,9 @@ class World:
 
     def assert_nothing_is_left(self) -> None:
         for start in self.starts():
-            assert not server._alive(start["pid"]), "a process of the server, which is its group's first"
+            assert not server._alive(start["pid"]), (
+                "a process of the server, which is its group's first"
+            )
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((server.HOST, self.port))
@@ -163,7 +219,9 @@ def port() -> int:
 
 
 @pytest.fixture
-def world(live_run: str, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    live_run: str, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
     monkeypatch.setattr(devices, "CONTROL", tmp_path)
     monkeypatch.setenv("SGL_TEST_NVML", str(tmp_path / "nvml.json"))
     monkeypatch.setenv("SGL_TEST_GPU_SERVER", str(tmp_path / "server.json"))
@@ -175,19 +233,31 @@ def world(live_run: str, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPa
     # Whatever room this machine has; and nobody waits long for one who stays.
     monkeypatch.setattr(gpu_fit, "_CACHE_BYTES", 0)
     monkeypatch.setattr(gpu_fit, "_PATIENCE_S", 0.2)
-    flavour = {"flavour": "gh200", "server": {"args": [], "env": {}, "batch_sizes": [1, 2]}, "services": []}
+    flavour = {
+        "flavour": "gh200",
+        "server": {"args": [], "env": {}, "batch_sizes": [1, 2]},
+        "services": [],
+    }
     files.write_json(paths.FLAVOUR, flavour)
     made = World(tmp_path, live_run, port, monkeypatch)
 
     class FakeTuner:
-        """Stands for the tuner: it finds a configuration for each batch size at once. It wants the GPU alone."""
+        """Stands for the tuner: it finds a configuration for each batch size at once. It wants the
+        GPU alone.
+        """
 
-        def __init__(self, shape: MoeShape, configs: list[Any], tuning: dict[str, Any], *_: Any) -> None:
+        def __init__(
+            self, shape: MoeShape, configs: list[Any], tuning: dict[str, Any], *_: Any
+        ) -> None:
             self.shape = shape
             self.outcome = Outcome(configurations=len(configs))
 
-        def run(self, batch_sizes: list[int], found: Callable[[int, dict[str, int]], None]) -> Outcome:
-            assert not any(server._alive(start["pid"]) for start in made.starts()), "a server has the GPU"
+        def run(
+            self, batch_sizes: list[int], found: Callable[[int, dict[str, int]], None]
+        ) -> Outcome:
+            assert not any(server._alive(start["pid"]) for start in made.starts()), (
+                "a server has the GPU"
+            )
             made.tunings.append((self.shape, batch_sizes))
             for size in batch_sizes:
                 made.at(size)
@@ -218,43 +288,79 @@ def test_a_cold_prep_fills_every_cache_and_a_second_one_starts_nothing(world: Wo
     result, exit_code = world.execute()
     assert (statuses(result), result["status"], exit_code) == (["ok"] * 4, "ok", 0)
     found = result["run"]
-    assert (found["device_name"], found["compute_capability"], found["driver_version"], found["cuda"]) == (
+    assert (
+        found["device_name"],
+        found["compute_capability"],
+        found["driver_version"],
+        found["cuda"],
+    ) == (
         H100,
         "9.0",
         "580.159.04",
         "13.0",
     )
-    assert (found["torch_version"], found["triton_version"], found["deep_gemm_version"]) == ("2.11.0+cu130", "3.6.0", "0.1.5.post1")
+    assert (found["torch_version"], found["triton_version"], found["deep_gemm_version"]) == (
+        "2.11.0+cu130",
+        "3.6.0",
+        "0.1.5.post1",
+    )
     artifacts = {name: result["stages"][name]["artifacts"] for name in NAMES}
     assert artifacts["deep_gemm"]["kernels"] == 1 and artifacts["deep_gemm"]["server_ready_s"] > 0
     # What sampling needs is built by the first request that samples.
-    assert artifacts["flashinfer"]["libraries"] == 3 and artifacts["flashinfer"]["first_sampled_request_s"] > 0
-    assert artifacts["moe_tune"]["available_batch_sizes"] == artifacts["moe_tune"]["new_batch_sizes"] == [64]
+    assert (
+        artifacts["flashinfer"]["libraries"] == 3
+        and artifacts["flashinfer"]["first_sampled_request_s"] > 0
+    )
+    assert (
+        artifacts["moe_tune"]["available_batch_sizes"]
+        == artifacts["moe_tune"]["new_batch_sizes"]
+        == [64]
+    )
     assert all(result["profile_cache"]["before"][cache]["file_count"] == 0 for cache in GPU_CACHES)
     assert all(result["profile_cache"]["after"][cache]["file_count"] > 0 for cache in GPU_CACHES)
     servers = len(world.starts())
     began = time.monotonic()
     again, exit_code = world.execute()
     assert time.monotonic() - began < 1
-    assert (statuses(again), exit_code) == (["noop"] * 4, 0) and len(world.starts()) == servers and len(world.tunings) == 1
+    assert (
+        (statuses(again), exit_code) == (["noop"] * 4, 0)
+        and len(world.starts()) == servers
+        and len(world.tunings) == 1
+    )
     assert {stage["reason"] for stage in again["stages"].values()} == {"valid_signature"}
     assert again["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
     assert again["stages"]["moe_tune"]["artifacts"]["skipped_batch_sizes"] == [64]
 
 
-def test_one_server_serves_all_stages_but_for_the_one_that_reads_what_was_tuned(world: World) -> None:
+def test_one_server_serves_all_stages_but_for_the_one_that_reads_what_was_tuned(
+    world: World,
+) -> None:
     world.execute()
     assert len(world.starts()) == 2, "one that says what it looks up, and one that reads it"
-    result, _ = world.execute("--deep-gemm", "rebuild", "--moe", "ensure", "--flashinfer", "rebuild", "--inductor", "rebuild")
+    result, _ = world.execute(
+        "--deep-gemm",
+        "rebuild",
+        "--moe",
+        "ensure",
+        "--flashinfer",
+        "rebuild",
+        "--inductor",
+        "rebuild",
+    )
     assert statuses(result) == ["ok", "noop", "ok", "ok"] and len(world.starts()) == 3
 
 
 def test_a_server_is_started_after_tuning_and_says_that_it_read_the_file(world: World) -> None:
     result, _ = world.execute("--moe", "ensure")
     found = result["stages"]["moe_tune"]["artifacts"]
-    assert found["verified_in_log"] is True and found["config_file"]["container_path"] == str(world.moe_file)
+    assert found["verified_in_log"] is True and found["config_file"]["container_path"] == str(
+        world.moe_file
+    )
     log = paths.log(world.run_id).read_text()
-    looked_up, read = f"Config file not found at {world.moe_file}", f"Using MoE kernel config from {world.moe_file}."
+    looked_up, read = (
+        f"Config file not found at {world.moe_file}",
+        f"Using MoE kernel config from {world.moe_file}.",
+    )
     assert log.count(looked_up) == log.count(read) == 1 and log.index(looked_up) < log.index(read)
     # SGLang's own format: batch size -> launch configuration.
     assert json.loads(world.moe_file.read_text()) == {"64": configuration(64)}
@@ -264,8 +370,12 @@ def test_the_servers_own_name_of_the_file_counts_and_not_the_configs(world: Worl
     world.config(UNKNOWN)
     assert next(iter(world.prep().plan[1:])).signature["E"] == 512  # type: ignore[index]
     result, _ = world.execute()
-    assert statuses(result) == ["ok"] * 4 and [shape.lookup.E for shape, _ in world.tunings] == [513]
-    assert result["stages"]["moe_tune"]["signature"]["E"] == 513, "it is the signature of what was done"
+    assert statuses(result) == ["ok"] * 4 and [shape.lookup.E for shape, _ in world.tunings] == [
+        513
+    ]
+    assert result["stages"]["moe_tune"]["signature"]["E"] == 513, (
+        "it is the signature of what was done"
+    )
     assert world.tunings[0][0].rows_per_token == 11 and world.moe_file.exists()
     assert not world.moe_file.with_name(file_name(512)).exists()
     servers = len(world.starts())
@@ -280,39 +390,75 @@ def test_what_a_server_looked_up_is_remembered_for_preps_without_one(world: Worl
     servers = len(world.starts())
     result, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=64,128", "--moe-fusion", "skip")
     assert statuses(result)[1] == "ok" and len(world.starts()) == servers
-    assert [(shape.lookup.E, sizes) for shape, sizes in world.tunings] == [(513, [64]), (513, [128])]
+    assert [(shape.lookup.E, sizes) for shape, sizes in world.tunings] == [
+        (513, [64]),
+        (513, [128]),
+    ]
 
 
-def test_without_fusion_no_server_is_started_for_moe_and_nothing_is_said_to_be_read(world: World) -> None:
+def test_without_fusion_no_server_is_started_for_moe_and_nothing_is_said_to_be_read(
+    world: World,
+) -> None:
     result, exit_code = world.execute("--moe", "ensure", "--moe-fusion", "skip")
-    assert (statuses(result), exit_code) == (["skipped", "ok", "skipped", "skipped"], 0) and world.starts() == []
+    assert (statuses(result), exit_code) == (
+        ["skipped", "ok", "skipped", "skipped"],
+        0,
+    ) and world.starts() == []
     assert result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is None, "it was not asked"
     again, _ = world.execute("--moe", "ensure", "--moe-fusion", "skip")
-    assert statuses(again)[1] == "noop" and again["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is None
+    assert (
+        statuses(again)[1] == "noop"
+        and again["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is None
+    )
 
 
-def test_what_was_tuned_without_a_server_is_verified_by_the_first_prep_that_may(world: World) -> None:
+def test_what_was_tuned_without_a_server_is_verified_by_the_first_prep_that_may(
+    world: World,
+) -> None:
     world.execute("--moe", "ensure", "--moe-fusion", "skip")
     assert (
-        world.prep("--moe", "ensure").dry_run()["stages"]["moe_tune"]["reason"] == "no server has said yet that it reads the configurations"
+        world.prep("--moe", "ensure").dry_run()["stages"]["moe_tune"]["reason"]
+        == "no server has said yet that it reads the configurations"
     )
     result, _ = world.execute("--moe", "ensure")
-    assert statuses(result)[1] == "ok" and result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
-    assert world.tuned_sizes() == [[64]] and len(world.starts()) == 1, "nothing is tuned again, and one server says both"
+    assert (
+        statuses(result)[1] == "ok"
+        and result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
+    )
+    assert world.tuned_sizes() == [[64]] and len(world.starts()) == 1, (
+        "nothing is tuned again, and one server says both"
+    )
     assert statuses(world.execute("--moe", "ensure")[0])[1] == "noop"
 
 
 def test_only_a_new_batch_size_is_tuned_and_the_file_is_the_union(world: World) -> None:
     world.execute("--moe", "ensure")
-    assert "batch sizes 16, 128" in world.prep("--moe", "ensure", "--moe-batch-sizes=16,64,128").dry_run()["stages"]["moe_tune"]["reason"]
+    assert (
+        "batch sizes 16, 128"
+        in world.prep("--moe", "ensure", "--moe-batch-sizes=16,64,128").dry_run()["stages"][
+            "moe_tune"
+        ]["reason"]
+    )
     result, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=16,64,128")
     assert world.tuned_sizes() == [[64], [16, 128]]
     found = result["stages"]["moe_tune"]["artifacts"]
-    assert (found["available_batch_sizes"], found["new_batch_sizes"], found["skipped_batch_sizes"]) == ([16, 64, 128], [16, 128], [64])
-    assert json.loads(world.moe_file.read_text()) == {"16": configuration(16, 2), "64": configuration(64, 1), "128": configuration(128, 2)}
+    assert (
+        found["available_batch_sizes"],
+        found["new_batch_sizes"],
+        found["skipped_batch_sizes"],
+    ) == ([16, 64, 128], [16, 128], [64])
+    assert json.loads(world.moe_file.read_text()) == {
+        "16": configuration(16, 2),
+        "64": configuration(64, 1),
+        "128": configuration(128, 2),
+    }
     fewer, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=128")
     assert statuses(fewer)[1] == "noop"
-    assert fewer["stages"]["moe_tune"]["artifacts"]["available_batch_sizes"] == [16, 64, 128], "none is lost"
+    assert fewer["stages"]["moe_tune"]["artifacts"]["available_batch_sizes"] == [
+        16,
+        64,
+        128,
+    ], "none is lost"
 
 
 def test_a_rebuild_tunes_everything_again(world: World) -> None:
@@ -327,22 +473,43 @@ def test_a_rebuild_tunes_everything_again(world: World) -> None:
 def test_a_deleted_file_is_tuned_again(world: World) -> None:
     world.execute("--moe", "ensure")
     world.moe_file.unlink()
-    assert statuses(world.execute("--moe", "ensure")[0])[1] == "ok" and world.tuned_sizes() == [[64], [64]]
+    assert statuses(world.execute("--moe", "ensure")[0])[1] == "ok" and world.tuned_sizes() == [
+        [64],
+        [64],
+    ]
 
 
 def assert_built_in_files_are_there() -> None:
-    own = DOUBLES / "gpu_server" / "sglang" / "srt" / "layers" / "moe" / "moe_runner" / "triton_utils" / "configs"
+    own = (
+        DOUBLES
+        / "gpu_server"
+        / "sglang"
+        / "srt"
+        / "layers"
+        / "moe"
+        / "moe_runner"
+        / "triton_utils"
+        / "configs"
+    )
     names = [path.relative_to(own) for path in own.glob("*/*.json")]
     assert len(names) == 3
     for name in names:
         assert (config_files.root() / "configs" / name).read_bytes() == (own / name).read_bytes()
 
 
-def test_the_server_has_its_cache_variables_and_finds_sglangs_own_files_beside_ours(world: World) -> None:
+def test_the_server_has_its_cache_variables_and_finds_sglangs_own_files_beside_ours(
+    world: World,
+) -> None:
     world.execute("--deep-gemm", "ensure")
     [started] = world.starts()
-    wanted = {variable: str(paths.PROFILES / cache) for variable, cache in paths.CACHE_VARIABLES.items()}
-    assert started["env"] == {**wanted, "SGLANG_MOE_CONFIG_DIR": str(config_files.root()), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    wanted = {
+        variable: str(paths.PROFILES / cache) for variable, cache in paths.CACHE_VARIABLES.items()
+    }
+    assert started["env"] == {
+        **wanted,
+        "SGLANG_MOE_CONFIG_DIR": str(config_files.root()),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
     assert_built_in_files_are_there()
 
 
@@ -370,8 +537,14 @@ def test_two_gpus_whose_names_begin_alike_have_caches_of_their_own(world: World)
 
 
 def test_a_server_that_looks_nothing_up_is_unsupported_and_told_how_to_go_on(world: World) -> None:
-    result, exit_code = world.execute("--server-arg=--moe-runner-backend", "--server-arg=flashinfer_cutlass")
-    assert (statuses(result), result["status"], exit_code) == (["ok", "error", "ok", "ok"], "partial", 11)
+    result, exit_code = world.execute(
+        "--server-arg=--moe-runner-backend", "--server-arg=flashinfer_cutlass"
+    )
+    assert (statuses(result), result["status"], exit_code) == (
+        ["ok", "error", "ok", "ok"],
+        "partial",
+        11,
+    )
     kind, words = error(result, "moe_tune")
     assert kind == "unsupported" and "--moe-runner-backend" in words and "--moe skip" in words
     assert world.tunings == [], "hours are not spent on what nobody reads"
@@ -383,7 +556,12 @@ def test_experts_without_a_tuning_are_unsupported_in_plan_and_result(world: Worl
     result, exit_code = world.execute()
     assert (statuses(result), exit_code) == (["ok", "error", "ok", "ok"], 11)
     kind, words = error(result, "moe_tune")
-    assert kind == "unsupported" and "awq" in words and "--moe skip" in words and result["stages"]["moe_tune"]["signature"] is None
+    assert (
+        kind == "unsupported"
+        and "awq" in words
+        and "--moe skip" in words
+        and result["stages"]["moe_tune"]["signature"] is None
+    )
     assert len(world.starts()) == 1
 
 
@@ -393,7 +571,9 @@ def test_a_server_that_does_not_read_our_file_fails_the_tuning(world: World) -> 
     kind, words = error(result, "moe_tune")
     assert (kind, exit_code) == ("tuner_failed", 11) and str(world.moe_file) in words
     assert world.prep("--moe", "ensure").plan[1].action == "run", "it is not vouched for"
-    assert statuses(world.execute("--moe", "ensure")[0])[1] == "error" and len(world.starts()) == 3, "one look is enough"
+    assert (
+        statuses(world.execute("--moe", "ensure")[0])[1] == "error" and len(world.starts()) == 3
+    ), "one look is enough"
     # What was tuned is kept all the same.
     world.server()
     result, _ = world.execute("--moe", "ensure")
@@ -414,15 +594,24 @@ def test_an_operators_folder_without_configs_starts_no_server(world: World) -> N
     folder = world.folder / "own"
     folder.mkdir()
     result, _ = world.execute(f"--server-env=SGLANG_MOE_CONFIG_DIR={folder}")
-    assert {stage["error_type"] for stage in result["stages"].values()} == {"config_missing"} and world.starts() == []
+    assert {stage["error_type"] for stage in result["stages"].values()} == {
+        "config_missing"
+    } and world.starts() == []
     assert all(str(folder) in error(result, name)[1] for name in NAMES)
     # Without the check the server would have died of it.
     (folder / "configs").mkdir()
-    result, _ = world.execute(f"--server-env=SGLANG_MOE_CONFIG_DIR={folder}", "--deep-gemm", "ensure")
-    assert statuses(result)[0] == "ok" and world.starts()[0]["env"]["SGLANG_MOE_CONFIG_DIR"] == str(folder)
+    result, _ = world.execute(
+        f"--server-env=SGLANG_MOE_CONFIG_DIR={folder}", "--deep-gemm", "ensure"
+    )
+    assert statuses(result)[0] == "ok" and world.starts()[0]["env"]["SGLANG_MOE_CONFIG_DIR"] == str(
+        folder
+    )
 
 
-OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
+OOM = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
+    " capacity of 79.11 GiB"
+)
 NINJA = "RuntimeError: ninja exited with status 1"
 
 
@@ -431,12 +620,17 @@ NINJA = "RuntimeError: ninja exited with status 1"
     [
         (OOM, "oom"),
         (f"{NINJA}\n/bin/sh: 1: nvcc: not found", "compile_failed"),
-        (f"{NINJA}\nfatal error: error writing to /tmp/x.o: No space left on device", "insufficient_disk"),
+        (
+            f"{NINJA}\nfatal error: error writing to /tmp/x.o: No space left on device",
+            "insufficient_disk",
+        ),
         ("ValueError: unknown architecture", "server_start_failed"),
     ],
     ids=["oom", "compile_failed", "insufficient_disk", "other"],
 )
-def test_a_server_that_dies_is_told_by_what_it_died_of_and_not_tried_again(world: World, words: str, kind: str) -> None:
+def test_a_server_that_dies_is_told_by_what_it_died_of_and_not_tried_again(
+    world: World, words: str, kind: str
+) -> None:
     world.server(dies=words)
     result, exit_code = world.execute()
     assert (result["status"], exit_code) == ("error", 10) and len(world.starts()) == 1
@@ -447,7 +641,10 @@ def test_a_server_that_dies_is_told_by_what_it_died_of_and_not_tried_again(world
     assert world.execute()[1] == 0, "nothing of it stands in the way"
 
 
-CAPTURE, HINT = "Exception: Capture cuda graph failed:", "Possible solutions:\n1. set --mem-fraction-static to a smaller value"
+CAPTURE, HINT = (
+    "Exception: Capture cuda graph failed:",
+    "Possible solutions:\n1. set --mem-fraction-static to a smaller value",
+)
 
 
 @pytest.mark.parametrize(
@@ -477,23 +674,37 @@ CAPTURE, HINT = "Exception: Capture cuda graph failed:", "Possible solutions:\n1
 )  # fmt: skip
 def test_last_words_have_their_type(words: str, kind: str) -> None:
     """As SGLang 0.5.17, Torch, Triton, FlashInfer and DeepGEMM say them."""
-    assert server._death_type(["Load weight begin.", *words.splitlines(), "Received sigquit from a child process."]) == kind
+    assert (
+        server._death_type(
+            ["Load weight begin.", *words.splitlines(), "Received sigquit from a child process."]
+        )
+        == kind
+    )
 
 
 def test_the_cause_is_found_above_the_tracebacks_of_those_that_died_after_it(world: World) -> None:
-    world.server(dies="\n".join([OOM, *(f"  File other.py, line {number}" for number in range(200))]))
+    world.server(
+        dies="\n".join([OOM, *(f"  File other.py, line {number}" for number in range(200))])
+    )
     result, _ = world.execute("--deep-gemm", "ensure")
-    assert error(result, "deep_gemm")[0] == "oom" and len(result["stages"]["deep_gemm"]["log_tail"]) == 20
+    assert (
+        error(result, "deep_gemm")[0] == "oom"
+        and len(result["stages"]["deep_gemm"]["log_tail"]) == 20
+    )
 
 
 def test_a_full_disk_starts_no_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_fit, "_CACHE_BYTES", 1 << 62)
     result, _ = world.execute()
-    assert {stage["error_type"] for stage in result["stages"].values()} == {"insufficient_disk"} and world.starts() == []
+    assert {stage["error_type"] for stage in result["stages"].values()} == {
+        "insufficient_disk"
+    } and world.starts() == []
     assert "/host/profiles" in error(result, "deep_gemm")[1]
 
 
-def test_a_disk_that_fills_up_while_a_stage_works_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_while_a_stage_works_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(size: int) -> None:
         raise OSError(28, "No space left on device", str(world.moe_file))
 
@@ -510,12 +721,21 @@ def test_a_taken_port_is_told_with_its_holder(world: World) -> None:
         holder.listen()
         made = world.prep()
         result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
-    assert exit_code == 10 and {stage["error_type"] for stage in result["stages"].values()} == {"port_busy"} and world.starts() == []
-    assert f"port {world.port}" in error(result, "deep_gemm")[1] and f"pid {os.getpid()}" in error(result, "deep_gemm")[1]
+    assert (
+        exit_code == 10
+        and {stage["error_type"] for stage in result["stages"].values()} == {"port_busy"}
+        and world.starts() == []
+    )
+    assert (
+        f"port {world.port}" in error(result, "deep_gemm")[1]
+        and f"pid {os.getpid()}" in error(result, "deep_gemm")[1]
+    )
     world.assert_nothing_is_left()
 
 
-def test_the_place_of_the_server_is_waited_for_and_then_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_place_of_the_server_is_waited_for_and_then_busy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serving, "_LOCK_TIMEOUT_S", 0.1)
     held = locks.try_lock(serving.LOCK)
     assert held is not None
@@ -529,7 +749,9 @@ def test_the_place_of_the_server_is_waited_for_and_then_busy(world: World, monke
 def test_a_silent_server_is_unhealthy_after_its_time_and_ended(world: World) -> None:
     world.server(silent=True)
     result, exit_code = world.execute("--server-timeout", "0.6")
-    assert exit_code == 10 and {stage["error_type"] for stage in result["stages"].values()} == {"server_unhealthy_timeout"}
+    assert exit_code == 10 and {stage["error_type"] for stage in result["stages"].values()} == {
+        "server_unhealthy_timeout"
+    }
     assert len(world.starts()) == 1
 
 
@@ -541,37 +763,56 @@ def test_an_open_port_is_no_healthy_server(world: World) -> None:
     assert "Uvicorn running" in "\n".join(result["stages"]["deep_gemm"]["log_tail"])
 
 
-def test_a_server_that_holds_its_port_against_sigterm_is_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_holds_its_port_against_sigterm_is_killed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
     world.server(holds_port=True)
     result, exit_code = world.execute("--deep-gemm", "ensure")
-    assert (statuses(result)[0], exit_code, result["errors"]) == ("ok", 0, []) and len(world.starts()) == 1
+    assert (statuses(result)[0], exit_code, result["errors"]) == ("ok", 0, []) and len(
+        world.starts()
+    ) == 1
 
 
 def test_a_server_that_does_not_answer_its_requests_fails_only_who_asks(world: World) -> None:
     world.server(http_500=True)
     result, exit_code = world.execute()
     assert (statuses(result), exit_code) == (["ok", "ok", "error", "error"], 12)
-    assert error(result, "flashinfer")[0] == "request_failed" and "500" in error(result, "flashinfer")[1]
+    assert (
+        error(result, "flashinfer")[0] == "request_failed"
+        and "500" in error(result, "flashinfer")[1]
+    )
 
 
 def test_a_flag_that_the_server_does_not_take_is_in_the_log_tail(world: World) -> None:
     result, _ = world.execute("--deep-gemm", "ensure", "--server-arg=--no-such-flag")
-    assert error(result, "deep_gemm")[0] == "server_start_failed" and "exit code 2" in error(result, "deep_gemm")[1]
+    assert (
+        error(result, "deep_gemm")[0] == "server_start_failed"
+        and "exit code 2" in error(result, "deep_gemm")[1]
+    )
     assert "unrecognized arguments: --no-such-flag" in result["stages"]["deep_gemm"]["log_tail"][-1]
 
 
 def test_a_busy_gpu_starts_no_server_and_is_told_with_who_holds_it(world: World) -> None:
-    world.nvml(gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}], process_names={"4999999": "/usr/bin/vllm"})
+    world.nvml(
+        gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}],
+        process_names={"4999999": "/usr/bin/vllm"},
+    )
     result, exit_code = world.execute()
-    assert (result["status"], exit_code) == ("error", 10) and world.starts() == [] and world.tunings == []
+    assert (
+        (result["status"], exit_code) == ("error", 10)
+        and world.starts() == []
+        and world.tunings == []
+    )
     assert {stage["error_type"] for stage in result["stages"].values()} == {"gpu_busy"}
     assert "vllm (pid 4999999, 71680 MiB)" in error(result, "deep_gemm")[1]
     world.nvml()
     assert world.execute()[1] == 0
 
 
-def test_a_gpu_that_another_takes_while_the_server_is_down_is_not_tuned_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_another_takes_while_the_server_is_down_is_not_tuned_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def busy(group: int) -> None:
         world.nvml(gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}])
 
@@ -586,14 +827,18 @@ def test_a_gpu_that_another_takes_while_the_server_is_down_is_not_tuned_on(world
     assert error(result, "moe_tune")[0] == "gpu_busy" and world.tunings == []
 
 
-def test_a_stage_that_another_works_at_for_too_long_times_out_and_the_rest_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_another_works_at_for_too_long_times_out_and_the_rest_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prep_module, "_LOCK_TIMEOUT_S", 0.1)
     held = locks.try_lock("moe_tune")
     assert held is not None
     made = world.prep()
     result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
     os.close(held)
-    assert (statuses(result), exit_code) == (["ok", "error", "ok", "ok"], 11) and error(result, "moe_tune")[0] == "lock_timeout"
+    assert (statuses(result), exit_code) == (["ok", "error", "ok", "ok"], 11) and error(
+        result, "moe_tune"
+    )[0] == "lock_timeout"
     world.assert_nothing_is_left()
 
 
@@ -632,7 +877,9 @@ def test_sigterm_while_the_server_starts_ends_it(world: World) -> None:
         result, _ = made.execute(Job(world.run_id, made.request, made.prep_id))
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert {stage["error_type"] for stage in result["stages"].values()} == {"interrupted"} and len(world.starts()) == 1
+    assert {stage["error_type"] for stage in result["stages"].values()} == {"interrupted"} and len(
+        world.starts()
+    ) == 1
     world.assert_nothing_is_left()
 
 
@@ -641,14 +888,24 @@ def test_sigterm_while_the_server_starts_ends_it(world: World) -> None:
 
 def signatures(world: World, *arguments: str) -> dict[str, dict[str, Any]]:
     versions._distributions.cache_clear()
-    return {decision.stage.name: decision.signature or {} for decision in world.prep(*arguments).plan}
+    return {
+        decision.stage.name: decision.signature or {} for decision in world.prep(*arguments).plan
+    }
 
 
 def changed(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> set[str]:
     return {name for name in NAMES if before[name] != after[name]}
 
 
-SHARED = {"schema_version", "stage", "device_name", "compute_capability", "cpu_arch", "sglang", "tp"}
+SHARED = {
+    "schema_version",
+    "stage",
+    "device_name",
+    "compute_capability",
+    "cpu_arch",
+    "sglang",
+    "tp",
+}
 
 
 def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: World) -> None:
@@ -656,9 +913,33 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
     assert all(set(signature) >= SHARED for signature in signatures(world).values())
     assert names == {
         "deep_gemm": {"cuda", "deep_gemm", "model_shapes", "kernel_arguments"},
-        "moe_tune": {"triton", "E", "N", "hidden_size", "rows_per_token", "dtype", "block_shape", "configurations"},
-        "flashinfer": {"cuda", "flashinfer", "tvm_ffi", "model_shapes", "dtype", "kernel_arguments"},
-        "inductor": {"cpu_isa", "cuda", "torch", "triton", "model_identity", "batch_sizes", "kernel_arguments"},
+        "moe_tune": {
+            "triton",
+            "E",
+            "N",
+            "hidden_size",
+            "rows_per_token",
+            "dtype",
+            "block_shape",
+            "configurations",
+        },
+        "flashinfer": {
+            "cuda",
+            "flashinfer",
+            "tvm_ffi",
+            "model_shapes",
+            "dtype",
+            "kernel_arguments",
+        },
+        "inductor": {
+            "cpu_isa",
+            "cuda",
+            "torch",
+            "triton",
+            "model_identity",
+            "batch_sizes",
+            "kernel_arguments",
+        },
     }
 
 
@@ -670,15 +951,32 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
         ("--max-total-tokens", "4096"), ("--model-loader-extra-config", "{}"), ("--watchdog-timeout", "600"),
     ],
 )  # fmt: skip
-def test_what_changes_no_kernel_changes_no_signature(world: World, arguments: tuple[str, ...]) -> None:
+def test_what_changes_no_kernel_changes_no_signature(
+    world: World, arguments: tuple[str, ...]
+) -> None:
     before = signatures(world)
-    assert changed(before, signatures(world, *(f"--server-arg={word}" for word in arguments))) == set()
+    assert (
+        changed(before, signatures(world, *(f"--server-arg={word}" for word in arguments))) == set()
+    )
 
 
 def test_ports_timeouts_and_the_probe_change_no_signature(world: World) -> None:
     before = signatures(world)
     world.port += 1
-    assert changed(before, signatures(world, "--server-timeout", "9", "--probe-timeout", "3", "--server-env=NCCL_DEBUG=INFO")) == set()
+    assert (
+        changed(
+            before,
+            signatures(
+                world,
+                "--server-timeout",
+                "9",
+                "--probe-timeout",
+                "3",
+                "--server-env=NCCL_DEBUG=INFO",
+            ),
+        )
+        == set()
+    )
 
 
 @pytest.mark.parametrize(
@@ -689,14 +987,25 @@ def test_ports_timeouts_and_the_probe_change_no_signature(world: World) -> None:
         ("--sampling-backend", "pytorch"), ("--ep-size", "1"),
     ],
 )  # fmt: skip
-def test_a_flag_that_chooses_kernels_changes_every_signature_but_the_tunings(world: World, arguments: tuple[str, ...]) -> None:
-    before, after = signatures(world), signatures(world, *(f"--server-arg={word}" for word in arguments))
+def test_a_flag_that_chooses_kernels_changes_every_signature_but_the_tunings(
+    world: World, arguments: tuple[str, ...]
+) -> None:
+    before, after = (
+        signatures(world),
+        signatures(world, *(f"--server-arg={word}" for word in arguments)),
+    )
     assert changed(before, after) == {"deep_gemm", "flashinfer", "inductor"}
     assert after["inductor"]["kernel_arguments"] == [" ".join(arguments)]
 
 
 def test_the_order_of_flags_changes_no_signature(world: World) -> None:
-    one, other = ("--server-arg=--page-size", "--server-arg=64"), ("--server-arg=--attention-backend", "--server-arg=fa3")
+    one, other = (
+        ("--server-arg=--page-size", "--server-arg=64"),
+        (
+            "--server-arg=--attention-backend",
+            "--server-arg=fa3",
+        ),
+    )
     assert changed(signatures(world, *one, *other), signatures(world, *other, *one)) == set()
 
 
@@ -710,7 +1019,9 @@ def test_the_order_of_flags_changes_no_signature(world: World) -> None:
         (("--server-arg=--disable-shared-experts-fusion",), set(NAMES)),
     ],
 )
-def test_an_option_of_the_prep_changes_whom_it_concerns(world: World, arguments: tuple[str, ...], stages: set[str]) -> None:
+def test_an_option_of_the_prep_changes_whom_it_concerns(
+    world: World, arguments: tuple[str, ...], stages: set[str]
+) -> None:
     assert changed(signatures(world), signatures(world, *arguments)) == stages
 
 
@@ -727,7 +1038,9 @@ def test_an_option_of_the_prep_changes_whom_it_concerns(world: World, arguments:
         ("opentelemetry_sdk", "1.39.0", set()),
     ],
 )
-def test_a_new_version_changes_the_signatures_of_what_it_generates(world: World, distribution: str, version: str, stages: set[str]) -> None:
+def test_a_new_version_changes_the_signatures_of_what_it_generates(
+    world: World, distribution: str, version: str, stages: set[str]
+) -> None:
     before = signatures(world)
     world.install(world.site(**{distribution: version}))
     assert changed(before, signatures(world)) == stages
@@ -749,18 +1062,25 @@ def test_the_kind_of_gpu_changes_every_signature_and_which_one_it_is_none(
     assert changed(before, signatures(world)) == stages, "nor does the driver"
 
 
-def test_the_cpus_architecture_changes_every_signature(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpus_architecture_changes_every_signature(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Triton's caches hold compiled host launchers."""
     before = signatures(world)
     found = devices.find()
-    monkeypatch.setattr(devices, "find", lambda: devices.Devices(**{**vars(found), "cpu_arch": "another"}))
+    monkeypatch.setattr(
+        devices, "find", lambda: devices.Devices(**{**vars(found), "cpu_arch": "another"})
+    )
     assert changed(before, signatures(world)) == set(NAMES)
 
 
 def test_tensor_parallelism_changes_every_signature(world: World) -> None:
     world.nvml(gpus=[{}, {"uuid": "GPU-c5aaaaaa-1111-2222-3333-444444444444"}])
     one, two = signatures(world), signatures(world, "--tp", "2")
-    assert changed(one, two) == set(NAMES) and (one["moe_tune"]["N"], two["moe_tune"]["N"]) == (512, 256)
+    assert changed(one, two) == set(NAMES) and (one["moe_tune"]["N"], two["moe_tune"]["N"]) == (
+        512,
+        256,
+    )
 
 
 @pytest.mark.parametrize(
@@ -772,10 +1092,15 @@ def test_tensor_parallelism_changes_every_signature(world: World) -> None:
         ({"num_experts": 256}, set(NAMES)),
         ({"moe_intermediate_size": 1024, "shared_expert_intermediate_size": 1024}, set(NAMES)),
         ({"hidden_size": 4096}, set(NAMES)),
-        ({"quantization_config": {**NEXT["quantization_config"], "weight_block_size": [64, 64]}}, set(NAMES)),
+        (
+            {"quantization_config": {**NEXT["quantization_config"], "weight_block_size": [64, 64]}},
+            set(NAMES),
+        ),
     ],
 )
-def test_a_models_shapes_change_the_signatures_of_what_is_made_for_them(world: World, difference: dict[str, Any], stages: set[str]) -> None:
+def test_a_models_shapes_change_the_signatures_of_what_is_made_for_them(
+    world: World, difference: dict[str, Any], stages: set[str]
+) -> None:
     before = signatures(world)
     world.config({**NEXT, **difference})
     assert changed(before, signatures(world)) == stages
@@ -800,7 +1125,9 @@ def with_tracing(world: World, status: str) -> None:
         ("0.5.23", "--cuda-graph-bs-decode", "--otlp-traces-endpoint"),
     ],
 )
-def test_a_release_gets_flags_that_it_takes(world: World, release: str, graphs: str, traces: str) -> None:
+def test_a_release_gets_flags_that_it_takes(
+    world: World, release: str, graphs: str, traces: str
+) -> None:
     site = world.site(sglang=release)
     moe = site / "sglang" / "srt" / "layers" / "moe"
     if release in ("0.5.3", "0.5.9"):
@@ -811,15 +1138,24 @@ def test_a_release_gets_flags_that_it_takes(world: World, release: str, graphs: 
     assert exit_code == 0, result["stages"]["deep_gemm"]["log_tail"]
     argv = world.starts()[0]["argv"]
     at, traced = argv.index(graphs), argv.index("--enable-trace")
-    assert argv[at : at + 3] == [graphs, "1", "2"] and argv[traced : traced + 3] == ["--enable-trace", traces, "127.0.0.1:4317"]
+    assert argv[at : at + 3] == [graphs, "1", "2"] and argv[traced : traced + 3] == [
+        "--enable-trace",
+        traces,
+        "127.0.0.1:4317",
+    ]
     assert result["warnings"] == []
 
 
 def test_a_flag_of_an_older_release_would_end_a_newer_ones_start(world: World) -> None:
     """What the table of releases is for: as the real 0.5.23, the double does not guess."""
     world.install(world.site(sglang="0.5.23"))
-    result, _ = world.execute("--deep-gemm", "ensure", "--server-arg=--cuda-graph-bs", "--server-arg=1")
-    assert re.search("ambiguous option: --cuda-graph-bs could match", "\n".join(result["stages"]["deep_gemm"]["log_tail"]))
+    result, _ = world.execute(
+        "--deep-gemm", "ensure", "--server-arg=--cuda-graph-bs", "--server-arg=1"
+    )
+    assert re.search(
+        "ambiguous option: --cuda-graph-bs could match",
+        "\n".join(result["stages"]["deep_gemm"]["log_tail"]),
+    )
 
 
 @pytest.mark.parametrize("status", [None, "expected", "degraded", "failed", "unavailable"])

@@ -1,4 +1,6 @@
-"""The host tree: what is made, what is refused before anything changes, and what a killed run leaves."""
+"""The host tree: what is made, what is refused before anything changes, and what a killed run
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,43 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import HostTreeError, Spec, apply, inspect
+from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import (
+    HostTreeError,
+    Spec,
+    apply,
+    inspect,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another owner")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can make files of another owner"
+)
 
 EXPECTED = {
-    *("telemetry", "telemetry/container_runs", "telemetry/logs", "telemetry/prometheus", "telemetry/jaeger"),
-    *("profiles", "profiles/triton", "profiles/torchinductor", "profiles/flashinfer", "profiles/deep_gemm", "profiles/tvm_ffi"),
-    *("profiles/moe_configs", "profiles/moe_configs/configs", "profiles/.locks", "profiles/.in_progress", "models", "huggingface"),
+    *(
+        "telemetry",
+        "telemetry/container_runs",
+        "telemetry/logs",
+        "telemetry/prometheus",
+        "telemetry/jaeger",
+    ),
+    *(
+        "profiles",
+        "profiles/triton",
+        "profiles/torchinductor",
+        "profiles/flashinfer",
+        "profiles/deep_gemm",
+        "profiles/tvm_ffi",
+    ),
+    *(
+        "profiles/moe_configs",
+        "profiles/moe_configs/configs",
+        "profiles/.locks",
+        "profiles/.in_progress",
+        "models",
+        "huggingface",
+    ),
 }
 
 
@@ -74,7 +103,11 @@ def test_makes_the_whole_tree_whatever_the_umask(spec: Spec) -> None:
     assert {str(path.relative_to(root)) for path in root.rglob("*")} == EXPECTED
     for path in [root, *root.rglob("*")]:
         info = path.stat()
-        assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o775, spec.uid, spec.gid), path
+        assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (
+            0o775,
+            spec.uid,
+            spec.gid,
+        ), path
     assert plan.create == sorted(plan.create, key=plan.create.index) and plan.create[0] == spec.root
     assert {os.path.relpath(path, root) for path in plan.create} == EXPECTED | {"."}
 
@@ -101,7 +134,11 @@ def test_roots_elsewhere_and_missing_parents(spec: Spec, tmp_path: Path) -> None
     tmp_path.chmod(0o755)
     spec = replace(spec, root=str(tmp_path / "a/b/root"), models=str(tmp_path / "disk/big/models"))
     plan = converge(spec)
-    assert plan.create[:3] == [str(tmp_path / "a"), str(tmp_path / "a/b"), str(tmp_path / "a/b/root")]
+    assert plan.create[:3] == [
+        str(tmp_path / "a"),
+        str(tmp_path / "a/b"),
+        str(tmp_path / "a/b/root"),
+    ]
     assert Path(spec.models).is_dir() and Path(spec.telemetry, "logs").is_dir()
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o775
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755, "an existing parent keeps its mode"
@@ -126,9 +163,19 @@ def test_missing_permission_bits_are_added_and_the_rest_is_kept(spec: Spec) -> N
     assert sorted(plan.chmod) == [spec.telemetry, logs]
     assert plan.diff()["before"][logs] == f"directory 0755 {spec.uid}:{spec.gid}"
     assert plan.diff()["after"][logs] == f"directory 0775 {spec.uid}:{spec.gid}"
-    modes = {path: stat.S_IMODE(os.stat(path).st_mode) for path in (spec.root, spec.telemetry, logs, spec.huggingface, spec.models)}
-    # The parent may be a home directory and models a read-only export: neither is opened to its group.
-    assert modes == {spec.root: 0o700, spec.telemetry: 0o770, logs: 0o775, spec.huggingface: 0o3777, spec.models: 0o555}
+    modes = {
+        path: stat.S_IMODE(os.stat(path).st_mode)
+        for path in (spec.root, spec.telemetry, logs, spec.huggingface, spec.models)
+    }
+    # The parent may be a home directory and models a read-only export: neither is opened to its
+    # group.
+    assert modes == {
+        spec.root: 0o700,
+        spec.telemetry: 0o770,
+        logs: 0o775,
+        spec.huggingface: 0o3777,
+        spec.models: 0o555,
+    }
     assert not inspect(spec).changed
 
 
@@ -143,8 +190,13 @@ def test_foreign_group_stops_before_anything_changes(spec: Spec, tmp_path: Path)
 
 
 @needs_root
-@pytest.mark.parametrize("where", ["telemetry/prometheus/run/wal/0001", "profiles/.locks/x", "telemetry/container_run_meta.env"])
-def test_one_foreign_file_is_named_with_owner_and_command(spec: Spec, tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(
+    "where",
+    ["telemetry/prometheus/run/wal/0001", "profiles/.locks/x", "telemetry/container_run_meta.env"],
+)
+def test_one_foreign_file_is_named_with_owner_and_command(
+    spec: Spec, tmp_path: Path, where: str
+) -> None:
     converge(spec)
     path = Path(spec.root, where)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,9 +204,11 @@ def test_one_foreign_file_is_named_with_owner_and_command(spec: Spec, tmp_path: 
     os.chown(path, 65534, 65534)
     os.rmdir(spec.models)
     text = refused(spec, tmp_path)
-    assert text == (
-        f"{path} is owned by 65534:65534 (nobody), not {spec.uid}:{spec.gid} (root):"
-        f" run `chown -R {spec.uid}:{spec.gid} {path}` as root, or set sgl_ownership_ignore: true to proceed all the same"
+    assert (
+        text
+        == f"{path} is owned by 65534:65534 (nobody), not {spec.uid}:{spec.gid} (root): run `chown"
+        f" -R {spec.uid}:{spec.gid} {path}` as root, or set sgl_ownership_ignore: true to"
+        " proceed all the same"
     )
 
 
@@ -213,7 +267,11 @@ def test_ignore_proceeds_with_a_warning_and_leaves_foreign_ones_alone(spec: Spec
     os.rmdir(os.path.join(spec.telemetry, "logs"))
     plan = converge(replace(spec, ownership_ignore=True))
     assert plan.create == [os.path.join(spec.telemetry, "logs")]
-    assert len(plan.warnings) == 1 and f"{spec.telemetry} is owned by 65534:65534 (nobody), not {spec.uid}:{spec.gid}" in plan.warnings[0]
+    assert (
+        len(plan.warnings) == 1
+        and f"{spec.telemetry} is owned by 65534:65534 (nobody), not {spec.uid}:{spec.gid}"
+        in plan.warnings[0]
+    )
     info = os.stat(spec.telemetry)
     assert (stat.S_IMODE(info.st_mode), info.st_uid) == (0o700, 65534)
     assert plan.result()["foreign_count"] == 1
@@ -253,7 +311,9 @@ def test_root_makes_it_for_another_user(spec: Spec, tmp_path: Path) -> None:
 
 
 @needs_root
-def test_lost_and_found_of_a_mount_is_no_mismatch(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_and_found_of_a_mount_is_no_mismatch(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = replace(spec, uid=12345, gid=12345)
     converge(wanted)
     os.mkdir(os.path.join(spec.profiles, "lost+found"), 0o700)
@@ -262,13 +322,17 @@ def test_lost_and_found_of_a_mount_is_no_mismatch(spec: Spec, tmp_path: Path, mo
     assert not inspect(wanted).changed
 
 
-def test_a_user_cannot_make_it_for_another(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_cannot_make_it_for_another(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     text = refused(replace(spec, uid=4343), tmp_path)
     assert "runs as 4242:" in text and "become: true" in text and "sgl_user" in text
 
 
-def test_a_user_outside_the_group_is_told_so(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_outside_the_group_is_told_so(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: spec.uid or 4242)
     monkeypatch.setattr(os, "getgroups", lambda: [])
     text = refused(replace(spec, uid=os.geteuid(), gid=os.getegid() + 1), tmp_path)
@@ -294,9 +358,13 @@ def test_a_root_that_is_a_file_or_a_dangling_link(spec: Spec, tmp_path: Path, wh
 def test_a_parent_that_is_a_file_or_a_dangling_link(spec: Spec, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     text = refused(replace(spec, models=str(tmp_path / "file/a/models")), tmp_path)
-    assert text.startswith(f"{tmp_path / 'file'} is a file, but models_root needs a directory there")
+    assert text.startswith(
+        f"{tmp_path / 'file'} is a file, but models_root needs a directory there"
+    )
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
-    assert f"{tmp_path / 'gone'} is a dangling" in refused(replace(spec, models=str(tmp_path / "gone/models")), tmp_path)
+    assert f"{tmp_path / 'gone'} is a dangling" in refused(
+        replace(spec, models=str(tmp_path / "gone/models")), tmp_path
+    )
 
 
 def test_inner_directory_that_is_a_file_or_a_link(spec: Spec, tmp_path: Path) -> None:
@@ -304,7 +372,10 @@ def test_inner_directory_that_is_a_file_or_a_link(spec: Spec, tmp_path: Path) ->
     triton = Path(spec.profiles, "triton")
     triton.rmdir()
     triton.symlink_to(tmp_path)
-    assert f"{triton} is a symbolic link to {tmp_path}, which the container cannot follow" in refused(spec, tmp_path)
+    assert (
+        f"{triton} is a symbolic link to {tmp_path}, which the container cannot follow"
+        in refused(spec, tmp_path)
+    )
     triton.unlink()
     triton.touch()
     assert f"{triton} is a file" in refused(spec, tmp_path)
@@ -316,14 +387,19 @@ def test_roots_may_be_links_to_directories(spec: Spec, tmp_path: Path) -> None:
     Path(spec.root).symlink_to(tmp_path / "real-root")
     (tmp_path / "real-root" / "telemetry").symlink_to(tmp_path / "real-telemetry")
     converge(spec)
-    assert (tmp_path / "real-telemetry" / "logs").is_dir() and (tmp_path / "real-root" / "profiles" / ".locks").is_dir()
+    assert (tmp_path / "real-telemetry" / "logs").is_dir() and (
+        tmp_path / "real-root" / "profiles" / ".locks"
+    ).is_dir()
     assert not inspect(spec).changed
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: replace(s, root="relative/path"), "root 'relative/path' is not an absolute path"),
+        (
+            lambda s: replace(s, root="relative/path"),
+            "root 'relative/path' is not an absolute path",
+        ),
         (lambda s: replace(s, root=""), "root '' is not an absolute path"),
         (lambda s: replace(s, models="/"), "models_root is the root of the filesystem"),
         (lambda s: replace(s, models=s.telemetry), "telemetry_root and models_root are both"),
@@ -331,7 +407,9 @@ def test_roots_may_be_links_to_directories(spec: Spec, tmp_path: Path) -> None:
         (lambda s: replace(s, uid=-1), "owner_uid -1 is not a user or group id"),
     ],
 )
-def test_unusable_settings(spec: Spec, tmp_path: Path, change: Callable[[Spec], Spec], words: str) -> None:
+def test_unusable_settings(
+    spec: Spec, tmp_path: Path, change: Callable[[Spec], Spec], words: str
+) -> None:
     assert words in refused(change(spec), tmp_path)
 
 
@@ -355,7 +433,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("call", ["mkdir", "open", "fchmod", "rename"])
 @pytest.mark.parametrize("after", [1, 2, 7, 17])
-def test_a_killed_run_is_completed_by_the_next(spec: Spec, monkeypatch: pytest.MonkeyPatch, call: str, after: int) -> None:
+def test_a_killed_run_is_completed_by_the_next(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch, call: str, after: int
+) -> None:
     real = getattr(os, call)
     count = 0
 
@@ -405,7 +485,9 @@ def test_a_leftover_name_hides_nothing(spec: Spec, tmp_path: Path) -> None:
     assert f"{full} is owned by" in refused(spec, tmp_path)
 
 
-def test_two_first_runs_at_once_end_in_the_same_tree(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_first_runs_at_once_end_in_the_same_tree(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other run takes our temporary directory for a leftover, or makes the directory first."""
     converge(replace(spec, root=spec.root))
     os.rmdir(spec.models)
@@ -439,7 +521,9 @@ def test_a_directory_that_appears_with_contents_is_not_replaced(spec: Spec) -> N
     assert not [name for name in os.listdir(spec.root) if name.startswith(".sgl-new-")]
 
 
-def test_vanishing_entries_do_not_stop_the_walk(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vanishing_entries_do_not_stop_the_walk(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prometheus compacts while we walk."""
     converge(spec)
     block = Path(spec.telemetry, "prometheus", "block")
@@ -466,7 +550,10 @@ def test_commands_are_quoted() -> None:
     assert host_tree.chown_command(1, 2, ["/a b", "/c;d"]) == "chown -R 1:2 '/a b' '/c;d'"
 
 
-@pytest.mark.parametrize(("value", "bits"), [("0775", 0o775), ("2775", 0o2775), ("775", 0o775), (0o775, 0o775), ("0o700", 0o700)])
+@pytest.mark.parametrize(
+    ("value", "bits"),
+    [("0775", 0o775), ("2775", 0o2775), ("775", 0o775), (0o775, 0o775), ("0o700", 0o700)],
+)
 def test_modes(value: object, bits: int) -> None:
     assert host_tree.parse_mode(value) == bits
 

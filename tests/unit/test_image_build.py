@@ -1,4 +1,6 @@
-"""The ways to an image: platforms and what is refused for them, release archives, what is handed to the build, registries and archives."""
+"""The ways to an image: platforms and what is refused for them, release archives, what is handed to
+the build, registries and archives.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,29 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.action.sgl_image import ActionModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import image_build, image_downloads, image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL, DockerCli, DockerError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild, Sources
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import FLAVOUR_LABEL, ImageError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import Loaded, Pulled, pulled_by_digest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    image_build,
+    image_downloads,
+    image_parts,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    INPUTS_LABEL,
+    DockerCli,
+    DockerError,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import (
+    ImageBuild,
+    Sources,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+    FLAVOUR_LABEL,
+    ImageError,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import (
+    Loaded,
+    Pulled,
+    pulled_by_digest,
+)
 
 FILES = Path(__file__).resolve().parents[2] / "roles" / "image" / "files"
 RECIPE = json.loads((FILES / "flavours/gh200/build.json").read_text(encoding="utf-8"))
@@ -34,7 +54,9 @@ Answer = tuple[int, str, str]
 
 
 class Docker:
-    """Stands for the docker client: it answers by the words of the command line, and remembers what it was asked."""
+    """Stands for the docker client: it answers by the words of the command line, and remembers what
+    it was asked.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
@@ -61,30 +83,64 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
 
 
 def image(
-    identifier: str = "sha256:1", architecture: str = "arm64", labels: dict[str, str] | None = None, digests: tuple[str, ...] = ()
+    identifier: str = "sha256:1",
+    architecture: str = "arm64",
+    labels: dict[str, str] | None = None,
+    digests: tuple[str, ...] = (),
 ) -> Answer:
     config = {"Labels": {FLAVOUR_LABEL: "gh200", **(labels or {})}}
-    return 0, json.dumps([{"Id": identifier, "Config": config, "Architecture": architecture, "RepoDigests": list(digests)}]), ""
+    return (
+        0,
+        json.dumps(
+            [
+                {
+                    "Id": identifier,
+                    "Config": config,
+                    "Architecture": architecture,
+                    "RepoDigests": list(digests),
+                }
+            ]
+        ),
+        "",
+    )
 
 
 def elf(machine: int = 183) -> bytes:
-    return b"\x7fELF\x02\x01\x01" + bytes(9) + (2).to_bytes(2, "little") + machine.to_bytes(2, "little") + bytes(44)
+    return (
+        b"\x7fELF\x02\x01\x01"
+        + bytes(9)
+        + (2).to_bytes(2, "little")
+        + machine.to_bytes(2, "little")
+        + bytes(44)
+    )
 
 
-# --- platforms -----------------------------------------------------------------------------------------------------------
+# --- platforms ------------------------------------------------------------------------------------
 
 
 def test_a_platform_is_an_architecture(docker: Docker) -> None:
-    assert image_parts.architecture_of(None) == "amd64" and image_parts.architecture_of("linux/arm64") == "arm64"
+    assert (
+        image_parts.architecture_of(None) == "amd64"
+        and image_parts.architecture_of("linux/arm64") == "arm64"
+    )
     for wrong in ("arm64", "linux/riscv64", "windows/amd64", "linux/arm64/v8"):
-        with pytest.raises(ImageError, match="set sgl_image_platform to linux/amd64 or linux/arm64"):
+        with pytest.raises(
+            ImageError, match="set sgl_image_platform to linux/amd64 or linux/arm64"
+        ):
             image_parts.architecture_of(wrong)
 
 
-def test_another_architecture_needs_an_emulator(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_architecture_needs_an_emulator(
+    docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(image_parts, "_EMULATORS", str(tmp_path))
     image_parts.need_emulator("amd64")
-    with pytest.raises(ImageError, match="apt-get install qemu-user-static binfmt-support.*update-binfmts --enable qemu-aarch64"):
+    with pytest.raises(
+        ImageError,
+        match=(
+            "apt-get install qemu-user-static binfmt-support.*update-binfmts --enable qemu-aarch64"
+        ),
+    ):
         image_parts.need_emulator("arm64")
     (tmp_path / "qemu-aarch64").touch()
     image_parts.need_emulator("arm64")
@@ -120,17 +176,38 @@ def test_a_references_repository(reference: str, repository: str) -> None:
 
 
 def test_the_digest_that_a_tag_stood_for_is_the_registrys() -> None:
-    there = {"id": "sha256:1", "repo_digests": ["mirror.example/other@sha256:0", f"docker.io/lmsysorg/sglang@{DIGEST}"]}
+    there = {
+        "id": "sha256:1",
+        "repo_digests": ["mirror.example/other@sha256:0", f"docker.io/lmsysorg/sglang@{DIGEST}"],
+    }
     assert image_parts.digest_of("lmsysorg/sglang:dev", there) == DIGEST
     assert image_parts.digest_of("lmsysorg/sglang@sha256:9", there) == "sha256:9"
     # Docker leaves out the name of its own registry.
-    for reference, known in (("docker.io/lmsysorg/sglang:dev", "lmsysorg/sglang"), ("docker.io/library/debian:12", "debian")):
-        assert image_parts.digest_of(reference, {"id": "sha256:1", "repo_digests": [f"{known}@{DIGEST}"]}) == DIGEST
-    assert image_parts.digest_of("sglang-base:bookworm", {"id": "sha256:1", "repo_digests": []}) == "sha256:1"
+    for reference, known in (
+        ("docker.io/lmsysorg/sglang:dev", "lmsysorg/sglang"),
+        ("docker.io/library/debian:12", "debian"),
+    ):
+        assert (
+            image_parts.digest_of(
+                reference, {"id": "sha256:1", "repo_digests": [f"{known}@{DIGEST}"]}
+            )
+            == DIGEST
+        )
+    assert (
+        image_parts.digest_of("sglang-base:bookworm", {"id": "sha256:1", "repo_digests": []})
+        == "sha256:1"
+    )
 
 
 def manifest(*platforms: str) -> Answer:
-    entries = [{"Descriptor": {"platform": dict(zip(("os", "architecture"), name.split("/"), strict=True))}} for name in platforms]
+    entries = [
+        {
+            "Descriptor": {
+                "platform": dict(zip(("os", "architecture"), name.split("/"), strict=True))
+            }
+        }
+        for name in platforms
+    ]
     return 0, json.dumps(entries if len(entries) > 1 else entries[0]), ""
 
 
@@ -153,8 +230,10 @@ def test_a_base_without_the_platform_is_refused_before_it_is_pulled(docker: Dock
     docker.answers = {"manifest inspect": manifest("linux/amd64", "linux/s390x")}
     with pytest.raises(ImageError) as caught:
         image_parts.pull(DockerCli(docker), "lmsysorg/sglang:dev", "arm64", "sgl_image_base")
-    assert str(caught.value) == (
-        "lmsysorg/sglang:dev has no image for linux/arm64, only for linux/amd64, linux/s390x: set sgl_image_base to one that has"
+    assert (
+        str(caught.value)
+        == "lmsysorg/sglang:dev has no image for linux/arm64, only for linux/amd64, linux/s390x:"
+        " set sgl_image_base to one that has"
     )
     assert not [line for line in docker.asked if line.startswith("pull")]
 
@@ -162,8 +241,14 @@ def test_a_base_without_the_platform_is_refused_before_it_is_pulled(docker: Dock
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("no matching manifest for linux/arm64/v8 in the manifest list entries", "has no image for linux/arm64: set sgl_image_base"),
-        ("Get https://x/v2/: dial tcp: lookup x: no such host", "cannot be pulled: .*no such host.*or with `docker load`"),
+        (
+            "no matching manifest for linux/arm64/v8 in the manifest list entries",
+            "has no image for linux/arm64: set sgl_image_base",
+        ),
+        (
+            "Get https://x/v2/: dial tcp: lookup x: no such host",
+            "cannot be pulled: .*no such host.*or with `docker load`",
+        ),
     ],
 )
 def test_a_pull_that_fails_is_told_with_its_remedy(docker: Docker, error: str, words: str) -> None:
@@ -173,16 +258,20 @@ def test_a_pull_that_fails_is_told_with_its_remedy(docker: Docker, error: str, w
         image_parts.pull(DockerCli(docker), "lmsysorg/sglang:dev", "arm64", "sgl_image_base")
 
 
-def test_what_is_here_is_not_pulled_and_what_is_here_for_another_platform_is(docker: Docker) -> None:
+def test_what_is_here_is_not_pulled_and_what_is_here_for_another_platform_is(
+    docker: Docker,
+) -> None:
     docker.answers = {"image inspect": image(), "pull": (0, "", "")}
     assert image_parts.pull(DockerCli(docker), "a/b:c", "arm64", "x")["id"] == "sha256:1"
     assert docker.asked == ["image inspect a/b:c"]
-    with pytest.raises(ImageError, match="a/b:c is for arm64, not for linux/amd64: set x to one that has"):
+    with pytest.raises(
+        ImageError, match="a/b:c is for arm64, not for linux/amd64: set x to one that has"
+    ):
         image_parts.pull(DockerCli(docker), "a/b:c", "amd64", "x")
     assert "pull --quiet --platform linux/amd64 a/b:c" in docker.asked
 
 
-# --- the check of what came --------------------------------------------------------------------------------------------------
+# --- the check of what came -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -190,7 +279,10 @@ def copying(docker: Docker, tmp_path: Path) -> Path:
     """A docker whose `cp` gives what lies in the returned folder under the program's name."""
     folder = tmp_path / "programs"
     folder.mkdir()
-    script = f'#!/bin/sh\nname="${{3##*/}}"\n[ -e "{folder}/$name" ] || exit 1\nexec /bin/tar --create --directory "{folder}" "$name"\n'
+    script = (
+        f'#!/bin/sh\nname="${{3##*/}}"\n[ -e "{folder}/$name" ] || exit 1\nexec /bin/tar --create'
+        f' --directory "{folder}" "$name"\n'
+    )
     (tmp_path / "bin" / "docker").write_text(script)
     docker.answers = {"create": (0, "c1\n", ""), "rm c1": (0, "", "")}
     return folder
@@ -212,9 +304,14 @@ def test_an_image_whose_programs_are_all_for_it_passes(docker: Docker, copying: 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(elf(62), "prometheus in x is a program for amd64, and the image says arm64"), (b"#!/bin/sh" + bytes(99), "for no Linux")],
+    [
+        (elf(62), "prometheus in x is a program for amd64, and the image says arm64"),
+        (b"#!/bin/sh" + bytes(99), "for no Linux"),
+    ],
 )
-def test_a_program_of_another_architecture_is_named(docker: Docker, copying: Path, content: bytes, words: str) -> None:
+def test_a_program_of_another_architecture_is_named(
+    docker: Docker, copying: Path, content: bytes, words: str
+) -> None:
     (copying / "prometheus").write_bytes(content)
     (copying / "node_exporter").write_bytes(elf())
     with pytest.raises(ImageError, match=words):
@@ -230,12 +327,14 @@ def test_a_program_of_another_architecture_is_named(docker: Docker, copying: Pat
         ({"labels": {FLAVOUR_LABEL: ""}}, "not one that this collection built"),
     ],
 )
-def test_an_image_that_is_another_one_is_refused(docker: Docker, copying: Path, options: dict[str, Any], words: str) -> None:
+def test_an_image_that_is_another_one_is_refused(
+    docker: Docker, copying: Path, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ImageError, match=words):
         image_parts.check_image(DockerCli(docker), described(docker, **options), "arm64", "gh200")
 
 
-# --- release archives ----------------------------------------------------------------------------------------------------
+# --- release archives -----------------------------------------------------------------------------
 
 
 def archive(content: bytes = elf(), program: str = "prometheus") -> bytes:
@@ -248,7 +347,9 @@ def archive(content: bytes = elf(), program: str = "prometheus") -> bytes:
 
 
 def wanted(url: str, content: bytes) -> image_downloads.Archive:
-    return image_downloads.Archive("prometheus", url, "prometheus", hashlib.sha256(content).hexdigest())
+    return image_downloads.Archive(
+        "prometheus", url, "prometheus", hashlib.sha256(content).hexdigest()
+    )
 
 
 class Mirror:
@@ -273,7 +374,13 @@ class Mirror:
                 begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
                 part = mirror.content[begin:]
                 self.send_response(416 if asked and not part else 206 if asked else 200)
-                self.send_header(*(("Transfer-Encoding", "chunked") if mirror.chunked else ("Content-Length", str(len(part)))))
+                self.send_header(
+                    *(
+                        ("Transfer-Encoding", "chunked")
+                        if mirror.chunked
+                        else ("Content-Length", str(len(part)))
+                    )
+                )
                 if mirror.encoding:
                     self.send_header("Content-Encoding", mirror.encoding)
                 self.end_headers()
@@ -293,7 +400,9 @@ class Mirror:
 
 @pytest.fixture(autouse=True)
 def opener(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ansible's open_url leaves its opener, with the proxies of a test, to whatever else this process asks for."""
+    """Ansible's open_url leaves its opener, with the proxies of a test, to whatever else this
+    process asks for.
+    """
     monkeypatch.setattr(urllib.request, "_opener", None)
 
 
@@ -302,7 +411,9 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     made = Mirror(archive())
-    thread = threading.Thread(target=functools.partial(made.server.serve_forever, poll_interval=0.01))
+    thread = threading.Thread(
+        target=functools.partial(made.server.serve_forever, poll_interval=0.01)
+    )
     thread.start()
     yield made
     made.server.shutdown()
@@ -321,7 +432,9 @@ def test_an_archive_is_fetched_checked_and_unpacked_once(mirror: Mirror, tmp_pat
 
 
 @pytest.mark.parametrize("begun", [1, 100, None], ids=["one byte", "a hundred", "all of it"])
-def test_a_download_goes_on_where_it_was_cut_off(mirror: Mirror, tmp_path: Path, begun: int | None) -> None:
+def test_a_download_goes_on_where_it_was_cut_off(
+    mirror: Mirror, tmp_path: Path, begun: int | None
+) -> None:
     one = wanted(f"{mirror.address}/p.tar.gz", mirror.content)
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "p.tar.gz").write_bytes(mirror.content[:begun])
@@ -334,7 +447,13 @@ def test_what_came_before_the_connection_broke_is_kept(mirror: Mirror, tmp_path:
     one = wanted(f"{mirror.address}/p.tar.gz", mirror.content)
     mirror.breaks_after = 40
     for kept in (40, 80):
-        with pytest.raises(ImageError, match=f"cut off, and goes on after {kept} bytes when this is run again; set sgl_download_mirror"):
+        with pytest.raises(
+            ImageError,
+            match=(
+                f"cut off, and goes on after {kept} bytes when this is run again; set"
+                " sgl_download_mirror"
+            ),
+        ):
             image_downloads.provide(one, str(tmp_path), "arm64", None, None)
     mirror.breaks_after = None
     image_downloads.provide(one, str(tmp_path), "arm64", None, None)
@@ -342,28 +461,46 @@ def test_what_came_before_the_connection_broke_is_kept(mirror: Mirror, tmp_path:
     assert Path(image_downloads.program(one, str(tmp_path))).read_bytes() == elf()
 
 
-def test_a_connection_that_breaks_without_a_promised_length_is_told(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_connection_that_breaks_without_a_promised_length_is_told(
+    mirror: Mirror, tmp_path: Path
+) -> None:
     mirror.breaks_after, mirror.chunked = 40, True
     with pytest.raises(ImageError, match="cut off"):
-        image_downloads.provide(wanted(f"{mirror.address}/p.tar.gz", mirror.content), str(tmp_path), "arm64", None, None)
+        image_downloads.provide(
+            wanted(f"{mirror.address}/p.tar.gz", mirror.content), str(tmp_path), "arm64", None, None
+        )
 
 
-def test_an_archive_stays_packed_whatever_the_mirror_calls_its_packing(mirror: Mirror, tmp_path: Path) -> None:
+def test_an_archive_stays_packed_whatever_the_mirror_calls_its_packing(
+    mirror: Mirror, tmp_path: Path
+) -> None:
     mirror.encoding = "gzip"
     one = wanted(f"{mirror.address}/p.tar.gz", mirror.content)
     image_downloads.provide(one, str(tmp_path), "arm64", None, None)
     assert Path(image_downloads.program(one, str(tmp_path))).read_bytes() == elf()
 
 
-@pytest.mark.parametrize("content", [b"something else", None], ids=["another file", "nothing there"])
-def test_a_mirrors_password_is_not_told(mirror: Mirror, tmp_path: Path, content: bytes | None) -> None:
-    address = mirror.address.replace("http://", "http://bob:s3cret@") if content else "http://bob:s3cret@127.0.0.1:9"
+@pytest.mark.parametrize(
+    "content", [b"something else", None], ids=["another file", "nothing there"]
+)
+def test_a_mirrors_password_is_not_told(
+    mirror: Mirror, tmp_path: Path, content: bytes | None
+) -> None:
+    address = (
+        mirror.address.replace("http://", "http://bob:s3cret@")
+        if content
+        else "http://bob:s3cret@127.0.0.1:9"
+    )
     with pytest.raises(ImageError) as caught:
-        image_downloads.provide(wanted(f"{address}/p.tar.gz", b"wanted"), str(tmp_path), "arm64", None, None)
+        image_downloads.provide(
+            wanted(f"{address}/p.tar.gz", b"wanted"), str(tmp_path), "arm64", None, None
+        )
     assert "s3cret" not in str(caught.value) and "http://127.0.0.1:" in str(caught.value)
 
 
-def test_what_a_killed_unpacking_left_is_removed_by_the_next_build(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_unpacking_left_is_removed_by_the_next_build(
+    docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packed = archive()
     (tmp_path / "p.tar.gz").write_bytes(packed)
 
@@ -375,7 +512,9 @@ def test_what_a_killed_unpacking_left_is_removed_by_the_next_build(docker: Docke
         patch.setattr(image_downloads.os, "replace", killed)
         patch.setattr(image_downloads.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
-            image_downloads.provide(wanted("https://x/p.tar.gz", packed), str(cache), "arm64", str(tmp_path), None)
+            image_downloads.provide(
+                wanted("https://x/p.tar.gz", packed), str(cache), "arm64", str(tmp_path), None
+            )
     assert list(cache.glob("**/*.partial"))
     with gh200(docker, tmp_path).alone():
         assert not list(cache.glob("**/*.partial"))
@@ -383,12 +522,18 @@ def test_what_a_killed_unpacking_left_is_removed_by_the_next_build(docker: Docke
 
 def test_another_file_than_the_wanted_one_is_thrown_away(mirror: Mirror, tmp_path: Path) -> None:
     one = wanted(f"{mirror.address}/p.tar.gz", b"something else")
-    with pytest.raises(ImageError, match=f"gave another file than the one wanted.*wanted {one.sha256}"):
+    with pytest.raises(
+        ImageError, match=f"gave another file than the one wanted.*wanted {one.sha256}"
+    ):
         image_downloads.provide(one, str(tmp_path), "arm64", None, None)
-    assert list((tmp_path / "downloads").iterdir()) == [] and not os.path.exists(image_downloads.program(one, str(tmp_path)))
+    assert list((tmp_path / "downloads").iterdir()) == [] and not os.path.exists(
+        image_downloads.program(one, str(tmp_path))
+    )
 
 
-def test_an_archive_that_was_brought_is_checked_and_not_fetched(mirror: Mirror, tmp_path: Path) -> None:
+def test_an_archive_that_was_brought_is_checked_and_not_fetched(
+    mirror: Mirror, tmp_path: Path
+) -> None:
     brought = tmp_path / "brought"
     brought.mkdir()
     (brought / "p.tar.gz").write_bytes(mirror.content)
@@ -396,21 +541,43 @@ def test_an_archive_that_was_brought_is_checked_and_not_fetched(mirror: Mirror, 
     image_downloads.provide(one, str(tmp_path), "arm64", str(brought), None)
     assert mirror.ranges == [] and (brought / "p.tar.gz").exists()
     (brought / "q.tar.gz").write_bytes(b"another")
-    with pytest.raises(ImageError, match="q.tar.gz is another file than the one wanted: bring the right one"):
-        image_downloads.provide(wanted(f"{mirror.address}/q.tar.gz", mirror.content + b"x"), str(tmp_path), "arm64", str(brought), None)
+    with pytest.raises(
+        ImageError, match="q.tar.gz is another file than the one wanted: bring the right one"
+    ):
+        image_downloads.provide(
+            wanted(f"{mirror.address}/q.tar.gz", mirror.content + b"x"),
+            str(tmp_path),
+            "arm64",
+            str(brought),
+            None,
+        )
 
 
 def test_what_cannot_be_fetched_is_told_with_both_remedies(mirror: Mirror, tmp_path: Path) -> None:
     nowhere = wanted("http://127.0.0.1:9/p.tar.gz", b"")
-    with pytest.raises(ImageError, match="cannot be fetched: .*set sgl_download_mirror.*put p.tar.gz into a folder.*sgl_download_dir"):
+    with pytest.raises(
+        ImageError,
+        match=(
+            "cannot be fetched: .*set sgl_download_mirror.*put p.tar.gz into a"
+            " folder.*sgl_download_dir"
+        ),
+    ):
         image_downloads.provide(nowhere, str(tmp_path), "arm64", None, None)
 
 
-def test_the_proxy_of_the_environment_is_used(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_of_the_environment_is_used(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", mirror.address)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    image_downloads.provide(wanted("http://releases.example/p.tar.gz", mirror.content), str(tmp_path), "arm64", None, None)
+    image_downloads.provide(
+        wanted("http://releases.example/p.tar.gz", mirror.content),
+        str(tmp_path),
+        "arm64",
+        None,
+        None,
+    )
     assert mirror.proxied == ["http://releases.example/p.tar.gz"]
 
 
@@ -424,7 +591,9 @@ def test_the_proxy_of_the_environment_is_used(mirror: Mirror, tmp_path: Path, mo
         (archive()[:-40], "cannot be unpacked"),
     ],
 )
-def test_an_archive_that_holds_something_else_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_an_archive_that_holds_something_else_is_refused(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     (tmp_path / "p.tar.gz").write_bytes(content)
     one = wanted("https://releases.example/p.tar.gz", content)
     with pytest.raises(ImageError, match=words):
@@ -434,30 +603,47 @@ def test_an_archive_that_holds_something_else_is_refused(tmp_path: Path, content
 
 @pytest.mark.parametrize("architecture", ["amd64", "arm64"])
 def test_the_recipes_archives_are_pinned_or_asked_for(architecture: str) -> None:
-    given: dict[str, Any] = {name: {"sha256": "0" * 64} for name, entry in RECIPE["downloads"].items() if not entry["sha256"][architecture]}
+    given: dict[str, Any] = {
+        name: {"sha256": "0" * 64}
+        for name, entry in RECIPE["downloads"].items()
+        if not entry["sha256"][architecture]
+    }
     found = {one.name: one for one in image_downloads.archives(RECIPE, given, architecture, None)}
     assert {name: entry["version"] for name, entry in RECIPE["downloads"].items()} == {
         "prometheus": "3.5.0", "node_exporter": "1.9.1", "jaeger": "1.73.0",
     }  # fmt: skip
     assert set(found) == set(RECIPE["downloads"]) and set(given) <= {"jaeger"}
     for one in found.values():
-        assert one.url.startswith("https://github.com/") and one.file.endswith(f"linux-{architecture}.tar.gz") and len(one.sha256) == 64
+        assert (
+            one.url.startswith("https://github.com/")
+            and one.file.endswith(f"linux-{architecture}.tar.gz")
+            and len(one.sha256) == 64
+        )
 
 
 def test_a_digest_that_nobody_pinned_is_asked_of_the_operator() -> None:
     with pytest.raises(ImageError) as caught:
         image_downloads.archives(RECIPE, {}, "arm64", None)
-    assert str(caught.value) == (
-        "no digest of jaeger-1.73.0-linux-arm64.tar.gz is pinned: take it from jaeger-1.73.0.sha256sum.txt of that release, and set "
-        "sgl_image_downloads: {jaeger: {sha256: ...}}"
+    assert (
+        str(caught.value) == "no digest of jaeger-1.73.0-linux-arm64.tar.gz is pinned: take it from"
+        " jaeger-1.73.0.sha256sum.txt of that release, and set sgl_image_downloads: {jaeger:"
+        " {sha256: ...}}"
     )
 
 
 def test_a_mirror_has_the_same_paths() -> None:
     given = {"jaeger": {"sha256": "0" * 64}}
-    plain, mirrored = (image_downloads.archives(RECIPE, given, "arm64", mirror) for mirror in (None, "https://mirror.example/github/"))
-    assert [one.url.replace("https://mirror.example/github/", "https://github.com/") for one in mirrored] == [one.url for one in plain]
-    assert all(one.url.startswith("https://mirror.example/github/p") or "jaeger" in one.url for one in mirrored)
+    plain, mirrored = (
+        image_downloads.archives(RECIPE, given, "arm64", mirror)
+        for mirror in (None, "https://mirror.example/github/")
+    )
+    assert [
+        one.url.replace("https://mirror.example/github/", "https://github.com/") for one in mirrored
+    ] == [one.url for one in plain]
+    assert all(
+        one.url.startswith("https://mirror.example/github/p") or "jaeger" in one.url
+        for one in mirrored
+    )
 
 
 @pytest.mark.parametrize(
@@ -471,12 +657,14 @@ def test_a_mirror_has_the_same_paths() -> None:
         ({"prometheus": "3.6.0"}, "takes version and sha256"),
     ],
 )  # fmt: skip
-def test_what_the_operator_gives_for_an_archive_is_checked(given: dict[str, Any], words: str) -> None:
+def test_what_the_operator_gives_for_an_archive_is_checked(
+    given: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ImageError, match=words.replace("(", r"\(")):
         image_downloads.archives(RECIPE, {"jaeger": {"sha256": "0" * 64}, **given}, "arm64", None)
 
 
-# --- the build -----------------------------------------------------------------------------------------------------------
+# --- the build ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -488,10 +676,26 @@ def context(tmp_path: Path) -> Path:
     return tmp_path / "context"
 
 
-def gh200(docker: Docker, tmp_path: Path, base: str | None = None, platform: str | None = "linux/arm64", **sources: Any) -> ImageBuild:
+def gh200(
+    docker: Docker,
+    tmp_path: Path,
+    base: str | None = None,
+    platform: str | None = "linux/arm64",
+    **sources: Any,
+) -> ImageBuild:
     (tmp_path / "cache").mkdir(exist_ok=True)
     given = {"downloads": {"jaeger": {"sha256": "0" * 64}}, **sources}
-    return ImageBuild(docker, "box:gh200", "gh200", "sha256:a", base, "bookworm", str(tmp_path / "cache"), platform, Sources(**given))
+    return ImageBuild(
+        docker,
+        "box:gh200",
+        "gh200",
+        "sha256:a",
+        base,
+        "bookworm",
+        str(tmp_path / "cache"),
+        platform,
+        Sources(**given),
+    )
 
 
 def have(build: ImageBuild, context: Path) -> None:
@@ -502,7 +706,9 @@ def have(build: ImageBuild, context: Path) -> None:
         program.write_bytes(elf())
 
 
-def test_a_recipes_steps_come_one_after_the_other(docker: Docker, tmp_path: Path, context: Path) -> None:
+def test_a_recipes_steps_come_one_after_the_other(
+    docker: Docker, tmp_path: Path, context: Path
+) -> None:
     build = gh200(docker, tmp_path)
     assert build.next_step(str(context)) == "base"
     docker.answers["image inspect lmsysorg/sglang:dev"] = image()
@@ -516,25 +722,40 @@ def test_a_recipes_steps_come_one_after_the_other(docker: Docker, tmp_path: Path
     assert build.next_step(str(context)) == "build"
 
 
-def test_an_archive_without_a_digest_is_told_before_any_download(docker: Docker, tmp_path: Path, context: Path) -> None:
+def test_an_archive_without_a_digest_is_told_before_any_download(
+    docker: Docker, tmp_path: Path, context: Path
+) -> None:
     with pytest.raises(ImageError, match="no digest of jaeger"):
         gh200(docker, tmp_path, downloads={}).next_step(str(context))
 
 
-def test_every_base_is_had_by_its_own_variable(docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_base_is_had_by_its_own_variable(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(image_parts, "need_emulator", lambda architecture: None)
     pulled: list[tuple[str, str, str]] = []
     monkeypatch.setattr(
-        image_parts, "pull", lambda client, reference, architecture, variable: pulled.append((reference, architecture, variable))
+        image_parts,
+        "pull",
+        lambda client, reference, architecture, variable: pulled.append(
+            (reference, architecture, variable)
+        ),
     )
-    gh200(docker, tmp_path, f"lmsysorg/sglang@{DIGEST}", stages={"DCGM_IMAGE": "mirror.example/dcgm:1"}).make_base(str(context))
+    gh200(
+        docker,
+        tmp_path,
+        f"lmsysorg/sglang@{DIGEST}",
+        stages={"DCGM_IMAGE": "mirror.example/dcgm:1"},
+    ).make_base(str(context))
     assert pulled == [
         (f"lmsysorg/sglang@{DIGEST}", "arm64", "sgl_image_base"),
         ("mirror.example/dcgm:1", "arm64", "sgl_image_dcgm"),
     ]
 
 
-def build_command(build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def build_command(
+    build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     commands: list[list[str]] = []
 
     def step(what: str, command: list[str], environment: dict[str, str]) -> None:
@@ -555,7 +776,9 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
 ) -> None:
     for name in ("http_proxy", "HTTPS_PROXY", "no_proxy"):
         monkeypatch.setenv(name, f"value-of-{name}")
-    docker.answers["image inspect lmsysorg/sglang:dev"] = image(digests=(f"lmsysorg/sglang@{DIGEST}",))
+    docker.answers["image inspect lmsysorg/sglang:dev"] = image(
+        digests=(f"lmsysorg/sglang@{DIGEST}",)
+    )
     command = build_command(gh200(docker, tmp_path), docker, context, monkeypatch)
     for argument in (
         "BASE=lmsysorg/sglang:dev", "BASE_NAME=lmsysorg/sglang:dev", f"BASE_DIGEST={DIGEST}",
@@ -563,34 +786,60 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
         "http_proxy", "HTTPS_PROXY", "no_proxy",
     ):  # fmt: skip
         assert command[command.index(argument) - 1] == "--build-arg"
-    assert not [word for word in command if "value-of" in word], "everybody sees a command line, and a proxy's address may hold a password"
+    assert not [word for word in command if "value-of" in word], (
+        "everybody sees a command line, and a proxy's address may hold a password"
+    )
     assert command[command.index("--platform") + 1] == "linux/arm64"
-    assert sorted(os.listdir(context / "programs")) == ["jaeger-all-in-one", "node_exporter", "prometheus"]
+    assert sorted(os.listdir(context / "programs")) == [
+        "jaeger-all-in-one",
+        "node_exporter",
+        "prometheus",
+    ]
 
 
-def test_the_hosts_own_platform_is_not_named(docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hosts_own_platform_is_not_named(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     docker.answers["image inspect lmsysorg/sglang:dev"] = image(architecture="amd64")
     with pytest.raises(
-        ImageError, match="box:gh200 is for arm64, and linux/amd64 is wanted: its base lmsysorg/sglang:dev is the wrong one"
+        ImageError,
+        match=(
+            "box:gh200 is for arm64, and linux/amd64 is wanted: its base lmsysorg/sglang:dev is the"
+            " wrong one"
+        ),
     ):
         build_command(gh200(docker, tmp_path, platform=None), docker, context, monkeypatch)
-    assert docker.asked[-1] == "image rm box:gh200", "the next run would take it for a good one by its label"
+    assert docker.asked[-1] == "image rm box:gh200", (
+        "the next run would take it for a good one by its label"
+    )
 
 
 @pytest.mark.parametrize("place", ["sglang", "other"])
-def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(tmp_path: Path, place: str) -> None:
+def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(
+    tmp_path: Path, place: str
+) -> None:
     # A base image that has an environment of its own in /opt/sglang: SGLang's, or another one's.
     for name in {"sglang", place}:
         venv.create(tmp_path / name, symlinks=True)
     own = next((tmp_path / place / "lib").iterdir()) / "site-packages"
     (own / "sglang-1.dist-info").mkdir()
-    (own / "sglang-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang\nVersion: 1\n")
+    (own / "sglang-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: sglang\nVersion: 1\n"
+    )
     (tmp_path / "wheels").mkdir()
-    text = (FILES / "flavours/gh200/adopt_python.py").read_text(encoding="utf-8").replace('"/opt/', f'"{tmp_path}/')
+    text = (
+        (FILES / "flavours/gh200/adopt_python.py")
+        .read_text(encoding="utf-8")
+        .replace('"/opt/', f'"{tmp_path}/')
+    )
     base = Path(sys.executable).resolve().stat()
     done = run_program([tmp_path / place / "bin/python3", "-c", text, tmp_path / "wheels"])
     assert done.returncode == 0, done.stderr
-    asked = [tmp_path / "sglang/bin/python", "-c", "import importlib.metadata as m; print(m.version('sglang'))"]
+    asked = [
+        tmp_path / "sglang/bin/python",
+        "-c",
+        "import importlib.metadata as m; print(m.version('sglang'))",
+    ]
     assert run_program(asked).stdout == "1\n"
     assert (base.st_size, base.st_mtime_ns) == (
         Path(sys.executable).resolve().stat().st_size,
@@ -599,24 +848,37 @@ def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(tm
 
 
 def run_program(command: list[Any]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=30, check=False
+    )
 
 
 def test_an_architectures_own_requirements_stand_instead(docker: Docker, tmp_path: Path) -> None:
     folder = tmp_path / "context" / "flavours" / "local"
     folder.mkdir(parents=True)
     (folder / "requirements.txt").write_text(
-        "# x\na==1 \\\n    --hash=sha256:01 \\\n    --hash=sha256:02\ntorch==2 \\\n    --hash=sha256:03\nz==1 --hash=sha256:04\n"
+        "# x\na==1 \\\n    --hash=sha256:01 \\\n    --hash=sha256:02\ntorch==2 \\\n   "
+        " --hash=sha256:03\nz==1 --hash=sha256:04\n"
     )
     (folder / "requirements.arm64.txt").write_text("# y\ntorch==1.9 \\\n    --hash=sha256:05\n")
     text = {}
     for wanted_platform in ("linux/amd64", "linux/arm64"):
-        build = ImageBuild(docker, "box:local", "local", "sha256:a", None, "bookworm", str(tmp_path), wanted_platform)
+        build = ImageBuild(
+            docker,
+            "box:local",
+            "local",
+            "sha256:a",
+            None,
+            "bookworm",
+            str(tmp_path),
+            wanted_platform,
+        )
         text[wanted_platform] = build._requirements(str(tmp_path / "context"))
     assert text["linux/amd64"] == (folder / "requirements.txt").read_text()
     assert (
         text["linux/arm64"]
-        == "# x\na==1 \\\n    --hash=sha256:01 \\\n    --hash=sha256:02\ntorch==1.9 \\\n    --hash=sha256:05\nz==1 --hash=sha256:04\n"
+        == "# x\na==1 \\\n    --hash=sha256:01 \\\n    --hash=sha256:02\ntorch==1.9 \\\n   "
+        " --hash=sha256:05\nz==1 --hash=sha256:04\n"
     )
 
 
@@ -627,18 +889,25 @@ def test_wheels_of_another_architecture_are_kept_apart(
     for build in (own, other):
         monkeypatch.setattr(build, "_step", lambda what, command: None)
         build.fetch_wheels(str(context))
-    assert {os.path.basename(build._wheelhouse(str(context))) for build in (own, other)} == set(os.listdir(own.build_dir))
+    assert {os.path.basename(build._wheelhouse(str(context))) for build in (own, other)} == set(
+        os.listdir(own.build_dir)
+    )
     assert os.path.basename(other._wheelhouse(str(context))).startswith("wheelhouse-arm64-")
 
 
 def test_a_debian_base_is_named_for_its_architecture(docker: Docker, tmp_path: Path) -> None:
     def base(platform: str | None) -> str:
-        return ImageBuild(docker, "box:local", "local", "sha256:a", None, "bookworm", str(tmp_path), platform)._bases({})["BASE"]
+        return ImageBuild(
+            docker, "box:local", "local", "sha256:a", None, "bookworm", str(tmp_path), platform
+        )._bases({})["BASE"]
 
-    assert base(None) == base("linux/amd64") == "sglang-base:bookworm" and base("linux/arm64") == "sglang-base:bookworm-arm64"
+    assert (
+        base(None) == base("linux/amd64") == "sglang-base:bookworm"
+        and base("linux/arm64") == "sglang-base:bookworm-arm64"
+    )
 
 
-# --- registries and archives -----------------------------------------------------------------------------------------------
+# --- registries and archives ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -650,10 +919,19 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("options", "asks"),
-    [({}, False), ({"platform": "linux/arm64"}, False), ({"platform": "linux/amd64"}, True), ({"flavour": "local"}, True)],
+    [
+        ({}, False),
+        ({"platform": "linux/arm64"}, False),
+        ({"platform": "linux/amd64"}, True),
+        ({"flavour": "local"}, True),
+    ],
 )
-def test_a_found_image_of_another_kind_is_looked_at_on_the_host(docker: Docker, options: dict[str, str], asks: bool) -> None:
-    docker.answers["image inspect box:gh200"] = image(digests=(f"registry.example/sglang-dev@{DIGEST}",))
+def test_a_found_image_of_another_kind_is_looked_at_on_the_host(
+    docker: Docker, options: dict[str, str], asks: bool
+) -> None:
+    docker.answers["image inspect box:gh200"] = image(
+        digests=(f"registry.example/sglang-dev@{DIGEST}",)
+    )
     found = DockerCli(docker).image("box:gh200")
     action = object.__new__(ActionModule)
     asked: list[dict[str, Any]] = []
@@ -664,7 +942,13 @@ def test_a_found_image_of_another_kind_is_looked_at_on_the_host(docker: Docker, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(action, "_module", module)
-        given = {"name": "box:gh200", "source": "pull", "flavour": "gh200", "pull": f"registry.example/sglang-dev@{DIGEST}", **options}
+        given = {
+            "name": "box:gh200",
+            "source": "pull",
+            "flavour": "gh200",
+            "pull": f"registry.example/sglang-dev@{DIGEST}",
+            **options,
+        }
         action._taken(given, found, None)
     assert bool(asked) is asks
 
@@ -673,30 +957,52 @@ def test_an_image_is_known_by_the_digest_that_it_was_pulled_by(docker: Docker) -
     reference = f"registry.example/sglang-dev@{DIGEST}"
     source = Pulled(docker, "box:gh200", "gh200", "linux/arm64", reference)
     assert source.is_current(source.found()) is False
-    docker.answers["image inspect box:gh200"] = image(digests=(f"elsewhere.example/sglang-dev@{DIGEST}",))
+    docker.answers["image inspect box:gh200"] = image(
+        digests=(f"elsewhere.example/sglang-dev@{DIGEST}",)
+    )
     found = source.found()
-    assert source.is_current(found) is True and found is not None and pulled_by_digest(found, reference)
+    assert (
+        source.is_current(found) is True
+        and found is not None
+        and pulled_by_digest(found, reference)
+    )
     assert source.warning(found) is None
-    docker.answers["image inspect box:gh200"] = image(architecture="amd64", digests=(f"elsewhere.example/sglang-dev@{DIGEST}",))
-    assert source.is_current(source.found()) is False, "a digest may be that of an image for several platforms"
-    docker.answers["image inspect box:gh200"] = image(digests=("registry.example/sglang-dev@sha256:0",))
+    docker.answers["image inspect box:gh200"] = image(
+        architecture="amd64", digests=(f"elsewhere.example/sglang-dev@{DIGEST}",)
+    )
+    assert source.is_current(source.found()) is False, (
+        "a digest may be that of an image for several platforms"
+    )
+    docker.answers["image inspect box:gh200"] = image(
+        digests=("registry.example/sglang-dev@sha256:0",)
+    )
     assert source.is_current(source.found()) is False
 
 
 def test_a_tag_is_taken_with_a_warning_and_not_followed(docker: Docker, unchecked: None) -> None:
-    source = Pulled(docker, "box:gh200", "gh200", "linux/arm64", "registry.example/sglang-dev:stable")
-    docker.answers["image inspect registry.example/sglang-dev:stable"] = image(digests=(f"registry.example/sglang-dev@{DIGEST}",))
+    source = Pulled(
+        docker, "box:gh200", "gh200", "linux/arm64", "registry.example/sglang-dev:stable"
+    )
+    docker.answers["image inspect registry.example/sglang-dev:stable"] = image(
+        digests=(f"registry.example/sglang-dev@{DIGEST}",)
+    )
     docker.answers["tag registry.example/sglang-dev:stable box:gh200"] = (0, "", "")
     assert source.is_current(None) is False
-    docker.answers["image inspect box:gh200"] = image(digests=(f"registry.example/sglang-dev@{DIGEST}",))
+    docker.answers["image inspect box:gh200"] = image(
+        digests=(f"registry.example/sglang-dev@{DIGEST}",)
+    )
     made = source.make()
     assert source.is_current(made) is True
-    assert f"set sgl_image_pull to registry.example/sglang-dev@{DIGEST}" in (source.warning(made) or "")
+    assert f"set sgl_image_pull to registry.example/sglang-dev@{DIGEST}" in (
+        source.warning(made) or ""
+    )
     docker.answers["image inspect box:gh200"] = image("sha256:2")
     assert source.is_current(source.found()) is False
 
 
-def test_an_image_whose_name_is_its_reference_is_not_taken_for_a_good_one_once_it_was_refused(docker: Docker) -> None:
+def test_an_image_whose_name_is_its_reference_is_not_taken_for_a_good_one_once_it_was_refused(
+    docker: Docker,
+) -> None:
     name = "registry.example/sglang-dev:stable"
     docker.answers[f"image inspect {name}"] = image(labels={FLAVOUR_LABEL: "local"})
     source = Pulled(docker, name, "gh200", "linux/arm64", name)
@@ -729,11 +1035,15 @@ def loaded(docker: Docker, tmp_path: Path, saved: Path, sha256: str | None = Non
     return Loaded(docker, "box:gh200", "gh200", "linux/arm64", str(saved), sha256, str(tmp_path))
 
 
-def test_an_archive_is_loaded_once(docker: Docker, tmp_path: Path, saved: Path, unchecked: None) -> None:
+def test_an_archive_is_loaded_once(
+    docker: Docker, tmp_path: Path, saved: Path, unchecked: None
+) -> None:
     source = loaded(docker, tmp_path, saved)
     assert source.is_current(source.found()) is False
     docker.answers["image inspect box:gh200"] = image()
-    assert source.is_current(source.found()) is False, "an image of that name that came from elsewhere"
+    assert source.is_current(source.found()) is False, (
+        "an image of that name that came from elsewhere"
+    )
     assert source.make()["id"] == "sha256:1"
     assert source.is_current(source.found()) is True
     saved.unlink()
@@ -748,13 +1058,18 @@ def test_an_archive_is_held_to_its_digest(
     docker: Docker, tmp_path: Path, saved: Path, unchecked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hashlib.sha256(b"an archive").hexdigest()
-    with pytest.raises(ImageError, match=f"has the sha256 digest {digest}, and sgl_image_archive_sha256 is {'0' * 64}"):
+    with pytest.raises(
+        ImageError,
+        match=f"has the sha256 digest {digest}, and sgl_image_archive_sha256 is {'0' * 64}",
+    ):
         loaded(docker, tmp_path, saved, "0" * 64).make()
     assert not [line for line in docker.asked if line.startswith("load")]
     docker.answers["image inspect box:gh200"] = image()
     loaded(docker, tmp_path, saved).make()
     source = loaded(docker, tmp_path, saved, f"sha256:{digest.upper()}")
-    assert source.is_current(source.found()) is True, "what was loaded without a digest has the wanted one"
+    assert source.is_current(source.found()) is True, (
+        "what was loaded without a digest has the wanted one"
+    )
     source.settle()
     with monkeypatch.context() as patch:
         patch.setattr(Loaded, "_digest", lambda self: pytest.fail("the archive is read once more"))
@@ -764,18 +1079,25 @@ def test_an_archive_is_held_to_its_digest(
     assert source.is_current(source.found()) is False, "another platform is wanted than was loaded"
     docker.answers["image inspect box:gh200"] = image()
     saved.rename(tmp_path / "moved.tar")
-    assert loaded(docker, tmp_path, tmp_path / "moved.tar", digest).is_current(source.found()) is True
+    assert (
+        loaded(docker, tmp_path, tmp_path / "moved.tar", digest).is_current(source.found()) is True
+    )
     assert loaded(docker, tmp_path, saved, "0" * 64).is_current(source.found()) is False
 
 
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("Loaded image: a:1\nLoaded image: b:1\n", r"holds 2 images \(a:1, b:1\), none of them box:gh200: set sgl_image"),
+        (
+            "Loaded image: a:1\nLoaded image: b:1\n",
+            r"holds 2 images \(a:1, b:1\), none of them box:gh200: set sgl_image",
+        ),
         ("", "holds 0 images"),
     ],
 )
-def test_an_archive_with_other_images_is_refused(docker: Docker, tmp_path: Path, saved: Path, said: str, words: str) -> None:
+def test_an_archive_with_other_images_is_refused(
+    docker: Docker, tmp_path: Path, saved: Path, said: str, words: str
+) -> None:
     docker.answers["load --input"] = (0, said, "")
     with pytest.raises(ImageError, match=words):
         loaded(docker, tmp_path, saved).make()
@@ -783,7 +1105,12 @@ def test_an_archive_with_other_images_is_refused(docker: Docker, tmp_path: Path,
 
 def test_an_archive_that_is_not_there_is_told(docker: Docker, tmp_path: Path) -> None:
     source = loaded(docker, tmp_path, tmp_path / "none.tar")
-    with pytest.raises(ImageError, match=r"there is no archive .*none\.tar on this host: put it there, or set sgl_image_archive"):
+    with pytest.raises(
+        ImageError,
+        match=(
+            r"there is no archive .*none\.tar on this host: put it there, or set sgl_image_archive"
+        ),
+    ):
         source.make()
     docker.answers["load --input"] = (1, "", "open /x: no such file or directory")
     (tmp_path / "none.tar").touch()

@@ -69,7 +69,9 @@ def test_other_content_is_another_image(context: Path, change: Callable[[Path], 
     assert of(context) != first
 
 
-@pytest.mark.parametrize("options", [{"base_name": "other:1"}, {"base_suite": "trixie"}, {"flavour": "gh200"}])
+@pytest.mark.parametrize(
+    "options", [{"base_name": "other:1"}, {"base_suite": "trixie"}, {"flavour": "gh200"}]
+)
 def test_other_options_make_another_image(context: Path, options: dict[str, str]) -> None:
     assert of(context, **options) != of(context)
 
@@ -77,9 +79,16 @@ def test_other_options_make_another_image(context: Path, options: dict[str, str]
 def test_the_archive_holds_one_flavour_and_no_owner_or_time(context: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(pack(str(context), "local"))) as archive:
         entries = {entry.name: entry for entry in archive}
-    assert sorted(entries) == ["Dockerfile", "flavours/local/flavour.json", "sgl_admin/bin/sgl-admin", "sgl_admin/src/a.py"]
+    assert sorted(entries) == [
+        "Dockerfile",
+        "flavours/local/flavour.json",
+        "sgl_admin/bin/sgl-admin",
+        "sgl_admin/src/a.py",
+    ]
     assert {(entry.uid, entry.gid, entry.mtime) for entry in entries.values()} == {(0, 0, 0)}
-    assert {name: entry.mode for name, entry in entries.items() if entry.mode != 0o644} == {"sgl_admin/bin/sgl-admin": 0o755}
+    assert {name: entry.mode for name, entry in entries.items() if entry.mode != 0o644} == {
+        "sgl_admin/bin/sgl-admin": 0o755
+    }
 
 
 @pytest.mark.parametrize("flavour", ["gh300", "", "../flavours/local", "."])

@@ -1,4 +1,6 @@
-"""The role image with sgl_image_source: share, as Ansible runs it over several hosts; what a host does is a double."""
+"""The role image with sgl_image_source: share, as Ansible runs it over several hosts; what a host
+does is a double.
+"""
 
 from __future__ import annotations
 
@@ -49,20 +51,31 @@ class Checkout:
         self.root = folder / "checkout"
         self._folder = folder / "hosts"
         self._folder.mkdir()
-        for name in ("roles/image", "plugins/filter", "plugins/module_utils", "plugins/plugin_utils"):
+        for name in (
+            "roles/image",
+            "plugins/filter",
+            "plugins/module_utils",
+            "plugins/plugin_utils",
+        ):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).symlink_to(ROOT / name)
         (self.root / "plugins" / "action").symlink_to(DOUBLES)
         collections = self.root / ".ansible" / "collections" / "ansible_collections" / "slice_bench"
         collections.mkdir(parents=True)
         (collections / "sglang").symlink_to(self.root)
-        (self.root / "ansible.cfg").write_text("[defaults]\ncollections_path = .ansible/collections\n")
+        (self.root / "ansible.cfg").write_text(
+            "[defaults]\ncollections_path = .ansible/collections\n"
+        )
 
     def run(self, hosts: dict[str, dict[str, Any]], serial: str = "100%") -> Ran:
-        """Run it on these hosts; for each, its variable `double`, and whether it `has` the image."""
+        """Run it on these hosts; for each, its variable `double`, and whether it `has` the image.
+        """
         found = {}
         for name, told in hosts.items():
-            image = {"name": told.get("image", "sglang-dev:x"), "labels": {LABEL: f"sha256:{told.get('kind', 'a') * 64}"}}
+            image = {
+                "name": told.get("image", "sglang-dev:x"),
+                "labels": {LABEL: f"sha256:{told.get('kind', 'a') * 64}"},
+            }
             if told.get("has"):
                 (self._folder / f"{name}.image").touch()
             found[name] = {
@@ -74,19 +87,41 @@ class Checkout:
                     "run": {"live": False},
                 },
             }
-        shared = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "sgl_image_source": "share"}
+        shared = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "sgl_image_source": "share",
+        }
         variables = {**shared, "double_folder": str(self._folder)}
         (self.root / "play.yml").write_text(PLAY.replace("SERIAL", serial))
-        (self.root / "hosts.json").write_text(json.dumps({"sglang": {"hosts": found, "vars": variables}}))
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "SGL_"))}
+        (self.root / "hosts.json").write_text(
+            json.dumps({"sglang": {"hosts": found, "vars": variables}})
+        )
+        ours = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("ANSIBLE_", "SGL_"))
+        }
         done = subprocess.run(
-            [str(Path(sys.executable).with_name("ansible-playbook")), "play.yml", "-i", "hosts.json"],
-            cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+            [
+                str(Path(sys.executable).with_name("ansible-playbook")),
+                "play.yml",
+                "-i",
+                "hosts.json",
+            ],
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
             env={**ours, "ANSIBLE_CONFIG": str(self.root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        )  # fmt: skip
+        )
         log = self._folder / "log"
         has = {path.stem for path in self._folder.glob("*.image")}
-        return Ran(done.returncode, done.stdout, log.read_text().splitlines() if log.exists() else [], has)
+        return Ran(
+            done.returncode, done.stdout, log.read_text().splitlines() if log.exists() else [], has
+        )
 
 
 @pytest.fixture
@@ -101,11 +136,17 @@ LACKS: dict[str, Any] = {}
 def test_where_nobody_has_it_one_builds_it_for_all(checkout: Checkout) -> None:
     ran = checkout.run({"one": LACKS, "two": LACKS, "three": LACKS})
     assert ran.code == 0, ran.output
-    assert ran.log == ["one builds", "one gives sglang-dev:x"] and ran.has == {"one", "two", "three"}
+    assert ran.log == ["one builds", "one gives sglang-dev:x"] and ran.has == {
+        "one",
+        "two",
+        "three",
+    }
 
 
 def test_a_host_that_has_it_gives_it_once_and_nobody_builds(checkout: Checkout) -> None:
-    ran = checkout.run({"one": LACKS, "two": {**HAS, "image": "sglang-dev:two"}, "three": HAS, "four": LACKS})
+    ran = checkout.run(
+        {"one": LACKS, "two": {**HAS, "image": "sglang-dev:two"}, "three": HAS, "four": LACKS}
+    )
     assert ran.code == 0, ran.output
     assert ran.log == ["two gives sglang-dev:two"] and ran.has == {"one", "two", "three", "four"}
 
@@ -116,40 +157,89 @@ def test_where_all_have_it_nobody_gives_it(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["give_fails", "unreachable"])
-def test_where_it_cannot_be_given_the_first_that_lacks_it_builds_it(checkout: Checkout, trouble: str) -> None:
-    ran = checkout.run({"one": {**HAS, trouble: "no room on this host"}, "two": LACKS, "three": LACKS})
+def test_where_it_cannot_be_given_the_first_that_lacks_it_builds_it(
+    checkout: Checkout, trouble: str
+) -> None:
+    ran = checkout.run(
+        {"one": {**HAS, trouble: "no room on this host"}, "two": LACKS, "three": LACKS}
+    )
     assert ran.code == 0, ran.output
-    assert ran.log == ["one gives sglang-dev:x", "two builds", "two gives sglang-dev:x"] and ran.has == {"one", "two", "three"}
-    assert re.search("one has the image and could not give it: .*no room on this host", ran.output), ran.output
+    assert ran.log == [
+        "one gives sglang-dev:x",
+        "two builds",
+        "two gives sglang-dev:x",
+    ] and ran.has == {"one", "two", "three"}
+    assert re.search(
+        "one has the image and could not give it: .*no room on this host", ran.output
+    ), ran.output
     assert "unreachable=1" not in ran.output, "who asks is not gone because another one is"
 
 
-def test_where_the_builder_fails_the_next_one_builds_and_nobody_is_asked_again(checkout: Checkout) -> None:
+def test_where_the_builder_fails_the_next_one_builds_and_nobody_is_asked_again(
+    checkout: Checkout,
+) -> None:
     broken = {"build_fails": "no space for the build"}
-    ran = checkout.run({"zero": {**HAS, "give_fails": "x"}, "one": broken, "two": broken, "three": LACKS, "four": LACKS})
+    ran = checkout.run(
+        {
+            "zero": {**HAS, "give_fails": "x"},
+            "one": broken,
+            "two": broken,
+            "three": LACKS,
+            "four": LACKS,
+        }
+    )
     assert ran.code == 2 and "no space for the build" in ran.output
-    assert ran.log == ["zero gives sglang-dev:x", "one builds", "two builds", "three builds", "three gives sglang-dev:x"]
+    assert ran.log == [
+        "zero gives sglang-dev:x",
+        "one builds",
+        "two builds",
+        "three builds",
+        "three gives sglang-dev:x",
+    ]
     assert ran.has == {"zero", "three", "four"}
 
 
 def test_where_what_was_built_cannot_be_given_each_builds_its_own(checkout: Checkout) -> None:
     ran = checkout.run({"one": {"give_fails": "the registry is down"}, "two": LACKS})
     assert ran.code == 0, ran.output
-    assert ran.log == ["one builds", "one gives sglang-dev:x", "two builds", "two gives sglang-dev:x"] and ran.has == {"one", "two"}
+    assert ran.log == [
+        "one builds",
+        "one gives sglang-dev:x",
+        "two builds",
+        "two gives sglang-dev:x",
+    ] and ran.has == {"one", "two"}
     assert "one built the image and could not give it: the registry is down" in ran.output
 
 
 @pytest.mark.parametrize("has", ["one", "three"])
-def test_it_is_given_across_batches_by_one_whose_turn_was_or_comes(checkout: Checkout, has: str) -> None:
-    ran = checkout.run({name: HAS if name == has else LACKS for name in ("one", "two", "three")}, serial="1")
+def test_it_is_given_across_batches_by_one_whose_turn_was_or_comes(
+    checkout: Checkout, has: str
+) -> None:
+    ran = checkout.run(
+        {name: HAS if name == has else LACKS for name in ("one", "two", "three")}, serial="1"
+    )
     assert ran.code == 0, ran.output
     assert ran.log == [f"{has} gives sglang-dev:x"] and ran.has == {"one", "two", "three"}
 
 
 def test_hosts_of_another_kind_have_their_own(checkout: Checkout) -> None:
-    ran = checkout.run({"one": HAS, "two": {"kind": "b"}, "three": {"architecture": "x86_64"}, "four": LACKS, "five": {"kind": "b"}})
+    ran = checkout.run(
+        {
+            "one": HAS,
+            "two": {"kind": "b"},
+            "three": {"architecture": "x86_64"},
+            "four": LACKS,
+            "five": {"kind": "b"},
+        }
+    )
     assert ran.code == 0, ran.output
     assert sorted(ran.log) == sorted(
-        ["one gives sglang-dev:x", "two builds", "two gives sglang-dev:x", "three builds", "three gives sglang-dev:x"]
+        [
+            "one gives sglang-dev:x",
+            "two builds",
+            "two gives sglang-dev:x",
+            "three builds",
+            "three gives sglang-dev:x",
+        ]
     )
     assert ran.has == {"one", "two", "three", "four", "five"}

@@ -1,4 +1,6 @@
-"""Digests of a model: what was read is not read again, what differs is named, and no record makes a wrong model a verified one."""
+"""Digests of a model: what was read is not read again, what differs is named, and no record makes a
+wrong model a verified one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import MEMO, RECORD, quick, verify
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
+    MEMO,
+    RECORD,
+    quick,
+    verify,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +53,9 @@ def refused(path: Path, **options: Any) -> str:
 
 
 def size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.iterdir() if file.name not in model_digests.OURS)
+    return sum(
+        file.stat().st_size for file in path.iterdir() if file.name not in model_digests.OURS
+    )
 
 
 def sha256(path: Path) -> str:
@@ -57,19 +66,31 @@ def shard(path: Path, number: int = 1) -> Path:
     return path / f"model-0000{number}-of-0000{SHARDS}.safetensors"
 
 
-# --- records ---------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def test_without_a_record_only_a_full_reading_makes_one(path: Path) -> None:
     found = verify(str(path))
     assert not found.recorded and not found.verified and found.bytes_read == 0
-    assert sorted(os.listdir(path)) == ["config.json", *(shard(path, n).name for n in range(1, 5)), INDEX, "tokenizer.json"]
+    assert sorted(os.listdir(path)) == [
+        "config.json",
+        *(shard(path, n).name for n in range(1, 5)),
+        INDEX,
+        "tokenizer.json",
+    ]
     found = verify(str(path), full=True)
-    assert found.wrote_record and found.recorded and found.verified and found.bytes_read == size_of(path)
+    assert (
+        found.wrote_record
+        and found.recorded
+        and found.verified
+        and found.bytes_read == size_of(path)
+    )
     record = json.loads((path / RECORD).read_bytes())
     assert record["schema_version"] == "1" and record["source"] == {"kind": "first use"}
     wanted = {
-        file.name: {"sha256": sha256(file), "size": file.stat().st_size} for file in path.iterdir() if file.name not in (RECORD, MEMO)
+        file.name: {"sha256": sha256(file), "size": file.stat().st_size}
+        for file in path.iterdir()
+        if file.name not in (RECORD, MEMO)
     }
     assert record["files"] == wanted
 
@@ -92,7 +113,12 @@ def test_a_copy_is_not_vouched_for(recorded: Path, tmp_path: Path) -> None:
     """The memo travels with a copy that keeps the times, but the inodes are others."""
     shutil.copytree(recorded, tmp_path / "copy", copy_function=shutil.copy2)
     found = quick(str(tmp_path / "copy"))
-    assert found.recorded and not found.verified and found.sound and len(found.unverified) == found.files
+    assert (
+        found.recorded
+        and not found.verified
+        and found.sound
+        and len(found.unverified) == found.files
+    )
 
 
 def test_a_flipped_byte_is_found_and_named(recorded: Path) -> None:
@@ -100,7 +126,11 @@ def test_a_flipped_byte_is_found_and_named(recorded: Path) -> None:
     flip(shard(recorded, 3))
     text = refused(recorded)
     assert shard(recorded, 3).name in text and shard(recorded, 2).name not in text
-    assert expected[:12] in text and sha256(shard(recorded, 3))[:12] in text and "only these are copied" in text
+    assert (
+        expected[:12] in text
+        and sha256(shard(recorded, 3))[:12] in text
+        and "only these are copied" in text
+    )
     assert quick(str(recorded)).damaged == [shard(recorded, 3).name]
     # It is known by now: nothing is read to say so again.
     shard(recorded, 3).chmod(0o664)
@@ -120,9 +150,13 @@ def test_missing_and_cut_files_are_named_without_reading(recorded: Path) -> None
     (recorded / "tokenizer.json").unlink()
     os.utime(shard(recorded, 3))
     found = quick(str(recorded))
-    assert found.missing == [shard(recorded, 1).name, "tokenizer.json"] and found.size_changed == {shard(recorded, 2).name: 100}
+    assert found.missing == [shard(recorded, 1).name, "tokenizer.json"] and found.size_changed == {
+        shard(recorded, 2).name: 100
+    }
     text = refused(recorded)
-    assert "3 of 7 files" in text and "tokenizer.json (missing)" in text and "100 bytes, not" in text
+    assert (
+        "3 of 7 files" in text and "tokenizer.json (missing)" in text and "100 bytes, not" in text
+    )
     assert quick(str(recorded)).unverified == [shard(recorded, 3).name]
 
 
@@ -175,7 +209,7 @@ def test_the_hubs_cache_tells_the_digests_by_its_links(path: Path, tmp_path: Pat
     assert "tokenizer.json" in refused(snapshot)
 
 
-# --- interrupted -----------------------------------------------------------------------------------------------------
+# --- interrupted ----------------------------------------------------------------------------------
 
 
 def test_slices_come_to_the_end_and_read_nothing_twice(path: Path) -> None:
@@ -186,7 +220,9 @@ def test_slices_come_to_the_end_and_read_nothing_twice(path: Path) -> None:
         if found.done:
             break
         assert not found.verified and found.bytes_done == sum(reads)
-    assert found.done and found.verified and sum(reads) == size_of(path) and len(reads) == SHARDS + 3
+    assert (
+        found.done and found.verified and sum(reads) == size_of(path) and len(reads) == SHARDS + 3
+    )
 
 
 def test_a_full_reading_after_a_quick_one_reads_all(recorded: Path) -> None:
@@ -202,7 +238,9 @@ def test_progress_is_told(recorded: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", range(1, 8))
-def test_a_reading_that_breaks_off_keeps_what_it_read(recorded: Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+def test_a_reading_that_breaks_off_keeps_what_it_read(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
     """An exception in the middle, as an interrupt of the user is one."""
     note, count = model_digests.Memo.note, 0
 
@@ -223,18 +261,16 @@ def test_a_reading_that_breaks_off_keeps_what_it_read(recorded: Path, monkeypatc
 
 
 def test_a_killed_reading_loses_at_most_what_is_being_read(recorded: Path) -> None:
-    """SIGKILL after the fourth file; each is noted at once here, where a second of reading would be too much to make."""
+    """SIGKILL after the fourth file; each is noted at once here, where a second of reading would be
+    too much to make.
+    """
     program = (
-        "import os, signal, sys\n"
-        "sys.path.insert(0, sys.argv[1] + '/.ansible/collections')\n"
-        "from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests as m\n"
-        "m._SAVE_EVERY_S, note, seen = 0, m.Memo.note, []\n"
-        "def noted(memo, name, entry):\n"
-        "    note(memo, name, entry)\n"
-        "    seen.append(name)\n"
-        "    len(seen) == 4 and os.kill(os.getpid(), signal.SIGKILL)\n"
-        "m.Memo.note = noted\n"
-        "m.verify(sys.argv[2], full=True, jobs=1)\n"
+        "import os, signal, sys\nsys.path.insert(0, sys.argv[1] + '/.ansible/collections')\nfrom"
+        " ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests as"
+        " m\nm._SAVE_EVERY_S, note, seen = 0, m.Memo.note, []\ndef noted(memo, name, entry):\n   "
+        " note(memo, name, entry)\n    seen.append(name)\n    len(seen) == 4 and"
+        " os.kill(os.getpid(), signal.SIGKILL)\nm.Memo.note = noted\nm.verify(sys.argv[2],"
+        " full=True, jobs=1)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(ROOT), str(recorded)], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -243,8 +279,12 @@ def test_a_killed_reading_loses_at_most_what_is_being_read(recorded: Path) -> No
     assert found.verified and found.bytes_read < size_of(recorded), "the full reading goes on"
 
 
-def test_two_processes_that_write_the_same_do_not_meet(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other writes and renames its file after this one has written its own, and before it renames it."""
+def test_two_processes_that_write_the_same_do_not_meet(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other writes and renames its file after this one has written its own, and before it
+    renames it.
+    """
     file = path / MEMO
     rename = os.rename
 
@@ -270,12 +310,16 @@ def test_what_a_killed_writer_left_goes_and_is_no_file_of_the_model(path: Path) 
     left, other = path / f"{MEMO}.{ended.pid}.tmp", path / f"{MEMO}.{os.getppid()}.tmp"
     for file in (left, other):
         file.write_text("{")
-    assert list(model_digests.model_names(str(path))) == before and not model_digests.may_count(left.name)
+    assert list(model_digests.model_names(str(path))) == before and not model_digests.may_count(
+        left.name
+    )
     model_digests.write_json(str(path / MEMO), {})
     assert not left.exists() and other.exists()
 
 
-def test_a_memo_that_cannot_be_written_is_a_warning(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memo_that_cannot_be_written_is_a_warning(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (recorded / MEMO).unlink()
 
     def refuse(*_: Any) -> None:
@@ -288,7 +332,9 @@ def test_a_memo_that_cannot_be_written_is_a_warning(recorded: Path, monkeypatch:
     assert shard(recorded).name in refused(recorded)
 
 
-def test_a_file_that_changes_while_it_is_read_is_no_verdict(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_no_verdict(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fstat, seen = os.fstat, []
 
     def changing(fd: int) -> os.stat_result:
@@ -306,15 +352,39 @@ def test_a_file_that_changes_while_it_is_read_is_no_verdict(recorded: Path, monk
     assert "changed while it was read" in refused(recorded)
 
 
-# --- records that nobody wrote for good ------------------------------------------------------------------------------
+# --- records that nobody wrote for good -----------------------------------------------------------
 
 SHA = st.sampled_from(["a" * 64, "A" * 64, "a" * 63, "", "b" * 40])
-VALUES = st.none() | st.booleans() | st.integers(-1, 2**70) | st.text(max_size=5) | SHA | st.floats() | st.lists(st.integers(), max_size=2)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 2**70)
+    | st.text(max_size=5)
+    | SHA
+    | st.floats()
+    | st.lists(st.integers(), max_size=2)
+)
 NAMES = st.sampled_from(
-    ["config.json", INDEX, RECORD, MEMO, "../x", "/etc/passwd", ".", "", "a//b", "x\0", "\ud800", "config.json/x", "n" * 5000]
+    [
+        "config.json",
+        INDEX,
+        RECORD,
+        MEMO,
+        "../x",
+        "/etc/passwd",
+        ".",
+        "",
+        "a//b",
+        "x\0",
+        "\ud800",
+        "config.json/x",
+        "n" * 5000,
+    ]
 )
 FILES = st.dictionaries(
-    NAMES | st.text(max_size=4), VALUES | st.dictionaries(st.sampled_from(["sha256", "git_sha1", "size"]), VALUES), max_size=4
+    NAMES | st.text(max_size=4),
+    VALUES | st.dictionaries(st.sampled_from(["sha256", "git_sha1", "size"]), VALUES),
+    max_size=4,
 )
 DOCUMENTS = st.fixed_dictionaries(
     {},
@@ -325,17 +395,34 @@ DOCUMENTS = st.fixed_dictionaries(
         "full_since": VALUES,
     },
 )
-BYTES = st.binary(max_size=30) | DOCUMENTS.map(lambda value: json.dumps(value).encode()) | st.just(b"[" * 100_000)
+BYTES = (
+    st.binary(max_size=30)
+    | DOCUMENTS.map(lambda value: json.dumps(value).encode())
+    | st.just(b"[" * 100_000)
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(record=st.none() | BYTES, memo=st.none() | BYTES, metadata=st.none() | st.binary(max_size=120), full=st.booleans())
+@given(
+    record=st.none() | BYTES,
+    memo=st.none() | BYTES,
+    metadata=st.none() | st.binary(max_size=120),
+    full=st.booleans(),
+)
 def test_no_record_and_no_memo_is_a_traceback_or_a_wrong_verdict(
-    tmp_path_factory: pytest.TempPathFactory, record: bytes | None, memo: bytes | None, metadata: bytes | None, full: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    record: bytes | None,
+    memo: bytes | None,
+    metadata: bytes | None,
+    full: bool,
 ) -> None:
     path = tmp_path_factory.mktemp("hostile")
     make_model(path, 1, 10)
-    for name, data in ((RECORD, record), (MEMO, memo), (f"{model_digests.HUB_METADATA}/config.json.metadata", metadata)):
+    for name, data in (
+        (RECORD, record),
+        (MEMO, memo),
+        (f"{model_digests.HUB_METADATA}/config.json.metadata", metadata),
+    ):
         if data is not None:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(data)
@@ -354,15 +441,21 @@ def test_no_record_and_no_memo_is_a_traceback_or_a_wrong_verdict(
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_verified_model_has_the_recorded_bytes(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Whatever happens to the files and the two records in between: verified means that the digests are those of the record."""
+def test_a_verified_model_has_the_recorded_bytes(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever happens to the files and the two records in between: verified means that the digests
+    are those of the record.
+    """
     path = tmp_path_factory.mktemp("any")
     files = [*make_model(path, 2, 20), path / "config.json", path / INDEX]
     verify(str(path), full=True)
     original = json.loads((path / RECORD).read_bytes())["files"]
     for _ in range(data.draw(st.integers(1, 4))):
         file = data.draw(st.sampled_from(files))
-        step = data.draw(st.sampled_from(["flip", "touch", "cut", "remove", "forget", "swap", "verify", "full"]))
+        step = data.draw(
+            st.sampled_from(["flip", "touch", "cut", "remove", "forget", "swap", "verify", "full"])
+        )
         if not file.exists() or (step == "flip" and not file.stat().st_size):
             continue
         if step == "flip":
@@ -388,6 +481,9 @@ def test_a_verified_model_has_the_recorded_bytes(tmp_path_factory: pytest.TempPa
         verified = verify(str(path)).verified
     except ModelError:
         verified = False
-    same = all((path / name).exists() and sha256(path / name) == value["sha256"] for name, value in original.items())
+    same = all(
+        (path / name).exists() and sha256(path / name) == value["sha256"]
+        for name, value in original.items()
+    )
     assert verified == same
     shutil.rmtree(path)

@@ -1,4 +1,6 @@
-"""The model's folder: whole ones are described, all others refused in a sentence that names the thing and the remedy."""
+"""The model's folder: whole ones are described, all others refused in a sentence that names the
+thing and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files, tiny_model
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError, ModelMissing, inspect_model
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+    ModelError,
+    ModelMissing,
+    inspect_model,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +85,9 @@ def test_identity_formula(path: Path) -> None:
     config, index = (path / "config.json").read_bytes(), (path / tiny_model.INDEX).read_bytes()
     text = b"config.json\0" + str(len(config)).encode() + b"\0" + config
     with_index = text + b"model.safetensors.index.json\0" + str(len(index)).encode() + b"\0" + index
-    assert model_files.model_identity(str(path)) == "sha256:" + hashlib.sha256(with_index).hexdigest()
+    assert (
+        model_files.model_identity(str(path)) == "sha256:" + hashlib.sha256(with_index).hexdigest()
+    )
     single_file(path)
     assert model_files.model_identity(str(path)) == "sha256:" + hashlib.sha256(text).hexdigest()
     assert inspect_model(str(path))["identity"] == model_files.model_identity(str(path))
@@ -110,7 +118,10 @@ def test_single_file_model(path: Path) -> None:
 
 
 def test_missing_folder_is_an_error_of_its_own(models: Path) -> None:
-    with pytest.raises(ModelMissing, match=f"the model {models}/gone does not exist: put the model there, or set sgl_model"):
+    with pytest.raises(
+        ModelMissing,
+        match=f"the model {models}/gone does not exist: put the model there, or set sgl_model",
+    ):
         inspect_model(str(models / "gone"))
     (models / "link").symlink_to("gone")
     with pytest.raises(ModelMissing, match="is a dangling symbolic link"):
@@ -155,7 +166,9 @@ def test_malformed_json(path: Path, name: str, data: bytes, words: str) -> None:
     assert f"{path / name} {words}" in text and "copy or download the model again" in text
 
 
-@pytest.mark.parametrize("value", [None, [], "Qwen3ForCausalLM", [1], [""], ["../x"], {"a": 1}, [["deep"]]])
+@pytest.mark.parametrize(
+    "value", [None, [], "Qwen3ForCausalLM", [1], [""], ["../x"], {"a": 1}, [["deep"]]]
+)
 def test_no_architecture(path: Path, value: object) -> None:
     edit(path / "config.json", lambda config: config.update(architectures=value))
     assert f"{path}/config.json names no architecture (architectures is " in refused(path)
@@ -169,13 +182,19 @@ def test_no_weight_map(path: Path, value: object) -> None:
 
 @pytest.mark.parametrize("value", [None, 1, "", [], {}, "a\0b", "\ud800"])
 def test_a_shard_name_of_a_wrong_type(path: Path, value: object) -> None:
-    edit(path / tiny_model.INDEX, lambda index: index["weight_map"].update({"model.norm.weight": value}))
+    edit(
+        path / tiny_model.INDEX,
+        lambda index: index["weight_map"].update({"model.norm.weight": value}),
+    )
     assert 'as the file of "model.norm.weight": copy or download' in refused(path)
 
 
 @pytest.mark.parametrize("value", ["../other/model.safetensors", "/etc/passwd", "a/../../b", ".."])
 def test_a_shard_outside_the_folder(path: Path, value: str) -> None:
-    edit(path / tiny_model.INDEX, lambda index: index["weight_map"].update({"model.norm.weight": value}))
+    edit(
+        path / tiny_model.INDEX,
+        lambda index: index["weight_map"].update({"model.norm.weight": value}),
+    )
     assert f"names the shard {json.dumps(value)}, which lies outside its folder" in refused(path)
 
 
@@ -198,20 +217,32 @@ def test_a_shard_that_is_cut_off(path: Path, length: int) -> None:
     shard = path / tiny_model.SHARDS[0]
     data = shard.read_bytes()
     shard.write_bytes(data[:length])
-    reason = {0: "empty", 4: "no safetensors file", 9: "cut off at 9 bytes", 500: "cut off at 500 bytes"}
+    reason = {
+        0: "empty",
+        4: "no safetensors file",
+        9: "cut off at 9 bytes",
+        500: "cut off at 500 bytes",
+    }
     wanted = reason.get(length, f"cut off: {len(data) - 1} of {len(data)} bytes")
-    assert f"damaged weights in 1 of 2 shards: {shard.name} ({wanted}): copy or download these again" in refused(path)
+    assert (
+        f"damaged weights in 1 of 2 shards: {shard.name} ({wanted}): copy or download these again"
+        in refused(path)
+    )
 
 
 @pytest.mark.parametrize("offsets", [[None, 80], [0, "80"], [0], [0, -1], [0, 10**30]])
 def test_a_header_that_gives_a_tensor_no_place(path: Path, offsets: list[object]) -> None:
-    """Where such a tensor ends is unknown: the others' ends must not pass for the end of the file."""
+    """Where such a tensor ends is unknown: the others' ends must not pass for the end of the file.
+    """
     header = json.dumps({"a": {"data_offsets": [0, 40]}, "b": {"data_offsets": offsets}}).encode()
     (path / tiny_model.SHARDS[0]).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 40)
     assert f"{tiny_model.SHARDS[0]} (its header gives a tensor no place)" in refused(path)
 
 
-@pytest.mark.parametrize("data", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", struct.pack("<Q", 4) + b"[12]"])
+@pytest.mark.parametrize(
+    "data",
+    [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", struct.pack("<Q", 4) + b"[12]"],
+)
 def test_a_shard_that_is_something_else(path: Path, data: bytes) -> None:
     """A clone without git-lfs has text files in the place of the weights."""
     (path / tiny_model.SHARDS[0]).write_bytes(data)
@@ -237,9 +268,19 @@ def test_a_config_that_is_a_fifo_does_not_block(path: Path) -> None:
 @pytest.mark.parametrize(
     ("tp", "count", "name", "words"),
     [
-        (2, 1, "NVIDIA GH200 480GB", "tp 2 needs 2 devices, this host has 1 (NVIDIA GH200 480GB): set sgl_tp: 1,"),
+        (
+            2,
+            1,
+            "NVIDIA GH200 480GB",
+            "tp 2 needs 2 devices, this host has 1 (NVIDIA GH200 480GB): set sgl_tp: 1,",
+        ),
         (2, 0, "", "tp 2 needs 2 devices, this host has 1 (CPU): set sgl_tp: 1,"),
-        (8, 4, "NVIDIA H200", "tp 8 needs 8 devices, this host has 4 (NVIDIA H200): set sgl_tp: 4 or less,"),
+        (
+            8,
+            4,
+            "NVIDIA H200",
+            "tp 8 needs 8 devices, this host has 4 (NVIDIA H200): set sgl_tp: 4 or less,",
+        ),
         (0, 1, "CPU", "tp 0 is not a number of devices: set sgl_tp to 1 or more"),
         (-1, 1, "CPU", "tp -1 is not a number of devices"),
     ],
@@ -255,7 +296,10 @@ def test_tp_is_checked_before_the_folder(models: Path) -> None:
 def test_tp_must_divide_the_heads(path: Path) -> None:
     edit(path / "config.json", lambda config: config.update(num_attention_heads=6))
     text = refused(path, tp=4, device_count=8)
-    assert text == f"tp 4 does not divide the 6 attention heads (num_attention_heads) of {path}/config.json: set sgl_tp: 3"
+    assert (
+        text == "tp 4 does not divide the 6 attention heads (num_attention_heads) of"
+        f" {path}/config.json: set sgl_tp: 3"
+    )
     assert inspect_model(str(path), tp=6, device_count=8)["shards"] == 2
 
 
@@ -307,8 +351,12 @@ def test_a_model_must_be_below_the_mounted_root(path: Path, models: Path, tmp_pa
     assert "is not below" in refused(tmp_path / "models" / ".." / "x", root=str(models))
 
 
-def test_links_that_dangle_in_the_container_are_refused(path: Path, models: Path, tmp_path: Path) -> None:
-    """The container sees the root at another place, so an absolute link is dead there though it works here."""
+def test_links_that_dangle_in_the_container_are_refused(
+    path: Path, models: Path, tmp_path: Path
+) -> None:
+    """The container sees the root at another place, so an absolute link is dead there though it
+    works here.
+    """
     link = models / "org" / "link"
     for target in (str(path), str(tmp_path / "elsewhere"), "../../elsewhere"):
         link.unlink(missing_ok=True)
@@ -322,7 +370,9 @@ def test_links_that_dangle_in_the_container_are_refused(path: Path, models: Path
     assert inspect_model(str(link), root=str(models))["slug"] == "link"
 
 
-def test_shards_that_are_links_are_followed_as_the_container_would(path: Path, models: Path, tmp_path: Path) -> None:
+def test_shards_that_are_links_are_followed_as_the_container_would(
+    path: Path, models: Path, tmp_path: Path
+) -> None:
     """The Hugging Face cache keeps files in blobs/ and relative links to them."""
     shard = path / tiny_model.SHARDS[0]
     blobs = models / "blobs"
@@ -333,7 +383,10 @@ def test_shards_that_are_links_are_followed_as_the_container_would(path: Path, m
     shard.unlink()
     shard.symlink_to(blobs / "abc")
     text = refused(path, root=str(models))
-    assert f"the container cannot see {shard}: it is reached by the absolute symbolic link {shard} -> {blobs}/abc" in text
+    assert (
+        f"the container cannot see {shard}: it is reached by the absolute symbolic link {shard} ->"
+        f" {blobs}/abc" in text
+    )
 
 
 def test_links_in_a_circle(models: Path) -> None:
@@ -349,12 +402,24 @@ def test_who_runs_the_server_must_be_able_to_read(path: Path, models: Path) -> N
     shard = path / tiny_model.SHARDS[1]
     shard.chmod(0o640)
     text = refused(path, root=str(models), uid=other, gid=other)
-    assert text == f"{shard} cannot be read by uid {other}, as which the server runs: run `chmod -R a+rX {path}`"
-    assert inspect_model(str(path), root=str(models), uid=other, gid=shard.stat().st_gid)["slug"] == "tiny"
-    assert inspect_model(str(path), root=str(models), uid=shard.stat().st_uid, gid=other)["slug"] == "tiny"
+    assert (
+        text
+        == f"{shard} cannot be read by uid {other}, as which the server runs: run `chmod -R a+rX"
+        f" {path}`"
+    )
+    assert (
+        inspect_model(str(path), root=str(models), uid=other, gid=shard.stat().st_gid)["slug"]
+        == "tiny"
+    )
+    assert (
+        inspect_model(str(path), root=str(models), uid=shard.stat().st_uid, gid=other)["slug"]
+        == "tiny"
+    )
     shard.chmod(0o644)
     path.parent.chmod(0o700)
-    assert f"run `chmod a+rx {path.parent}`" in refused(path, root=str(models), uid=other, gid=other)
+    assert f"run `chmod a+rx {path.parent}`" in refused(
+        path, root=str(models), uid=other, gid=other
+    )
     path.parent.chmod(0o711)
     assert inspect_model(str(path), root=str(models), uid=other, gid=other)["slug"] == "tiny"
 
@@ -364,7 +429,9 @@ def test_what_the_task_itself_cannot_read(path: Path) -> None:
     for file in (path / "config.json", path / tiny_model.SHARDS[0], path):
         file.chmod(0)
         text = refused(path)
-        assert f"{file} cannot be read by uid {os.geteuid()} (Permission denied): run `chmod" in text
+        assert (
+            f"{file} cannot be read by uid {os.geteuid()} (Permission denied): run `chmod" in text
+        )
         file.chmod(0o775)
 
 
@@ -380,11 +447,24 @@ def test_heads_beyond_counting_are_not_written_out(path: Path) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
-KEYS = ["architectures", "num_attention_heads", "num_experts", "text_config", "thinker_config", "moe_num_experts"]
+KEYS = [
+    "architectures",
+    "num_attention_heads",
+    "num_experts",
+    "text_config",
+    "thinker_config",
+    "moe_num_experts",
+]
 
 
 @settings(max_examples=60, deadline=None)
@@ -392,7 +472,9 @@ KEYS = ["architectures", "num_attention_heads", "num_experts", "text_config", "t
     config=st.dictionaries(st.sampled_from(KEYS), json_values) | json_values,
     weight_map=st.dictionaries(st.text(max_size=5), json_values, max_size=3) | json_values,
 )
-def test_any_json_gives_a_description_or_a_sentence(tmp_path_factory: pytest.TempPathFactory, config: object, weight_map: object) -> None:
+def test_any_json_gives_a_description_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, config: object, weight_map: object
+) -> None:
     folder = tmp_path_factory.mktemp("model")
     if isinstance(config, dict):
         config.setdefault("architectures", ["X"])

@@ -1,4 +1,6 @@
-"""How the container of the hub's client is begun: what it may see, and what Docker's refusals are told as."""
+"""How the container of the hub's client is begun: what it may see, and what Docker's refusals are
+told as.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files imp
 TOKEN = "hf_0123456789abcdefgh"
 
 
-def container_of(answers: dict[str, tuple[int, str, str]]) -> tuple[list[list[str]], list[dict[str, str]], Any]:
+def container_of(
+    answers: dict[str, tuple[int, str, str]],
+) -> tuple[list[list[str]], list[dict[str, str]], Any]:
     calls: list[list[str]] = []
     environments: list[dict[str, str]] = []
 
@@ -34,23 +38,41 @@ IMAGE = (0, json.dumps([{"Id": "sha256:1", "Architecture": "amd64"}]), "")
 GONE = (1, "", "Error: No such container")
 
 
-def test_the_container_gets_the_token_by_name_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_container_gets_the_token_by_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in (*model_hub.PROXY_VARIABLES, "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     bundle = tmp_path / "ca.pem"
     bundle.write_text("x")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
     monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@proxy:1")
-    calls, environments, docker_with = container_of({"image inspect": IMAGE, "container inspect": GONE})
+    calls, environments, docker_with = container_of(
+        {"image inspect": IMAGE, "container inspect": GONE}
+    )
     client = model_hub.ContainerClient(docker_with, "image", "/models/m", 7, 8)
     client.start("/models/.staging/m", ["org/m", "main", "1"], {"HF_TOKEN": TOKEN})
     run = calls[-1]
-    assert run[:2] == ["container", "run"] and TOKEN not in " ".join(run) and "secret" not in " ".join(run)
+    assert (
+        run[:2] == ["container", "run"]
+        and TOKEN not in " ".join(run)
+        and "secret" not in " ".join(run)
+    )
     assert environments[-1] == {"HF_TOKEN": TOKEN}
     pairs = list(zip(run, run[1:], strict=False))
-    for pair in (("--env", "HF_TOKEN"), ("--env", "HTTPS_PROXY"), ("--user", "7:8"), ("--volume", "/models/.staging/m:/staging")):
+    for pair in (
+        ("--env", "HF_TOKEN"),
+        ("--env", "HTTPS_PROXY"),
+        ("--user", "7:8"),
+        ("--volume", "/models/.staging/m:/staging"),
+    ):
         assert pair in pairs
-    assert ("--volume", f"{bundle}:/ca-bundle.pem:ro") in pairs and run[-4:] == ["/staging", "org/m", "main", "1"]
+    assert ("--volume", f"{bundle}:/ca-bundle.pem:ro") in pairs and run[-4:] == [
+        "/staging",
+        "org/m",
+        "main",
+        "1",
+    ]
 
 
 def test_a_container_that_is_there_is_ended() -> None:
@@ -70,10 +92,15 @@ def test_a_container_that_is_there_is_ended() -> None:
 def test_docker_that_does_not_work_is_a_sentence() -> None:
     for answers, said in (
         ({"image inspect": (1, "", "No such image")}, "there is no image image"),
-        ({"image inspect": IMAGE, "container inspect": GONE, "container run": (125, "", "boom")}, "cannot be started: boom"),
+        (
+            {"image inspect": IMAGE, "container inspect": GONE, "container run": (125, "", "boom")},
+            "cannot be started: boom",
+        ),
     ):
         with pytest.raises(ModelError, match=said):
-            model_hub.ContainerClient(container_of(answers)[2], "image", "/m", 1, 1).start("/s", [], {})
+            model_hub.ContainerClient(container_of(answers)[2], "image", "/m", 1, 1).start(
+                "/s", [], {}
+            )
     with pytest.raises(ModelError, match="does not answer"):
         broken = container_of({"container inspect": (1, "", "Cannot connect to the Docker daemon")})
         model_hub.ContainerClient(broken[2], "image", "/m", 1, 1).running()

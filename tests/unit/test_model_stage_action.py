@@ -20,7 +20,10 @@ from ansible_collections.slice_bench.sglang.plugins.action.sgl_model_stage impor
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("copying", 12_300_000_000, 80_100_000_000, 210.4), "copying: 12.3 of 80.1 GB (15 %), about 210 s left"),
+        (
+            ("copying", 12_300_000_000, 80_100_000_000, 210.4),
+            "copying: 12.3 of 80.1 GB (15 %), about 210 s left",
+        ),
         (("reading", 0, 50_000_000, None), "reading: 0.0 of 50.0 MB (0 %)"),
         (("downloading", 3_000_000, 0, None), "downloading: 3.0 MB"),
         (("waiting", 0, 0, None), "waiting for another run that stages it"),
@@ -47,7 +50,11 @@ def test_each_phase_is_told_and_then_a_line_in_ten_seconds(monkeypatch: pytest.M
         clock.now = 100.0 + second
         shown.progress("copying", second * 10**9, 100 * 10**9)
     shown.progress("verifying", 0, 100 * 10**9)
-    assert said[0] == "copying: 0.0 of 100.0 GB (0 %)" and said[1].endswith("about 91 s left") and said[-1].startswith("verifying: ")
+    assert (
+        said[0] == "copying: 0.0 of 100.0 GB (0 %)"
+        and said[1].endswith("about 91 s left")
+        and said[-1].startswith("verifying: ")
+    )
     assert len(said) == 5
 
 
@@ -61,8 +68,15 @@ def test_ssh_gets_the_connections_settings() -> None:
         "host_key_checking": False,
     }
     words = ssh_command(settings.get)
-    assert words[0] == "/opt/ssh" and "ProxyCommand=ssh -W %h:%p jump" in words and "-C" not in words
-    for pair in (["-p", "2222"], ["-i", "/keys/one"], ["-o", "StrictHostKeyChecking=no"], ["-o", "ControlMaster=auto"]):
+    assert (
+        words[0] == "/opt/ssh" and "ProxyCommand=ssh -W %h:%p jump" in words and "-C" not in words
+    )
+    for pair in (
+        ["-p", "2222"],
+        ["-i", "/keys/one"],
+        ["-o", "StrictHostKeyChecking=no"],
+        ["-o", "ControlMaster=auto"],
+    ):
         assert pair in [words[place : place + 2] for place in range(len(words))]
     assert rsync_words(["ssh", "-o", "A=b c", "it's", ""]) == "ssh -o 'A=b c' 'it''s' ''"
 
@@ -71,7 +85,21 @@ def test_ssh_gets_the_connections_settings() -> None:
     ("user", "words"),
     [
         (None, ["flock", "--nonblock", "--conflict-exit-code", "75", "/a b/lock.m", "rsync"]),
-        ("bench", ["sudo", "-n", "-u", "bench", "flock", "--nonblock", "--conflict-exit-code", "75", "/a b/lock.m", "rsync"]),
+        (
+            "bench",
+            [
+                "sudo",
+                "-n",
+                "-u",
+                "bench",
+                "flock",
+                "--nonblock",
+                "--conflict-exit-code",
+                "75",
+                "/a b/lock.m",
+                "rsync",
+            ],
+        ),
     ],
 )
 def test_the_receiver_holds_the_lock(user: str | None, words: list[str]) -> None:
@@ -81,16 +109,39 @@ def test_the_receiver_holds_the_lock(user: str | None, words: list[str]) -> None
 @pytest.mark.parametrize(
     ("code", "said", "told"),
     [
-        (75, "rsync error: unexplained error (code 75)\n", "another run sends or stages the same model on box: run this again"),
-        (12, "rsync: connection unexpectedly closed (0 bytes received so far) [sender]\n", "another run sends or stages the same model"),
+        (
+            75,
+            "rsync error: unexplained error (code 75)\n",
+            "another run sends or stages the same model on box: run this again",
+        ),
+        (
+            12,
+            "rsync: connection unexpectedly closed (0 bytes received so far) [sender]\n",
+            "another run sends or stages the same model",
+        ),
         (
             255,
-            "Host key verification failed.\nrsync: connection unexpectedly closed (0 bytes received so far)\n",
+            (
+                "Host key verification failed.\nrsync: connection unexpectedly closed (0 bytes"
+                " received so far)\n"
+            ),
             "ended with exit code 255",
         ),
-        (12, "flock: failed to execute rsync: No such file or directory\n", "rsync is not installed on box"),
-        (127, "sh: 1: rsync: not found", "rsync is not installed on box: run `apt-get install rsync` there"),
-        (12, "bash: line 1: rsync: command not found\nrsync error", "rsync is not installed on box"),
+        (
+            12,
+            "flock: failed to execute rsync: No such file or directory\n",
+            "rsync is not installed on box",
+        ),
+        (
+            127,
+            "sh: 1: rsync: not found",
+            "rsync is not installed on box: run `apt-get install rsync` there",
+        ),
+        (
+            12,
+            "bash: line 1: rsync: command not found\nrsync error",
+            "rsync is not installed on box",
+        ),
         (12, "sudo: a password is required\n", "sudo on box wants a password"),
         (12, "sudo: rsync: command not found\n", "rsync is not installed on box"),
         (

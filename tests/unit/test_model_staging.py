@@ -1,4 +1,6 @@
-"""A model's way to its place: resumed where it stopped, verified before it gets its name, and never half there."""
+"""A model's way to its place: resumed where it stopped, verified before it gets its name, and never
+half there.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,16 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_staging
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import quick
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage, listed, listing
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import Staging, survey
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import (
+    Request,
+    Stage,
+    listed,
+    listing,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
+    Staging,
+    survey,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,7 +67,9 @@ def request(root: Path, source: Path | str = "", /, **options: Any) -> Request:
     return Request(**{**given, **options})
 
 
-def stage(root: Path, source: Path | str = "", /, budget_s: float | None = None, **options: Any) -> dict[str, Any]:
+def stage(
+    root: Path, source: Path | str = "", /, budget_s: float | None = None, **options: Any
+) -> dict[str, Any]:
     return Stage(request(root, source, **options)).slice(budget_s)
 
 
@@ -78,17 +90,27 @@ def staging(root: Path, name: str = "org/m") -> Staging:
 
 
 def nothing_left(root: Path) -> bool:
-    return os.listdir(root / ".staging") == [os.path.basename(staging(root).lock)] and os.listdir(root / "org") == ["m"]
+    return os.listdir(root / ".staging") == [os.path.basename(staging(root).lock)] and os.listdir(
+        root / "org"
+    ) == ["m"]
 
 
 def test_a_model_is_copied_whole_and_once(root: Path, source: Path) -> None:
     assert Stage(request(root, source)).plan()["changed"] is True and os.listdir(root) == []
     answer = stage(root, source)
-    assert (answer["changed"], answer["done"], answer["verified"], answer["recorded"]) == (True, True, True, True)
+    assert (answer["changed"], answer["done"], answer["verified"], answer["recorded"]) == (
+        True,
+        True,
+        True,
+        True,
+    )
     assert contents(model(root)) == contents(source) and nothing_left(root)
     for file in source.iterdir():
         copy = model(root) / file.name
-        assert copy.stat().st_mtime_ns == file.stat().st_mtime_ns and stat.S_IMODE(copy.stat().st_mode) == 0o664
+        assert (
+            copy.stat().st_mtime_ns == file.stat().st_mtime_ns
+            and stat.S_IMODE(copy.stat().st_mode) == 0o664
+        )
     assert stat.S_IMODE(model(root).stat().st_mode) == 0o775
     again = stage(root, source)
     assert again["changed"] is False and again["verified"] and again["bytes_moved"] == 0
@@ -104,8 +126,13 @@ def test_slices_copy_each_byte_once(root: Path, source: Path) -> None:
         moved[answer["phase"]] += answer["bytes_moved"]
         assert answer["bytes_done"] <= answer["bytes_total"] and len(seen) < 100
     total = sum(len(data) for data in contents(source).values())
-    assert moved["reading"] <= total and moved["copying"] + moved["verifying"] + moved["done"] <= total
-    assert seen == sorted(seen, key=["reading", "copying", "verifying", "done"].index) and seen.count("copying") > 4
+    assert (
+        moved["reading"] <= total and moved["copying"] + moved["verifying"] + moved["done"] <= total
+    )
+    assert (
+        seen == sorted(seen, key=["reading", "copying", "verifying", "done"].index)
+        and seen.count("copying") > 4
+    )
     assert contents(model(root)) == contents(source)
 
 
@@ -134,7 +161,9 @@ def test_another_source_begins_anew(root: Path, source: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("error", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, None])
-def test_without_a_copy_in_the_kernel(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch, error: int | None) -> None:
+def test_without_a_copy_in_the_kernel(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
     def refuse(*_: Any) -> int:
         if error is None:
             return 0
@@ -144,12 +173,16 @@ def test_without_a_copy_in_the_kernel(root: Path, source: Path, monkeypatch: pyt
     assert stage(root, source)["verified"] and contents(model(root)) == contents(source)
 
 
-def test_links_to_files_are_followed_and_dangling_ones_named(root: Path, source: Path, tmp_path: Path) -> None:
+def test_links_to_files_are_followed_and_dangling_ones_named(
+    root: Path, source: Path, tmp_path: Path
+) -> None:
     for file in source.iterdir():
         file.rename(tmp_path / f"blob-{file.name}")
         file.symlink_to(tmp_path / f"blob-{file.name}")
     stage(root, source)
-    assert not any(file.is_symlink() for file in model(root).iterdir()) and contents(model(root)) == contents(source)
+    assert not any(file.is_symlink() for file in model(root).iterdir()) and contents(
+        model(root)
+    ) == contents(source)
     (source / "more.json").symlink_to("nowhere")
     assert "more.json is a dangling symbolic link" in refused(lambda: stage(root, source))
     (source / "more.json").unlink()
@@ -162,7 +195,9 @@ def test_unfinished_downloads_and_hidden_folders_stay_behind(root: Path, source:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("x")
     stage(root, source)
-    assert sorted(contents(model(root))) == sorted(["config.json", "tokenizer.json", INDEX, "sub/tokenizer.model", *names()])
+    assert sorted(contents(model(root))) == sorted(
+        ["config.json", "tokenizer.json", INDEX, "sub/tokenizer.model", *names()]
+    )
     assert stage(root, source)["changed"] is False
 
 
@@ -170,10 +205,12 @@ def names(count: int = 2) -> list[str]:
     return [shard_name(number, count) for number in range(count)]
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
-def test_source_and_model_in_one_another_are_refused(root: Path, source: Path, tmp_path: Path) -> None:
+def test_source_and_model_in_one_another_are_refused(
+    root: Path, source: Path, tmp_path: Path
+) -> None:
     stage(root, source)
     assert "own folder" in refused(lambda: stage(root, model(root)))
     (tmp_path / "alias").symlink_to(model(root))
@@ -183,12 +220,18 @@ def test_source_and_model_in_one_another_are_refused(root: Path, source: Path, t
     assert "in one another" in refused(lambda: stage(source, source, path=str(source / "m")))
 
 
-@pytest.mark.parametrize("path", ["/elsewhere/m", "{root}", "{root}/../m", "{root}/.staging/m", "relative"])
+@pytest.mark.parametrize(
+    "path", ["/elsewhere/m", "{root}", "{root}/../m", "{root}/.staging/m", "relative"]
+)
 def test_only_a_model_below_the_root(root: Path, source: Path, path: str) -> None:
-    assert "is not below the models root" in refused(lambda: stage(root, source, path=path.format(root=root)))
+    assert "is not below the models root" in refused(
+        lambda: stage(root, source, path=path.format(root=root))
+    )
 
 
-def test_a_full_disk_is_seen_before_anything_is_copied(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_seen_before_anything_is_copied(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2 * SHARD))
     text = refused(lambda: stage(root, source))
@@ -207,7 +250,9 @@ def test_a_folder_that_is_no_model_is_not_replaced(root: Path, source: Path) -> 
     assert f"{model(root)}/lora would be removed" in refused(lambda: stage(root, source))
 
 
-def test_a_folder_that_the_container_does_not_see_is_refused_before_anything_is_copied(root: Path, source: Path, tmp_path: Path) -> None:
+def test_a_folder_that_the_container_does_not_see_is_refused_before_anything_is_copied(
+    root: Path, source: Path, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (root / "org").symlink_to(tmp_path / "elsewhere")
     for call in (lambda: Stage(request(root, source)).plan(), lambda: stage(root, source)):
@@ -226,7 +271,9 @@ def test_a_source_that_is_no_model_is_refused_before_it_is_copied(root: Path, so
     assert "is not a folder" in refused(lambda: stage(root, source / "nowhere"))
 
 
-def test_a_source_that_differs_from_its_own_record_keeps_the_old_model(root: Path, source: Path) -> None:
+def test_a_source_that_differs_from_its_own_record_keeps_the_old_model(
+    root: Path, source: Path
+) -> None:
     model_digests.verify(str(source), full=True)
     make_model(model(root), 2, 10, seed=3)
     old = contents(model(root))
@@ -235,17 +282,26 @@ def test_a_source_that_differs_from_its_own_record_keeps_the_old_model(root: Pat
     assert "sha256" in text and names()[0] in text and contents(model(root)) == old
 
 
-def test_a_source_that_went_away_does_not_matter_to_what_was_made_from_it(root: Path, source: Path) -> None:
+def test_a_source_that_went_away_does_not_matter_to_what_was_made_from_it(
+    root: Path, source: Path
+) -> None:
     stage(root, source)
     shutil.rmtree(source)
     answer = stage(root, source)
-    assert answer["changed"] is False and answer["verified"] and "is not a folder" in answer["warnings"][0]
+    assert (
+        answer["changed"] is False
+        and answer["verified"]
+        and "is not a folder" in answer["warnings"][0]
+    )
     flip(model(root) / names()[0])
     client = HubClient()
-    assert names()[0] in refused(lambda: Stage(request(root, source), client).slice(0.0)) and not client.started
+    assert (
+        names()[0] in refused(lambda: Stage(request(root, source), client).slice(0.0))
+        and not client.started
+    )
 
 
-# --- repair ----------------------------------------------------------------------------------------------------------
+# --- repair ---------------------------------------------------------------------------------------
 
 
 def test_only_the_damaged_file_is_copied_again(root: Path, source: Path) -> None:
@@ -277,7 +333,10 @@ def test_the_plan_knows_that_a_full_reading_records(root: Path, source: Path) ->
     record.write_text(json.dumps(document))
     for changed in (True, False):
         planned = Stage(request(root, "", source="present", full=True)).plan()["changed"]
-        assert (planned, stage(root, "", source="present", full=True)["changed"]) == (changed, changed)
+        assert (planned, stage(root, "", source="present", full=True)["changed"]) == (
+            changed,
+            changed,
+        )
 
 
 def test_a_new_version_takes_over_what_is_the_same(root: Path, source: Path) -> None:
@@ -291,7 +350,9 @@ def test_a_new_version_takes_over_what_is_the_same(root: Path, source: Path) -> 
 
 
 @pytest.mark.parametrize("budget_s", [None, 0.0])
-def test_a_full_reading_finds_what_rotted_in_a_file_that_was_taken_over(root: Path, source: Path, budget_s: float | None) -> None:
+def test_a_full_reading_finds_what_rotted_in_a_file_that_was_taken_over(
+    root: Path, source: Path, budget_s: float | None
+) -> None:
     stage(root, source)
     flip(model(root) / names()[0], keep_time=True)
     (source / "new.json").write_text("{}")
@@ -328,7 +389,10 @@ def test_a_hidden_folder_that_the_sources_record_names_comes_too(root: Path, sou
     (source / ".eval").mkdir()
     (source / ".eval" / "x.yaml").write_text("a")
     files = {name: file for name, file in contents(source).items()}
-    read = {name: model_digests.Entry(len(data), 0, 0, hashlib.sha256(data).hexdigest(), None) for name, data in files.items()}
+    read = {
+        name: model_digests.Entry(len(data), 0, 0, hashlib.sha256(data).hexdigest(), None)
+        for name, data in files.items()
+    }
     model_digests.write_record(str(source), {"kind": "hub"}, read)
     assert stage(root, source)["verified"] and contents(model(root)) == files
     assert stage(root, source)["changed"] is False
@@ -336,17 +400,31 @@ def test_a_hidden_folder_that_the_sources_record_names_comes_too(root: Path, sou
     assert "lacks 1 of 6 files: .eval/x.yaml" in refused(lambda: stage(root, source))
 
 
-# --- killed ----------------------------------------------------------------------------------------------------------
+# --- killed ---------------------------------------------------------------------------------------
 
-CALLS = ["rename", "fsync", "unlink", "utime", "link", "copy_file_range", "fchmod", "rmdir", "mkdir"]
+CALLS = [
+    "rename",
+    "fsync",
+    "unlink",
+    "utime",
+    "link",
+    "copy_file_range",
+    "fchmod",
+    "rmdir",
+    "mkdir",
+]
 
 
 class Killed(BaseException):
     """The process is gone: what would run after it does not."""
 
 
-def killed_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, run: Callable[[], Any]) -> bool:
-    """Run, and at the numberth such call end at once; from there on no call of the process does anything. Whether it came so far."""
+def killed_at(
+    monkeypatch: pytest.MonkeyPatch, call: str, number: int, run: Callable[[], Any]
+) -> bool:
+    """Run, and at the numberth such call end at once; from there on no call of the process does
+    anything. Whether it came so far.
+    """
     count, dead = 0, False
     with monkeypatch.context() as patch:
 
@@ -390,9 +468,18 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: str, number: int, run: Call
 
 
 @settings(max_examples=60, deadline=None)
-@given(call=st.sampled_from([*CALLS, "exchange"]), number=st.integers(1, 30), has_old=st.booleans(), no_exchange=st.booleans())
+@given(
+    call=st.sampled_from([*CALLS, "exchange"]),
+    number=st.integers(1, 30),
+    has_old=st.booleans(),
+    no_exchange=st.booleans(),
+)
 def test_killed_anywhere_the_name_holds_one_whole_model(
-    tmp_path_factory: pytest.TempPathFactory, call: str, number: int, has_old: bool, no_exchange: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    call: str,
+    number: int,
+    has_old: bool,
+    no_exchange: bool,
 ) -> None:
     base = tmp_path_factory.mktemp("killed")
     root, source = base / "models", base / "source"
@@ -421,18 +508,26 @@ def test_killed_anywhere_the_name_holds_one_whole_model(
     shutil.rmtree(base)
 
 
-def test_killed_while_it_copies_it_goes_on(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_it_copies_it_goes_on(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert killed_at(monkeypatch, "copy_file_range", 8, lambda: stage(root, source))
     moved = stage(root, source)["bytes_moved"]
     total = sum(len(data) for data in contents(source).values())
     assert total - 6 * MIB < moved < total - 5 * MIB and contents(model(root)) == contents(source)
 
 
-def test_a_leftover_behind_a_finished_model_goes(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leftover_behind_a_finished_model_goes(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_model(model(root), 1, 10, seed=4)
     assert killed_at(monkeypatch, "exchange", 2, lambda: None) is False
     place = Path(staging(root).folder)
-    monkeypatch.setattr(model_staging, "_remove", lambda path: (_ for _ in ()).throw(Killed()) if path == str(place) else None)
+    monkeypatch.setattr(
+        model_staging,
+        "_remove",
+        lambda path: (_ for _ in ()).throw(Killed()) if path == str(place) else None,
+    )
     with pytest.raises(Killed):
         stage(root, source)
     monkeypatch.undo()
@@ -440,19 +535,24 @@ def test_a_leftover_behind_a_finished_model_goes(root: Path, source: Path, monke
     assert stage(root, source)["changed"] is False and nothing_left(root)
 
 
-# --- two runs --------------------------------------------------------------------------------------------------------
+# --- two runs -------------------------------------------------------------------------------------
 
 
 def test_another_run_is_named_or_waited_for(root: Path, source: Path) -> None:
     with staging(root).alone(0.0) as mine:
         assert mine
-        assert f"is staged by another run (pid {os.getpid()}): run this again when it is done" in refused(lambda: stage(root, source))
+        assert (
+            f"is staged by another run (pid {os.getpid()}): run this again when it is done"
+            in refused(lambda: stage(root, source))
+        )
         assert stage(root, source, budget_s=0.0)["phase"] == "waiting"
     assert stage(root, source)["done"]
 
 
 class HubClient:
-    """A client that goes on when its run is gone, with the folder itself in its hands, as a container has it by its mount."""
+    """A client that goes on when its run is gone, with the folder itself in its hands, as a
+    container has it by its mount.
+    """
 
     def __init__(self) -> None:
         self.is_running = False
@@ -478,7 +578,9 @@ def from_hub(root: Path, client: HubClient, **options: Any) -> dict[str, Any]:
     return Stage(request(root, "org/m", source="hub", **options), client).slice(0.0)
 
 
-def test_a_client_of_the_hub_that_outlives_its_run_writes_into_nothing(root: Path, source: Path) -> None:
+def test_a_client_of_the_hub_that_outlives_its_run_writes_into_nothing(
+    root: Path, source: Path
+) -> None:
     client = HubClient()
     assert from_hub(root, client)["phase"] == "downloading" and client.running()
     assert Stage(request(root, source), client).slice()["verified"] and not client.running()
@@ -487,7 +589,9 @@ def test_a_client_of_the_hub_that_outlives_its_run_writes_into_nothing(root: Pat
     assert contents(model(root)) == contents(source) and nothing_left(root)
 
 
-def test_a_client_of_the_hub_that_cannot_be_ended_writes_into_nothing_either(root: Path, source: Path) -> None:
+def test_a_client_of_the_hub_that_cannot_be_ended_writes_into_nothing_either(
+    root: Path, source: Path
+) -> None:
     client = HubClient()
     from_hub(root, client)
     assert stage(root, source)["verified"] and client.running()
@@ -495,10 +599,14 @@ def test_a_client_of_the_hub_that_cannot_be_ended_writes_into_nothing_either(roo
         client.write(names()[0])
     assert contents(model(root)) == contents(source)
     shutil.rmtree(model(root))
-    assert from_hub(root, client)["phase"] == "downloading" and client.started == 2, "the stray one is replaced"
+    assert from_hub(root, client)["phase"] == "downloading" and client.started == 2, (
+        "the stray one is replaced"
+    )
 
 
-def test_a_leftover_of_the_hub_behind_a_finished_model_goes_with_its_client(root: Path, source: Path) -> None:
+def test_a_leftover_of_the_hub_behind_a_finished_model_goes_with_its_client(
+    root: Path, source: Path
+) -> None:
     stage(root, source)
     client = HubClient()
     from_hub(root, client)
@@ -506,7 +614,9 @@ def test_a_leftover_of_the_hub_behind_a_finished_model_goes_with_its_client(root
     assert not client.running() and nothing_left(root)
 
 
-def test_what_a_stray_writer_hinders_goes_with_the_next_run(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_stray_writer_hinders_goes_with_the_next_run(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from_hub(root, HubClient())
     monkeypatch.setattr(shutil, "rmtree", lambda _path, ignore_errors=False: None)
     assert stage(root, source)["verified"] and not nothing_left(root)
@@ -515,7 +625,9 @@ def test_what_a_stray_writer_hinders_goes_with_the_next_run(root: Path, source: 
         assert nothing_left(root)
 
 
-def test_another_source_is_refused_while_a_run_goes_on(root: Path, source: Path, tmp_path: Path) -> None:
+def test_another_source_is_refused_while_a_run_goes_on(
+    root: Path, source: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     make_model(other, 2, SHARD, seed=2)
     while stage(root, source, budget_s=0.0, run="1")["phase"] != "copying":
@@ -523,7 +635,10 @@ def test_another_source_is_refused_while_a_run_goes_on(root: Path, source: Path,
     place = Path(staging(root).folder)
     assert "another run stages" in refused(lambda: stage(root, other, run="2"))
     begun = place.stat().st_ino
-    assert stage(root, source, budget_s=0.0, run="3")["phase"] in ("copying", "verifying") and place.stat().st_ino == begun
+    assert (
+        stage(root, source, budget_s=0.0, run="3")["phase"] in ("copying", "verifying")
+        and place.stat().st_ino == begun
+    )
     # A run that was killed long ago holds up nobody.
     for path in (place, place / model_digests.STATE):
         os.utime(path, (0, 0))
@@ -538,7 +653,9 @@ def test_a_run_that_failed_holds_up_nobody(root: Path, source: Path, tmp_path: P
     assert stage(root, tmp_path / "other", run="2")["verified"]
 
 
-def test_a_run_that_waited_does_not_stage_the_finished_model_again(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_waited_does_not_stage_the_finished_model_again(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = Staging.alone
 
     def late(self: Staging, wait_s: float) -> Any:
@@ -548,28 +665,43 @@ def test_a_run_that_waited_does_not_stage_the_finished_model_again(root: Path, s
 
     monkeypatch.setattr(Staging, "alone", late)
     answer = stage(root, source)
-    assert answer["verified"] and (answer["changed"], answer["bytes_moved"]) == (False, 0) and nothing_left(root)
+    assert (
+        answer["verified"]
+        and (answer["changed"], answer["bytes_moved"]) == (False, 0)
+        and nothing_left(root)
+    )
 
 
-@pytest.mark.parametrize(("one", "other"), [("m", "m.old"), ("m", "m.lock"), ("a/b", "a--b"), ("m", "old.m"), ("m", "lock.m")])
-def test_the_stagings_of_two_models_do_not_meet(root: Path, source: Path, tmp_path: Path, one: str, other: str) -> None:
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("m", "m.old"), ("m", "m.lock"), ("a/b", "a--b"), ("m", "old.m"), ("m", "lock.m")],
+)
+def test_the_stagings_of_two_models_do_not_meet(
+    root: Path, source: Path, tmp_path: Path, one: str, other: str
+) -> None:
     half = tmp_path / "half"
     make_model(half, 2, SHARD, seed=6)
     for begun, last in ((one, other), (other, one)):
         while stage(root, half, path=str(root / begun), budget_s=0.0)["phase"] != "copying":
             pass
-        assert stage(root, source, path=str(root / last))["verified"] and not (root / begun).exists()
-        assert stage(root, half, path=str(root / begun))["verified"] and contents(root / begun) == contents(half)
+        assert (
+            stage(root, source, path=str(root / last))["verified"] and not (root / begun).exists()
+        )
+        assert stage(root, half, path=str(root / begun))["verified"] and contents(
+            root / begun
+        ) == contents(half)
         shutil.rmtree(root / one)
         shutil.rmtree(root / other)
 
 
-# --- from the controller ---------------------------------------------------------------------------------------------
+# --- from the controller --------------------------------------------------------------------------
 
 
 def sent(root: Path, source: Path, /, **options: Any) -> dict[str, Any]:
     """The steps of the action plugin, with a plain copy for rsync."""
-    _slice, files = model_staging.read_source(str(source), survey(str(source)), str(root.parent / "memo.json"))
+    _slice, files = model_staging.read_source(
+        str(source), survey(str(source)), str(root.parent / "memo.json")
+    )
     manifest: dict[str, Any] = {"source": "staged", "manifest": listing(files), **options}
     answer = stage(root, source, prepare=True, **manifest)
     if answer["phase"] == "sending":
@@ -588,12 +720,18 @@ def test_what_the_controller_sent_is_verified_and_swapped_in(root: Path, source:
     assert answer["sent"] == [names()[0]] and answer["verified"]
 
 
-def test_the_space_is_looked_at_once_it_is_known_what_is_missing(root: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_space_is_looked_at_once_it_is_known_what_is_missing(
+    root: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent(root, source)
     flip(model(root) / names()[0])
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2 * SHARD))
-    undigested: dict[str, Any] = {"source": "staged", "manifest": listing(survey(str(source))), "prepare": True}
+    undigested: dict[str, Any] = {
+        "source": "staged",
+        "manifest": listing(survey(str(source))),
+        "prepare": True,
+    }
     assert stage(root, source, **undigested)["phase"] == "sending"
     assert sent(root, source)["sent"] == [names()[0]]
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=SHARD // 2))
@@ -602,7 +740,9 @@ def test_the_space_is_looked_at_once_it_is_known_what_is_missing(root: Path, sou
 
 
 def test_what_did_not_arrive_whole_is_named(root: Path, source: Path) -> None:
-    _slice, files = model_staging.read_source(str(source), survey(str(source)), str(root.parent / "memo.json"))
+    _slice, files = model_staging.read_source(
+        str(source), survey(str(source)), str(root.parent / "memo.json")
+    )
     manifest: dict[str, Any] = {"source": "staged", "manifest": listing(files)}
     place = Path(stage(root, source, prepare=True, **manifest)["staging"])
     for file in source.iterdir():
@@ -610,7 +750,9 @@ def test_what_did_not_arrive_whole_is_named(root: Path, source: Path) -> None:
     flip(place / names()[0], keep_time=True)
     assert names()[0] in refused(lambda: stage(root, source, **manifest))
     assert not (place / names()[0]).exists() and not model(root).exists()
-    assert f"5 files: {names()[0]} did not arrive" in refused(lambda: stage(root, source, **manifest))
+    assert f"5 files: {names()[0]} did not arrive" in refused(
+        lambda: stage(root, source, **manifest)
+    )
 
 
 @given(

@@ -43,13 +43,22 @@ def children(parent: int | None) -> list[int]:
 
 
 def workers() -> list[int]:
-    """Those that compile: Python's fork server, which stays as long as this process, is what began them."""
+    """Those that compile: Python's fork server, which stays as long as this process, is what began
+    them.
+    """
     return children(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def compilers() -> Iterator[Compilers]:
-    made = Compilers(Target(90), ["sgl_admin.moe.compiling"], 2, LIMIT_S, moe_compile_work.work, moe_compile_work.begin)
+    made = Compilers(
+        Target(90),
+        ["sgl_admin.moe.compiling"],
+        2,
+        LIMIT_S,
+        moe_compile_work.work,
+        moe_compile_work.begin,
+    )
     yield made
     made.close()
     assert workers() == [], "a compiler was left"
@@ -59,12 +68,16 @@ def ignore(done: int, total: int) -> None:
     pass
 
 
-def test_everything_is_compiled_for_the_target_by_several_processes(compilers: Compilers, tmp_path: Path) -> None:
+def test_everything_is_compiled_for_the_target_by_several_processes(
+    compilers: Compilers, tmp_path: Path
+) -> None:
     told: list[tuple[int, int]] = []
     launches = [launch(f"{number}", f"write {tmp_path}") for number in range(20)]
     assert compilers.compile(launches, lambda done, total: told.append((done, total))) == {}
     written = {path.name: path.read_text().split() for path in tmp_path.iterdir()}
-    assert set(written) == {f"{number}" for number in range(20)} and {word for word, _ in written.values()} == {"sm_90"}
+    assert set(written) == {f"{number}" for number in range(20)} and {
+        word for word, _ in written.values()
+    } == {"sm_90"}
     assert str(os.getpid()) not in {pid for _, pid in written.values()}
     assert told == [(done, 20) for done in range(21)]
 
@@ -83,16 +96,25 @@ def test_nothing_to_compile_is_nothing_failed(compilers: Compilers) -> None:
         ("raise " + "x" * 5000, "it does not compile: DoesNotCompile: " + "x" * 200),
     ],
 )
-def test_one_that_fails_is_named_and_keeps_no_other_from_being_done(compilers: Compilers, tmp_path: Path, what: str, why: str) -> None:
+def test_one_that_fails_is_named_and_keeps_no_other_from_being_done(
+    compilers: Compilers, tmp_path: Path, what: str, why: str
+) -> None:
     good = [launch(f"{number}", f"write {tmp_path}") for number in range(8)]
     assert compilers.compile([*good[:4], launch("bad", what), *good[4:]], ignore) == {"bad": why}
     assert len(list(tmp_path.iterdir())) == 8
     more = [launch(f"{number} more", f"write {tmp_path}") for number in range(4)]
-    assert compilers.compile(more, ignore) == {} and len(list(tmp_path.iterdir())) == 12, "and those that come later"
+    assert compilers.compile(more, ignore) == {} and len(list(tmp_path.iterdir())) == 12, (
+        "and those that come later"
+    )
 
 
-def test_as_many_as_there_are_compilers_may_fail_at_once(compilers: Compilers, tmp_path: Path) -> None:
-    bad = [launch(f"{what}", what) for what in ("sleep 600", "sleep 601", "exit 9", "exit 8", "kill SIGKILL", "raise no")]
+def test_as_many_as_there_are_compilers_may_fail_at_once(
+    compilers: Compilers, tmp_path: Path
+) -> None:
+    bad = [
+        launch(f"{what}", what)
+        for what in ("sleep 600", "sleep 601", "exit 9", "exit 8", "kill SIGKILL", "raise no")
+    ]
     good = [launch(f"{number}", f"write {tmp_path}") for number in range(6)]
     failed = compilers.compile([*bad, *good], ignore)
     assert set(failed) == {each.key for each in bad} and len(list(tmp_path.iterdir())) == 6
@@ -115,9 +137,12 @@ def begin_main(*arguments: str) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
     sources = str(Path(compiling.__file__).parents[2])
     return subprocess.Popen(
-        [sys.executable, str(root / "tests" / "doubles" / "moe_compile_work.py"), *arguments], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(root), sources))}, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, str(root / "tests" / "doubles" / "moe_compile_work.py"), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(root), sources))},
+        start_new_session=True,
+    )
 
 
 def gone(group: int, patience_s: float = 20.0) -> bool:
@@ -135,7 +160,9 @@ def test_a_process_that_closed_its_compilers_leaves_nothing_behind(tmp_path: Pat
 
 
 def test_busy_compilers_are_of_the_group_by_which_they_are_ended(tmp_path: Path) -> None:
-    """Whoever began the process that began them ends that group, also where this process was killed outright."""
+    """Whoever began the process that began them ends that group, also where this process was killed
+    outright.
+    """
     process = begin_main("stay")
     assert process.stdout is not None and process.stdout.readline() == "busy\n"
     deadline = time.monotonic() + 30
@@ -161,4 +188,6 @@ def group_of(group: int) -> list[int]:
 
 
 def test_a_compiler_that_cannot_be_asked_to_end_is_forced_to(compilers: Compilers) -> None:
-    assert compilers.compile([launch("stopped", "kill SIGSTOP")], ignore) == {"stopped": "its compiler took more than 2 s"}
+    assert compilers.compile([launch("stopped", "kill SIGSTOP")], ignore) == {
+        "stopped": "its compiler took more than 2 s"
+    }

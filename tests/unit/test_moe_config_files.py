@@ -1,4 +1,6 @@
-"""The folder of MoE configuration files: SGLang's own, which an upgrade replaces, and ours, which it does not."""
+"""The folder of MoE configuration files: SGLang's own, which an upgrade replaces, and ours, which
+it does not.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ NAME = LOOKUP.file_name("NVIDIA GH200 480GB")
 DOWN = NAME.replace(".json", "_down.json")
 OTHER = "E=8,N=14336,device_name=NVIDIA_H200.json"
 TUNING = {"E": 513, "sglang": "0.5.17"}
-TILE = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
+TILE = {
+    "BLOCK_SIZE_M": 16,
+    "BLOCK_SIZE_N": 64,
+    "BLOCK_SIZE_K": 128,
+    "GROUP_SIZE_M": 1,
+    "num_warps": 4,
+    "num_stages": 3,
+}
 
 
 class Site:
@@ -30,7 +39,9 @@ class Site:
         self.release, _ = releases.of("0.5.17")
 
     def install(self, version: str, contents: dict[str, Any]) -> None:
-        """Install this version in the place of another; `contents` are its configurations, by name below `configs`."""
+        """Install this version in the place of another; `contents` are its configurations, by name
+        below `configs`.
+        """
         for old in self.folder.glob("sglang-*.dist-info"):
             old.rmdir()
         (self.folder / f"sglang-{version}.dist-info").mkdir(parents=True)
@@ -57,7 +68,12 @@ def site(container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(sys, "path", [str(folder)])
     made = Site(folder)
     made.install(
-        "0.5.17", {f"triton_3_6_0/{NAME}": {"1": TILE}, f"triton_3_6_0/{DOWN}": {"1": TILE}, f"triton_3_5_1/{OTHER}": {"64": TILE}}
+        "0.5.17",
+        {
+            f"triton_3_6_0/{NAME}": {"1": TILE},
+            f"triton_3_6_0/{DOWN}": {"1": TILE},
+            f"triton_3_5_1/{OTHER}": {"64": TILE},
+        },
     )
     yield made
     versions._distributions.cache_clear()
@@ -65,11 +81,18 @@ def site(container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def placed() -> dict[str, Any]:
     configs = config_files.root() / "configs"
-    return {str(path.relative_to(configs)): json.loads(path.read_text()) for path in configs.rglob("*.json")}
+    return {
+        str(path.relative_to(configs)): json.loads(path.read_text())
+        for path in configs.rglob("*.json")
+    }
 
 
 def stamps() -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in config_files.root().rglob("*") if path.is_file()}
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in config_files.root().rglob("*")
+        if path.is_file()
+    }
 
 
 def ours() -> Path:
@@ -77,12 +100,16 @@ def ours() -> Path:
 
 
 def test_the_folder_is_where_sglang_looks_for_this_triton(container: Path) -> None:
-    assert config_files.folder("3.6.0") == paths.PROFILES / "moe_configs" / "configs" / "triton_3_6_0"
+    assert (
+        config_files.folder("3.6.0") == paths.PROFILES / "moe_configs" / "configs" / "triton_3_6_0"
+    )
 
 
 @pytest.mark.parametrize("version", ["0.5.3", "0.5.9", "0.5.17", "0.5.23"])
 def test_sglangs_own_files_are_placed_once(site: Site, version: str) -> None:
-    site.install(version, {f"triton_3_6_0/{NAME}": {"1": TILE}, f"triton_3_5_1/{OTHER}": {"64": TILE}})
+    site.install(
+        version, {f"triton_3_6_0/{NAME}": {"1": TILE}, f"triton_3_5_1/{OTHER}": {"64": TILE}}
+    )
     assert site.place() == 2
     assert placed() == {f"triton_3_6_0/{NAME}": {"1": TILE}, f"triton_3_5_1/{OTHER}": {"64": TILE}}
     before = stamps()
@@ -96,9 +123,13 @@ def test_one_that_is_gone_is_placed_again(site: Site) -> None:
     assert site.place() == 3 and placed() == expected
 
 
-def test_an_upgrade_replaces_sglangs_own_files_and_removes_those_that_it_has_no_more(site: Site) -> None:
+def test_an_upgrade_replaces_sglangs_own_files_and_removes_those_that_it_has_no_more(
+    site: Site,
+) -> None:
     site.place()
-    site.install("0.5.23", {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_7_1/{OTHER}": {"64": TILE}})
+    site.install(
+        "0.5.23", {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_7_1/{OTHER}": {"64": TILE}}
+    )
     assert site.place() == 2
     assert placed() == {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_7_1/{OTHER}": {"64": TILE}}
     assert site.place() == 0
@@ -109,15 +140,31 @@ def test_an_upgrade_leaves_ours(site: Site) -> None:
     config_files.add(ours(), TUNING, 16, TILE)
     mine = config_files.folder("3.6.0") / OTHER
     config_files.add(mine, TUNING, 4, TILE)
-    site.install("0.5.23", {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_6_0/{DOWN}": {"2": TILE}, f"triton_3_6_0/{OTHER}": {"2": TILE}})
+    site.install(
+        "0.5.23",
+        {
+            f"triton_3_6_0/{NAME}": {"2": TILE},
+            f"triton_3_6_0/{DOWN}": {"2": TILE},
+            f"triton_3_6_0/{OTHER}": {"2": TILE},
+        },
+    )
     assert site.place() == 0
-    assert placed() == {f"triton_3_6_0/{NAME}": {"1": TILE, "16": TILE}, f"triton_3_6_0/{OTHER}": {"4": TILE}}
-    assert sorted(config_files.tuned(ours(), TUNING)) == [16], "what was SGLang's own in it is not ours"
+    assert placed() == {
+        f"triton_3_6_0/{NAME}": {"1": TILE, "16": TILE},
+        f"triton_3_6_0/{OTHER}": {"4": TILE},
+    }
+    assert sorted(config_files.tuned(ours(), TUNING)) == [16], (
+        "what was SGLang's own in it is not ours"
+    )
 
 
 @pytest.mark.parametrize("killed_at", range(6))
-def test_what_a_killed_placing_leaves_does_not_pass_for_ours(site: Site, monkeypatch: pytest.MonkeyPatch, killed_at: int) -> None:
-    """Killed at each of its writes, of a first placing and of an upgrade; the file that was being written is torn."""
+def test_what_a_killed_placing_leaves_does_not_pass_for_ours(
+    site: Site, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    """Killed at each of its writes, of a first placing and of an upgrade; the file that was being
+    written is torn.
+    """
     real, calls = Path.write_bytes, []
 
     class Killed(Exception):
@@ -131,7 +178,11 @@ def test_what_a_killed_placing_leaves_does_not_pass_for_ours(site: Site, monkeyp
         return real(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    upgraded = {f"triton_3_6_0/{NAME}": {"2": TILE}, f"triton_3_6_0/{OTHER}": {"2": TILE}, f"triton_3_7_1/{OTHER}": {"64": TILE}}
+    upgraded = {
+        f"triton_3_6_0/{NAME}": {"2": TILE},
+        f"triton_3_6_0/{OTHER}": {"2": TILE},
+        f"triton_3_7_1/{OTHER}": {"64": TILE},
+    }
     downs = 0
     for version, contents in (("0.5.17", None), ("0.5.23", upgraded)):
         if contents:
@@ -146,7 +197,10 @@ def test_what_a_killed_placing_leaves_does_not_pass_for_ours(site: Site, monkeyp
 
 
 def test_the_union_of_old_and_new_batch_sizes_is_written_as_sglang_reads_it(site: Site) -> None:
-    site.install("0.5.17", {f"triton_3_6_0/{NAME}": {"1": {**TILE, "num_warps": 8}, "16": TILE, "1024": TILE}})
+    site.install(
+        "0.5.17",
+        {f"triton_3_6_0/{NAME}": {"1": {**TILE, "num_warps": 8}, "16": TILE, "1024": TILE}},
+    )
     site.place()
     better = {**TILE, "num_stages": 4}
     config_files.add(ours(), TUNING, 16, better)
@@ -178,18 +232,26 @@ def test_a_down_projections_file_of_somebody_elses_stays(site: Site) -> None:
     assert down.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"16": []}', '{"sixteen": {}}', '{"16": {}', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"16": []}', '{"sixteen": {}}', '{"16": {}', "\xff"]
+)
 def test_a_file_of_ours_that_cannot_be_read_is_made_anew(site: Site, content: str) -> None:
     config_files.add(ours(), TUNING, 2, TILE)
     config_files.add(ours(), TUNING, 16, TILE)
     ours().write_text(content)
     assert config_files.read(ours()) == {} and config_files.tuned(ours(), TUNING) == {}
     config_files.add(ours(), TUNING, 16, TILE)
-    assert json.loads(ours().read_text()) == {"16": TILE} and config_files.tuned(ours(), TUNING) == {16: TILE}
+    assert json.loads(ours().read_text()) == {"16": TILE} and config_files.tuned(
+        ours(), TUNING
+    ) == {16: TILE}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": [[]], "sglang": "0.5.17"}', '{"files": 3}'])
-def test_a_record_of_sglangs_files_that_cannot_be_read_makes_all_of_them_ours(site: Site, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"files": [[]], "sglang": "0.5.17"}', '{"files": 3}']
+)
+def test_a_record_of_sglangs_files_that_cannot_be_read_makes_all_of_them_ours(
+    site: Site, content: str
+) -> None:
     """None of ours is lost that way; SGLang's own are what they were."""
     site.place()
     before = placed()
@@ -223,11 +285,20 @@ def test_another_tunings_batch_sizes_are_not_counted_as_tuned(site: Site) -> Non
     config_files.add(ours(), TUNING, 16, TILE)
     config_files.add(ours(), TUNING, 32, TILE)
     newer = {**TUNING, "sglang": "0.5.23"}
-    assert sorted(config_files.tuned(ours(), TUNING)) == [16, 32] and config_files.tuned(ours(), newer) == {}
+    assert (
+        sorted(config_files.tuned(ours(), TUNING)) == [16, 32]
+        and config_files.tuned(ours(), newer) == {}
+    )
     other = {**TILE, "num_warps": 8}
     config_files.add(ours(), newer, 16, other)
-    assert config_files.tuned(ours(), newer) == {16: other} and config_files.tuned(ours(), TUNING) == {}
-    assert config_files.read(ours()) == {16: other, 32: TILE}, "the other one's stay where ours has none"
+    assert (
+        config_files.tuned(ours(), newer) == {16: other}
+        and config_files.tuned(ours(), TUNING) == {}
+    )
+    assert config_files.read(ours()) == {
+        16: other,
+        32: TILE,
+    }, "the other one's stay where ours has none"
 
 
 def test_a_file_that_is_gone_has_nothing_tuned(site: Site) -> None:
@@ -237,7 +308,9 @@ def test_a_file_that_is_gone_has_nothing_tuned(site: Site) -> None:
 
 
 @pytest.mark.parametrize("lookup", [LOOKUP, Lookup(8, 64, None, None)])
-def test_what_a_server_asked_for_is_remembered_by_its_settings(container: Path, lookup: Lookup) -> None:
+def test_what_a_server_asked_for_is_remembered_by_its_settings(
+    container: Path, lookup: Lookup
+) -> None:
     config_files.remember("a1", lookup)
     assert config_files.remembered("a1") == lookup and config_files.remembered("b2") is None
     (config_files.root() / config_files.TUNED / "lookup-a1.json").write_text("{")

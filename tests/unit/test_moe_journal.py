@@ -10,7 +10,14 @@ import pytest
 from sgl_admin.moe.journal import Journal
 
 TUNING: dict[str, Any] = {"E": 513, "N": 512, "block_shape": [128, 128], "sglang": "0.5.17"}
-CONFIG = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 128, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 3}
+CONFIG = {
+    "BLOCK_SIZE_M": 16,
+    "BLOCK_SIZE_N": 64,
+    "BLOCK_SIZE_K": 128,
+    "GROUP_SIZE_M": 1,
+    "num_warps": 4,
+    "num_stages": 3,
+}
 
 
 @pytest.fixture
@@ -49,7 +56,13 @@ def lines_of(lines: list[dict[str, Any]]) -> tuple[Any, ...]:
     for line in lines:
         if "tuning" in line:
             continue
-        open_ = tuple(line["measuring"]) if "measuring" in line else None if "batch_size" in line else open_
+        open_ = (
+            tuple(line["measuring"])
+            if "measuring" in line
+            else None
+            if "batch_size" in line
+            else open_
+        )
         if "launch" in line:
             launches[line["launch"]] = line["dropped"]
         elif "dropped" in line:
@@ -81,14 +94,20 @@ def test_every_prefix_of_a_journal_is_one_of_its_whole_lines(path: Path) -> None
     for end in range(len(content) + 1):
         path.write_bytes(content[:end])
         # A last line without its newline is whole all the same.
-        whole = content[:end].count(b"\n") + (end < len(content) and content[end : end + 1] == b"\n")
+        whole = content[:end].count(b"\n") + (
+            end < len(content) and content[end : end + 1] == b"\n"
+        )
         journal = Journal(path, TUNING)
         assert state(journal) == lines_of(lines[:whole]), end
         journal.drop(64, 7, "hung")
         journal.look(64, 8, 1.5)
         journal.close()
         again = Journal(path, TUNING)
-        assert state(again) == state(journal) and again.dropped[64, 7] == "hung" and again.looks[64] == {8: 1.5}, end
+        assert (
+            state(again) == state(journal)
+            and again.dropped[64, 7] == "hung"
+            and again.looks[64] == {8: 1.5}
+        ), end
         if end >= header:
             assert path.read_bytes().startswith(content[:end]), "what was known is not written anew"
 
@@ -100,7 +119,11 @@ def test_a_journal_that_ends_while_measuring_names_what_it_was(path: Path) -> No
     assert Journal(path, TUNING).open == (16, 5)
     journal.drop_launch("x", "its compiler ended with exit code 1")
     assert Journal(path, TUNING).open == (16, 5)
-    for write_end in (lambda: journal.look(16, 5, 1), lambda: journal.drop(16, 5, "no"), lambda: journal.settle(16, CONFIG, 1)):
+    for write_end in (
+        lambda: journal.look(16, 5, 1),
+        lambda: journal.drop(16, 5, "no"),
+        lambda: journal.settle(16, CONFIG, 1),
+    ):
         write_end()
         assert Journal(path, TUNING).open is None
         journal.measuring(16, 6)
@@ -114,7 +137,10 @@ def test_another_tuning_starts_anew(path: Path, other: dict[str, Any]) -> None:
     assert state(journal) == ({}, {}, {}, {}, None)
     journal.look(2, 1, 5)
     journal.close()
-    assert path.read_text().splitlines() == [json.dumps({"tuning": other}), '{"batch_size": 2, "configuration": 1, "us": 5.0}']
+    assert path.read_text().splitlines() == [
+        json.dumps({"tuning": other}),
+        '{"batch_size": 2, "configuration": 1, "us": 5.0}',
+    ]
     assert state(Journal(path, TUNING)) == ({}, {}, {}, {}, None), "and back again"
 
 
@@ -137,7 +163,9 @@ def test_a_line_that_is_none_is_passed_over(path: Path, line: str) -> None:
     written = write(path)
     content = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for place in range(1, len(content) + 1):
-        path.write_text("".join([*content[:place], line + "\n", *content[place:]]), encoding="utf-8")
+        path.write_text(
+            "".join([*content[:place], line + "\n", *content[place:]]), encoding="utf-8"
+        )
         assert state(Journal(path, TUNING)) == state(written)
 
 

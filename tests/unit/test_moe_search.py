@@ -25,15 +25,26 @@ class Tried:
     """A search over a journal, and what came of it."""
 
     def __init__(
-        self, journal: Path, configs: Sequence[Config], launches: Mapping[int, Sequence[tuple[str, ...]]], bench: Bench,
+        self,
+        journal: Path,
+        configs: Sequence[Config],
+        launches: Mapping[int, Sequence[tuple[str, ...]]],
+        bench: Bench,
         compiler: Compiler | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.bench = bench
         self.compiler = compiler or Compiler()
         self.journal = Journal(journal, TUNING)
         self.found: dict[int, tuple[Config, float]] = {}
         self.told: list[tuple[str, int, int]] = []
-        self.search = Search(configs, launches, self.journal, bench, self.compiler, lambda *words: self.told.append(words))
+        self.search = Search(
+            configs,
+            launches,
+            self.journal,
+            bench,
+            self.compiler,
+            lambda *words: self.told.append(words),
+        )
 
     def run(self) -> dict[int, tuple[Config, float]]:
         try:
@@ -67,7 +78,9 @@ def test_the_best_of_each_batch_size_is_found(path: Path) -> None:
         reachable = [CONFIGS[number] for number in tried.journal.looks[size]]
         assert found[size] == (best_of(size, reachable), time_us(size, best_of(size, reachable)))
         assert found[size][0] == best_of(size)
-    assert len({tuple(config.values()) for config, _ in found.values()}) > 2, "one that suits all would show nothing"
+    assert len({tuple(config.values()) for config, _ in found.values()}) > 2, (
+        "one that suits all would show nothing"
+    )
     assert (tried.search.looked, tried.search.look_s >= 0) == (len(tried.bench.looked), True)
 
 
@@ -83,16 +96,25 @@ def test_the_largest_group_comes_first_and_its_first_size_tries_everything(path:
 def test_what_compiles_longest_is_asked_for_first(path: Path) -> None:
     tried = Tried(path, CONFIGS, launches_of({"a": [16]}, CONFIGS), Bench())
     tried.run()
-    orders = [space.compile_order(CONFIGS[int(launch.split()[2])]) for launch in tried.compiler.asked[0]]
+    orders = [
+        space.compile_order(CONFIGS[int(launch.split()[2])]) for launch in tried.compiler.asked[0]
+    ]
     assert orders == sorted(orders)
 
 
 def test_a_later_group_compiles_only_what_was_best_nearby(path: Path) -> None:
-    tried = Tried(path, CONFIGS, launches_of({"odd": [2], "sixteens": [16, 256], "large": [1024]}, CONFIGS), Bench())
+    tried = Tried(
+        path,
+        CONFIGS,
+        launches_of({"odd": [2], "sixteens": [16, 256], "large": [1024]}, CONFIGS),
+        Bench(),
+    )
     tried.run()
     for later, nearest in ((1, 16), (2, 256)):
         looks = tried.journal.looks[nearest]
-        assert tried.compiled()[later] == set(sorted(looks, key=lambda number: looks[number])[:192]), "15% of 1280"
+        assert tried.compiled()[later] == set(
+            sorted(looks, key=lambda number: looks[number])[:192]
+        ), "15% of 1280"
     assert tried.looked(2) == [CONFIGS[number] for number in sorted(tried.compiled()[1])]
 
 
@@ -112,17 +134,30 @@ def test_a_group_of_later_sizes_compiles_what_any_of_them_wants(path: Path) -> N
 
 
 def test_sizes_that_launch_the_same_are_one_group() -> None:
-    found = searching.grouped(launches_of({"odd": [2, 4], "sixteens": [128, 16, 64], "large": [1024]}, CONFIGS[:3]))
+    found = searching.grouped(
+        launches_of({"odd": [2, 4], "sixteens": [128, 16, 64], "large": [1024]}, CONFIGS[:3])
+    )
     assert found == [[16, 64, 128], [2, 4], [1024]]
 
 
 def test_a_configuration_whose_launch_was_dropped_is_never_measured(path: Path) -> None:
     best = CONFIGS.index(best_of(16))
-    compiler = Compiler({f"a down {best}": "its compiler took more than 120 s", "a up 7": "its compiler ended with exit code 9"})
+    compiler = Compiler(
+        {
+            f"a down {best}": "its compiler took more than 120 s",
+            "a up 7": "its compiler ended with exit code 9",
+        }
+    )
     tried = Tried(path, CONFIGS, launches_of({"a": [16, 32]}, CONFIGS), Bench(), compiler)
     found = tried.run()
-    measured = [config for _, config in tried.bench.looked] + [config for _, configs, _ in tried.bench.compared for config in configs]
-    assert CONFIGS[best] not in measured and CONFIGS[7] not in measured and len(tried.looked(16)) == 1278
+    measured = [config for _, config in tried.bench.looked] + [
+        config for _, configs, _ in tried.bench.compared for config in configs
+    ]
+    assert (
+        CONFIGS[best] not in measured
+        and CONFIGS[7] not in measured
+        and len(tried.looked(16)) == 1278
+    )
     rest = [config for number, config in enumerate(CONFIGS) if number not in (7, best)]
     assert found[16][0] == best_of(16, rest)
     assert Journal(path, TUNING).dropped_launches == compiler.failing
@@ -134,7 +169,9 @@ def test_a_dropped_launch_is_not_compiled_again(path: Path) -> None:
     Tried(path, sample, launches, Bench(), Compiler({"a up 3": "it does not compile"})).run()
     with path.open("a") as stream:
         stream.write('{"batch_size": 16, "configuration": 0, "us": 1.0}\n')
-    content = "".join(line for line in path.read_text().splitlines(keepends=True) if '"best"' not in line)
+    content = "".join(
+        line for line in path.read_text().splitlines(keepends=True) if '"best"' not in line
+    )
     path.write_text(content)
     again = Tried(path, sample, launches, Bench())
     again.run()
@@ -151,7 +188,9 @@ def test_one_that_cannot_run_is_dropped_and_the_best_of_the_others_is_taken(path
     rest = [config for config in CONFIGS if not cannot_run(16, config)]
     assert tried.run()[16] == (best_of(16, rest), time_us(16, best_of(16, rest)))
     journal = Journal(path, TUNING)
-    assert set(journal.dropped) == {(16, number) for number, config in enumerate(CONFIGS) if cannot_run(16, config)}
+    assert set(journal.dropped) == {
+        (16, number) for number, config in enumerate(CONFIGS) if cannot_run(16, config)
+    }
     assert set(journal.dropped.values()) == {"out of resource: shared memory"}
 
 
@@ -162,12 +201,18 @@ def test_what_launches_nothing_is_not_tried(path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["runs", "compiles", "launches", "is captured"])
-def test_nothing_that_can_be_used_is_told(path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_can_be_used_is_told(
+    path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sample = space.configs((128, 128), 20)
     bench = Bench(lambda size, config: why == "runs")
     if why == "is captured":
-        monkeypatch.setattr(bench, "compare", lambda size, configs, turns: [math.inf] * len(configs))
-    compiler = Compiler({f"a up {number}": "no" for number in range(20)} if why == "compiles" else {})
+        monkeypatch.setattr(
+            bench, "compare", lambda size, configs, turns: [math.inf] * len(configs)
+        )
+    compiler = Compiler(
+        {f"a up {number}": "no" for number in range(20)} if why == "compiles" else {}
+    )
     launches = launches_of({"a": [16]}, sample, none=range(20) if why == "launches" else ())
     tried = Tried(path, sample, launches, bench, compiler)
     with pytest.raises(CannotRun, match=r"none of \d+ configurations can be used at batch size 16"):
@@ -175,7 +220,9 @@ def test_nothing_that_can_be_used_is_told(path: Path, why: str, monkeypatch: pyt
     assert Journal(path, TUNING).best == {}
 
 
-def test_one_that_cannot_be_captured_is_not_chosen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_be_captured_is_not_chosen(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Bench()
     best = best_of(16)
     real = bench.compare
@@ -183,7 +230,8 @@ def test_one_that_cannot_be_captured_is_not_chosen(path: Path, monkeypatch: pyte
         bench,
         "compare",
         lambda size, configs, turns: [
-            math.inf if config == best else us for config, us in zip(configs, real(size, configs, turns), strict=True)
+            math.inf if config == best else us
+            for config, us in zip(configs, real(size, configs, turns), strict=True)
         ],
     )
     found = Tried(path, CONFIGS, launches_of({"a": [16]}, CONFIGS), bench).run()
@@ -196,7 +244,9 @@ def test_few_stay_after_the_first_look_and_fewer_after_the_second(path: Path) ->
     (_, second, second_turns), (_, last, last_turns) = tried.bench.compared
     assert (len(second), second_turns, len(last), last_turns) == (24, 3, 6, 15)
     looks = tried.journal.looks[16]
-    assert second == [CONFIGS[number] for number in sorted(looks, key=lambda number: looks[number])[:24]]
+    assert second == [
+        CONFIGS[number] for number in sorted(looks, key=lambda number: looks[number])[:24]
+    ]
     assert last == sorted(second, key=lambda config: time_us(16, config))[:6]
 
 
@@ -208,9 +258,10 @@ def test_a_look_is_given_up_by_the_best_so_far(path: Path) -> None:
     assert tried.bench.hopeless[1:] == [min(looks[:count]) * 3 + 600 for count in range(1, 1280)]
 
 
-# --- killed --------------------------------------------------------------------------------------------------------------
+# --- killed ---------------------------------------------------------------------------------------
 
-# Few enough to be brought down at each call; with `_LATER_LEAST` of 5 a later group leaves most of them out.
+# Few enough to be brought down at each call; with `_LATER_LEAST` of 5 a later group leaves most of
+# them out.
 FEW = space.configs((128, 128), 30)
 BEST_OF_16 = best_of(16, FEW)
 SMALL = {"sixteens": [16, 32, 64, 128], "odd": [2, 4, 8], "large": [1024]}
@@ -223,14 +274,27 @@ def least(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cannot(size: int, config: Config) -> bool:
     # At 2 it is one of those that 4 and 8, of the same later group, have to try all the same.
-    return (config["BLOCK_SIZE_M"] == 256 and config["num_stages"] == 5) or (size == 2 and config == BEST_OF_16)
+    return (config["BLOCK_SIZE_M"] == 256 and config["num_stages"] == 5) or (
+        size == 2 and config == BEST_OF_16
+    )
 
 
-def test_a_search_that_is_brought_down_at_any_call_ends_as_one_that_is_not(tmp_path: Path, least: None) -> None:
+def test_a_search_that_is_brought_down_at_any_call_ends_as_one_that_is_not(
+    tmp_path: Path, least: None
+) -> None:
     launches = launches_of(SMALL, FEW)
     whole = Tried(tmp_path / "whole", FEW, launches, Bench(cannot))
     expected = whole.run()
-    assert [len(whole.looked(size)) for size in (16, 32, 64, 128, 2, 4, 8, 1024)] == [30, 15, 15, 15, 5, 5, 5, 5]
+    assert [len(whole.looked(size)) for size in (16, 32, 64, 128, 2, 4, 8, 1024)] == [
+        30,
+        15,
+        15,
+        15,
+        5,
+        5,
+        5,
+        5,
+    ]
     for number in range(1, whole.bench.calls + 1):
         path = tmp_path / f"{number}"
         first = Tried(path, FEW, launches, Bench(cannot))
@@ -239,15 +303,22 @@ def test_a_search_that_is_brought_down_at_any_call_ends_as_one_that_is_not(tmp_p
             first.run()
         again = Tried(path, FEW, launches, Bench(cannot))
         assert again.run() == expected, number
-        # Neither is a look done twice, nor is anything looked at that an undisturbed search would leave out.
-        looks = [(size, space.key(config)) for size, config in first.bench.looked + again.bench.looked]
-        assert sorted(looks) == sorted((size, space.key(config)) for size, config in whole.bench.looked), number
+        # Neither is a look done twice, nor is anything looked at that an undisturbed search would
+        # leave out.
+        looks = [
+            (size, space.key(config)) for size, config in first.bench.looked + again.bench.looked
+        ]
+        assert sorted(looks) == sorted(
+            (size, space.key(config)) for size, config in whole.bench.looked
+        ), number
         assert not {size for size, _ in again.bench.looked} & set(first.found), number
         assert not {size for size, _, _ in again.bench.compared} & set(first.found), number
         path.unlink()
 
 
-def test_a_search_that_is_brought_down_again_and_again_gets_there(tmp_path: Path, least: None) -> None:
+def test_a_search_that_is_brought_down_again_and_again_gets_there(
+    tmp_path: Path, least: None
+) -> None:
     launches = launches_of(SMALL, FEW)
     expected = Tried(tmp_path / "whole", FEW, launches, Bench(cannot)).run()
     looks, rounds = 0, 0
@@ -263,7 +334,8 @@ def test_a_search_that_is_brought_down_again_and_again_gets_there(tmp_path: Path
     assert (
         found == expected
         and rounds > 5
-        and looks + len(tried.bench.looked) == sum(map(len, tried.journal.looks.values())) + len(tried.journal.dropped)
+        and looks + len(tried.bench.looked)
+        == sum(map(len, tried.journal.looks.values())) + len(tried.journal.dropped)
     )
 
 
@@ -276,7 +348,9 @@ def test_what_was_settled_is_told_again_and_not_measured(path: Path) -> None:
 
 
 def test_half_a_look_at_another_size_leaves_no_configuration_out(path: Path, least: None) -> None:
-    """Brought down at the first looks for one size, then asked for a smaller one, too: that one tries everything."""
+    """Brought down at the first looks for one size, then asked for a smaller one, too: that one
+    tries everything.
+    """
     down = Tried(path, FEW, launches_of({"a": [64]}, FEW), Bench())
     down.bench.down_at = 10
     with pytest.raises(Down):
@@ -292,4 +366,6 @@ def test_what_the_journal_dropped_is_not_tried_again(path: Path) -> None:
     journal.close()
     tried = Tried(path, FEW, launches_of({"a": [16]}, FEW), Bench())
     found: Any = tried.run()
-    assert FEW[best] not in tried.looked(16) and found[16][0] == best_of(16, [config for config in FEW if config != FEW[best]])
+    assert FEW[best] not in tried.looked(16) and found[16][0] == best_of(
+        16, [config for config in FEW if config != FEW[best]]
+    )

@@ -1,4 +1,5 @@
-"""What shape a server is expected to fuse its experts in, and the file that SGLang looks up for it."""
+"""What shape a server is expected to fuse its experts in, and the file that SGLang looks up for it.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +19,48 @@ from tests.gpu import models
 
 GH200 = "NVIDIA GH200 480GB"
 # As SGLang 0.5.17 and 0.5.23 ask for Qwen3-Next-80B-A3B-Instruct-FP8 on one GH200.
-QWEN3_NEXT_FILE = "E=513,N=512,device_name=NVIDIA_GH200_480GB,dtype=fp8_w8a8,block_shape=[128, 128].json"
+QWEN3_NEXT_FILE = (
+    "E=513,N=512,device_name=NVIDIA_GH200_480GB,dtype=fp8_w8a8,block_shape=[128, 128].json"
+)
 QWEN3: dict[str, Any] = {
-    "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
-    "intermediate_size": 6144, "hidden_size": 2048, "torch_dtype": "bfloat16",
-}  # fmt: skip
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "intermediate_size": 6144,
+    "hidden_size": 2048,
+    "torch_dtype": "bfloat16",
+}
 
 
 @pytest.fixture
 def qwen3_next(tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((models.write_qwen3_next_fp8(tmp_path) / "config.json").read_text())
+    found: dict[str, Any] = json.loads(
+        (models.write_qwen3_next_fp8(tmp_path) / "config.json").read_text()
+    )
     return found
 
 
-def shape_of(config: dict[str, Any], version: str = "0.5.17", tp: int = 1, dtype: str = "auto", args: tuple[str, ...] = ()) -> MoeShape:
+def shape_of(
+    config: dict[str, Any],
+    version: str = "0.5.17",
+    tp: int = 1,
+    dtype: str = "auto",
+    args: tuple[str, ...] = (),
+) -> MoeShape:
     return shapes.of(config, tp, dtype, args, releases.of(version)[0])
 
 
 @pytest.mark.parametrize("version", ["0.5.17", "0.5.23"])
 def test_qwen3_next_has_its_shared_expert_fused(qwen3_next: dict[str, Any], version: str) -> None:
     found = shape_of(qwen3_next, version)
-    assert found == MoeShape(Lookup(513, 512, "fp8_w8a8", (128, 128)), hidden_size=2048, chosen=10, shared=1, torch_dtype="bfloat16")
+    assert found == MoeShape(
+        Lookup(513, 512, "fp8_w8a8", (128, 128)),
+        hidden_size=2048,
+        chosen=10,
+        shared=1,
+        torch_dtype="bfloat16",
+    )
     assert found.rows_per_token == 11 and found.lookup.file_name(GH200) == QWEN3_NEXT_FILE
 
 
@@ -65,20 +87,32 @@ def test_a_shared_expert_of_another_size_is_not_fused(qwen3_next: dict[str, Any]
      ("DeepseekV2ForCausalLM", 1, 0), ("Qwen3MoeForCausalLM", 1, 0)],
 )  # fmt: skip
 @pytest.mark.parametrize("version", ["0.5.3", "0.5.9", "0.5.17", "0.5.23"])
-def test_one_shared_expert_is_fused_where_every_release_does(architecture: str, shared: int, fused: int, version: str) -> None:
-    config = {"architectures": [architecture], "n_routed_experts": 256, "n_shared_experts": shared, "num_experts_per_tok": 8,
-              "moe_intermediate_size": 2048, "hidden_size": 7168}  # fmt: skip
+def test_one_shared_expert_is_fused_where_every_release_does(
+    architecture: str, shared: int, fused: int, version: str
+) -> None:
+    config = {
+        "architectures": [architecture],
+        "n_routed_experts": 256,
+        "n_shared_experts": shared,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 2048,
+        "hidden_size": 7168,
+    }
     found = shape_of(config, version)
     assert (found.lookup.E, found.rows_per_token) == (256 + fused, 8 + fused)
 
 
 @pytest.mark.parametrize(("tp", "size"), [(1, 512), (2, 256), (4, 128)])
-def test_tensor_parallelism_divides_the_intermediate_size_alone(qwen3_next: dict[str, Any], tp: int, size: int) -> None:
+def test_tensor_parallelism_divides_the_intermediate_size_alone(
+    qwen3_next: dict[str, Any], tp: int, size: int
+) -> None:
     found = shape_of(qwen3_next, tp=tp)
     assert (found.lookup.E, found.lookup.N, found.hidden_size) == (513, size, 2048)
 
 
-def test_an_intermediate_size_that_the_gpus_cannot_share_is_told(qwen3_next: dict[str, Any]) -> None:
+def test_an_intermediate_size_that_the_gpus_cannot_share_is_told(
+    qwen3_next: dict[str, Any],
+) -> None:
     with pytest.raises(Untunable, match="512 cannot be divided among 3 GPUs"):
         shape_of(qwen3_next, tp=3)
 
@@ -86,7 +120,10 @@ def test_an_intermediate_size_that_the_gpus_cannot_share_is_told(qwen3_next: dic
 def test_unquantised_experts_have_no_data_type_in_the_name() -> None:
     found = shape_of(QWEN3)
     assert found.lookup == Lookup(128, 768, None, None)
-    assert found.lookup.file_name("NVIDIA H100 80GB HBM3") == "E=128,N=768,device_name=NVIDIA_H100_80GB_HBM3.json"
+    assert (
+        found.lookup.file_name("NVIDIA H100 80GB HBM3")
+        == "E=128,N=768,device_name=NVIDIA_H100_80GB_HBM3.json"
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +135,9 @@ def test_unquantised_experts_have_no_data_type_in_the_name() -> None:
         ({"torch_dtype": "float32"}, "bfloat16"),
     ],
 )
-def test_the_data_type_of_activations_is_the_configs_or_bfloat16(kept: dict[str, str], used: str) -> None:
+def test_the_data_type_of_activations_is_the_configs_or_bfloat16(
+    kept: dict[str, str], used: str
+) -> None:
     config = {key: value for key, value in QWEN3.items() if key != "torch_dtype"}
     assert shape_of({**config, **kept}).torch_dtype == used
 
@@ -107,9 +146,18 @@ def test_the_data_type_of_activations_is_the_configs_or_bfloat16(kept: dict[str,
 def test_a_multimodal_models_experts_are_those_of_its_language_model(key: str) -> None:
     nested = {name: value for name, value in QWEN3.items() if name != "architectures"}
     # The picture encoder's sizes are not the experts'.
-    config = {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "hidden_size": 64, "intermediate_size": 7, key: nested}
+    config = {
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "hidden_size": 64,
+        "intermediate_size": 7,
+        key: nested,
+    }
     found = shape_of(config)
-    assert (found.lookup, found.hidden_size, found.chosen) == (Lookup(128, 768, None, None), 2048, 8)
+    assert (found.lookup, found.hidden_size, found.chosen) == (
+        Lookup(128, 768, None, None),
+        2048,
+        8,
+    )
 
 
 @pytest.mark.parametrize("missing", ["num_experts", "num_experts_per_tok", "hidden_size"])
@@ -132,13 +180,20 @@ def test_experts_of_another_quantisation_are_named(method: str | None) -> None:
 
 def test_fp8_without_blocks_has_no_block_shape_in_the_name() -> None:
     found = shape_of({**QWEN3, "quantization_config": {"quant_method": "fp8"}})
-    assert found.lookup.file_name(GH200) == "E=128,N=768,device_name=NVIDIA_GH200_480GB,dtype=fp8_w8a8.json"
+    assert (
+        found.lookup.file_name(GH200)
+        == "E=128,N=768,device_name=NVIDIA_GH200_480GB,dtype=fp8_w8a8.json"
+    )
 
 
-@pytest.mark.parametrize("block", [[128], [128, 0], [128, "128"], "128", [128, 128, 128], [True, 128]])
+@pytest.mark.parametrize(
+    "block", [[128], [128, 0], [128, "128"], "128", [128, 128, 128], [True, 128]]
+)
 def test_a_block_shape_that_is_none_is_told(block: object) -> None:
     with pytest.raises(Untunable, match="weight_block_size"):
-        shape_of({**QWEN3, "quantization_config": {"quant_method": "fp8", "weight_block_size": block}})
+        shape_of(
+            {**QWEN3, "quantization_config": {"quant_method": "fp8", "weight_block_size": block}}
+        )
 
 
 def test_a_wanted_data_type_must_be_the_models(qwen3_next: dict[str, Any]) -> None:
@@ -146,11 +201,13 @@ def test_a_wanted_data_type_must_be_the_models(qwen3_next: dict[str, Any]) -> No
     assert shape_of(QWEN3, dtype="bf16") == shape_of(QWEN3)
     with pytest.raises(Untunable, match="--moe-dtype bf16: the model's experts are fp8_w8a8"):
         shape_of(qwen3_next, dtype="bf16")
-    with pytest.raises(Untunable, match=r"--moe-dtype fp8_w8a8: the model's experts are not quantised \(bf16\)"):
+    with pytest.raises(
+        Untunable, match=r"--moe-dtype fp8_w8a8: the model's experts are not quantised \(bf16\)"
+    ):
         shape_of(QWEN3, dtype="fp8_w8a8")
 
 
-# --- names ---------------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 LOOKUPS = st.builds(
     Lookup,
@@ -176,8 +233,14 @@ def test_what_a_name_says_is_read_back(lookup: Lookup, device: str) -> None:
     ("name", "lookup"),
     [
         ("E=512,N=128,device_name=NVIDIA_H200.json", Lookup(512, 128, None, None)),
-        ("E=256,N=128,device_name=NVIDIA_H20-3e,dtype=fp8_w8a8,block_shape=[128, 128].json", Lookup(256, 128, "fp8_w8a8", (128, 128))),
-        ("E=8,N=14336,device_name=AMD_Instinct_MI300X,dtype=int8_w8a16.json", Lookup(8, 14336, "int8_w8a16", None)),
+        (
+            "E=256,N=128,device_name=NVIDIA_H20-3e,dtype=fp8_w8a8,block_shape=[128, 128].json",
+            Lookup(256, 128, "fp8_w8a8", (128, 128)),
+        ),
+        (
+            "E=8,N=14336,device_name=AMD_Instinct_MI300X,dtype=int8_w8a16.json",
+            Lookup(8, 14336, "int8_w8a16", None),
+        ),
         ("E=1,N=2,device_name=x,block_shape=[1,2].json", Lookup(1, 2, None, (1, 2))),
         ("E=,N=2,device_name=x.json", None),
         ("E=1,N=2,device_name=.json", None),
@@ -200,7 +263,8 @@ def test_a_shape_outlasts_json(lookup: Lookup, shared: int) -> None:
 def test_what_the_server_asks_for_has_the_last_word(qwen3_next: dict[str, Any]) -> None:
     expected = shape_of(qwen3_next)
     apart = Lookup(512, 512, "fp8_w8a8", (128, 128))
-    # As a release that does not fuse the shared expert would ask; a draft model's experts are others.
+    # As a release that does not fuse the shared expert would ask; a draft model's experts are
+    # others.
     found = shapes.seen(expected, [Lookup(8, 64, None, None), apart])
     assert found == MoeShape(apart, 2048, 10, 0, "bfloat16") and found.rows_per_token == 10
     assert shapes.seen(expected, [expected.lookup]) == expected
@@ -211,10 +275,16 @@ def test_what_the_server_asks_for_has_the_last_word(qwen3_next: dict[str, Any]) 
 def test_lookups_of_other_experts_are_no_shape_of_these(qwen3_next: dict[str, Any]) -> None:
     expected = shape_of(qwen3_next)
     assert shapes.seen(expected, []) is None
-    assert shapes.seen(expected, [Lookup(513, 256, "fp8_w8a8", (128, 128)), Lookup(511, 512, "fp8_w8a8", (128, 128))]) is None
+    assert (
+        shapes.seen(
+            expected,
+            [Lookup(513, 256, "fp8_w8a8", (128, 128)), Lookup(511, 512, "fp8_w8a8", (128, 128))],
+        )
+        is None
+    )
 
 
-# --- the space -----------------------------------------------------------------------------------------------------------
+# --- the space ------------------------------------------------------------------------------------
 
 
 def test_blocks_of_128_leave_two_thirds_of_the_space() -> None:
@@ -229,7 +299,13 @@ def test_a_sample_is_the_same_every_time_and_of_the_space(block: tuple[int, int]
     whole, sample = space.configs(block), space.configs(block, 160)
     assert len(sample) == 160 and sample == space.configs(block, 160)
     assert [config for config in whole if config in sample] == sample
-    assert {config["BLOCK_SIZE_M"] for config in sample} == {16, 32, 64, 128, 256}, "of no corner of the space alone"
+    assert {config["BLOCK_SIZE_M"] for config in sample} == {
+        16,
+        32,
+        64,
+        128,
+        256,
+    }, "of no corner of the space alone"
 
 
 def test_a_sample_as_large_as_the_space_is_the_space() -> None:

@@ -50,9 +50,16 @@ def test_an_address_that_is_not_this_hosts_is_not_a_taken_port() -> None:
     assert host_ports.taken("192.0.2.1", 9090) is None
 
 
-def test_another_users_process_is_known_by_its_user(listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_process_is_known_by_its_user(
+    listening: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(host_ports, "_owner_of", lambda link: None)
     monkeypatch.setattr(container_ports, "_process_with", lambda link: None)
-    assert host_ports.taken("127.0.0.1", listening) == f"a process of {host_ports._user(os.getuid())}"
-    assert container_ports.holder(listening) == f"a process of uid {os.getuid()} outside this container"
+    assert (
+        host_ports.taken("127.0.0.1", listening) == f"a process of {host_ports._user(os.getuid())}"
+    )
+    assert (
+        container_ports.holder(listening)
+        == f"a process of uid {os.getuid()} outside this container"
+    )
     assert host_ports._user(4_000_000_000) == "uid 4000000000"

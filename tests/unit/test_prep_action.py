@@ -1,4 +1,6 @@
-"""What the action sgl_prep makes of sgl-admin's answers, above all of those that break the contract."""
+"""What the action sgl_prep makes of sgl-admin's answers, above all of those that break the
+contract.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from tests.doubles.prep_action import PrepAction
 
 def envelope(state: str, exit_code: int | None, **job: Any) -> tuple[int, str, str]:
     record = {**validators.example("job"), "state": state, "exit_code": exit_code, **job}
-    return 0, json.dumps({"job": record, "result": validators.example("prep_result") if exit_code is not None else None}), ""
+    return (
+        0,
+        json.dumps(
+            {
+                "job": record,
+                "result": validators.example("prep_result") if exit_code is not None else None,
+            }
+        ),
+        "",
+    )
 
 
 def run(*answers: tuple[int, str, str], check_mode: bool = False) -> dict[str, Any]:

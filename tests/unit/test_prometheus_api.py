@@ -1,4 +1,6 @@
-"""The client of Prometheus' API, the wait on it, and the module prom_ready, against a double that shows every fault."""
+"""The client of Prometheus' API, the wait on it, and the module prom_ready, against a double that
+shows every fault.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def server() -> Iterator[PrometheusDouble]:
         yield double
 
 
-def wait(url: str, *jobs: str, expression: str | None = None, timeout: float = PLENTY_S, **client: Any) -> Seen:
+def wait(
+    url: str, *jobs: str, expression: str | None = None, timeout: float = PLENTY_S, **client: Any
+) -> Seen:
     readiness = Readiness(PrometheusClient(url, **client), Wanted(jobs, expression))
     try:
         return readiness.wait(timeout, POLL_S)
@@ -124,7 +128,11 @@ def test_becomes_ready_late(server):
 
 
 def test_readiness_and_version_are_asked_for_once(server):
-    server.replies["/api/v1/targets"] = [targets(), targets(target("node", "a:1", "unknown")), targets(target("node", "a:1"))]
+    server.replies["/api/v1/targets"] = [
+        targets(),
+        targets(target("node", "a:1", "unknown")),
+        targets(target("node", "a:1")),
+    ]
     server.replies["/api/v1/query"] = [vector(), vector(({}, "1"))]
     seen = wait(server.url, "node", expression="up")
     assert seen.ready
@@ -218,7 +226,9 @@ def test_trickling_answer_is_left_at_the_end_of_the_wait(server):
 def test_api_that_hangs_or_trickles(server, path):
     for reply in (Reply(hangs=True), Reply(200, b'{"status": "success"', trickle=True)):
         server.replies[path] = [reply]
-        assert timed_out(server.url, *(["node"] if path.endswith("targets") else []), expression="up")
+        assert timed_out(
+            server.url, *(["node"] if path.endswith("targets") else []), expression="up"
+        )
 
 
 def test_connection_dropped_between_requests_is_made_anew(server):
@@ -234,10 +244,29 @@ def test_connection_dropped_between_requests_is_made_anew(server):
         (Reply(raw=b""), "closed the connection before it had answered"),
         (Reply(raw=b"SSH-2.0-OpenSSH_9.2\r\n"), "does not speak HTTP"),
         (Reply(raw=b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000), "does not speak HTTP"),
-        (Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nPrometheus Server is Ready."), "closed the connection"),
-        (Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nPrometheus Server is Ready."), "closed the connection"),
+        (
+            Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nPrometheus Server is Ready."),
+            "closed the connection",
+        ),
+        (
+            Reply(
+                raw=(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nPrometheus Server"
+                    b" is Ready."
+                )
+            ),
+            "closed the connection",
+        ),
         (Reply(200, b"Prometheus Server is Ready." + b" " * 70_000), "more than 64 KiB"),
-        (Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nPrometheus Server is Ready."), "does not speak HTTP"),
+        (
+            Reply(
+                raw=(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nPrometheus Server"
+                    b" is Ready."
+                )
+            ),
+            "does not speak HTTP",
+        ),
     ],
     ids=["nothing", "ssh", "endless-header", "truncated", "bad-chunk", "huge", "negative-chunk"],
 )
@@ -251,7 +280,10 @@ def test_name_does_not_resolve(monkeypatch):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert "the host name in http://nowhere.invalid does not resolve (Name or service not known)" in failure("http://nowhere.invalid")
+    assert (
+        "the host name in http://nowhere.invalid does not resolve (Name or service not known)"
+        in failure("http://nowhere.invalid")
+    )
 
 
 def test_resolver_that_hangs_is_left_at_the_end_of_the_wait(monkeypatch):
@@ -284,20 +316,38 @@ def test_second_address_of_a_name_is_tried(server, monkeypatch):
 
 def test_jobs_up(server):
     server.replies["/api/v1/targets"] = [
-        targets(target("node", "a:9100"), target("dcgm", "a:9400"), target("sglang", "a:30000", "down", "refused"))
+        targets(
+            target("node", "a:9100"),
+            target("dcgm", "a:9400"),
+            target("sglang", "a:30000", "down", "refused"),
+        )
     ]
     seen = wait(server.url, "node", "dcgm")
     assert seen.ready
     assert server.asked("/api/v1/targets")[0].query == {"state": ["active"]}
     assert seen.result()["targets"] == [
-        {"job": "node", "instance": "a:9100", "health": "up", "last_error": "", "last_scrape": "2026-11-23T09:15:03.482910374Z"},
-        {"job": "dcgm", "instance": "a:9400", "health": "up", "last_error": "", "last_scrape": "2026-11-23T09:15:03.482910374Z"},
+        {
+            "job": "node",
+            "instance": "a:9100",
+            "health": "up",
+            "last_error": "",
+            "last_scrape": "2026-11-23T09:15:03.482910374Z",
+        },
+        {
+            "job": "dcgm",
+            "instance": "a:9400",
+            "health": "up",
+            "last_error": "",
+            "last_scrape": "2026-11-23T09:15:03.482910374Z",
+        },
     ]
 
 
 def test_target_down_with_prometheus_own_error(server):
     error = 'Get "http://a:9100/metrics": dial tcp 127.0.0.1:9100: connect: connection refused'
-    server.replies["/api/v1/targets"] = [targets(target("node", "b:9100"), target("node", "a:9100", "down", error))]
+    server.replies["/api/v1/targets"] = [
+        targets(target("node", "b:9100"), target("node", "a:9100", "down", error))
+    ]
     reason = failure(server.url, "node")
     assert reason.startswith("Job 'node' is not up: target a:9100 is down")
     assert f"target a:9100 is down: {error}; check that the target runs" in reason
@@ -317,7 +367,10 @@ def test_job_without_target(server):
     server.replies["/api/v1/targets"] = [targets(target("node", "a:9100"))]
     reason = failure(server.url, "nodes", "node")
     assert reason.startswith("Job 'nodes' is not up: ")
-    assert "job 'nodes' has no target (the jobs with targets are node); check the name, and scrape_configs" in reason
+    assert (
+        "job 'nodes' has no target (the jobs with targets are node); check the name, and"
+        " scrape_configs" in reason
+    )
 
 
 def test_no_job_has_a_target(server):
@@ -327,7 +380,9 @@ def test_no_job_has_a_target(server):
 
 
 def test_many_targets_down_are_counted(server):
-    server.replies["/api/v1/targets"] = [targets(*(target("node", f"h{n}:1", "down", "x" * 2000) for n in range(9)))]
+    server.replies["/api/v1/targets"] = [
+        targets(*(target("node", f"h{n}:1", "down", "x" * 2000) for n in range(9)))
+    ]
     reason = failure(server.url, "node")
     assert "and 4 more" in reason
     assert len(reason) < 4000
@@ -355,7 +410,17 @@ def test_job_is_its_scrape_config_or_its_label(server):
         (scalar("0"), False),
         (scalar("-0"), False),
         (scalar("NaN"), False),  # scalar() of nothing
-        (api({"resultType": "vector", "result": [{"metric": {}, "histogram": [1795433458.2, {"count": "3", "sum": "1"}]}]}), True),
+        (
+            api(
+                {
+                    "resultType": "vector",
+                    "result": [
+                        {"metric": {}, "histogram": [1795433458.2, {"count": "3", "sum": "1"}]}
+                    ],
+                }
+            ),
+            True,
+        ),
     ],
 )
 def test_expression_holds_as_an_alert_does(server, reply, holds):
@@ -368,7 +433,9 @@ def test_expression_holds_as_an_alert_does(server, reply, holds):
 def test_samples_are_returned(server):
     server.replies["/api/v1/query"] = [vector(({"__name__": "up", "job": "node"}, "1"))]
     seen = wait(server.url, expression='up{job="node"} == 1 & +')
-    assert seen.result()["result"] == [{"metric": {"__name__": "up", "job": "node"}, "value": "1", "timestamp": 1795433458.281}]
+    assert seen.result()["result"] == [
+        {"metric": {"__name__": "up", "job": "node"}, "value": "1", "timestamp": 1795433458.281}
+    ]
     asked = server.asked("/api/v1/query")[0]
     assert (asked.method, asked.form["query"]) == ("POST", ['up{job="node"} == 1 & +'])
     assert 0 < float(asked.form["timeout"][0]) <= prometheus_api.API_LIMIT_S
@@ -379,13 +446,18 @@ def test_why_an_expression_does_not_hold(server):
     assert reason.startswith("The expression 'up == 2' does not hold: ")
     assert "its result is empty" in reason
     server.replies["/api/v1/query"] = [scalar("0")]
-    assert "its value is 0; a scalar holds when it is neither 0 nor NaN" in failure(server.url, expression="0")
+    assert "its value is 0; a scalar holds when it is neither 0 nor NaN" in failure(
+        server.url, expression="0"
+    )
 
 
 def test_expression_that_does_not_parse(server):
     error = 'invalid parameter "query": 1:4: parse error: unexpected end of input inside braces'
     server.replies["/api/v1/query"] = [api_error(400, "bad_data", error)]
-    assert final(server.url, expression="up{") == f"Prometheus cannot evaluate the expression 'up{{' ({error}); correct it"
+    assert (
+        final(server.url, expression="up{")
+        == f"Prometheus cannot evaluate the expression 'up{{' ({error}); correct it"
+    )
 
 
 @pytest.mark.parametrize(("kind", "what"), [("matrix", "a range vector"), ("string", "a string")])
@@ -397,7 +469,9 @@ def test_expression_of_a_type_that_cannot_hold(server, kind, what):
 def test_evaluation_that_fails_may_succeed_later(server):
     error = api_error(422, "execution", "found duplicate series for the match group")
     server.replies["/api/v1/query"] = [error]
-    assert "/api/v1/query answers HTTP 422: found duplicate series for the match group" in failure(server.url, expression="a * b")
+    assert "/api/v1/query answers HTTP 422: found duplicate series for the match group" in failure(
+        server.url, expression="a * b"
+    )
     server.replies["/api/v1/query"] = [error, vector(({}, "1"))]
     assert wait(server.url, expression="a * b").ready
 
@@ -421,16 +495,46 @@ GARBAGE = [
     b'{"status": "success"}',
     b'{"status": "success", "data": null}',
     b'{"status": "success", "data": []}',
-    b'{"status": "success", "data": {"activeTargets": {"a": 1}, "resultType": "vector", "result": {"a": 1}}}',
-    b'{"status": "success", "data": {"activeTargets": [null], "resultType": "vector", "result": [null]}}',
-    b'{"status": "success", "data": {"activeTargets": [{}], "resultType": "vector", "result": [{}]}}',
-    b'{"status": "success", "data": {"activeTargets": [{"labels": [], "health": "up"}], "resultType": "scalar", "result": []}}',
-    b'{"status": "success", "data": {"activeTargets": [{"labels": {}, "health": true}], "resultType": "scalar", "result": [1, 1]}}',
-    b'{"status": "success", "data": {"activeTargets": [{"labels": {"job": "node"}}], "resultType": "scalar", "result": [1, "one"]}}',
-    b'{"status": "error", "data": {"activeTargets": [{"labels": {}, "health": "up"}], "resultType": "scalar", "result": [1, "1"]}}',
-    b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [null, "1"]}]}}',
-    b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": [], "value": [1, "1"]}]}}',
-    b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": ["x", "1"]}]}}',
+    (
+        b'{"status": "success", "data": {"activeTargets": {"a": 1}, "resultType": "vector",'
+        b' "result": {"a": 1}}}'
+    ),
+    (
+        b'{"status": "success", "data": {"activeTargets": [null], "resultType": "vector", "result":'
+        b" [null]}}"
+    ),
+    (
+        b'{"status": "success", "data": {"activeTargets": [{}], "resultType": "vector", "result":'
+        b" [{}]}}"
+    ),
+    (
+        b'{"status": "success", "data": {"activeTargets": [{"labels": [], "health": "up"}],'
+        b' "resultType": "scalar", "result": []}}'
+    ),
+    (
+        b'{"status": "success", "data": {"activeTargets": [{"labels": {}, "health": true}],'
+        b' "resultType": "scalar", "result": [1, 1]}}'
+    ),
+    (
+        b'{"status": "success", "data": {"activeTargets": [{"labels": {"job": "node"}}],'
+        b' "resultType": "scalar", "result": [1, "one"]}}'
+    ),
+    (
+        b'{"status": "error", "data": {"activeTargets": [{"labels": {}, "health": "up"}],'
+        b' "resultType": "scalar", "result": [1, "1"]}}'
+    ),
+    (
+        b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value":'
+        b' [null, "1"]}]}}'
+    ),
+    (
+        b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": [], "value":'
+        b' [1, "1"]}]}}'
+    ),
+    (
+        b'{"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value":'
+        b' ["x", "1"]}]}}'
+    ),
     b'{"status": "success", "data": {"resultType": "vector", "result": "full"}}',
     b'{"status": "success", "data": {"resultType": "tensor", "result": []}}',
     b'{"status": "success", "data": {"resultType": ["vector"], "result": [1]}}',
@@ -444,7 +548,9 @@ class Canned(PrometheusClient):
 
     body = b""
 
-    def _exchange(self, method: str, target: str, deadline: float, limit: int, body: bytes | None) -> tuple[prometheus_api.Answer, str]:
+    def _exchange(
+        self, method: str, target: str, deadline: float, limit: int, body: bytes | None
+    ) -> tuple[prometheus_api.Answer, str]:
         return prometheus_api.Answer(200, READY.body if target == "/-/ready" else self.body), ""
 
 
@@ -455,7 +561,9 @@ def look_at(body: bytes, wanted: Wanted) -> Seen:
 
 
 @pytest.mark.parametrize("body", GARBAGE, ids=range(len(GARBAGE)))
-@pytest.mark.parametrize("wanted", [Wanted(["node"]), Wanted(expression="up")], ids=["jobs", "expression"])
+@pytest.mark.parametrize(
+    "wanted", [Wanted(["node"]), Wanted(expression="up")], ids=["jobs", "expression"]
+)
 def test_garbage_is_neither_ready_nor_a_traceback(body, wanted):
     seen = look_at(body, wanted)
     assert not seen.ready
@@ -498,12 +606,22 @@ JSON = st.recursive(
 
 def shaped(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Nearly right answers."""
-    data = {"resultType": st.sampled_from(["vector", "scalar", "matrix"]), "result": inner, "activeTargets": inner, "version": inner}
-    return st.fixed_dictionaries({"status": st.just("success"), "data": st.fixed_dictionaries(data)})
+    data = {
+        "resultType": st.sampled_from(["vector", "scalar", "matrix"]),
+        "result": inner,
+        "activeTargets": inner,
+        "version": inner,
+    }
+    return st.fixed_dictionaries(
+        {"status": st.just("success"), "data": st.fixed_dictionaries(data)}
+    )
 
 
 @settings(deadline=None)
-@given(document=JSON | shaped(JSON), wanted=st.sampled_from([Wanted(["node"]), Wanted(expression="up")]))
+@given(
+    document=JSON | shaped(JSON),
+    wanted=st.sampled_from([Wanted(["node"]), Wanted(expression="up")]),
+)
 def test_no_document_ends_in_a_traceback(document, wanted):
     try:
         seen = look_at(json.dumps(document).encode(), wanted)
@@ -515,8 +633,13 @@ def test_no_document_ends_in_a_traceback(document, wanted):
 
 @pytest.mark.parametrize("sample", [[10**400, "1"], "12", {"1": 0, "2": 0}, [0, 1], [0, "one"]])
 def test_what_is_no_sample_does_not_hold(sample):
-    for data in ({"resultType": "scalar", "result": sample}, {"resultType": "vector", "result": [{"metric": {}, "value": sample}]}):
-        seen = look_at(json.dumps({"status": "success", "data": data}).encode(), Wanted(expression="up"))
+    for data in (
+        {"resultType": "scalar", "result": sample},
+        {"resultType": "vector", "result": [{"metric": {}, "value": sample}]},
+    ):
+        seen = look_at(
+            json.dumps({"status": "success", "data": data}).encode(), Wanted(expression="up")
+        )
         assert not seen.ready and "does not answer as Prometheus does" in str(seen.reason)
 
 
@@ -530,7 +653,9 @@ def test_no_bytes_end_in_a_traceback(body):
 def test_huge_api_answer_fails_at_once(server, monkeypatch):
     monkeypatch.setattr(prometheus_api, "API_BYTES", 100 * 1024)
     server.replies["/api/v1/query"] = [vector(*(({"n": str(n)}, "1") for n in range(5000)))]
-    assert "/api/v1/query answers with more than 100 KiB" in final(server.url, expression="{__name__!=''}")
+    assert "/api/v1/query answers with more than 100 KiB" in final(
+        server.url, expression="{__name__!=''}"
+    )
 
 
 def test_error_text_is_one_printable_line(server):
@@ -550,11 +675,17 @@ def basic(user: str, password: str) -> str:
 def test_basic_auth():
     with PrometheusDouble(authorization=basic("ansible", "pä:ss")) as double:
         double.replies["/api/v1/query"] = [scalar("1")]
-        assert wait(double.url, expression="1", username="ansible", password="pä:ss").version == "3.5.3"
+        assert (
+            wait(double.url, expression="1", username="ansible", password="pä:ss").version
+            == "3.5.3"
+        )
         text = final(double.url, username="ansible", password="wr0ng-secret")
         assert "HTTP 401, it does not accept the url_username and url_password given" in text
         assert "wr0ng-secret" not in text
-        assert "HTTP 401, it wants credentials; set url_username and url_password, or bearer_token" in final(double.url)
+        assert (
+            "HTTP 401, it wants credentials; set url_username and url_password, or bearer_token"
+            in final(double.url)
+        )
 
 
 def test_bearer_token():
@@ -575,7 +706,9 @@ def test_secret_that_the_server_repeats_is_not_shown(server):
     server.replies["/api/v1/query"] = [api_error(500, "internal", f"no session for Bearer {token}")]
     assert token not in failure(server.url, expression="up", bearer_token=token)
     encoded = basic("u", "s3cr3t").split()[1]
-    server.replies["/api/v1/query"] = [api_error(500, "internal", f"no session for {encoded} (s3cr3t)")]
+    server.replies["/api/v1/query"] = [
+        api_error(500, "internal", f"no session for {encoded} (s3cr3t)")
+    ]
     reason = failure(server.url, expression="up", username="u", password="s3cr3t")
     assert "no session for" in reason
     assert encoded not in reason
@@ -599,10 +732,13 @@ def test_credentials_that_cannot_be_sent(options):
 
 
 def test_redirect_is_not_followed(server):
-    server.replies["/-/ready"] = [Reply(302, headers={"Location": "https://u:pw@login.example/in?token=t0k"})]
+    server.replies["/-/ready"] = [
+        Reply(302, headers={"Location": "https://u:pw@login.example/in?token=t0k"})
+    ]
     assert (
         final(server.url, bearer_token="abc")
-        == f"{server.url} redirects to https://login.example/in; set url to where Prometheus itself answers"
+        == f"{server.url} redirects to https://login.example/in; set url to where Prometheus itself"
+        " answers"
     )
 
 
@@ -613,8 +749,14 @@ def test_prefix():
     with PrometheusDouble(prefix="/lab/prom") as double:
         double.replies["/api/v1/query"] = [scalar("1")]
         assert wait(double.url + "/", expression="1").version == "3.5.3"
-        assert {request.path for request in double.requests} == {"/-/ready", "/api/v1/status/buildinfo", "/api/v1/query"}
-        assert "HTTP 404, so no Prometheus is there; check the port and path prefix" in failure(f"http://{double.address}/lab")
+        assert {request.path for request in double.requests} == {
+            "/-/ready",
+            "/api/v1/status/buildinfo",
+            "/api/v1/query",
+        }
+        assert "HTTP 404, so no Prometheus is there; check the port and path prefix" in failure(
+            f"http://{double.address}/lab"
+        )
 
 
 def test_ipv6():
@@ -635,7 +777,12 @@ def test_ipv6():
 )
 def test_urls(url, scheme, host, port, shown):
     endpoint = parse_url(url)
-    assert (endpoint.scheme, endpoint.host, endpoint.port, endpoint.shown) == (scheme, host, port, shown)
+    assert (endpoint.scheme, endpoint.host, endpoint.port, endpoint.shown) == (
+        scheme,
+        host,
+        port,
+        shown,
+    )
 
 
 @pytest.mark.parametrize(
@@ -687,8 +834,26 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate of 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     made = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2", "-subj", "/CN=double"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(made[0]), "-keyout", str(made[1])]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-noenc",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=double",
+    ]
+    names = [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-out",
+        str(made[0]),
+        "-keyout",
+        str(made[1]),
+    ]
     subprocess.run([*command, *names], check=True, capture_output=True)
     return made
 
@@ -713,7 +878,10 @@ def test_tls(certificate):
 def test_certificate_that_is_not_trusted_fails_at_once(certificate):
     with tls_server(certificate) as double:
         text = final(double.url)
-        assert f"the certificate of {double.url} is not trusted (self-signed certificate); name its CA with ca_path" in text
+        assert (
+            f"the certificate of {double.url} is not trusted (self-signed certificate); name its CA"
+            " with ca_path" in text
+        )
         assert "validate_certs: false" in text
         # It names 127.0.0.1 only.
         text = final(double.url.replace("127.0.0.1", "localhost"), ca_path=str(certificate[0]))
@@ -749,15 +917,29 @@ def test_tls_handshake_that_hangs():
 
 def test_files_that_cannot_be_used(certificate, tmp_path):
     cert, key = map(str, certificate)
-    missing, garbage, locked = str(tmp_path / "missing.pem"), tmp_path / "garbage.pem", tmp_path / "locked.pem"
+    missing, garbage, locked = (
+        str(tmp_path / "missing.pem"),
+        tmp_path / "garbage.pem",
+        tmp_path / "locked.pem",
+    )
     garbage.write_text("no certificate")
-    subprocess.run(["openssl", "rsa", "-in", key, "-aes256", "-passout", "pass:x", "-out", str(locked)], check=True, capture_output=True)
+    subprocess.run(
+        ["openssl", "rsa", "-in", key, "-aes256", "-passout", "pass:x", "-out", str(locked)],
+        check=True,
+        capture_output=True,
+    )
     cases: list[tuple[dict[str, Any], str]] = [
         ({"ca_path": missing}, f"ca_path {missing} cannot be used (No such file or directory)"),
         ({"ca_path": str(garbage)}, f"ca_path {garbage} cannot be used ("),
-        ({"client_cert": missing}, f"client_cert {missing} without client_key cannot be used (No such file or directory)"),
+        (
+            {"client_cert": missing},
+            f"client_cert {missing} without client_key cannot be used (No such file or directory)",
+        ),
         ({"client_cert": cert}, f"client_cert {cert} without client_key cannot be used ("),
-        ({"client_cert": cert, "client_key": str(garbage)}, f"client_cert {cert} with client_key {garbage} cannot be used ("),
+        (
+            {"client_cert": cert, "client_key": str(garbage)},
+            f"client_cert {cert} with client_key {garbage} cannot be used (",
+        ),
         ({"client_cert": cert, "client_key": str(locked)}, f"client_key {locked} is encrypted"),
     ]
     for options, text in cases:
@@ -795,9 +977,13 @@ class Scripted(PrometheusClient):
         raise AnswerTimeoutError("cut short") if self.took > left else self.error
 
 
-def wait_in_vain(timeout: float, interval: float, took: float, error: NotYetError) -> tuple[Seen, Time]:
+def wait_in_vain(
+    timeout: float, interval: float, took: float, error: NotYetError
+) -> tuple[Seen, Time]:
     time = Time()
-    seen = Readiness(Scripted(time, took, error), Wanted(), clock=time.clock, sleep=time.sleep).wait(timeout, interval)
+    seen = Readiness(
+        Scripted(time, took, error), Wanted(), clock=time.clock, sleep=time.sleep
+    ).wait(timeout, interval)
     assert not seen.ready
     assert time.now - 1000 <= timeout + 1e-9
     return seen, time
@@ -805,7 +991,12 @@ def wait_in_vain(timeout: float, interval: float, took: float, error: NotYetErro
 
 def test_pauses_are_the_interval_and_the_last_look_comes_before_the_end():
     seen, time = wait_in_vain(timeout=1.0, interval=0.3, took=0.001, error=NotYetError("no"))
-    assert time.sleeps == [0.3, 0.3, 0.3, pytest.approx(1.0 - 0.903 - 0.001 - prometheus_api.LAST_LOOK_S, abs=2e-3)]
+    assert time.sleeps == [
+        0.3,
+        0.3,
+        0.3,
+        pytest.approx(1.0 - 0.903 - 0.001 - prometheus_api.LAST_LOOK_S, abs=2e-3),
+    ]
     assert seen.polls == 5
     assert seen.reason == "Prometheus is not ready after 1.0 s: no"
 
@@ -833,7 +1024,9 @@ def test_timeout_shorter_than_a_look():
 
 def test_look_does_not_wait(server):
     server.replies["/-/ready"] = [STARTING, READY]
-    readiness = Readiness(PrometheusClient(server.url), Wanted(), sleep=lambda _seconds: pytest.fail("it sleeps"))
+    readiness = Readiness(
+        PrometheusClient(server.url), Wanted(), sleep=lambda _seconds: pytest.fail("it sleeps")
+    )
     seen = readiness.look(PLENTY_S)
     assert (seen.ready, seen.polls) == (False, 1)
     assert (seen.reason or "").startswith("Prometheus is not ready: ")
@@ -847,7 +1040,9 @@ def test_scalar_of_a_histogram_does_not_hold():
 # --- the module ---
 
 
-def run_module(capsys: pytest.CaptureFixture[str], check: bool = False, **options: Any) -> dict[str, Any]:
+def run_module(
+    capsys: pytest.CaptureFixture[str], check: bool = False, **options: Any
+) -> dict[str, Any]:
     with patch_module_args({"_ansible_check_mode": check, **options}), pytest.raises(SystemExit):
         prom_ready.main()
     result = json.loads(capsys.readouterr().out)
@@ -871,7 +1066,11 @@ def test_module_fails_with_what_it_saw(server, capsys):
     assert result["failed"] is True
     assert result["msg"].startswith("Job 'node' is not up after ")
     assert "target a:1 is down: refused" in result["msg"]
-    assert (result["ready"], result["version"], result["targets"][0]["health"]) == (False, "3.5.3", "down")
+    assert (result["ready"], result["version"], result["targets"][0]["health"]) == (
+        False,
+        "3.5.3",
+        "down",
+    )
     assert result["waited_s"] > 0
 
 
@@ -885,10 +1084,14 @@ def test_check_mode_reports_and_does_not_fail(server, capsys):
 
 
 def test_check_mode_before_anything_is_there(capsys, tmp_path):
-    result = run_module(capsys, check=True, url=f"http://127.0.0.1:{closed_port()}", jobs=["node"], expression="up")
+    result = run_module(
+        capsys, check=True, url=f"http://127.0.0.1:{closed_port()}", jobs=["node"], expression="up"
+    )
     assert "failed" not in result
     assert "nothing listens" in result["reason"]
-    result = run_module(capsys, check=True, url="https://127.0.0.1", ca_path=str(tmp_path / "ca.pem"))
+    result = run_module(
+        capsys, check=True, url="https://127.0.0.1", ca_path=str(tmp_path / "ca.pem")
+    )
     assert "failed" not in result
     assert (result["ready"], result["polls"]) == (False, 0)
     assert "ca.pem cannot be used" in result["reason"]

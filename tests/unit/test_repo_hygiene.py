@@ -21,7 +21,9 @@ class File(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """`sample` is a file that breaks the rule. Words are joined from parts, so that this file keeps the rules itself."""
+    """`sample` is a file that breaks the rule. Words are joined from parts, so that this file keeps
+    the rules itself.
+    """
 
     why: str
     where: Callable[[File], bool]
@@ -77,16 +79,35 @@ RULES = [
         rf"^\s*(- )?(ansible\.builtin\.|ansible\.legacy\.)?{SHELL}:(?!\s+/\S+$)",
         File("roles/x/tasks/main.yml", f"- name: List\n  ansible.builtin.{SHELL}: ls | wc -l\n"),
     ),
-    Rule("argument lists only", python, rf"\b{SHELL}\s*=\s*True\b|\b{re.escape(SYSTEM)}\b", File("x.py", f"run(command, {SHELL}=True)")),
-    Rule("argument lists only", shell_script, rf"^[^#\n]*\b{EVAL}\s", File("bin/x", f'#!/bin/sh\n{EVAL} "$1"\n')),
-    Rule("sudo asks for a password, or the user is root", anywhere, NO_PASSWORD, File("x", f"ALL=(ALL) {NO_PASSWORD}: ALL")),
+    Rule(
+        "argument lists only",
+        python,
+        rf"\b{SHELL}\s*=\s*True\b|\b{re.escape(SYSTEM)}\b",
+        File("x.py", f"run(command, {SHELL}=True)"),
+    ),
+    Rule(
+        "argument lists only",
+        shell_script,
+        rf"^[^#\n]*\b{EVAL}\s",
+        File("bin/x", f'#!/bin/sh\n{EVAL} "$1"\n'),
+    ),
+    Rule(
+        "sudo asks for a password, or the user is root",
+        anywhere,
+        NO_PASSWORD,
+        File("x", f"ALL=(ALL) {NO_PASSWORD}: ALL"),
+    ),
 ]
 
 
 def repository() -> Iterator[File]:
     """The text files that git tracks, or would if they were added."""
     names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True, text=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
     ).stdout
     for name in sorted(set(names.split("\0")) - {""}):
         path = ROOT / name
@@ -102,7 +123,11 @@ def findings(rule: Rule, file: File) -> list[str]:
     if not rule.where(file):
         return []
     found = re.finditer(rule.pattern, file.text, re.MULTILINE)
-    return [f"{file.name}:{file.text.count(chr(10), 0, match.start()) + 1}: {match.group().strip()} ({rule.why})" for match in found]
+    return [
+        f"{file.name}:{file.text.count(chr(10), 0, match.start()) + 1}: {match.group().strip()}"
+        f" ({rule.why})"
+        for match in found
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +154,12 @@ def version_in_changelog(text: str) -> str | None:
 VERSIONS: dict[str, Callable[[str], str | None]] = {
     "galaxy.yml": lambda text: yaml.safe_load(text)["version"],
     "pyproject.toml": lambda text: tomllib.loads(text)["project"]["version"],
-    "roles/image/files/sgl_admin/pyproject.toml": lambda text: tomllib.loads(text)["project"]["version"],
-    "roles/image/files/sgl_admin/src/sgl_admin/__init__.py": lambda text: text.split('__version__ = "')[1].split('"')[0],
+    "roles/image/files/sgl_admin/pyproject.toml": lambda text: tomllib.loads(text)["project"][
+        "version"
+    ],
+    "roles/image/files/sgl_admin/src/sgl_admin/__init__.py": (
+        lambda text: text.split('__version__ = "')[1].split('"')[0]
+    ),
     "CHANGELOG.md": version_in_changelog,
 }
 
@@ -140,5 +169,7 @@ def test_version_is_the_collections(name):
     for path in (ROOT / "galaxy.yml", ROOT / name):
         if not path.is_file():
             pytest.skip(f"there is no {path.relative_to(ROOT)}")
-    wanted, found = (VERSIONS[path]((ROOT / path).read_text(encoding="utf-8")) for path in ("galaxy.yml", name))
+    wanted, found = (
+        VERSIONS[path]((ROOT / path).read_text(encoding="utf-8")) for path in ("galaxy.yml", name)
+    )
     assert found == wanted, f"{name} says {found}, galaxy.yml says {wanted}"

@@ -42,17 +42,32 @@ class Told:
         self.report = Report(playbook, check_mode)
         self._tasks = 0
 
-    def task(self, host: str, action: str, role: str | None, state: str = "ok", /, delegate: str | None = None, **result: Any) -> None:
+    def task(
+        self,
+        host: str,
+        action: str,
+        role: str | None,
+        state: str = "ok",
+        /,
+        delegate: str | None = None,
+        **result: Any,
+    ) -> None:
         self._tasks += 1
         self.report.begin(host, str(self._tasks))
-        self.report.end(host, str(self._tasks), action, role, f"task {self._tasks}", state, result, delegate)
+        self.report.end(
+            host, str(self._tasks), action, role, f"task {self._tasks}", state, result, delegate
+        )
 
-    def document(self, failed: tuple[str, ...] = (), unreachable: tuple[str, ...] = ()) -> dict[str, Any]:
+    def document(
+        self, failed: tuple[str, ...] = (), unreachable: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
         self.report.settle(set(failed), set(unreachable))
         document = self.report.document()
         validators.validate_report(document)
         assert set(document) == set(SCHEMA["properties"]), "this release writes every field"
-        assert all(set(host) == set(SCHEMA["$defs"]["host"]["properties"]) for host in document["hosts"])
+        assert all(
+            set(host) == set(SCHEMA["$defs"]["host"]["properties"]) for host in document["hosts"]
+        )
         return document
 
     def host(self, **ended: Any) -> dict[str, Any]:
@@ -75,8 +90,16 @@ def test_a_prepared_host() -> None:
     told = Told()
     prepared(told, "a")
     host = told.host()
-    assert (host["status"], host["changed"], host["metrics_ready"], host["exit_code"]) == ("ok", 3, True, 0)
-    assert host["run_id"] == MANIFEST["container_run_id"] and host["prep_id"] == RESULT["run"]["prep_id"]
+    assert (host["status"], host["changed"], host["metrics_ready"], host["exit_code"]) == (
+        "ok",
+        3,
+        True,
+        0,
+    )
+    assert (
+        host["run_id"] == MANIFEST["container_run_id"]
+        and host["prep_id"] == RESULT["run"]["prep_id"]
+    )
     assert [(step["name"], step["status"]) for step in host["steps"]] == [
         ("preflight", "ok"),
         ("image", "changed"),
@@ -84,7 +107,12 @@ def test_a_prepared_host() -> None:
         ("provider_prep", "changed"),
     ]
     assert host["stages"]["moe_tune"]["duration_s"] == RESULT["stages"]["moe_tune"]["duration_s"]
-    assert host["caches"]["triton"] == {"before_bytes": 0, "after_bytes": 734003200, "before_files": 0, "after_files": 182}
+    assert host["caches"]["triton"] == {
+        "before_bytes": 0,
+        "after_bytes": 734003200,
+        "before_files": 0,
+        "after_files": 182,
+    }
     assert host["links"]["manifest_container"] == f"/telemetry/container_runs/{host['run_id']}.json"
     assert host["notes"] == []
     assert told.report.is_ours
@@ -93,13 +121,24 @@ def test_a_prepared_host() -> None:
 def test_hosts_that_failed_or_were_never_reached_are_there_with_their_reasons() -> None:
     told = Told()
     prepared(told, "a")
-    told.task("b", "sgl_host_info", "preflight", "failed", msg="port 9090 is taken", **{**INFO, "tree": {"foreign": ["/x"]}})
+    told.task(
+        "b",
+        "sgl_host_info",
+        "preflight",
+        "failed",
+        msg="port 9090 is taken",
+        **{**INFO, "tree": {"foreign": ["/x"]}},
+    )
     told.task("c", "sgl_host_info", "preflight", "unreachable", msg="no route to host")
     document = told.document(failed=("b",), unreachable=("c",))
     a, b, c = document["hosts"]
     assert (document["status"], document["metrics_ready"]) == ("partial", {"ready": 1, "total": 3})
     assert (a["status"], b["status"], c["status"]) == ("ok", "failed", "unreachable")
-    assert (b["problem"], b["failed_task"], b["foreign"]) == ("port 9090 is taken", "task 8", ["/x"])
+    assert (b["problem"], b["failed_task"], b["foreign"]) == (
+        "port 9090 is taken",
+        "task 8",
+        ["/x"],
+    )
     assert c["problem"] == "no route to host" and c["run_id"] is None and c["stages"] == {}
 
 
@@ -124,27 +163,43 @@ def test_a_smoke_that_did_not_begin_keeps_its_exit_code() -> None:
     assert told.host(failed=("a",))["smoke"] == {"summary": None, "path": None, "exit_code": 5}
 
 
-@pytest.mark.parametrize(("ends", "status"), [((), "ok"), (("a",), "partial"), (("a", "b"), "failed")])
+@pytest.mark.parametrize(
+    ("ends", "status"), [((), "ok"), (("a",), "partial"), (("a", "b"), "failed")]
+)
 def test_the_runs_status_is_that_of_its_hosts(ends: tuple[str, ...], status: str) -> None:
     told = Told()
     for name in "ab":
-        told.task(name, "sgl_host_info", "preflight", "failed" if name in ends else "ok", msg="x", **INFO)
+        told.task(
+            name, "sgl_host_info", "preflight", "failed" if name in ends else "ok", msg="x", **INFO
+        )
     assert told.document(failed=ends)["status"] == status
 
 
 def test_check_mode_tells_the_plan_and_no_stages() -> None:
     told = Told(check_mode=True)
     told.task("a", "sgl_host_info", "preflight", **INFO)
-    told.task("a", "sgl_prep", "provider_prep", "changed", stages={"inductor": "would_run"}, exit_code=0)
+    told.task(
+        "a", "sgl_prep", "provider_prep", "changed", stages={"inductor": "would_run"}, exit_code=0
+    )
     host = told.host()
-    assert host["plan"] == {"inductor": "would_run"} and host["stages"] == {} and host["metrics_ready"] is None
+    assert (
+        host["plan"] == {"inductor": "would_run"}
+        and host["stages"] == {}
+        and host["metrics_ready"] is None
+    )
 
 
 def test_warnings_are_told_once_and_roles_notes_are_kept() -> None:
     told = Told()
     told.task("a", "sgl_host_info", "preflight", warnings=["w"], **INFO)
     told.task("a", "debug", "stack", msg="is live and is kept")
-    told.task("a", "sgl_prep", "provider_prep", warnings=["w"], **{**PREP, "result": {**RESULT, "warnings": ["w", "x"]}})
+    told.task(
+        "a",
+        "sgl_prep",
+        "provider_prep",
+        warnings=["w"],
+        **{**PREP, "result": {**RESULT, "warnings": ["w", "x"]}},
+    )
     host = told.host()
     assert (host["warnings"], host["notes"]) == (["w", "x"], ["is live and is kept"])
 
@@ -152,8 +207,21 @@ def test_warnings_are_told_once_and_roles_notes_are_kept() -> None:
 def test_a_smoke_is_kept_whole() -> None:
     summary = validators.example("smoke_summary")
     told = Told("smoke.yml")
-    told.task("a", "sgl_smoke", "smoke", "failed", msg="x", summary=summary, path="/telemetry/s", exit_code=8)
-    assert told.host(failed=("a",))["smoke"] == {"summary": summary, "path": "/telemetry/s", "exit_code": 8}
+    told.task(
+        "a",
+        "sgl_smoke",
+        "smoke",
+        "failed",
+        msg="x",
+        summary=summary,
+        path="/telemetry/s",
+        exit_code=8,
+    )
+    assert told.host(failed=("a",))["smoke"] == {
+        "summary": summary,
+        "path": "/telemetry/s",
+        "exit_code": 8,
+    }
 
 
 def test_other_peoples_playbooks_are_none_of_ours() -> None:
@@ -162,7 +230,7 @@ def test_other_peoples_playbooks_are_none_of_ours() -> None:
     assert not told.report.is_ours
 
 
-# --- the fleet ---------------------------------------------------------------------------------------------------------------
+# --- the fleet ------------------------------------------------------------------------------------
 
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 KEYS = dict(zip(STAGES, ("0" * 16, "1" * 16, "2" * 16, "3" * 16), strict=True))
@@ -176,23 +244,35 @@ def plan(kind: str = "") -> dict[str, Any]:
 
 
 def prep(number: int, kind: str = "", *, failed: bool = False, **seconds: float) -> dict[str, Any]:
-    """The answer of a prep in which only these stages ran, for so long; with `failed`, the last of them failed."""
+    """The answer of a prep in which only these stages ran, for so long; with `failed`, the last of
+    them failed.
+    """
     stages = {
         name: {
             **RESULT["stages"][name],
             "key": kind + KEYS[name],
             "ran": name in seconds,
             "duration_s": seconds.get(name, 0.1),
-            **({"status": "ok", "reason": None} if name in seconds else {"status": "noop", "reason": "valid_signature"}),
+            **(
+                {"status": "ok", "reason": None}
+                if name in seconds
+                else {"status": "noop", "reason": "valid_signature"}
+            ),
         }
         for name in STAGES
     }
     if failed:
-        stages[list(seconds)[-1]].update(status="error", error_type="tuner_failed", errors=["out of memory"])
+        stages[list(seconds)[-1]].update(
+            status="error", error_type="tuner_failed", errors=["out of memory"]
+        )
     prep_id = f"prep-20261123T09160{number}Z-77aa01bc"
     result = {**RESULT, "status": "partial" if failed else "ok", "stages": stages}
     if failed:
-        result["telemetry_probe"] = {**RESULT["telemetry_probe"], "ok": False, "reason": "a stage failed"}
+        result["telemetry_probe"] = {
+            **RESULT["telemetry_probe"],
+            "ok": False,
+            "reason": "a stage failed",
+        }
     return {
         **PREP,
         "prep_id": prep_id,
@@ -204,7 +284,15 @@ def prep(number: int, kind: str = "", *, failed: bool = False, **seconds: float)
 
 
 def item(status: str, **more: Any) -> dict[str, Any]:
-    return {f"moe_tune-{KEYS['moe_tune']}": {"status": status, "digest": DIGEST, "bytes": 2000, "finished": True, **more}}
+    return {
+        f"moe_tune-{KEYS['moe_tune']}": {
+            "status": status,
+            "digest": DIGEST,
+            "bytes": 2000,
+            "finished": True,
+            **more,
+        }
+    }
 
 
 def made_and_taken() -> Told:
@@ -216,7 +304,13 @@ def made_and_taken() -> Told:
         told.task(host, "sgl_prep", "provider_prep", **plan())
     told.task("a", "sgl_prep", "provider_prep", "changed", **prep(1, moe_tune=900.0, inductor=60.0))
     told.task("a", "sgl_share", "cache_share", "changed", items=item("given"))
-    told.task("b", "sgl_share", "cache_share", "changed", items=item("imported", files=1, **{"from": "controller:/c/moe.tar"}))
+    told.task(
+        "b",
+        "sgl_share",
+        "cache_share",
+        "changed",
+        items=item("imported", files=1, **{"from": "controller:/c/moe.tar"}),
+    )
     told.task("b", "sgl_prep", "provider_prep", **prep(2))
     return told
 
@@ -225,11 +319,25 @@ def test_who_made_what_and_who_took_it() -> None:
     document = made_and_taken().document()
     a, b = document["hosts"]
     assert a["group"] == b["group"] is not None
-    assert a["work_s"] == {"moe_tune": 900.0, "inductor": 60.0} and a["shared"]["made"] == ["moe_tune", "inductor"]
-    ((given,), (taken,)) = (a["shared"]["gave"], b["shared"]["took"])
-    assert (given["stage"], given["to"], given["bytes"]) == ("moe_tune", "controller", 2000) and given["seconds"] >= 0
-    assert (taken["from_host"], taken["from"], taken["finished"]) == ("a", "controller:/c/moe.tar", True)
-    assert b["work_s"] == {} and b["shared"]["made"] == b["shared"]["gave"] == a["shared"]["took"] == []
+    assert a["work_s"] == {"moe_tune": 900.0, "inductor": 60.0} and a["shared"]["made"] == [
+        "moe_tune",
+        "inductor",
+    ]
+    (given,), (taken,) = (a["shared"]["gave"], b["shared"]["took"])
+    assert (given["stage"], given["to"], given["bytes"]) == (
+        "moe_tune",
+        "controller",
+        2000,
+    ) and given["seconds"] >= 0
+    assert (taken["from_host"], taken["from"], taken["finished"]) == (
+        "a",
+        "controller:/c/moe.tar",
+        True,
+    )
+    assert (
+        b["work_s"] == {}
+        and b["shared"]["made"] == b["shared"]["gave"] == a["shared"]["took"] == []
+    )
     assert document["fleet"] == {
         "metrics_ready": {"ready": 2, "of": 2},
         "groups": [
@@ -238,8 +346,18 @@ def test_who_made_what_and_who_took_it() -> None:
                 "hosts": ["a", "b"],
                 "makers": ["a"],
                 "stages": {
-                    "moe_tune": {"made_by": ["a"], "failed_on": [], "taken_by": ["b"], "seconds": 900.0},
-                    "inductor": {"made_by": ["a"], "failed_on": [], "taken_by": [], "seconds": 60.0},
+                    "moe_tune": {
+                        "made_by": ["a"],
+                        "failed_on": [],
+                        "taken_by": ["b"],
+                        "seconds": 900.0,
+                    },
+                    "inductor": {
+                        "made_by": ["a"],
+                        "failed_on": [],
+                        "taken_by": [],
+                        "seconds": 60.0,
+                    },
                 },
             }
         ],
@@ -256,55 +374,117 @@ def test_hosts_with_other_signatures_are_another_group() -> None:
     for host, kind in (("a", ""), ("b", "9"), ("c", "")):
         told.task(host, "sgl_prep", "provider_prep", **plan(kind))
     groups = told.document()["fleet"]["groups"]
-    assert [group["hosts"] for group in groups] == [["a", "c"], ["b"]] and len({group["id"] for group in groups}) == 2
+    assert [group["hosts"] for group in groups] == [["a", "c"], ["b"]] and len(
+        {group["id"] for group in groups}
+    ) == 2
 
 
 def test_what_a_host_gives_for_another_is_its_own_and_what_was_there_before_is_nobodys() -> None:
     told = Told()
     registry = f"registry.example.com/caches@{DIGEST}"
-    told.task("b", "sgl_share", "cache_share", "changed", items=item("imported", **{"from": registry}))
-    told.task("b", "sgl_share", "cache_share", "changed", delegate="a", items=item("given", **{"from": registry}))
-    told.task("b", "sgl_share", "cache_share", "changed", items=item("imported", **{"from": registry}))
+    told.task(
+        "b", "sgl_share", "cache_share", "changed", items=item("imported", **{"from": registry})
+    )
+    told.task(
+        "b",
+        "sgl_share",
+        "cache_share",
+        "changed",
+        delegate="a",
+        items=item("given", **{"from": registry}),
+    )
+    told.task(
+        "b", "sgl_share", "cache_share", "changed", items=item("imported", **{"from": registry})
+    )
     told.task("b", "sgl_share", "cache_share", delegate="a", items=item("there"))
-    told.task("c", "sgl_share", "cache_share", items={**item("absent"), "inductor-1": {"status": "standing", "digest": DIGEST}})
+    told.task(
+        "c",
+        "sgl_share",
+        "cache_share",
+        items={**item("absent"), "inductor-1": {"status": "standing", "digest": DIGEST}},
+    )
     hosts = {host["host"]: host["shared"] for host in told.document()["hosts"]}
     assert [given["to"] for given in hosts["a"]["gave"]] == [registry] and hosts["b"]["gave"] == []
-    assert [(taken["from"], taken["from_host"]) for taken in hosts["b"]["took"]] == [(registry, None), (registry, "a")]
+    assert [(taken["from"], taken["from_host"]) for taken in hosts["b"]["took"]] == [
+        (registry, None),
+        (registry, "a"),
+    ]
     assert hosts["c"] == {"made": [], "gave": [], "took": []}
 
 
 def test_an_image_is_taken_too_and_is_no_stage() -> None:
     told = Told()
     told.task(
-        "a", "sgl_share", "image", "changed", items={"image-0123-aarch64": {"status": "loaded", "digest": DIGEST, "from": "controller:/i"}}
+        "a",
+        "sgl_share",
+        "image",
+        "changed",
+        items={
+            "image-0123-aarch64": {"status": "loaded", "digest": DIGEST, "from": "controller:/i"}
+        },
     )
     (taken,) = told.host()["shared"]["took"]
-    assert (taken["stage"], taken["name"], taken["bytes"], taken["finished"]) == (None, "image-0123-aarch64", None, None)
+    assert (taken["stage"], taken["name"], taken["bytes"], taken["finished"]) == (
+        None,
+        "image-0123-aarch64",
+        None,
+        None,
+    )
 
 
 def test_the_next_host_goes_on_where_the_maker_failed() -> None:
     told = Told()
     for host in "ab":
         told.task(host, "sgl_prep", "provider_prep", **plan())
-    told.task("a", "sgl_prep", "provider_prep", "failed", msg="stage moe_tune failed", **prep(1, failed=True, moe_tune=300.0))
+    told.task(
+        "a",
+        "sgl_prep",
+        "provider_prep",
+        "failed",
+        msg="stage moe_tune failed",
+        **prep(1, failed=True, moe_tune=300.0),
+    )
     told.task("a", "sgl_share", "cache_share", "changed", items=item("given", finished=False))
     told.task("a", "fail", "cache_share", "failed", msg="stage moe_tune failed\nits log")
-    told.task("b", "sgl_share", "cache_share", "changed", items=item("imported", finished=False, **{"from": "controller:/p"}))
+    told.task(
+        "b",
+        "sgl_share",
+        "cache_share",
+        "changed",
+        items=item("imported", finished=False, **{"from": "controller:/p"}),
+    )
     told.task("b", "sgl_prep", "provider_prep", "changed", **prep(2, moe_tune=500.0))
     document = told.document(failed=("a",))
     fleet = document["fleet"]
     assert fleet["metrics_ready"] == {"ready": 1, "of": 2} and fleet["tuning_s"] == 800.0
-    assert fleet["failures"] == [{"host": "a", "task": "task 5", "reason": "stage moe_tune failed\nits log", "unreachable": False}]
+    assert fleet["failures"] == [
+        {
+            "host": "a",
+            "task": "task 5",
+            "reason": "stage moe_tune failed\nits log",
+            "unreachable": False,
+        }
+    ]
     (group,) = fleet["groups"]
     assert group["makers"] == ["b"]
-    assert group["stages"] == {"moe_tune": {"made_by": ["b"], "failed_on": ["a"], "taken_by": ["b"], "seconds": 800.0}}
-    assert report_fleet.summary(document) == ["METRICS_READY: 1 of 2 hosts", "a: failed: stage moe_tune failed"]
+    assert group["stages"] == {
+        "moe_tune": {"made_by": ["b"], "failed_on": ["a"], "taken_by": ["b"], "seconds": 800.0}
+    }
+    assert report_fleet.summary(document) == [
+        "METRICS_READY: 1 of 2 hosts",
+        "a: failed: stage moe_tune failed",
+    ]
 
 
 def test_a_prep_that_is_attached_to_again_is_counted_once_and_shares_of_it_each() -> None:
     told = Told()
     told.task("a", "sgl_prep", "provider_prep", **plan())
-    for answer in (prep(1, moe_tune=10.0), prep(1, moe_tune=10.0), prep(2), prep(3, "9", moe_tune=5.0)):
+    for answer in (
+        prep(1, moe_tune=10.0),
+        prep(1, moe_tune=10.0),
+        prep(2),
+        prep(3, "9", moe_tune=5.0),
+    ):
         told.task("a", "sgl_prep", "provider_prep", "changed", **answer)
     host = told.host()
     assert host["work_s"] == {"moe_tune": 15.0}
@@ -314,16 +494,22 @@ def test_a_prep_that_is_attached_to_again_is_counted_once_and_shares_of_it_each(
     assert host["group"] == other.host()["group"], "that of the whole request, not that of a share"
 
 
-def test_hosts_of_a_batch_that_was_not_begun_are_counted_and_are_not_ready_whatever_they_were() -> None:
+def test_hosts_of_a_batch_that_was_not_begun_are_counted_and_are_not_ready_whatever_they_were() -> (
+    None
+):
     told = Told()
     told.report.play("1", ["a", "b", "c"], ["a", "b", "c"])
     for host in "abc":
-        told.task(host, "sgl_host_info", "preflight", **{**INFO, "run": {**RUN, "metrics_ready": True}})
+        told.task(
+            host, "sgl_host_info", "preflight", **{**INFO, "run": {**RUN, "metrics_ready": True}}
+        )
     told.report.play("2", ["a", "b", "c"], ["a"])
     told.task("a", "sgl_prep", "provider_prep", "failed", msg="no live run", exit_code=4)
     told.report.stop()
     document = told.document(failed=("a",))
-    assert document["metrics_ready"] == {"ready": 0, "total": 3} and document["fleet"]["metrics_ready"] == {"ready": 0, "of": 3}
+    assert document["metrics_ready"] == {"ready": 0, "total": 3} and document["fleet"][
+        "metrics_ready"
+    ] == {"ready": 0, "of": 3}
     assert document["fleet"]["not_finished"] == ["b", "c"]
     assert report_fleet.summary(document) == [
         "METRICS_READY: 0 of 3 hosts",
@@ -342,7 +528,9 @@ def test_batches_that_all_ran_leave_nobody_out() -> None:
     assert told.document()["fleet"]["metrics_ready"] == {"ready": 3, "of": 3}
 
 
-def test_healthy_hosts_of_a_batch_that_was_stopped_are_told_and_one_with_a_proof_of_this_run_is_ready() -> None:
+def test_healthy_hosts_of_a_batch_that_was_stopped_are_told_and_one_with_a_proof_of_this_run_is_ready() -> (
+    None
+):
     told = Told()
     told.report.play("1", ["a", "b", "c"], ["a", "b", "c"])
     told.task("a", "sgl_prep", "provider_prep", **prep(1))
@@ -350,8 +538,13 @@ def test_healthy_hosts_of_a_batch_that_was_stopped_are_told_and_one_with_a_proof
     told.task("c", "sgl_prep", "provider_prep", "failed", msg="busy")
     told.report.stop()
     document = told.document(failed=("c",))
-    assert document["fleet"]["metrics_ready"] == {"ready": 1, "of": 3} and document["fleet"]["not_finished"] == ["b"]
-    assert document["hosts"][1]["unfinished"] == "stopped after the task 'task 2', because other hosts failed"
+    assert document["fleet"]["metrics_ready"] == {"ready": 1, "of": 3} and document["fleet"][
+        "not_finished"
+    ] == ["b"]
+    assert (
+        document["hosts"][1]["unfinished"]
+        == "stopped after the task 'task 2', because other hosts failed"
+    )
 
 
 def test_a_failure_of_all_hosts_that_a_rescue_mends_stops_nobody() -> None:
@@ -361,8 +554,12 @@ def test_a_failure_of_all_hosts_that_a_rescue_mends_stops_nobody() -> None:
     told.report.begin("b", "x")
     told.report.stop("x")
     for host in "ab":
-        told.report.end(host, "x", "command", None, "the task", "failed" if host == "a" else "ok", {"msg": "no"})
-    assert told.document(failed=("a",))["fleet"]["not_finished"] == ["b"], "its end in the very task says nothing"
+        told.report.end(
+            host, "x", "command", None, "the task", "failed" if host == "a" else "ok", {"msg": "no"}
+        )
+    assert told.document(failed=("a",))["fleet"]["not_finished"] == ["b"], (
+        "its end in the very task says nothing"
+    )
     told.task("b", "sgl_prep", "provider_prep", **{**prep(1), "metrics_ready": False})
     document = told.document(failed=("a",))
     assert document["fleet"]["not_finished"] == []
@@ -383,7 +580,9 @@ def test_hosts_of_other_plays_are_none_of_the_fleet() -> None:
     told.report.play("1", ["a"], ["a"])
     prepared(told, "a")
     document = told.document()
-    assert [host["host"] for host in document["hosts"]] == ["proxy", "a"] and document["fleet"]["metrics_ready"] == {"ready": 1, "of": 1}
+    assert [host["host"] for host in document["hosts"]] == ["proxy", "a"] and document["fleet"][
+        "metrics_ready"
+    ] == {"ready": 1, "of": 1}
 
 
 def test_another_host_that_could_not_do_it_is_named() -> None:
@@ -404,7 +603,13 @@ def test_two_hundred_hosts() -> None:
             told.task(name, "sgl_prep", "provider_prep", "changed", **prep(1, moe_tune=900.0))
             told.task(name, "sgl_share", "cache_share", "changed", items=item("given"))
         elif number % 50:
-            told.task(name, "sgl_share", "cache_share", "changed", items=item("imported", **{"from": "controller:/c"}))
+            told.task(
+                name,
+                "sgl_share",
+                "cache_share",
+                "changed",
+                items=item("imported", **{"from": "controller:/c"}),
+            )
             told.task(name, "sgl_prep", "provider_prep", **prep(2))
     gone = tuple(names[50::50])
     for name in gone:
@@ -413,23 +618,48 @@ def test_two_hundred_hosts() -> None:
     fleet = document["fleet"]
     assert fleet["metrics_ready"] == {"ready": 197, "of": 200} and fleet["tuning_s"] == 900.0
     (group,) = fleet["groups"]
-    assert group["hosts"] == names and group["makers"] == names[:1] and len(group["stages"]["moe_tune"]["taken_by"]) == 196
-    assert report_fleet.summary(document) == ["METRICS_READY: 197 of 200 hosts", *(f"{name}: unreachable: timed out" for name in gone)]
+    assert (
+        group["hosts"] == names
+        and group["makers"] == names[:1]
+        and len(group["stages"]["moe_tune"]["taken_by"]) == 196
+    )
+    assert report_fleet.summary(document) == [
+        "METRICS_READY: 197 of 200 hosts",
+        *(f"{name}: unreachable: timed out" for name in gone),
+    ]
 
 
 def test_check_mode_says_that_it_changes_nothing_and_misses_no_proof() -> None:
     told = Told(check_mode=True)
     for host in "ab":
-        told.task(host, "sgl_prep", "provider_prep", "changed", stages={"inductor": "would_run"}, exit_code=0)
+        told.task(
+            host,
+            "sgl_prep",
+            "provider_prep",
+            "changed",
+            stages={"inductor": "would_run"},
+            exit_code=0,
+        )
     document = told.document()
     assert document["hosts"][0]["group"] is None
-    assert report_fleet.summary(document) == ["METRICS_READY: 0 of 2 hosts, as they were found (check mode changes nothing)"]
+    assert report_fleet.summary(document) == [
+        "METRICS_READY: 0 of 2 hosts, as they were found (check mode changes nothing)"
+    ]
 
 
 def test_what_a_host_says_cannot_move_the_cursor() -> None:
     told = Told()
-    told.task("a\x1b[2J", "sgl_prep", "provider_prep", "failed", msg="\n \n\x1b]0;title\x07bad\u202e\nmore")
-    assert report_fleet.summary(told.document(failed=("a\x1b[2J",)))[1] == "a?[2J: failed: ?]0;title?bad?"
+    told.task(
+        "a\x1b[2J",
+        "sgl_prep",
+        "provider_prep",
+        "failed",
+        msg="\n \n\x1b]0;title\x07bad\u202e\nmore",
+    )
+    assert (
+        report_fleet.summary(told.document(failed=("a\x1b[2J",)))[1]
+        == "a?[2J: failed: ?]0;title?bad?"
+    )
 
 
 def test_a_report_of_an_older_release_has_a_summary_too() -> None:

@@ -1,4 +1,6 @@
-"""The report's page as text: its numbers, its groups, and what a report may lack. What a browser says of it is in tests/browser."""
+"""The report's page as text: its numbers, its groups, and what a report may lack. What a browser
+says of it is in tests/browser.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ VOID = {"meta", "link", "br", "hr", "img", "input", "base"}
 
 
 class Page(HTMLParser):
-    """The page's elements, with every open one closed in its turn; ``texts`` holds the words of each table cell and heading."""
+    """The page's elements, with every open one closed in its turn; ``texts`` holds the words of
+    each table cell and heading.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -85,7 +89,11 @@ def test_stages_are_all_there_or_none():
 
 def test_names_are_the_contracts():
     host = validators.schema("report")["$defs"]["host"]["properties"]
-    assert report_page.STAGES == tuple(host["stages"]["properties"]) == tuple(validators.schema("common")["$defs"]["stage_name"]["enum"])
+    assert (
+        report_page.STAGES
+        == tuple(host["stages"]["properties"])
+        == tuple(validators.schema("common")["$defs"]["stage_name"]["enum"])
+    )
     assert report_page.CACHES == tuple(host["caches"]["properties"])
 
 
@@ -158,37 +166,59 @@ def test_same_sentence_is_told_once():
     hosts = report["hosts"]
     problems = report_page.findings(hosts, report_page.problems_of)
     assert [len(problem.hosts) for problem in problems] == [4, 3, 1, 1]
-    assert problems[0].hosts == [8, 17, 26, 35] and problems[0].task == "Warm the caches and prove the metrics"
+    assert (
+        problems[0].hosts == [8, 17, 26, 35]
+        and problems[0].task == "Warm the caches and prove the metrics"
+    )
     assert problems[2].text.startswith("No METRICS_READY: Prometheus was down")
-    assert problems[3].text == "its batch was not begun, because hosts before it failed" and problems[3].hosts == [39]
+    assert problems[
+        3
+    ].text == "its batch was not begun, because hosts before it failed" and problems[3].hosts == [
+        39
+    ]
     page = report_page.render(report)
     listed = page.split('<ul class="findings problem">')[1].split("</ul>")[0]
-    assert listed.count(hosts[8]["problem"]) == 1 and all(hosts[number]["host"] in listed for number in (8, 17, 26, 35))
+    assert listed.count(hosts[8]["problem"]) == 1 and all(
+        hosts[number]["host"] in listed for number in (8, 17, 26, 35)
+    )
 
 
 def test_failed_stage_of_a_host_without_a_sentence_is_told():
     host = validators.example("report")["hosts"][1]
     host["problem"] = None
-    assert [problem[0].split(":")[0] for problem in report_page.problems_of(host)] == ["moe_tune", "No METRICS_READY"]
+    assert [problem[0].split(":")[0] for problem in report_page.problems_of(host)] == [
+        "moe_tune",
+        "No METRICS_READY",
+    ]
 
 
 def test_timeline():
     report = validators.example("report")
     chart = report_page.timeline(report)
     assert chart["names"] == ["preflight", "host_dirs", "model", "image", "stack", "provider_prep"]
-    assert [[bar["colour"] for bar in row] for row in chart["rows"]] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0]]
+    assert [[bar["colour"] for bar in row] for row in chart["rows"]] == [
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+        [0],
+    ]
     bars = [bar for row in chart["rows"] for bar in row]
-    assert all(bar["x"] >= 0 and bar["width"] > 0 and bar["x"] + bar["width"] <= 100.1 for bar in bars)
+    assert all(
+        bar["x"] >= 0 and bar["width"] > 0 and bar["x"] + bar["width"] <= 100.1 for bar in bars
+    )
     assert chart["rows"][0][5]["width"] == pytest.approx(100 * 1610.6 / 1754.6)
 
 
 def test_steps_beyond_the_colours_share_the_last():
     report = validators.example("report")
-    report["hosts"][0]["steps"] = [{"name": f"role {n}", "start_s": n, "duration_s": 1, "status": "ok"} for n in range(10)]
+    report["hosts"][0]["steps"] = [
+        {"name": f"role {n}", "start_s": n, "duration_s": 1, "status": "ok"} for n in range(10)
+    ]
     chart = report_page.timeline(report)
     assert [bar["colour"] for bar in chart["rows"][0]] == [0, 1, 2, 3, 4, 5, 6, 7, 7, 7]
     page = report_page.render(report)
-    assert set(re.findall(r'class="step-(\d+)"', page)) <= set(re.findall(r"^\.step-(\d+) ", page, re.MULTILINE))
+    assert set(re.findall(r'class="step-(\d+)"', page)) <= set(
+        re.findall(r"^\.step-(\d+) ", page, re.MULTILINE)
+    )
 
 
 def test_page_says_what_the_report_says():
@@ -223,10 +253,17 @@ def test_page_can_be_heard():
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 3 * 3
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
-    assert all("aria-hidden" in attributes or attributes.get("role") == "img" for attributes in page.all("svg"))
+    assert all(
+        "aria-hidden" in attributes or attributes.get("role") == "img"
+        for attributes in page.all("svg")
+    )
     ids = [attributes["id"] for _tag, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    named = [attributes["aria-labelledby"] for _tag, attributes in page.elements if "aria-labelledby" in attributes]
+    named = [
+        attributes["aria-labelledby"]
+        for _tag, attributes in page.elements
+        if "aria-labelledby" in attributes
+    ]
     hrefs = [(attributes["href"] or "") for attributes in page.all("a", "use")]
     assert {href[1:] for href in hrefs if href.startswith("#")} | set(named) <= set(ids)
 
@@ -234,18 +271,49 @@ def test_page_can_be_heard():
 def test_page_holds_no_script_and_names_nothing_to_load():
     page = Page(report_page.render(reports.hostile()))
     assert page.all("script", "link", "img", "iframe", "object", "base", "form") == []
-    assert [name for _tag, attributes in page.elements for name in attributes if name.startswith("on") or name == "src"] == []
+    assert [
+        name
+        for _tag, attributes in page.elements
+        for name in attributes
+        if name.startswith("on") or name == "src"
+    ] == []
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        dict.fromkeys(("run_id", "prep_id", "metrics_ready", "model", "device", "versions", "telemetry_probe", "caches")),
+        dict.fromkeys(
+            (
+                "run_id",
+                "prep_id",
+                "metrics_ready",
+                "model",
+                "device",
+                "versions",
+                "telemetry_probe",
+                "caches",
+            )
+        ),
         dict.fromkeys(("started_at", "finished_at", "duration_s")),
         {"stages": {}, "steps": [], "warnings": []},
         {"caches": {}},
-        {"caches": {"triton": dict.fromkeys(("before_bytes", "after_bytes", "before_files", "after_files"))}},
-        {"caches": {"triton": {"before_bytes": 2048, "after_bytes": 1024, "before_files": 2, "after_files": 1}}},
+        {
+            "caches": {
+                "triton": dict.fromkeys(
+                    ("before_bytes", "after_bytes", "before_files", "after_files")
+                )
+            }
+        },
+        {
+            "caches": {
+                "triton": {
+                    "before_bytes": 2048,
+                    "after_bytes": 1024,
+                    "before_files": 2,
+                    "after_files": 1,
+                }
+            }
+        },
         {"versions": {"deep_gemm": None}},
         {"links": dict.fromkeys(("prometheus", "prep_result", "manifest", "log"))},
     ],
@@ -257,7 +325,13 @@ def test_what_is_unknown_is_left_out_or_said(changes):
 
 
 def test_run_of_no_time_and_no_host():
-    report = {**validators.example("report"), "hosts": [], "status": "failed", "metrics_ready": {"ready": 0, "total": 0}, "duration_s": 0.0}
+    report = {
+        **validators.example("report"),
+        "hosts": [],
+        "status": "failed",
+        "metrics_ready": {"ready": 0, "total": 0},
+        "duration_s": 0.0,
+    }
     validators.validate_report(report)
     assert "METRICS_READY</span> 0 of 0" in report_page.render(report)
 
@@ -266,7 +340,13 @@ def test_fields_added_later_are_ignored():
     report = validators.example("report")
 
     def add(value: Any) -> None:
-        for inner in list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []:
+        for inner in (
+            list(value.values())
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list)
+            else []
+        ):
             add(inner)
         if isinstance(value, dict):
             value["added_later"] = "text"
@@ -285,13 +365,17 @@ def test_half_a_character_can_be_written():
     assert "gh200-?" in rendered(host="gh200-\udcff")
 
 
-# --- the fleet ---------------------------------------------------------------------------------------------------------------
+# --- the fleet ------------------------------------------------------------------------------------
 
 
 def fleet_texts(report: dict[str, Any]) -> list[str]:
     """The words of the cells of the fleet's table, without its head."""
     texts = Page(report_page.render(report)).texts
-    return texts[texts.index("Not ready because") + 1 : texts.index("Problems" if "Problems" in texts else "Stages")]
+    return texts[
+        texts.index("Not ready because") + 1 : texts.index(
+            "Problems" if "Problems" in texts else "Stages"
+        )
+    ]
 
 
 def test_the_fleet_is_told_group_by_group():
@@ -304,8 +388,14 @@ def test_the_fleet_is_told_group_by_group():
         f"6 hosts {' , '.join(name[0:12:2])}",
         "4 of 6",
         f"{name[0]} deep_gemm 4 min 53 s, moe_tune 10 min 57 s, inductor 2 min 30 s",
-        f"{' , '.join(name[2:10:2])} moe_tune, inductor from {name[0]} {name[10]} moe_tune, inductor from the controller",
-        f"{name[4]} No METRICS_READY: {report['hosts'][4]['telemetry_probe']['reason']} {name[8]} {report['hosts'][8]['problem']}",
+        (
+            f"{' , '.join(name[2:10:2])} moe_tune, inductor from {name[0]} {name[10]} moe_tune,"
+            " inductor from the controller"
+        ),
+        (
+            f"{name[4]} No METRICS_READY: {report['hosts'][4]['telemetry_probe']['reason']}"
+            f" {name[8]} {report['hosts'][8]['problem']}"
+        ),
     ]
     assert [told[6].split()[0], told[8], told[11]] == ["bbbbbbbb", "6 of 6", ""]
     assert told[12:] == [
@@ -314,19 +404,35 @@ def test_the_fleet_is_told_group_by_group():
         "0 of 2",
         "nobody",
         "nobody",
-        f"{name[12]} {report['hosts'][12]['problem']} {name[13]} its batch was not begun, because hosts before it failed",
+        (
+            f"{name[12]} {report['hosts'][12]['problem']} {name[13]} its batch was not begun,"
+            " because hosts before it failed"
+        ),
     ]
 
 
 def test_two_hundred_hosts_are_a_table_of_three_rows():
     report = reports.fleet(200)
     found = report_page.groups(report["hosts"])
-    assert [len(group.hosts) for group in found] == [92, 92, 16] and sum(group.ready for group in found) == 162
+    assert [len(group.hosts) for group in found] == [92, 92, 16] and sum(
+        group.ready for group in found
+    ) == 162
     page = report_page.render(report)
     assert "METRICS_READY</span> 162 of 200" in page and len(page) < 3_000_000
     table = page.split('<section aria-labelledby="fleet">')[1].split("</section>")[0]
     assert table.count("<tr>") == 4
-    assert re.findall(r"<summary>(\d+) hosts</summary>", table) == ["92", "73", "18", "10", "92", "73", "18", "11", "16", "15"]
+    assert re.findall(r"<summary>(\d+) hosts</summary>", table) == [
+        "92",
+        "73",
+        "18",
+        "10",
+        "92",
+        "73",
+        "18",
+        "11",
+        "16",
+        "15",
+    ]
     assert all(f">{host['host']}<" in table for host in report["hosts"])
 
 
@@ -336,7 +442,10 @@ def test_where_all_work_by_themselves_what_they_did_is_told_once_without_times()
         host.update(group="a" * 16, work_s={"moe_tune": 900.0 + number, "inductor": 60.0})
         host["shared"]["made"] = ["moe_tune", "inductor"] if number else ["inductor"]
     (group,) = report_page.groups(report["hosts"])
-    assert group.makers == [("moe_tune failed, inductor", [0]), ("moe_tune, inductor", [1, 2, 3, 4, 5, 6])]
+    assert group.makers == [
+        ("moe_tune failed, inductor", [0]),
+        ("moe_tune, inductor", [1, 2, 3, 4, 5, 6]),
+    ]
 
 
 def test_what_went_on_from_a_part_is_told_and_a_failure_with_its_time():
@@ -345,11 +454,25 @@ def test_what_went_on_from_a_part_is_told_and_a_failure_with_its_time():
     first["shared"]["made"].remove("moe_tune")
     second["group"] = first["group"]
     second["shared"]["took"] = [
-        {**reports._shared("moe_tune"), "finished": False, "from": "controller:/x", "from_host": first["host"]},
-        {**reports._shared("moe_tune"), "stage": None, "finished": None, "from": "registry.example.com/x@sha256:0", "from_host": None},
+        {
+            **reports._shared("moe_tune"),
+            "finished": False,
+            "from": "controller:/x",
+            "from_host": first["host"],
+        },
+        {
+            **reports._shared("moe_tune"),
+            "stage": None,
+            "finished": None,
+            "from": "registry.example.com/x@sha256:0",
+            "from_host": None,
+        },
     ]
     (group,) = report_page.groups(report["hosts"])
-    assert group.makers[0][0] == "deep_gemm 4 min 53 s, moe_tune failed after 10 min 57 s, inductor 2 min 30 s"
+    assert (
+        group.makers[0][0]
+        == "deep_gemm 4 min 53 s, moe_tune failed after 10 min 57 s, inductor 2 min 30 s"
+    )
     assert group.takers == [(f"moe_tune (part) from {first['host']}; image from the registry", [1])]
 
 
@@ -362,12 +485,16 @@ def test_a_report_of_an_older_release_has_its_page():
     older = validators.example("report")
     assert "fleet" not in older
     page = report_page.render(older)
-    assert 'id="fleet"' not in page and "METRICS_READY</span> 1 of 3" in page and "Shared" not in page
+    assert (
+        'id="fleet"' not in page and "METRICS_READY</span> 1 of 3" in page and "Shared" not in page
+    )
 
 
 def test_a_host_that_was_stopped_is_not_told_as_ok():
     page = report_page.render(reports.fleet(10))
     last = page.split('<details id="host-10"')[1]
-    assert "not finished</span>" in last.split("</summary>")[0] and "its batch was not begun" in last
+    assert (
+        "not finished</span>" in last.split("</summary>")[0] and "its batch was not begun" in last
+    )
     assert report_page.standing(reports.fleet(10)["hosts"][9]) == "not finished"
     Page(page)

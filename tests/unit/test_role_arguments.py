@@ -1,4 +1,6 @@
-"""Every role documents exactly the variables that it has: defaults/main.yml and meta/argument_specs.yml name the same ones."""
+"""Every role documents exactly the variables that it has: defaults/main.yml and
+meta/argument_specs.yml name the same ones.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,28 @@ def defaults(role: str) -> set[str]:
 
 
 def options(role: str) -> dict[str, dict[str, Any]]:
-    """The options of the role's main entry point. A role without variables still has the file: it says what the role does."""
+    """The options of the role's main entry point. A role without variables still has the file: it
+    says what the role does.
+    """
     specs = load(ROLES_DIR / role / "meta" / "argument_specs.yml")["argument_specs"]
-    return {name: spec for name, spec in (specs["main"].get("options") or {}).items() if not name.startswith(USERS)}
+    return {
+        name: spec
+        for name, spec in (specs["main"].get("options") or {}).items()
+        if not name.startswith(USERS)
+    }
 
 
 def users_variables() -> set[str]:
-    """The variables that users set: the preflight checks those of the GPU hosts, the role dashboard those of Grafana's machine."""
+    """The variables that users set: the preflight checks those of the GPU hosts, the role dashboard
+    those of Grafana's machine.
+    """
     found: set[str] = set()
     for role in ("preflight", "dashboard"):
-        found |= set(load(ROLES_DIR / role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"])
+        found |= set(
+            load(ROLES_DIR / role / "meta" / "argument_specs.yml")["argument_specs"]["main"][
+                "options"
+            ]
+        )
     return {name for name in found if name.startswith(USERS)}
 
 
@@ -61,7 +75,9 @@ def test_every_option_is_described_and_typed(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_name_starts_with_the_role(role: str) -> None:
-    assert [name for name in defaults(role) | set(options(role)) if not name.startswith(f"{role}_")] == []
+    assert [
+        name for name in defaults(role) | set(options(role)) if not name.startswith(f"{role}_")
+    ] == []
 
 
 def test_the_preflight_checks_every_variable_that_a_role_reads() -> None:
@@ -72,13 +88,22 @@ def test_the_preflight_checks_every_variable_that_a_role_reads() -> None:
 
 
 def test_the_readme_lists_every_variable() -> None:
-    table = (ROLES_DIR.parent / "README.md").read_text(encoding="utf-8").partition("## Variables")[2].partition("\n## ")[0]
+    table = (
+        (ROLES_DIR.parent / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## Variables")[2]
+        .partition("\n## ")[0]
+    )
     assert [name for name in sorted(users_variables()) if f"`{name}`" not in table] == []
 
 
 def test_the_flavours_are_those_that_there_are() -> None:
     specs = load(ROLES_DIR / "preflight" / "meta" / "argument_specs.yml")["argument_specs"]
-    flavours = [path.name for path in (ROLES_DIR / "image" / "files" / "flavours").iterdir() if path.is_dir()]
+    flavours = [
+        path.name
+        for path in (ROLES_DIR / "image" / "files" / "flavours").iterdir()
+        if path.is_dir()
+    ]
     assert specs["main"]["options"]["sgl_flavour"]["choices"] == sorted(flavours)
 
 

@@ -1,4 +1,6 @@
-"""What the host side makes of the records of a run, and of records that are damaged or of another run."""
+"""What the host side makes of the records of a run, and of records that are damaged or of another
+run.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,13 @@ class Records:
         (runs / self.run_id).mkdir(parents=True)
         self.manifest_path = runs / f"{self.run_id}.json"
         self.result_path = runs / self.run_id / "prep_result.json"
-        self.manifest["paths"]["host"].update(telemetry_root=str(telemetry), prep_result=str(self.result_path))
+        self.manifest["paths"]["host"].update(
+            telemetry_root=str(telemetry), prep_result=str(self.result_path)
+        )
         self.pointer = telemetry / run_record.POINTER_NAME
-        self.pointer.write_text(f"CONTAINER_RUN_META_JSON=/telemetry/x.json\nCONTAINER_RUN_META_JSON_HOST={self.manifest_path}\n")
+        self.pointer.write_text(
+            f"CONTAINER_RUN_META_JSON=/telemetry/x.json\nCONTAINER_RUN_META_JSON_HOST={self.manifest_path}\n"
+        )
         self.write()
 
     def write(self) -> None:
@@ -76,14 +82,26 @@ def test_no_pointer_is_no_run(records: Records) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"X=1\n", b"CONTAINER_RUN_META_JSON_HOST=relative.json\n", b"CONTAINER_RUN_META_JSON_HOST=/a/passwd\n"]
+    "content",
+    [
+        b"",
+        b"X=1\n",
+        b"CONTAINER_RUN_META_JSON_HOST=relative.json\n",
+        b"CONTAINER_RUN_META_JSON_HOST=/a/passwd\n",
+    ],
 )
 def test_a_pointer_that_names_no_run_is_refused(records: Records, content: bytes) -> None:
     records.pointer.write_bytes(content)
     assert str(records.pointer) in records.refusal()
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"CONTAINER_RUN_META_JSON_HOST=/a\0b/container-run-20261123T091500Z-3fa9c1d2.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"CONTAINER_RUN_META_JSON_HOST=/a\0b/container-run-20261123T091500Z-3fa9c1d2.json",
+    ],
+)
 def test_a_pointer_that_is_no_text_is_refused(records: Records, content: bytes) -> None:
     records.pointer.write_bytes(content)
     records.refusal()
@@ -105,19 +123,32 @@ def test_a_manifest_that_is_none_is_refused(records: Records, content: bytes) ->
     [
         (lambda manifest: manifest.pop("schema_version"), "schema_version"),
         (lambda manifest: manifest.update(schema_version="2"), "schema_version"),
-        (lambda manifest: manifest.update(container_run_id="container-run-20261123T091500Z-00000000"), "container_run_id"),
+        (
+            lambda manifest: manifest.update(
+                container_run_id="container-run-20261123T091500Z-00000000"
+            ),
+            "container_run_id",
+        ),
         (lambda manifest: manifest.pop("container_id"), "container_id"),
         (lambda manifest: manifest.update(services=[]), "services.prometheus.url"),
         (lambda manifest: manifest["services"].update(prometheus={}), "services.prometheus.url"),
         (lambda manifest: manifest.update(paths=None), "paths.container"),
         (lambda manifest: manifest["paths"].pop("host"), "paths.host"),
-        (lambda manifest: manifest["paths"]["host"].update(run_dir="relative"), "paths.host.run_dir"),
+        (
+            lambda manifest: manifest["paths"]["host"].update(run_dir="relative"),
+            "paths.host.run_dir",
+        ),
         (lambda manifest: manifest["paths"]["host"].update(prep_result=7), "prep_result"),
-        (lambda manifest: manifest["paths"]["host"].update(prep_result="relative.json"), "prep_result"),
+        (
+            lambda manifest: manifest["paths"]["host"].update(prep_result="relative.json"),
+            "prep_result",
+        ),
         (lambda manifest: manifest.update(started_at="~"), "started_at is not a time"),
     ],
 )
-def test_a_manifest_that_breaks_the_contract_is_refused(records: Records, change: Callable[[Any], Any], words: str) -> None:
+def test_a_manifest_that_breaks_the_contract_is_refused(
+    records: Records, change: Callable[[Any], Any], words: str
+) -> None:
     change(records.manifest)
     records.write()
     assert words in records.refusal()
@@ -138,9 +169,16 @@ def test_a_result_of_another_run_counts_for_nothing(records: Records) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda r: r.pop("telemetry_probe"), lambda r: r.update(stages=[]), lambda r: r["telemetry_probe"].update(ok="yes")]
+    "change",
+    [
+        lambda r: r.pop("telemetry_probe"),
+        lambda r: r.update(stages=[]),
+        lambda r: r["telemetry_probe"].update(ok="yes"),
+    ],
 )
-def test_a_result_that_breaks_the_contract_is_refused(records: Records, change: Callable[[Any], Any]) -> None:
+def test_a_result_that_breaks_the_contract_is_refused(
+    records: Records, change: Callable[[Any], Any]
+) -> None:
     change(records.result)
     records.write()
     assert str(records.result_path) in records.refusal()
@@ -155,12 +193,16 @@ def test_a_pipe_in_a_files_place_is_told_and_not_waited_for(records: Records, na
 
 
 def test_what_a_pointer_names_is_told_in_one_line_that_prints(records: Records) -> None:
-    records.pointer.write_text(f"CONTAINER_RUN_META_JSON_HOST=/\x1b[31m{'x' * 9999}/{records.run_id}.json\n")
+    records.pointer.write_text(
+        f"CONTAINER_RUN_META_JSON_HOST=/\x1b[31m{'x' * 9999}/{records.run_id}.json\n"
+    )
     assert records.refusal().isprintable() and len(records.refusal()) < 1500
 
 
 def test_a_prep_is_looked_for_wherever_the_manifest_says(records: Records) -> None:
-    """Its folders are but words of a file: one that no path can hold, or whose lock is a pipe, holds no prep."""
+    """Its folders are but words of a file: one that no path can hold, or whose lock is a pipe,
+    holds no prep.
+    """
     found = records.read()
     assert found is not None
     found.paths["run_dir"] = str(records.telemetry)
@@ -174,13 +216,15 @@ def test_a_prep_is_looked_for_wherever_the_manifest_says(records: Records) -> No
     assert run_record.running_prep(found) is None
 
 
-def test_a_file_of_any_size_is_not_swallowed(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_any_size_is_not_swallowed(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_record, "_MAX_BYTES", 100)
     records.pointer.write_bytes(b"x" * 101)
     assert "larger than 100 bytes" in records.refusal()
 
 
-# --- whether the run is the live one -------------------------------------------------------------------------------------
+# --- whether the run is the live one --------------------------------------------------------------
 
 
 def why_not(records: Records, container: dict[str, Any] | None) -> str | None:
@@ -192,7 +236,9 @@ def why_not(records: Records, container: dict[str, Any] | None) -> str | None:
 
 def test_the_live_run_is_told_by_its_first_process(records: Records) -> None:
     records.manifest["pid1"] = run_record.process_identity(os.getpid())
-    assert why_not(records, records.container(started_at="2036-01-01T00:00:00Z")) is None, "a clock that jumps does not deceive"
+    assert why_not(records, records.container(started_at="2036-01-01T00:00:00Z")) is None, (
+        "a clock that jumps does not deceive"
+    )
 
 
 def test_an_earlier_run_of_the_same_container_is_told(records: Records) -> None:
@@ -207,7 +253,9 @@ def test_an_earlier_run_of_the_same_container_is_told(records: Records) -> None:
 def test_without_the_hosts_proc_the_times_decide(records: Records) -> None:
     records.manifest["started_at"] = "2026-11-23T09:15:00Z"
     assert why_not(records, records.container(pid=0)) is None
-    assert "earlier run" in str(why_not(records, records.container(pid=0, started_at="2026-11-23T09:15:01.000Z")))
+    assert "earlier run" in str(
+        why_not(records, records.container(pid=0, started_at="2026-11-23T09:15:01.000Z"))
+    )
 
 
 def test_no_container_another_or_a_stopped_one(records: Records) -> None:
@@ -216,11 +264,18 @@ def test_no_container_another_or_a_stopped_one(records: Records) -> None:
     assert "earlier container" in str(why_not(records, records.container(id="f" * 64)))
 
 
-@pytest.mark.parametrize(("file", "lock", "words"), [("server.json", "serving", "server stop"), ("smokes", "smoke", "smoke status")])
-def test_what_goes_on_in_a_run_is_told_while_its_lock_is_held(records: Records, tmp_path: Path, file: str, lock: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "lock", "words"),
+    [("server.json", "serving", "server stop"), ("smokes", "smoke", "smoke status")],
+)
+def test_what_goes_on_in_a_run_is_told_while_its_lock_is_held(
+    records: Records, tmp_path: Path, file: str, lock: str, words: str
+) -> None:
     locks = tmp_path / "profiles" / ".locks"
     locks.mkdir(parents=True)
-    records.manifest["paths"]["host"].update(profiles_root=str(tmp_path / "profiles"), run_dir=str(records.result_path.parent))
+    records.manifest["paths"]["host"].update(
+        profiles_root=str(tmp_path / "profiles"), run_dir=str(records.result_path.parent)
+    )
     records.write()
     found = records.read()
     assert found is not None and run_record.in_use(found) == []

@@ -26,7 +26,12 @@ OPTIONAL = {
     "manifest": ("profile_cache.start.triton", "profile_cache.start.flashinfer"),
     "stage": (),
     # What else a signature holds is each stage's own; the environment is the server's.
-    "prep_result": ("run.server.env.*", "stages.deep_gemm.signature.*", "stages.flashinfer.signature.*", "stages.inductor.signature.*"),
+    "prep_result": (
+        "run.server.env.*",
+        "stages.deep_gemm.signature.*",
+        "stages.flashinfer.signature.*",
+        "stages.inductor.signature.*",
+    ),
     "job": (),
     "smoke_summary": (),
     "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
@@ -61,7 +66,12 @@ def is_optional(name: str, path: Path) -> bool:
 
 
 def required_keys(name: str) -> list[Path]:
-    return [(*path, key) for path, found in objects(validators.example(name)) for key in found if not is_optional(name, (*path, key))]
+    return [
+        (*path, key)
+        for path, found in objects(validators.example(name))
+        for key in found
+        if not is_optional(name, (*path, key))
+    ]
 
 
 def is_valid(name: str, document: Any) -> bool:
@@ -81,7 +91,9 @@ def changed(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("path", sorted(validators.SCHEMAS.glob("*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(validators.SCHEMAS.glob("*.json")), ids=lambda path: path.name
+)
 def test_schema_is_a_schema(path):
     schema = validators.schema(path.name.removesuffix(".schema.json"))
     assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
@@ -129,8 +141,19 @@ def test_field_may_be_added_to_every_object(name):
     VALIDATE[name](document)
 
 
-ERROR = {"status": "error", "status_code": 11, "error_type": "oom", "errors": ["the GPU's memory was full"]}
-SKIPPED = {"status": "skipped", "ran": False, "reason": "requested", "signature": None, "artifacts": {}}
+ERROR = {
+    "status": "error",
+    "status_code": 11,
+    "error_type": "oom",
+    "errors": ["the GPU's memory was full"],
+}
+SKIPPED = {
+    "status": "skipped",
+    "ran": False,
+    "reason": "requested",
+    "signature": None,
+    "artifacts": {},
+}
 NOOP = {"status": "noop", "ran": False, "reason": "valid_signature"}
 NO_PROOF = {
     "ok": False,
@@ -161,35 +184,100 @@ def failed(stage: str, code: int) -> dict[str, Any]:
     return {**document, **ERROR, "status_code": code, "ran": True, "reason": None}
 
 
-FAILED = {f"stages.{stage}": failed(stage, code) for code, stage in enumerate(("deep_gemm", "moe_tune", "flashinfer", "inductor"), 10)}
+FAILED = {
+    f"stages.{stage}": failed(stage, code)
+    for code, stage in enumerate(("deep_gemm", "moe_tune", "flashinfer", "inductor"), 10)
+}
 
-NONE_STARTED = {f"stages.{stage}": {**document, **SKIPPED} for stage, document in validators.example("prep_result")["stages"].items()}
+NONE_STARTED = {
+    f"stages.{stage}": {**document, **SKIPPED}
+    for stage, document in validators.example("prep_result")["stages"].items()
+}
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
         ("stage", ERROR),
-        ("stage", {**ERROR, "ran": False, "error_type": "server_start_failed", "signature": None, "artifacts": {}}),
+        (
+            "stage",
+            {
+                **ERROR,
+                "ran": False,
+                "error_type": "server_start_failed",
+                "signature": None,
+                "artifacts": {},
+            },
+        ),
         ("stage", SKIPPED),
         ("stage", {**SKIPPED, "reason": "no_cuda_device"}),
         ("stage", {**SKIPPED, "status": "noop", "reason": "no_moe_layers"}),
         ("stage", NOOP),
-        ("stage", {"signature.compute_capability": None, "signature.triton": None, "signature.dtype": None, "signature.block_shape": None}),
+        (
+            "stage",
+            {
+                "signature.compute_capability": None,
+                "signature.triton": None,
+                "signature.dtype": None,
+                "signature.block_shape": None,
+            },
+        ),
         ("stage", {"artifacts.config_file.host_path": None, "artifacts.verified_in_log": None}),
         # On a host without a GPU.
-        ("prep_result", dict.fromkeys(("run.compute_capability", "run.cuda", "run.driver_version"))),
-        ("prep_result", dict.fromkeys(("run.triton_version", "run.flashinfer_version", "run.deep_gemm_version"))),
-        ("prep_result", {"telemetry_probe": {**validators.example("prep_result")["telemetry_probe"], **NO_PROOF}}),
+        (
+            "prep_result",
+            dict.fromkeys(("run.compute_capability", "run.cuda", "run.driver_version")),
+        ),
+        (
+            "prep_result",
+            dict.fromkeys(
+                ("run.triton_version", "run.flashinfer_version", "run.deep_gemm_version")
+            ),
+        ),
+        (
+            "prep_result",
+            {
+                "telemetry_probe": {
+                    **validators.example("prep_result")["telemetry_probe"],
+                    **NO_PROOF,
+                }
+            },
+        ),
         ("prep_result", {"status": "partial", "stages.moe_tune": failed("moe_tune", 11)}),
         ("prep_result", {"status": "error", **FAILED}),
-        ("prep_result", {"status": "error", **NONE_STARTED, "errors": ["no server could be started"]}),
+        (
+            "prep_result",
+            {"status": "error", **NONE_STARTED, "errors": ["no server could be started"]},
+        ),
         ("manifest", {"image_id": "unknown", "base_image.digest": None, "container_id": "unknown"}),
         ("manifest", {"versions.jaeger": None, "versions.dcgm_exporter": None}),
-        ("manifest", {"pid1": {"boot_id": "0f8c0d3a-5f0e-4f4e-9d4f-3a1f8f1d2c3b", "start_ticks": 4711}}),
-        ("manifest", {"profile_cache.start": {"schema_version": "1", "taken_at": "2026-11-23T09:15:01Z"}}),
-        ("manifest", {f"profile_cache.start.{cache}": NO_CACHE for cache in ("torchinductor", "deep_gemm", "tvm_ffi", "moe_configs")}),
-        ("job", {"state": "done", "exit_code": 0, "stage": None, "unit": None, "done": None, "total": None, "eta_s": None}),
+        (
+            "manifest",
+            {"pid1": {"boot_id": "0f8c0d3a-5f0e-4f4e-9d4f-3a1f8f1d2c3b", "start_ticks": 4711}},
+        ),
+        (
+            "manifest",
+            {"profile_cache.start": {"schema_version": "1", "taken_at": "2026-11-23T09:15:01Z"}},
+        ),
+        (
+            "manifest",
+            {
+                f"profile_cache.start.{cache}": NO_CACHE
+                for cache in ("torchinductor", "deep_gemm", "tvm_ffi", "moe_configs")
+            },
+        ),
+        (
+            "job",
+            {
+                "state": "done",
+                "exit_code": 0,
+                "stage": None,
+                "unit": None,
+                "done": None,
+                "total": None,
+                "eta_s": None,
+            },
+        ),
         ("job", {"state": "failed", "exit_code": 11}),
         ("job", {"state": "interrupted", "exit_code": None}),
         ("job", {"server": None, "arguments": ["--model", "/models/m"]}),
@@ -262,7 +350,10 @@ def test_also_valid(name, changes):
         ("manifest", {"profile_cache.start.triton.reason": "stale"}),
         ("manifest", {"profile_cache.start.flashinfer.reason": None}),
         ("manifest", {"profile_cache.start.flashinfer.partial": False}),
-        *[("prep_result", {f"stages.{stage}": validators.example("stage")}) for stage in ("deep_gemm", "flashinfer", "inductor")],
+        *[
+            ("prep_result", {f"stages.{stage}": validators.example("stage")})
+            for stage in ("deep_gemm", "flashinfer", "inductor")
+        ],
         ("prep_result", {"stages.moe_tune": failed("moe_tune", 11)}),
         ("prep_result", {"status": "partial", "stages.deep_gemm": failed("deep_gemm", 11)}),
         ("prep_result", {"status": "partial", "stages.flashinfer": failed("flashinfer", 13)}),
@@ -294,8 +385,10 @@ def test_refused(name, changes):
 
 # The closed lists, as the contract has them.
 LISTS = {
-    "error_type": """permissions_unexpected, insufficient_disk, lock_timeout, port_busy, gpu_busy, oom, compile_failed, tuner_failed,
-        config_missing, server_start_failed, server_unhealthy_timeout, request_failed, cleanup_failed, interrupted, unsupported""",
+    "error_type": (
+        """permissions_unexpected, insufficient_disk, lock_timeout, port_busy, gpu_busy, oom, compile_failed, tuner_failed,
+        config_missing, server_start_failed, server_unhealthy_timeout, request_failed, cleanup_failed, interrupted, unsupported"""
+    ),
     "surface_status": "running, expected, degraded, failed, unavailable",
     "stage_name": "deep_gemm, moe_tune, flashinfer, inductor",
 }
@@ -303,7 +396,9 @@ LISTS = {
 
 @pytest.mark.parametrize("name", LISTS)
 def test_closed_list(name):
-    assert validators.schema("common")["$defs"][name]["enum"] == LISTS[name].replace(",", " ").split()
+    assert (
+        validators.schema("common")["$defs"][name]["enum"] == LISTS[name].replace(",", " ").split()
+    )
 
 
 def test_prep_result_paths_may_be_in_neither():
@@ -328,12 +423,16 @@ def test_pointer():
     pointer = validators.parse_and_validate_pointer(POINTER)
     assert pointer == {
         "CONTAINER_RUN_META_JSON": f"/telemetry/container_runs/{RUN_ID}.json",
-        "CONTAINER_RUN_META_JSON_HOST": f"/home/ubuntu/sglang-observability/telemetry/container_runs/{RUN_ID}.json",
+        "CONTAINER_RUN_META_JSON_HOST": (
+            f"/home/ubuntu/sglang-observability/telemetry/container_runs/{RUN_ID}.json"
+        ),
     }
 
 
 def test_pointer_keeps_spaces_and_equals_signs_and_added_keys():
-    pointer = validators.parse_and_validate_pointer(POINTER.replace("/home/ubuntu", "/mnt/a b=c") + "ADDED_LATER=\n")
+    pointer = validators.parse_and_validate_pointer(
+        POINTER.replace("/home/ubuntu", "/mnt/a b=c") + "ADDED_LATER=\n"
+    )
     assert pointer["CONTAINER_RUN_META_JSON_HOST"].startswith("/mnt/a b=c/sglang-observability/")
     assert pointer["ADDED_LATER"] == ""
 

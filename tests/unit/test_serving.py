@@ -20,7 +20,8 @@ from sgl_admin.server import _alive, is_running
 from tests.contract import validators
 
 ROOT = Path(__file__).resolve().parents[2]
-# Stands for the prepared server: it answers /health, and has a helper process in its group, as SGLang has.
+# Stands for the prepared server: it answers /health, and has a helper process in its group, as
+# SGLang has.
 DOUBLE = str(ROOT / "tests" / "doubles" / "chat_server.py")
 Admin = Callable[..., tuple[int, str, str]]
 
@@ -34,7 +35,9 @@ def port() -> int:
 
 @pytest.fixture
 def prepared(live_run: str, port: int) -> Iterator[list[str]]:
-    """A run in which a prep left its result; returns its server's command. Whatever a test started is ended."""
+    """A run in which a prep left its result; returns its server's command. Whatever a test started
+    is ended.
+    """
     argv = [sys.executable, DOUBLE, "--port", str(port)]
     prepare(live_run, argv)
     yield argv
@@ -43,7 +46,10 @@ def prepared(live_run: str, port: int) -> Iterator[list[str]]:
 
 def prepare(run_id: str, argv: Any, env: Any = None) -> None:
     result = validators.example("prep_result")
-    result["run"].update(run_id=run_id, server={"argv": argv, "env": {"PYTHONPATH": str(ROOT)} if env is None else env})
+    result["run"].update(
+        run_id=run_id,
+        server={"argv": argv, "env": {"PYTHONPATH": str(ROOT)} if env is None else env},
+    )
     files.write_json(paths.prep_result(run_id), result)
 
 
@@ -69,7 +75,9 @@ def gone_now(group: int) -> bool:
     return not _alive(group)
 
 
-def test_it_starts_the_prepared_one_and_stops_all_of_it(prepared: list[str], live_run: str, port: int, admin: Admin) -> None:
+def test_it_starts_the_prepared_one_and_stops_all_of_it(
+    prepared: list[str], live_run: str, port: int, admin: Admin
+) -> None:
     code, out, _ = admin("start", "--json")
     started = json.loads(out)
     assert code == 0 and started["healthy"] is True and started["started"] is True
@@ -89,10 +97,14 @@ def test_it_starts_the_prepared_one_and_stops_all_of_it(prepared: list[str], liv
 def test_a_second_start_takes_the_one_that_runs(prepared: list[str], admin: Admin) -> None:
     first = json.loads(admin("start", "--json")[1])
     second = json.loads(admin("start", "--json")[1])
-    assert second["started"] is False and second["server"]["server_id"] == first["server"]["server_id"]
+    assert (
+        second["started"] is False and second["server"]["server_id"] == first["server"]["server_id"]
+    )
 
 
-def test_another_server_is_not_started_beside_it(prepared: list[str], live_run: str, admin: Admin) -> None:
+def test_another_server_is_not_started_beside_it(
+    prepared: list[str], live_run: str, admin: Admin
+) -> None:
     admin("start")
     prepare(live_run, [*prepared, "--mode", "tags"])
     code, _, error = admin("start")
@@ -108,15 +120,32 @@ def test_it_outlives_who_started_it(prepared: list[str], live_run: str, admin: A
     assert code == 0 and json.loads(out)["healthy"] is True
 
 
-def test_one_that_ends_while_it_starts_is_told_with_its_last_words(live_run: str, port: int, admin: Admin) -> None:
-    prepare(live_run, [sys.executable, "-c", "print('CUDA out of memory'); raise SystemExit(9)", "--port", str(port)])
+def test_one_that_ends_while_it_starts_is_told_with_its_last_words(
+    live_run: str, port: int, admin: Admin
+) -> None:
+    prepare(
+        live_run,
+        [
+            sys.executable,
+            "-c",
+            "print('CUDA out of memory'); raise SystemExit(9)",
+            "--port",
+            str(port),
+        ],
+    )
     code, _, error = admin("start")
     assert code == 7 and "CUDA out of memory" in error and "ended while starting" in error
     code, out, _ = admin("status", "--json")
-    assert code == 0 and json.loads(out)["server"]["state"] == "ended" and "CUDA out of memory" in json.loads(out)["log_tail"]
+    assert (
+        code == 0
+        and json.loads(out)["server"]["state"] == "ended"
+        and "CUDA out of memory" in json.loads(out)["log_tail"]
+    )
 
 
-def test_one_that_does_not_get_healthy_is_left_to_go_on(prepared: list[str], live_run: str, port: int, admin: Admin) -> None:
+def test_one_that_does_not_get_healthy_is_left_to_go_on(
+    prepared: list[str], live_run: str, port: int, admin: Admin
+) -> None:
     prepare(live_run, [sys.executable, "-c", "import time; time.sleep(600)", "--port", str(port)])
     code, _, error = admin("start", "--timeout", "0")
     assert code == 7 and "goes on" in error and "server stop" in error
@@ -131,7 +160,9 @@ def test_a_taken_port_names_its_holder(prepared: list[str], port: int, admin: Ad
     assert code == 7 and str(port) in error and f"pid {os.getpid()}" in error
 
 
-def test_a_record_that_cannot_be_written_leaves_no_server(prepared: list[str], monkeypatch: pytest.MonkeyPatch, admin: Admin) -> None:
+def test_a_record_that_cannot_be_written_leaves_no_server(
+    prepared: list[str], monkeypatch: pytest.MonkeyPatch, admin: Admin
+) -> None:
     started: list[int | None] = []
     real = serving.Server.start
 
@@ -157,7 +188,9 @@ def test_a_leader_that_was_killed_leaves_no_helper(prepared: list[str], admin: A
     assert code == 0 and "stopped" in out and gone(record["pgid"])
 
 
-def test_a_start_after_a_crash_ends_what_is_left_of_the_one_before(prepared: list[str], admin: Admin) -> None:
+def test_a_start_after_a_crash_ends_what_is_left_of_the_one_before(
+    prepared: list[str], admin: Admin
+) -> None:
     first = json.loads(admin("start", "--json")[1])["server"]
     os.kill(first["pgid"], signal.SIGKILL)
     # It is dead a moment after the signal.
@@ -166,7 +199,11 @@ def test_a_start_after_a_crash_ends_what_is_left_of_the_one_before(prepared: lis
     code, out, error = admin("start", "--json")
     assert code == 0, error
     second = json.loads(out)["server"]
-    assert second["server_id"] != first["server_id"] and gone(first["pgid"]) and not gone_now(second["pgid"])
+    assert (
+        second["server_id"] != first["server_id"]
+        and gone(first["pgid"])
+        and not gone_now(second["pgid"])
+    )
 
 
 def test_who_has_a_server_of_its_own_is_not_disturbed(
@@ -183,7 +220,10 @@ def test_who_has_a_server_of_its_own_is_not_disturbed(
     finally:
         os.close(place)
     admin("start")
-    with pytest.raises(StageFailure, match=r"server-\S+ serves at port \d+: stop it first \(sgl-admin server stop\)") as caught:
+    with pytest.raises(
+        StageFailure,
+        match=r"server-\S+ serves at port \d+: stop it first \(sgl-admin server stop\)",
+    ) as caught:
         serving.claim(live_run)
     assert caught.value.error_type == "port_busy"
     admin("stop")
@@ -205,7 +245,9 @@ def test_who_waits_in_vain_is_told_by_the_exit_code(prepared: list[str], admin: 
 
 
 @pytest.mark.parametrize(("word", "name"), [("a\0b", "A"), ("\ud800", "A"), ("x", "A=B")])
-def test_a_command_that_no_process_can_have_is_refused_in_words(live_run: str, port: int, word: str, name: str, admin: Admin) -> None:
+def test_a_command_that_no_process_can_have_is_refused_in_words(
+    live_run: str, port: int, word: str, name: str, admin: Admin
+) -> None:
     prepare(live_run, [sys.executable, "--port", str(port), word], {name: "1"})
     code, _, error = admin("start")
     assert code == 7 and "cannot be started" in error
@@ -231,18 +273,24 @@ def test_without_a_prep_there_is_nothing_to_start(live_run: str, admin: Admin) -
         (["x"], []),
     ],
 )
-def test_a_prep_result_that_names_no_server_is_refused_in_words(live_run: str, argv: Any, env: Any, admin: Admin) -> None:
+def test_a_prep_result_that_names_no_server_is_refused_in_words(
+    live_run: str, argv: Any, env: Any, admin: Admin
+) -> None:
     prepare(live_run, argv, env)
     code, _, error = admin("start")
     assert code == 4 and error.startswith("sgl-admin: ") and "prepare it first" in error
 
 
-def test_a_dry_run_prints_the_command_and_starts_nothing(prepared: list[str], live_run: str, admin: Admin) -> None:
+def test_a_dry_run_prints_the_command_and_starts_nothing(
+    prepared: list[str], live_run: str, admin: Admin
+) -> None:
     code, out, _ = admin("start", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["argv"] == prepared
     assert not paths.server(live_run).exists()
 
 
-def test_what_a_terminal_would_take_for_a_command_is_not_printed(live_run: str, admin: Admin) -> None:
+def test_what_a_terminal_would_take_for_a_command_is_not_printed(
+    live_run: str, admin: Admin
+) -> None:
     prepare(live_run, ["x", "--port", "1", "a\x1b[31mb\n"], {"A": "\ud800"})
     assert admin("start", "--dry-run")[:2] == (0, "'A=?' x --port 1 'a?[31mb?'\n")

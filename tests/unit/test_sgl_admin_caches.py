@@ -1,4 +1,6 @@
-"""A stage is a no-op exactly when its signature was finished and the files that it vouches for are whole."""
+"""A stage is a no-op exactly when its signature was finished and the files that it vouches for are
+whole.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,16 @@ def test_finished_and_whole_is_no_problem(record: caches.SignatureRecord) -> Non
     assert record.summary() == {
         "count": 2,
         "bytes": 11,
-        "latest_mtime_iso": caches.clock.utc((paths.PROFILES / "triton" / "kernel.so").stat().st_mtime),
+        "latest_mtime_iso": caches.clock.utc(
+            (paths.PROFILES / "triton" / "kernel.so").stat().st_mtime
+        ),
     }
 
 
 @pytest.mark.parametrize("changes", [{"torch": "2.13.1"}, {"batch_sizes": [1]}, {"new": None}])
-def test_another_signature_is_other_work(record: caches.SignatureRecord, changes: dict[str, Any]) -> None:
+def test_another_signature_is_other_work(
+    record: caches.SignatureRecord, changes: dict[str, Any]
+) -> None:
     assert again(**changes).problem([]) == "no finished work with this signature"
     assert again().problem([]) is None
 
@@ -50,7 +56,9 @@ def test_two_signatures_stand_beside_each_other(record: caches.SignatureRecord) 
 
 
 def test_the_order_of_a_signatures_keys_does_not_matter(record: caches.SignatureRecord) -> None:
-    turned = caches.SignatureRecord("inductor", ("torchinductor", "triton"), dict(reversed(SIGNATURE.items())))
+    turned = caches.SignatureRecord(
+        "inductor", ("torchinductor", "triton"), dict(reversed(SIGNATURE.items()))
+    )
     assert turned.problem([]) is None
 
 
@@ -109,13 +117,24 @@ def test_snapshot_tells_valid_empty_damaged_and_partial(record: caches.Signature
     assert (found["torchinductor"]["valid"], found["torchinductor"]["reason"]) == (True, None)
     assert found["torchinductor"]["signature"] == SIGNATURE
     assert found["torchinductor"]["host_path"] == "/host/profiles/torchinductor"
-    assert (found["flashinfer"]["valid"], found["flashinfer"]["reason"], found["flashinfer"]["file_count"]) == (False, "empty", 0)
+    assert (
+        found["flashinfer"]["valid"],
+        found["flashinfer"]["reason"],
+        found["flashinfer"]["file_count"],
+    ) == (False, "empty", 0)
     (paths.PROFILES / "torchinductor" / "ab" / "graph.py").unlink()
     (paths.PROFILES / "torchinductor" / "ab" / "other.py").write_text("")
     assert caches.snapshot()["torchinductor"]["reason"] == "torchinductor/ab/graph.py is missing"
-    files.write_json(paths.IN_PROGRESS / "inductor.json", {"stage": "inductor", "owner_pid": 7, "started_at": "2026-11-23T09:15:00Z"})
+    files.write_json(
+        paths.IN_PROGRESS / "inductor.json",
+        {"stage": "inductor", "owner_pid": 7, "started_at": "2026-11-23T09:15:00Z"},
+    )
     partial = caches.snapshot()["torchinductor"]
-    assert (partial["valid"], partial["reason"], partial["partial"]) == (False, "in_progress_or_aborted", True)
+    assert (partial["valid"], partial["reason"], partial["partial"]) == (
+        False,
+        "in_progress_or_aborted",
+        True,
+    )
     assert partial["partial_info"]["owner_pid"] == 7
     json.dumps(partial)
 
@@ -138,7 +157,9 @@ def test_a_name_that_no_file_can_have_is_missing(record: caches.SignatureRecord,
     assert problem is not None and problem.endswith("is missing") and problem.isprintable()
 
 
-def test_a_snapshot_passes_over_what_is_no_cache_and_no_record(record: caches.SignatureRecord) -> None:
+def test_a_snapshot_passes_over_what_is_no_cache_and_no_record(
+    record: caches.SignatureRecord,
+) -> None:
     (paths.PROFILES / "flashinfer").rmdir()
     (paths.PROFILES / "flashinfer").write_text("a file")
     record.path.with_name("inductor-lost.json").symlink_to("nowhere")

@@ -34,24 +34,43 @@ def test_without_a_stage_flag_every_stage_is_ensured() -> None:
 @pytest.mark.parametrize(
     ("arguments", "stages"),
     [
-        (["--flashinfer", "ensure", "--inductor", "ensure"], {"flashinfer": "ensure", "inductor": "ensure"}),
+        (
+            ["--flashinfer", "ensure", "--inductor", "ensure"],
+            {"flashinfer": "ensure", "inductor": "ensure"},
+        ),
         (["--moe", "rebuild"], {"moe_tune": "rebuild"}),
         (["--deep-gemm", "skip"], {}),
     ],
 )
-def test_with_a_stage_flag_the_others_are_skipped(arguments: list[str], stages: dict[str, str]) -> None:
+def test_with_a_stage_flag_the_others_are_skipped(
+    arguments: list[str], stages: dict[str, str]
+) -> None:
     assert request(arguments).stages == {**dict.fromkeys(STAGES, "skip"), **stages}
 
 
 def test_what_is_not_given_has_the_documented_default() -> None:
     made = request()
-    assert (made.tp, made.probe, made.moe_dtype, made.moe_batch_sizes, made.server_args) == (1, "auto", "auto", (), ())
+    assert (made.tp, made.probe, made.moe_dtype, made.moe_batch_sizes, made.server_args) == (
+        1,
+        "auto",
+        "auto",
+        (),
+        (),
+    )
     assert made.warmup_port == 31999, "the port that Prometheus scrapes"
     assert request(["--port", "5"]).warmup_port == 5
 
 
 def test_values_are_taken_as_they_are() -> None:
-    made = request(["--moe-batch-sizes", "4096, 512,512", "--server-arg=--kv-cache-dtype", "--server-arg=a b; rm -rf /"], "/models/m/")
+    made = request(
+        [
+            "--moe-batch-sizes",
+            "4096, 512,512",
+            "--server-arg=--kv-cache-dtype",
+            "--server-arg=a b; rm -rf /",
+        ],
+        "/models/m/",
+    )
     assert made.moe_batch_sizes == (512, 4096)
     assert made.server_args == ("--kv-cache-dtype", "a b; rm -rf /")
     assert made.model == "/models/m"
@@ -101,7 +120,10 @@ def test_an_unusable_model_ends_with_2(live_run: str, capsys: pytest.CaptureFixt
 
 
 def test_too_many_devices_end_with_2(
-    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    live_run: str,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False))
     assert cli.main(["caches", "ensure", "--model", str(model_folder), "--tp", "2"]) == 2
@@ -110,7 +132,10 @@ def test_too_many_devices_end_with_2(
 
 
 def test_a_folder_that_cannot_be_written_ends_with_3(
-    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    live_run: str,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real = os.access
 
@@ -122,43 +147,86 @@ def test_a_folder_that_cannot_be_written_ends_with_3(
     assert f"chown -R {os.getuid()}:{os.getgid()} /host/profiles/triton" in capsys.readouterr().err
 
 
-def test_another_prep_ends_with_5_and_is_named(live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    running = job.Job(live_run, request(["--inductor", "rebuild"], str(model_folder)), "prep-20261123T091600Z-77aa01bc")
+def test_another_prep_ends_with_5_and_is_named(
+    live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = job.Job(
+        live_run,
+        request(["--inductor", "rebuild"], str(model_folder)),
+        "prep-20261123T091600Z-77aa01bc",
+    )
     running.update()
     lock = locks.try_lock(job.LOCK)
     assert lock is not None
     try:
         assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 5
         message = capsys.readouterr().err
-        assert str(os.getpid()) in message and "--inductor=rebuild" in message and "prep-20261123T091600Z-77aa01bc" in message
-        assert cli.main(["caches", "ensure", "--model", str(model_folder), "--inductor", "rebuild", "--detach"]) == 0
-        assert json.loads(capsys.readouterr().out)["job"]["prep_id"] == "prep-20261123T091600Z-77aa01bc"
+        assert (
+            str(os.getpid()) in message
+            and "--inductor=rebuild" in message
+            and "prep-20261123T091600Z-77aa01bc" in message
+        )
+        assert (
+            cli.main(
+                [
+                    "caches",
+                    "ensure",
+                    "--model",
+                    str(model_folder),
+                    "--inductor",
+                    "rebuild",
+                    "--detach",
+                ]
+            )
+            == 0
+        )
+        assert (
+            json.loads(capsys.readouterr().out)["job"]["prep_id"]
+            == "prep-20261123T091600Z-77aa01bc"
+        )
     finally:
         os.close(lock)
 
 
 def test_a_system_error_is_one_line(
-    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    live_run: str,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(name: str) -> int | None:
         raise OSError(errno.ENOSPC, "No space left on device", str(paths.LOCKS / f"{name}.lock"))
 
     monkeypatch.setattr(locks, "try_lock", full)
     assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == cli.EXIT_NO_RESULT == 1
-    assert capsys.readouterr().err == "sgl-admin: no space left on /host/profiles/.locks/prep.lock: free some and run again\n"
+    assert (
+        capsys.readouterr().err
+        == "sgl-admin: no space left on /host/profiles/.locks/prep.lock: free some and run again\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("said", "told"), [("sgl-admin: no space left on /host/x: free some", "no space left on /host/x: free some"), ("", "exit code 1")]
+    ("said", "told"),
+    [
+        ("sgl-admin: no space left on /host/x: free some", "no space left on /host/x: free some"),
+        ("", "exit code 1"),
+    ],
 )
 def test_a_prep_that_ends_before_it_begins_is_told_with_its_reason(
-    live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str, told: str
+    live_run: str,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+    told: str,
 ) -> None:
     paths.log(live_run).write_text("sgl-admin: an older line\n")
 
     def popen(*_: Any, stdout: IO[bytes], **__: Any) -> subprocess.Popen[bytes]:
         script = "import sys; print(sys.argv[1]); sys.exit(1)"
-        return subprocess.Popen([sys.executable, "-c", script, said], stdin=subprocess.PIPE, stdout=stdout)
+        return subprocess.Popen(
+            [sys.executable, "-c", script, said], stdin=subprocess.PIPE, stdout=stdout
+        )
 
     monkeypatch.setattr(detached, "subprocess", SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE))
     assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 1
@@ -167,7 +235,9 @@ def test_a_prep_that_ends_before_it_begins_is_told_with_its_reason(
     assert not job.running()
 
 
-@pytest.mark.parametrize("end", [{"state": "interrupted", "exit_code": None}, {"state": "failed", "exit_code": 1}])
+@pytest.mark.parametrize(
+    "end", [{"state": "interrupted", "exit_code": None}, {"state": "failed", "exit_code": 1}]
+)
 def test_a_prep_that_ended_between_its_result_and_its_last_record_is_not_done(
     live_run: str, capsys: pytest.CaptureFixture[str], end: dict[str, Any]
 ) -> None:
@@ -180,7 +250,9 @@ def test_a_prep_that_ended_between_its_result_and_its_last_record_is_not_done(
     assert captured.out == "" and f"{prep_id} ended without a result: no space left" in captured.err
 
 
-def test_status_of_a_dead_prep_says_interrupted(live_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_of_a_dead_prep_says_interrupted(
+    live_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc").update()
     assert cli.main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["job"]["state"] == "interrupted"
@@ -188,7 +260,17 @@ def test_status_of_a_dead_prep_says_interrupted(live_run: str, capsys: pytest.Ca
 
 
 def test_a_request_survives_the_way_to_its_worker() -> None:
-    made = request(["--moe-batch-sizes", "512,4096", "--server-arg=--a", "--probe", "always", "--server-timeout", "7"])
+    made = request(
+        [
+            "--moe-batch-sizes",
+            "512,4096",
+            "--server-arg=--a",
+            "--probe",
+            "always",
+            "--server-timeout",
+            "7",
+        ]
+    )
     assert Request.from_json(made.to_json()) == made
     assert Request.from_json(made.to_json()).digest == made.digest
 
@@ -215,7 +297,15 @@ def test_another_request_has_another_digest(arguments: list[str]) -> None:
 
 
 def test_the_description_asks_for_the_same_again() -> None:
-    server = ["--server-arg=--kv-cache-dtype", "--server-arg=x y", "--server-env=A=b=c", "--cuda-graph-bs", "8,1", "--moe-fusion", "skip"]
+    server = [
+        "--server-arg=--kv-cache-dtype",
+        "--server-arg=x y",
+        "--server-env=A=b=c",
+        "--cuda-graph-bs",
+        "8,1",
+        "--moe-fusion",
+        "skip",
+    ]
     made = request(["--inductor", "rebuild", "--moe", "ensure", "--probe", "always", *server])
     parsed = cli._parser().parse_args(["caches", "ensure", *made.describe()])
     assert request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}})) == made
@@ -224,43 +314,92 @@ def test_the_description_asks_for_the_same_again() -> None:
 def test_the_modules_command_line_is_understood() -> None:
     options = {
         **dict.fromkeys(("flashinfer", "inductor"), "ensure"),
-        **{"deep_gemm": "skip", "moe": "rebuild", "moe_batch_sizes": [512, 64], "moe_dtype": "fp8_w8a8"},
-        **{"model": "/models/m", "tp": 2, "probe": "never", "server_timeout": 1800.0, "probe_timeout": 30.5},
+        **{
+            "deep_gemm": "skip",
+            "moe": "rebuild",
+            "moe_batch_sizes": [512, 64],
+            "moe_dtype": "fp8_w8a8",
+        },
+        **{
+            "model": "/models/m",
+            "tp": 2,
+            "probe": "never",
+            "server_timeout": 1800.0,
+            "probe_timeout": 30.5,
+        },
         "server_args": ["--a", "-b c"],
         **{"server_env": {"A": "b=c"}, "cuda_graph_batch_sizes": [4, 1], "moe_fusion": "skip"},
     }
     made = request(command_line(options)[2:])
-    assert made.stages == {"deep_gemm": "skip", "moe_tune": "rebuild", "flashinfer": "ensure", "inductor": "ensure"}
-    assert (made.tp, made.probe, made.moe_batch_sizes, made.moe_dtype) == (2, "never", (64, 512), "fp8_w8a8")
-    assert (made.server_timeout_s, made.probe_timeout_s, made.server_args) == (1800.0, 30.5, ("--a", "-b c"))
-    assert (made.server_env, made.cuda_graph_batch_sizes, made.moe_fusion) == (("A=b=c",), (1, 4), "skip")
+    assert made.stages == {
+        "deep_gemm": "skip",
+        "moe_tune": "rebuild",
+        "flashinfer": "ensure",
+        "inductor": "ensure",
+    }
+    assert (made.tp, made.probe, made.moe_batch_sizes, made.moe_dtype) == (
+        2,
+        "never",
+        (64, 512),
+        "fp8_w8a8",
+    )
+    assert (made.server_timeout_s, made.probe_timeout_s, made.server_args) == (
+        1800.0,
+        30.5,
+        ("--a", "-b c"),
+    )
+    assert (made.server_env, made.cuda_graph_batch_sizes, made.moe_fusion) == (
+        ("A=b=c",),
+        (1, 4),
+        "skip",
+    )
 
 
 @pytest.mark.parametrize(
-    ("setting", "why"), [("A", "KEY=VALUE"), ("1A=x", "KEY=VALUE"), ("HF_TOKEN=x", "records"), ("api_key=x", "records")]
+    ("setting", "why"),
+    [
+        ("A", "KEY=VALUE"),
+        ("1A=x", "KEY=VALUE"),
+        ("HF_TOKEN=x", "records"),
+        ("api_key=x", "records"),
+    ],
 )
-def test_no_secret_and_no_nonsense_becomes_the_servers_environment(setting: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_and_no_nonsense_becomes_the_servers_environment(
+    setting: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         request([f"--server-env={setting}"])
     assert why in capsys.readouterr().err
 
 
-def test_a_model_with_a_name_that_none_can_have_ends_with_2(live_run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_with_a_name_that_none_can_have_ends_with_2(
+    live_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("m" * 300, "a\0b", "a\nb"):
         assert cli.main(["caches", "ensure", "--model", str(paths.MODELS / name)]) == 2
         assert capsys.readouterr().err.rstrip("\n").isprintable()
 
 
-def test_an_index_that_is_no_file_ends_with_2(live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_that_is_no_file_ends_with_2(
+    live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (model_folder / "model.safetensors.index.json").mkdir()
     assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 2
     assert "model.safetensors.index.json is not a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "changes", [{"elapsed_s": 10**400}, {"eta_s": 10**400}, {"message": "\ud800\n\x1b[31m"}, {"state": "running", "arguments": [None]}]
+    "changes",
+    [
+        {"elapsed_s": 10**400},
+        {"eta_s": 10**400},
+        {"message": "\ud800\n\x1b[31m"},
+        {"state": "running", "arguments": [None]},
+    ],
 )
-def test_a_strange_record_is_shown_in_one_line(live_run: str, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_strange_record_is_shown_in_one_line(
+    live_run: str, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
     made.update(state="done", exit_code=0)
     files.write_json(paths.job(live_run), {**made.record, **changes})
@@ -269,7 +408,9 @@ def test_a_strange_record_is_shown_in_one_line(live_run: str, changes: dict[str,
 
 
 @pytest.mark.parametrize("group", [0, 1, -1, True, 10**30])
-def test_the_group_of_a_spoiled_record_is_not_killed(live_run: str, monkeypatch: pytest.MonkeyPatch, group: object) -> None:
+def test_the_group_of_a_spoiled_record_is_not_killed(
+    live_run: str, monkeypatch: pytest.MonkeyPatch, group: object
+) -> None:
     """0 would be sgl-admin's own."""
     killed: list[int] = []
     monkeypatch.setattr(server, "end_group", killed.append)
@@ -279,7 +420,9 @@ def test_the_group_of_a_spoiled_record_is_not_killed(live_run: str, monkeypatch:
     assert killed == [] and (job.read(live_run) or {})["state"] == "interrupted"
 
 
-def test_a_busy_prep_with_strange_arguments_is_named(live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_prep_with_strange_arguments_is_named(
+    live_run: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     running = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
     running.update(arguments=[None, 7], arguments_digest="another")
     lock = locks.try_lock(job.LOCK)
@@ -308,8 +451,13 @@ def test_who_stops_following_is_told_that_the_prep_goes_on(
     assert "a prep goes on by itself" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"exit_code": 6}, 6), ({"exit_code": 256}, 1), ({"state": "running"}, 1)])
-def test_who_watches_a_prep_is_told_how_it_ended(live_run: str, changes: dict[str, Any], code: int) -> None:
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({}, 0), ({"exit_code": 6}, 6), ({"exit_code": 256}, 1), ({"state": "running"}, 1)],
+)
+def test_who_watches_a_prep_is_told_how_it_ended(
+    live_run: str, changes: dict[str, Any], code: int
+) -> None:
     """One that says `running` and holds no lock was killed: that is no success."""
     made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
     made.update(**{"state": "done", "exit_code": None if changes.get("state") else 0, **changes})

@@ -42,7 +42,11 @@ def test_a_writer_killed_before_its_rename_leaves_the_old_file_whole(tmp_path: P
     path = tmp_path / "record.json"
     files.write_json(path, {"new": False})
     source = str(Path(files.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", KILLED_BEFORE_RENAME, str(path)], env={**os.environ, "PYTHONPATH": source}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_RENAME, str(path)],
+        env={**os.environ, "PYTHONPATH": source},
+        check=False,
+    )
     assert done.returncode == -signal.SIGKILL
     assert files.read_json(path) == {"new": False}
     assert len(leftovers(tmp_path)) == 1, "the writer died before it wrote"
@@ -50,7 +54,9 @@ def test_a_writer_killed_before_its_rename_leaves_the_old_file_whole(tmp_path: P
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
 
 
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "record.json"
     files.write_json(path, {"new": False})
 
@@ -63,7 +69,9 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert files.read_json(path) == {"new": False} and leftovers(tmp_path) == []
 
 
-def test_a_write_that_fails_names_the_file_on_the_host(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_names_the_file_on_the_host(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The system names none for a write or an fsync, and the temp file for the others."""
     path = paths.RUNS / "record.json"
 
@@ -73,7 +81,10 @@ def test_a_write_that_fails_names_the_file_on_the_host(container: Path, monkeypa
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space") as caught:
         files.write_json(path, {})
-    assert files.reason(caught.value) == "no space left on /host/telemetry/container_runs/record.json: free some and run again"
+    assert (
+        files.reason(caught.value)
+        == "no space left on /host/telemetry/container_runs/record.json: free some and run again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,12 +93,17 @@ def test_a_write_that_fails_names_the_file_on_the_host(container: Path, monkeypa
         (errno.ENOSPC, "no space left on /host/profiles/x: free some"),
         (errno.EDQUOT, "no space left on /host/profiles/x: free some"),
         (errno.EROFS, "/host/profiles/x is on a read-only file system: mount it writable"),
-        (errno.EIO, "/host/profiles/x cannot be read or written (input/output error): check its disk"),
+        (
+            errno.EIO,
+            "/host/profiles/x cannot be read or written (input/output error): check its disk",
+        ),
         (errno.ELOOP, "/host/profiles/x: Too many levels of symbolic links"),
     ],
 )
 def test_reasons_name_the_place_and_the_remedy(container: Path, number: int, words: str) -> None:
-    assert files.reason(OSError(number, os.strerror(number), str(paths.PROFILES / "x"))).startswith(words)
+    assert files.reason(OSError(number, os.strerror(number), str(paths.PROFILES / "x"))).startswith(
+        words
+    )
     assert files.reason(OSError(number, os.strerror(number)))
 
 
@@ -98,7 +114,9 @@ def test_only_the_temporaries_of_the_named_file_are_swept(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.x2.tmp", "a.json"]
 
 
-def test_the_order_is_file_then_rename_then_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_is_file_then_rename_then_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     real_fsync, real_replace = os.fsync, os.replace
 
@@ -133,7 +151,10 @@ def test_what_cannot_be_read_is_set_aside_and_never_deleted(tmp_path: Path, cont
 def test_a_missing_file_is_no_error(tmp_path: Path) -> None:
     warnings: list[str] = []
     assert files.read_json(tmp_path / "none.json") is None
-    assert files.read_or_set_aside(tmp_path / "none.json", {"a": int}, warnings) is None and warnings == []
+    assert (
+        files.read_or_set_aside(tmp_path / "none.json", {"a": int}, warnings) is None
+        and warnings == []
+    )
 
 
 def test_a_good_file_is_not_set_aside(tmp_path: Path) -> None:
@@ -148,11 +169,19 @@ def test_a_record_without_what_its_readers_need_is_set_aside(tmp_path: Path, tex
     path.write_text(text)
     warnings: list[str] = []
     assert files.read_or_set_aside(path, {"a": int}, warnings) is None
-    assert "has no valid a" in warnings[0] and (tmp_path / "record.json.corrupt-1").read_text() == text
+    assert (
+        "has no valid a" in warnings[0] and (tmp_path / "record.json.corrupt-1").read_text() == text
+    )
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)], ids=["pipe", "folder", "loop"])
-def test_what_is_no_file_is_set_aside_and_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)],
+    ids=["pipe", "folder", "loop"],
+)
+def test_what_is_no_file_is_set_aside_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     path = tmp_path / "record.json"
     make(path)
     with pytest.raises(ValueError, match="record.json is not a file"):

@@ -1,4 +1,6 @@
-"""What the init writes: Prometheus' and the supervisor's configuration, the user's entry, the manifest, and the facts it rests on."""
+"""What the init writes: Prometheus' and the supervisor's configuration, the user's entry, the
+manifest, and the facts it rests on.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,20 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
-from sgl_admin import devices, files, image_facts, job, locks, model, paths, releases, run, server, tracing, versions
+from sgl_admin import (
+    devices,
+    files,
+    image_facts,
+    job,
+    locks,
+    model,
+    paths,
+    releases,
+    run,
+    server,
+    tracing,
+    versions,
+)
 from sgl_admin.init import dcgm, publish, services, start
 from sgl_admin.init.services import Settings
 
@@ -39,7 +54,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
     return Settings.from_environment()
 
 
-# --- Prometheus ----------------------------------------------------------------------------------------------------------
+# --- Prometheus -----------------------------------------------------------------------------------
 
 
 def test_each_target_carries_the_runs_label(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,95 +74,183 @@ def test_each_target_carries_the_runs_label(monkeypatch: pytest.MonkeyPatch) -> 
     assert "external_labels" not in config["global"]
 
 
-@pytest.mark.parametrize(("bind", "prometheus"), [("0.0.0.0", "127.0.0.1:19390"), ("::1", "[::1]:19390"), ("192.0.2.7", "192.0.2.7:19390")])
-def test_targets_follow_the_settings(monkeypatch: pytest.MonkeyPatch, bind: str, prometheus: str) -> None:
-    given = settings(monkeypatch, SGL_BIND_ADDRESS=bind, SGL_PROMETHEUS_PORT="19390", SGL_SGLANG_PORT="31390", SGL_SCRAPE_INTERVAL="500ms")
+@pytest.mark.parametrize(
+    ("bind", "prometheus"),
+    [("0.0.0.0", "127.0.0.1:19390"), ("::1", "[::1]:19390"), ("192.0.2.7", "192.0.2.7:19390")],
+)
+def test_targets_follow_the_settings(
+    monkeypatch: pytest.MonkeyPatch, bind: str, prometheus: str
+) -> None:
+    given = settings(
+        monkeypatch,
+        SGL_BIND_ADDRESS=bind,
+        SGL_PROMETHEUS_PORT="19390",
+        SGL_SGLANG_PORT="31390",
+        SGL_SCRAPE_INTERVAL="500ms",
+    )
     config = yaml.safe_load(services.render_prometheus_config(given, RUN_ID, ["prometheus"]))
-    found = {scraped["job_name"]: scraped["static_configs"][0]["targets"] for scraped in config["scrape_configs"]}
+    found = {
+        scraped["job_name"]: scraped["static_configs"][0]["targets"]
+        for scraped in config["scrape_configs"]
+    }
     assert found == {"prometheus": [prometheus], "sglang": ["127.0.0.1:31390"]}
     assert config["global"]["scrape_interval"] == "500ms"
 
 
-# --- the supervisor ------------------------------------------------------------------------------------------------------
+# --- the supervisor -------------------------------------------------------------------------------
 
 
-def test_the_supervisor_runs_each_service_and_the_record(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = start.render_supervisor_config(settings(monkeypatch), ["prometheus", "node_exporter"], RUN_ID)
+def test_the_supervisor_runs_each_service_and_the_record(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = start.render_supervisor_config(
+        settings(monkeypatch), ["prometheus", "node_exporter"], RUN_ID
+    )
     config = configparser.RawConfigParser()
     config.read_string(text)
-    assert config.sections() == ["supervisord", "program:prometheus", "program:node_exporter", "program:run_record"]
-    assert config["supervisord"]["umask"] == "002" and config["supervisord"]["user"] == str(os.getuid())
+    assert config.sections() == [
+        "supervisord",
+        "program:prometheus",
+        "program:node_exporter",
+        "program:run_record",
+    ]
+    assert config["supervisord"]["umask"] == "002" and config["supervisord"]["user"] == str(
+        os.getuid()
+    )
     priorities = {name: int(config[name]["priority"]) for name in config.sections()[1:]}
-    assert max(priorities, key=lambda name: priorities[name]) == "program:run_record", "it is ended first, while the services answer"
+    assert max(priorities, key=lambda name: priorities[name]) == "program:run_record", (
+        "it is ended first, while the services answer"
+    )
     assert {config[name]["stdout_logfile"] for name in priorities} == {str(paths.log(RUN_ID))}
     command = shlex.split(config["program:prometheus"]["command"])
-    assert f"--storage.tsdb.path={paths.PROMETHEUS / RUN_ID}" in command and "--web.listen-address=127.0.0.1:9090" in command
-    assert int(config["program:run_record"]["stopwaitsecs"]) < 60, "below the container's stop timeout"
+    assert (
+        f"--storage.tsdb.path={paths.PROMETHEUS / RUN_ID}" in command
+        and "--web.listen-address=127.0.0.1:9090" in command
+    )
+    assert int(config["program:run_record"]["stopwaitsecs"]) < 60, (
+        "below the container's stop timeout"
+    )
 
 
-def test_a_percent_sign_reaches_the_program(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = start.render_supervisor_config(settings(monkeypatch, SGL_TSDB_RETENTION_SIZE="50%"), ["prometheus"], RUN_ID)
+def test_a_percent_sign_reaches_the_program(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = start.render_supervisor_config(
+        settings(monkeypatch, SGL_TSDB_RETENTION_SIZE="50%"), ["prometheus"], RUN_ID
+    )
     assert "retention.size=50%%" in text
 
 
-def test_a_new_run_has_its_folders_and_no_pointer_yet(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_run_has_its_folders_and_no_pointer_yet(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(start, "SUPERVISOR_CONFIG", paths.STATE / "supervisord.conf")
     first = start.begin_run(settings(monkeypatch), ["prometheus"])
     second = start.begin_run(settings(monkeypatch), ["prometheus"])
     assert first != second and paths.LIVE_RUN.read_text() == second + "\n"
     for run_id in (first, second):
-        assert (paths.run_dir(run_id) / "stages").is_dir() and (paths.PROMETHEUS / run_id).is_dir() and (paths.JAEGER / run_id).is_dir()
+        assert (
+            (paths.run_dir(run_id) / "stages").is_dir()
+            and (paths.PROMETHEUS / run_id).is_dir()
+            and (paths.JAEGER / run_id).is_dir()
+        )
         assert run_id in (paths.run_dir(run_id) / "prometheus.yml").read_text()
     assert not paths.POINTER.exists()
 
 
-# --- what only a flavour for GPUs has ----------------------------------------------------------------------------------------
+# --- what only a flavour for GPUs has -------------------------------------------------------------
 
-GPU_FLAVOUR = json.loads((Path(__file__).resolve().parents[2] / "roles/image/files/flavours/gh200/flavour.json").read_text())
+GPU_FLAVOUR = json.loads(
+    (
+        Path(__file__).resolve().parents[2] / "roles/image/files/flavours/gh200/flavour.json"
+    ).read_text()
+)
 
 
-def test_jaeger_keeps_its_traces_under_the_run(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = settings(monkeypatch, SGL_BIND_ADDRESS="192.0.2.7", SGL_OTLP_GRPC_PORT="4417", SGL_TRACE_RETENTION="24h")
+def test_jaeger_keeps_its_traces_under_the_run(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(
+        monkeypatch,
+        SGL_BIND_ADDRESS="192.0.2.7",
+        SGL_OTLP_GRPC_PORT="4417",
+        SGL_TRACE_RETENTION="24h",
+    )
     command = services.SERVICES["jaeger"].command(given, RUN_ID)
     assert command[:3] == ["env", "SPAN_STORAGE_TYPE=badger", "jaeger-all-in-one"]
     flags = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
-    assert Path(flags["badger.directory-key"]).parent == Path(flags["badger.directory-value"]).parent == paths.JAEGER / RUN_ID
+    assert (
+        Path(flags["badger.directory-key"]).parent
+        == Path(flags["badger.directory-value"]).parent
+        == paths.JAEGER / RUN_ID
+    )
     assert flags["badger.ephemeral"] == "false" and flags["badger.span-store-ttl"] == "24h"
-    assert flags["collector.otlp.grpc.host-port"] == "192.0.2.7:4417" and flags["query.http-server.host-port"] == "192.0.2.7:16686"
+    assert (
+        flags["collector.otlp.grpc.host-port"] == "192.0.2.7:4417"
+        and flags["query.http-server.host-port"] == "192.0.2.7:16686"
+    )
     listens = {name: value for name, value in flags.items() if name.endswith("host-port")}
-    assert {value for name, value in listens.items() if value not in ("192.0.2.7:4417", "192.0.2.7:4318", "192.0.2.7:16686")} == {
-        "127.0.0.1:0"
-    }, "the network is the host's: nothing else may take a port that has a name"
+    assert {
+        value
+        for name, value in listens.items()
+        if value not in ("192.0.2.7:4417", "192.0.2.7:4318", "192.0.2.7:16686")
+    } == {"127.0.0.1:0"}, "the network is the host's: nothing else may take a port that has a name"
 
 
 @pytest.mark.parametrize(
-    ("bind", "endpoint"), [("127.0.0.1", "127.0.0.1:4417"), ("0.0.0.0", "127.0.0.1:4417"), ("::1", "[::1]:4417"), ("::", "127.0.0.1:4417")]
+    ("bind", "endpoint"),
+    [
+        ("127.0.0.1", "127.0.0.1:4417"),
+        ("0.0.0.0", "127.0.0.1:4417"),
+        ("::1", "[::1]:4417"),
+        ("::", "127.0.0.1:4417"),
+    ],
 )
 def test_the_server_sends_its_traces_to_jaeger(
-    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch, bind: str, endpoint: str
+    container: Path,
+    image: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    bind: str,
+    endpoint: str,
 ) -> None:
     files.write_json(paths.FLAVOUR, GPU_FLAVOUR)
     monkeypatch.setattr(versions, "installed", lambda name: "1.36.0")
     given = settings(monkeypatch, SGL_BIND_ADDRESS=bind, SGL_OTLP_GRPC_PORT="4417")
     manifest = publish.build_manifest(RUN_ID, given, threading.Event())
-    for version, flag in (("0.5.3", "--oltp-traces-endpoint"), ("0.5.17", "--otlp-traces-endpoint")):
-        assert tracing.arguments(manifest, releases.of(version)[0]) == ["--enable-trace", flag, endpoint]
+    for version, flag in (
+        ("0.5.3", "--oltp-traces-endpoint"),
+        ("0.5.17", "--otlp-traces-endpoint"),
+    ):
+        assert tracing.arguments(manifest, releases.of(version)[0]) == [
+            "--enable-trace",
+            flag,
+            endpoint,
+        ]
     manifest["telemetry_surfaces"]["tracing"]["status"] = "failed"
     assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
 
 
-def test_a_server_that_cannot_send_traces_is_not_told_to(container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_cannot_send_traces_is_not_told_to(
+    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     files.write_json(paths.FLAVOUR, GPU_FLAVOUR)
-    monkeypatch.setattr(versions, "installed", lambda name: None if name == "opentelemetry-sdk" else "1.36.0")
+    monkeypatch.setattr(
+        versions, "installed", lambda name: None if name == "opentelemetry-sdk" else "1.36.0"
+    )
     manifest = publish.build_manifest(RUN_ID, settings(monkeypatch), threading.Event())
     surface = manifest["telemetry_surfaces"]["tracing"]
-    assert surface["status"] == "degraded" and "its Python lacks opentelemetry-sdk" in surface["details"]
+    assert (
+        surface["status"] == "degraded"
+        and "its Python lacks opentelemetry-sdk" in surface["details"]
+    )
     assert f"tracing: {surface['details']}" in manifest["warnings"]
     assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
 
 
 def test_a_service_of_a_later_release_is_passed_over(container: Path) -> None:
-    files.write_json(paths.FLAVOUR, {"flavour": "local", "services": ["prometheus", "of a later release"]})
+    files.write_json(
+        paths.FLAVOUR, {"flavour": "local", "services": ["prometheus", "of a later release"]}
+    )
     assert services.of_image() == ["prometheus"]
 
 
@@ -165,8 +268,12 @@ STATUS = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t{boundi
         ("0000000000000000", 1, True, True),
     ],
 )
-def test_whether_dcgm_may_profile(bounding: str, sealed: int, host_engine: bool, profiling: bool) -> None:
-    assert dcgm.choose(STATUS.format(bounding=bounding, sealed=sealed), host_engine) == dcgm.Choice(host_engine, profiling)
+def test_whether_dcgm_may_profile(
+    bounding: str, sealed: int, host_engine: bool, profiling: bool
+) -> None:
+    assert dcgm.choose(STATUS.format(bounding=bounding, sealed=sealed), host_engine) == dcgm.Choice(
+        host_engine, profiling
+    )
 
 
 def test_a_kernel_that_says_nothing_of_capabilities_gives_none() -> None:
@@ -176,7 +283,9 @@ def test_a_kernel_that_says_nothing_of_capabilities_gives_none() -> None:
 @pytest.fixture
 def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("default-counters", "dcp-metrics-included"):
-        (tmp_path / f"{name}.csv").write_text(f"# {name}\nDCGM_FI_DEV_GPU_UTIL, gauge, x\nDCGM_FI_PROF_DRAM_ACTIVE, gauge, x\n")
+        (tmp_path / f"{name}.csv").write_text(
+            f"# {name}\nDCGM_FI_DEV_GPU_UTIL, gauge, x\nDCGM_FI_PROF_DRAM_ACTIVE, gauge, x\n"
+        )
     monkeypatch.setattr(dcgm, "COUNTERS", tmp_path)
 
 
@@ -189,12 +298,26 @@ def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_exporter_that_is_started(
-    container: Path, counters: None, monkeypatch: pytest.MonkeyPatch, choice: dcgm.Choice, program: str, listed: str, remote: bool
+    container: Path,
+    counters: None,
+    monkeypatch: pytest.MonkeyPatch,
+    choice: dcgm.Choice,
+    program: str,
+    listed: str,
+    remote: bool,
 ) -> None:
     argv = dcgm.command(choice, settings(monkeypatch, SGL_DCGM_EXPORTER_PORT="9410"))
-    assert argv[0] == program and "--address=127.0.0.1:9410" in argv and (f"--remote-hostengine-info=127.0.0.1:{5555}" in argv) is remote
+    assert (
+        argv[0] == program
+        and "--address=127.0.0.1:9410" in argv
+        and (f"--remote-hostengine-info=127.0.0.1:{5555}" in argv) is remote
+    )
     text = (paths.STATE / "dcgm-counters.csv").read_text()
-    assert text.startswith(f"# {listed}\n") and "DCGM_FI_DEV_GPU_UTIL" in text and ("DCGM_FI_PROF_" in text) is choice.profiling
+    assert (
+        text.startswith(f"# {listed}\n")
+        and "DCGM_FI_DEV_GPU_UTIL" in text
+        and ("DCGM_FI_PROF_" in text) is choice.profiling
+    )
 
 
 @pytest.mark.parametrize(("answers", "found"), [("exit 0", True), ("exit 1", False)])
@@ -215,7 +338,9 @@ def test_what_has_the_engines_port_is_asked_whether_it_is_one(
         assert dcgm.host_engine_answers() is False
 
 
-def test_the_manifest_tells_what_dcgm_may_do(container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_tells_what_dcgm_may_do(
+    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     files.write_json(paths.FLAVOUR, GPU_FLAVOUR)
     monkeypatch.setattr(versions, "installed", lambda name: "1.36.0")
 
@@ -228,12 +353,19 @@ def test_the_manifest_tells_what_dcgm_may_do(container: Path, image: dict[str, A
 
     example = validators.example("manifest")
     assert surfaces() == (example["telemetry_surfaces"]["dcgm_metrics"], example["warnings"])
-    assert surfaces(host_engine=False, profiling=True) == ({"status": "running", "details": "dcgm-exporter at 127.0.0.1:9400"}, [])
+    assert surfaces(host_engine=False, profiling=True) == (
+        {"status": "running", "details": "dcgm-exporter at 127.0.0.1:9400"},
+        [],
+    )
     found, warnings = surfaces(host_engine=True, profiling=True)
-    assert found["status"] == "running" and "nv-hostengine of the host" in found["details"] and warnings == []
+    assert (
+        found["status"] == "running"
+        and "nv-hostengine of the host" in found["details"]
+        and warnings == []
+    )
 
 
-# --- identity and ports --------------------------------------------------------------------------------------------------
+# --- identity and ports ---------------------------------------------------------------------------
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,21 +374,41 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         holder.listen()
         port = holder.getsockname()[1]
         given = settings(monkeypatch, SGL_NODE_EXPORTER_PORT=str(port))
-        with pytest.raises(SystemExit, match=f"node_exporter cannot listen on 127.0.0.1:{port}.*stop what holds it, or set another port"):
+        with pytest.raises(
+            SystemExit,
+            match=(
+                f"node_exporter cannot listen on 127.0.0.1:{port}.*stop what holds it, or set"
+                " another port"
+            ),
+        ):
             start.refuse_busy_ports(given, ["node_exporter"])
     start.refuse_busy_ports(given, ["node_exporter"])
 
 
-# --- the manifest --------------------------------------------------------------------------------------------------------
+# --- the manifest ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def image(container: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """An image's facts and flavour, and services that answer at once."""
     example = validators.example("manifest")
-    facts = {key: example[key] for key in ("flavour", "architecture", "image_inputs", "base_image", "git_revision", "versions")}
+    facts = {
+        key: example[key]
+        for key in (
+            "flavour",
+            "architecture",
+            "image_inputs",
+            "base_image",
+            "git_revision",
+            "versions",
+        )
+    }
     files.write_json(paths.IMAGE_FACTS, facts)
-    flavour = {"flavour": "local", "services": ["prometheus", "node_exporter"], "unavailable": {"jaeger": "it is not there"}}
+    flavour = {
+        "flavour": "local",
+        "services": ["prometheus", "node_exporter"],
+        "unavailable": {"jaeger": "it is not there"},
+    }
     files.write_json(paths.FLAVOUR, flavour)
     monkeypatch.setattr(publish, "answers", lambda *_: True)
     monkeypatch.setattr(publish, "container_id", lambda: example["container_id"])
@@ -267,10 +419,13 @@ def image(container: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_the_manifest_keeps_the_contract(container: Path, image: dict[str, Any]) -> None:
     manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
-    # The schema knows the real mounts: the temporary folder that stands for the container's root goes.
+    # The schema knows the real mounts: the temporary folder that stands for the container's root
+    # goes.
     manifest = json.loads(json.dumps(manifest).replace(str(container), ""))
     validators.validate_manifest(manifest)
-    assert {name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()} == {
+    assert {
+        name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()
+    } == {
         "sglang_metrics": "expected",
         "tracing": "unavailable",
         "node_metrics": "running",
@@ -296,18 +451,28 @@ def test_a_service_that_does_not_answer_is_failed_and_warned_of(
     validators.validate_manifest(json.loads(json.dumps(manifest).replace(str(container), "")))
     assert manifest["telemetry_surfaces"]["sglang_metrics"]["status"] == "failed"
     assert manifest["exporters_state"]["node_exporter"] == "running"
-    assert len(manifest["warnings"]) == 1 and "Prometheus did not become ready" in manifest["warnings"][0]
+    assert (
+        len(manifest["warnings"]) == 1
+        and "Prometheus did not become ready" in manifest["warnings"][0]
+    )
 
 
-def test_a_stop_while_starting_does_not_wait_for_the_services(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_while_starting_does_not_wait_for_the_services(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(publish, "answers", lambda *_: False)
     ending = threading.Event()
     ending.set()
-    assert publish.wait_for_services(["prometheus"], settings(monkeypatch), ending) == {"prometheus": "failed"}
+    assert publish.wait_for_services(["prometheus"], settings(monkeypatch), ending) == {
+        "prometheus": "failed"
+    }
 
 
 def test_the_end_of_a_run_ends_its_prep(live_run: str, tmp_path: Path) -> None:
-    script = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print(1, flush=True); signal.pause()"
+    script = (
+        "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print(1,"
+        " flush=True); signal.pause()"
+    )
     prep = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert prep.stdout is not None and prep.stdout.readline() == b"1\n"
     request = job.Request("/models/m", 1, {}, (), "auto", "auto", (), 1.0, 1.0, 30000)
@@ -325,7 +490,7 @@ def test_a_run_without_a_prep_ends(live_run: str) -> None:
     assert run.pointed_run() == live_run
 
 
-# --- what a killed container left ------------------------------------------------------------------------------------------
+# --- what a killed container left -----------------------------------------------------------------
 
 
 def test_what_a_killed_container_left_is_tidied(live_run: str) -> None:
@@ -334,9 +499,12 @@ def test_what_a_killed_container_left_is_tidied(live_run: str) -> None:
     stages = paths.run_dir(live_run) / "stages"
     stages.mkdir()
     left = [
-        paths.STATE / ".passwd.x.tmp", paths.TELEMETRY / f".{paths.POINTER.name}.x.tmp", paths.RUNS / f".{live_run}.json.x.tmp",
-        paths.run_dir(live_run) / ".job.json.x.tmp", stages / ".inductor.json.x.tmp",
-    ]  # fmt: skip
+        paths.STATE / ".passwd.x.tmp",
+        paths.TELEMETRY / f".{paths.POINTER.name}.x.tmp",
+        paths.RUNS / f".{live_run}.json.x.tmp",
+        paths.run_dir(live_run) / ".job.json.x.tmp",
+        stages / ".inductor.json.x.tmp",
+    ]
     for path in left:
         path.touch()
     start.tidy()
@@ -365,14 +533,20 @@ def test_what_cannot_be_tidied_keeps_no_run_from_starting(
 
     monkeypatch.setattr(files, "sweep_temporaries", refuse)
     start.tidy()
-    assert "WARNING" in (said := capsys.readouterr().out) and "/host/telemetry/container_runs is on a read-only file system" in said
+    assert (
+        "WARNING" in (said := capsys.readouterr().out)
+        and "/host/telemetry/container_runs is on a read-only file system" in said
+    )
 
 
-# --- a full disk ---------------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 
 def test_a_run_is_published_as_soon_as_there_is_space(
-    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    container: Path,
+    image: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     refusals = 3
     real = os.fsync
@@ -390,13 +564,17 @@ def test_a_run_is_published_as_soon_as_there_is_space(
     assert run.pointed_run() == RUN_ID
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        f"run_record: ERROR: {RUN_ID} is not published yet: no space left on /host/telemetry/container_runs/{RUN_ID}.json: "
-        "free some and run again",
+        (
+            f"run_record: ERROR: {RUN_ID} is not published yet: no space left on"
+            f" /host/telemetry/container_runs/{RUN_ID}.json: free some and run again"
+        ),
         f"run_record: {RUN_ID} is published",
     ]
 
 
-def test_a_run_that_cannot_be_published_can_be_ended(container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_be_published_can_be_ended(
+    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ending = threading.Event()
 
     def write_text(*_: object, **__: object) -> None:
@@ -425,7 +603,7 @@ def test_only_the_runs_own_pointer_is_taken_back(
     assert capsys.readouterr().out == ""
 
 
-# --- facts: devices, versions, model -------------------------------------------------------------------------------------
+# --- facts: devices, versions, model --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -440,16 +618,25 @@ def test_only_the_runs_own_pointer_is_taken_back(
         ("aarch64", "Features\t: fp asimd\n", "neon"),
     ],
 )
-def test_cpu_isa(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, cpuinfo: str, isa: str) -> None:
+def test_cpu_isa(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, cpuinfo: str, isa: str
+) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(devices, "open", lambda path, **options: open(tmp_path / "cpuinfo", **options), raising=False)
+    monkeypatch.setattr(
+        devices,
+        "open",
+        lambda path, **options: open(tmp_path / "cpuinfo", **options),
+        raising=False,
+    )
     assert devices._cpu_isa() == isa
 
 
 def test_this_machine_has_a_device() -> None:
     found = devices.find()
-    assert found.count >= 1 and found.cpu_arch == platform.machine() and (found.cuda or found.cpu_isa)
+    assert (
+        found.count >= 1 and found.cpu_arch == platform.machine() and (found.cuda or found.cpu_isa)
+    )
 
 
 def test_versions_are_those_of_the_metadata() -> None:
@@ -458,12 +645,21 @@ def test_versions_are_those_of_the_metadata() -> None:
         wanted.setdefault(versions._normal(distribution.metadata["Name"]), distribution.version)
     assert len(wanted) > 5 and "pytest" in wanted
     assert {name: versions.installed(name) for name in wanted} == wanted
-    assert versions.installed("PyYAML") == versions.installed("py.yaml".replace(".", "")) == importlib.metadata.version("PyYAML")
+    assert (
+        versions.installed("PyYAML")
+        == versions.installed("py.yaml".replace(".", ""))
+        == importlib.metadata.version("PyYAML")
+    )
     assert versions.installed("no-such-distribution") is None
 
 
 def test_a_programs_version() -> None:
-    assert image_facts.binary_version([sys.executable, "-c", "print('prometheus, version 3.5.3 (branch: x)')"]) == "3.5.3"
+    assert (
+        image_facts.binary_version(
+            [sys.executable, "-c", "print('prometheus, version 3.5.3 (branch: x)')"]
+        )
+        == "3.5.3"
+    )
     assert image_facts.binary_version(["/no/such/program"]) is None
 
 

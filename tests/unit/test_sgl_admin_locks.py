@@ -34,8 +34,11 @@ def holder(container: Path) -> Iterator[subprocess.Popen[str]]:
     """A second process that holds the lock `prep`."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(paths.LOCKS)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[1])},
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[1])},
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -45,8 +48,13 @@ def holder(container: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 def group(container: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process group that stands for a server: it ignores SIGTERM and has a child."""
-    script = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork(); os.write(1, b'1'); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    script = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork();"
+        " os.write(1, b'1'); time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert process.stdout is not None
     assert process.stdout.read(2) == b"11"
     yield process
@@ -92,7 +100,11 @@ def test_waiting_for_a_lock_has_an_end(holder: subprocess.Popen[str]) -> None:
 def test_the_lock_goes_with_a_child_that_inherits_it(container: Path) -> None:
     lock = locks.try_lock("prep")
     assert lock is not None
-    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"],
+        stdin=subprocess.PIPE,
+        pass_fds=(lock,),
+    )
     os.close(lock)
     try:
         assert job.running() is True, "the worker does not hold the lock of the one that began it"
@@ -107,12 +119,18 @@ def record(live_run: str, **changes: Any) -> None:
     validators.validate_job(made.record)
 
 
-def test_settling_ends_the_server_of_a_dead_prep(live_run: str, group: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settling_ends_the_server_of_a_dead_prep(
+    live_run: str, group: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
     record(
         live_run,
         stage="inductor",
-        server={"pgid": group.pid, "started_at": "2026-11-23T09:16:00Z", "start_ticks": server.start_time(group.pid)},
+        server={
+            "pgid": group.pid,
+            "started_at": "2026-11-23T09:16:00Z",
+            "start_ticks": server.start_time(group.pid),
+        },
     )
     warnings: list[str] = []
     job.settle(live_run, warnings)
@@ -127,7 +145,14 @@ def test_settling_ends_the_children_that_outlived_their_server(
     live_run: str, group: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
-    record(live_run, server={"pgid": group.pid, "started_at": "2026-11-23T09:16:00Z", "start_ticks": server.start_time(group.pid)})
+    record(
+        live_run,
+        server={
+            "pgid": group.pid,
+            "started_at": "2026-11-23T09:16:00Z",
+            "start_ticks": server.start_time(group.pid),
+        },
+    )
     group.kill()
     group.wait()
     assert server._alive(group.pid), "the child went with its parent"
@@ -135,8 +160,13 @@ def test_settling_ends_the_children_that_outlived_their_server(
     assert not server._alive(group.pid)
 
 
-def test_settling_leaves_a_process_that_only_has_the_same_number(live_run: str, group: subprocess.Popen[bytes]) -> None:
-    record(live_run, server={"pgid": group.pid, "started_at": "2026-11-23T09:16:00Z", "start_ticks": "1"})
+def test_settling_leaves_a_process_that_only_has_the_same_number(
+    live_run: str, group: subprocess.Popen[bytes]
+) -> None:
+    record(
+        live_run,
+        server={"pgid": group.pid, "started_at": "2026-11-23T09:16:00Z", "start_ticks": "1"},
+    )
     job.settle(live_run, [])
     assert group.poll() is None
     assert (job.read(live_run) or {})["state"] == "interrupted"
@@ -170,7 +200,9 @@ def test_progress_that_comes_too_fast_is_left_out(live_run: str) -> None:
 
 def test_a_process_is_told_by_its_start(group: subprocess.Popen[bytes]) -> None:
     ticks = server.start_time(group.pid)
-    assert ticks is not None and ticks == server.start_time(group.pid) != server.start_time(os.getpid())
+    assert ticks is not None and ticks == server.start_time(group.pid) != server.start_time(
+        os.getpid()
+    )
     os.killpg(group.pid, signal.SIGKILL)
     group.wait()
     assert server.start_time(group.pid) is None

@@ -15,7 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import caches, cli, devices, files, gated, locks, paths, probe, request_cli, run, server, versions, warmup
+from sgl_admin import (
+    caches,
+    cli,
+    devices,
+    files,
+    gated,
+    locks,
+    paths,
+    probe,
+    request_cli,
+    run,
+    server,
+    versions,
+    warmup,
+)
 from sgl_admin import job as job_module
 from sgl_admin import prep as prep_module
 from sgl_admin.errors import Interrupted, StageFailure
@@ -54,7 +68,10 @@ class FakeStage(Stage):
         return self.reason
 
     def signature(self, context: Context) -> dict[str, Any]:
-        return {**super().signature(context), **validators.example("prep_result")["stages"][self.name].get("signature", {})}
+        return {
+            **super().signature(context),
+            **validators.example("prep_result")["stages"][self.name].get("signature", {}),
+        }
 
     def run(self, context: Context) -> dict[str, Any]:
         self.runs += 1
@@ -66,7 +83,9 @@ class FakeStage(Stage):
         return self.standing(context)
 
     def standing(self, context: Context) -> dict[str, Any]:
-        artifacts: dict[str, Any] = validators.example("prep_result")["stages"][self.name]["artifacts"]
+        artifacts: dict[str, Any] = validators.example("prep_result")["stages"][self.name][
+            "artifacts"
+        ]
         return {key: value for key, value in artifacts.items() if key != "files"}
 
 
@@ -100,7 +119,9 @@ class World:
         self.prometheus_answers = True
 
     def prep(self, *arguments: str) -> Prep:
-        parsed = cli._parser().parse_args(["caches", "ensure", "--model", str(self.model), *arguments])
+        parsed = cli._parser().parse_args(
+            ["caches", "ensure", "--model", str(self.model), *arguments]
+        )
         live = run.live()
         return Prep(live, request_cli.of(parsed, live))
 
@@ -132,7 +153,9 @@ class World:
 @pytest.fixture
 def world(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(model_folder, live_run)
-    monkeypatch.setattr(devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"))
+    monkeypatch.setattr(
+        devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2")
+    )
     monkeypatch.setattr(prep_module, "STAGES", tuple(made.stages.values()))
     monkeypatch.setattr(prep_module, "Warmup", FakeWarmup)
     monkeypatch.setattr(probe, "prove", made.prove)
@@ -153,7 +176,10 @@ def test_the_stages_are_the_contracts_in_their_order() -> None:
 def test_first_everything_runs_then_nothing(world: World) -> None:
     result, exit_code = world.execute()
     assert (statuses(result), result["status"], exit_code) == (["ok"] * 4, "ok", 0)
-    assert result["telemetry_probe"]["ok"] is True and result["telemetry_probe"]["prep_id"] == result["run"]["prep_id"]
+    assert (
+        result["telemetry_probe"]["ok"] is True
+        and result["telemetry_probe"]["prep_id"] == result["run"]["prep_id"]
+    )
     assert world.job()["state"] == "done"
     assert world.prep().nothing_to_do
     again, exit_code = world.execute()
@@ -161,12 +187,16 @@ def test_first_everything_runs_then_nothing(world: World) -> None:
     assert [stage.runs for stage in world.stages.values()] == [1, 1, 1, 1]
     assert {stage["reason"] for stage in again["stages"].values()} == {"valid_signature"}
     assert again["stages"]["inductor"]["artifacts"]["files"]["count"] == 2
-    assert again["telemetry_probe"] == result["telemetry_probe"], "the proof is carried forward unchanged"
+    assert again["telemetry_probe"] == result["telemetry_probe"], (
+        "the proof is carried forward unchanged"
+    )
     written = files.read_json(paths.manifest(world.run_id)) or {}
     assert written["paths"]["container"]["prep_result"] == str(paths.prep_result(world.run_id))
 
 
-def test_stage_files_are_written_before_the_aggregate_and_that_before_the_manifest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_files_are_written_before_the_aggregate_and_that_before_the_manifest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     real = files.write_text
 
@@ -176,17 +206,33 @@ def test_stage_files_are_written_before_the_aggregate_and_that_before_the_manife
 
     monkeypatch.setattr(files, "write_text", write_text)
     world.execute()
-    wanted = [*(f"{name}.json" for name in NAMES if True), "prep_result.json", f"{world.run_id}.json"]
+    wanted = [
+        *(f"{name}.json" for name in NAMES if True),
+        "prep_result.json",
+        f"{world.run_id}.json",
+    ]
     stages = [path for path in order if path in wanted]
     # Each stage's marker has the stage's name too, and comes before its file.
-    assert stages == [*(f"{name}.json" for name in NAMES for _ in range(2)), "prep_result.json", f"{world.run_id}.json"]
+    assert stages == [
+        *(f"{name}.json" for name in NAMES for _ in range(2)),
+        "prep_result.json",
+        f"{world.run_id}.json",
+    ]
 
 
 def test_skips_have_their_reasons(world: World) -> None:
     world.stages["moe_tune"].reason = "no_moe_layers"
     result, exit_code = world.execute("--moe", "ensure", "--inductor", "ensure")
-    assert statuses(result) == ["skipped", "skipped", "skipped", "ok"] and exit_code == 0 and result["status"] == "ok"
-    assert [result["stages"][name]["reason"] for name in NAMES[:3]] == ["requested", "no_moe_layers", "requested"]
+    assert (
+        statuses(result) == ["skipped", "skipped", "skipped", "ok"]
+        and exit_code == 0
+        and result["status"] == "ok"
+    )
+    assert [result["stages"][name]["reason"] for name in NAMES[:3]] == [
+        "requested",
+        "no_moe_layers",
+        "requested",
+    ]
 
 
 def test_rebuild_empties_the_stages_caches_and_no_others(world: World) -> None:
@@ -194,8 +240,14 @@ def test_rebuild_empties_the_stages_caches_and_no_others(world: World) -> None:
     (paths.PROFILES / "triton" / "old" / "deep").mkdir(parents=True)
     (paths.PROFILES / "deep_gemm" / "other").write_text("x")
     result, _ = world.execute("--inductor", "rebuild")
-    assert statuses(result) == ["skipped", "skipped", "skipped", "ok"] and world.stages["inductor"].runs == 2
-    assert not (paths.PROFILES / "triton" / "old").exists() and (paths.PROFILES / "deep_gemm" / "other").exists()
+    assert (
+        statuses(result) == ["skipped", "skipped", "skipped", "ok"]
+        and world.stages["inductor"].runs == 2
+    )
+    assert (
+        not (paths.PROFILES / "triton" / "old").exists()
+        and (paths.PROFILES / "deep_gemm" / "other").exists()
+    )
 
 
 def test_a_stage_that_was_not_asked_for_keeps_its_record(world: World) -> None:
@@ -210,20 +262,32 @@ def test_one_failed_stage_makes_partial_and_its_exit_code(world: World, number: 
     result, exit_code = world.execute()
     assert (result["status"], exit_code) == ("partial", 10 + number)
     failed = result["stages"][NAMES[number]]
-    assert (failed["status"], failed["status_code"], failed["error_type"]) == ("error", 10 + number, "tuner_failed")
+    assert (failed["status"], failed["status_code"], failed["error_type"]) == (
+        "error",
+        10 + number,
+        "tuner_failed",
+    )
     assert failed["errors"] == ["it broke"] and failed["log_tail"] == ["last line"]
     assert result["errors"] == [f"{NAMES[number]}: it broke"]
-    assert [status for index, status in enumerate(statuses(result)) if index != number] == ["ok"] * 3, "stages are independent"
+    assert [status for index, status in enumerate(statuses(result)) if index != number] == [
+        "ok"
+    ] * 3, "stages are independent"
     assert world.job()["state"] == "failed"
     # What failed is not vouched for; what did not, is.
-    assert [decision.action for decision in world.prep().plan] == ["run" if index == number else "noop" for index in range(4)]
+    assert [decision.action for decision in world.prep().plan] == [
+        "run" if index == number else "noop" for index in range(4)
+    ]
 
 
 def test_the_first_of_several_failures_gives_the_exit_code(world: World) -> None:
     for name in ("moe_tune", "inductor"):
         world.stages[name].failure = StageFailure("oom", "no memory")
     result, exit_code = world.execute()
-    assert (result["status"], exit_code, statuses(result)) == ("partial", 11, ["ok", "error", "ok", "error"])
+    assert (result["status"], exit_code, statuses(result)) == (
+        "partial",
+        11,
+        ["ok", "error", "ok", "error"],
+    )
 
 
 def test_all_failed_is_error(world: World) -> None:
@@ -243,7 +307,10 @@ def test_a_wanted_proof_that_fails_ends_with_6(world: World) -> None:
     world.proof = {"ok": False}
     result, exit_code = world.execute()
     assert (result["status"], exit_code, world.job()["state"]) == ("ok", 6, "failed")
-    assert result["telemetry_probe"]["ok"] is False and result["telemetry_probe"]["reason"] == "nothing came"
+    assert (
+        result["telemetry_probe"]["ok"] is False
+        and result["telemetry_probe"]["reason"] == "nothing came"
+    )
     assert not world.prep().nothing_to_do, "a proof that failed is made again"
 
 
@@ -256,13 +323,19 @@ def test_a_failed_stage_goes_before_a_failed_proof(world: World) -> None:
 def test_a_server_that_cannot_be_asked_is_no_proof(world: World) -> None:
     world.proof = StageFailure("port_busy", "port 31999 is taken")
     result, exit_code = world.execute()
-    assert exit_code == 6 and result["telemetry_probe"]["reason"] == "port_busy: port 31999 is taken"
+    assert (
+        exit_code == 6 and result["telemetry_probe"]["reason"] == "port_busy: port 31999 is taken"
+    )
 
 
 def test_no_proof_is_asked_for(world: World) -> None:
     world.proof = StageFailure("request_failed", "must not be asked")
     result, exit_code = world.execute("--probe", "never")
-    assert exit_code == 0 and result["telemetry_probe"]["ok"] is False and "never" in result["telemetry_probe"]["reason"]
+    assert (
+        exit_code == 0
+        and result["telemetry_probe"]["ok"] is False
+        and "never" in result["telemetry_probe"]["reason"]
+    )
     assert world.prep("--probe", "never").nothing_to_do
     assert not world.prep().nothing_to_do
 
@@ -280,12 +353,17 @@ def test_a_proof_can_be_asked_for_again(world: World) -> None:
         (TimeoutError("lock"), "lock_timeout"),
         (OSError(errno.ENOSPC, "No space left on device", "/profiles/x"), "insufficient_disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "insufficient_disk"),
-        (PermissionError(errno.EACCES, "Permission denied", "/profiles/x"), "permissions_unexpected"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/profiles/x"),
+            "permissions_unexpected",
+        ),
         (RuntimeError("whatever"), "compile_failed"),
         (StageFailure("gpu_busy", "x"), "gpu_busy"),
     ],
 )
-def test_any_error_gets_a_type_of_the_contracts_list(world: World, error: Exception, error_type: str) -> None:
+def test_any_error_gets_a_type_of_the_contracts_list(
+    world: World, error: Exception, error_type: str
+) -> None:
     world.stages["inductor"].failure = error
     result, _ = world.execute("--inductor", "ensure")
     assert result["stages"]["inductor"]["error_type"] == error_type
@@ -294,7 +372,11 @@ def test_any_error_gets_a_type_of_the_contracts_list(world: World, error: Except
 def test_what_is_interrupted_ends_and_the_rest_is_not_begun(world: World) -> None:
     world.stages["moe_tune"].failure = Interrupted()
     result, exit_code = world.execute()
-    assert statuses(result) == ["ok", "error", "error", "error"] and exit_code == 11 and result["status"] == "partial"
+    assert (
+        statuses(result) == ["ok", "error", "error", "error"]
+        and exit_code == 11
+        and result["status"] == "partial"
+    )
     assert [world.stages[name].runs for name in NAMES] == [1, 1, 0, 0]
     assert {result["stages"][name]["error_type"] for name in NAMES[1:]} == {"interrupted"}
     assert [result["stages"][name]["status_code"] for name in NAMES] == [0, 11, 12, 13]
@@ -309,7 +391,9 @@ def test_an_interruption_while_the_proof_is_awaited_is_told_as_one(world: World)
     assert result["telemetry_probe"]["ok"] is False
 
 
-def interrupted_when_it_writes(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[dict[str, Any], int]:
+def interrupted_when_it_writes(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str
+) -> tuple[dict[str, Any], int]:
     """A prep that is told to stop, twice, while it writes the file `name`."""
     made = world.prep()
     real = files.write_text
@@ -329,19 +413,29 @@ def interrupted_when_it_writes(world: World, monkeypatch: pytest.MonkeyPatch, na
     return result, exit_code
 
 
-def test_an_interruption_between_two_stages_ends_with_a_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_between_two_stages_ends_with_a_result(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result, exit_code = interrupted_when_it_writes(world, monkeypatch, "moe_tune.json")
     assert statuses(result) == ["ok", "ok", "error", "error"] and exit_code == 12
     assert [world.stages[name].runs for name in NAMES] == [1, 1, 0, 0]
     assert world.job()["state"] == "interrupted" and result["telemetry_probe"]["ok"] is False
 
 
-def test_an_interruption_while_the_result_is_written_does_not_take_it_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_while_the_result_is_written_does_not_take_it_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result, exit_code = interrupted_when_it_writes(world, monkeypatch, "prep_result.json")
-    assert statuses(result) == ["ok"] * 4 and exit_code == 0 and result["telemetry_probe"]["ok"] is True
+    assert (
+        statuses(result) == ["ok"] * 4
+        and exit_code == 0
+        and result["telemetry_probe"]["ok"] is True
+    )
 
 
-def test_an_interruption_of_the_clean_up_does_not_cut_it_short(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_of_the_clean_up_does_not_cut_it_short(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = world.prep()
     closed: list[bool] = []
 
@@ -359,14 +453,18 @@ def test_an_interruption_cuts_a_stage_short(world: World) -> None:
     world.stages["moe_tune"].during = lambda context: made.interrupt()
     result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
     assert statuses(result) == ["ok", "error", "error", "error"] and exit_code == 11
-    assert not (paths.PROFILES / "moe_configs" / "kernel").exists() and not list(paths.IN_PROGRESS.iterdir())
+    assert not (paths.PROFILES / "moe_configs" / "kernel").exists() and not list(
+        paths.IN_PROGRESS.iterdir()
+    )
 
 
-# --- a full disk ---------------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, refused: Callable[[Path], bool]) -> None:
-    """Every contract file that `refused` says is refused for want of space; as the system does it, without a name."""
+    """Every contract file that `refused` says is refused for want of space; as the system does it,
+    without a name.
+    """
     real = files.os.replace
 
     def replace(old: str, new: Path) -> None:
@@ -377,8 +475,12 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, refused: Callable[[Path], bool]) 
     monkeypatch.setattr(files.os, "replace", replace)
 
 
-@pytest.mark.parametrize("name", ["deep_gemm.json", "prep_result.json", "container-run-20261123T091500Z-3fa9c1d2.json"])
-def test_a_disk_that_is_full_for_a_record_ends_the_prep_with_its_reason(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["deep_gemm.json", "prep_result.json", "container-run-20261123T091500Z-3fa9c1d2.json"]
+)
+def test_a_disk_that_is_full_for_a_record_ends_the_prep_with_its_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     full_disk(monkeypatch, lambda path: path.name == name and path.parent != paths.IN_PROGRESS)
     made = world.prep()
     with pytest.raises(OSError, match="No space left"):
@@ -386,12 +488,17 @@ def test_a_disk_that_is_full_for_a_record_ends_the_prep_with_its_reason(world: W
     job = world.job()
     validators.validate_job(job)
     assert (job["state"], job["exit_code"], job["server"]) == ("failed", 1, None)
-    assert job["message"].startswith("no space left on /host/telemetry/container_runs/") and name in job["message"]
+    assert (
+        job["message"].startswith("no space left on /host/telemetry/container_runs/")
+        and name in job["message"]
+    )
     assert FakeWarmup.closed == 1 and not [path for path in paths.TELEMETRY.rglob("*.tmp")]
     monkeypatch.undo()
 
 
-def test_a_disk_that_stays_full_ends_the_prep_and_its_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_stays_full_ends_the_prep_and_its_server(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = world.prep()
     begun = Job(world.run_id, made.request, made.prep_id)
     begun.update()
@@ -405,12 +512,19 @@ def test_a_disk_that_stays_full_ends_the_prep_and_its_server(world: World, monke
     assert world.job()["state"] == "interrupted" and len(warnings) == 1
 
 
-def test_a_stage_without_space_fails_and_names_the_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    full_disk(monkeypatch, lambda path: path.parent.name == ".signatures" and path.name.startswith("flashinfer"))
+def test_a_stage_without_space_fails_and_names_the_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk(
+        monkeypatch,
+        lambda path: path.parent.name == ".signatures" and path.name.startswith("flashinfer"),
+    )
     result, exit_code = world.execute()
     failed = result["stages"]["flashinfer"]
     assert exit_code == 12 and failed["error_type"] == "insufficient_disk"
-    assert failed["errors"][0].startswith("no space left on /host/profiles/flashinfer/.signatures/flashinfer-")
+    assert failed["errors"][0].startswith(
+        "no space left on /host/profiles/flashinfer/.signatures/flashinfer-"
+    )
 
 
 def test_a_proof_without_space_is_no_proof(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,11 +533,15 @@ def test_a_proof_without_space_is_no_proof(world: World, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(FakeWarmup, "ensure_requests", ensure_requests)
     result, exit_code = world.execute()
-    assert exit_code == 6 and result["telemetry_probe"]["reason"].startswith("insufficient_disk: no space left on /host/telemetry/")
+    assert exit_code == 6 and result["telemetry_probe"]["reason"].startswith(
+        "insufficient_disk: no space left on /host/telemetry/"
+    )
 
 
 def test_a_server_that_will_not_end_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeWarmup, "close_failure", StageFailure("cleanup_failed", "group 7 outlived SIGKILL"))
+    monkeypatch.setattr(
+        FakeWarmup, "close_failure", StageFailure("cleanup_failed", "group 7 outlived SIGKILL")
+    )
     result, _ = world.execute()
     assert "cleanup_failed: group 7 outlived SIGKILL" in result["errors"]
 
@@ -432,7 +550,9 @@ def test_a_stage_holds_its_lock_and_leaves_its_marker_while_it_works(world: Worl
     seen: list[tuple[bool, bool]] = []
 
     def during(context: Context) -> None:
-        seen.append((locks.try_lock("inductor") is None, (paths.IN_PROGRESS / "inductor.json").exists()))
+        seen.append(
+            (locks.try_lock("inductor") is None, (paths.IN_PROGRESS / "inductor.json").exists())
+        )
 
     world.stages["inductor"].during = during
     world.execute()
@@ -486,18 +606,37 @@ def test_progress_is_counted_and_estimated(world: World) -> None:
     assert job.record["eta_s"] is None and job.record["message"] == "warm-up requests: 0 of 4"
     made._counted_from -= 10
     made._progress(1, 4, "requests", "warm-up requests")
-    assert (job.record["done"], job.record["total"]) == (1, 4) and job.record["eta_s"] == pytest.approx(30, abs=2)
+    assert (job.record["done"], job.record["total"]) == (1, 4) and job.record[
+        "eta_s"
+    ] == pytest.approx(30, abs=2)
     line = job_module.describe({**job.record, "stage": "inductor"})
-    assert line.startswith(f"{made.prep_id} running: inductor: warm-up requests: 1 of 4 (") and "about 30 s left" in line
+    assert (
+        line.startswith(f"{made.prep_id} running: inductor: warm-up requests: 1 of 4 (")
+        and "about 30 s left" in line
+    )
 
 
 def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
     before = sorted(paths.PROFILES.rglob("*"))
     plan = world.prep("--inductor", "ensure").dry_run()
     assert plan["would_change"] is True and plan["telemetry_probe"] == "would_run"
-    inductor, skipped = plan["stages"]["inductor"], {"status": "skipped", "reason": "requested", "key": None, "signature": None}
-    assert (inductor["status"], inductor["reason"]) == ("would_run", "no finished work with this signature")
-    assert inductor["key"] == caches.digest(inductor["signature"]) and plan["stages"]["deep_gemm"] == skipped
+    inductor, skipped = (
+        plan["stages"]["inductor"],
+        {
+            "status": "skipped",
+            "reason": "requested",
+            "key": None,
+            "signature": None,
+        },
+    )
+    assert (inductor["status"], inductor["reason"]) == (
+        "would_run",
+        "no finished work with this signature",
+    )
+    assert (
+        inductor["key"] == caches.digest(inductor["signature"])
+        and plan["stages"]["deep_gemm"] == skipped
+    )
     assert sorted(paths.PROFILES.rglob("*")) == before and not paths.job(world.run_id).exists()
     world.execute()
     plan = world.prep().dry_run()
@@ -509,8 +648,15 @@ def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
 def test_the_real_inductor_signature_follows_what_changes_its_cache(world: World) -> None:
     real = STAGES[3]
     signature = real.signature(world.prep().context)
-    assert signature["cpu_isa"] == "avx2" and signature["batch_sizes"] == [1, 4] and signature["tp"] == 1
-    assert real.signature(world.prep("--server-timeout", "9", "--moe-dtype", "fp8").context) == signature
+    assert (
+        signature["cpu_isa"] == "avx2"
+        and signature["batch_sizes"] == [1, 4]
+        and signature["tp"] == 1
+    )
+    assert (
+        real.signature(world.prep("--server-timeout", "9", "--moe-dtype", "fp8").context)
+        == signature
+    )
     (world.model / "config.json").write_text('{"architectures": ["Other"]}')
     assert real.signature(world.prep().context) != signature
 
@@ -520,7 +666,7 @@ def test_without_a_gpu_only_inductor_applies(world: World) -> None:
     assert [stage.skip_reason(context) for stage in STAGES] == ["no_cuda_device"] * 3 + [None]
 
 
-# --- the warm-up and its server ------------------------------------------------------------------------------------------
+# --- the warm-up and its server -------------------------------------------------------------------
 
 
 class FakeServer:
@@ -575,7 +721,9 @@ def test_each_batch_size_is_asked_greedy_and_sampled_of_one_server(fake_server: 
     assert made.exercise((1, 4)) == 12
     assert sorted(fake_server.asked) == [0.0] * 6 + [0.8] * 6
     assert made.ledger.tokens == 84 and made.ledger.baseline == 5.0
-    assert made.ensure_requests((1,)) is made.ledger and len(fake_server.asked) == 12, "tokens were sent already"
+    assert made.ensure_requests((1,)) is made.ledger and len(fake_server.asked) == 12, (
+        "tokens were sent already"
+    )
     made.close()
     assert fake_server.started == 1 and groups == [77, None]
 
@@ -589,8 +737,12 @@ def test_a_server_that_does_not_start_is_tried_once(fake_server: FakeServer) -> 
     assert fake_server.started == 1
 
 
-def test_an_interruption_does_not_wait_for_requests_in_flight(fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request may compile for minutes; a container that stops has one. The first two are asked alone, before the pool."""
+def test_an_interruption_does_not_wait_for_requests_in_flight(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request may compile for minutes; a container that stops has one. The first two are asked
+    alone, before the pool.
+    """
     fake_server.hang_from = 3
     made, _ = new_warmup()
 
@@ -625,8 +777,13 @@ def real_server(log: Path, *argv: str, port: int = 9) -> server.Server:
     return server.Server(list(argv), {}, port, log)
 
 
-@pytest.mark.parametrize(("words", "error_type"), [("CUDA out of memory", "oom"), ("no such file", "server_start_failed")])
-def test_a_server_that_dies_while_starting_is_told_with_its_last_words(tmp_path: Path, words: str, error_type: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "error_type"),
+    [("CUDA out of memory", "oom"), ("no such file", "server_start_failed")],
+)
+def test_a_server_that_dies_while_starting_is_told_with_its_last_words(
+    tmp_path: Path, words: str, error_type: str
+) -> None:
     (tmp_path / "log").write_text("older lines\n")
     made = real_server(tmp_path / "log", "/bin/sh", "-c", f"echo {words}; exit 3")
     made.start()
@@ -674,14 +831,26 @@ def test_a_server_begins_only_when_it_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("parent", "word"), [(-1, b"1"), (os.getpid(), b"")])
-def test_a_server_whose_prep_is_gone_does_not_begin(tmp_path: Path, parent: int, word: bytes) -> None:
+def test_a_server_whose_prep_is_gone_does_not_begin(
+    tmp_path: Path, parent: int, word: bytes
+) -> None:
     waits, given = os.pipe()
     os.write(given, word)
     os.close(given)
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(gated.GATE), str(parent), str(waits), "/usr/bin/touch", str(tmp_path / "begun")],
-        pass_fds=(waits,), check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            str(gated.GATE),
+            str(parent),
+            str(waits),
+            "/usr/bin/touch",
+            str(tmp_path / "begun"),
+        ],
+        pass_fds=(waits,),
+        check=False,
+    )
     os.close(waits)
     assert done.returncode == 1 and not (tmp_path / "begun").exists()
 

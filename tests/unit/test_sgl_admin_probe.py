@@ -35,7 +35,10 @@ def test_all_tokens_seen() -> None:
         proof = probe.prove(RUN_ID, prometheus.url, Ledger(98, baseline=12.0), 0.0)
     assert proof["ok"] is True and proof["reason"] is None
     assert (proof["tokens_expected"], proof["tokens_seen"], proof["sample_count"]) == (98, 98, 2)
-    assert proof["prometheus_query"] == probe.query_for(RUN_ID) and f'container_run="{RUN_ID}"' in proof["prometheus_query"]
+    assert (
+        proof["prometheus_query"] == probe.query_for(RUN_ID)
+        and f'container_run="{RUN_ID}"' in proof["prometheus_query"]
+    )
     assert prometheus.queries[0].startswith(proof["prometheus_query"] + "[")
     document = validators.example("prep_result")
     document["telemetry_probe"] = proof
@@ -46,7 +49,9 @@ def test_all_tokens_seen() -> None:
 def test_a_scrape_that_comes_late_is_waited_for() -> None:
     with PrometheusApi([[at(2, 98.0)]], blank=2) as prometheus:
         proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 60.0)
-    assert proof["ok"] is True and len(prometheus.queries) == 2 + 1 + 1, "two that were blank, the samples, and those of the future"
+    assert proof["ok"] is True and len(prometheus.queries) == 2 + 1 + 1, (
+        "two that were blank, the samples, and those of the future"
+    )
 
 
 def test_a_server_that_is_not_scraped_gives_no_proof() -> None:
@@ -89,18 +94,28 @@ class Answering(Ledger):
         self._prometheus.series[0].append(at(0, self.baseline + self.tokens))
 
 
-def test_samples_of_an_earlier_server_from_the_future_are_no_proof_until_they_are_exceeded() -> None:
+def test_samples_of_an_earlier_server_from_the_future_are_no_proof_until_they_are_exceeded() -> (
+    None
+):
     """After the clock was set back they lie where this server's are looked for."""
     with PrometheusApi([[at(1, 600.0), at(-600, 600.0)]]) as prometheus:
         ledger = Answering(prometheus, 98)
         proof = probe.prove(RUN_ID, prometheus.url, ledger, 60.0)
-    assert proof["ok"] is True and ledger.tokens == 1098 == proof["tokens_expected"] and proof["tokens_seen"] == 1098
+    assert (
+        proof["ok"] is True
+        and ledger.tokens == 1098 == proof["tokens_expected"]
+        and proof["tokens_seen"] == 1098
+    )
 
 
 def test_samples_from_the_future_that_cannot_be_exceeded_are_told() -> None:
     with PrometheusApi([[at(1, 1e9), at(-600, 1e9)]]) as prometheus:
         proof = probe.prove(RUN_ID, prometheus.url, Answering(prometheus, 98), 60.0)
-    assert proof["ok"] is False and "clock was set back" in proof["reason"] and "playbooks/stop.yml" in proof["reason"]
+    assert (
+        proof["ok"] is False
+        and "clock was set back" in proof["reason"]
+        and "playbooks/stop.yml" in proof["reason"]
+    )
 
 
 def test_no_tokens_are_no_proof_without_a_sample() -> None:
@@ -123,7 +138,15 @@ def test_several_series_are_one_server() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["", "<html>", "[]", "{}", '{"data": null}', '{"data": {"result": [{}]}}', '{"data": {"result": [{"values": [["a", "b"]]}]}}'],
+    [
+        "",
+        "<html>",
+        "[]",
+        "{}",
+        '{"data": null}',
+        '{"data": {"result": [{}]}}',
+        '{"data": {"result": [{"values": [["a", "b"]]}]}}',
+    ],
 )
 def test_an_answer_that_is_none_is_no_proof(body: str) -> None:
     with PrometheusApi([], status=500, body=body) as prometheus:
@@ -144,7 +167,9 @@ def test_the_query_takes_both_spellings_of_the_counter() -> None:
 
 
 class Server:
-    """Stands for a server that counted 12 prompt tokens in its own warm-up and takes 7 for each request."""
+    """Stands for a server that counted 12 prompt tokens in its own warm-up and takes 7 for each
+    request.
+    """
 
     def __init__(self) -> None:
         self.counted = 12.0
@@ -169,7 +194,9 @@ def test_the_baseline_is_from_just_before_the_first_request() -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "1e999", 98, None])
 def test_what_no_counter_can_be_is_no_proof(value: object) -> None:
-    body = json.dumps({"status": "success", "data": {"result": [{"values": [[time.time(), value]]}]}})
+    body = json.dumps(
+        {"status": "success", "data": {"result": [{"values": [[time.time(), value]]}]}}
+    )
     with PrometheusApi([], body=body) as prometheus:
         proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)
     assert proof["ok"] is False and "does not answer as expected" in proof["reason"]
@@ -182,7 +209,13 @@ def test_an_answer_that_says_that_it_failed_is_no_proof(status: int, said: str) 
         assert probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)["ok"] is False
 
 
-@pytest.mark.parametrize("body", ["[" * 100_000, '{"status": "success", "data": {"result": [{"values": [[1' + "0" * 400 + ', "1"]]}]}}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 100_000,
+        '{"status": "success", "data": {"result": [{"values": [[1' + "0" * 400 + ', "1"]]}]}}',
+    ],
+)
 def test_an_answer_beyond_pythons_bounds_is_no_proof(body: str) -> None:
     with PrometheusApi([], body=body) as prometheus:
         assert probe.prove(RUN_ID, prometheus.url, Ledger(98), 0.0)["ok"] is False
@@ -202,6 +235,8 @@ def test_a_server_whose_count_is_no_number_gives_no_baseline(count: float) -> No
         probe.TokenLedger(server).complete("a", 0.0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[::1", "http://127.0.0.1:9/\u00e9"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:99999", "http://[::1", "http://127.0.0.1:9/\u00e9"]
+)
 def test_a_url_that_cannot_be_asked_does_not_answer(url: str) -> None:
     assert probe.answers(url) is False

@@ -15,7 +15,10 @@ OTHER = "container-run-20261123T091600Z-00000000"
 def test_the_live_run_is_read(live_run: str) -> None:
     found = run.live()
     assert found.run_id == live_run and found.manifest["container_run_id"] == live_run
-    assert run.pointer_text(live_run).splitlines()[1] == f"CONTAINER_RUN_META_JSON_HOST=/host/telemetry/container_runs/{live_run}.json"
+    assert (
+        run.pointer_text(live_run).splitlines()[1]
+        == f"CONTAINER_RUN_META_JSON_HOST=/host/telemetry/container_runs/{live_run}.json"
+    )
 
 
 def refusal() -> str:
@@ -36,7 +39,16 @@ def test_without_a_pointer(live_run: str) -> None:
     assert "no pointer" in refusal() and live_run in refusal()
 
 
-@pytest.mark.parametrize("content", [b"", b"CONTAINER_RUN_META_JSON=\n", b"SOMETHING=else\n", b"\xff\xfe", b"CONTAINER_RUN_META_JSON"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"CONTAINER_RUN_META_JSON=\n",
+        b"SOMETHING=else\n",
+        b"\xff\xfe",
+        b"CONTAINER_RUN_META_JSON",
+    ],
+)
 def test_a_pointer_that_names_nothing(live_run: str, content: bytes) -> None:
     paths.POINTER.write_bytes(content)
     assert "no pointer" in refusal()
@@ -71,7 +83,10 @@ def test_the_prep_results_paths_are_added_once(live_run: str) -> None:
     written = files.read_json(paths.manifest(live_run))
     assert written is not None
     assert written["paths"]["container"]["prep_result"] == str(paths.prep_result(live_run))
-    assert written["paths"]["host"]["prep_result"] == f"/host/telemetry/container_runs/{live_run}/prep_result.json"
+    assert (
+        written["paths"]["host"]["prep_result"]
+        == f"/host/telemetry/container_runs/{live_run}/prep_result.json"
+    )
     assert {key: value for key, value in written.items() if key != "paths"} == {
         key: value for key, value in found.manifest.items() if key != "paths"
     }
@@ -80,7 +95,9 @@ def test_the_prep_results_paths_are_added_once(live_run: str) -> None:
     assert paths.manifest(live_run).stat().st_ino == inode, "it was written again"
 
 
-def test_a_pointer_that_may_not_be_read_is_an_error_of_its_own(live_run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pointer_that_may_not_be_read_is_an_error_of_its_own(
+    live_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object, **__: object) -> bytes:
         raise PermissionError(13, "Permission denied", str(paths.POINTER))
 
@@ -99,7 +116,9 @@ def test_paths_outside_the_mounts_have_no_name_on_the_host(container: Path) -> N
     assert paths.to_host(paths.TELEMETRY) == "/host/telemetry"
 
 
-def test_a_root_that_the_environment_does_not_name_has_no_name_on_the_host(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_that_the_environment_does_not_name_has_no_name_on_the_host(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SGL_HOST_MODELS_ROOT")
     assert paths.to_host(paths.MODELS / "a") is None
 
@@ -115,7 +134,9 @@ def test_a_root_that_the_environment_does_not_name_has_no_name_on_the_host(conta
         (("container_run_id",), OTHER),
     ],
 )
-def test_a_manifest_without_what_a_prep_needs_is_named_with_it(live_run: str, place: tuple[str, ...], value: object) -> None:
+def test_a_manifest_without_what_a_prep_needs_is_named_with_it(
+    live_run: str, place: tuple[str, ...], value: object
+) -> None:
     manifest = files.read_json(paths.manifest(live_run)) or {}
     node = manifest
     for key in place[:-1]:

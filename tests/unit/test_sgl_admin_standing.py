@@ -1,4 +1,6 @@
-"""`sgl-admin caches ensure --detach --standing`: what stands is said at once, and what does not is told and not begun."""
+"""`sgl-admin caches ensure --detach --standing`: what stands is said at once, and what does not is
+told and not begun.
+"""
 
 from __future__ import annotations
 
@@ -36,29 +38,45 @@ def host(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def standing(host: Host, *words: str) -> dict[str, Any]:
     """What the command says; nothing but that, and the lock is free again."""
     answer = admin("caches", "ensure", *host.words, *STANDING, *words)
-    assert (answer.code, answer.error) == (0, "") and answer.out.count("\n") == 1 and not job.running()
+    assert (
+        (answer.code, answer.error) == (0, "") and answer.out.count("\n") == 1 and not job.running()
+    )
     return answer.document
 
 
-def test_where_something_is_to_be_done_its_plan_is_told_and_nothing_begun(host: Host, live_run: str) -> None:
+def test_where_something_is_to_be_done_its_plan_is_told_and_nothing_begun(
+    host: Host, live_run: str
+) -> None:
     with nothing_taken():
         said = standing(host)
     assert set(said) == {"job", "result", "attached", "plan"}
     assert (said["job"], said["result"], said["attached"]) == (None, None, False)
     plan = said["plan"]
     assert plan["dry_run"] is True and plan["would_change"] is True
-    assert plan == json.loads(admin("caches", "ensure", *host.words, "--dry-run", "--json").out.rpartition("\nRESULT_STATUS")[0])
+    assert plan == json.loads(
+        admin("caches", "ensure", *host.words, "--dry-run", "--json").out.rpartition(
+            "\nRESULT_STATUS"
+        )[0]
+    )
     inductor = plan["stages"]["inductor"]
-    assert inductor["status"] == "would_run" and inductor["key"] == host.record().path.stem.rpartition("-")[2]
+    assert (
+        inductor["status"] == "would_run"
+        and inductor["key"] == host.record().path.stem.rpartition("-")[2]
+    )
     assert not paths.job(live_run).exists() and not paths.prep_result(live_run).exists()
 
 
-def test_where_nothing_is_to_be_done_it_is_the_prep_that_does_nothing(host: Host, live_run: str) -> None:
+def test_where_nothing_is_to_be_done_it_is_the_prep_that_does_nothing(
+    host: Host, live_run: str
+) -> None:
     host.finish()
     said = standing(host)
     assert set(said) == {"job", "result", "attached"} and said["attached"] is False
     assert said["job"]["state"] == "done" and said["job"]["exit_code"] == 0
-    assert said["result"]["stages"]["inductor"]["status"] == "noop" and said["result"]["run"]["prep_id"] == said["job"]["prep_id"]
+    assert (
+        said["result"]["stages"]["inductor"]["status"] == "noop"
+        and said["result"]["run"]["prep_id"] == said["job"]["prep_id"]
+    )
     assert files.read_json(paths.prep_result(live_run)) == said["result"]
     validators.validate_prep_result(said["result"])
 
@@ -78,7 +96,8 @@ def test_what_is_asked_anew_is_something_to_do(host: Host, words: Sequence[str])
 
 
 class Running:
-    """Stands for a prep of this request that runs: its record, and the lock that its process holds."""
+    """Stands for a prep of this request that runs: its record, and the lock that its process holds.
+    """
 
     def __init__(self, host: Host, run_id: str) -> None:
         job.Job(run_id, host.prep().request, PREP_ID).update()
@@ -88,7 +107,9 @@ class Running:
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_running_prep_of_the_same_request_is_attached_to(host: Host, live_run: str, finished: bool) -> None:
+def test_a_running_prep_of_the_same_request_is_attached_to(
+    host: Host, live_run: str, finished: bool
+) -> None:
     if finished:
         host.finish()
     running = Running(host, live_run)
@@ -96,7 +117,12 @@ def test_a_running_prep_of_the_same_request_is_attached_to(host: Host, live_run:
     os.close(running.lock)
     said = answer.document
     assert answer.code == 0 and set(said) == {"job", "result", "attached"}
-    assert (said["attached"], said["result"], said["job"]["prep_id"], said["job"]["state"]) == (True, None, PREP_ID, "running")
+    assert (said["attached"], said["result"], said["job"]["prep_id"], said["job"]["state"]) == (
+        True,
+        None,
+        PREP_ID,
+        "running",
+    )
 
 
 def test_a_running_prep_of_another_request_is_told(host: Host, live_run: str) -> None:
@@ -110,12 +136,15 @@ def test_one_that_was_killed_is_settled_first(host: Host, live_run: str) -> None
     job.Job(live_run, host.prep().request, PREP_ID).update(stage="inductor")
     said = standing(host)
     assert said["plan"]["warnings"] == [
-        f"{PREP_ID} ended without a result in stage inductor; its work is done again where it was not finished"
+        f"{PREP_ID} ended without a result in stage inductor; its work is done again where it was"
+        " not finished"
     ]
     assert (job.read(live_run) or {})["state"] == "interrupted"
 
 
-def test_an_import_that_was_killed_is_finished_first(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_was_killed_is_finished_first(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host.finish()
     assert host.share("export", tmp_path / "x.tar").code == 0
     wipe()
@@ -129,21 +158,34 @@ def test_an_import_that_was_killed_is_finished_first(host: Host, tmp_path: Path,
 def test_without_detach_or_with_a_dry_run_it_means_nothing(
     host: Host, live_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert admin("caches", "ensure", *host.words, "--standing", "--dry-run").out.splitlines()[-1].startswith("RESULT_STATUS dry_run ")
+    assert (
+        admin("caches", "ensure", *host.words, "--standing", "--dry-run")
+        .out.splitlines()[-1]
+        .startswith("RESULT_STATUS dry_run ")
+    )
     spawned: list[str] = []
     monkeypatch.setattr(cli, "_spawn", lambda prep, lock: spawned.append(prep.prep_id))
     monkeypatch.setattr(cli, "_follow", lambda run_id, prep_id, as_json: 0)
     assert admin("caches", "ensure", *host.words, "--standing").code == 0 and len(spawned) == 1
-    assert admin("caches", "ensure", *host.words, "--detach").document["job"] is None and len(spawned) == 2
+    assert (
+        admin("caches", "ensure", *host.words, "--detach").document["job"] is None
+        and len(spawned) == 2
+    )
 
 
 def test_a_request_that_cannot_be_done_is_refused_as_ever(host: Host) -> None:
     answer = admin("caches", "ensure", *host.words, *STANDING, "--tp", "2")
-    assert answer.code == EXIT_USAGE and "tp 2 needs 2 devices" in answer.error and not job.running()
+    assert (
+        answer.code == EXIT_USAGE and "tp 2 needs 2 devices" in answer.error and not job.running()
+    )
 
 
-def test_two_that_only_look_do_not_stand_in_each_others_way(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who finds the lock held by one that only looks waits a moment for it: there is no record of a prep."""
+def test_two_that_only_look_do_not_stand_in_each_others_way(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who finds the lock held by one that only looks waits a moment for it: there is no record of a
+    prep.
+    """
     lock = locks.try_lock(job.LOCK)
     assert lock is not None
     # Let go while the other waits.

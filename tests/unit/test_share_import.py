@@ -1,4 +1,6 @@
-"""Another host's caches are taken whole or not at all: `sgl-admin caches import`, over the real stages."""
+"""Another host's caches are taken whole or not at all: `sgl-admin caches import`, over the real
+stages.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ class Receiver(Host):
         return self.send(self.file, archive, *words)
 
     def refuses(self, archive: bytes, *words: str) -> str:
-        """Holds this host to take nothing of an archive, and `verify` to find it broken; returns why."""
+        """Holds this host to take nothing of an archive, and `verify` to find it broken; returns
+        why.
+        """
         with nothing_taken():
             answer = self.take(archive, *words)
         assert answer.code == EXIT_ARCHIVE and answer.out == "", answer
@@ -76,7 +80,9 @@ class Receiver(Host):
 
 
 @pytest.fixture
-def host(live_run: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Receiver:
+def host(
+    live_run: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Receiver:
     monkeypatch.setattr(devices, "find", lambda: CPU)
     made = Receiver(model_folder)
     made.file = tmp_path / "caches.tar"
@@ -90,7 +96,10 @@ def host(live_run: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.
     other = paths.MODELS / "other"
     other.mkdir()
     (other / "config.json").write_text("{}")
-    Host(other).finish("inductor", {"triton/AB12/other.so": b"other", GRAPH: b"x = 1\n", "torchinductor/cd/other.py": b""})
+    Host(other).finish(
+        "inductor",
+        {"triton/AB12/other.so": b"other", GRAPH: b"x = 1\n", "torchinductor/cd/other.py": b""},
+    )
     return made
 
 
@@ -104,12 +113,26 @@ def positions(archive: bytes) -> dict[str, int]:
         found = {member.name: (member.offset, member.offset_data, member.size) for member in tar}
     (_, data, size), (offset, second_data, second_size) = found[first.name], found[second.name]
     return {
-        "manifest's name": 12, "manifest's size": 130, "manifest's checksum": 150, "manifest's kind": 156, "manifest": data + size // 2,
-        "manifest's last byte": data + size - 1, "manifest's padding": data + size, "header's name": offset + 8,
-        "header's mode": offset + 103, "header's owner": offset + 110, "header's size": offset + 130, "header's time": offset + 140,
-        "header's kind": offset + 156, "header's magic": offset + 258, "header's rest": offset + 511, "content": second_data,
-        "content's padding": second_data + second_size, "end": len(archive) - 1024, "last byte": len(archive) - 1,
-    }  # fmt: skip
+        "manifest's name": 12,
+        "manifest's size": 130,
+        "manifest's checksum": 150,
+        "manifest's kind": 156,
+        "manifest": data + size // 2,
+        "manifest's last byte": data + size - 1,
+        "manifest's padding": data + size,
+        "header's name": offset + 8,
+        "header's mode": offset + 103,
+        "header's owner": offset + 110,
+        "header's size": offset + 130,
+        "header's time": offset + 140,
+        "header's kind": offset + 156,
+        "header's magic": offset + 258,
+        "header's rest": offset + 511,
+        "content": second_data,
+        "content's padding": second_data + second_size,
+        "end": len(archive) - 1024,
+        "last byte": len(archive) - 1,
+    }
 
 
 def test_a_changed_byte_of_any_kind_is_refused(host: Receiver) -> None:
@@ -121,14 +144,27 @@ def test_a_changed_byte_of_any_kind_is_refused(host: Receiver) -> None:
             whys[what] = host.refuses(bytes(changed))
     assert "its manifest is not the one that its name says" in whys["manifest"]
     assert "something lies between its members" in whys["content's padding"]
-    assert whys["content"] == "the content of torchinductor/ab/graph.py has another digest than the manifest says: it was changed"
-    assert "it holds more than its manifest names" in whys["end"] and "where torchinductor/ab/graph.py is due" in whys["header's name"]
+    assert (
+        whys["content"]
+        == "the content of torchinductor/ab/graph.py has another digest than the manifest says: it"
+        " was changed"
+    )
+    assert (
+        "it holds more than its manifest names" in whys["end"]
+        and "where torchinductor/ab/graph.py is due" in whys["header's name"]
+    )
     assert host.take(host.archive).code == 0
 
 
 def test_a_truncated_or_longer_archive_is_refused(host: Receiver) -> None:
-    whys = {length: host.refuses(host.archive[:length]) for length in (0, 1, 511, 512, 513, 1500, 4096, len(host.archive) - 1)}
-    assert whys[0] == "it ends before its manifest does" and whys[len(host.archive) - 1] == "it ends before its end does"
+    whys = {
+        length: host.refuses(host.archive[:length])
+        for length in (0, 1, 511, 512, 513, 1500, 4096, len(host.archive) - 1)
+    }
+    assert (
+        whys[0] == "it ends before its manifest does"
+        and whys[len(host.archive) - 1] == "it ends before its end does"
+    )
     for more in (b"\0", bytes(512), host.archive):
         assert host.refuses(host.archive + more) == "it goes on after its end"
 
@@ -149,7 +185,10 @@ def moved(kind: bytes, name: str | None = None, **fields: Any) -> Callable[[list
         (lambda found: found.pop(1), "another file"),
         (lambda found: found.pop(), "its end"),
         (lambda found: found.insert(1, member("extra", b"x")), "another file, extra"),
-        (lambda found: found.append(member("extra", b"x")), "it holds more than its manifest names"),
+        (
+            lambda found: found.append(member("extra", b"x")),
+            "it holds more than its manifest names",
+        ),
         (lambda found: found.append(found[-1]), "it holds more than its manifest names"),
         (lambda found: found.insert(1, found[1]), "another file"),
         (lambda found: found.insert(1, found.pop()), "another file"),
@@ -169,7 +208,10 @@ def moved(kind: bytes, name: str | None = None, **fields: Any) -> Callable[[list
         (moved(tarfile.REGTYPE, mode=0o4755), "a header that export did not write"),
         (moved(tarfile.REGTYPE, mtime=1), "a header that export did not write"),
         (moved(tarfile.REGTYPE, linkname="x"), "a header that export did not write"),
-        (moved(tarfile.REGTYPE, name="files/../../etc/passwd"), "another file, files/../../etc/passwd"),
+        (
+            moved(tarfile.REGTYPE, name="files/../../etc/passwd"),
+            "another file, files/../../etc/passwd",
+        ),
         (moved(tarfile.REGTYPE, name="/etc/passwd"), "another file, /etc/passwd"),
         (moved(tarfile.REGTYPE, name="\x1b[31m\n"), "another file, ?[31m?"),
         (moved(tarfile.REGTYPE, name="x" * 150), "something else than a file, ././@LongLink"),
@@ -177,7 +219,9 @@ def moved(kind: bytes, name: str | None = None, **fields: Any) -> Callable[[list
         (moved(tarfile.REGTYPE, size=2**60), f"{2**60} bytes where the manifest says 6"),
     ],
 )
-def test_another_member_than_the_one_that_is_due_is_refused(host: Receiver, change: Callable[[list[Member]], object], why: str) -> None:
+def test_another_member_than_the_one_that_is_due_is_refused(
+    host: Receiver, change: Callable[[list[Member]], object], why: str
+) -> None:
     found = members(host.archive)
     change(found)
     assert why in host.refuses(packed(found))
@@ -188,7 +232,10 @@ def test_what_is_not_taken_is_read_to_its_end_all_the_same(host: Receiver) -> No
     document = manifest(host.archive)
     document["stages"]["inductor"]["signature"]["cpu_arch"] = "riscv64"
     assert host.refuses(resigned(host.archive, document)[:-1]) == "it ends before its end does"
-    assert host.take(host.archive).status()[0] == "imported" and host.take(host.archive).status()[0] == "standing"
+    assert (
+        host.take(host.archive).status()[0] == "imported"
+        and host.take(host.archive).status()[0] == "standing"
+    )
     assert host.refuses(host.archive[:-1]) == "it ends before its end does"
 
 
@@ -203,7 +250,9 @@ def test_a_content_that_is_longer_than_claimed_is_refused(host: Receiver) -> Non
 
 
 def entry(document: dict[str, Any], name: str = SO) -> dict[str, Any]:
-    found: dict[str, Any] = next(entry for entry in document["stages"]["inductor"]["files"] if entry["path"] == name)
+    found: dict[str, Any] = next(
+        entry for entry in document["stages"]["inductor"]["files"] if entry["path"] == name
+    )
     return found
 
 
@@ -235,60 +284,107 @@ FORM = "its manifest has a file without path, sha256, size, mtime_ns and mode"
 CHANGES: dict[str, list[tuple[Callable[[dict[str, Any]], object], str]]] = {
     "paths that lead out": [
         (with_entry(path=path), "which leads out of the caches")
-        for path in ("/etc/passwd", "triton/../../etc/x", "../x", "..", "triton/..", ".", "", "triton", "triton//x", "triton/./x",
-                     "/triton/x", "triton/x/", "//", "\\triton")
+        for path in (
+            "/etc/passwd",
+            "triton/../../etc/x",
+            "../x",
+            "..",
+            "triton/..",
+            ".",
+            "",
+            "triton",
+            "triton//x",
+            "triton/./x",
+            "/triton/x",
+            "triton/x/",
+            "//",
+            "\\triton",
+        )
     ],
     "paths that no file has": [
-        *[(with_entry(path=f"triton/{name}"), "which is longer than a path can be")
-          for name in ("x" * 256, "\u00e9" * 128, "/".join("\u4e2d" * 999))],
-        *[(with_entry(path=f"triton/{name}"), "which is no text that can name a file") for name in ("\ud800", "a\0b", "\udcff")],
+        *[
+            (with_entry(path=f"triton/{name}"), "which is longer than a path can be")
+            for name in ("x" * 256, "\u00e9" * 128, "/".join("\u4e2d" * 999))
+        ],
+        *[
+            (with_entry(path=f"triton/{name}"), "which is no text that can name a file")
+            for name in ("\ud800", "a\0b", "\udcff")
+        ],
     ],
     "records and work of another host": [
         (with_entry(path=path), "which is a record of another host, or of work in progress")
         for path in ("triton/.signatures/x", "torchinductor/.tuning/x", "triton/a/.signatures")
     ],
-    "modes": [(with_entry(mode=mode), NO_FILE) for mode in (0o4755, 0o2755, 0o1755, 0o100644, -1, 2**80)],
+    "modes": [
+        (with_entry(mode=mode), NO_FILE) for mode in (0o4755, 0o2755, 0o1755, 0o100644, -1, 2**80)
+    ],
     "sizes": [
         *[(with_entry(size=size), NO_FILE) for size in (-1, 2**63, 10**40)],
         (with_entry(size=5), f"{len(INDUCTOR[SO])} bytes where the manifest says 5"),
-        (lambda document: entry(document, GRAPH).update(size=7), "gives one content two sizes (triton/copy of graph.json)"),
+        (
+            lambda document: entry(document, GRAPH).update(size=7),
+            "gives one content two sizes (triton/copy of graph.json)",
+        ),
     ],
     "times": [(with_entry(mtime_ns=time), NO_FILE) for time in (-1, 2**63)],
     "files of another form": [
         *[(with_entry(**{key: value}), FORM) for key in ("path", "sha256") for value in NO_TEXT],
-        *[(with_entry(**{key: value}), FORM) for key in ("size", "mtime_ns", "mode") for value in NO_NUMBER],
+        *[
+            (with_entry(**{key: value}), FORM)
+            for key in ("size", "mtime_ns", "mode")
+            for value in NO_NUMBER
+        ],
         (with_entry(owner="root"), FORM),
         (lambda document: entry(document).pop("mode"), FORM),
         (lambda document: document["stages"]["inductor"]["files"].append("triton/x"), FORM),
     ],
     "digests": [
-        *[(with_entry(sha256=digest), "has no digest of triton/AB12/kernel.so") for digest in ("", "0" * 63, "A" * 64, "../" + "a" * 61)],
+        *[
+            (with_entry(sha256=digest), "has no digest of triton/AB12/kernel.so")
+            for digest in ("", "0" * 63, "A" * 64, "../" + "a" * 61)
+        ],
         (with_entry(sha256="0" * 64), "it has another file, files/"),
     ],
     "paths that are there twice": [
         (with_entry(path=EMPTY), f"names {EMPTY} twice"),
         (with_entry(path=f"{EMPTY}/x"), f"names {EMPTY} as a file and as a folder"),
         (with_entry(path="triton/AB12"), "names triton/AB12 as a file and as a folder"),
-        (lambda document: document["stages"].update(flashinfer=document["stages"]["inductor"]), " twice"),
+        (
+            lambda document: document["stages"].update(flashinfer=document["stages"]["inductor"]),
+            " twice",
+        ),
     ],
     "stages of another form": [
-        *[(with_part(**{key: None}), "no valid stage inductor") for key in ("key", "signature", "finished", "hints", "files")],
+        *[
+            (with_part(**{key: None}), "no valid stage inductor")
+            for key in ("key", "signature", "finished", "hints", "files")
+        ],
         *[(with_part(files=value), "no valid stage inductor") for value in NO_LIST],
-        *[(change, "no valid stage inductor") for change in (with_part(finished=1), with_part(more=1))],
+        *[
+            (change, "no valid stage inductor")
+            for change in (with_part(finished=1), with_part(more=1))
+        ],
         (lambda document: document["stages"]["inductor"].pop("hints"), "no valid stage inductor"),
         (lambda document: document["stages"].update(inductor=[]), "no valid stage inductor"),
         (with_part(files=[]), "a stage inductor of another form"),
-        *[(with_part(key=key), "a stage inductor of another form")
-          for key in ("", "0" * 15, "\x1b[31m" + "0" * 11, "\ud800" * 16, "0" * 17)],
-        *[(with_stage(name), f"a stage {files.printable(name[:40])} of another form")
-          for name in ("", "../inductor", "\x1b[31m", "\ud800", "Inductor", "x" * 41, "a b")],
+        *[
+            (with_part(key=key), "a stage inductor of another form")
+            for key in ("", "0" * 15, "\x1b[31m" + "0" * 11, "\ud800" * 16, "0" * 17)
+        ],
+        *[
+            (with_stage(name), f"a stage {files.printable(name[:40])} of another form")
+            for name in ("", "../inductor", "\x1b[31m", "\ud800", "Inductor", "x" * 41, "a b")
+        ],
     ],
     "manifests of another form": [
         *[(with_top("stages", value), "its manifest is of another form") for value in NO_NUMBER],
-        *[(with_top("schema_version", value), "its manifest is of another form") for value in ("2", *NO_TEXT)],
+        *[
+            (with_top("schema_version", value), "its manifest is of another form")
+            for value in ("2", *NO_TEXT)
+        ],
         (with_top("more", 1), "its manifest is not written as export writes one"),
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", CHANGES)
@@ -326,26 +422,39 @@ def test_a_manifest_of_another_form_is_refused(host: Receiver, content: bytes, w
         lambda document: json.dumps(document).encode(),
         lambda document: json.dumps(document, separators=(",", ":")).encode() + b"\n",
         lambda document: written(document) + b" ",
-        lambda document: written(document).replace(b'"schema_version":"1"', b'"schema_version":"1","schema_version":"1"'),
-        lambda document: written(document).replace(b'"finished":true', b'"finished":false,"finished":true'),
+        lambda document: written(document).replace(
+            b'"schema_version":"1"', b'"schema_version":"1","schema_version":"1"'
+        ),
+        lambda document: written(document).replace(
+            b'"finished":true', b'"finished":false,"finished":true'
+        ),
         lambda document: written(document).replace(b'"tp":1', b'"tp":1e0'),
         lambda document: written(document).replace(b'"tp":1', b'"tp":1e999'),
         lambda document: written(document).replace(b"cpu", rb"c\u0070u", 1),
-        lambda document: json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(),
+        lambda document: json.dumps(
+            document, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode(),
     ],
     ids=range(9),
 )
-def test_a_manifest_that_is_written_otherwise_is_refused(host: Receiver, write: Callable[[Any], bytes]) -> None:
+def test_a_manifest_that_is_written_otherwise_is_refused(
+    host: Receiver, write: Callable[[Any], bytes]
+) -> None:
     document = manifest(host.archive)
     assert written(document) == members(host.archive)[0][1] != write(document)
-    assert host.refuses(signed(write(document), members(host.archive)[1:])) == "its manifest is not written as export writes one"
+    assert (
+        host.refuses(signed(write(document), members(host.archive)[1:]))
+        == "its manifest is not written as export writes one"
+    )
 
 
 def test_a_signature_so_deep_that_it_cannot_be_written_again_is_refused(host: Receiver) -> None:
     document = manifest(host.archive)
     for depth in (300, 500, 900, 990):
         document["stages"]["inductor"]["signature"] = {"deep": None}
-        content = written(document).replace(b'"deep":null', b'"deep":' + b"[" * depth + b"]" * depth)
+        content = written(document).replace(
+            b'"deep":null', b'"deep":' + b"[" * depth + b"]" * depth
+        )
         with nothing_taken():
             answer = host.take(signed(content, members(host.archive)[1:]))
         assert answer.code == EXIT_ARCHIVE
@@ -357,22 +466,33 @@ def test_a_manifest_that_claims_to_be_huge_is_not_read(host: Receiver) -> None:
     for size in ((64 << 20) + 1, 2**60, -1):
         made, _ = member(first.name)
         made.size = size
-        assert f"of {size} bytes, not with a manifest" in host.refuses(made.tobuf(tarfile.GNU_FORMAT) + content)
+        assert f"of {size} bytes, not with a manifest" in host.refuses(
+            made.tobuf(tarfile.GNU_FORMAT) + content
+        )
 
 
-@pytest.mark.parametrize("thing", ["nothing", "zeros", "text", "gzip", "another tar", "another manifest", "an image"])
+@pytest.mark.parametrize(
+    "thing", ["nothing", "zeros", "text", "gzip", "another tar", "another manifest", "an image"]
+)
 def test_what_is_no_archive_is_refused(host: Receiver, thing: str) -> None:
     (folder := host.file.with_name("folder")).mkdir()
     (folder / "manifest.json").write_text("{}")
     (folder / "manifest-x.json").write_text("{}")
 
     def tarred(*options: str) -> bytes:
-        return subprocess.run(["tar", "-C", str(folder), "-c", *options], capture_output=True, check=True).stdout
+        return subprocess.run(
+            ["tar", "-C", str(folder), "-c", *options], capture_output=True, check=True
+        ).stdout
 
     sent = {
-        "nothing": b"", "zeros": bytes(10240), "text": b"hello\n" * 1000, "gzip": tarred("-z", "manifest.json"), "another tar": tarred("."),
-        "another manifest": tarred("--owner=0", "--group=0", "manifest-x.json"), "an image": tarred("manifest.json"),
-    }  # fmt: skip
+        "nothing": b"",
+        "zeros": bytes(10240),
+        "text": b"hello\n" * 1000,
+        "gzip": tarred("-z", "manifest.json"),
+        "another tar": tarred("."),
+        "another manifest": tarred("--owner=0", "--group=0", "manifest-x.json"),
+        "an image": tarred("manifest.json"),
+    }
     assert host.refuses(sent[thing])
 
 
@@ -385,7 +505,11 @@ def test_a_bomb_is_refused_before_anything_is_written(host: Receiver) -> None:
     archive = resigned(host.archive, document)
     with nothing_taken():
         answer = host.take(archive)
-    assert answer.code == EXIT_NO_RESULT and "take 1152921504.6 GB" in answer.error and not paths.INCOMING.exists()
+    assert (
+        answer.code == EXIT_NO_RESULT
+        and "take 1152921504.6 GB" in answer.error
+        and not paths.INCOMING.exists()
+    )
 
 
 def test_a_content_that_claims_to_be_huge_ends_before(host: Receiver) -> None:
@@ -393,12 +517,16 @@ def test_a_content_that_claims_to_be_huge_ends_before(host: Receiver) -> None:
     document["stages"]["inductor"]["files"] = [{**entry(document), "size": 2**60}]
     made, found = member(f"files/{entry(document)['sha256']}", INDUCTOR[SO])
     made.size = 2**60
-    host.file.write_bytes(signed(written(document), [])[:-1024] + made.tobuf(tarfile.GNU_FORMAT) + found)
+    host.file.write_bytes(
+        signed(written(document), [])[:-1024] + made.tobuf(tarfile.GNU_FORMAT) + found
+    )
     answer = admin("caches", "verify", str(host.file))
     assert answer.code == EXIT_ARCHIVE and f"it ends in the middle of {SO}" in answer.error
 
 
-def test_without_room_nothing_is_written_and_both_sizes_are_told(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_nothing_is_written_and_both_sizes_are_told(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=100, f_frsize=1 << 20))
     assert host.take(host.archive).code == 0, "the reserve and some more"
     wipe()
@@ -407,17 +535,24 @@ def test_without_room_nothing_is_written_and_both_sizes_are_told(host: Receiver,
     with nothing_taken():
         answer = host.take(host.archive)
     assert answer.code == EXIT_NO_RESULT and not paths.INCOMING.exists()
-    assert "take 0.0 GB, and /host/profiles has 0.1 GB free: free some and run again" in answer.error
+    assert (
+        "take 0.0 GB, and /host/profiles has 0.1 GB free: free some and run again" in answer.error
+    )
 
 
-def test_a_disk_that_gets_full_meanwhile_leaves_nothing(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_gets_full_meanwhile_leaves_nothing(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(paths.INCOMING))
 
     monkeypatch.setattr(os, "utime", full)
     with nothing_taken():
         answer = host.take(host.archive)
-    assert answer.code == EXIT_NO_RESULT and "no space left on /host/profiles/.incoming" in answer.error
+    assert (
+        answer.code == EXIT_NO_RESULT
+        and "no space left on /host/profiles/.incoming" in answer.error
+    )
 
 
 def test_while_a_prep_runs_it_is_named_and_nothing_is_taken(host: Receiver, live_run: str) -> None:
@@ -425,10 +560,15 @@ def test_while_a_prep_runs_it_is_named_and_nothing_is_taken(host: Receiver, live
     assert lock is not None
     with nothing_taken():
         answer = host.take(host.archive)
-        assert answer.code == EXIT_BUSY and "a prep or an import begins on this host" in answer.error
+        assert (
+            answer.code == EXIT_BUSY and "a prep or an import begins on this host" in answer.error
+        )
         job.Job(live_run, host.prep().request, "prep-20261123T091600Z-77aa01bc").update()
         answer = host.take(host.archive)
-    assert answer.code == EXIT_BUSY and f"busy: prep-20261123T091600Z-77aa01bc (pid {os.getpid()}) runs" in answer.error
+    assert (
+        answer.code == EXIT_BUSY
+        and f"busy: prep-20261123T091600Z-77aa01bc (pid {os.getpid()}) runs" in answer.error
+    )
     os.close(lock)
     assert host.take(host.archive).code == 0 and not job.running()
 
@@ -438,7 +578,9 @@ def refused(host: Receiver, document: Any, *words: str) -> str:
     with nothing_taken():
         answer = host.take(resigned(host.archive, document), *words)
     status, why = answer.status(next(iter(document["stages"])))
-    assert (answer.code, status) == (EXIT_ARCHIVE, "refused") and why is not None and why.isprintable()
+    assert (
+        (answer.code, status) == (EXIT_ARCHIVE, "refused") and why is not None and why.isprintable()
+    )
     return why
 
 
@@ -446,16 +588,32 @@ def test_what_is_refused_is_whole_all_the_same_and_people_are_told_why(host: Rec
     document = manifest(host.archive)
     document["stages"]["inductor"]["signature"]["cpu_arch"] = "riscv64"
     why = refused(host, document)
-    assert why == f"its signature differs in CPU architecture: made for riscv64, and this host wants {platform.machine()}"
+    assert (
+        why == "its signature differs in CPU architecture: made for riscv64, and this host wants"
+        f" {platform.machine()}"
+    )
     text = admin("caches", "import", str(host.file), *host.words)
     assert (text.code, text.out) == (EXIT_ARCHIVE, f"inductor     refused  {why}\n")
     verified = admin("caches", "verify", str(host.file), "--json")
-    assert verified.code == 0 and verified.document["stages"]["inductor"]["signature"]["cpu_arch"] == "riscv64"
+    assert (
+        verified.code == 0
+        and verified.document["stages"]["inductor"]["signature"]["cpu_arch"] == "riscv64"
+    )
 
 
 def test_each_field_of_the_signature_counts(host: Receiver) -> None:
     signature = manifest(host.archive)["stages"]["inductor"]["signature"]
-    assert {"cpu_arch", "cpu_isa", "device_name", "sglang", "torch", "triton", "model_identity", "tp", "batch_sizes"} <= set(signature)
+    assert {
+        "cpu_arch",
+        "cpu_isa",
+        "device_name",
+        "sglang",
+        "torch",
+        "triton",
+        "model_identity",
+        "tp",
+        "batch_sizes",
+    } <= set(signature)
     for field, value in signature.items():
         name = {"cpu_arch": "CPU architecture", "device_name": "GPU"}.get(field, field)
         others: tuple[object, ...] = f"{value}0", [] if value is None else None
@@ -465,30 +623,51 @@ def test_each_field_of_the_signature_counts(host: Receiver) -> None:
             assert refused(host, document).startswith(f"its signature differs in {name}: made for ")
         document = manifest(host.archive)
         del document["stages"]["inductor"]["signature"][field]
-        assert refused(host, document).startswith(f"its signature differs in {name}: made for nothing, and this host wants ")
+        assert refused(host, document).startswith(
+            f"its signature differs in {name}: made for nothing, and this host wants "
+        )
 
 
 @pytest.mark.parametrize("other", [True, 1.0, "1", [1]])
-def test_what_only_python_takes_for_the_same_is_another_signature(host: Receiver, other: object) -> None:
+def test_what_only_python_takes_for_the_same_is_another_signature(
+    host: Receiver, other: object
+) -> None:
     document = manifest(host.archive)
     document["stages"]["inductor"]["signature"]["tp"] = other
     told = other if isinstance(other, str) else json.dumps(other)
-    assert refused(host, document) == f"its signature differs in tp: made for {told}, and this host wants 1"
+    assert (
+        refused(host, document)
+        == f"its signature differs in tp: made for {told}, and this host wants 1"
+    )
 
 
 def test_a_signature_with_more_or_strange_fields_is_told_in_a_line(host: Receiver) -> None:
     document = manifest(host.archive)
     signature = document["stages"]["inductor"]["signature"]
-    signature.update({f"{number:03}\x1b[31m\ud800": "\n" * 5000 for number in range(500)}, cpu_arch="riscv64")
+    signature.update(
+        {f"{number:03}\x1b[31m\ud800": "\n" * 5000 for number in range(500)}, cpu_arch="riscv64"
+    )
     why = refused(host, document)
     assert len(why) < 2500 and "000?[31m?: made for ???" in why and "493 more" in why
 
 
-@pytest.mark.parametrize("name", ["flashinfer/x.so", "moe_configs/configs/triton_3_6_0/x.json", ".locks/x", "x/y", ".in_progress/a.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flashinfer/x.so",
+        "moe_configs/configs/triton_3_6_0/x.json",
+        ".locks/x",
+        "x/y",
+        ".in_progress/a.json",
+    ],
+)
 def test_files_of_another_stage_are_refused(host: Receiver, name: str) -> None:
     document = manifest(host.archive)
     entry(document).update(path=name)
-    assert refused(host, document) == f"{name.rpartition('/')[0]} is not a folder of this stage (torchinductor, triton)"
+    assert (
+        refused(host, document)
+        == f"{name.rpartition('/')[0]} is not a folder of this stage (torchinductor, triton)"
+    )
 
 
 @pytest.mark.parametrize("name", ["inductor2", "tensorrt", "x"])
@@ -501,8 +680,12 @@ def test_a_stage_that_this_release_does_not_know_is_refused(host: Receiver, name
 def test_a_stage_that_is_not_wanted_here_is_refused(host: Receiver) -> None:
     document = manifest(host.archive)
     assert refused(host, document, "--inductor", "skip") == "it is skipped here (requested)"
-    assert refused(host, document, "--inductor", "rebuild") == "it is to be built anew here (rebuild)"
-    assert "batch_sizes: made for [1, 4], and this host wants [8]" in refused(host, document, "--cuda-graph-bs", "8")
+    assert (
+        refused(host, document, "--inductor", "rebuild") == "it is to be built anew here (rebuild)"
+    )
+    assert "batch_sizes: made for [1, 4], and this host wants [8]" in refused(
+        host, document, "--cuda-graph-bs", "8"
+    )
     document["stages"]["flashinfer"] = document["stages"].pop("inductor")
     assert refused(host, document) == "it is skipped here (no_cuda_device)"
 
@@ -515,7 +698,9 @@ def test_an_unusable_request_is_told_and_takes_nothing(host: Receiver) -> None:
         assert host.take(host.archive).code == 4
 
 
-def test_of_several_stages_those_that_fit_are_taken(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_stages_those_that_fit_are_taken(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     on_a_gpu(monkeypatch)
     wipe()
     for stage, found in {**OTHERS, "inductor": INDUCTOR}.items():
@@ -526,17 +711,31 @@ def test_of_several_stages_those_that_fit_are_taken(host: Receiver, monkeypatch:
     document["stages"]["flashinfer"]["signature"]["flashinfer"] = "0.1"
     wipe()
     answer = host.take(resigned(archive, document))
-    assert answer.code == EXIT_ARCHIVE and {name: answer.status(name)[0] for name in document["stages"]} == {
-        "deep_gemm": "imported", "flashinfer": "refused", "inductor": "imported",
-    }  # fmt: skip
-    assert "flashinfer: made for 0.1, and this host wants 0.6.15" in str(answer.status("flashinfer")[1])
-    assert {name for name, thing in tree().items() if thing.content is not None and "/." not in name} == {*INDUCTOR, *OTHERS["deep_gemm"]}
+    assert answer.code == EXIT_ARCHIVE and {
+        name: answer.status(name)[0] for name in document["stages"]
+    } == {
+        "deep_gemm": "imported",
+        "flashinfer": "refused",
+        "inductor": "imported",
+    }
+    assert "flashinfer: made for 0.1, and this host wants 0.6.15" in str(
+        answer.status("flashinfer")[1]
+    )
+    assert {
+        name for name, thing in tree().items() if thing.content is not None and "/." not in name
+    } == {*INDUCTOR, *OTHERS["deep_gemm"]}
     # A content that a stage which is refused has too came with the other.
-    assert entry(document, GRAPH)["sha256"] == document["stages"]["flashinfer"]["files"][2]["sha256"]
+    assert (
+        entry(document, GRAPH)["sha256"] == document["stages"]["flashinfer"]["files"][2]["sha256"]
+    )
     # And nothing is taken of any where one byte of the refused one is wrong.
     wipe()
     sent = members(resigned(archive, document))
-    number = next(number for number, (_, content) in enumerate(sent) if content == OTHERS["flashinfer"]["tvm_ffi/norm.so"])
+    number = next(
+        number
+        for number, (_, content) in enumerate(sent)
+        if content == OTHERS["flashinfer"]["tvm_ffi/norm.so"]
+    )
     sent[number] = sent[number][0], sent[number][1][::-1]
     with nothing_taken():
         assert host.take(packed(sent)).code == EXIT_ARCHIVE
@@ -545,25 +744,38 @@ def test_of_several_stages_those_that_fit_are_taken(host: Receiver, monkeypatch:
 # --- what lies in the way
 
 
-@pytest.mark.parametrize("name", ["triton/AB12", "triton/E=8,block_shape=[128, 128]", "torchinductor/ab"])
+@pytest.mark.parametrize(
+    "name", ["triton/AB12", "triton/E=8,block_shape=[128, 128]", "torchinductor/ab"]
+)
 @pytest.mark.parametrize("target", ["outside", "sibling", "root"])
-def test_a_link_that_leads_out_of_the_cache_is_refused(host: Receiver, tmp_path: Path, name: str, target: str) -> None:
+def test_a_link_that_leads_out_of_the_cache_is_refused(
+    host: Receiver, tmp_path: Path, name: str, target: str
+) -> None:
     (outside := tmp_path / "outside").mkdir()
     link = paths.PROFILES / name
     shutil.rmtree(link, ignore_errors=True)
-    link.symlink_to({"outside": outside, "sibling": paths.PROFILES / "flashinfer", "root": Path("/")}[target])
-    assert refused(host, manifest(host.archive)) == f"/host/profiles/{name} is a link that leads out of the cache: remove it"
+    link.symlink_to(
+        {"outside": outside, "sibling": paths.PROFILES / "flashinfer", "root": Path("/")}[target]
+    )
+    assert (
+        refused(host, manifest(host.archive))
+        == f"/host/profiles/{name} is a link that leads out of the cache: remove it"
+    )
     assert not list(outside.iterdir()) and not list((paths.PROFILES / "flashinfer").iterdir())
 
 
-def test_a_link_within_the_cache_or_of_the_whole_cache_is_followed(host: Receiver, tmp_path: Path) -> None:
+def test_a_link_within_the_cache_or_of_the_whole_cache_is_followed(
+    host: Receiver, tmp_path: Path
+) -> None:
     (paths.PROFILES / "triton/elsewhere").mkdir()
     shutil.rmtree(paths.PROFILES / "triton/AB12")
     (paths.PROFILES / "triton/AB12").symlink_to("elsewhere")
     (paths.PROFILES / "torchinductor").rename(tmp_path / "torchinductor")
     (paths.PROFILES / "torchinductor").symlink_to(tmp_path / "torchinductor")
     assert host.take(host.archive).status() == ("imported", None)
-    assert (paths.PROFILES / "triton/elsewhere/kernel.so").read_bytes() == INDUCTOR[SO] and host.ensured()["inductor"] == "noop"
+    assert (paths.PROFILES / "triton/elsewhere/kernel.so").read_bytes() == INDUCTOR[
+        SO
+    ] and host.ensured()["inductor"] == "noop"
     assert (tmp_path / "torchinductor/ab/graph.py").read_bytes() == INDUCTOR[GRAPH]
 
 
@@ -571,34 +783,53 @@ def test_a_link_within_the_cache_or_of_the_whole_cache_is_followed(host: Receive
 def test_what_lies_where_a_folder_has_to_be_is_named(host: Receiver, thing: str) -> None:
     folder = paths.PROFILES / "triton/AB12"
     shutil.rmtree(folder)
-    {"file": folder.touch, "loop": lambda: folder.symlink_to("AB12"), "dangling": lambda: folder.symlink_to("gone"),
-     "pipe": lambda: os.mkfifo(folder)}[thing]()  # fmt: skip
-    assert refused(host, manifest(host.archive)) == "/host/profiles/triton/AB12 is not a folder: remove it"
+    {
+        "file": folder.touch,
+        "loop": lambda: folder.symlink_to("AB12"),
+        "dangling": lambda: folder.symlink_to("gone"),
+        "pipe": lambda: os.mkfifo(folder),
+    }[thing]()
+    assert (
+        refused(host, manifest(host.archive))
+        == "/host/profiles/triton/AB12 is not a folder: remove it"
+    )
 
 
 def test_a_folder_that_lies_where_a_file_has_to_be_is_named(host: Receiver) -> None:
     (paths.PROFILES / SO).mkdir()
-    assert refused(host, manifest(host.archive)) == f"/host/profiles/{SO} is a folder, and a file in the archive: remove it"
+    assert (
+        refused(host, manifest(host.archive))
+        == f"/host/profiles/{SO} is a folder, and a file in the archive: remove it"
+    )
 
 
 def test_a_cache_on_another_file_system_is_refused(host: Receiver) -> None:
     shutil.rmtree(paths.PROFILES / "triton")
     (paths.PROFILES / "triton").symlink_to("/proc")
-    assert refused(host, manifest(host.archive)).endswith("is on another file system than /host/profiles")
+    assert refused(host, manifest(host.archive)).endswith(
+        "is on another file system than /host/profiles"
+    )
 
 
-def test_a_link_in_a_files_place_is_replaced_and_not_followed(host: Receiver, tmp_path: Path) -> None:
+def test_a_link_in_a_files_place_is_replaced_and_not_followed(
+    host: Receiver, tmp_path: Path
+) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     for target in (tmp_path / "precious", tmp_path):
         wipe()
         (paths.PROFILES / "triton/AB12").mkdir()
         (paths.PROFILES / SO).symlink_to(target)
         assert host.take(host.archive).status() == ("imported", None)
-        assert not (paths.PROFILES / SO).is_symlink() and (paths.PROFILES / SO).read_bytes() == INDUCTOR[SO]
+        assert (
+            not (paths.PROFILES / SO).is_symlink()
+            and (paths.PROFILES / SO).read_bytes() == INDUCTOR[SO]
+        )
     assert (tmp_path / "precious").read_bytes() == b"precious"
 
 
-def test_a_mode_that_nobody_may_read_is_set_all_the_same(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_that_nobody_may_read_is_set_all_the_same(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document, real = manifest(host.archive), shutil.copyfile
 
     def copyfile(source: Path, target: Path) -> Path:
@@ -617,9 +848,14 @@ def test_a_mode_that_nobody_may_read_is_set_all_the_same(host: Receiver, monkeyp
         assert (paths.PROFILES / name).read_bytes() == INDUCTOR[GRAPH]
 
 
-def test_what_was_torn_here_is_replaced_and_the_marker_of_the_dead_prep_goes(host: Receiver) -> None:
+def test_what_was_torn_here_is_replaced_and_the_marker_of_the_dead_prep_goes(
+    host: Receiver,
+) -> None:
     lay(SO, b"torn")
-    files.write_json(paths.IN_PROGRESS / "inductor.json", {"stage": "inductor", "owner_pid": 4_000_000, "started_at": "x"})
+    files.write_json(
+        paths.IN_PROGRESS / "inductor.json",
+        {"stage": "inductor", "owner_pid": 4_000_000, "started_at": "x"},
+    )
     assert host.ensured()["inductor"] == "would_run"
     answer = host.take(host.archive)
     assert answer.status() == ("imported", None) and host.ensured()["inductor"] == "noop"
@@ -650,8 +886,12 @@ def settled(host: Receiver, number: int) -> None:
         assert host.share("import", host.file.with_name("broken.tar")).code == EXIT_ARCHIVE
 
 
-@pytest.mark.parametrize("how", ["killed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("raises", "full"))])
-def test_wherever_an_import_ends_the_next_command_finds_all_or_nothing_of_it(sender: Receiver, how: str) -> None:
+@pytest.mark.parametrize(
+    "how", ["killed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("raises", "full"))]
+)
+def test_wherever_an_import_ends_the_next_command_finds_all_or_nothing_of_it(
+    sender: Receiver, how: str
+) -> None:
     host = sender
     lay(SO, b"a torn one")
     old = tree()
@@ -671,13 +911,18 @@ def test_wherever_an_import_ends_the_next_command_finds_all_or_nothing_of_it(sen
                 assert code == (KILLED if how != "full" else 0), (number, said)
             settled(host, number)
             found = tree()
-            assert content(found) == new if code == 0 else found == old or content(found) == new, (number, said)
+            assert content(found) == new if code == 0 else found == old or content(found) == new, (
+                number,
+                said,
+            )
             seen.add(found == old)
     assert number > 30 and seen == {True, False}
 
 
 @pytest.mark.slow
-def test_whoever_finishes_an_import_may_be_killed_too(sender: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_finishes_an_import_may_be_killed_too(
+    sender: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host = sender
     words = ("caches", "ensure", *host.words, "--detach", "--standing")
     committed(host, monkeypatch)
@@ -708,8 +953,14 @@ def forgotten(host: Receiver) -> str:
     """Holds the next command to forget what was left, and to go on; returns the warning."""
     answer = host.share("import", host.file)
     [warning] = answer.document["warnings"]
-    assert warning.startswith("an import that was killed cannot be finished (") and warning.endswith("); it is forgotten")
-    assert answer.code == 0 and answer.status() == ("imported", None) and not list(paths.INCOMING.iterdir())
+    assert warning.startswith(
+        "an import that was killed cannot be finished ("
+    ) and warning.endswith("); it is forgotten")
+    assert (
+        answer.code == 0
+        and answer.status() == ("imported", None)
+        and not list(paths.INCOMING.iterdir())
+    )
     return str(warning)
 
 
@@ -737,10 +988,18 @@ def test_an_import_that_cannot_be_finished_is_forgotten_with_a_warning(
             # The next one is refused for the same reason; it is not what this is about.
             patch.setattr(incoming, "check_paths", lambda part: "in the way")
             answer = host.share("import", host.file)
-            assert answer.code == EXIT_ARCHIVE and "cannot be finished" in answer.document["warnings"][0]
+            assert (
+                answer.code == EXIT_ARCHIVE
+                and "cannot be finished" in answer.document["warnings"][0]
+            )
             assert not list(paths.INCOMING.iterdir()) and host.ensured()["inductor"] == "would_run"
             return
-    assert {"commit": "not JSON", "stage": "no stage tensorrt", "cut": f"{SO} has another size", "gone": SO}[damage] in forgotten(host)
+    assert {
+        "commit": "not JSON",
+        "stage": "no stage tensorrt",
+        "cut": f"{SO} has another size",
+        "gone": SO,
+    }[damage] in forgotten(host)
 
 
 def test_what_else_lies_among_imports_is_removed(host: Receiver, tmp_path: Path) -> None:
@@ -755,42 +1014,67 @@ def test_what_else_lies_among_imports_is_removed(host: Receiver, tmp_path: Path)
     assert not list(paths.INCOMING.iterdir()) and (precious / "x").exists()
 
 
-def test_people_are_told_of_what_could_not_be_finished(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_people_are_told_of_what_could_not_be_finished(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (committed(host, monkeypatch) / "commit.json").write_bytes(b"\x1b[31m")
     answer = admin("caches", "import", str(host.file), *host.words)
-    assert answer.out == "inductor     imported\n" and answer.error.startswith("sgl-admin: warning: an import that was killed")
+    assert answer.out == "inductor     imported\n" and answer.error.startswith(
+        "sgl-admin: warning: an import that was killed"
+    )
 
 
 def test_a_prep_tells_of_it_too(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     (committed(host, monkeypatch) / "commit.json").write_bytes(b"{}")
     plan = admin("caches", "ensure", *host.words, "--detach", "--standing").document["plan"]
-    assert "cannot be finished" in plan["warnings"][0] and plan["stages"]["inductor"]["status"] == "would_run"
+    assert (
+        "cannot be finished" in plan["warnings"][0]
+        and plan["stages"]["inductor"]["status"] == "would_run"
+    )
 
 
-def test_two_imports_that_were_killed_are_both_finished(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_imports_that_were_killed_are_both_finished(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = committed(host, monkeypatch)
     shutil.copytree(folder, folder.with_name("import-0"))
-    assert admin("caches", "ensure", *host.words, "--detach", "--standing").document["result"] is not None
+    assert (
+        admin("caches", "ensure", *host.words, "--detach", "--standing").document["result"]
+        is not None
+    )
     assert not list(paths.INCOMING.iterdir()) and host.ensured()["inductor"] == "noop"
 
 
-def test_a_stage_lock_that_is_held_is_waited_for_and_told(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_lock_that_is_held_is_waited_for_and_told(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(incoming, "_LOCK_TIMEOUT_S", 0.0)
     lock = locks.try_lock("inductor")
     assert lock is not None
     answer = host.take(host.archive)
-    assert answer.code == EXIT_NO_RESULT and "inductor.lock is held by another process" in answer.error
+    assert (
+        answer.code == EXIT_NO_RESULT and "inductor.lock is held by another process" in answer.error
+    )
     os.close(lock)
-    assert admin("caches", "ensure", *host.words, "--detach", "--standing").document["result"] is not None, "it is finished later"
+    assert (
+        admin("caches", "ensure", *host.words, "--detach", "--standing").document["result"]
+        is not None
+    ), "it is finished later"
     assert host.ensured()["inductor"] == "noop"
 
 
-def test_a_commit_that_cannot_be_written_leaves_nothing(host: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_that_cannot_be_written_leaves_nothing(
+    host: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(incoming.files, "write_text", full)
     with nothing_taken():
         answer = host.take(host.archive)
-    assert answer.code == EXIT_NO_RESULT and "no space left" in answer.error and isinstance(Manifest(()).content, bytes)
+    assert (
+        answer.code == EXIT_NO_RESULT
+        and "no space left" in answer.error
+        and isinstance(Manifest(()).content, bytes)
+    )
     assert cli.EXIT_NO_RESULT == 1

@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import SignatureError, sign, verify
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import (
+    SignatureError,
+    sign,
+    verify,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,7 +38,12 @@ def store(tmp_path: Path) -> Store:
 
 
 def record(content: bytes, **more: Any) -> dict[str, Any]:
-    return {"digest": f"sha256:{hashlib.sha256(b'manifest of ' + content).hexdigest()}", "finished": True, "signature": None, **more}
+    return {
+        "digest": f"sha256:{hashlib.sha256(b'manifest of ' + content).hexdigest()}",
+        "finished": True,
+        "signature": None,
+        **more,
+    }
 
 
 def put(store: Store, content: bytes, name: str = NAME) -> None:
@@ -47,7 +56,7 @@ def files(store: Store) -> set[str]:
     return {path.name for path in store.folder.iterdir()} - {".lock"}
 
 
-# --- the folder ----------------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------
 
 
 def test_what_is_stored_is_found_with_what_was_said_of_it(store: Store) -> None:
@@ -57,9 +66,14 @@ def test_what_is_stored_is_found_with_what_was_said_of_it(store: Store) -> None:
     found, warning = store.find(NAME)
     assert warning is None and found is not None
     assert found == {
-        **record(b"one", finished=False, signature="c2ln"), "sha256": hashlib.sha256(b"one").hexdigest(), "bytes": 3,
-    }  # fmt: skip
-    assert store.archive(NAME).read_bytes() == b"one" and files(store) == {f"{NAME}.tar", f"{NAME}.json"}
+        **record(b"one", finished=False, signature="c2ln"),
+        "sha256": hashlib.sha256(b"one").hexdigest(),
+        "bytes": 3,
+    }
+    assert store.archive(NAME).read_bytes() == b"one" and files(store) == {
+        f"{NAME}.tar",
+        f"{NAME}.json",
+    }
 
 
 def test_it_is_replaced_as_a_whole_and_others_are_left_alone(store: Store) -> None:
@@ -67,7 +81,11 @@ def test_it_is_replaced_as_a_whole_and_others_are_left_alone(store: Store) -> No
     put(store, b"one")
     put(store, b"two")
     found, _ = store.find(NAME)
-    assert found is not None and found["digest"] == record(b"two")["digest"] and store.archive(NAME).read_bytes() == b"two"
+    assert (
+        found is not None
+        and found["digest"] == record(b"two")["digest"]
+        and store.archive(NAME).read_bytes() == b"two"
+    )
     assert store.find("moe_tune-1")[0] is not None
 
 
@@ -84,14 +102,24 @@ def flipped(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-@pytest.mark.parametrize("spoil", [flipped, lambda content: content[:-1], lambda content: content + b"x", lambda content: b""])
-def test_an_archive_that_is_not_as_it_was_stored_is_set_aside_with_a_warning(store: Store, spoil: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [flipped, lambda content: content[:-1], lambda content: content + b"x", lambda content: b""],
+)
+def test_an_archive_that_is_not_as_it_was_stored_is_set_aside_with_a_warning(
+    store: Store, spoil: Callable[[bytes], bytes]
+) -> None:
     put(store, b"as it was stored")
     spoiled = spoil(b"as it was stored")
     store.archive(NAME).write_bytes(spoiled)
     found, warning = store.find(NAME)
     aside = store.folder / f"{NAME}.tar.corrupt-1"
-    assert found is None and warning is not None and f"set aside as {aside}" in warning and str(store.archive(NAME)) in warning
+    assert (
+        found is None
+        and warning is not None
+        and f"set aside as {aside}" in warning
+        and str(store.archive(NAME)) in warning
+    )
     assert files(store) == {aside.name} and aside.read_bytes() == spoiled
     assert store.find(NAME) == (None, None), "it is told once"
     put(store, b"made anew")
@@ -111,11 +139,19 @@ def test_one_without_the_other_is_as_good_as_nothing(store: Store, lost: str) ->
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["digest", "sha256", "bytes", "finished"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["digest", "sha256", "bytes", "finished"]), inner)
+    ),
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(written=JSON.map(json.dumps) | st.text() | st.just("[" * 100_000))
 def test_a_record_of_another_form_is_as_good_as_none(store: Store, written: str) -> None:
     put(store, b"one")
@@ -141,7 +177,7 @@ def test_what_a_killed_controller_left_goes_a_day_later(store: Store) -> None:
     assert files(store) == {"deep_gemm-2.tar", "deep_gemm-2.json", beside.name}
 
 
-# --- processes: killed, and several at once ------------------------------------------------------------------------------
+# --- processes: killed, and several at once -------------------------------------------------------
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -178,7 +214,9 @@ def put_until(store: Store, content: bytes, operation: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [b"old", None])
-def test_a_write_that_is_killed_leaves_the_old_one_or_nothing(store: Store, before: bytes | None) -> None:
+def test_a_write_that_is_killed_leaves_the_old_one_or_nothing(
+    store: Store, before: bytes | None
+) -> None:
     seen: list[bytes | None] = []
     for operation in range(100):
         shutil.rmtree(store.folder, ignore_errors=True)
@@ -219,7 +257,9 @@ def test_many_at_once_leave_one_of_theirs_and_nobody_finds_less(store: Store) ->
         for _ in range(100):
             put(store, content)
 
-    pids = [fork(lambda content=content: give(content)) for content in contents] + [fork(look) for _ in range(3)]  # type: ignore[misc]
+    pids = [fork(lambda content=content: give(content)) for content in contents] + [
+        fork(look) for _ in range(3)
+    ]  # type: ignore[misc]
     assert [ended(pid) for pid in pids] == [0] * len(pids)
     found, warning = store.find(NAME)
     assert found is not None and warning is None
@@ -228,7 +268,9 @@ def test_many_at_once_leave_one_of_theirs_and_nobody_finds_less(store: Store) ->
 
 
 @pytest.mark.slow
-def test_of_many_that_find_a_broken_one_at_once_one_sets_it_aside(store: Store, tmp_path: Path) -> None:
+def test_of_many_that_find_a_broken_one_at_once_one_sets_it_aside(
+    store: Store, tmp_path: Path
+) -> None:
     for attempt in range(10):
         put(store, b"as it was stored" * 10_000)
         store.archive(NAME).write_bytes(b"spoiled" * 10_000)
@@ -246,7 +288,7 @@ def test_of_many_that_find_a_broken_one_at_once_one_sets_it_aside(store: Store, 
         assert sum(name.startswith(f"{NAME}.tar.corrupt-") for name in files(store)) == attempt + 1
 
 
-# --- signatures ----------------------------------------------------------------------------------------------------------
+# --- signatures -----------------------------------------------------------------------------------
 
 
 class Keys(NamedTuple):
@@ -256,7 +298,11 @@ class Keys(NamedTuple):
 
 def keys(folder: Path, name: str = "lab") -> Keys:
     made = Keys(str(folder / f"{name}.key"), str(folder / f"{name}.pub"))
-    subprocess.run(["minisign", "-G", "-W", "-s", made.secret, "-p", made.public], check=True, capture_output=True)
+    subprocess.run(
+        ["minisign", "-G", "-W", "-s", made.secret, "-p", made.public],
+        check=True,
+        capture_output=True,
+    )
     return made
 
 
@@ -293,12 +339,16 @@ def test_another_key_name_or_digest_is_refused(tmp_path: Path) -> None:
         lambda text: "",
         lambda text: text[:-8],
         lambda text: base64.b64encode(b"\xff\x00 no signature").decode(),
-        lambda text: base64.b64encode(base64.b64decode(text).replace(b"sgl-caches", b"sgl-cachez")).decode(),
+        lambda text: base64.b64encode(
+            base64.b64decode(text).replace(b"sgl-caches", b"sgl-cachez")
+        ).decode(),
         lambda text: base64.b64encode(b"x" * 5_000_000).decode(),
     ],
     ids=["words", "empty", "cut", "bytes", "comment", "long"],
 )
-def test_what_is_no_signature_is_refused_in_words(tmp_path: Path, spoil: Callable[[str], str]) -> None:
+def test_what_is_no_signature_is_refused_in_words(
+    tmp_path: Path, spoil: Callable[[str], str]
+) -> None:
     lab = keys(tmp_path)
     with pytest.raises(SignatureError, match=NAME) as refused:
         verify(NAME, DIGEST, spoil(sign(NAME, DIGEST, lab.secret)), lab.public)
@@ -306,8 +356,12 @@ def test_what_is_no_signature_is_refused_in_words(tmp_path: Path, spoil: Callabl
 
 
 @pytest.mark.parametrize(("digest", "signature"), [(DIGEST, None), (DIGEST, ""), (None, "c2ln")])
-def test_what_is_not_signed_is_refused_with_the_remedy(digest: str | None, signature: str | None) -> None:
-    with pytest.raises(SignatureError, match=f"{NAME} is not signed.*remove it.*sgl_cache_sign_key"):
+def test_what_is_not_signed_is_refused_with_the_remedy(
+    digest: str | None, signature: str | None
+) -> None:
+    with pytest.raises(
+        SignatureError, match=f"{NAME} is not signed.*remove it.*sgl_cache_sign_key"
+    ):
         verify(NAME, digest, signature, "/none.pub")
 
 

@@ -1,4 +1,6 @@
-"""What a host makes of the words of Docker, of registries and of sgl-admin, when it gives or takes shared work."""
+"""What a host makes of the words of Docker, of registries and of sgl-admin, when it gives or takes
+shared work.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ def saying(error: str) -> Host:
     [
         f"manifest for {REFERENCE} not found: manifest unknown: manifest unknown",
         "manifest unknown",
-        "name unknown: The repository with name 'team/caches' does not exist in the registry with id '1'",
+        (
+            "name unknown: The repository with name 'team/caches' does not exist in the registry"
+            " with id '1'"
+        ),
         # Docker with containerd's image store; Harbor.
         f'failed to resolve reference "{REFERENCE}": {REFERENCE}: not found',
         "unknown: artifact team/caches:inductor-1 not found",
@@ -43,25 +48,54 @@ LOGIN = "no permission: `docker login` on this host"
 @pytest.mark.parametrize(
     ("said", "remedy"),
     [
-        ('Get "http://10.0.0.1:5000/v2/": dial tcp 10.0.0.1:5000: connect: connection refused', SILENT),
-        ('Get "https://r.example/v2/": dial tcp: lookup r.example on 10.0.0.53:53: no such host', SILENT),
+        (
+            'Get "http://10.0.0.1:5000/v2/": dial tcp 10.0.0.1:5000: connect: connection refused',
+            SILENT,
+        ),
+        (
+            'Get "https://r.example/v2/": dial tcp: lookup r.example on 10.0.0.53:53: no such host',
+            SILENT,
+        ),
         ('Get "https://r.example/v2/": dial tcp 10.0.0.2:443: connect: no route to host', SILENT),
         ('Get "https://r.example/v2/": dial tcp 10.0.0.2:443: i/o timeout', SILENT),
-        ('Get "https://r.example/v2/": context deadline exceeded (Client.Timeout exceeded while awaiting headers)', SILENT),
+        (
+            (
+                'Get "https://r.example/v2/": context deadline exceeded (Client.Timeout exceeded'
+                " while awaiting headers)"
+            ),
+            SILENT,
+        ),
         ('Get "https://r.example/v2/": EOF', SILENT),
-        ('Get "https://10.0.0.1:5000/v2/": http: server gave HTTP response to HTTPS client', "name it in insecure-registries"),
-        ('Get "https://r.example/v2/": x509: certificate signed by unknown authority', "/etc/docker/certs.d/<registry>/ca.crt"),
-        ("pull access denied for team/caches, repository does not exist or may require 'docker login': denied: requested access", LOGIN),
+        (
+            'Get "https://10.0.0.1:5000/v2/": http: server gave HTTP response to HTTPS client',
+            "name it in insecure-registries",
+        ),
+        (
+            'Get "https://r.example/v2/": x509: certificate signed by unknown authority',
+            "/etc/docker/certs.d/<registry>/ca.crt",
+        ),
+        (
+            (
+                "pull access denied for team/caches, repository does not exist or may require"
+                " 'docker login': denied: requested access"
+            ),
+            LOGIN,
+        ),
         ("unauthorized: authentication required", LOGIN),
         ("denied: artifact team/caches:inductor-1 not found", LOGIN),
         (
-            'error getting credentials - err: exec: "docker-credential-x": executable file not found in $PATH, out: ``',
+            (
+                'error getting credentials - err: exec: "docker-credential-x": executable file not'
+                " found in $PATH, out: ``"
+            ),
             "docker-credential-x",
         ),
         ("no space left on device", "no space left on device"),
     ],
 )
-def test_a_registry_that_cannot_be_used_is_told_with_the_remedy(said: str, remedy: str, tmp_path: Path) -> None:
+def test_a_registry_that_cannot_be_used_is_told_with_the_remedy(
+    said: str, remedy: str, tmp_path: Path
+) -> None:
     host = saying(DAEMON + said)
     for step in (
         lambda: host.look(REFERENCE),
@@ -70,7 +104,11 @@ def test_a_registry_that_cannot_be_used_is_told_with_the_remedy(said: str, remed
     ):
         with pytest.raises(ShareError) as failed:
             step()
-        assert remedy in str(failed.value) and said in str(failed.value) and REFERENCE in str(failed.value)
+        assert (
+            remedy in str(failed.value)
+            and said in str(failed.value)
+            and REFERENCE in str(failed.value)
+        )
         assert "systemctl start docker" not in str(failed.value), "it is the registry, not Docker"
 
 
@@ -78,7 +116,10 @@ IMAGE = {"kind": "image", "name": "image-1", "image": "sglang-dev:local", "argum
 
 
 def test_a_docker_that_does_not_answer_is_told_as_such() -> None:
-    host = saying("Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?")
+    host = saying(
+        "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon"
+        " running?"
+    )
     with pytest.raises(ShareError, match="systemctl start docker"):
         host.look(REFERENCE)
 
@@ -86,7 +127,11 @@ def test_a_docker_that_does_not_answer_is_told_as_such() -> None:
 @pytest.mark.parametrize(
     ("reference", "digests", "found"),
     [
-        (REFERENCE, ["registry.example/team/caches@sha256:1"], "registry.example/team/caches@sha256:1"),
+        (
+            REFERENCE,
+            ["registry.example/team/caches@sha256:1"],
+            "registry.example/team/caches@sha256:1",
+        ),
         (
             "registry.example:5000/caches:x",
             ["other@sha256:1", "registry.example:5000/caches@sha256:2"],
@@ -98,12 +143,20 @@ def test_a_docker_that_does_not_answer_is_told_as_such() -> None:
         (REFERENCE, None, None),
     ],
 )
-def test_where_it_was_pushed_to_is_told_by_digest(reference: str, digests: list[str] | None, found: str | None) -> None:
+def test_where_it_was_pushed_to_is_told_by_digest(
+    reference: str, digests: list[str] | None, found: str | None
+) -> None:
     asked: list[list[str]] = []
 
     def run(command: list[str]) -> tuple[int, str, str]:
         asked.append(command[1:])
-        return 0, json.dumps([{"Id": "sha256:1", "Architecture": "arm64", "Config": {}, "RepoDigests": digests}]), ""
+        return (
+            0,
+            json.dumps(
+                [{"Id": "sha256:1", "Architecture": "arm64", "Config": {}, "RepoDigests": digests}]
+            ),
+            "",
+        )
 
     host = Host(DockerCli(run, "docker"), "sglang-dev")
     if found is None:
@@ -111,7 +164,10 @@ def test_where_it_was_pushed_to_is_told_by_digest(reference: str, digests: list[
             host.push(IMAGE, None, reference, None, None)
     else:
         assert host.push(IMAGE, None, reference, None, None) == found
-    assert asked[:2] == [["tag", IMAGE["image"], reference], ["push", "--quiet", reference]] and asked[-1] == ["rmi", reference]
+    assert asked[:2] == [
+        ["tag", IMAGE["image"], reference],
+        ["push", "--quiet", reference],
+    ] and asked[-1] == ["rmi", reference]
 
 
 def admin(folder: Path, out: str = "", error: str = "", code: int = 0) -> Host:
@@ -124,7 +180,11 @@ def admin(folder: Path, out: str = "", error: str = "", code: int = 0) -> Host:
     return Host(DockerCli(lambda command: (1, "", ""), str(program)), "sglang-dev")
 
 
-SUMMARY: dict[str, Any] = {"digest": "sha256:1", "bytes": 7, "stages": {"inductor": {"finished": True}}}
+SUMMARY: dict[str, Any] = {
+    "digest": "sha256:1",
+    "bytes": 7,
+    "stages": {"inductor": {"finished": True}},
+}
 
 
 @pytest.mark.slow
@@ -135,12 +195,24 @@ SUMMARY: dict[str, Any] = {"digest": "sha256:1", "bytes": 7, "stages": {"inducto
         ("archive", "[]", 0, "not JSON with"),
         ("archive", '{"digest": "sha256:1"}', 0, "not JSON with"),
         ("archi", json.dumps(SUMMARY), 0, "was cut while it was packed: run this again"),
-        ("archive", "sgl-admin: warning: x\nsgl-admin: no live run\n", 4, "cannot be packed: no live run"),
+        (
+            "archive",
+            "sgl-admin: warning: x\nsgl-admin: no live run\n",
+            4,
+            "cannot be packed: no live run",
+        ),
         ("", "", 137, "sgl-admin said nothing"),
-        ("", "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", 1, "systemctl start docker"),
+        (
+            "",
+            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
+            1,
+            "systemctl start docker",
+        ),
     ],
 )
-def test_an_export_that_is_not_whole_is_told(tmp_path: Path, out: str, error: str, code: int, said: str) -> None:
+def test_an_export_that_is_not_whole_is_told(
+    tmp_path: Path, out: str, error: str, code: int, said: str
+) -> None:
     with pytest.raises(ShareError, match=said):
         admin(tmp_path, out, error, code).pack(ITEM, str(tmp_path / "archive"))
 
@@ -148,7 +220,11 @@ def test_an_export_that_is_not_whole_is_told(tmp_path: Path, out: str, error: st
 @pytest.mark.slow
 def test_an_export_may_say_more_before_its_summary(tmp_path: Path) -> None:
     host = admin(tmp_path, "archive", f"sgl-admin: warning: x\n{json.dumps(SUMMARY)}\n")
-    assert host.pack(ITEM, str(tmp_path / "archive")) == {"digest": "sha256:1", "bytes": 7, "finished": True}
+    assert host.pack(ITEM, str(tmp_path / "archive")) == {
+        "digest": "sha256:1",
+        "bytes": 7,
+        "finished": True,
+    }
     assert (tmp_path / "archive").read_text() == "archive"
     part = {**SUMMARY, "stages": {"inductor": {"finished": True}, "moe_tune": {"finished": False}}}
     packed = admin(tmp_path, "archive", json.dumps(part)).pack(ITEM, str(tmp_path / "archive"))
@@ -163,13 +239,18 @@ def test_an_export_may_say_more_before_its_summary(tmp_path: Path) -> None:
         ("", "", "sgl-admin said nothing"),
         ("perhaps", "", "not JSON with stages"),
         (
-            '{"stages": {"inductor": {"status": "refused", "reason": "its signature differs in GPU"}}}',
+            (
+                '{"stages": {"inductor": {"status": "refused", "reason": "its signature differs in'
+                ' GPU"}}}'
+            ),
             "",
             "inductor: its signature differs in GPU",
         ),
     ],
 )
-def test_an_import_that_takes_nothing_is_told(tmp_path: Path, out: str, error: str, said: str) -> None:
+def test_an_import_that_takes_nothing_is_told(
+    tmp_path: Path, out: str, error: str, said: str
+) -> None:
     (tmp_path / "archive").write_text("archive")
     with pytest.raises(ShareError, match=said):
         admin(tmp_path, out, error, 8).take(ITEM, str(tmp_path / "archive"), "sha256:1")

@@ -18,7 +18,10 @@ from tests.fuzz.fuzzing import damaged, documents, encoded, mostly, spoiled
 
 MESSAGES = [{"role": "user", "content": "What is 17 plus 5?"}]
 fuzz = settings(
-    max_examples=200, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example]
+    max_examples=200,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 
 
@@ -38,11 +41,25 @@ def ask(mode: str = "", stream: bool = True, **options: Any) -> chat.Answer:
         ("reasoning_content", "I add them.", "It is 22."),
     ],
 )
-def test_an_answer_and_what_was_thought(mode: str, reasoning: str | None, content: str, stream: bool) -> None:
+def test_an_answer_and_what_was_thought(
+    mode: str, reasoning: str | None, content: str, stream: bool
+) -> None:
     answer = ask(mode, stream)
-    assert (answer.reasoning, answer.content, answer.finish_reason, answer.usage) == (reasoning, content, "stop", USAGE)
-    assert 0 < answer.latency_s and answer.output_tokens_per_s == USAGE["completion_tokens"] / answer.latency_s
-    assert (answer.ttft_s is not None and 0 < answer.ttft_s <= answer.latency_s) if stream else answer.ttft_s is None
+    assert (answer.reasoning, answer.content, answer.finish_reason, answer.usage) == (
+        reasoning,
+        content,
+        "stop",
+        USAGE,
+    )
+    assert (
+        0 < answer.latency_s
+        and answer.output_tokens_per_s == USAGE["completion_tokens"] / answer.latency_s
+    )
+    assert (
+        (answer.ttft_s is not None and 0 < answer.ttft_s <= answer.latency_s)
+        if stream
+        else answer.ttft_s is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +108,15 @@ def test_a_server_that_is_gone_is_told() -> None:
 @pytest.mark.parametrize(
     ("options", "sent"),
     [
-        ({}, {"temperature": 0, "max_tokens": 64, "stream": True, "stream_options": {"include_usage": True}}),
+        (
+            {},
+            {
+                "temperature": 0,
+                "max_tokens": 64,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            },
+        ),
         (
             {"stream": False, "temperature": 0.5, "max_tokens": 3, "top_p": 0.9, "seed": 0},
             {"stream": False, "temperature": 0.5, "max_tokens": 3, "top_p": 0.9, "seed": 0},
@@ -140,13 +165,24 @@ def read(body: bytes, stream: bool) -> chat.Answer:
 
 
 def test_lines_of_one_event_are_one_document() -> None:
-    text = json.dumps({"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}], "usage": USAGE}, indent=1)
+    text = json.dumps(
+        {"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}], "usage": USAGE},
+        indent=1,
+    )
     lines = "".join(f"data:{line}\r\n" for line in text.splitlines())
     assert read(f"id: 1\r\n{lines}\r\n\r\ndata: [DONE]\n\n".encode(), stream=True).content == "x"
 
 
 @pytest.mark.parametrize(
-    "usage", [{}, [], "7", {**USAGE, "total_tokens": None}, {**USAGE, "prompt_tokens": True}, {**USAGE, "prompt_tokens": -1}]
+    "usage",
+    [
+        {},
+        [],
+        "7",
+        {**USAGE, "total_tokens": None},
+        {**USAGE, "prompt_tokens": True},
+        {**USAGE, "prompt_tokens": -1},
+    ],
 )
 def test_a_usage_that_is_none_is_refused(usage: Any) -> None:
     answer = {**ChatServer.answer(""), "usage": usage}
@@ -161,30 +197,51 @@ def holds(body: bytes, stream: bool) -> None:
     except chat.ChatFailure as failure:
         assert failure.kind in ("schema_error", "http_error") and str(failure)
     else:
-        assert isinstance(answer.content, str) and answer.finish_reason and set(answer.usage) == set(USAGE)
+        assert (
+            isinstance(answer.content, str)
+            and answer.finish_reason
+            and set(answer.usage) == set(USAGE)
+        )
         assert answer.output_tokens_per_s >= 0
 
 
 @fuzz
-@given(damaged(mostly(spoiled(ChatServer.answer("reasoning_content")), documents("choices", "usage")).map(encoded)))
+@given(
+    damaged(
+        mostly(spoiled(ChatServer.answer("reasoning_content")), documents("choices", "usage")).map(
+            encoded
+        )
+    )
+)
 def test_any_whole_answer_is_read_or_refused(body: bytes) -> None:
     holds(body, stream=False)
 
 
-EVENTS = [event.removeprefix(b"data: ") for event in ChatServer.events("tags") if event.startswith(b"data: {")]
-chunks = st.sampled_from(EVENTS).flatmap(lambda event: spoiled(json.loads(event), most=1)).map(encoded)
+EVENTS = [
+    event.removeprefix(b"data: ")
+    for event in ChatServer.events("tags")
+    if event.startswith(b"data: {")
+]
+chunks = (
+    st.sampled_from(EVENTS).flatmap(lambda event: spoiled(json.loads(event), most=1)).map(encoded)
+)
 
 
 @fuzz
 @given(st.lists(mostly(st.sampled_from(EVENTS), damaged(chunks)), max_size=12), st.booleans())
 def test_any_stream_is_read_or_refused(events: list[bytes], done: bool) -> None:
-    holds(b"".join(b"data: %b\n\n" % event for event in [*events, *([b"[DONE]"] if done else [])]), stream=True)
+    holds(
+        b"".join(b"data: %b\n\n" % event for event in [*events, *([b"[DONE]"] if done else [])]),
+        stream=True,
+    )
 
 
 @fuzz
 @given(
     st.binary(max_size=200)
-    | st.lists(st.sampled_from([b"data:", b"data: [DONE]", b"\n", b"\r\n", b":", b"{}", b"id", b"\xff"])).map(b"".join)
+    | st.lists(
+        st.sampled_from([b"data:", b"data: [DONE]", b"\n", b"\r\n", b":", b"{}", b"id", b"\xff"])
+    ).map(b"".join)
 )
 def test_any_bytes_are_no_stream_or_one(body: bytes) -> None:
     holds(body, stream=True)

@@ -1,4 +1,5 @@
-"""A smoke from its command line to its records: real worker processes, and a double of the server."""
+"""A smoke from its command line to its records: real worker processes, and a double of the server.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +36,16 @@ for name, value in {paths!r}.items():
     setattr(paths, name, Path(value))
 paths._HOST_ROOTS = tuple((Path(root), variable) for root, variable in {roots!r})
 """
-TWO: dict[str, Any] = {"name": "two", "tests": [{"name": "first", "turns": ["a"]}, {"name": "second", "turns": ["b", "c"]}]}
+TWO: dict[str, Any] = {
+    "name": "two",
+    "tests": [{"name": "first", "turns": ["a"]}, {"name": "second", "turns": ["b", "c"]}],
+}
 
 
 class Site:
-    """A live run whose prep is done, with the double as its prepared server, and sgl-admin's smoke command."""
+    """A live run whose prep is done, with the double as its prepared server, and sgl-admin's smoke
+    command.
+    """
 
     def __init__(self, run_id: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.run_id = run_id
@@ -56,10 +62,14 @@ class Site:
         files.write_json(paths.manifest(self.run_id), manifest)
 
     def prepare(self, *arguments: str, argv: list[str] | None = None) -> None:
-        """Write a prep_result whose server is the double, as it is told to be, or another command."""
+        """Write a prep_result whose server is the double, as it is told to be, or another command.
+        """
         double = [sys.executable, DOUBLE, "--port", str(self.port), *arguments]
         result = validators.example("prep_result")
-        result["run"]["server"] = {"argv": argv or double, "env": {"SGL_TEST_WORD": "the prepared environment"}}
+        result["run"]["server"] = {
+            "argv": argv or double,
+            "env": {"SGL_TEST_WORD": "the prepared environment"},
+        }
         files.write_json(paths.prep_result(self.run_id), result)
 
     def call(self, *arguments: str) -> tuple[int, str]:
@@ -87,7 +97,11 @@ class Site:
         """The last smoke's summary, as `status` tells it once it has ended."""
         code, out = self.call("status", "--json", "--wait", "60")
         summary = json.loads(out)["smoke"]
-        assert code == 0 and summary == self.summary(summary["smoke_id"]) and summary["state"] != "running"
+        assert (
+            code == 0
+            and summary == self.summary(summary["smoke_id"])
+            and summary["state"] != "running"
+        )
         return summary
 
     def summary(self, smoke_id: str | None = None) -> dict[str, Any]:
@@ -101,7 +115,9 @@ class Site:
         return [test["status"] for test in self.summary()["tests"]]
 
     def nothing_is_left(self) -> None:
-        """No process of the prepared server runs, its port and the lock are free, and no temp file lies about."""
+        """No process of the prepared server runs, its port and the lock are free, and no temp file
+        lies about.
+        """
         assert processes_with(str(self.port)) == []
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,7 +127,9 @@ class Site:
 
 
 def processes_with(argument: str) -> list[list[str]]:
-    """The command lines of the double's processes that have such an argument; a process that has ended has none."""
+    """The command lines of the double's processes that have such an argument; a process that has
+    ended has none.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -138,11 +156,20 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def site(live_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Site]:
+def site(
+    live_run: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Site]:
     patched = {name: str(value) for name, value in vars(paths).items() if isinstance(value, Path)}
-    text = SITE.format(paths=patched, roots=[(str(root), variable) for root, variable in paths._HOST_ROOTS])
+    text = SITE.format(
+        paths=patched, roots=[(str(root), variable) for root, variable in paths._HOST_ROOTS]
+    )
     (tmp_path / "sitecustomize.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(run.__file__).parents[1])]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(run.__file__).parents[1])])
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
 
     made = Site(live_run, tmp_path, capsys)
@@ -157,7 +184,7 @@ def site(live_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
             record.wait(live_run, entry.parent.name, 60)
 
 
-# --- whose server --------------------------------------------------------------------------------------------------------
+# --- whose server ---------------------------------------------------------------------------------
 
 
 def test_a_running_server_is_used_and_left_running(site: Site) -> None:
@@ -168,18 +195,42 @@ def test_a_running_server_is_used_and_left_running(site: Site) -> None:
         assert code == 0 and runner.is_served(run.live())
     text, _, last = out.rstrip("\n").rpartition("\n")
     summary = site.summary()
-    assert json.loads(text) == summary and last == f"SMOKE_SUMMARY {record.path(site.run_id, summary['smoke_id'])}"
+    assert (
+        json.loads(text) == summary
+        and last == f"SMOKE_SUMMARY {record.path(site.run_id, summary['smoke_id'])}"
+    )
     nothing = dict.fromkeys(("argv", "pgid", "start_ticks", "ready_after_s"))
     assert summary["server"] == {"used": "running", "port": server.port, "log_tail": [], **nothing}
-    assert (summary["state"], summary["exit_code"], summary["model"], summary["scenario"]) == ("done", 0, MODEL, "default")
+    assert (summary["state"], summary["exit_code"], summary["model"], summary["scenario"]) == (
+        "done",
+        0,
+        MODEL,
+        "default",
+    )
     assert summary["counts"] == {"total": 2, "passed": 2, "failed": 0, "not_run": 0}
-    assert (summary["prep_metrics_ready"], summary["prep_metrics_ready_source"]) == (True, "container_path")
+    assert (summary["prep_metrics_ready"], summary["prep_metrics_ready_source"]) == (
+        True,
+        "container_path",
+    )
     one, multi = summary["tests"]
-    assert (one["turns"], multi["turns"], multi["turns_done"], multi["stop_reason"]) == (1, 2, 2, "stop")
+    assert (one["turns"], multi["turns"], multi["turns_done"], multi["stop_reason"]) == (
+        1,
+        2,
+        2,
+        "stop",
+    )
     assert multi["usage"] == {"prompt_tokens": 14, "completion_tokens": 10, "total_tokens": 24}
-    assert summary["window"]["start"] <= one["prometheus"]["start"] <= one["prometheus"]["end"] <= multi["prometheus"]["start"]
+    assert (
+        summary["window"]["start"]
+        <= one["prometheus"]["start"]
+        <= one["prometheus"]["end"]
+        <= multi["prometheus"]["start"]
+    )
     assert multi["prometheus"]["end"] <= summary["window"]["end"]
-    assert one["log"]["file"] == str(paths.log(site.run_id)) and one["log"]["host_file"] == f"/host/telemetry/logs/{site.run_id}.log"
+    assert (
+        one["log"]["file"] == str(paths.log(site.run_id))
+        and one["log"]["host_file"] == f"/host/telemetry/logs/{site.run_id}.log"
+    )
     assert one["log"]["start_byte"] == len("lines of before\n")
     lines = [line.split(": ", 1)[1].split()[:2] for line in site.err.splitlines()]
     assert lines == [["server", "running"], ["one-shot", "passed"], ["multi-turn", "passed"]]
@@ -188,8 +239,14 @@ def test_a_running_server_is_used_and_left_running(site: Site) -> None:
 def test_only_answers_go_into_the_history(site: Site) -> None:
     with ChatServer("closing_tag") as server:
         site.listen_at(server.port)
-        assert site.run(tests={**TWO, "tests": [{**TWO["tests"][1], "system": "Be brief."}]})[0] == 0
-    system, b, c = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "b"}, {"role": "user", "content": "c"})
+        assert (
+            site.run(tests={**TWO, "tests": [{**TWO["tests"][1], "system": "Be brief."}]})[0] == 0
+        )
+    system, b, c = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "b"},
+        {"role": "user", "content": "c"},
+    )
     answer = {"role": "assistant", "content": "It is 22."}
     assert [asked["messages"] for asked in server.requests] == [[system, b], [system, b, answer, c]]
     found = site.summary()["tests"][0]
@@ -201,7 +258,10 @@ def test_only_answers_go_into_the_history(site: Site) -> None:
     metrics = files.read_json(Path(found["metrics"]["container_path"])) or {}
     assert [turn["turn"] for turn in metrics["turns"]] == [1, 2] and metrics["error"] is None
     assert found["latency_s"] == pytest.approx(sum(turn["latency_s"] for turn in metrics["turns"]))
-    assert found["ttft_s"] == metrics["turns"][0]["ttft_s"] > 0 and metrics["turns"][0]["output_tokens_per_s"] > 0
+    assert (
+        found["ttft_s"] == metrics["turns"][0]["ttft_s"] > 0
+        and metrics["turns"][0]["output_tokens_per_s"] > 0
+    )
 
 
 def test_the_prepared_server_is_started_and_stopped(site: Site) -> None:
@@ -209,7 +269,11 @@ def test_the_prepared_server_is_started_and_stopped(site: Site) -> None:
     summary = site.summary()
     assert code == 0 and f"{summary['smoke_id']} done: default, 2 of 2 tests passed" in out
     used = summary["server"]
-    assert (used["used"], used["port"], used["argv"][:2]) == ("started", site.port, [sys.executable, DOUBLE])
+    assert (used["used"], used["port"], used["argv"][:2]) == (
+        "started",
+        site.port,
+        [sys.executable, DOUBLE],
+    )
     assert used["ready_after_s"] > 0 and used["pgid"] is None
     assert "double: begins with the prepared environment" in paths.log(site.run_id).read_text()
     site.nothing_is_left()
@@ -219,11 +283,23 @@ def test_a_failed_test_leaves_no_server_and_the_next_test_runs(site: Site) -> No
     site.prepare("--mode", "http_500", "--first", "3")
     three = {"name": "three", "tests": [*TWO["tests"], {"name": "third", "turns": ["d"]}]}
     code, out = site.run(tests=three)
-    assert code == runner.EXIT_TEST_FAILED == 8 and site.statuses() == ["passed", "failed", "failed"]
+    assert code == runner.EXIT_TEST_FAILED == 8 and site.statuses() == [
+        "passed",
+        "failed",
+        "failed",
+    ]
     summary = site.summary()
     failed = summary["tests"][1]
-    assert (failed["error"]["kind"], failed["error"]["turn"], failed["turns_done"]) == ("http_error", 2, 1)
-    assert "second failed  http_error in turn 2: HTTP 500" in out and summary["state"] == "failed" and summary["errors"] == []
+    assert (failed["error"]["kind"], failed["error"]["turn"], failed["turns_done"]) == (
+        "http_error",
+        2,
+        1,
+    )
+    assert (
+        "second failed  http_error in turn 2: HTTP 500" in out
+        and summary["state"] == "failed"
+        and summary["errors"] == []
+    )
     transcript = files.read_json(Path(failed["transcript"]["container_path"])) or {}
     assert [message["role"] for message in transcript["messages"]] == ["user", "assistant", "user"]
     site.nothing_is_left()
@@ -233,8 +309,14 @@ def test_a_server_that_dies_while_starting_ends_with_7(site: Site) -> None:
     site.prepare(argv=["/bin/sh", "-c", "echo no such model; exit 3", "--port", str(site.port)])
     assert site.run()[0] == 7
     summary = site.summary()
-    assert (summary["state"], summary["exit_code"], site.statuses()) == ("failed", 7, ["not_run", "not_run"])
-    assert "exit code 3" in summary["errors"][0] and summary["server"]["log_tail"] == ["no such model"]
+    assert (summary["state"], summary["exit_code"], site.statuses()) == (
+        "failed",
+        7,
+        ["not_run", "not_run"],
+    )
+    assert "exit code 3" in summary["errors"][0] and summary["server"]["log_tail"] == [
+        "no such model"
+    ]
     assert "exit code 3" in site.err
     site.nothing_is_left()
 
@@ -242,7 +324,9 @@ def test_a_server_that_dies_while_starting_ends_with_7(site: Site) -> None:
 def test_a_server_that_is_never_healthy_ends_with_7(site: Site) -> None:
     site.prepare("--mode", "never_healthy")
     assert site.run("--server-timeout", "1")[0] == 7
-    assert site.summary()["errors"] == ["server_unhealthy_timeout: the server did not become healthy within 1 s"]
+    assert site.summary()["errors"] == [
+        "server_unhealthy_timeout: the server did not become healthy within 1 s"
+    ]
     site.nothing_is_left()
 
 
@@ -257,15 +341,21 @@ def test_a_command_that_no_process_can_have_ends_with_7(site: Site) -> None:
     assert site.run()[0] == 7 and "cannot be started" in site.summary()["errors"][0]
 
 
-# --- its end -------------------------------------------------------------------------------------------------------------
+# --- its end --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "until"), [("never_healthy", "double: begins"), ("hang", "double: asked 2")])
+@pytest.mark.parametrize(
+    ("mode", "until"), [("never_healthy", "double: begins"), ("hang", "double: asked 2")]
+)
 def test_a_smoke_that_is_told_to_stop_ends_its_server(site: Site, mode: str, until: str) -> None:
     site.prepare("--mode", mode, "--first", "2")
     os.kill(site.detached(until, TWO)["pid"], signal.SIGTERM)
     summary = site.ended()
-    assert (summary["state"], summary["exit_code"], summary["errors"]) == ("interrupted", 1, ["it was told to stop; run it again"])
+    assert (summary["state"], summary["exit_code"], summary["errors"]) == (
+        "interrupted",
+        1,
+        ["it was told to stop; run it again"],
+    )
     assert site.statuses() == (["passed", "not_run"] if mode == "hang" else ["not_run", "not_run"])
     site.nothing_is_left()
 
@@ -283,8 +373,15 @@ def test_a_killed_smoke_is_interrupted_and_leaves_nothing(site: Site, asked: str
         site.prepare()
         assert site.run()[0] == 0
     summary = site.summary(running["smoke_id"])
-    assert (summary["state"], summary["exit_code"], summary["server"]["pgid"]) == ("interrupted", None, None)
-    assert [test["status"] for test in summary["tests"]] == ["passed", "not_run"] and "killed" in summary["errors"][0]
+    assert (summary["state"], summary["exit_code"], summary["server"]["pgid"]) == (
+        "interrupted",
+        None,
+        None,
+    )
+    assert [test["status"] for test in summary["tests"]] == [
+        "passed",
+        "not_run",
+    ] and "killed" in summary["errors"][0]
     assert Path(summary["tests"][0]["transcript"]["container_path"]).exists()
     site.nothing_is_left()
 
@@ -304,16 +401,24 @@ def when_written(monkeypatch: pytest.MonkeyPatch, name: str, action: Callable[[]
     monkeypatch.setattr(files, "write_json", write_json)
 
 
-def test_an_interruption_between_two_turns_keeps_the_records_whole(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_between_two_turns_keeps_the_records_whole(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with ChatServer() as server:
         site.listen_at(server.port)
         made = in_process(site)
         when_written(monkeypatch, "metrics.json", made.interrupt)
         assert made.execute() == 1
-    assert site.statuses() == ["passed", "not_run"] and site.summary()["state"] == "interrupted" and len(server.requests) == 1
+    assert (
+        site.statuses() == ["passed", "not_run"]
+        and site.summary()["state"] == "interrupted"
+        and len(server.requests) == 1
+    )
 
 
-def test_a_full_disk_ends_the_smoke_and_its_server(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_smoke_and_its_server(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(paths.TELEMETRY / "x"))
 
@@ -327,7 +432,9 @@ def test_a_full_disk_ends_the_smoke_and_its_server(site: Site, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("group", [0, 1, -1, True, 10**30, "7"])
-def test_the_group_of_a_spoiled_summary_is_not_killed(site: Site, monkeypatch: pytest.MonkeyPatch, group: object) -> None:
+def test_the_group_of_a_spoiled_summary_is_not_killed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, group: object
+) -> None:
     killed: list[int] = []
     monkeypatch.setattr(server, "end_group", killed.append)
     summary = in_process(site).summary
@@ -336,20 +443,26 @@ def test_the_group_of_a_spoiled_summary_is_not_killed(site: Site, monkeypatch: p
     assert site.ended()["state"] == "interrupted" and killed == []
 
 
-# --- before it begins ----------------------------------------------------------------------------------------------------
+# --- before it begins -----------------------------------------------------------------------------
 
 
 def test_another_smoke_ends_with_5_and_is_named(site: Site) -> None:
     site.prepare("--mode", "silent")
     running = site.detached("double: asked 1")
     code, out = site.run()
-    assert code == 5 and out == "" and f"busy: {running['smoke_id']} (pid {running['pid']})" in site.err
+    assert (
+        code == 5
+        and out == ""
+        and f"busy: {running['smoke_id']} (pid {running['pid']})" in site.err
+    )
     os.kill(running["pid"], signal.SIGTERM)
     assert site.ended()["smoke_id"] == running["smoke_id"]
     site.nothing_is_left()
 
 
-def test_a_lock_of_another_container_ends_with_5(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_of_another_container_ends_with_5(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(smoke_cli, "_START_PATIENCE_S", 0.0)
     lock = locks.try_lock(record.LOCK)
     assert lock is not None
@@ -385,7 +498,11 @@ def test_a_running_server_needs_no_prep(site: Site) -> None:
         site.listen_at(server.port)
         assert site.run()[0] == 0
     summary = site.summary()
-    assert (summary["prep_metrics_ready"], summary["prep_metrics_ready_source"], summary["model"]) == (None, None, "default")
+    assert (
+        summary["prep_metrics_ready"],
+        summary["prep_metrics_ready_source"],
+        summary["model"],
+    ) == (None, None, "default")
     assert "names no model" in summary["warnings"][0] and server.requests[0]["model"] == "default"
 
 
@@ -415,15 +532,24 @@ files.write_json = write_json
 """
 
 
-@pytest.mark.parametrize(("fault", "told"), [(FULL, "no space left on /host/telemetry/"), ("import os; os._exit(3)", "exit code 3;")])
-def test_a_smoke_that_ends_before_it_begins_is_told_with_its_reason(site: Site, tmp_path: Path, fault: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [(FULL, "no space left on /host/telemetry/"), ("import os; os._exit(3)", "exit code 3;")],
+)
+def test_a_smoke_that_ends_before_it_begins_is_told_with_its_reason(
+    site: Site, tmp_path: Path, fault: str, told: str
+) -> None:
     with open(tmp_path / "sitecustomize.py", "a") as stream:
         stream.write(fault)
-    assert site.run()[0] == 1 and f"ended before it began: {told}" in site.err and "/host/telemetry/logs/" in site.err
+    assert (
+        site.run()[0] == 1
+        and f"ended before it began: {told}" in site.err
+        and "/host/telemetry/logs/" in site.err
+    )
     assert lock_is_free()
 
 
-# --- what is told --------------------------------------------------------------------------------------------------------
+# --- what is told ---------------------------------------------------------------------------------
 
 
 def test_detached_it_is_waited_for_as_long_as_asked(site: Site) -> None:
@@ -432,12 +558,18 @@ def test_detached_it_is_waited_for_as_long_as_asked(site: Site) -> None:
     with ChatServer() as server:
         site.listen_at(server.port)
         code, out = site.run("--detach", "--wait", "60")
-        assert code == 0 and json.loads(out) == {"smoke": site.summary()} and site.summary()["state"] == "done"
+        assert (
+            code == 0
+            and json.loads(out) == {"smoke": site.summary()}
+            and site.summary()["state"] == "done"
+        )
     code, out = site.call("status")
     assert code == 0 and "done: default, 2 of 2 tests passed" in out and "multi-turn passed" in out
 
 
-def test_who_stops_following_is_told_that_the_smoke_goes_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_stops_following_is_told_that_the_smoke_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -449,15 +581,29 @@ def test_who_stops_following_is_told_that_the_smoke_goes_on(site: Site, monkeypa
         assert site.ended()["state"] == "done"
 
 
-@pytest.mark.parametrize("tests", [[None], [{}], [{"name": [], "status": {}}], [{"name": "x", "status": "passed", "latency_s": "\n"}]])
+@pytest.mark.parametrize(
+    "tests",
+    [
+        [None],
+        [{}],
+        [{"name": [], "status": {}}],
+        [{"name": "x", "status": "passed", "latency_s": "\n"}],
+    ],
+)
 def test_a_strange_summary_is_shown_in_lines_that_print(site: Site, tests: list[Any]) -> None:
-    summary = {**in_process(site).summary, "state": "done", "tests": tests, "scenario": "\x1b[31m", "counts": {}}
+    summary = {
+        **in_process(site).summary,
+        "state": "done",
+        "tests": tests,
+        "scenario": "\x1b[31m",
+        "counts": {},
+    }
     files.write_json(record.path(site.run_id, SMOKE_ID), summary)
     code, out = site.call("status")
     assert code == 0 and all(line.isprintable() for line in out.splitlines())
 
 
-# --- METRICS_READY, as the prep says -------------------------------------------------------------------------------------
+# --- METRICS_READY, as the prep says --------------------------------------------------------------
 
 
 def ready_of(site: Site, path: Path, ok: object = True, run_id: str | None = None) -> None:
@@ -480,12 +626,16 @@ def test_the_manifests_path_goes_first(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["/no/such/file", "", 7, None, "a\0b", "x" * 5000])
-def test_where_the_manifest_names_none_the_containers_own_path_is_read(site: Site, named: object) -> None:
+def test_where_the_manifest_names_none_the_containers_own_path_is_read(
+    site: Site, named: object
+) -> None:
     name_in_manifest(site, named)
     assert record.prep_metrics_ready(run.live()) == (True, "container_path")
 
 
-@pytest.mark.parametrize(("ok", "run_id"), [(None, None), ("yes", None), (1, None), (True, OTHER_RUN)])
+@pytest.mark.parametrize(
+    ("ok", "run_id"), [(None, None), ("yes", None), (1, None), (True, OTHER_RUN)]
+)
 def test_what_says_nothing_of_this_run_is_null(site: Site, ok: object, run_id: str | None) -> None:
     ready_of(site, paths.prep_result(site.run_id), ok, run_id)
     name_in_manifest(site, str(paths.prep_result(site.run_id)))

@@ -14,10 +14,24 @@ from tests.fuzz.fuzzing import damaged, documents, encoded, mostly, spoiled
 
 FULL = {
     "name": "full",
-    "defaults": {"temperature": 0.5, "max_tokens": 8, "timeout_s": 30, "stream": False, "top_p": 0.9, "seed": 1},
+    "defaults": {
+        "temperature": 0.5,
+        "max_tokens": 8,
+        "timeout_s": 30,
+        "stream": False,
+        "top_p": 0.9,
+        "seed": 1,
+    },
     "tests": [
         {"name": "one", "turns": ["a"]},
-        {"name": "two.turns-2_b", "system": "Be brief.", "turns": ["a", "b"], "temperature": 0, "stream": True, "seed": -3},
+        {
+            "name": "two.turns-2_b",
+            "system": "Be brief.",
+            "turns": ["a", "b"],
+            "temperature": 0,
+            "stream": True,
+            "seed": -3,
+        },
     ],
 }
 
@@ -29,14 +43,25 @@ def test_a_test_takes_the_defaults_and_its_own() -> None:
         "full",
         (
             scenario.Test("one", None, ("a",), defaults),
-            scenario.Test("two.turns-2_b", "Be brief.", ("a", "b"), scenario.Options(0, 8, 30, True, 0.9, -3)),
+            scenario.Test(
+                "two.turns-2_b", "Be brief.", ("a", "b"), scenario.Options(0, 8, 30, True, 0.9, -3)
+            ),
         ),
     )
 
 
 def test_what_nothing_says_is_as_documented() -> None:
-    found = scenario.parse('{"name": "n", "tests": [{"name": "t", "turns": ["x"]}]}').tests[0].options
-    assert vars(found) == {"temperature": 0, "max_tokens": 64, "timeout_s": 120, "stream": True, "top_p": None, "seed": None}
+    found = (
+        scenario.parse('{"name": "n", "tests": [{"name": "t", "turns": ["x"]}]}').tests[0].options
+    )
+    assert vars(found) == {
+        "temperature": 0,
+        "max_tokens": 64,
+        "timeout_s": 120,
+        "stream": True,
+        "top_p": None,
+        "seed": None,
+    }
 
 
 def test_the_built_in_scenario_has_a_one_shot_and_a_multi_turn_test() -> None:
@@ -49,7 +74,11 @@ def test_the_built_in_scenario_has_a_one_shot_and_a_multi_turn_test() -> None:
         ((), [], "the scenario: must be a JSON object"),
         (("name",), None, "name: must be a text"),
         (("name",), " ", "name: must be a text"),
-        (("extra",), 1, "the scenario: has the unknown key 'extra'; it takes name, defaults, tests"),
+        (
+            ("extra",),
+            1,
+            "the scenario: has the unknown key 'extra'; it takes name, defaults, tests",
+        ),
         (("defaults",), None, "defaults: must be a JSON object"),
         (("defaults", "stream"), 1, "defaults.stream: must be true or false"),
         (("defaults", "turns"), ["x"], "defaults: has the unknown key 'turns'"),
@@ -80,7 +109,9 @@ def test_the_built_in_scenario_has_a_one_shot_and_a_multi_turn_test() -> None:
         (("tests", 1, "maxtokens"), 8, r"tests\[1\]: has the unknown key 'maxtokens'"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(place: tuple[str | int, ...], value: Any, words: str) -> None:
+def test_what_is_wrong_is_named_with_its_place(
+    place: tuple[str | int, ...], value: Any, words: str
+) -> None:
     document: Any = json.loads(json.dumps(FULL))
     if place:
         parent = document
@@ -99,8 +130,16 @@ def test_what_is_no_json_is_refused(text: str | bytes) -> None:
         scenario.parse(text)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
-@given(damaged(mostly(spoiled(FULL), documents("name", "defaults", "tests")).map(encoded)) | st.binary(max_size=60))
+@settings(
+    max_examples=300,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
+)
+@given(
+    damaged(mostly(spoiled(FULL), documents("name", "defaults", "tests")).map(encoded))
+    | st.binary(max_size=60)
+)
 def test_anything_is_a_scenario_or_refused(content: bytes) -> None:
     try:
         found = scenario.parse(content)

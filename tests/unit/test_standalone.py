@@ -25,10 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
 SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
 CACHES = {
-    "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "torchinductor", "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "SGLANG_DG_CACHE_DIR": "deep_gemm", "SGL_DG_CACHE_DIR": "deep_gemm", "TVM_FFI_CACHE_DIR": "tvm_ffi", "SGLANG_JIT_CACHE_DIR": "tvm_ffi",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "SGLANG_DG_CACHE_DIR": "deep_gemm",
+    "SGL_DG_CACHE_DIR": "deep_gemm",
+    "TVM_FFI_CACHE_DIR": "tvm_ffi",
+    "SGLANG_JIT_CACHE_DIR": "tvm_ffi",
     "SGLANG_MOE_CONFIG_DIR": "moe_configs",
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -47,13 +52,21 @@ class Machine:
             "SGL_TEST_GPU_SERVER": str(self.folder / "server.json"),
             "SGL_TEST_NO_TORCH": "1",
         }
-        return {name: value for name, value in {**os.environ, **ours}.items() if name not in CACHES and not name.startswith("SGL_HOST_")}
+        return {
+            name: value
+            for name, value in {**os.environ, **ours}.items()
+            if name not in CACHES and not name.startswith("SGL_HOST_")
+        }
 
     def begin(self, *words: str, root: Path | str | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "sgl_admin", "--root", str(root or self.root), *words],
-            env=self.environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def admin(self, *words: str, root: Path | str | None = None) -> tuple[int, str, str]:
         process = self.begin(*words, root=root)
@@ -61,7 +74,16 @@ class Machine:
         return process.returncode, out, err
 
     def ensure(self, *words: str) -> tuple[int, dict[str, Any], str]:
-        code, out, err = self.admin("caches", "ensure", "--json", "--model", str(self.model), "--port", str(self.port), *words)
+        code, out, err = self.admin(
+            "caches",
+            "ensure",
+            "--json",
+            "--model",
+            str(self.model),
+            "--port",
+            str(self.port),
+            *words,
+        )
         assert "RESULT_JSON" in out, err
         return code, json.loads(out[: out.index("RESULT_JSON")]), err
 
@@ -71,10 +93,16 @@ class Machine:
 
     def starts(self) -> list[dict[str, Any]]:
         journal = self.folder / "journal"
-        return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+        return (
+            [json.loads(line) for line in journal.read_text().splitlines()]
+            if journal.exists()
+            else []
+        )
 
     def runs(self) -> list[str]:
-        return sorted(path.stem for path in (self.root / "telemetry" / "container_runs").glob("*.json"))
+        return sorted(
+            path.stem for path in (self.root / "telemetry" / "container_runs").glob("*.json")
+        )
 
 
 @pytest.fixture
@@ -83,7 +111,9 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         trial.bind((server.HOST, 0))
         made = Machine(tmp_path, tmp_path / "root", int(trial.getsockname()[1]))
     made.model.mkdir(parents=True)
-    (made.model / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024}))
+    (made.model / "config.json").write_text(
+        json.dumps({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024})
+    )
     (tmp_path / "nvml.json").write_text("{}")
     (tmp_path / "server.json").write_text(json.dumps({"journal": str(tmp_path / "journal")}))
     yield made
@@ -94,7 +124,10 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
     code, result, said = machine.ensure()
     assert (code, result["status"]) == (0, "ok"), said
-    assert [result["stages"][name]["status"] for name in ("deep_gemm", "moe_tune", "flashinfer", "inductor")] == [
+    assert [
+        result["stages"][name]["status"]
+        for name in ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+    ] == [
         "ok",
         "skipped",
         "ok",
@@ -116,7 +149,9 @@ def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
         "CONTAINER_RUN_META_JSON": str(manifest), "CONTAINER_RUN_META_JSON_HOST": str(manifest),
     }  # fmt: skip
     places = json.loads(manifest.read_text())["paths"]
-    assert places["host"] == places["container"] and places["host"]["prep_result"] == str(records / "prep_result.json")
+    assert places["host"] == places["container"] and places["host"]["prep_result"] == str(
+        records / "prep_result.json"
+    )
     assert "Uvicorn running" in (machine.root / "telemetry" / "logs" / f"{run_id}.log").read_text()
     # The server was told where to cache, and did.
     [start] = machine.starts()
@@ -127,24 +162,43 @@ def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
         assert any(path.is_file() for path in (machine.root / "profiles" / cache).rglob("*")), cache
     assert not server._alive(start["pid"])
     # What the test itself put beside the root is still all there is.
-    assert {path.name for path in machine.folder.iterdir()} == {"root", "elsewhere", "nvml.json", "server.json", "journal"}
+    assert {path.name for path in machine.folder.iterdir()} == {
+        "root",
+        "elsewhere",
+        "nvml.json",
+        "server.json",
+        "journal",
+    }
 
 
 def test_no_proof_is_asked_for_where_no_prometheus_is(machine: Machine) -> None:
-    _, out, _ = machine.admin("caches", "ensure", "--dry-run", "--json", "--model", str(machine.model))
+    _, out, _ = machine.admin(
+        "caches", "ensure", "--dry-run", "--json", "--model", str(machine.model)
+    )
     assert json.loads(out[: out.index("RESULT_STATUS")])["telemetry_probe"] == "skipped"
-    _, out, _ = machine.admin("caches", "ensure", "--dry-run", "--json", "--model", str(machine.model), "--probe", "auto")
-    assert json.loads(out[: out.index("RESULT_STATUS")])["telemetry_probe"] == "would_run", "but whoever has one may ask"
+    _, out, _ = machine.admin(
+        "caches", "ensure", "--dry-run", "--json", "--model", str(machine.model), "--probe", "auto"
+    )
+    assert json.loads(out[: out.index("RESULT_STATUS")])["telemetry_probe"] == "would_run", (
+        "but whoever has one may ask"
+    )
 
 
 def test_a_second_call_keeps_the_run_and_finds_nothing_to_do(machine: Machine) -> None:
     machine.ensure()
     before = machine.runs()
     code, result, _ = machine.ensure()
-    assert code == 0 and {stage["status"] for stage in result["stages"].values()} == {"noop", "skipped"}
+    assert code == 0 and {stage["status"] for stage in result["stages"].values()} == {
+        "noop",
+        "skipped",
+    }
     assert machine.runs() == before == [result["run"]["run_id"]] and len(machine.starts()) == 1
     code, out, _ = machine.admin("status", "--json")
-    assert code == 0 and json.loads(out)["job"]["run_id"] == before[0] and json.loads(out)["job"]["state"] == "done"
+    assert (
+        code == 0
+        and json.loads(out)["job"]["run_id"] == before[0]
+        and json.loads(out)["job"]["state"] == "done"
+    )
 
 
 def test_the_root_may_be_named_from_where_one_stands(machine: Machine) -> None:
@@ -157,7 +211,9 @@ def test_the_root_may_be_named_from_where_one_stands(machine: Machine) -> None:
 def test_a_root_that_is_no_folder_to_work_in_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: str
 ) -> None:
-    """In this process, where what comes after the refusal cannot be done: as root, it would make folders in /."""
+    """In this process, where what comes after the refusal cannot be done: as root, it would make
+    folders in /.
+    """
 
     def relocate(folder: Path) -> None:
         raise AssertionError(f"{folder} is worked in")
@@ -183,8 +239,11 @@ def test_several_at_once_begin_one_run(machine: Machine) -> None:
     assert {out for (out, _), _ in ended} == {f"no prep yet in {run_id}\n"}
 
 
-def test_a_run_that_another_begins_for_too_long_is_told(container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What it sets for its children, and where everything is, ends with this test: the fixture puts the places back.
+def test_a_run_that_another_begins_for_too_long_is_told(
+    container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What it sets for its children, and where everything is, ends with this test: the fixture puts
+    # the places back.
     for variable in (paths.ROOT_VARIABLE, *paths.CACHE_VARIABLES):
         monkeypatch.setenv(variable, "")
     monkeypatch.setattr(standalone, "_LOCK_TIMEOUT_S", 0.1)
@@ -195,11 +254,21 @@ def test_a_run_that_another_begins_for_too_long_is_told(container: Path, tmp_pat
     with pytest.raises(Refused, match="another sgl-admin begins a run there") as refused:
         standalone.begin(str(root))
     os.close(held)
-    assert refused.value.exit_code == 2 and not list((root / "telemetry" / "container_runs").iterdir())
+    assert refused.value.exit_code == 2 and not list(
+        (root / "telemetry" / "container_runs").iterdir()
+    )
 
 
 def test_two_preps_at_once_are_one_prep(machine: Machine) -> None:
-    words = ("caches", "ensure", "--json", "--model", str(machine.model), "--port", str(machine.port))
+    words = (
+        "caches",
+        "ensure",
+        "--json",
+        "--model",
+        str(machine.model),
+        "--port",
+        str(machine.port),
+    )
     calls = [machine.begin(*words) for _ in range(2)]
     ended = [(call.communicate(timeout=60), call.returncode) for call in calls]
     assert [code for _, code in ended] == [0, 0], ended
@@ -210,7 +279,9 @@ def test_a_run_whose_beginning_was_cut_short_is_begun_anew(machine: Machine) -> 
     machine.admin("status")
     (machine.root / "telemetry" / "container_run_meta.env").unlink()
     code, out, _ = machine.admin("status")
-    assert code == 0 and len(machine.runs()) == 2 and any(run_id in out for run_id in machine.runs())
+    assert (
+        code == 0 and len(machine.runs()) == 2 and any(run_id in out for run_id in machine.runs())
+    )
 
 
 def test_the_prepared_server_starts_and_stops_there(machine: Machine) -> None:
@@ -221,21 +292,56 @@ def test_the_prepared_server_starts_and_stops_there(machine: Machine) -> None:
     record = started["server"]
     assert record["port"] == machine.port and server._alive(record["pgid"])
     of_prep, of_benchmark = machine.starts()
-    assert of_benchmark["argv"] == of_prep["argv"] and of_benchmark["env"] == of_prep["env"], "it finds what was prepared"
-    code, _, err = machine.admin("caches", "ensure", "--inductor", "rebuild", "--model", str(machine.model), "--port", str(machine.port))
+    assert of_benchmark["argv"] == of_prep["argv"] and of_benchmark["env"] == of_prep["env"], (
+        "it finds what was prepared"
+    )
+    code, _, err = machine.admin(
+        "caches",
+        "ensure",
+        "--inductor",
+        "rebuild",
+        "--model",
+        str(machine.model),
+        "--port",
+        str(machine.port),
+    )
     assert code == 13 and len(machine.starts()) == 2, "no prep takes its place"
     code, out, _ = machine.admin("server", "stop", "--json")
-    assert code == 0 and json.loads(out)["server"]["state"] == "stopped" and not server._alive(record["pgid"])
+    assert (
+        code == 0
+        and json.loads(out)["server"]["state"] == "stopped"
+        and not server._alive(record["pgid"])
+    )
 
 
 def test_a_machine_without_a_gpu_warms_what_the_cpu_compiles(machine: Machine) -> None:
     (machine.folder / "nvml.json").unlink()
-    without = {name: value for name, value in machine.environment.items() if name != "SGL_TEST_NVML"}
+    without = {
+        name: value for name, value in machine.environment.items() if name != "SGL_TEST_NVML"
+    }
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "sgl_admin", "--root", str(machine.root), "caches", "ensure", "--json", "--model", str(machine.model),
-         "--port", str(machine.port)],
-        env=without, stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "sgl_admin",
+            "--root",
+            str(machine.root),
+            "caches",
+            "ensure",
+            "--json",
+            "--model",
+            str(machine.model),
+            "--port",
+            str(machine.port),
+        ],
+        env=without,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     result = json.loads(done.stdout[: done.stdout.index("RESULT_JSON")])
     assert result["run"]["device_name"] == "cpu" and result["stages"]["inductor"]["status"] == "ok"
-    assert {result["stages"][name]["reason"] for name in ("deep_gemm", "moe_tune", "flashinfer")} == {"no_cuda_device"}
+    assert {
+        result["stages"][name]["reason"] for name in ("deep_gemm", "moe_tune", "flashinfer")
+    } == {"no_cuda_device"}

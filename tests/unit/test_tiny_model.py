@@ -1,4 +1,6 @@
-"""The tiny model: its files are what the formats ask for, the same each time, and there whole or not at all."""
+"""The tiny model: its files are what the formats ask for, the same each time, and there whole or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,17 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import tiny_model
-from ansible_collections.slice_bench.sglang.plugins.module_utils.tiny_model import TinyModelError, inspect, make
+from ansible_collections.slice_bench.sglang.plugins.module_utils.tiny_model import (
+    TinyModelError,
+    inspect,
+    make,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another owner")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can make files of another owner"
+)
 
 
 @pytest.fixture
@@ -44,7 +52,9 @@ def test_folder_has_every_file_and_nothing_else(path: Path) -> None:
     plan = converge(path)
     assert sorted(contents(path)) == sorted([*tiny_model.file_names(), tiny_model.RECORD])
     assert [entry.name for entry in path.parent.iterdir()] == ["tiny"]
-    assert plan.size_bytes == sum(len(data) for name, data in contents(path).items() if name != tiny_model.RECORD)
+    assert plan.size_bytes == sum(
+        len(data) for name, data in contents(path).items() if name != tiny_model.RECORD
+    )
     for file in path.iterdir():
         assert file.stat().st_mode & 0o777 == 0o664
     assert path.stat().st_mode & 0o777 == path.parent.stat().st_mode & 0o777 == 0o775
@@ -76,8 +86,13 @@ def test_same_seed_same_bytes_other_seed_other_weights() -> None:
 
 def test_bytes_are_those_of_every_release_and_machine() -> None:
     """Raise GENERATOR when this changes, so that existing folders are made anew."""
-    digest = hashlib.sha256(b"".join(data for _, data in sorted(tiny_model.files(0).items()))).hexdigest()
-    assert (tiny_model.GENERATOR, digest) == (1, "d521530622518668ea20a6f4cd54802d2978cfe1288d18a2c4108c850e85ec77")
+    digest = hashlib.sha256(
+        b"".join(data for _, data in sorted(tiny_model.files(0).items()))
+    ).hexdigest()
+    assert (tiny_model.GENERATOR, digest) == (
+        1,
+        "d521530622518668ea20a6f4cd54802d2978cfe1288d18a2c4108c850e85ec77",
+    )
 
 
 def test_shards_are_valid_safetensors_and_the_index_covers_them() -> None:
@@ -108,22 +123,39 @@ def test_shards_are_valid_safetensors_and_the_index_covers_them() -> None:
 def test_shapes_follow_the_config() -> None:
     config = tiny_model.config()
     shapes = dict(tiny_model.tensors())
-    assert shapes["model.embed_tokens.weight"] == shapes["lm_head.weight"] == (config["vocab_size"], config["hidden_size"])
+    assert (
+        shapes["model.embed_tokens.weight"]
+        == shapes["lm_head.weight"]
+        == (config["vocab_size"], config["hidden_size"])
+    )
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
-        assert shapes[prefix + "self_attn.q_proj.weight"] == (config["num_attention_heads"] * config["head_dim"], config["hidden_size"])
-        assert shapes[prefix + "self_attn.k_proj.weight"] == (config["num_key_value_heads"] * config["head_dim"], config["hidden_size"])
+        assert shapes[prefix + "self_attn.q_proj.weight"] == (
+            config["num_attention_heads"] * config["head_dim"],
+            config["hidden_size"],
+        )
+        assert shapes[prefix + "self_attn.k_proj.weight"] == (
+            config["num_key_value_heads"] * config["head_dim"],
+            config["hidden_size"],
+        )
         assert shapes[prefix + "self_attn.q_norm.weight"] == (config["head_dim"],)
-        assert shapes[prefix + "mlp.down_proj.weight"] == (config["hidden_size"], config["intermediate_size"])
+        assert shapes[prefix + "mlp.down_proj.weight"] == (
+            config["hidden_size"],
+            config["intermediate_size"],
+        )
     assert f"model.layers.{config['num_hidden_layers']}.input_layernorm.weight" not in shapes
 
 
 def test_weights_have_mean_zero_and_standard_deviation_two_hundredths() -> None:
     raw = tiny_model.weights("model.embed_tokens.weight", (259, 64), 0)
-    values = [struct.unpack("<f", b"\0\0" + raw[place : place + 2])[0] for place in range(0, len(raw), 2)]
+    values = [
+        struct.unpack("<f", b"\0\0" + raw[place : place + 2])[0] for place in range(0, len(raw), 2)
+    ]
     mean = sum(values) / len(values)
     assert abs(mean) < 0.001
-    assert math.sqrt(sum((value - mean) ** 2 for value in values) / len(values)) == pytest.approx(0.02, rel=0.05)
+    assert math.sqrt(sum((value - mean) ** 2 for value in values) / len(values)) == pytest.approx(
+        0.02, rel=0.05
+    )
 
 
 @given(st.floats(min_value=-(2.0**100), max_value=2.0**100, width=32))
@@ -135,16 +167,31 @@ def test_bfloat16_rounds_to_the_nearest(value: float) -> None:
 
 def test_tokenizer_maps_each_byte_and_the_special_tokens() -> None:
     files = tiny_model.files(0)
-    tokenizer, settings = json.loads(files["tokenizer.json"]), json.loads(files["tokenizer_config.json"])
-    assert sorted(tokenizer["model"]["vocab"].values()) == list(range(256)) and tokenizer["model"]["merges"] == []
-    # Of the byte-level table: printable ASCII stands for itself, a space is U+0120, a newline U+010A.
-    assert {tokenizer["model"]["vocab"][character] for character in "A~\u0120\u010a"} == {65, 126, 32, 10}
+    tokenizer, settings = (
+        json.loads(files["tokenizer.json"]),
+        json.loads(files["tokenizer_config.json"]),
+    )
+    assert (
+        sorted(tokenizer["model"]["vocab"].values()) == list(range(256))
+        and tokenizer["model"]["merges"] == []
+    )
+    # Of the byte-level table: printable ASCII stands for itself, a space is U+0120, a newline
+    # U+010A.
+    assert {tokenizer["model"]["vocab"][character] for character in "A~\u0120\u010a"} == {
+        65,
+        126,
+        32,
+        10,
+    }
     added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     assert added == {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258}
-    assert {int(number): token["content"] for number, token in settings["added_tokens_decoder"].items()} == {
-        number: content for content, number in added.items()
-    }
-    config, generation = json.loads(files["config.json"]), json.loads(files["generation_config.json"])
+    assert {
+        int(number): token["content"] for number, token in settings["added_tokens_decoder"].items()
+    } == {number: content for content, number in added.items()}
+    config, generation = (
+        json.loads(files["config.json"]),
+        json.loads(files["generation_config.json"]),
+    )
     assert config["eos_token_id"] == added[settings["eos_token"]] == generation["eos_token_id"][0]
     assert config["vocab_size"] == 256 + len(added)
 
@@ -176,7 +223,17 @@ def test_another_seed_or_generator_rewrites(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [None, b"", b"{", b"[]", b"null", b"{}", b'{"made_by": "another"}', b"\xff\xfe", b"[" * 100_000],
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"made_by": "another"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
     ids=lambda value: repr(value)[:20],
 )
 def test_a_folder_that_is_not_ours_is_refused_untouched(path: Path, record: bytes | None) -> None:
@@ -185,7 +242,10 @@ def test_a_folder_that_is_not_ours_is_refused_untouched(path: Path, record: byte
     if record is not None:
         (path / tiny_model.RECORD).write_bytes(record)
     before = contents(path)
-    with pytest.raises(TinyModelError, match=rf"{path} was not made by this module .* not overwritten: set the path"):
+    with pytest.raises(
+        TinyModelError,
+        match=rf"{path} was not made by this module .* not overwritten: set the path",
+    ):
         converge(path)
     assert contents(path) == before
 
@@ -275,7 +335,9 @@ def test_a_killed_run_leaves_nothing_half(
     if state == "absent":
         assert not path.exists()
     converge(path)
-    assert contents(path) == tiny_model.files(0) | {tiny_model.RECORD: (path / tiny_model.RECORD).read_bytes()}
+    assert contents(path) == tiny_model.files(0) | {
+        tiny_model.RECORD: (path / tiny_model.RECORD).read_bytes()
+    }
     assert [entry.name for entry in path.parent.iterdir()] == ["tiny"]
     assert [entry.name for entry in path.parent.parent.iterdir()] == ["org"]
     assert not inspect(str(path)).changed
@@ -315,4 +377,6 @@ def test_two_runs_at_once_end_in_the_same_folder(path: Path) -> None:
     first, second = inspect(str(path)), inspect(str(path))
     make(first)
     make(second)
-    assert not inspect(str(path)).changed and [entry.name for entry in path.parent.iterdir()] == ["tiny"]
+    assert not inspect(str(path)).changed and [entry.name for entry in path.parent.iterdir()] == [
+        "tiny"
+    ]

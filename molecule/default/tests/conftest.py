@@ -29,7 +29,10 @@ class Stack(NamedTuple):
 
     @property
     def ports(self) -> dict[str, int]:
-        return {name: self.variables[f"sgl_{name}_port"] for name in ("prometheus", "node_exporter", "sglang")}
+        return {
+            name: self.variables[f"sgl_{name}_port"]
+            for name in ("prometheus", "node_exporter", "sglang")
+        }
 
 
 def _variables() -> dict[str, Any]:
@@ -48,7 +51,9 @@ def stack() -> Stack:
     pointer = root / "telemetry" / "container_run_meta.env"
     named = validators.parse_and_validate_pointer(pointer.read_text(encoding="utf-8"))
     manifest = json.loads(Path(named["CONTAINER_RUN_META_JSON_HOST"]).read_text(encoding="utf-8"))
-    prep_result = json.loads(Path(manifest["paths"]["host"]["prep_result"]).read_text(encoding="utf-8"))
+    prep_result = json.loads(
+        Path(manifest["paths"]["host"]["prep_result"]).read_text(encoding="utf-8")
+    )
     return Stack(variables, root, variables["sgl_container"], pointer, manifest, prep_result)
 
 
@@ -58,7 +63,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report: Any = yield
     if report.failed:
         host = Host.get_host("local://")
-        printed = host.run("docker logs --tail %s %s", str(LOG_LINES), _variables()["sgl_container"])
+        printed = host.run(
+            "docker logs --tail %s %s", str(LOG_LINES), _variables()["sgl_container"]
+        )
         report.sections.append(("docker logs", printed.stdout + printed.stderr))
         for log in sorted((_root() / "telemetry" / "logs").glob("*.log")):
             tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]

@@ -28,7 +28,9 @@ def test_container_runs_as_the_owner_of_the_tree(host: Any, stack: Any) -> None:
     assert inspected["Config"]["User"] == f"{owner.st_uid}:{owner.st_gid}"
     # Not only what was asked for: every process of the container, and a bare exec, has that uid.
     assert host.check_output("docker exec %s id -u", stack.container) == str(owner.st_uid)
-    processes = host.check_output("docker top %s -eo uid,pid,comm", stack.container).splitlines()[1:]
+    processes = host.check_output("docker top %s -eo uid,pid,comm", stack.container).splitlines()[
+        1:
+    ]
     assert {int(line.split()[0]) for line in processes} == {owner.st_uid}
     assert {"prometheus", "node_exporter"} <= {line.split()[2] for line in processes}
 
@@ -45,7 +47,10 @@ def test_manifest_keeps_the_contract(host: Any, stack: Any) -> None:
     inspected = json.loads(host.check_output("docker container inspect %s", stack.container))[0]
     assert stack.manifest["container_id"] == inspected["Id"]
     assert stack.manifest["container_name"] == stack.container
-    assert stack.manifest["services"]["prometheus"]["url"] == f"http://127.0.0.1:{stack.ports['prometheus']}"
+    assert (
+        stack.manifest["services"]["prometheus"]["url"]
+        == f"http://127.0.0.1:{stack.ports['prometheus']}"
+    )
 
 
 def test_metrics_are_ready(stack: Any) -> None:
@@ -56,10 +61,16 @@ def test_metrics_are_ready(stack: Any) -> None:
 
 
 def test_second_run_did_no_work(stack: Any) -> None:
-    """The idempotence step ran just before: nothing was left to warm, on a machine without a GPU or with one."""
+    """The idempotence step ran just before: nothing was left to warm, on a machine without a GPU or
+    with one.
+    """
     stages = stack.prep_result["stages"]
     assert list(stages) == ["deep_gemm", "moe_tune", "flashinfer", "inductor"]
-    assert {name: stage["status"] for name, stage in stages.items() if stage["status"] not in ("noop", "skipped")} == {}
+    assert {
+        name: stage["status"]
+        for name, stage in stages.items()
+        if stage["status"] not in ("noop", "skipped")
+    } == {}
     assert stages["inductor"]["status"] == "noop"
     assert not any(stage["ran"] for stage in stages.values())
 
@@ -88,7 +99,8 @@ def test_everything_belongs_to_the_owner(host: Any, stack: Any) -> None:
 def test_sgl_admin_by_hand(host: Any, stack: Any) -> None:
     """The call as scripts make it: a bare exec, without -u."""
     done = host.run(
-        "docker exec %s sgl-admin caches ensure --json --model /models/tiny/qwen3-tiny --tp 1 --flashinfer ensure --inductor ensure",
+        "docker exec %s sgl-admin caches ensure --json --model /models/tiny/qwen3-tiny --tp 1"
+        " --flashinfer ensure --inductor ensure",
         stack.container,
     )
     assert done.rc == 0, done.stdout + done.stderr
@@ -96,4 +108,7 @@ def test_sgl_admin_by_hand(host: Any, stack: Any) -> None:
     name, path = result_json.split(" ")
     assert name == "RESULT_JSON"
     assert path == stack.manifest["paths"]["container"]["prep_result"]
-    assert result_status == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:noop"
+    assert (
+        result_status
+        == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:noop"
+    )

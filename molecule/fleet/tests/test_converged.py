@@ -9,10 +9,14 @@ from tests.hosts.fleet import NAMES
 from .conftest import Installation
 
 
-def test_each_host_proved_its_metrics_by_itself(converged: Installation, first_report: dict[str, Any]) -> None:
+def test_each_host_proved_its_metrics_by_itself(
+    converged: Installation, first_report: dict[str, Any]
+) -> None:
     assert first_report["metrics_ready"] == {"ready": 3, "total": 3}
     proofs = [converged.prep_result(name)["telemetry_probe"] for name in NAMES]
-    assert all(proof["ok"] and proof["tokens_seen"] >= proof["tokens_expected"] > 0 for proof in proofs), proofs
+    assert all(
+        proof["ok"] and proof["tokens_seen"] >= proof["tokens_expected"] > 0 for proof in proofs
+    ), proofs
     assert len({proof["prep_id"] for proof in proofs}) == 3
 
 

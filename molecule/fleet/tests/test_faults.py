@@ -1,4 +1,6 @@
-"""What goes wrong in a fleet ends as docs/faults.md says, and the same run without the fault finishes with nothing done twice."""
+"""What goes wrong in a fleet ends as docs/faults.md says, and the same run without the fault
+finishes with nothing done twice.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,16 @@ def test_a_host_that_cannot_be_reached(faults: Installation) -> None:
         del faults.host_variables["fleet-4"]
     assert outcome.code == 4, outcome.output
     assert sorted(outcome.ready()) == sorted(NAMES) and outcome.ran() == [FIRST], outcome.output
-    assert outcome.host("fleet-4")["status"] == "unreachable" and "Connection" in outcome.host("fleet-4")["problem"]
+    assert (
+        outcome.host("fleet-4")["status"] == "unreachable"
+        and "Connection" in outcome.host("fleet-4")["problem"]
+    )
     again = faults.prep()
-    assert all_ready(again) and again.ran() == [] and all(counts["changed"] == 0 for counts in again.counts.values()), again.output
+    assert (
+        all_ready(again)
+        and again.ran() == []
+        and all(counts["changed"] == 0 for counts in again.counts.values())
+    ), again.output
 
 
 def test_the_tuner_is_killed_in_its_stage(faults: Installation) -> None:
@@ -54,7 +63,11 @@ def test_the_tuner_is_killed_in_its_stage(faults: Installation) -> None:
     job = wait_for(lambda: worker(faults, FIRST), "the first host to be in its stage")
     faults.machine(FIRST).execute("kill", "-KILL", job)
     outcome = faults.end(playbook)
-    assert outcome.code == 2 and sorted(outcome.ready()) == [SECOND, THIRD] and outcome.ran() == [SECOND], outcome.output
+    assert (
+        outcome.code == 2
+        and sorted(outcome.ready()) == [SECOND, THIRD]
+        and outcome.ran() == [SECOND]
+    ), outcome.output
     assert "without a result" in outcome.host(FIRST)["problem"]
     again = faults.prep(**SLOW)
     assert all_ready(again) and again.ran() == [], again.output
@@ -63,14 +76,22 @@ def test_the_tuner_is_killed_in_its_stage(faults: Installation) -> None:
 
 def worker(faults: Installation, name: str) -> str | None:
     """The process id, on the host, of the prep that is in its inductor stage."""
-    marker = faults.machine(name).execute("cat", f"{faults.root}/profiles/.in_progress/inductor.json", check=False)
-    processes = faults.machine(name).execute("docker", "top", faults.container, "-eo", "pid,args", check=False).splitlines()
+    marker = faults.machine(name).execute(
+        "cat", f"{faults.root}/profiles/.in_progress/inductor.json", check=False
+    )
+    processes = (
+        faults.machine(name)
+        .execute("docker", "top", faults.container, "-eo", "pid,args", check=False)
+        .splitlines()
+    )
     pids = [line.split()[0] for line in processes if "sgl_admin.worker" in line]
     return pids[0] if marker and pids else None
 
 
 def test_the_registry_goes_in_the_middle(faults: Installation, fleet: Fleet) -> None:
-    """The host that made it is ready; the others say why they could not have it, and do not make it too."""
+    """The host that made it is ready; the others say why they could not have it, and do not make it
+    too.
+    """
     faults.prep(**SLOW)
     faults.forget_caches()
     faults.variables["sgl_cache_registry"] = f"{REPOSITORY}-gone"
@@ -81,16 +102,23 @@ def test_the_registry_goes_in_the_middle(faults: Installation, fleet: Fleet) -> 
         outcome = faults.end(playbook)
     finally:
         fleet.registry.start()
-    assert outcome.code == 2 and outcome.ready() == [FIRST] and outcome.ran() == [FIRST], outcome.output
+    assert outcome.code == 2 and outcome.ready() == [FIRST] and outcome.ran() == [FIRST], (
+        outcome.output
+    )
     for name in (SECOND, THIRD):
-        assert FIRST in outcome.host(name)["problem"] and "the registry does not answer" in outcome.host(name)["problem"]
+        assert (
+            FIRST in outcome.host(name)["problem"]
+            and "the registry does not answer" in outcome.host(name)["problem"]
+        )
     again = faults.prep(**SLOW)
     assert all_ready(again) and again.ran() == [], again.output
     assert faults.caches(FIRST) == faults.caches(SECOND) == faults.caches(THIRD) != {}
 
 
 def test_an_archive_with_one_flipped_byte(faults: Installation, tmp_path: Path) -> None:
-    """It is refused with its reason, and nothing of it is there. With the whole one back, the host takes that."""
+    """It is refused with its reason, and nothing of it is there. With the whole one back, the host
+    takes that.
+    """
     faults.prep()
     name = tag(faults)
     kept = unwrapped(name, tmp_path)
@@ -102,7 +130,9 @@ def test_an_archive_with_one_flipped_byte(faults: Installation, tmp_path: Path) 
         outcome = faults.prep()
     finally:
         push(kept, name)
-    assert outcome.code == 2 and sorted(outcome.ready()) == [FIRST, THIRD] and outcome.ran() == [], outcome.output
+    assert (
+        outcome.code == 2 and sorted(outcome.ready()) == [FIRST, THIRD] and outcome.ran() == []
+    ), outcome.output
     problem = outcome.host(SECOND)["problem"]
     assert "refused, nothing of it was taken" in problem and "digest" in problem, problem
     assert faults.caches(SECOND) == {}
@@ -136,20 +166,30 @@ def push(archive: bytes, reference: str) -> None:
         member = tarfile.TarInfo("sgl-caches.tar")
         member.size = len(archive)
         made.addfile(member, io.BytesIO(archive))
-    subprocess.run(["docker", "import", "-", reference], input=outer.getvalue(), check=True, capture_output=True)
+    subprocess.run(
+        ["docker", "import", "-", reference],
+        input=outer.getvalue(),
+        check=True,
+        capture_output=True,
+    )
     run("docker", "push", "--quiet", reference)
     run("docker", "rmi", reference)
 
 
 def test_a_host_whose_signature_differs(faults: Installation) -> None:
-    """It is a group of its own: it makes its own, and takes nothing of the others'; theirs stands."""
+    """It is a group of its own: it makes its own, and takes nothing of the others'; theirs stands.
+    """
     faults.prep()
     faults.host_variables[THIRD]["sgl_cuda_graph_batch_sizes"] = [1]
     try:
         outcome = faults.prep()
         assert all_ready(outcome) and outcome.ran() == [THIRD], outcome.output
         again = faults.prep()
-        assert all_ready(again) and again.ran() == [] and all(counts["changed"] == 0 for counts in again.counts.values()), again.output
+        assert (
+            all_ready(again)
+            and again.ran() == []
+            and all(counts["changed"] == 0 for counts in again.counts.values())
+        ), again.output
     finally:
         del faults.host_variables[THIRD]["sgl_cuda_graph_batch_sizes"]
     groups = {tuple(sorted(group["hosts"])) for group in outcome.report["fleet"]["groups"]}
@@ -163,12 +203,28 @@ def test_a_host_with_a_wrongly_owned_tree(faults: Installation) -> None:
     foreign = f"{faults.root}/profiles/triton/foreign"
     faults.machine(SECOND).execute("install", "-o", "bench", "-g", "bench", "/dev/null", foreign)
     faults.forget_caches(THIRD)
-    before = faults.machine(SECOND).execute("docker", "container", "inspect", "--format", "{{.State.StartedAt}}", faults.container)
+    before = faults.machine(SECOND).execute(
+        "docker", "container", "inspect", "--format", "{{.State.StartedAt}}", faults.container
+    )
     outcome = faults.prep()
-    assert outcome.code == 2 and sorted(outcome.ready()) == [FIRST, THIRD] and outcome.ran() == [], outcome.output
-    assert foreign in outcome.host(SECOND)["problem"] and "not 1000:1000" in outcome.host(SECOND)["problem"]
+    assert (
+        outcome.code == 2 and sorted(outcome.ready()) == [FIRST, THIRD] and outcome.ran() == []
+    ), outcome.output
+    assert (
+        foreign in outcome.host(SECOND)["problem"]
+        and "not 1000:1000" in outcome.host(SECOND)["problem"]
+    )
     assert outcome.counts[SECOND]["changed"] == 0
-    assert faults.machine(SECOND).execute("docker", "container", "inspect", "--format", "{{.State.StartedAt}}", faults.container) == before
+    assert (
+        faults.machine(SECOND).execute(
+            "docker", "container", "inspect", "--format", "{{.State.StartedAt}}", faults.container
+        )
+        == before
+    )
     faults.machine(SECOND).execute("chown", "ops:ops", foreign)
     again = faults.prep()
-    assert all_ready(again) and again.ran() == [] and all(counts["changed"] == 0 for counts in again.counts.values()), again.output
+    assert (
+        all_ready(again)
+        and again.ran() == []
+        and all(counts["changed"] == 0 for counts in again.counts.values())
+    ), again.output

@@ -1,9 +1,11 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Writes one line for each call to a host, a module or a plain command, into the file that SGL_BENCH_CALLS names.
+"""Writes one line for each call to a host, a module or a plain command, into the file that
+SGL_BENCH_CALLS names.
 
-Counted where an action plugin hands it to the host, so one that calls several times counts as many, and a task that never
-leaves the controller (set_fact, debug, include_tasks) counts nothing. Task results alone would tell neither.
+Counted where an action plugin hands it to the host, so one that calls several times counts as many,
+and a task that never leaves the controller (set_fact, debug, include_tasks) counts nothing. Task
+results alone would tell neither.
 """
 
 from __future__ import annotations
@@ -40,14 +42,17 @@ class CallbackModule(CallbackBase):
         inside = False
 
         def count(name: str) -> None:
-            # The workers are forks of the process that loads this: each appends its line in one write.
+            # The workers are forks of the process that loads this: each appends its line in one
+            # write.
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
                 os.write(descriptor, f"{name}\n".encode())
             finally:
                 os.close(descriptor)
 
-        def module(self: ActionBase, module_name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        def module(
+            self: ActionBase, module_name: str | None = None, *args: Any, **kwargs: Any
+        ) -> Any:
             nonlocal inside
             count(module_name or self._task.action)
             inside = True

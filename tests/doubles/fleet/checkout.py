@@ -1,7 +1,9 @@
-"""A checkout in which playbooks/prep.yml runs without hosts: hosts are names, and what a host would do is done by the actions beside this.
+"""A checkout in which playbooks/prep.yml runs without hosts: hosts are names, and what a host would
+do is done by the actions beside this.
 
-The playbook, the roles preflight, provider_prep and cache_share, the filters, the callback and the front are the real ones. The roles
-between the preflight and the prep, which make directories, image, model and container, have nothing in them.
+The playbook, the roles preflight, provider_prep and cache_share, the filters, the callback and the
+front are the real ones. The roles between the preflight and the prep, which make directories,
+image, model and container, have nothing in them.
 """
 
 from __future__ import annotations
@@ -17,9 +19,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 _REAL = (
-    "playbooks", "plugins/filter", "plugins/callback", "plugins/plugin_utils", "plugins/module_utils",
-    "roles/preflight", "roles/provider_prep", "roles/cache_share",
-)  # fmt: skip
+    "playbooks",
+    "plugins/filter",
+    "plugins/callback",
+    "plugins/plugin_utils",
+    "plugins/module_utils",
+    "roles/preflight",
+    "roles/provider_prep",
+    "roles/cache_share",
+)
 _EMPTY = ("host_dirs", "image", "model")
 _STACK = """\
 - name: Be a container that was just started
@@ -61,12 +69,20 @@ class FleetCheckout:
         (collections / "sglang").symlink_to(self.root)
         shutil.copy(ROOT / "ansible.cfg", self.root)
         # The front finds its checkout by where its own files really lie.
-        shutil.copytree(ROOT / "slice_bench", self.root / "slice_bench", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "slice_bench",
+            self.root / "slice_bench",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
         (self.root / ".venv").symlink_to(sys.prefix)
 
     def hosts(self, hosts: dict[str, dict[str, Any]], **variables: Any) -> Path:
         """Write the inventory: for each host, its variable `double`; returns its path."""
-        local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "sgl_model": "x"}
+        local = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "sgl_model": "x",
+        }
         document = {
             "sglang": {
                 "hosts": {name: {"double": told} for name, told in hosts.items()},
@@ -79,27 +95,58 @@ class FleetCheckout:
     @property
     def environment(self) -> dict[str, str]:
         """Of whoever runs a playbook in it."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "SGL_", "HOST_"))}
-        return {**ours, "ANSIBLE_CONFIG": str(self.root / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "SGL_REPORT_DIR": str(self._reports)}
+        ours = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("ANSIBLE_", "SGL_", "HOST_"))
+        }
+        return {
+            **ours,
+            "ANSIBLE_CONFIG": str(self.root / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "SGL_REPORT_DIR": str(self._reports),
+        }
 
     def front(self, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-        """Begin `python -m slice_bench.cli`, in a session of its own, without waiting for its end."""
+        """Begin `python -m slice_bench.cli`, in a session of its own, without waiting for its end.
+        """
         environment = {**self.environment, "PYTHONPATH": str(self.root)}
         del environment["ANSIBLE_CONFIG"]
         return subprocess.Popen(
             [sys.executable, "-m", "slice_bench.cli", *words],
-            cwd=cwd or self.root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=cwd or self.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def run(self, *flags: str) -> Ran:
         """Run the playbook on the inventory that was written last."""
         shutil.rmtree(self._reports, ignore_errors=True)
         done = subprocess.run(
-            [str(Path(sys.executable).with_name("ansible-playbook")), "playbooks/prep.yml", "-i", str(self._inventory), *flags],
-            cwd=self.root, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [
+                str(Path(sys.executable).with_name("ansible-playbook")),
+                "playbooks/prep.yml",
+                "-i",
+                str(self._inventory),
+                *flags,
+            ],
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             check=False,
-        )  # fmt: skip
+        )
         found = list(self._reports.glob("*.json"))
         report = json.loads(found[0].read_text(encoding="utf-8")) if found else None
-        return Ran(done.returncode, done.stdout, report, found[0].with_suffix(".html").read_text(encoding="utf-8") if found else None)
+        return Ran(
+            done.returncode,
+            done.stdout,
+            report,
+            found[0].with_suffix(".html").read_text(encoding="utf-8") if found else None,
+        )

@@ -1,6 +1,8 @@
-"""Stands for jaeger-all-in-one 1.73.0 and dcgm-exporter 4.4.1-4.5.2, behind service.c: their versions, their ports, their pages.
+"""Stands for jaeger-all-in-one 1.73.0 and dcgm-exporter 4.4.1-4.5.2, behind service.c: their
+versions, their ports, their pages.
 
-`/stand-in` tells how it was started. It refuses a flag that the real program does not have (read in the sources of that release).
+`/stand-in` tells how it was started. It refuses a flag that the real program does not have (read in
+the sources of that release).
 """
 
 import http.server
@@ -12,13 +14,28 @@ from pathlib import Path
 
 FLAGS = {
     "jaeger-all-in-one": {
-        "badger.ephemeral", "badger.directory-key", "badger.directory-value", "badger.span-store-ttl", "query.http-server.host-port",
-        "query.grpc-server.host-port", "collector.otlp.enabled", "collector.otlp.grpc.host-port", "collector.otlp.http.host-port",
-        "collector.grpc-server.host-port", "collector.http-server.host-port", "admin.http.host-port", "log-level",
+        "badger.ephemeral",
+        "badger.directory-key",
+        "badger.directory-value",
+        "badger.span-store-ttl",
+        "query.http-server.host-port",
+        "query.grpc-server.host-port",
+        "collector.otlp.enabled",
+        "collector.otlp.grpc.host-port",
+        "collector.otlp.http.host-port",
+        "collector.grpc-server.host-port",
+        "collector.http-server.host-port",
+        "admin.http.host-port",
+        "log-level",
     },
     "dcgm-exporter": {"address", "collectors", "collect-interval", "remote-hostengine-info"},
-}  # fmt: skip
-LISTENS = ("query.http-server.host-port", "collector.otlp.grpc.host-port", "collector.otlp.http.host-port", "address")
+}
+LISTENS = (
+    "query.http-server.host-port",
+    "collector.otlp.grpc.host-port",
+    "collector.otlp.http.host-port",
+    "address",
+)
 
 
 def main() -> None:
@@ -49,12 +66,22 @@ def main() -> None:
     }
     metrics = ""
     if "collectors" in flags:
-        names = [line.split(",")[0] for line in Path(flags["collectors"]).read_text().splitlines() if line.startswith("DCGM_")]
+        names = [
+            line.split(",")[0]
+            for line in Path(flags["collectors"]).read_text().splitlines()
+            if line.startswith("DCGM_")
+        ]
         metrics = "".join(f'{name}{{gpu="0"}} 1\n' for name in names)
 
     class Pages(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(told) if self.path == "/stand-in" else metrics if self.path == "/metrics" else "KO"
+            body = (
+                json.dumps(told)
+                if self.path == "/stand-in"
+                else metrics
+                if self.path == "/metrics"
+                else "KO"
+            )
             self.send_response(200)
             self.send_header("Content-Type", "text/plain")
             self.end_headers()

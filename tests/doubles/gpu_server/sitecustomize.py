@@ -1,7 +1,9 @@
-"""Stands for the device node of NVIDIA's driver, in each Python process that has this folder on its PYTHONPATH.
+"""Stands for the device node of NVIDIA's driver, in each Python process that has this folder on its
+PYTHONPATH.
 
-SGL_TEST_NVML set: /dev/nvidiactl is there, so sgl-admin asks NVML (the double in pynvml.py). Not set: it is not, whatever this machine has.
-SGL_TEST_NO_TORCH set: a process that imports torch ends at once, with exit code 97.
+SGL_TEST_NVML set: /dev/nvidiactl is there, so sgl-admin asks NVML (the double in pynvml.py). Not
+set: it is not, whatever this machine has. SGL_TEST_NO_TORCH set: a process that imports torch ends
+at once, with exit code 97.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class NoTorch:
     """Comes before all that finds modules."""
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> None:
         if name.partition(".")[0] == "torch":
             # No exception: whoever tries an import catches those.
             os.write(2, b"double: torch was imported\n")

@@ -1,6 +1,8 @@
-"""Kills the Python process that loads it with SIGKILL, at the call that the environment names: `SGL_TEST_KILL=copy_file_range:3`.
+"""Kills the Python process that loads it with SIGKILL, at the call that the environment names:
+`SGL_TEST_KILL=copy_file_range:3`.
 
-It stands for the kill that comes in the middle of a copy, at the same byte each time. It is loaded through PYTHONPATH.
+It stands for the kill that comes in the middle of a copy, at the same byte each time. It is loaded
+through PYTHONPATH.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Counts every operation by which sgl-admin and the init change a file or a folder, and fails at one of them.
+"""Counts every operation by which sgl-admin and the init change a file or a folder, and fails at
+one of them.
 
-It is no list of the product's writers made by hand: it stands in the functions by which Python changes files, whoever calls them, and
-an audit hook reports what came by another way (operation `missed`), so that the count is known to be whole.
+It is no list of the product's writers made by hand: it stands in the functions by which Python
+changes files, whoever calls them, and an audit hook reports what came by another way (operation
+`missed`), so that the count is known to be whole.
 
 In the folder that SGL_TEST_FAULTS names:
 
@@ -10,8 +12,9 @@ In the folder that SGL_TEST_FAULTS names:
     hit             made when it was done; from then on the plan is void, so that whoever starts again runs undisturbed
     full            while it is there, whatever needs space fails, in every program
 
-The kinds: `before` and `after` end the process there; `torn` ends it with a file's last bytes lost, at a write or an fsync;
-`enospc` lets that operation fail for want of space, a write in its middle; `full` that one and every later one, until `full` goes.
+The kinds: `before` and `after` end the process there; `torn` ends it with a file's last bytes lost,
+at a write or an fsync; `enospc` lets that operation fail for want of space, a write in its middle;
+`full` that one and every later one, until `full` goes.
 """
 
 from __future__ import annotations
@@ -38,11 +41,25 @@ PROGRAMS = {
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # A full disk refuses these; it lets everything else through.
 NEED_SPACE = frozenset(
-    {"open", "write", "mkdir", "fsync", "fsync_folder", "fdatasync", "rename", "replace", "link", "symlink", "truncate", "ftruncate"}
+    {
+        "open",
+        "write",
+        "mkdir",
+        "fsync",
+        "fsync_folder",
+        "fdatasync",
+        "rename",
+        "replace",
+        "link",
+        "symlink",
+        "truncate",
+        "ftruncate",
+    }
 )
 # What the audit hook sees of the functions that are replaced below, and of those that are not.
 AUDITED = frozenset(
-    "os.rename os.remove os.mkdir os.rmdir os.link os.symlink os.truncate os.chmod os.chown os.utime os.setxattr os.mkfifo".split()
+    "os.rename os.remove os.mkdir os.rmdir os.link os.symlink os.truncate os.chmod os.chown"
+    " os.utime os.setxattr os.mkfifo".split()
 )
 T = TypeVar("T")
 
@@ -62,16 +79,28 @@ class Shim:
         self._inside = threading.local()
         self._number = 0
         self._open = io.open
-        self._os = {name: getattr(os, name) for name in ("open", "write", "close", "stat", "fstat", "readlink", "ftruncate")}
+        self._os = {
+            name: getattr(os, name)
+            for name in ("open", "write", "close", "stat", "fstat", "readlink", "ftruncate")
+        }
         plan = self._read("plan") if not self._there("hit") else ""
         named, _, rest = plan.strip().partition(":")
         number, _, kind = rest.partition(":")
         self._planned = (int(number), kind) if named == program else (0, "")
 
-    # --- one operation -------------------------------------------------------------------------------------------
+    # --- one operation ----------------------------------------------------------------------------
 
-    def step(self, operation: str, path: str, do: Callable[[], T], torn: Callable[[], object] | None = None, changes: bool = True) -> T:
-        """Count an operation and do it, or what the plan says in its place. `torn` does half of it; what changes nothing does not count."""
+    def step(
+        self,
+        operation: str,
+        path: str,
+        do: Callable[[], T],
+        torn: Callable[[], object] | None = None,
+        changes: bool = True,
+    ) -> T:
+        """Count an operation and do it, or what the plan says in its place. `torn` does half of it;
+        what changes nothing does not count.
+        """
         if getattr(self._inside, "depth", 0) or not self._counts(path):
             return do()
         if not changes:
@@ -99,7 +128,11 @@ class Shim:
             if kind in ("enospc", "full") or (operation in NEED_SPACE and self._there("full")):
                 if operation == "write" and torn is not None:
                     torn()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *(() if operation == "write" or "sync" in operation else (path,)))
+                raise OSError(
+                    errno.ENOSPC,
+                    os.strerror(errno.ENOSPC),
+                    *(() if operation == "write" or "sync" in operation else (path,)),
+                )
             try:
                 return do()
             finally:
@@ -111,17 +144,31 @@ class Shim:
 
     def _die(self) -> None:
         if os.getpid() == 1:
-            # The kernel ignores a SIGKILL that the first process of a container sends itself; so it ends at once, and with it all others.
+            # The kernel ignores a SIGKILL that the first process of a container sends itself; so it
+            # ends at once, and with it all others.
             os._exit(137)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _counts(self, path: str) -> bool:
         return path.startswith("/") and not path.startswith(("/dev/", "/proc/", self._folder))
 
-    # --- the functions that change files -------------------------------------------------------------------------
+    # --- the functions that change files ----------------------------------------------------------
 
     def install(self) -> None:
-        for name in ("mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "symlink", "truncate", "chmod", "chown", "utime"):
+        for name in (
+            "mkdir",
+            "rmdir",
+            "unlink",
+            "remove",
+            "rename",
+            "replace",
+            "link",
+            "symlink",
+            "truncate",
+            "chmod",
+            "chown",
+            "utime",
+        ):
             self._replace_by_path(name)
         for name in ("fsync", "fdatasync", "fchmod", "fchown", "ftruncate"):
             self._replace_by_descriptor(name)
@@ -130,20 +177,33 @@ class Shim:
         shim = self
 
         class CountedFile(io.FileIO):
-            """The lowest layer of an open file, which every write of the layers above comes down to."""
+            """The lowest layer of an open file, which every write of the layers above comes down
+            to.
+            """
 
             counted_path = ""
 
             def write(self, data: Any) -> int:
                 view = memoryview(data).cast("B")
                 write = super().write
-                written: int = shim.step("write", self.counted_path, lambda: write(view), lambda: write(view[: len(view) // 2]))
+                written: int = shim.step(
+                    "write",
+                    self.counted_path,
+                    lambda: write(view),
+                    lambda: write(view[: len(view) // 2]),
+                )
                 return written
 
         def counted_open(
-            file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, errors: str | None = None,
-            newline: str | None = None, closefd: bool = True, opener: Any = None,
-        ) -> Any:  # fmt: skip
+            file: Any,
+            mode: str = "r",
+            buffering: int = -1,
+            encoding: str | None = None,
+            errors: str | None = None,
+            newline: str | None = None,
+            closefd: bool = True,
+            opener: Any = None,
+        ) -> Any:
             path = shim._path(file)
             if not set(mode) & set("wax+") or not shim._counts(path):
                 return shim._open(file, mode, buffering, encoding, errors, newline, closefd, opener)
@@ -152,12 +212,18 @@ class Shim:
             def make() -> CountedFile:
                 return CountedFile(file, raw_mode, closefd, opener)
 
-            raw = make() if isinstance(file, int) else shim.step("open", path, make, changes="w" in mode or not shim._exists(path))
+            raw = (
+                make()
+                if isinstance(file, int)
+                else shim.step("open", path, make, changes="w" in mode or not shim._exists(path))
+            )
             raw.counted_path = path
             if buffering == 0:
                 return raw
             buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-            return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
+            return (
+                buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
+            )
 
         builtins.open = io.open = counted_open
         sys.addaudithook(self._audit)
@@ -170,8 +236,12 @@ class Shim:
             shown = arguments[0] if name in ("rename", "replace", "link", "symlink") else path
             shown = self._path(shown, options.get("dir_fd"))
             # Of a path of which more is missing, the rest is asked for first, and then this again.
-            changes = name != "mkdir" or (not self._exists(shown) and self._exists(os.path.dirname(shown)))
-            return self.step(name, shown, lambda: real(path, *arguments, **options), changes=changes)
+            changes = name != "mkdir" or (
+                not self._exists(shown) and self._exists(os.path.dirname(shown))
+            )
+            return self.step(
+                name, shown, lambda: real(path, *arguments, **options), changes=changes
+            )
 
         setattr(os, name, counted)
         # `shutil` and others ask whether a function takes a descriptor of a folder.
@@ -185,9 +255,15 @@ class Shim:
         def counted(descriptor: Any, *arguments: Any) -> Any:
             number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
             regular = stat.S_ISREG(self._os["fstat"](number).st_mode)
-            half = (lambda: self._os["ftruncate"](number, self._os["fstat"](number).st_size // 2)) if regular and "sync" in name else None
+            half = (
+                (lambda: self._os["ftruncate"](number, self._os["fstat"](number).st_size // 2))
+                if regular and "sync" in name
+                else None
+            )
             operation = f"{name}_folder" if "sync" in name and not regular else name
-            return self.step(operation, self._path(number), lambda: real(descriptor, *arguments), half)
+            return self.step(
+                operation, self._path(number), lambda: real(descriptor, *arguments), half
+            )
 
         setattr(os, name, counted)
 
@@ -199,7 +275,9 @@ class Shim:
                 return real(path, flags, mode, dir_fd=dir_fd)
             shown = self._path(path, dir_fd)
             changes = bool(flags & os.O_TRUNC or (flags & os.O_CREAT and not self._exists(shown)))
-            return self.step("open", shown, lambda: real(path, flags, mode, dir_fd=dir_fd), changes=changes)
+            return self.step(
+                "open", shown, lambda: real(path, flags, mode, dir_fd=dir_fd), changes=changes
+            )
 
         os.open = counted
         if real in os.supports_dir_fd:
@@ -210,14 +288,24 @@ class Shim:
 
         def counted(descriptor: int, data: Any) -> int:
             half = bytes(data)[: len(data) // 2]
-            return self.step("write", self._path(descriptor), lambda: real(descriptor, data), lambda: real(descriptor, half))
+            return self.step(
+                "write",
+                self._path(descriptor),
+                lambda: real(descriptor, data),
+                lambda: real(descriptor, half),
+            )
 
         os.write = counted
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if getattr(self._inside, "depth", 0):
             return
-        if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITE_FLAGS and not isinstance(arguments[0], int):
+        if (
+            event == "open"
+            and isinstance(arguments[2], int)
+            and arguments[2] & WRITE_FLAGS
+            and not isinstance(arguments[0], int)
+        ):
             path = self._path(arguments[0])
         elif event in AUDITED:
             path = self._path(arguments[0])
@@ -226,7 +314,7 @@ class Shim:
         if self._counts(path):
             self._log(0, "missed", f"{event} {path}")
 
-    # --- paths, and this folder's own files ----------------------------------------------------------------------
+    # --- paths, and this folder's own files -------------------------------------------------------
 
     def _path(self, path: Any, folder: int | None = None) -> str:
         """The absolute path of a path, a name in an open folder, or a descriptor."""
@@ -249,7 +337,9 @@ class Shim:
         self._append(name, "")
 
     def _append(self, name: str, text: str) -> None:
-        descriptor = self._os["open"](f"{self._folder}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = self._os["open"](
+            f"{self._folder}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
+        )
         self._os["write"](descriptor, text.encode())
         self._os["close"](descriptor)
 

@@ -1,4 +1,6 @@
-"""Stands for the look at a host before anything changes: a host is fine, is refused, or does not answer, as its variable `double` says."""
+"""Stands for the look at a host before anything changes: a host is fine, is refused, or does not
+answer, as its variable `double` says.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         told = (task_vars or {}).get("double", {})
         if "unreachable" in told:
             raise AnsibleConnectionFailure(told["unreachable"])
@@ -17,7 +21,13 @@ class ActionModule(ActionBase):
         if "refused" in told:
             return {**result, "failed": True, "msg": told["refused"]}
         # From an earlier run, which a host may have been ready in.
-        run = {"live": True, "run_id": None, "metrics_ready": True, "manifest": MANIFEST, "paths": MANIFEST["paths"]["container"]}
+        run = {
+            "live": True,
+            "run_id": None,
+            "metrics_ready": True,
+            "manifest": MANIFEST,
+            "paths": MANIFEST["paths"]["container"],
+        }
         return {
             **result,
             "tree": {"foreign": [], "paths": {"telemetry": "/t", "profiles": "/p"}},
@@ -28,6 +38,8 @@ class ActionModule(ActionBase):
 
 
 MANIFEST = {
-    "paths": {"container": {"run_dir": "/telemetry/container_runs/x", "log_file": "/telemetry/logs/x.log"}},
+    "paths": {
+        "container": {"run_dir": "/telemetry/container_runs/x", "log_file": "/telemetry/logs/x.log"}
+    },
     "services": {"prometheus": {"url": "http://127.0.0.1:9090"}},
 }

@@ -1,8 +1,11 @@
-"""Stands for a container that preps: what is warm on a host is a file below the folder `double_folder`, and a tuning takes no time.
+"""Stands for a container that preps: what is warm on a host is a file below the folder
+`double_folder`, and a tuning takes no time.
 
-Two stages have work to do, moe_tune and inductor. On a host whose variable `double` says `tuner_fails`, the tuner fails when it has
-finished a part; `prep_refused` is why no prep begins, and one that `hangs` never ends. The result is the contract's example with these
-stages. With the variable `double_sizes`, a tuning is one of these batch sizes: each that is tuned is a file, and a line of `tuned`.
+Two stages have work to do, moe_tune and inductor. On a host whose variable `double` says
+`tuner_fails`, the tuner fails when it has finished a part; `prep_refused` is why no prep begins,
+and one that `hangs` never ends. The result is the contract's example with these stages. With the
+variable `double_sizes`, a tuning is one of these batch sizes: each that is tuned is a file, and a
+line of `tuned`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ PART_S, REST_S = 60.0, 40.0
 class ActionModule(ActionBase):
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         known = task_vars or {}
         result: dict[str, Any] = {**super().run(tmp, task_vars), "changed": False}
         self._told, self._host = known.get("double", {}), known["inventory_hostname"]
@@ -36,16 +41,28 @@ class ActionModule(ActionBase):
         if "hangs" in self._told:
             (self._folder / "hangs").touch()
             time.sleep(600)
-        self._sizes = [int(size) for size in self._task.args.get("moe_batch_sizes") or known.get("double_sizes", [])]
-        cold = [stage for stage in KEYS if self._task.args.get(OPTIONS[stage]) != "skip" and not self._is_warm(stage)]
+        self._sizes = [
+            int(size)
+            for size in self._task.args.get("moe_batch_sizes") or known.get("double_sizes", [])
+        ]
+        cold = [
+            stage
+            for stage in KEYS
+            if self._task.args.get(OPTIONS[stage]) != "skip" and not self._is_warm(stage)
+        ]
         statuses = {
             **dict.fromkeys(("deep_gemm", "moe_tune", "flashinfer", "inductor"), "skipped"),
             **{stage: "would_run" if stage in cold else "noop" for stage in KEYS},
         }
         if self._task.check_mode:
             return {**result, "changed": bool(cold), "stages": statuses, "exit_code": 0}
-        if self._task.args.get("standing") in (True, "True") and (cold or not (self._folder / "proof").exists()):
-            plan: dict[str, Any] = {stage: {"status": status, "key": self._key(stage)} for stage, status in statuses.items()}
+        if self._task.args.get("standing") in (True, "True") and (
+            cold or not (self._folder / "proof").exists()
+        ):
+            plan: dict[str, Any] = {
+                stage: {"status": status, "key": self._key(stage)}
+                for stage, status in statuses.items()
+            }
             plan["moe_tune"]["missing_batch_sizes"] = self._missing()
             return {**result, "plan": {"stages": plan}, "stages": statuses, "exit_code": 0}
         return {**result, **self._prep(cold)}
@@ -60,11 +77,23 @@ class ActionModule(ActionBase):
             ran = name in cold
             status = "ok" if ran else "noop" if name in KEYS else "skipped"
             reason = None if ran else "valid_signature" if name in KEYS else "requested"
-            stage.update(ran=ran, status=status, reason=reason, key=self._key(name), duration_s=SECONDS[name] if ran else 0.0)
+            stage.update(
+                ran=ran,
+                status=status,
+                reason=reason,
+                key=self._key(name),
+                duration_s=SECONDS[name] if ran else 0.0,
+            )
         tuning = found["stages"]["moe_tune"]
         part = self._folder / "moe_tune-part"
         if failed:
-            tuning.update(status="error", status_code=11, error_type="tuner_failed", errors=["out of memory"], duration_s=PART_S)
+            tuning.update(
+                status="error",
+                status_code=11,
+                error_type="tuner_failed",
+                errors=["out of memory"],
+                duration_s=PART_S,
+            )
             found["telemetry_probe"].update(ok=False, reason="a stage failed")
             found["status"] = "partial"
             part.touch()
@@ -97,7 +126,9 @@ class ActionModule(ActionBase):
         return (self._folder / stage).exists()
 
     def _missing(self) -> list[int]:
-        return [size for size in self._sizes if not (self._folder / f"moe_tune-size-{size}").exists()]
+        return [
+            size for size in self._sizes if not (self._folder / f"moe_tune-size-{size}").exists()
+        ]
 
     def _key(self, stage: str) -> str | None:
         """Hosts of one kind, which the variable `double` may name, want the same."""

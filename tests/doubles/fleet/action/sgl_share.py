@@ -1,4 +1,5 @@
-"""Stands for the relay: what a host gives is a file in one folder, and what is taken becomes a file of the host that takes it.
+"""Stands for the relay: what a host gives is a file in one folder, and what is taken becomes a file
+of the host that takes it.
 
 A host whose variable `double` says `share_unreachable` is away when it is to give.
 """
@@ -16,7 +17,9 @@ BYTES = 1000
 
 
 class ActionModule(ActionBase):
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         known = task_vars or {}
         result: dict[str, Any] = {**super().run(tmp, task_vars), "changed": False}
         base = Path(known["double_folder"])
@@ -33,7 +36,10 @@ class ActionModule(ActionBase):
     def _give(self, item: dict[str, Any]) -> dict[str, Any]:
         if self._sizes and item["stage"] == "moe_tune":
             return self._give_sizes(item)
-        finished, part = (self._host / item["stage"]).exists(), (self._host / f"{item['stage']}-part").exists()
+        finished, part = (
+            (self._host / item["stage"]).exists(),
+            (self._host / f"{item['stage']}-part").exists(),
+        )
         if (self._store / item["name"]).exists():
             return {"status": "there", "digest": digest(item["name"])}
         if not finished and not part:
@@ -59,7 +65,12 @@ class ActionModule(ActionBase):
                         (self._host / size).touch()
                     finished = len(sizes) == len(self._sizes)
                 (self._host / f"{item['stage']}{'' if finished else '-part'}").touch()
-                about = {"digest": digest(name), "bytes": BYTES, "files": 1, "from": f"controller:{self._store / name}.tar"}
+                about = {
+                    "digest": digest(name),
+                    "bytes": BYTES,
+                    "files": 1,
+                    "from": f"controller:{self._store / name}.tar",
+                }
                 return {"status": "imported", "finished": finished, **about}
         return {"status": "absent"}
 

@@ -1,14 +1,17 @@
-"""Stands for `python -m sglang.launch_server` on an NVIDIA GPU, where there is none and seconds matter.
+"""Stands for `python -m sglang.launch_server` on an NVIDIA GPU, where there is none and seconds
+matter.
 
-It answers what sgl-admin asks of the real one: /health (503 until it is ready), /v1/completions with `usage`, and /metrics with the counter
-of prompt tokens, born with its first value. Its helper is a process of its group that outlives it when it is killed. As the real one:
+It answers what sgl-admin asks of the real one: /health (503 until it is ready), /v1/completions
+with `usage`, and /metrics with the counter of prompt tokens, born with its first value. Its helper
+is a process of its group that outlives it when it is killed. As the real one:
 
 - it takes the flags of its release, whose version is its dist-info folder's, and ends with exit code 2 at others (FLAGS);
 - a start and the first sampled request leave a file in each cache that the environment names, where it is not there yet (COMPILED);
 - it fuses a shared expert that is as large as a routed one, looks the MoE configuration of that shape up in SGLANG_MOE_CONFIG_DIR, once
   for each start, and says what it found in a release's own words (seen in 0.5.17 on an H100); without `configs` there it dies.
 
-SGL_TEST_GPU_SERVER names a JSON file, read at the start, that says what else; each key may be left out:
+SGL_TEST_GPU_SERVER names a JSON file, read at the start, that says what else; each key may be left
+out:
 
     journal     a file that gets a line for each start: {"pid", "argv", "env": the caches' variables and CUDA's}
     ready_s     seconds until /health says 200 (0.15)
@@ -34,8 +37,17 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 VARIABLE = "SGL_TEST_GPU_SERVER"
-_KEPT = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "FLASHINFER_WORKSPACE_BASE", "SGLANG_DG_CACHE_DIR", "SGL_DG_CACHE_DIR",
-         "TVM_FFI_CACHE_DIR", "SGLANG_JIT_CACHE_DIR", "SGLANG_MOE_CONFIG_DIR", "CUDA_DEVICE_ORDER")  # fmt: skip
+_KEPT = (
+    "TRITON_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "FLASHINFER_WORKSPACE_BASE",
+    "SGLANG_DG_CACHE_DIR",
+    "SGL_DG_CACHE_DIR",
+    "TVM_FFI_CACHE_DIR",
+    "SGLANG_JIT_CACHE_DIR",
+    "SGLANG_MOE_CONFIG_DIR",
+    "CUDA_DEVICE_ORDER",
+)
 # variable -> the file that a start compiles
 COMPILED = {
     "SGLANG_DG_CACHE_DIR": "cache/kernel.fp8_gemm.1f2e/kernel.cubin",
@@ -44,14 +56,31 @@ COMPILED = {
     "TVM_FFI_CACHE_DIR": "silu_and_mul__arch_9.0a/silu_and_mul.so",
     "FLASHINFER_WORKSPACE_BASE": ".cache/flashinfer/0.6.15/90a/cached_ops/attention/attention.so",
 }
-SAMPLED = {"FLASHINFER_WORKSPACE_BASE": ".cache/flashinfer/0.6.15/90a/cached_ops/sampling/sampling.so"}
-_COMMON = ("--model-path", "--tp-size", "--host", "--port", "--load-format", "--mem-fraction-static", "--context-length",
-           "--moe-runner-backend", "--served-model-name", "--attention-backend", "--kv-cache-dtype")  # fmt: skip
+SAMPLED = {
+    "FLASHINFER_WORKSPACE_BASE": ".cache/flashinfer/0.6.15/90a/cached_ops/sampling/sampling.so"
+}
+_COMMON = (
+    "--model-path",
+    "--tp-size",
+    "--host",
+    "--port",
+    "--load-format",
+    "--mem-fraction-static",
+    "--context-length",
+    "--moe-runner-backend",
+    "--served-model-name",
+    "--attention-backend",
+    "--kv-cache-dtype",
+)
 # (since this version, flags with one value, flags with several)
 FLAGS: tuple[tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]], ...] = (
     ((0, 5, 3), ("--oltp-traces-endpoint",), ("--cuda-graph-bs",)),
     ((0, 5, 9), ("--otlp-traces-endpoint",), ("--cuda-graph-bs",)),
-    ((0, 5, 17), ("--otlp-traces-endpoint",), ("--cuda-graph-bs-decode", "--cuda-graph-bs-prefill")),
+    (
+        (0, 5, 17),
+        ("--otlp-traces-endpoint",),
+        ("--cuda-graph-bs-decode", "--cuda-graph-bs-prefill"),
+    ),
 )
 
 
@@ -100,12 +129,17 @@ class Experts:
 
     def look_up(self, version: str, triton: str) -> None:
         """Raises FileNotFoundError as the real one does, where the folder has no `configs`."""
-        layer = "srt/layers/moe/fused_moe_triton" if version.startswith(("0.5.3", "0.5.9")) else "srt/layers/moe/moe_runner/triton_utils"
+        layer = (
+            "srt/layers/moe/fused_moe_triton"
+            if version.startswith(("0.5.3", "0.5.9"))
+            else "srt/layers/moe/moe_runner/triton_utils"
+        )
         configs = Path(os.environ.get("SGLANG_MOE_CONFIG_DIR", HERE / layer)) / "configs"
         if self._one(configs, triton, f"{self.stem}.json"):
             say(
-                f"Down MoE config file not found at {configs / folder_of(triton) / f'{self.stem}_down.json'}; reusing the tuned "
-                "up-projection config without TMA. Performance might be sub-optimal."
+                "Down MoE config file not found at"
+                f" {configs / folder_of(triton) / f'{self.stem}_down.json'}; reusing the tuned"
+                " up-projection config without TMA. Performance might be sub-optimal."
             )
         else:
             self._one(configs, triton, f"{self.stem}_down.json")
@@ -117,18 +151,22 @@ class Experts:
             json.loads(wanted.read_text())
             say(f"Using MoE kernel config from {wanted}.")
             return True
-        versions = (tuple(map(int, entry.removeprefix("triton_").split("_"))) for entry in os.listdir(configs))
+        versions = (
+            tuple(map(int, entry.removeprefix("triton_").split("_")))
+            for entry in os.listdir(configs)
+        )
         for other in sorted(versions, reverse=True):
             dotted = ".".join(map(str, other))
             if (found := configs / folder_of(dotted) / name).exists():
                 say(
-                    f"Config file not found at {wanted}. Fallback to triton version {dotted} and use MoE kernel config from {found}. "
-                    "Performance might be sub-optimal!"
+                    f"Config file not found at {wanted}. Fallback to triton version {dotted} and"
+                    f" use MoE kernel config from {found}. Performance might be sub-optimal!"
                 )
                 return True
         say(
-            f"Using default MoE kernel config. Performance might be sub-optimal! Config file not found at {wanted}, you can create them "
-            "with https://github.com/sgl-project/sglang/tree/main/benchmark/kernels/fused_moe_triton"
+            "Using default MoE kernel config. Performance might be sub-optimal! Config file not"
+            f" found at {wanted}, you can create them with"
+            " https://github.com/sgl-project/sglang/tree/main/benchmark/kernels/fused_moe_triton"
         )
         return False
 
@@ -148,7 +186,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             self.answer(200 if time.monotonic() >= self.ready_at else 503, "")
         elif self.path == "/metrics":
-            counted = f'sglang:prompt_tokens_total{{model_name="m"}} {float(Handler.tokens)}\n' if Handler.tokens else ""
+            counted = (
+                f'sglang:prompt_tokens_total{{model_name="m"}} {float(Handler.tokens)}\n'
+                if Handler.tokens
+                else ""
+            )
             self.answer(200, f"# TYPE sglang:prompt_tokens_total counter\n{counted}")
         else:
             self.answer(404, "")
@@ -156,7 +198,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.fails:
-            self.answer(500, json.dumps({"object": "error", "message": "Internal server error", "code": 500}))
+            self.answer(
+                500,
+                json.dumps({"object": "error", "message": "Internal server error", "code": 500}),
+            )
             return
         if body["temperature"] > 0:
             with self.lock:
@@ -165,7 +210,15 @@ class Handler(BaseHTTPRequestHandler):
         with self.lock:
             Handler.tokens += tokens
         usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
-        self.answer(200, json.dumps({"choices": [{"index": 0, "text": " words", "finish_reason": "length"}], "usage": usage}))
+        self.answer(
+            200,
+            json.dumps(
+                {
+                    "choices": [{"index": 0, "text": " words", "finish_reason": "length"}],
+                    "usage": usage,
+                }
+            ),
+        )
 
     def answer(self, status: int, text: str) -> None:
         content = text.encode()
@@ -194,14 +247,24 @@ def die(text: str) -> None:
     say(f"Scheduler hit an exception: Traceback (most recent call last):\n{text}\n")
     say("Received sigquit from a child process. It usually means the child failed.")
     print("RuntimeError: Rank 0 scheduler died during initialization (exit code: 1).")
-    print("If exit code is -9 (SIGKILL), a common cause is the OS OOM killer. Run `dmesg -T | grep -i oom` to check.", flush=True)
+    print(
+        "If exit code is -9 (SIGKILL), a common cause is the OS OOM killer. Run `dmesg -T | grep -i"
+        " oom` to check.",
+        flush=True,
+    )
     sys.exit(1)
 
 
 def main() -> None:
-    told: dict[str, Any] = json.loads(Path(os.environ[VARIABLE]).read_text()) if VARIABLE in os.environ else {}
+    told: dict[str, Any] = (
+        json.loads(Path(os.environ[VARIABLE]).read_text()) if VARIABLE in os.environ else {}
+    )
     if journal := told.get("journal"):
-        started = {"pid": os.getpid(), "argv": sys.argv[1:], "env": {name: os.environ[name] for name in _KEPT if name in os.environ}}
+        started = {
+            "pid": os.getpid(),
+            "argv": sys.argv[1:],
+            "env": {name: os.environ[name] for name in _KEPT if name in os.environ},
+        }
         with open(journal, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(started) + "\n")
     version = installed("sglang")
@@ -211,7 +274,10 @@ def main() -> None:
     start_helper()
     if told.get("silent"):
         signal.pause()
-    say(f"server_args=ServerArgs(model_path={arguments.model_path!r}, moe_runner_backend={arguments.moe_runner_backend!r})")
+    say(
+        f"server_args=ServerArgs(model_path={arguments.model_path!r},"
+        f" moe_runner_backend={arguments.moe_runner_backend!r})"
+    )
     Handler.ready_at = time.monotonic() + float(told.get("ready_s", 0.15))
     Handler.fails = bool(told.get("http_500"))
     compile_into(COMPILED)
@@ -219,11 +285,22 @@ def main() -> None:
         die(text)
     config = json.loads((Path(arguments.model_path) / "config.json").read_text())
     triton_runs_them = arguments.moe_runner_backend in (None, "auto", "triton")
-    if "num_experts" in config and triton_runs_them and config.get("quantization_config", {}).get("quant_method", "fp8") == "fp8":
+    if (
+        "num_experts" in config
+        and triton_runs_them
+        and config.get("quantization_config", {}).get("quant_method", "fp8") == "fp8"
+    ):
         machine = json.loads(Path(os.environ["SGL_TEST_NVML"]).read_text())
-        device_name = told.get("device_name") or machine.get("gpus", [{}])[0].get("name", "NVIDIA H100 80GB HBM3")
-        say("FlashInfer TRTLLM MoE deferred finalize is disabled (moe_runner_backend=auto, quant_method=Fp8MoEMethod).")
-        experts = Experts(config, int(arguments.tp_size), not arguments.disable_shared_experts_fusion, device_name)
+        device_name = told.get("device_name") or machine.get("gpus", [{}])[0].get(
+            "name", "NVIDIA H100 80GB HBM3"
+        )
+        say(
+            "FlashInfer TRTLLM MoE deferred finalize is disabled (moe_runner_backend=auto,"
+            " quant_method=Fp8MoEMethod)."
+        )
+        experts = Experts(
+            config, int(arguments.tp_size), not arguments.disable_shared_experts_fusion, device_name
+        )
         experts.look_up(version, installed("triton"))
     listener = Listener((arguments.host, int(arguments.port)), Handler)
     say(f"Uvicorn running on http://{arguments.host}:{arguments.port} (Press CTRL+C to quit)")

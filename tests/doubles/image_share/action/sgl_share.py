@@ -1,6 +1,8 @@
-"""Stands for the way by which hosts give and take an image: what was given is a file in the folder `double_folder`.
+"""Stands for the way by which hosts give and take an image: what was given is a file in the folder
+`double_folder`.
 
-The variable `double` of a host may say `give_fails`, or `unreachable` where it answers nobody any more.
+The variable `double` of a host may say `give_fails`, or `unreachable` where it answers nobody any
+more.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from ansible.plugins.action import ActionBase
 
 
 class ActionModule(ActionBase):
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         known = task_vars or {}
         result: dict[str, Any] = {**super().run(tmp, task_vars), "changed": False}
         host = self._task.delegate_to or known["inventory_hostname"]
@@ -30,6 +34,10 @@ class ActionModule(ActionBase):
         if "unreachable" in told:
             raise AnsibleConnectionFailure(told["unreachable"])
         if "give_fails" in told or not (folder / f"{host}.image").exists():
-            return {**result, "failed": True, "msg": told.get("give_fails", f"image {item['image']} is not on this host")}
+            return {
+                **result,
+                "failed": True,
+                "msg": told.get("give_fails", f"image {item['image']} is not on this host"),
+            }
         given.touch()
         return {**result, "changed": True, "items": {item["name"]: {"status": "given"}}}

@@ -1,6 +1,8 @@
-"""Runs once, in the image's build, by the Python that has SGLang: gives it a name of ours and the packages that sgl-admin needs.
+"""Runs once, in the image's build, by the Python that has SGLang: gives it a name of ours and the
+packages that sgl-admin needs.
 
-The wheels are unpacked into a folder that comes last on that Python's path: a package that the base image has stays the one in use.
+The wheels are unpacked into a folder that comes last on that Python's path: a package that the base
+image has stays the one in use.
 """
 
 import importlib.metadata
@@ -16,7 +18,10 @@ NAME = "/opt/sglang/bin/python"
 def main() -> None:
     wheels = sys.argv[1]
     if sys.version_info < (3, 11):  # noqa: UP036 - whatever the base image has
-        sys.exit(f"SGLang's Python in the base image is {sys.version.split()[0]}, and sgl-admin needs 3.11 or later: set sgl_image_base")
+        sys.exit(
+            f"SGLang's Python in the base image is {sys.version.split()[0]}, and sgl-admin needs"
+            " 3.11 or later: set sgl_image_base"
+        )
     for wheel in sorted(os.listdir(wheels)):
         distribution = wheel.split("-")[0]
         try:

@@ -1,8 +1,10 @@
 """Stands for the real SGLang server where a fault is injected or seconds matter.
 
-It speaks what sgl-admin and Prometheus ask of the real one: /health, /v1/models, /v1/completions and /v1/chat/completions (streamed or
-not) with `usage`, and /metrics with the counter of prompt tokens, which is born with its first value when a request has finished. It has
-helper processes in its group that outlive it when it is killed, and it leaves the same "compiled" files in the kernel caches each time.
+It speaks what sgl-admin and Prometheus ask of the real one: /health, /v1/models, /v1/completions
+and /v1/chat/completions (streamed or not) with `usage`, and /metrics with the counter of prompt
+tokens, which is born with its first value when a request has finished. It has helper processes in
+its group that outlive it when it is killed, and it leaves the same "compiled" files in the kernel
+caches each time.
 
 The environment says what goes wrong; each variable begins with SGL_TEST_SERVER_:
 
@@ -74,11 +76,17 @@ class State:
             self.tokens += 0 if setting("NOT_COUNTED") else tokens
 
     def metrics(self) -> str:
-        lines = ["# HELP sglang:prompt_tokens_total Number of prefill tokens processed.", "# TYPE sglang:prompt_tokens_total counter"]
+        lines = [
+            "# HELP sglang:prompt_tokens_total Number of prefill tokens processed.",
+            "# TYPE sglang:prompt_tokens_total counter",
+        ]
         if self.tokens:
             offset = setting("CLOCK_OFFSET_S")
             stamp = f" {round((time.time() + float(offset)) * 1000)}" if offset else ""
-            lines.append(f'sglang:prompt_tokens_total{{model_name="{self.model}"}} {float(self.tokens)}{stamp}')
+            lines.append(
+                f'sglang:prompt_tokens_total{{model_name="{self.model}"}}'
+                f" {float(self.tokens)}{stamp}"
+            )
         return "\n".join(lines) + "\n"
 
 
@@ -92,7 +100,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/health":
             self.answer(200 if self.state.ready else 503, "text/plain", "")
         elif self.path == "/v1/models":
-            self.answer(200, "application/json", json.dumps({"object": "list", "data": [{"id": self.state.model, "object": "model"}]}))
+            self.answer(
+                200,
+                "application/json",
+                json.dumps(
+                    {"object": "list", "data": [{"id": self.state.model, "object": "model"}]}
+                ),
+            )
         elif self.path == "/metrics":
             self.answer(200, "text/plain; version=0.0.4; charset=utf-8", self.state.metrics())
         else:
@@ -107,20 +121,38 @@ class Handler(BaseHTTPRequestHandler):
         if mine >= number("HANG_FROM", 1e9):
             threading.Event().wait()
         if mine >= number("HTTP_500_FROM", 1e9):
-            self.answer(500, "application/json", json.dumps({"object": "error", "message": "Internal server error", "code": 500}))
+            self.answer(
+                500,
+                "application/json",
+                json.dumps({"object": "error", "message": "Internal server error", "code": 500}),
+            )
             return
         time.sleep(number("REQUEST_S"))
         chat = self.path == "/v1/chat/completions"
-        asked = " ".join(message["content"] for message in body["messages"]) if chat else body["prompt"]
+        asked = (
+            " ".join(message["content"] for message in body["messages"]) if chat else body["prompt"]
+        )
         tokens = len(asked.split())
         self.state.finish(tokens)
-        usage = {"prompt_tokens": tokens, "completion_tokens": body["max_tokens"], "total_tokens": tokens + body["max_tokens"]}
+        usage = {
+            "prompt_tokens": tokens,
+            "completion_tokens": body["max_tokens"],
+            "total_tokens": tokens + body["max_tokens"],
+        }
         if chat and body["stream"]:
-            self.answer(200, "text/event-stream", "".join(f"data: {event}\n\n" for event in chunks(usage)))
+            self.answer(
+                200, "text/event-stream", "".join(f"data: {event}\n\n" for event in chunks(usage))
+            )
             return
-        said: dict[str, object] = {"message": {"role": "assistant", "content": "words"}} if chat else {"text": " words"}
+        said: dict[str, object] = (
+            {"message": {"role": "assistant", "content": "words"}} if chat else {"text": " words"}
+        )
         choice = {"index": 0, **said, "finish_reason": "length"}
-        self.answer(200, "application/json", json.dumps({"model": body["model"], "choices": [choice], "usage": usage}))
+        self.answer(
+            200,
+            "application/json",
+            json.dumps({"model": body["model"], "choices": [choice], "usage": usage}),
+        )
 
     def answer(self, status: int, kind: str, text: str) -> None:
         content = text.encode()
@@ -157,7 +189,8 @@ class Listener(ThreadingHTTPServer):
 
 
 def compile_kernels() -> None:
-    """Leave what a compiler leaves, by temp file and rename as it does, where it is not there yet."""
+    """Leave what a compiler leaves, by temp file and rename as it does, where it is not there yet.
+    """
     for variable, names in COMPILED.items():
         for name in names:
             path = Path(os.environ[variable]) / name
@@ -169,7 +202,9 @@ def compile_kernels() -> None:
 
 
 def start_helpers() -> None:
-    """Processes of this group that name themselves as the real server's do, and hold nothing but their place."""
+    """Processes of this group that name themselves as the real server's do, and hold nothing but
+    their place.
+    """
     for name in HELPERS:
         if os.fork() == 0:
             # As the real server's helpers name themselves.
@@ -187,7 +222,11 @@ def main() -> None:
     arguments, _ = parser.parse_known_args()
     print(f"double: stands for the SGLang server at port {arguments.port}", flush=True)
     if code := setting("EXIT"):
-        print(setting("EXIT_TEXT") or "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", flush=True)
+        print(
+            setting("EXIT_TEXT")
+            or "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+            flush=True,
+        )
         sys.exit(int(code))
     if setting("DEAF"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -31,7 +31,10 @@ def seconds(text: str) -> float:
 def server_argument(text: str) -> str:
     name = text.partition("=")[0]
     if name.endswith("api-key"):
-        raise argparse.ArgumentTypeError(f"{name} would stand in the records; the server of a prep listens on loopback and needs no key")
+        raise argparse.ArgumentTypeError(
+            f"{name} would stand in the records; the server of a prep listens on loopback and needs"
+            " no key"
+        )
     return text
 
 
@@ -40,7 +43,9 @@ def server_setting(text: str) -> str:
     if not given or not _VARIABLE.fullmatch(name):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     if _SECRET.search(name):
-        raise argparse.ArgumentTypeError(f"{name} would stand in the records: give it to the container instead (sgl_environment)")
+        raise argparse.ArgumentTypeError(
+            f"{name} would stand in the records: give it to the container instead (sgl_environment)"
+        )
     return text
 
 

@@ -1,4 +1,6 @@
-"""The kernel caches under /profiles: what is in them, and whether what a signature vouches for is still whole."""
+"""The kernel caches under /profiles: what is in them, and whether what a signature vouches for is
+still whole.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
 class SignatureRecord:
     """On disk: the signature of a finished stage and the files (name, bytes) that it vouches for.
 
-    One file for each signature, so that two models on one host do not take each other's caches for stale.
+    One file for each signature, so that two models on one host do not take each other's caches for
+    stale.
     """
 
     def __init__(self, stage: str, caches: tuple[str, ...], signature: dict[str, Any]) -> None:
@@ -68,22 +71,40 @@ class SignatureRecord:
         return missing_file(record)
 
     def write(self, content: Iterable[Path] | None = None) -> dict[str, Any]:
-        """Vouch for these files, or for all that the caches hold now; returns the record's summary of them."""
+        """Vouch for these files, or for all that the caches hold now; returns the record's summary
+        of them.
+        """
         listed: dict[str, int] = {}
         latest = 0.0
         everything = (found for cache in self.caches for found in cache_files(cache))
-        for path, stat in everything if content is None else ((path, path.stat()) for path in content):
+        for path, stat in (
+            everything if content is None else ((path, path.stat()) for path in content)
+        ):
             listed[str(path.relative_to(paths.PROFILES))] = stat.st_size
             latest = max(latest, stat.st_mtime)
-        summary = {"count": len(listed), "bytes": sum(listed.values()), "latest_mtime_iso": clock.utc(latest) if listed else None}
-        files.write_json(self.path, {"schema_version": "1", "signature": self.signature, "summary": summary, "files": listed})
+        summary = {
+            "count": len(listed),
+            "bytes": sum(listed.values()),
+            "latest_mtime_iso": clock.utc(latest) if listed else None,
+        }
+        files.write_json(
+            self.path,
+            {
+                "schema_version": "1",
+                "signature": self.signature,
+                "summary": summary,
+                "files": listed,
+            },
+        )
         return summary
 
     def summary(self) -> dict[str, Any] | None:
         return (files.read_json(self.path) or {}).get("summary")
 
     def content(self) -> list[Path]:
-        """The files that it vouches for; none where there is no such record, or it does not hold any more."""
+        """The files that it vouches for; none where there is no such record, or it does not hold
+        any more.
+        """
         if self.problem([]) is not None:
             return []
         return [paths.PROFILES / name for name in (files.read_json(self.path) or {})["files"]]
@@ -108,7 +129,11 @@ def missing_file(record: dict[str, Any]) -> str | None:
 
 def snapshot() -> dict[str, Any]:
     """`profile_cache.start` of the manifest, and what `caches inspect` prints."""
-    return {"schema_version": "1", "taken_at": clock.utc(), **{cache: _describe(cache, stage) for cache, stage in CACHES.items()}}
+    return {
+        "schema_version": "1",
+        "taken_at": clock.utc(),
+        **{cache: _describe(cache, stage) for cache, stage in CACHES.items()},
+    }
 
 
 def sizes() -> dict[str, dict[str, int]]:
@@ -160,7 +185,9 @@ def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _modified(path: Path) -> float:
-    """When a record was written; one that a prep just sets aside, or that leads nowhere, counts as the oldest."""
+    """When a record was written; one that a prep just sets aside, or that leads nowhere, counts as
+    the oldest.
+    """
     try:
         return path.stat().st_mtime
     except OSError:

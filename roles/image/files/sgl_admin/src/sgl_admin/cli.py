@@ -27,7 +27,15 @@ from sgl_admin import (
     standalone,
     worker,
 )
-from sgl_admin.errors import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_NO_RESULT, EXIT_PERMISSION, EXIT_SIGINT, EXIT_USAGE, Refused
+from sgl_admin.errors import (
+    EXIT_BUSY,
+    EXIT_NO_LIVE_RUN,
+    EXIT_NO_RESULT,
+    EXIT_PERMISSION,
+    EXIT_SIGINT,
+    EXIT_USAGE,
+    Refused,
+)
 from sgl_admin.prep import Prep, planned
 from sgl_admin.request import Request
 from sgl_admin.share import cli as share_cli
@@ -56,12 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(EXIT_USAGE, str(error))
     except PermissionError as error:
         return _complain(
-            EXIT_PERMISSION, f"no permission for {error.filename}: it must belong to {os.getuid()}:{os.getgid()}, this container's user"
+            EXIT_PERMISSION,
+            f"no permission for {error.filename}: it must belong to {os.getuid()}:{os.getgid()},"
+            " this container's user",
         )
     except OSError as error:
         return _complain(EXIT_NO_RESULT, files.reason(error))
     except KeyboardInterrupt:
-        return _complain(EXIT_SIGINT, "no longer followed; a prep goes on by itself (sgl-admin status --watch)")
+        return _complain(
+            EXIT_SIGINT, "no longer followed; a prep goes on by itself (sgl-admin status --watch)"
+        )
 
 
 def _complain(exit_code: int, message: str) -> int:
@@ -70,12 +82,22 @@ def _complain(exit_code: int, message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sgl-admin", description="Warms and inspects the kernel caches of this SGLang container.")
+    parser = argparse.ArgumentParser(
+        prog="sgl-admin",
+        description="Warms and inspects the kernel caches of this SGLang container.",
+    )
     parser.add_argument(
-        "--root", metavar="FOLDER", help="work on this machine, without the container, and keep caches and records below this folder"
+        "--root",
+        metavar="FOLDER",
+        help=(
+            "work on this machine, without the container, and keep caches and records below this"
+            " folder"
+        ),
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    group = commands.add_parser("caches", help="the kernel caches under /profiles").add_subparsers(required=True, metavar="ACTION")
+    group = commands.add_parser("caches", help="the kernel caches under /profiles").add_subparsers(
+        required=True, metavar="ACTION"
+    )
 
     ensure = group.add_parser(
         "ensure", help="warm what is not warm, and prove that the server's metrics arrive",
@@ -83,14 +105,31 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     ensure.set_defaults(handler=_ensure)
     request_cli.add_arguments(ensure)
-    ensure.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     ensure.add_argument(
-        "--standing", action="store_true", help="with --detach: where something is to be done, print the plan among them, and do nothing"
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
     )
-    ensure.add_argument("--json", action="store_true", help="print the result as JSON before the RESULT lines")
-    ensure.add_argument("--detach", action="store_true", help="return as soon as the prep runs; print {job, result, attached} as JSON")
     ensure.add_argument(
-        "--wait", type=argument_types.seconds, default=0.0, metavar="S", help="with --detach: wait so long for the end first"
+        "--standing",
+        action="store_true",
+        help=(
+            "with --detach: where something is to be done, print the plan among them, and do"
+            " nothing"
+        ),
+    )
+    ensure.add_argument(
+        "--json", action="store_true", help="print the result as JSON before the RESULT lines"
+    )
+    ensure.add_argument(
+        "--detach",
+        action="store_true",
+        help="return as soon as the prep runs; print {job, result, attached} as JSON",
+    )
+    ensure.add_argument(
+        "--wait",
+        type=argument_types.seconds,
+        default=0.0,
+        metavar="S",
+        help="with --detach: wait so long for the end first",
     )
 
     share_cli.register(group)
@@ -102,8 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="the prep that runs, or the last one")
     status.set_defaults(handler=_status)
     status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
-    status.add_argument("--watch", action="store_true", help="show its progress until it ends, and exit with its exit code")
-    status.add_argument("--wait", type=argument_types.seconds, default=0.0, metavar="S", help="wait so long for it to end first")
+    status.add_argument(
+        "--watch",
+        action="store_true",
+        help="show its progress until it ends, and exit with its exit code",
+    )
+    status.add_argument(
+        "--wait",
+        type=argument_types.seconds,
+        default=0.0,
+        metavar="S",
+        help="wait so long for it to end first",
+    )
 
     server_cli.register(commands)
     smoke_cli.register(commands)
@@ -126,8 +175,11 @@ def _ensure(arguments: argparse.Namespace) -> int:
     return _follow(live.run_id, found, arguments.json)
 
 
-def _begin_or_attach(live: run.Run, request: Request, standing: bool = False) -> tuple[str | Prep, bool]:
-    """The id of the prep that does this request, and whether it was running already. Raises Refused (busy) when another one runs.
+def _begin_or_attach(
+    live: run.Run, request: Request, standing: bool = False
+) -> tuple[str | Prep, bool]:
+    """The id of the prep that does this request, and whether it was running already. Raises Refused
+    (busy) when another one runs.
 
     With `standing`, the prep itself where it has something to do: then it was not begun.
     """
@@ -141,14 +193,20 @@ def _begin_or_attach(live: run.Run, request: Request, standing: bool = False) ->
         record = job.read(live.run_id)
         if record is not None and job.alive(record):
             return _attach(record, request), True
-        # Its holder has not written its record yet, has ended this very moment, or only looked whether a prep runs.
+        # Its holder has not written its record yet, has ended this very moment, or only looked
+        # whether a prep runs.
         if time.monotonic() > deadline:
-            raise Refused(EXIT_BUSY, "another prep is starting on this host (its lock is held, maybe by another container); try again")
+            raise Refused(
+                EXIT_BUSY,
+                "another prep is starting on this host (its lock is held, maybe by another"
+                " container); try again",
+            )
         time.sleep(_POLL_S)
 
 
 def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | Prep:
-    """With the prep lock held: do the prep at once where nothing is to be done, or else begin its process; returns its id.
+    """With the prep lock held: do the prep at once where nothing is to be done, or else begin its
+    process; returns its id.
 
     With `standing` none is begun: the prep that would be is returned.
     """
@@ -174,27 +232,44 @@ def _spawn(prep: Prep, lock: int) -> None:
         record = job.read(run_id)
         return record is not None and record["prep_id"] == prep_id
 
-    detached.begin(run_id, "sgl_admin.worker", prep_id, worker.order(prep.request, prep.warnings), lock, recorded)
+    detached.begin(
+        run_id,
+        "sgl_admin.worker",
+        prep_id,
+        worker.order(prep.request, prep.warnings),
+        lock,
+        recorded,
+    )
 
 
 def _check_ownership() -> None:
     """What another uid owns would stop the prep in its middle: find it before anything is done."""
-    for folder in (paths.TELEMETRY, paths.RUNS, paths.LOGS, paths.PROFILES, *(paths.PROFILES / cache for cache in caches.CACHES)):
+    for folder in (
+        paths.TELEMETRY,
+        paths.RUNS,
+        paths.LOGS,
+        paths.PROFILES,
+        *(paths.PROFILES / cache for cache in caches.CACHES),
+    ):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             raise Refused(
                 EXIT_PERMISSION,
-                f"{paths.to_host(folder) or folder} cannot be written by {os.getuid()}:{os.getgid()}: "
-                f"chown -R {os.getuid()}:{os.getgid()} {paths.to_host(folder) or folder}",
+                f"{paths.to_host(folder) or folder} cannot be written by"
+                f" {os.getuid()}:{os.getgid()}: chown -R {os.getuid()}:{os.getgid()}"
+                f" {paths.to_host(folder) or folder}",
             )
 
 
 def _attach(record: dict[str, Any], request: Request) -> str:
-    """The id of the running prep when it is the same request. Raises Refused (busy) when it is another."""
+    """The id of the running prep when it is the same request. Raises Refused (busy) when it is
+    another.
+    """
     if record["arguments_digest"] != request.digest:
         raise Refused(
             EXIT_BUSY,
-            f"busy: {record['prep_id']} (pid {record['pid']}) runs with other arguments: {' '.join(map(str, record['arguments']))}; "
-            "wait for it (sgl-admin status --watch) and run this again",
+            f"busy: {record['prep_id']} (pid {record['pid']}) runs with other arguments:"
+            f" {' '.join(map(str, record['arguments']))}; wait for it (sgl-admin status --watch)"
+            " and run this again",
         )
     return str(record["prep_id"])
 
@@ -224,7 +299,9 @@ def _declare_interrupted(run_id: str) -> dict[str, Any] | None:
 
 
 def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
-    """Show the prep's progress, a line at each change and one each _HEARTBEAT_S seconds, until it ends; returns its record."""
+    """Show the prep's progress, a line at each change and one each _HEARTBEAT_S seconds, until it
+    ends; returns its record.
+    """
     shown, shown_at = None, 0.0
     while True:
         record = _wait(run_id, _LOOK_S)
@@ -240,16 +317,22 @@ def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
     """Show progress on standard error until the prep ends; then print its result."""
     record = _watch(run_id, prep_id, sys.stderr)
     result = _result_of(run_id, prep_id)
-    # Where it ended between its result and its last record, its exit code is none: the next one finds what is done.
+    # Where it ended between its result and its last record, its exit code is none: the next one
+    # finds what is done.
     if result is None or record is None or record["exit_code"] in (None, EXIT_NO_RESULT):
         message = record["message"] if record else "its record is gone"
         log = paths.to_host(paths.log(run_id))
-        return _complain(EXIT_NO_RESULT, f"{prep_id} ended without a result: {message}; the log is {log}; run it again")
+        return _complain(
+            EXIT_NO_RESULT,
+            f"{prep_id} ended without a result: {message}; the log is {log}; run it again",
+        )
     return _print_result(run_id, result, as_json, int(record["exit_code"]))
 
 
 def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
-    """The prep's result; None where it wrote none, or what is there cannot be read: the next prep sets that aside."""
+    """The prep's result; None where it wrote none, or what is there cannot be read: the next prep
+    sets that aside.
+    """
     try:
         result = files.read_record(paths.prep_result(run_id), run.RESULT_SHAPE)
     except ValueError:
@@ -262,7 +345,8 @@ def _print_result(run_id: str, result: dict[str, Any], as_json: bool, exit_code:
         print(json.dumps(result, indent=2))
     else:
         for name, stage in result["stages"].items():
-            print(f"{name:12} {stage['status']:8} {stage['reason'] or ''}{'; '.join(stage['errors'])}".rstrip())
+            why = f"{stage['reason'] or ''}{'; '.join(stage['errors'])}"
+            print(f"{name:12} {stage['status']:8} {why}".rstrip())
         proof = result["telemetry_probe"]
         print(f"{'metrics':12} {'ready' if proof['ok'] else 'not ready: ' + str(proof['reason'])}")
     for warning in result["warnings"]:
@@ -286,7 +370,15 @@ def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
 
 
 def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: Any) -> int:
-    print(json.dumps({"job": record, "result": _result_of(run_id, record["prep_id"]) if record else None, **more}))
+    print(
+        json.dumps(
+            {
+                "job": record,
+                "result": _result_of(run_id, record["prep_id"]) if record else None,
+                **more,
+            }
+        )
+    )
     return 0
 
 
@@ -312,7 +404,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
     for name in caches.CACHES:
         cache = found[name]
         state = "valid" if cache["valid"] else cache["reason"]
-        print(f"{name:14} {cache['file_count']:7} files {cache['size_bytes'] / 2**20:10.1f} MiB  {state}")
+        print(
+            f"{name:14} {cache['file_count']:7} files {cache['size_bytes'] / 2**20:10.1f} MiB "
+            f" {state}"
+        )
     return 0
 
 

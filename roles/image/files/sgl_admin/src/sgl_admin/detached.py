@@ -14,17 +14,26 @@ from sgl_admin.errors import EXIT_NO_RESULT, Refused
 PREFIX = "sgl-admin: "
 
 
-def begin(run_id: str, module: str, work_id: str, order: str, lock: int, visible: Callable[[], bool]) -> None:
-    """Begin `module` with the work's id and its order on standard input; it holds the lock from its first moment on.
+def begin(
+    run_id: str, module: str, work_id: str, order: str, lock: int, visible: Callable[[], bool]
+) -> None:
+    """Begin `module` with the work's id and its order on standard input; it holds the lock from its
+    first moment on.
 
-    Returns once its record is `visible`: whoever asks after it next finds it. Raises Refused where it ends before.
+    Returns once its record is `visible`: whoever asks after it next finds it. Raises Refused where
+    it ends before.
     """
     with open(paths.log(run_id), "ab") as log:
         logged = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, work_id],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True, cwd="/",
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock,),
+            start_new_session=True,
+            cwd="/",
+        )
     assert process.stdin is not None
     try:
         process.stdin.write(order.encode())
@@ -39,5 +48,11 @@ def begin(run_id: str, module: str, work_id: str, order: str, lock: int, visible
             break
         time.sleep(0.02)
     said = paths.log(run_id).read_bytes()[logged:].decode(errors="replace").splitlines()
-    why = [line.removeprefix(PREFIX) for line in said if line.startswith(PREFIX)] or [f"exit code {process.returncode}"]
-    raise Refused(EXIT_NO_RESULT, f"{work_id} ended before it began: {why[-1]}; the log is {paths.to_host(paths.log(run_id))}")
+    why = [line.removeprefix(PREFIX) for line in said if line.startswith(PREFIX)] or [
+        f"exit code {process.returncode}"
+    ]
+    raise Refused(
+        EXIT_NO_RESULT,
+        f"{work_id} ended before it began: {why[-1]}; the log is"
+        f" {paths.to_host(paths.log(run_id))}",
+    )

@@ -15,8 +15,15 @@ CONTROL = Path("/dev/nvidiactl")
 # By which CUDA, and so NVML's answers here, are narrowed.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MIB = 1 << 20
-# What lowers a clock against the driver's will, by NVML's names (nvmlClocksEventReasons); idle and set limits are not among them.
-_THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal, by software", 0x40: "thermal, by hardware", 0x80: "power brake"}
+# What lowers a clock against the driver's will, by NVML's names (nvmlClocksEventReasons); idle and
+# set limits are not among them.
+_THROTTLES = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "thermal, by software",
+    0x40: "thermal, by hardware",
+    0x80: "power brake",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Devices:
     cuda_version: str | None = None
     # Product names of all that are visible, each once.
     kinds: tuple[str, ...] = ()
-    # What the compiler may assume of the CPU: Inductor's C++ kernels depend on it, and on nothing else of the CPU.
+    # What the compiler may assume of the CPU: Inductor's C++ kernels depend on it, and on nothing
+    # else of the CPU.
     cpu_isa: str | None = None
     cpu_arch: str = platform.machine()
 
@@ -48,21 +56,26 @@ class GpuProcess:
 def find() -> Devices:
     """The devices that a server started from here would see.
 
-    Raises RuntimeError where an NVIDIA driver is there and NVML fails, or where a GPU is cut up by MIG.
+    Raises RuntimeError where an NVIDIA driver is there and NVML fails, or where a GPU is cut up by
+    MIG.
     """
     if not CONTROL.exists():
         return Devices(name="cpu", count=1, cuda=False, cpu_isa=_cpu_isa())
     with _nvml() as nvml:
         gpus = list(_visible(nvml))
         if not gpus:
-            raise RuntimeError("NVML shows no GPU here: is the container started with its GPUs, and does CUDA_VISIBLE_DEVICES name one?")
+            raise RuntimeError(
+                "NVML shows no GPU here: is the container started with its GPUs, and does"
+                " CUDA_VISIBLE_DEVICES name one?"
+            )
         for gpu in gpus:
             if _mig_is_on(nvml, gpu):
                 # By its UUID: its number here need not be the host's.
                 uuid = nvml.nvmlDeviceGetUUID(gpu)
                 raise RuntimeError(
-                    f"MIG is on for GPU {uuid} ({nvml.nvmlDeviceGetName(gpu)}), and its kernels would be tuned for a slice of it: "
-                    f"turn it off on the host (nvidia-smi -i {uuid} -mig 0), or hide that GPU (CUDA_VISIBLE_DEVICES)"
+                    f"MIG is on for GPU {uuid} ({nvml.nvmlDeviceGetName(gpu)}), and its kernels"
+                    " would be tuned for a slice of it: turn it off on the host (nvidia-smi -i"
+                    f" {uuid} -mig 0), or hide that GPU (CUDA_VISIBLE_DEVICES)"
                 )
         names = [nvml.nvmlDeviceGetName(gpu) for gpu in gpus]
         cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -78,9 +91,11 @@ def find() -> Devices:
 
 
 def processes(own_groups: Iterable[int] = (), least_mib: int = 256) -> list[GpuProcess]:
-    """Who else computes on the visible GPUs and holds at least `least_mib` MiB of their memory; none of `own_groups`.
+    """Who else computes on the visible GPUs and holds at least `least_mib` MiB of their memory;
+    none of `own_groups`.
 
-    NVML tells what the container may see: processes of the host's are named where it shares the host's process ids.
+    NVML tells what the container may see: processes of the host's are named where it shares the
+    host's process ids.
     """
     own = set(own_groups)
     held: dict[int, int] = {}
@@ -111,7 +126,9 @@ def _nvml() -> Iterator[Any]:
     try:
         import pynvml
     except ImportError as error:
-        raise RuntimeError("an NVIDIA driver is here, but this image lacks nvidia-ml-py, which names the GPU") from error
+        raise RuntimeError(
+            "an NVIDIA driver is here, but this image lacks nvidia-ml-py, which names the GPU"
+        ) from error
     try:
         pynvml.nvmlInit()
         try:
@@ -119,18 +136,26 @@ def _nvml() -> Iterator[Any]:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise RuntimeError(f"NVML does not answer: {error}; is the container started with its GPUs?") from error
+        raise RuntimeError(
+            f"NVML does not answer: {error}; is the container started with its GPUs?"
+        ) from error
 
 
 def _visible(nvml: Any) -> Iterator[Any]:
-    """The GPUs that CUDA shows a process of this environment, in the order of their PCI addresses (CUDA_DEVICE_ORDER=PCI_BUS_ID)."""
+    """The GPUs that CUDA shows a process of this environment, in the order of their PCI addresses
+    (CUDA_DEVICE_ORDER=PCI_BUS_ID).
+    """
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
         yield from _every(nvml)
         return
     for name in filter(None, map(str.strip, wanted.split(","))):
         try:
-            gpu = nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else _by_uuid(nvml, name)
+            gpu = (
+                nvml.nvmlDeviceGetHandleByIndex(int(name))
+                if name.isdigit()
+                else _by_uuid(nvml, name)
+            )
         except nvml.NVMLError:
             gpu = None
         if gpu is None:
@@ -173,7 +198,9 @@ def _group(pid: int) -> int | None:
 
 
 def _cpu_isa() -> str:
-    """The widest vector extension that Inductor generates code for (torch/_inductor/cpu_vec_isa.py looks for these)."""
+    """The widest vector extension that Inductor generates code for (torch/_inductor/cpu_vec_isa.py
+    looks for these).
+    """
     if platform.machine() == "aarch64":
         wanted: tuple[tuple[str, str], ...] = (("sve", "sve"),)
         narrowest = "neon"

@@ -1,4 +1,6 @@
-"""Contract files: whole or absent, whenever the writer dies; and what cannot be read is set aside, never deleted."""
+"""Contract files: whole or absent, whenever the writer dies; and what cannot be read is set aside,
+never deleted.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,17 @@ _NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 def write_text(path: Path, text: str, mode: int = FILE_MODE) -> None:
-    """Replace `path` by a temp file, fsync, rename, fsync of the folder. Raises OSError that names `path`; then a whole file stands."""
+    """Replace `path` by a temp file, fsync, rename, fsync of the folder. Raises OSError that names
+    `path`; then a whole file stands.
+    """
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+        )
         try:
-            # Half of a surrogate pair, which a name and a JSON text can hold, is written as JSON escapes it.
+            # Half of a surrogate pair, which a name and a JSON text can hold, is written as JSON
+            # escapes it.
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 os.fchmod(stream.fileno(), mode)
                 stream.write(text)
@@ -40,7 +47,9 @@ def write_text(path: Path, text: str, mode: int = FILE_MODE) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """The system's error names the file that was to be written: of a write or an fsync it names none, of a rename the temp file."""
+    """The system's error names the file that was to be written: of a write or an fsync it names
+    none, of a rename the temp file.
+    """
     try:
         yield
     except OSError as error:
@@ -50,13 +59,20 @@ def _named(path: Path) -> Iterator[None]:
 
 def reason(error: OSError) -> str:
     """What went wrong, where on the host, and the remedy, for a person."""
-    where = (paths.to_host(error.filename) or str(error.filename)) if error.filename else "a file system of the container"
+    where = (
+        (paths.to_host(error.filename) or str(error.filename))
+        if error.filename
+        else "a file system of the container"
+    )
     if error.errno in NO_SPACE:
         return f"no space left on {where}: free some and run again"
     if error.errno == errno.EROFS:
         return f"{where} is on a read-only file system: mount it writable and run again"
     if error.errno == errno.EIO:
-        return f"{where} cannot be read or written (input/output error): check its disk (dmesg) and run again"
+        return (
+            f"{where} cannot be read or written (input/output error): check its disk (dmesg) and"
+            " run again"
+        )
     return f"{where}: {error.strerror or error}"
 
 
@@ -73,15 +89,21 @@ def fsync_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove what a killed `write_text` of a file `name` left in `folder`; the caller knows that none writes there now."""
+    """Remove what a killed `write_text` of a file `name` left in `folder`; the caller knows that
+    none writes there now.
+    """
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def read_bytes(path: Path) -> bytes:
-    """What a file holds. Raises OSError, and ValueError where it is no file: a pipe would wait for its writer, maybe for ever."""
+    """What a file holds. Raises OSError, and ValueError where it is no file: a pipe would wait for
+    its writer, maybe for ever.
+    """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ValueError(f"{path} is not a file")
             return stream.read()
@@ -92,12 +114,16 @@ def read_bytes(path: Path) -> bytes:
 
 
 def printable(text: str) -> str:
-    """Text of a file or a name, for a person: one line, without what a terminal would take for a command."""
+    """Text of a file or a name, for a person: one line, without what a terminal would take for a
+    command.
+    """
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`, or None where there is no such file. Raises ValueError where it is not a JSON object."""
+    """The object in `path`, or None where there is no such file. Raises ValueError where it is not
+    a JSON object.
+    """
     try:
         content = read_bytes(path)
     except FileNotFoundError:
@@ -121,13 +147,19 @@ def read_record(path: Path, shape: Shape) -> dict[str, Any] | None:
     if document is None:
         return None
     for key, kind in shape.items():
-        if key not in document or not isinstance(document[key], kind) or (kind is int and isinstance(document[key], bool)):
+        if (
+            key not in document
+            or not isinstance(document[key], kind)
+            or (kind is int and isinstance(document[key], bool))
+        ):
             raise ValueError(f"{path} has no valid {key}")
     return document
 
 
 def read_or_set_aside(path: Path, shape: Shape, warnings: list[str]) -> dict[str, Any] | None:
-    """As `read_record`, but a file that cannot be read is renamed to `<name>.corrupt-<n>`, with a warning."""
+    """As `read_record`, but a file that cannot be read is renamed to `<name>.corrupt-<n>`, with a
+    warning.
+    """
     try:
         return read_record(path, shape)
     except ValueError as error:

@@ -1,9 +1,10 @@
-"""A server's process until the prep that started it has noted it: then it becomes the server, and ends with that prep.
+"""A server's process until the prep that started it has noted it: then it becomes the server, and
+ends with that prep.
 
 One whose word is "d" (detached) is a benchmark's, and outlives whoever started it.
 
-A prep may be killed at any moment. Killed before it noted its server, it must leave none: nobody would know whom to end. This is run by
-its path, so it imports nothing of ours.
+A prep may be killed at any moment. Killed before it noted its server, it must leave none: nobody
+would know whom to end. This is run by its path, so it imports nothing of ours.
 
 argv: the prep's pid, the descriptor on which its word comes, the server's command.
 """
@@ -25,7 +26,8 @@ def end_with_parent(number: int = signal.SIGKILL) -> None:
 
 def main() -> None:
     parent, word = int(sys.argv[1]), int(sys.argv[2])
-    # Asked of the kernel before the word is awaited: so there is no moment at which the prep's end would go unseen.
+    # Asked of the kernel before the word is awaited: so there is no moment at which the prep's end
+    # would go unseen.
     end_with_parent()
     noted = os.read(word, 1)
     if not noted or os.getppid() != parent:

@@ -21,19 +21,24 @@ _CACHE_BYTES = 2 << 30
 def check(found: Devices, tp: int, warn: Callable[[str], None]) -> None:
     """Raises ValueError where a prep cannot be done on these devices."""
     if tp > found.count:
-        raise ValueError(f"tp {tp} needs {tp} devices, and here is {found.count} ({found.name}): use --tp {found.count}")
+        raise ValueError(
+            f"tp {tp} needs {tp} devices, and here is {found.count} ({found.name}): use --tp"
+            f" {found.count}"
+        )
     if len(found.kinds) > 1:
         kinds = " and ".join(found.kinds)
         if tp > 1:
             raise ValueError(
-                f"the GPUs are of different kinds ({kinds}), and kernels are tuned for one: show only one (CUDA_VISIBLE_DEVICES)"
+                f"the GPUs are of different kinds ({kinds}), and kernels are tuned for one: show"
+                " only one (CUDA_VISIBLE_DEVICES)"
             )
         warn(f"the GPUs are of different kinds ({kinds}); this prep is for the first, {found.name}")
     wanted = versions.cuda_runtime() if found.cuda else None
     if wanted and found.cuda_version and _major(found.cuda_version) < _major(wanted):
         raise ValueError(
-            f"the driver {found.driver_version} runs CUDA {found.cuda_version} at most, and torch here is built for CUDA {wanted}: "
-            f"update the host's driver, or take an image for CUDA {_major(found.cuda_version)}"
+            f"the driver {found.driver_version} runs CUDA {found.cuda_version} at most, and torch"
+            f" here is built for CUDA {wanted}: update the host's driver, or take an image for CUDA"
+            f" {_major(found.cuda_version)}"
         )
 
 
@@ -48,7 +53,10 @@ def wait_until_free() -> None:
     while others := devices.processes():
         if time.monotonic() > deadline:
             named = ", ".join(map(str, others))
-            raise StageFailure("gpu_busy", f"the GPU is in use by {named}: end that, or wait for its end, and run this again")
+            raise StageFailure(
+                "gpu_busy",
+                f"the GPU is in use by {named}: end that, or wait for its end, and run this again",
+            )
         time.sleep(0.5)
 
 
@@ -58,5 +66,7 @@ def check_free_space() -> None:
     if free < _CACHE_BYTES:
         where = paths.to_host(paths.PROFILES)
         raise StageFailure(
-            "insufficient_disk", f"{where} has {free >> 20} MiB free, and cold caches take up to {_CACHE_BYTES >> 20}: free some"
+            "insufficient_disk",
+            f"{where} has {free >> 20} MiB free, and cold caches take up to {_CACHE_BYTES >> 20}:"
+            " free some",
         )

@@ -1,4 +1,6 @@
-"""Runs once, in the image's build: records in /etc/sgl/image.json what this image is and which versions came with it."""
+"""Runs once, in the image's build: records in /etc/sgl/image.json what this image is and which
+versions came with it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def binary_version(command: list[str]) -> str | None:
-    """The first dotted number that a program says of itself; None where the flavour does not have the program."""
+    """The first dotted number that a program says of itself; None where the flavour does not have
+    the program.
+    """
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except FileNotFoundError:

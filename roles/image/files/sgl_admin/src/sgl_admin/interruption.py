@@ -1,4 +1,6 @@
-"""Work that can be told to stop at any moment: what takes long is cut short, and records are written to their end."""
+"""Work that can be told to stop at any moment: what takes long is cut short, and records are
+written to their end.
+"""
 
 from __future__ import annotations
 

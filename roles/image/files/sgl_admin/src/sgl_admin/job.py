@@ -1,4 +1,6 @@
-"""The job record: the prep that runs, or the last one. Who holds the prep lock is running; no record can outlive that."""
+"""The job record: the prep that runs, or the last one. Who holds the prep lock is running; no
+record can outlive that.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class Job:
         }
 
     def update(self, minimum_interval_s: float = 0.0, **fields: Any) -> None:
-        """Write the record; progress that comes faster than `minimum_interval_s` seconds is left out."""
+        """Write the record; progress that comes faster than `minimum_interval_s` seconds is left
+        out.
+        """
         now = time.monotonic()
         if now - self._written < minimum_interval_s:
             return
@@ -67,7 +71,9 @@ class Job:
         files.write_json(self._path, self.record)
 
     def abandon(self, error: BaseException) -> None:
-        """Say that the prep ends without a result, where that can be written: where not, the next one sees that its process is gone."""
+        """Say that the prep ends without a result, where that can be written: where not, the next
+        one sees that its process is gone.
+        """
         words = files.reason(error) if isinstance(error, OSError) else repr(error)
         try:
             self.update(state="failed", exit_code=1, server=None, eta_s=None, message=words)
@@ -75,8 +81,16 @@ class Job:
             pass
 
     def server(self, group: int | None) -> None:
-        """Remember the server's process group, so that it can be ended when this process is killed outright."""
-        self.update(server={"pgid": group, "started_at": clock.utc(), "start_ticks": start_time(group)} if group else None)
+        """Remember the server's process group, so that it can be ended when this process is killed
+        outright.
+        """
+        self.update(
+            server=(
+                {"pgid": group, "started_at": clock.utc(), "start_ticks": start_time(group)}
+                if group
+                else None
+            )
+        )
 
 
 def read(run_id: str, warnings: list[str] | None = None) -> dict[str, Any] | None:
@@ -84,10 +98,15 @@ def read(run_id: str, warnings: list[str] | None = None) -> dict[str, Any] | Non
 
 
 def describe(record: dict[str, Any]) -> str:
-    """One line for a person: stage, what it does, the seconds that it took so far and, where there is one, the estimate of what is left."""
+    """One line for a person: stage, what it does, the seconds that it took so far and, where there
+    is one, the estimate of what is left.
+    """
     left = f", about {_seconds(record['eta_s'])} s left" if record.get("eta_s") else ""
     stage = f"{record['stage']}: " if record.get("stage") else ""
-    return files.printable(f"{record['prep_id']} {record['state']}: {stage}{record['message']} ({_seconds(record['elapsed_s'])} s{left})")
+    return files.printable(
+        f"{record['prep_id']} {record['state']}: {stage}{record['message']}"
+        f" ({_seconds(record['elapsed_s'])} s{left})"
+    )
 
 
 def _seconds(number: float) -> str:
@@ -96,8 +115,13 @@ def _seconds(number: float) -> str:
 
 
 def alive(record: dict[str, Any]) -> bool:
-    """Whether the process that wrote the record as `running` still does; a record of another writer, without ticks, is believed."""
-    return record["state"] == RUNNING and record.get("pid_start_ticks") in (None, start_time(record["pid"]))
+    """Whether the process that wrote the record as `running` still does; a record of another
+    writer, without ticks, is believed.
+    """
+    return record["state"] == RUNNING and record.get("pid_start_ticks") in (
+        None,
+        start_time(record["pid"]),
+    )
 
 
 def running() -> bool:
@@ -106,7 +130,9 @@ def running() -> bool:
 
 
 def settle(run_id: str, warnings: list[str]) -> None:
-    """With the prep lock held: whatever record says it runs is of a dead process. Say so in it, and end its server."""
+    """With the prep lock held: whatever record says it runs is of a dead process. Say so in it, and
+    end its server.
+    """
     record = read(run_id, warnings)
     if record is None or record.get("state") != RUNNING:
         return
@@ -116,5 +142,7 @@ def settle(run_id: str, warnings: list[str]) -> None:
         files.printable(f"{record['prep_id']} ended without a result in stage {record['stage']}")
         + "; its work is done again where it was not finished"
     )
-    record.update(state="interrupted", server=None, message="its process is gone", updated_at=clock.utc())
+    record.update(
+        state="interrupted", server=None, message="its process is gone", updated_at=clock.utc()
+    )
     files.write_json(paths.job(run_id), record)

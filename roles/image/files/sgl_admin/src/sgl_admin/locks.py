@@ -1,4 +1,6 @@
-"""Locks that die with their owner: flock on files under /profiles/.locks, shared by every container of the host."""
+"""Locks that die with their owner: flock on files under /profiles/.locks, shared by every container
+of the host.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from sgl_admin import paths
 
 
 def try_lock(name: str) -> int | None:
-    """A descriptor that holds the lock as long as it is open in some process, or None where another holds it."""
+    """A descriptor that holds the lock as long as it is open in some process, or None where another
+    holds it.
+    """
     paths.LOCKS.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(paths.LOCKS / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
     try:
@@ -32,11 +36,16 @@ def held(name: str) -> bool:
 
 
 def acquire(name: str, timeout_s: float) -> int:
-    """A descriptor that holds the lock `name`; raises TimeoutError when another holds it for longer than `timeout_s` seconds."""
+    """A descriptor that holds the lock `name`; raises TimeoutError when another holds it for longer
+    than `timeout_s` seconds.
+    """
     deadline = time.monotonic() + timeout_s
     while (descriptor := try_lock(name)) is None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{paths.LOCKS / name}.lock is held by another process for more than {timeout_s:.0f} s")
+            raise TimeoutError(
+                f"{paths.LOCKS / name}.lock is held by another process for more than"
+                f" {timeout_s:.0f} s"
+            )
         time.sleep(0.1)
     return descriptor
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sgl_admin import files
 
-# How the architectures that SGLang knows call their number of experts, and the language model's part of a config.
+# How the architectures that SGLang knows call their number of experts, and the language model's
+# part of a config.
 EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 _LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
 
@@ -29,7 +30,9 @@ class Model:
     @property
     def has_experts(self) -> bool:
         parts = (self.config, language_part(self.config))
-        return any(type(part.get(key)) is int and part[key] > 0 for part in parts for key in EXPERTS)
+        return any(
+            type(part.get(key)) is int and part[key] > 0 for part in parts for key in EXPERTS
+        )
 
 
 def language_part(config: dict[str, Any]) -> dict[str, Any]:
@@ -47,12 +50,17 @@ def load(path: str) -> Model:
         # Such a name no folder can have.
         present = False
     if not present:
-        raise UnusableModel(f"no model folder at {path} in the container; put it under the host's models folder (mounted at /models)")
+        raise UnusableModel(
+            f"no model folder at {path} in the container; put it under the host's models folder"
+            " (mounted at /models)"
+        )
     try:
         config = json.loads(files.read_bytes(folder / "config.json").decode("utf-8"))
         known_as = identity(folder)
     except FileNotFoundError:
-        raise UnusableModel(f"{path} has no config.json: not a model folder, or not a whole one") from None
+        raise UnusableModel(
+            f"{path} has no config.json: not a model folder, or not a whole one"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UnusableModel(f"the config or the index of {path} cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -61,9 +69,11 @@ def load(path: str) -> Model:
 
 
 def identity(folder: Path) -> str:
-    """sha256 over name, size and bytes of config.json and, where there is one, of the safetensors index.
+    """sha256 over name, size and bytes of config.json and, where there is one, of the safetensors
+    index.
 
-    The same as `model_identity` of the collection's plugins/module_utils/model_files.py; a unit test holds them together.
+    The same as `model_identity` of the collection's plugins/module_utils/model_files.py; a unit
+    test holds them together.
     """
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors.index.json"):

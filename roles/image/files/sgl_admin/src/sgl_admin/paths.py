@@ -1,6 +1,7 @@
 """Where everything is in the container, and what the same place is called on the host.
 
-`sgl-admin --root FOLDER` works on a machine without the container: then all of it is below that folder (`relocate`).
+`sgl-admin --root FOLDER` works on a machine without the container: then all of it is below that
+folder (`relocate`).
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ LIVE_RUN = STATE / "run_id"
 FLAVOUR = Path("/etc/sgl/flavour.json")
 IMAGE_FACTS = Path("/etc/sgl/image.json")
 
-# Each of these names in the container, and below which folder of a root its place is found (`relocate`).
+# Each of these names in the container, and below which folder of a root its place is found
+# (`relocate`).
 _INSIDE = {name: value for name, value in globals().items() if isinstance(value, Path)}
 _PLACES = (
-    (TELEMETRY, "telemetry"), (PROFILES, "profiles"), (MODELS, "models"), (HUGGINGFACE, "huggingface"), (STATE, "state"),
+    (TELEMETRY, "telemetry"),
+    (PROFILES, "profiles"),
+    (MODELS, "models"),
+    (HUGGINGFACE, "huggingface"),
+    (STATE, "state"),
     (Path("/etc/sgl"), "state"),
-)  # fmt: skip
+)
 
 _HOST_ROOTS: tuple[tuple[Path, str], ...] = (
     (TELEMETRY, "SGL_HOST_TELEMETRY_ROOT"),
@@ -58,24 +64,32 @@ CACHE_VARIABLES = {
 
 
 def relocate(root: Path) -> None:
-    """Put every path below `root`, which then is the host's folder too, and say so to the processes that are started from here."""
+    """Put every path below `root`, which then is the host's folder too, and say so to the processes
+    that are started from here.
+    """
     _place_below(root)
     os.environ.update({variable: str(folder) for folder, variable in _HOST_ROOTS})
-    os.environ.update({variable: str(PROFILES / cache) for variable, cache in CACHE_VARIABLES.items()})
+    os.environ.update(
+        {variable: str(PROFILES / cache) for variable, cache in CACHE_VARIABLES.items()}
+    )
     os.environ[ROOT_VARIABLE] = str(root)
 
 
 def _place_below(root: Path) -> None:
     global _HOST_ROOTS
     for name, inside in _INSIDE.items():
-        place, folder = next((place, folder) for place, folder in _PLACES if inside.is_relative_to(place))
+        place, folder = next(
+            (place, folder) for place, folder in _PLACES if inside.is_relative_to(place)
+        )
         globals()[name] = root / folder / inside.relative_to(place)
     variables = [variable for _, variable in _HOST_ROOTS]
     _HOST_ROOTS = tuple(zip((TELEMETRY, PROFILES, MODELS, HUGGINGFACE), variables, strict=True))
 
 
 def to_host(path: Path | str) -> str | None:
-    """The host's name of a container path; None where it is not under a bind mount or the host's root is not known."""
+    """The host's name of a container path; None where it is not under a bind mount or the host's
+    root is not known.
+    """
     path = Path(path)
     for root, variable in _HOST_ROOTS:
         if path.is_relative_to(root):

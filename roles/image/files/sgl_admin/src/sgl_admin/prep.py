@@ -1,4 +1,6 @@
-"""One prep: plan, stages, proof, records. Stage files are written first, then the aggregate, then the manifest's paths."""
+"""One prep: plan, stages, proof, records. Stage files are written first, then the aggregate, then
+the manifest's paths.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin import caches, clock, devices, files, gpu_fit, model, paths, probe, releases, server, tracing, versions
+from sgl_admin import (
+    caches,
+    clock,
+    devices,
+    files,
+    gpu_fit,
+    model,
+    paths,
+    probe,
+    releases,
+    server,
+    tracing,
+    versions,
+)
 from sgl_admin.caches import SignatureRecord, dead_owner
 from sgl_admin.errors import EXIT_PROOF_FAILED, EXIT_USAGE, Interrupted, Refused, StageFailure
 from sgl_admin.interruption import Interruptible
@@ -23,7 +38,14 @@ from sgl_admin.stages import FIRST_STATUS_CODE, STAGES, Context, Stage
 from sgl_admin.warmup import Warmup
 
 _LOCK_TIMEOUT_S = 3600.0
-_STAGE_SHAPE: files.Shape = {"stage": str, "ran": bool, "status": str, "status_code": int, "artifacts": dict, "errors": list}
+_STAGE_SHAPE: files.Shape = {
+    "stage": str,
+    "ran": bool,
+    "status": str,
+    "status_code": int,
+    "artifacts": dict,
+    "errors": list,
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +67,8 @@ class Prep(Interruptible):
     def __init__(self, run: Run, request: Request, warnings: Iterable[str] = ()) -> None:
         """`warnings` are those of what was found and mended before.
 
-        Raises model.UnusableModel, ValueError (tp does not fit) and RuntimeError (NVML does not answer).
+        Raises model.UnusableModel, ValueError (tp does not fit) and RuntimeError (NVML does not
+        answer).
         """
         self.run = run
         self.request = request
@@ -56,7 +79,10 @@ class Prep(Interruptible):
         self._job: Job | None = None
         self._counted_from = self._started
         flavour = files.read_json(paths.FLAVOUR) or {}
-        self._environment: dict[str, str] = {**flavour["server"]["env"], **dict(line.split("=", 1) for line in request.server_env)}
+        self._environment: dict[str, str] = {
+            **flavour["server"]["env"],
+            **dict(line.split("=", 1) for line in request.server_env),
+        }
         if devices.VISIBLE in self._environment:
             # What the server will see is what this prep is for.
             os.environ[devices.VISIBLE] = self._environment[devices.VISIBLE]
@@ -66,23 +92,52 @@ class Prep(Interruptible):
         if unknown:
             self._warn(unknown)
         if found.cuda:
-            self._environment = {**gpu_fit.ENVIRONMENT, config_files.VARIABLE: str(config_files.root()), **self._environment}
+            self._environment = {
+                **gpu_fit.ENVIRONMENT,
+                config_files.VARIABLE: str(config_files.root()),
+                **self._environment,
+            }
         sizes = request.cuda_graph_batch_sizes
         graphs = [self._release.cuda_graph_flag, *map(str, sizes)] if sizes else []
-        arguments = [*flavour["server"]["args"], *tracing.arguments(run.manifest, self._release), *graphs, *request.server_args]
+        arguments = [
+            *flavour["server"]["args"],
+            *tracing.arguments(run.manifest, self._release),
+            *graphs,
+            *request.server_args,
+        ]
         argv = server.command(request.model, request.tp, request.warmup_port, arguments)
         self._argv = argv
         self._warmup = Warmup(
-            run.run_id, argv, self._environment, request.warmup_port, request.server_timeout_s,
-            self._server_changed, self._server_starting, self._make_gpu_ready if found.cuda else lambda: None,
-        )  # fmt: skip
+            run.run_id,
+            argv,
+            self._environment,
+            request.warmup_port,
+            request.server_timeout_s,
+            self._server_changed,
+            self._server_starting,
+            self._make_gpu_ready if found.cuda else lambda: None,
+        )
         self.context = Context(
-            request, loaded, found, sizes or tuple(flavour["server"]["batch_sizes"]), self._warmup, self._progress,
-            tuple(arguments), tuple(self._environment.items()), self._release, self._server_changed, self._batch_size_finished,
-        )  # fmt: skip
+            request,
+            loaded,
+            found,
+            sizes or tuple(flavour["server"]["batch_sizes"]),
+            self._warmup,
+            self._progress,
+            tuple(arguments),
+            tuple(self._environment.items()),
+            self._release,
+            self._server_changed,
+            self._batch_size_finished,
+        )
         self.plan = [self._decide(stage) for stage in STAGES]
-        self._previous = files.read_or_set_aside(paths.prep_result(run.run_id), RESULT_SHAPE, self.warnings) or {}
-        self.probe_wanted = request.probe == "always" or (request.probe == "auto" and not self._proof_stands())
+        self._previous = (
+            files.read_or_set_aside(paths.prep_result(run.run_id), RESULT_SHAPE, self.warnings)
+            or {}
+        )
+        self.probe_wanted = request.probe == "always" or (
+            request.probe == "auto" and not self._proof_stands()
+        )
 
     @property
     def nothing_to_do(self) -> bool:
@@ -100,7 +155,11 @@ class Prep(Interruptible):
         if dead_owner(stage.name):
             self._warn(f"an earlier {stage.name} was killed before it finished; it is done again")
             return decision
-        if mode == "ensure" and decision.record.problem(self.warnings) is None and stage.lacking(self.context) is None:
+        if (
+            mode == "ensure"
+            and decision.record.problem(self.warnings) is None
+            and stage.lacking(self.context) is None
+        ):
             return Decision(stage, "noop", "valid_signature", decision.signature)
         return decision
 
@@ -116,7 +175,8 @@ class Prep(Interruptible):
             return False
         if not probe.answers(self._prometheus_url):
             self.warnings.append(
-                f"Prometheus at {self._prometheus_url} does not answer: the proof of before does not count, and is made anew"
+                f"Prometheus at {self._prometheus_url} does not answer: the proof of before does"
+                " not count, and is made anew"
             )
             return False
         return True
@@ -135,14 +195,27 @@ class Prep(Interruptible):
             "stages": {
                 decision.stage.name: {
                     "status": "would_run" if decision.action == "run" else decision.action,
-                    "reason": decision.reason or (self._why(decision) if decision.action == "run" else None),
+                    "reason": (
+                        decision.reason
+                        or (self._why(decision) if decision.action == "run" else None)
+                    ),
                     "key": self._key(decision),
                     "signature": decision.signature,
-                    **({"missing_batch_sizes": sizes} if (sizes := self._missing_batch_sizes(decision)) is not None else {}),
+                    **(
+                        {"missing_batch_sizes": sizes}
+                        if (sizes := self._missing_batch_sizes(decision)) is not None
+                        else {}
+                    ),
                 }
                 for decision in self.plan
             },
-            "telemetry_probe": "would_run" if self.probe_wanted else "skipped" if self.request.probe == "never" else "stands",
+            "telemetry_probe": (
+                "would_run"
+                if self.probe_wanted
+                else "skipped"
+                if self.request.probe == "never"
+                else "stands"
+            ),
             "warnings": self.warnings,
         }
 
@@ -151,14 +224,24 @@ class Prep(Interruptible):
         return decision.stage.key(self.context) if decision.signature is not None else None
 
     def _missing_batch_sizes(self, decision: Decision) -> list[int] | None:
-        return decision.stage.missing_batch_sizes(self.context) if decision.signature is not None else None
+        return (
+            decision.stage.missing_batch_sizes(self.context)
+            if decision.signature is not None
+            else None
+        )
 
     def _why(self, decision: Decision) -> str | None:
         stage = decision.stage
-        return stage.unsupported(self.context) or decision.record.problem([]) or stage.lacking(self.context)
+        return (
+            stage.unsupported(self.context)
+            or decision.record.problem([])
+            or stage.lacking(self.context)
+        )
 
     def execute(self, job: Job) -> tuple[dict[str, Any], int]:
-        """Do what is planned; returns the aggregate, which is on disk by then, and the exit code. Raises OSError where it cannot be."""
+        """Do what is planned; returns the aggregate, which is on disk by then, and the exit code.
+        Raises OSError where it cannot be.
+        """
         try:
             return self._execute(job)
         except BaseException as error:
@@ -172,7 +255,11 @@ class Prep(Interruptible):
         results: dict[str, dict[str, Any]] = {}
         try:
             for number, decision in enumerate(self.plan):
-                result = self._interrupted_before(decision) if self._interrupted else self._stage(decision)
+                result = (
+                    self._interrupted_before(decision)
+                    if self._interrupted
+                    else self._stage(decision)
+                )
                 if result["status"] == "error":
                     result["status_code"] = FIRST_STATUS_CODE + number
                     self._interrupted = self._interrupted or result["error_type"] == "interrupted"
@@ -182,13 +269,31 @@ class Prep(Interruptible):
         finally:
             cleanup = self._close_server()
         after = before if self.nothing_to_do else caches.sizes()
-        aggregate = {**self._aggregate(results, proof, cleanup), "profile_cache": {"before": before, "after": after}}
+        aggregate = {
+            **self._aggregate(results, proof, cleanup),
+            "profile_cache": {"before": before, "after": after},
+        }
         files.write_json(paths.prep_result(self.run.run_id), aggregate)
         self.run.add_prep_result_paths()
-        failed = [result["status_code"] for result in results.values() if result["status"] == "error"]
-        exit_code = failed[0] if failed else EXIT_PROOF_FAILED if self.probe_wanted and not proof["ok"] else 0
+        failed = [
+            result["status_code"] for result in results.values() if result["status"] == "error"
+        ]
+        exit_code = (
+            failed[0]
+            if failed
+            else EXIT_PROOF_FAILED
+            if self.probe_wanted and not proof["ok"]
+            else 0
+        )
         state = "interrupted" if self._interrupted else "failed" if exit_code else "done"
-        job.update(state=state, stage=None, exit_code=exit_code, eta_s=0, server=None, message=f"{aggregate['status']}")
+        job.update(
+            state=state,
+            stage=None,
+            exit_code=exit_code,
+            eta_s=0,
+            server=None,
+            message=f"{aggregate['status']}",
+        )
         return aggregate, exit_code
 
     def _stage(self, decision: Decision) -> dict[str, Any]:
@@ -212,20 +317,35 @@ class Prep(Interruptible):
             "log_tail": [],
         }
         if decision.action == "noop":
-            result["artifacts"] = {**decision.stage.standing(self.context), "files": decision.record.summary()}
+            result["artifacts"] = {
+                **decision.stage.standing(self.context),
+                "files": decision.record.summary(),
+            }
         if decision.action == "run":
             assert self._job is not None
-            self._job.update(stage=decision.stage.name, done=0, total=0, eta_s=None, message=f"stage {decision.stage.name}")
+            self._job.update(
+                stage=decision.stage.name,
+                done=0,
+                total=0,
+                eta_s=None,
+                message=f"stage {decision.stage.name}",
+            )
             try:
                 result["artifacts"], result["signature"] = self._work(decision)
             except Exception as error:
                 failure = as_stage_failure(error)
-                result.update(status="error", error_type=failure.error_type, errors=[str(failure)], log_tail=failure.log_tail)
+                result.update(
+                    status="error",
+                    error_type=failure.error_type,
+                    errors=[str(failure)],
+                    log_tail=failure.log_tail,
+                )
             result.update(finished_at=clock.utc(), duration_s=round(time.monotonic() - started, 3))
         return result
 
     def _work(self, decision: Decision) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The stage's work under its lock, with a marker that outlives only a process that is killed outright.
+        """The stage's work under its lock, with a marker that outlives only a process that is
+        killed outright.
 
         Returns the artifacts, and the signature of what was done.
         """
@@ -235,7 +355,12 @@ class Prep(Interruptible):
             with self._may_be_interrupted():
                 held.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
             assert self._job is not None
-            owner = {"stage": stage.name, "owner_pid": self._job.record["pid"], "started_at": clock.utc(), "run_id": self.run.run_id}
+            owner = {
+                "stage": stage.name,
+                "owner_pid": self._job.record["pid"],
+                "started_at": clock.utc(),
+                "run_id": self.run.run_id,
+            }
             files.write_json(marker, owner)
             try:
                 with self._may_be_interrupted():
@@ -253,19 +378,31 @@ class Prep(Interruptible):
     def _clear(stage: Stage) -> None:
         for cache in stage.caches:
             for entry in (paths.PROFILES / cache).iterdir():
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                (
+                    shutil.rmtree(entry)
+                    if entry.is_dir() and not entry.is_symlink()
+                    else entry.unlink()
+                )
 
     def _interrupted_before(self, decision: Decision) -> dict[str, Any]:
         if decision.action != "run":
             return self._stage(decision)
         failure = Interrupted()
         result = self._stage(Decision(decision.stage, "skipped", None, decision.signature))
-        return {**result, "status": "error", "error_type": failure.error_type, "errors": [f"not begun: {failure}"]}
+        return {
+            **result,
+            "status": "error",
+            "error_type": failure.error_type,
+            "errors": [f"not begun: {failure}"],
+        }
 
     def _write_stage(self, decision: Decision, result: dict[str, Any]) -> None:
         """A stage that was not asked for keeps the record of what it did before."""
         path = paths.stage_file(self.run.run_id, decision.stage.name)
-        if files.read_or_set_aside(path, _STAGE_SHAPE, self.warnings) is not None and decision.action == "skipped":
+        if (
+            files.read_or_set_aside(path, _STAGE_SHAPE, self.warnings) is not None
+            and decision.action == "skipped"
+        ):
             return
         files.write_json(path, result)
 
@@ -280,7 +417,11 @@ class Prep(Interruptible):
         try:
             with self._may_be_interrupted():
                 self._job.update(
-                    stage="telemetry_probe", done=0, total=0, eta_s=None, message="waiting for Prometheus to account for the tokens sent"
+                    stage="telemetry_probe",
+                    done=0,
+                    total=0,
+                    eta_s=None,
+                    message="waiting for Prometheus to account for the tokens sent",
                 )
                 ledger = self._warmup.ensure_requests(self.context.batch_sizes[:1])
                 proof = probe.prove(self.run.run_id, url, ledger, self.request.probe_timeout_s)
@@ -296,11 +437,15 @@ class Prep(Interruptible):
             return str(failure)
         return None
 
-    def _aggregate(self, results: dict[str, dict[str, Any]], proof: dict[str, Any], cleanup: str | None) -> dict[str, Any]:
+    def _aggregate(
+        self, results: dict[str, dict[str, Any]], proof: dict[str, Any], cleanup: str | None
+    ) -> dict[str, Any]:
         wanted = [result for result in results.values() if result["status"] != "skipped"]
         failed = [result for result in wanted if result["status"] == "error"]
         found, request = self.context.devices, self.request
-        errors = [f"{result['stage']}: {message}" for result in failed for message in result["errors"]]
+        errors = [
+            f"{result['stage']}: {message}" for result in failed for message in result["errors"]
+        ]
         if cleanup:
             errors.append(f"cleanup_failed: {cleanup}")
         return {
@@ -356,13 +501,23 @@ class Prep(Interruptible):
         if done == 0:
             self._counted_from = time.monotonic()
         # What is left takes as long as what is done took; after nothing there is no telling.
-        eta_s = round((time.monotonic() - self._counted_from) / done * (total - done), 1) if done else None
-        self._job.update(done=done, total=total, unit=unit, eta_s=eta_s, message=f"{message}: {done} of {total}")
+        eta_s = (
+            round((time.monotonic() - self._counted_from) / done * (total - done), 1)
+            if done
+            else None
+        )
+        self._job.update(
+            done=done, total=total, unit=unit, eta_s=eta_s, message=f"{message}: {done} of {total}"
+        )
 
     def _batch_size_finished(self, size: int) -> None:
         """Other hosts may have it: whoever follows the job can pack it."""
         if self._job:
-            self._job.update(finished_batch_sizes=sorted({*self._job.record.get("finished_batch_sizes", []), size}))
+            self._job.update(
+                finished_batch_sizes=sorted(
+                    {*self._job.record.get("finished_batch_sizes", []), size}
+                )
+            )
 
     def _server_changed(self, group: int | None) -> None:
         if self._job:
@@ -380,7 +535,9 @@ class Prep(Interruptible):
 
 
 def planned(run: Run, request: Request, warnings: Iterable[str] = ()) -> Prep:
-    """The prep of a command. Raises Refused (usage) where it cannot be done on this host, and model.UnusableModel."""
+    """The prep of a command. Raises Refused (usage) where it cannot be done on this host, and
+    model.UnusableModel.
+    """
     try:
         return Prep(run, request, warnings)
     except (ValueError, RuntimeError) as error:

@@ -1,8 +1,9 @@
 """What differs between releases of SGLang, in one place: names of flags, of modules and of places.
 
-Seen in the releases that each row is named after (their packages and, for what is the same in all, docs/decisions/gpu-stages.md). Between
-two rows the older one counts; a release newer than the last row is taken for it, with a warning. What the log of a server says
-(moe_tune) always has the last word.
+Seen in the releases that each row is named after (their packages and, for what is the same in all,
+docs/decisions/gpu-stages.md). Between two rows the older one counts; a release newer than the last
+row is taken for it, with a warning. What the log of a server says (moe_tune) always has the last
+word.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ class Release:
 
 def _deepseek(config: dict[str, Any]) -> int:
     architecture = (config.get("architectures") or [None])[0]
-    if architecture not in ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM", "Glm4MoeForCausalLM"):
+    if architecture not in (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV32ForCausalLM",
+        "Glm4MoeForCausalLM",
+    ):
         return 0
     return 1 if config.get("n_shared_experts") == 1 else 0
 
@@ -55,19 +60,47 @@ def _deepseek_and_qwen_next(config: dict[str, Any]) -> int:
 _OLD_MOE = "sglang.srt.layers.moe.fused_moe_triton"
 _NEW_MOE = "sglang.srt.layers.moe.moe_runner.triton_utils"
 RELEASES = (
-    Release((0, 5, 3), "--cuda-graph-bs", "--oltp-traces-endpoint", f"{_OLD_MOE}.fused_moe", _OLD_MOE,
-            f"{_OLD_MOE}.fused_moe_triton_kernels",
-            "srt/layers/moe/fused_moe_triton", _deepseek),
-    Release((0, 5, 9), "--cuda-graph-bs", "--otlp-traces-endpoint", f"{_OLD_MOE}.fused_moe", _OLD_MOE,
-            f"{_OLD_MOE}.fused_moe_triton_kernels",
-            "srt/layers/moe/fused_moe_triton", _deepseek),
-    Release((0, 5, 17), "--cuda-graph-bs-decode", "--otlp-traces-endpoint", f"{_NEW_MOE}.fused_moe", _NEW_MOE,
-            "sglang.kernels.ops.moe.fused_moe_triton_kernels",
-            "srt/layers/moe/moe_runner/triton_utils", _deepseek_and_qwen_next),
-    Release((0, 5, 23), "--cuda-graph-bs-decode", "--otlp-traces-endpoint", f"{_NEW_MOE}.fused_moe", _NEW_MOE,
-            "sglang.kernels.ops.moe.fused_moe_triton_kernels",
-            "srt/layers/moe/moe_runner/triton_utils", _deepseek_and_qwen_next),
-)  # fmt: skip
+    Release(
+        (0, 5, 3),
+        "--cuda-graph-bs",
+        "--oltp-traces-endpoint",
+        f"{_OLD_MOE}.fused_moe",
+        _OLD_MOE,
+        f"{_OLD_MOE}.fused_moe_triton_kernels",
+        "srt/layers/moe/fused_moe_triton",
+        _deepseek,
+    ),
+    Release(
+        (0, 5, 9),
+        "--cuda-graph-bs",
+        "--otlp-traces-endpoint",
+        f"{_OLD_MOE}.fused_moe",
+        _OLD_MOE,
+        f"{_OLD_MOE}.fused_moe_triton_kernels",
+        "srt/layers/moe/fused_moe_triton",
+        _deepseek,
+    ),
+    Release(
+        (0, 5, 17),
+        "--cuda-graph-bs-decode",
+        "--otlp-traces-endpoint",
+        f"{_NEW_MOE}.fused_moe",
+        _NEW_MOE,
+        "sglang.kernels.ops.moe.fused_moe_triton_kernels",
+        "srt/layers/moe/moe_runner/triton_utils",
+        _deepseek_and_qwen_next,
+    ),
+    Release(
+        (0, 5, 23),
+        "--cuda-graph-bs-decode",
+        "--otlp-traces-endpoint",
+        f"{_NEW_MOE}.fused_moe",
+        _NEW_MOE,
+        "sglang.kernels.ops.moe.fused_moe_triton_kernels",
+        "srt/layers/moe/moe_runner/triton_utils",
+        _deepseek_and_qwen_next,
+    ),
+)
 
 
 def of(version: str | None) -> tuple[Release, str | None]:
@@ -75,12 +108,28 @@ def of(version: str | None) -> tuple[Release, str | None]:
     newest, oldest = RELEASES[-1], RELEASES[0]
     found = _VERSION.match(version or "")
     if found is None or found[0] == "0.0.0":
-        return newest, f"SGLang's version {version} is none that is known: it is taken for {_text(newest)}" if version else None
+        return newest, (
+            f"SGLang's version {version} is none that is known: it is taken for {_text(newest)}"
+            if version
+            else None
+        )
     number = (int(found[1]), int(found[2]), int(found[3]))
     if number > newest.since:
-        return newest, f"SGLang {version} is newer than what is known here ({_text(newest)}): its flags and places are taken to be the same"
+        return (
+            newest,
+            (
+                f"SGLang {version} is newer than what is known here ({_text(newest)}): its flags"
+                " and places are taken to be the same"
+            ),
+        )
     if number < oldest.since:
-        return oldest, f"SGLang {version} is older than what is known here ({_text(oldest)}): its flags and places may differ"
+        return (
+            oldest,
+            (
+                f"SGLang {version} is older than what is known here ({_text(oldest)}): its flags"
+                " and places may differ"
+            ),
+        )
     return next(release for release in reversed(RELEASES) if release.since <= number), None
 
 

@@ -1,4 +1,6 @@
-"""What a prep is asked to do. Two requests with the same digest are the same request: the second attaches to the first."""
+"""What a prep is asked to do. Two requests with the same digest are the same request: the second
+attaches to the first.
+"""
 
 from __future__ import annotations
 
@@ -44,21 +46,35 @@ class Request:
     def from_json(cls, text: str) -> Request:
         """Raises ValueError where it is none."""
         try:
-            fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+            fields: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in json.loads(text).items()
+            }
             return cls(**fields)
         except (AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"not a request: {error}") from error
 
     def describe(self) -> list[str]:
         """The request as the command line that asks for it."""
-        flags = [f"--{name.replace('_', '-').replace('moe-tune', 'moe')}={mode}" for name, mode in self.stages.items()]
+        flags = [
+            f"--{name.replace('_', '-').replace('moe-tune', 'moe')}={mode}"
+            for name, mode in self.stages.items()
+        ]
         return [
             f"--model={self.model}",
             f"--tp={self.tp}",
             *flags,
             f"--probe={self.probe}",
-            *([f"--cuda-graph-bs={','.join(map(str, self.cuda_graph_batch_sizes))}"] if self.cuda_graph_batch_sizes else []),
-            *([f"--moe-batch-sizes={','.join(map(str, self.moe_batch_sizes))}"] if self.moe_batch_sizes else []),
+            *(
+                [f"--cuda-graph-bs={','.join(map(str, self.cuda_graph_batch_sizes))}"]
+                if self.cuda_graph_batch_sizes
+                else []
+            ),
+            *(
+                [f"--moe-batch-sizes={','.join(map(str, self.moe_batch_sizes))}"]
+                if self.moe_batch_sizes
+                else []
+            ),
             *([f"--moe-sample={self.moe_sample}"] if self.moe_sample else []),
             *(["--moe-fusion=skip"] if self.moe_fusion == "skip" else []),
             *(f"--server-arg={arg}" for arg in self.server_args),

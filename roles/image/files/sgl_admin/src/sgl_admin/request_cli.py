@@ -1,4 +1,6 @@
-"""What a prep is asked for, as arguments of the command line: those who plan a prep take the same ones."""
+"""What a prep is asked for, as arguments of the command line: those who plan a prep take the same
+ones.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,42 @@ from sgl_admin.stages import STAGES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="the model's folder in the container, under /models")
-    parser.add_argument("--tp", type=argument_types.positive, default=1, help="tensor parallel size (default: %(default)s)")
+    parser.add_argument(
+        "--model", required=True, help="the model's folder in the container, under /models"
+    )
+    parser.add_argument(
+        "--tp",
+        type=argument_types.positive,
+        default=1,
+        help="tensor parallel size (default: %(default)s)",
+    )
     for stage in STAGES:
-        parser.add_argument(f"--{stage.option}", choices=MODES, dest=stage.name, help=f"stage {stage.name}")
+        parser.add_argument(
+            f"--{stage.option}", choices=MODES, dest=stage.name, help=f"stage {stage.name}"
+        )
     parser.add_argument(
-        "--moe-batch-sizes", type=argument_types.batch_sizes, default=(), metavar="N,N,...", help="batch sizes to tune the MoE kernel for"
+        "--moe-batch-sizes",
+        type=argument_types.batch_sizes,
+        default=(),
+        metavar="N,N,...",
+        help="batch sizes to tune the MoE kernel for",
     )
     parser.add_argument(
-        "--moe-sample", type=argument_types.positive, metavar="N", help="try only a fixed sample of so many configurations (default: all)"
+        "--moe-sample",
+        type=argument_types.positive,
+        metavar="N",
+        help="try only a fixed sample of so many configurations (default: all)",
     )
-    parser.add_argument("--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)")
     parser.add_argument(
-        "--probe", choices=PROBES, help="prove METRICS_READY (default: auto, only while this run has no proof; with --root: never)"
+        "--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--probe",
+        choices=PROBES,
+        help=(
+            "prove METRICS_READY (default: auto, only while this run has no proof; with --root:"
+            " never)"
+        ),
     )
     parser.add_argument(
         "--server-arg",
@@ -46,13 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=argument_types.batch_sizes,
         default=(),
         metavar="N,N,...",
-        help="batch sizes that the server captures CUDA graphs for, and that it is warmed with (default: the image's)",
+        help=(
+            "batch sizes that the server captures CUDA graphs for, and that it is warmed with"
+            " (default: the image's)"
+        ),
     )
     parser.add_argument(
         "--moe-fusion",
         choices=("ensure", "skip"),
         default="ensure",
-        help="after tuning the MoE kernel, compile and verify the fused kernels with a server (default: %(default)s)",
+        help=(
+            "after tuning the MoE kernel, compile and verify the fused kernels with a server"
+            " (default: %(default)s)"
+        ),
     )
     parser.add_argument(
         "--server-timeout",
@@ -69,7 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for Prometheus to account for the tokens (default: %(default)s)",
     )
     parser.add_argument(
-        "--port", type=argument_types.port, help="the server's port while it warms up (default: the one that Prometheus scrapes)"
+        "--port",
+        type=argument_types.port,
+        help="the server's port while it warms up (default: the one that Prometheus scrapes)",
     )
 
 

@@ -8,9 +8,21 @@ from typing import Any
 from sgl_admin import files, paths
 
 # What readers of a prep's aggregate build on.
-RESULT_SHAPE: files.Shape = {"status": str, "run": dict, "stages": dict, "telemetry_probe": dict, "errors": list, "warnings": list}
+RESULT_SHAPE: files.Shape = {
+    "status": str,
+    "run": dict,
+    "stages": dict,
+    "telemetry_probe": dict,
+    "errors": list,
+    "warnings": list,
+}
 # What a prep builds on.
-_PARTS = {"paths.container": dict, "paths.host": dict, "services.prometheus.url": str, "services.sglang.port": int}
+_PARTS = {
+    "paths.container": dict,
+    "paths.host": dict,
+    "services.prometheus.url": str,
+    "services.sglang.port": int,
+}
 
 
 class NoLiveRun(Exception):
@@ -23,7 +35,9 @@ class Run:
     manifest: dict[str, Any]
 
     def add_prep_result_paths(self) -> None:
-        """Name the prep_result in the manifest, in the container's paths and the host's, once the file is there."""
+        """Name the prep_result in the manifest, in the container's paths and the host's, once the
+        file is there.
+        """
         container_path = str(paths.prep_result(self.run_id))
         wanted = {"container": container_path, "host": paths.to_host(container_path)}
         manifest = files.read_json(paths.manifest(self.run_id)) or self.manifest
@@ -36,7 +50,8 @@ class Run:
 
 def pointer_text(run_id: str) -> str:
     manifest = paths.manifest(run_id)
-    return f"CONTAINER_RUN_META_JSON={manifest}\nCONTAINER_RUN_META_JSON_HOST={paths.to_host(manifest)}\n"
+    on_host = paths.to_host(manifest)
+    return f"CONTAINER_RUN_META_JSON={manifest}\nCONTAINER_RUN_META_JSON_HOST={on_host}\n"
 
 
 def pointed_run() -> str | None:
@@ -56,31 +71,47 @@ def live() -> Run:
     try:
         run_id = files.read_bytes(paths.LIVE_RUN).decode("utf-8").strip()
     except (FileNotFoundError, ValueError):
-        raise NoLiveRun(f"the container's init has not begun a run ({paths.LIVE_RUN} is missing); {remedy}") from None
+        raise NoLiveRun(
+            f"the container's init has not begun a run ({paths.LIVE_RUN} is missing); {remedy}"
+        ) from None
     pointed = pointed_run()
     if pointed is None:
-        raise NoLiveRun(f"no pointer at {paths.POINTER}: run {run_id} is still starting, or is stopping; wait, or {remedy}")
+        raise NoLiveRun(
+            f"no pointer at {paths.POINTER}: run {run_id} is still starting, or is stopping; wait,"
+            f" or {remedy}"
+        )
     if pointed != run_id:
-        raise NoLiveRun(f"the pointer {paths.POINTER} names {pointed}, but this container's run is {run_id}; {remedy}")
+        raise NoLiveRun(
+            f"the pointer {paths.POINTER} names {pointed}, but this container's run is {run_id};"
+            f" {remedy}"
+        )
     try:
         manifest = files.read_json(paths.manifest(run_id))
     except ValueError as error:
         raise NoLiveRun(f"{error}; {remedy}") from error
     if manifest is None or not isinstance(manifest.get("paths"), dict):
-        raise NoLiveRun(f"the manifest {paths.manifest(run_id)} is missing or has no paths; {remedy}")
+        raise NoLiveRun(
+            f"the manifest {paths.manifest(run_id)} is missing or has no paths; {remedy}"
+        )
     if (lacking := _lacking(manifest, run_id)) is not None:
         raise NoLiveRun(f"the manifest {paths.manifest(run_id)} has no valid {lacking}; {remedy}")
     return Run(run_id, manifest)
 
 
 def _lacking(manifest: dict[str, Any], run_id: str) -> str | None:
-    """The first part of a manifest, of those that a prep builds on, that is not as the init writes it."""
+    """The first part of a manifest, of those that a prep builds on, that is not as the init writes
+    it.
+    """
     if manifest.get("container_run_id") != run_id:
         return "container_run_id"
     for name, kind in _PARTS.items():
         part: Any = manifest
         for key in name.split("."):
             part = part.get(key) if isinstance(part, dict) else None
-        if not isinstance(part, kind) or isinstance(part, bool) or (isinstance(part, int) and not 0 < part < 2**16):
+        if (
+            not isinstance(part, kind)
+            or isinstance(part, bool)
+            or (isinstance(part, int) and not 0 < part < 2**16)
+        ):
             return name
     return None

@@ -18,15 +18,25 @@ _HEARTBEAT_S = 5.0
 
 def register(commands: Any) -> None:
     """Add the command to sgl-admin's; `commands` is argparse's collection of sub-commands."""
-    actions = commands.add_parser("server", help="the server that was prepared").add_subparsers(required=True, metavar="ACTION")
+    actions = commands.add_parser("server", help="the server that was prepared").add_subparsers(
+        required=True, metavar="ACTION"
+    )
 
     start = actions.add_parser(
-        "start", help="start it, detached, where it does not run, and wait until it is healthy",
-        epilog="Its command and environment are those of the run's latest prep: what the caches are warm for.",
-    )  # fmt: skip
+        "start",
+        help="start it, detached, where it does not run, and wait until it is healthy",
+        epilog=(
+            "Its command and environment are those of the run's latest prep: what the caches are"
+            " warm for."
+        ),
+    )
     start.set_defaults(handler=_start)
     start.add_argument(
-        "--timeout", type=argument_types.seconds, default=1800.0, metavar="S", help="to become healthy (default: %(default)s)"
+        "--timeout",
+        type=argument_types.seconds,
+        default=1800.0,
+        metavar="S",
+        help="to become healthy (default: %(default)s)",
     )
     start.add_argument("--detach", action="store_true", help="return as soon as it is started")
     start.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
@@ -41,10 +51,14 @@ def register(commands: Any) -> None:
         help="wait so long for it to become healthy; exit code 7 where it does not",
     )
 
-    stop = actions.add_parser("stop", help="stop it with all its processes; harmless where none runs")
+    stop = actions.add_parser(
+        "stop", help="stop it with all its processes; harmless where none runs"
+    )
     stop.set_defaults(handler=_stop)
     for action in (start, status, stop):
-        action.add_argument("--json", action="store_true", help="print {server, healthy, log_tail} as JSON")
+        action.add_argument(
+            "--json", action="store_true", help="print {server, healthy, log_tail} as JSON"
+        )
 
 
 def _start(arguments: argparse.Namespace) -> int:
@@ -52,15 +66,25 @@ def _start(arguments: argparse.Namespace) -> int:
     wanted = serving.prepared(live)
     if arguments.dry_run:
         words = [*(f"{key}={value}" for key, value in wanted.env.items()), *wanted.argv]
-        print(json.dumps({"argv": wanted.argv, "env": wanted.env}) if arguments.json else files.printable(shlex.join(words)))
+        print(
+            json.dumps({"argv": wanted.argv, "env": wanted.env})
+            if arguments.json
+            else files.printable(shlex.join(words))
+        )
         return 0
     record, started = serving.start(live, wanted)
     healthy = False
     if not arguments.detach:
         try:
-            found, healthy = serving.wait(live.run_id, arguments.timeout, _Heartbeat(record["server_id"]))
+            found, healthy = serving.wait(
+                live.run_id, arguments.timeout, _Heartbeat(record["server_id"])
+            )
         except KeyboardInterrupt:
-            raise Refused(EXIT_SIGINT, f"no longer followed; {record['server_id']} goes on by itself (sgl-admin server status)") from None
+            raise Refused(
+                EXIT_SIGINT,
+                f"no longer followed; {record['server_id']} goes on by itself (sgl-admin server"
+                " status)",
+            ) from None
         if not healthy:
             _refuse_unhealthy(live.run_id, found, arguments.timeout)
         record = found or record
@@ -81,7 +105,9 @@ class _Heartbeat:
 
 
 def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: float) -> None:
-    """Raises Refused: why the server did not become healthy, with its last words. One that still starts is left running."""
+    """Raises Refused: why the server did not become healthy, with its last words. One that still
+    starts is left running.
+    """
     if record is None or record["state"] == serving.STOPPED:
         raise Refused(EXIT_SERVER_FAILED, "the server was stopped while it started; start it again")
     if record["state"] == serving.ENDED:
@@ -92,10 +118,16 @@ def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: flo
     what = (
         "ended while starting"
         if record["state"] == serving.ENDED
-        else f"is not healthy after {timeout_s:.0f} s (it goes on: sgl-admin server status --wait 600, or sgl-admin server stop)"
+        else (
+            f"is not healthy after {timeout_s:.0f} s (it goes on: sgl-admin server status --wait"
+            " 600, or sgl-admin server stop)"
+        )
     )
     print(tail, file=sys.stderr)
-    raise Refused(EXIT_SERVER_FAILED, f"{record['server_id']} {what}; its last lines are above, the log is {log}")
+    raise Refused(
+        EXIT_SERVER_FAILED,
+        f"{record['server_id']} {what}; its last lines are above, the log is {log}",
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -114,7 +146,9 @@ def _stop(arguments: argparse.Namespace) -> int:
         raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
 
 
-def _print(run_id: str, record: dict[str, Any] | None, healthy: bool, as_json: bool, **more: bool) -> int:
+def _print(
+    run_id: str, record: dict[str, Any] | None, healthy: bool, as_json: bool, **more: bool
+) -> int:
     if as_json:
         ended = record is not None and record["state"] == serving.ENDED
         tail = serving.handle(run_id, record).log_tail() if record is not None and ended else []
@@ -122,6 +156,14 @@ def _print(run_id: str, record: dict[str, Any] | None, healthy: bool, as_json: b
     elif record is None:
         print("no server was started in this run")
     else:
-        state, log = "healthy" if healthy else record["state"], paths.to_host(paths.log(run_id)) or paths.log(run_id)
-        print(files.printable(f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log {log}"))
+        state, log = (
+            "healthy" if healthy else record["state"],
+            paths.to_host(paths.log(run_id)) or paths.log(run_id),
+        )
+        print(
+            files.printable(
+                f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log"
+                f" {log}"
+            )
+        )
     return 0

@@ -1,4 +1,6 @@
-"""The server that a benchmark uses: exactly the prepared one, started detached, and ended with all its processes."""
+"""The server that a benchmark uses: exactly the prepared one, started detached, and ended with all
+its processes.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from sgl_admin.run import RESULT_SHAPE, Run
 from sgl_admin.server import Server, end_noted, is_running, start_time
 from sgl_admin.smoke import record as smoke
 
-# Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its own; and by the server that
-# `sgl-admin server start` started, as long as anything of it lives.
+# Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its
+# own; and by the server that `sgl-admin server start` started, as long as anything of it lives.
 LOCK, SERVES = "server", "serving"
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
 _SHAPE: files.Shape = {
@@ -35,7 +37,9 @@ _HELD = "a prep, a smoke or another command has the place of the server"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a prep says of its server: command, environment beyond the container's own, and model."""
+    """What a prep says of its server: command, environment beyond the container's own, and
+    model.
+    """
 
     argv: list[str]
     env: dict[str, str]
@@ -47,7 +51,9 @@ class Prepared:
 
 
 def prepared(live: Run) -> Prepared:
-    """The server of the run's latest prep. Raises Refused where none was made, or its record cannot be read."""
+    """The server of the run's latest prep. Raises Refused where none was made, or its record cannot
+    be read.
+    """
     remedy = "prepare it first (playbooks/prep.yml, or sgl-admin caches ensure)"
     path = paths.prep_result(live.run_id)
     try:
@@ -57,7 +63,9 @@ def prepared(live: Run) -> Prepared:
     if result is None:
         raise Refused(EXIT_NO_LIVE_RUN, f"nothing was prepared in {live.run_id} yet: {remedy}")
     server, model = result["run"].get("server"), result["run"].get("model")
-    argv, env = (server.get("argv"), server.get("env")) if isinstance(server, dict) else (None, None)
+    argv, env = (
+        (server.get("argv"), server.get("env")) if isinstance(server, dict) else (None, None)
+    )
     if not (isinstance(argv, list) and isinstance(env, dict) and isinstance(model, str)) or not all(
         isinstance(word, str) for word in (*argv, *env, *env.values())
     ):
@@ -67,16 +75,24 @@ def prepared(live: Run) -> Prepared:
         if made.port not in range(1, 2**16):
             raise ValueError
     except (ValueError, IndexError):
-        raise Refused(EXIT_NO_LIVE_RUN, f"the server that {path} names has no port; {remedy}") from None
+        raise Refused(
+            EXIT_NO_LIVE_RUN, f"the server that {path} names has no port; {remedy}"
+        ) from None
     return made
 
 
 def read(run_id: str) -> dict[str, Any] | None:
-    """The record of the run's server, with its state as it is now; None where none was started, or what is there is no record of one."""
+    """The record of the run's server, with its state as it is now; None where none was started, or
+    what is there is no record of one.
+    """
     record = files.read_or_set_aside(paths.server(run_id), _SHAPE, [])
     if record is not None and not _usable(record):
         return None
-    if record is not None and record["state"] == RUNNING and not is_running(record["pgid"], record["start_ticks"]):
+    if (
+        record is not None
+        and record["state"] == RUNNING
+        and not is_running(record["pgid"], record["start_ticks"])
+    ):
         record["state"] = ENDED
     return record
 
@@ -85,12 +101,16 @@ def _usable(record: dict[str, Any]) -> bool:
     words = (*record["argv"], *record["env"].values())
     known = record["state"] in (RUNNING, ENDED, STOPPED)
     return (
-        known and record["port"] in range(1, 2**16) and record["log_start"] in range(2**53) and all(isinstance(word, str) for word in words)
+        known
+        and record["port"] in range(1, 2**16)
+        and record["log_start"] in range(2**53)
+        and all(isinstance(word, str) for word in words)
     )
 
 
 def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
-    """Start the prepared server where it does not run; returns its record, and whether it was started now.
+    """Start the prepared server where it does not run; returns its record, and whether it was
+    started now.
 
     It is not healthy yet. Raises Refused: another server of ours runs, or its port is taken.
     """
@@ -107,14 +127,18 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
                 return record, False
             raise Refused(
                 EXIT_BUSY,
-                f"{record['server_id']} runs with other settings than the prepared ones: {' '.join(record['argv'])}; "
-                "stop it (sgl-admin server stop) and run this again",
+                f"{record['server_id']} runs with other settings than the prepared ones:"
+                f" {' '.join(record['argv'])}; stop it (sgl-admin server stop) and run this again",
             )
         if (serves := locks.try_lock(SERVES)) is None:
             raise Refused(
-                EXIT_BUSY, "a server of another container of this host runs on these caches, or one of an earlier run; stop it first"
+                EXIT_BUSY,
+                "a server of another container of this host runs on these caches, or one of an"
+                " earlier run; stop it first",
             )
-        server = Server(wanted.argv, wanted.env, wanted.port, paths.log(live.run_id), inherits=(serves,))
+        server = Server(
+            wanted.argv, wanted.env, wanted.port, paths.log(live.run_id), inherits=(serves,)
+        )
         try:
             server.start()
         except StageFailure as failure:
@@ -145,12 +169,18 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
         return record, True
 
 
-def wait(run_id: str, timeout_s: float, tick: Callable[[float], None] = lambda waited_s: None) -> tuple[dict[str, Any] | None, bool]:
-    """The server's record and whether it is healthy: as soon as it is, when it has ended, or after so many seconds."""
+def wait(
+    run_id: str, timeout_s: float, tick: Callable[[float], None] = lambda waited_s: None
+) -> tuple[dict[str, Any] | None, bool]:
+    """The server's record and whether it is healthy: as soon as it is, when it has ended, or after
+    so many seconds.
+    """
     began = time.monotonic()
     while True:
         record = read(run_id)
-        healthy = record is not None and record["state"] == RUNNING and handle(run_id, record).healthy()
+        healthy = (
+            record is not None and record["state"] == RUNNING and handle(run_id, record).healthy()
+        )
         waited_s = time.monotonic() - began
         if healthy or record is None or record["state"] != RUNNING or waited_s >= timeout_s:
             return record, healthy
@@ -159,7 +189,8 @@ def wait(run_id: str, timeout_s: float, tick: Callable[[float], None] = lambda w
 
 
 def stop(run_id: str) -> dict[str, Any] | None:
-    """End the run's server, so that its port is free and no process is left; returns its record, None where none was started.
+    """End the run's server, so that its port is free and no process is left; returns its record,
+    None where none was started.
 
     Raises StageFailure(cleanup_failed) where a process outlives SIGKILL.
     """
@@ -178,11 +209,15 @@ def stop(run_id: str) -> dict[str, Any] | None:
 
 def handle(run_id: str, record: dict[str, Any]) -> Server:
     """The server of a record, to be asked and for its log; it is not this process's child."""
-    return Server(record["argv"], record["env"], record["port"], paths.log(run_id), record["log_start"])
+    return Server(
+        record["argv"], record["env"], record["port"], paths.log(run_id), record["log_start"]
+    )
 
 
 def settle_dead(run_id: str) -> None:
-    """End what a prep or a smoke that was killed left of its server; its record says then that it ended."""
+    """End what a prep or a smoke that was killed left of its server; its record says then that it
+    ended.
+    """
     if (lock := locks.try_lock(job.LOCK)) is not None:
         try:
             job.settle(run_id, [])
@@ -196,26 +231,40 @@ def settle_dead(run_id: str) -> None:
 
 
 def claim(run_id: str) -> int:
-    """Take the place of the run's server, for a prep or a smoke that starts one of its own; returns a descriptor to close after it.
+    """Take the place of the run's server, for a prep or a smoke that starts one of its own; returns
+    a descriptor to close after it.
 
     Raises StageFailure(port_busy) where another has it.
     """
     try:
         lock = locks.acquire(LOCK, _LOCK_TIMEOUT_S)
     except TimeoutError as error:
-        raise StageFailure("port_busy", f"{_HELD}, and runs a server of its own: wait for its end, and run this again") from error
+        raise StageFailure(
+            "port_busy",
+            f"{_HELD}, and runs a server of its own: wait for its end, and run this again",
+        ) from error
     record = read(run_id)
     if record is not None and record["state"] == RUNNING:
         os.close(lock)
-        raise StageFailure("port_busy", f"{record['server_id']} serves at port {record['port']}: stop it first (sgl-admin server stop)")
+        raise StageFailure(
+            "port_busy",
+            f"{record['server_id']} serves at port {record['port']}: stop it first (sgl-admin"
+            " server stop)",
+        )
     return lock
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Held while a server is started or stopped. Raises Refused where another does so for too long."""
+    """Held while a server is started or stopped. Raises Refused where another does so for too
+    long.
+    """
     try:
         with locks.locked(LOCK, _LOCK_TIMEOUT_S):
             yield
     except TimeoutError as error:
-        raise Refused(EXIT_BUSY, f"{_HELD}: wait for its end (sgl-admin status --watch, sgl-admin smoke status --wait 600)") from error
+        raise Refused(
+            EXIT_BUSY,
+            f"{_HELD}: wait for its end (sgl-admin status --watch, sgl-admin smoke status --wait"
+            " 600)",
+        ) from error

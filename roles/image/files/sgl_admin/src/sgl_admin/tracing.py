@@ -9,7 +9,11 @@ from sgl_admin import versions
 from sgl_admin.releases import Release
 
 # Without one of them SGLang takes the flags and sends nothing.
-_PACKAGES = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-exporter-otlp-proto-http")
+_PACKAGES = (
+    "opentelemetry-sdk",
+    "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry-exporter-otlp-proto-http",
+)
 
 
 def missing_packages() -> list[str]:
@@ -23,4 +27,8 @@ def arguments(manifest: dict[str, Any], release: Release) -> list[str]:
         return []
     jaeger = manifest["services"]["jaeger"]
     host = urllib.parse.urlsplit(jaeger["url"]).hostname or "127.0.0.1"
-    return ["--enable-trace", release.otlp_flag, f"{f'[{host}]' if ':' in host else host}:{jaeger['otlp_grpc']}"]
+    return [
+        "--enable-trace",
+        release.otlp_flag,
+        f"{f'[{host}]' if ':' in host else host}:{jaeger['otlp_grpc']}",
+    ]

@@ -1,4 +1,6 @@
-"""Versions of the server's packages, from their metadata: importing torch to learn its version would take a second."""
+"""Versions of the server's packages, from their metadata: importing torch to learn its version
+would take a second.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def installed(distribution: str) -> str | None:
 def _distributions() -> dict[str, str]:
     """Name -> version, from the names of the `.dist-info` folders on sys.path.
 
-    importlib.metadata would say the same, but costs 60 ms to import: a fifth of what a converged prep may take.
+    importlib.metadata would say the same, but costs 60 ms to import: a fifth of what a converged
+    prep may take.
     """
     found: dict[str, str] = {}
     for folder in sys.path:
@@ -34,11 +37,17 @@ def _distributions() -> dict[str, str]:
 
 
 def cuda_runtime() -> str | None:
-    """The CUDA that the installed torch is built for, `13.0`: from its version, `2.11.0+cu130`, or its runtime's; None by default."""
+    """The CUDA that the installed torch is built for, `13.0`: from its version, `2.11.0+cu130`, or
+    its runtime's; None by default.
+    """
     local = (installed("torch") or "").partition("+")[2]
     if named := re.fullmatch(r"cu(\d+)(\d)", local):
         return f"{named[1]}.{named[2]}"
-    for distribution in ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13", "nvidia-cuda-runtime-cu12"):
+    for distribution in (
+        "nvidia-cuda-runtime",
+        "nvidia-cuda-runtime-cu13",
+        "nvidia-cuda-runtime-cu12",
+    ):
         if version := installed(distribution):
             return ".".join(version.split(".")[:2])
     return None
@@ -46,11 +55,18 @@ def cuda_runtime() -> str | None:
 
 def deep_gemm() -> str | None:
     """DeepGEMM's version: its own distribution's, or the one that SGLang builds of it."""
-    return installed("deep_gemm") or installed("sgl-deep-gemm") or installed("sgl-kernel") or installed("sglang-kernel")
+    return (
+        installed("deep_gemm")
+        or installed("sgl-deep-gemm")
+        or installed("sgl-kernel")
+        or installed("sglang-kernel")
+    )
 
 
 def package_folder(package: str) -> Path | None:
-    """Where a package that is not imported here would be imported from; None where it is not installed."""
+    """Where a package that is not imported here would be imported from; None where it is not
+    installed.
+    """
     for folder in sys.path:
         if (found := Path(folder or ".") / package).joinpath("__init__.py").exists():
             return found

@@ -1,4 +1,6 @@
-"""One server for all that a prep needs of one: started at the first need, asked, kept up for the probe, ended once."""
+"""One server for all that a prep needs of one: started at the first need, asked, kept up for the
+probe, ended once.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,16 @@ _TEMPERATURES = (0.0, 0.8)
 
 class Warmup:
     def __init__(
-        self, run_id: str, argv: list[str], environment: dict[str, str], port: int, timeout_s: float,
-        on_server: Callable[[int | None], None], tick: Callable[[], None], make_ready: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+        self,
+        run_id: str,
+        argv: list[str],
+        environment: dict[str, str],
+        port: int,
+        timeout_s: float,
+        on_server: Callable[[int | None], None],
+        tick: Callable[[], None],
+        make_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         """`make_ready` is called before each start; what it raises fails the start."""
         self._run_id = run_id
         self._make_ready = make_ready
@@ -33,14 +42,17 @@ class Warmup:
         self._tick = tick
         self._failure: StageFailure | OSError | None = None
         self._started = False
-        # Seconds that the last start took, and the server's first requests: greedy, and the first that samples.
+        # Seconds that the last start took, and the server's first requests: greedy, and the first
+        # that samples.
         self.ready_s: float | None = None
         self.first_request_s: float | None = None
         self.first_sampled_request_s: float | None = None
         self.ledger = TokenLedger(self._server)
 
     def start(self) -> None:
-        """Start the server once; a start that failed fails every later need in the same way, without another try."""
+        """Start the server once; a start that failed fails every later need in the same way,
+        without another try.
+        """
         if self._failure is not None:
             raise self._failure
         if self._started:
@@ -57,8 +69,14 @@ class Warmup:
             self._failure = failure
             raise
 
-    def exercise(self, batch_sizes: tuple[int, ...], progress: Callable[[int, int], None] = lambda done, total: None) -> int:
-        """Send greedy and sampled requests, at each batch size so many at once; returns how many were sent."""
+    def exercise(
+        self,
+        batch_sizes: tuple[int, ...],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> int:
+        """Send greedy and sampled requests, at each batch size so many at once; returns how many
+        were sent.
+        """
         self.start()
         rounds = [(size, temperature) for size in batch_sizes for temperature in _TEMPERATURES]
         # Alone and first: it sets the ledger's baseline before anything else counts.
@@ -72,11 +90,22 @@ class Warmup:
         for number, (size, temperature) in enumerate(rounds):
             progress(number, len(rounds))
             with ThreadPoolExecutor(size) as pool:
-                prompts = [f"Request {index} of {size}: count from {index} upwards." for index in range(size)]
+                prompts = [
+                    f"Request {index} of {size}: count from {index} upwards."
+                    for index in range(size)
+                ]
                 try:
-                    tokens = list(pool.map(lambda prompt, temperature=temperature: self._server.complete(prompt, temperature), prompts))
+                    tokens = list(
+                        pool.map(
+                            lambda prompt, temperature=temperature: self._server.complete(
+                                prompt, temperature
+                            ),
+                            prompts,
+                        )
+                    )
                 except Interrupted:
-                    # The pool waits for its requests, of which the first may compile for minutes: without their server they end at once.
+                    # The pool waits for its requests, of which the first may compile for minutes:
+                    # without their server they end at once.
                     self._server.stop()
                     raise
             self.ledger.tokens += sum(tokens)
@@ -105,13 +134,17 @@ class Warmup:
         return self._server.log
 
     def keep_place(self) -> None:
-        """Have the server's place without a server, for work that wants the GPU alone. Raises StageFailure."""
+        """Have the server's place without a server, for work that wants the GPU alone. Raises
+        StageFailure.
+        """
         if self._place is None:
             self._place = serving.claim(self._run_id)
         self._make_ready()
 
     def rest(self) -> None:
-        """End the server but keep its place: what comes next needs the GPU alone, or a server that reads its files anew."""
+        """End the server but keep its place: what comes next needs the GPU alone, or a server that
+        reads its files anew.
+        """
         self._server.stop()
         self._on_server(None)
         self._started = False

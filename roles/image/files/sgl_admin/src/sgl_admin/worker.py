@@ -1,4 +1,6 @@
-"""The process that does a prep, detached from whoever asked: it inherits the prep lock and outlives the connection."""
+"""The process that does a prep, detached from whoever asked: it inherits the prep lock and outlives
+the connection.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ from sgl_admin.request import Request
 
 
 def order(request: Request, warnings: list[str]) -> str:
-    """What this process reads from its standard input: the request, and what was found and mended before."""
+    """What this process reads from its standard input: the request, and what was found and mended
+    before.
+    """
     return json.dumps({"request": request.to_json(), "warnings": warnings})
 
 
 def main() -> int:
-    """argv: the prep's id; standard input: the order. Standard output and error go to the run's log."""
+    """argv: the prep's id; standard input: the order. Standard output and error go to the run's
+    log.
+    """
     os.umask(0o002)
     given = json.load(sys.stdin)
     request = Request.from_json(given["request"])
@@ -36,7 +42,9 @@ def main() -> int:
 
 
 def sweep(run_id: str) -> None:
-    """With the prep lock held: remove the temp files that a killed prep of this run left, in its records and in the caches'."""
+    """With the prep lock held: remove the temp files that a killed prep of this run left, in its
+    records and in the caches'.
+    """
     files.sweep_temporaries(paths.RUNS, f"{run_id}.json")
     records = [paths.PROFILES / cache / caches.RECORDS for cache in caches.CACHES]
     for record in (paths.job(run_id), paths.prep_result(run_id)):

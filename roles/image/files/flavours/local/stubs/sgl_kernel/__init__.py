@@ -1,13 +1,15 @@
-"""A stand-in for sgl_kernel, whose wheels are CUDA only: SGLang on a CPU imports it and calls none of its operators.
+"""A stand-in for sgl_kernel, whose wheels are CUDA only: SGLang on a CPU imports it and calls none
+of its operators.
 
-Nothing more may be added here: SGLang takes `sgl_kernel.scalar_type` for proof that the compiled kernels are there.
+Nothing more may be added here: SGLang takes `sgl_kernel.scalar_type` for proof that the compiled
+kernels are there.
 """
 
 import platform
 
 if platform.machine() == "aarch64":
-    # On arm64 the server calls the first two at start, where with one rank they have nothing to do, and describes the third to torch: that
-    # one is called by more than one rank.
+    # On arm64 the server calls the first two at start, where with one rank they have nothing to do,
+    # and describes the third to torch: that one is called by more than one rank.
     import torch
 
     _library = torch.library.Library("sgl_kernel", "DEF")

@@ -1,4 +1,6 @@
-"""A stand-in for torchvision, which has no CPU build for this torch: SGLang imports it in one multimodal config."""
+"""A stand-in for torchvision, which has no CPU build for this torch: SGLang imports it in one
+multimodal config.
+"""
 
 from torchvision import transforms
 

@@ -1,4 +1,6 @@
-"""The run's record: waits for the services, writes the manifest, then the pointer; takes the pointer back when the run ends."""
+"""The run's record: waits for the services, writes the manifest, then the pointer; takes the
+pointer back when the run ends.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,19 @@ def main() -> None:
 
 
 def publish(run_id: str, ending: threading.Event) -> None:
-    """Manifest, then pointer. Where they cannot be written (a full disk), it says so once and tries until they can."""
+    """Manifest, then pointer. Where they cannot be written (a full disk), it says so once and tries
+    until they can.
+    """
     said = None
     while True:
         try:
             # Of a process of this program that was killed; no other writes the pointer.
             files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
             if not paths.manifest(run_id).exists():
-                files.write_json(paths.manifest(run_id), build_manifest(run_id, Settings.from_environment(), ending))
+                files.write_json(
+                    paths.manifest(run_id),
+                    build_manifest(run_id, Settings.from_environment(), ending),
+                )
             if not ending.is_set():
                 files.write_text(paths.POINTER, run.pointer_text(run_id), mode=0o600)
                 print(f"run_record: {run_id} is published", flush=True)
@@ -58,20 +65,33 @@ def publish(run_id: str, ending: threading.Event) -> None:
 
 
 def withdraw(run_id: str) -> None:
-    """Take the pointer back, if it is this run's. One that cannot go is told apart by its readers, and the next start replaces it."""
+    """Take the pointer back, if it is this run's. One that cannot go is told apart by its readers,
+    and the next start replaces it.
+    """
     try:
         if run.pointed_run() == run_id:
             paths.POINTER.unlink()
             files.fsync_folder(paths.TELEMETRY)
     except OSError as error:
-        print(f"run_record: ERROR: the pointer is not taken back: {files.reason(error)}", flush=True)
+        print(
+            f"run_record: ERROR: the pointer is not taken back: {files.reason(error)}", flush=True
+        )
 
 
 def end_work(run_id: str) -> None:
-    """Tell the prep and the smoke that run in this container to stop, and wait until they have written their records."""
+    """Tell the prep and the smoke that run in this container to stop, and wait until they have
+    written their records.
+    """
     smoke_id = smoke.latest(run_id)
-    for record, lock in ((job.read(run_id), job.LOCK), (smoke.read(run_id, smoke_id) if smoke_id else None, smoke.LOCK)):
-        if record is None or record["state"] != job.RUNNING or start_time(record["pid"]) != record.get("pid_start_ticks", ""):
+    for record, lock in (
+        (job.read(run_id), job.LOCK),
+        (smoke.read(run_id, smoke_id) if smoke_id else None, smoke.LOCK),
+    ):
+        if (
+            record is None
+            or record["state"] != job.RUNNING
+            or start_time(record["pid"]) != record.get("pid_start_ticks", "")
+        ):
             continue
         os.kill(record["pid"], signal.SIGTERM)
         while start_time(record["pid"]) == record["pid_start_ticks"] and locks.held(lock):
@@ -79,7 +99,9 @@ def end_work(run_id: str) -> None:
 
 
 def end_server(run_id: str) -> None:
-    """End a server that was started for a benchmark, in order. What cannot be ended so goes with the container."""
+    """End a server that was started for a benchmark, in order. What cannot be ended so goes with
+    the container.
+    """
     try:
         serving.stop(run_id)
     except (OSError, Refused, StageFailure) as error:
@@ -120,7 +142,10 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "user": {"name": "devuser", "uid": os.getuid(), "gid": os.getgid(), "umask": "0002"},
         "versions": facts["versions"],
         "services": {
-            "prometheus": {"port": settings.prometheus_port, "url": f"http://{reachable}:{settings.prometheus_port}"},
+            "prometheus": {
+                "port": settings.prometheus_port,
+                "url": f"http://{reachable}:{settings.prometheus_port}",
+            },
             "jaeger": {
                 "ui": settings.jaeger_ui_port,
                 "otlp_grpc": settings.otlp_grpc_port,
@@ -129,21 +154,39 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
             },
             "node_exporter": {"port": settings.node_exporter_port},
             "dcgm_exporter": {"port": settings.dcgm_exporter_port},
-            "sglang": {"port": settings.sglang_port, "url": f"http://{LOOPBACK}:{settings.sglang_port}"},
+            "sglang": {
+                "port": settings.sglang_port,
+                "url": f"http://{LOOPBACK}:{settings.sglang_port}",
+            },
         },
-        "paths": {"container": container_paths, "host": {key: paths.to_host(path) for key, path in container_paths.items()}},
-        "storage": {key: container_paths[key] for key in ("log_file", "prometheus_dir", "jaeger_dir")},
+        "paths": {
+            "container": container_paths,
+            "host": {key: paths.to_host(path) for key, path in container_paths.items()},
+        },
+        "storage": {
+            key: container_paths[key] for key in ("log_file", "prometheus_dir", "jaeger_dir")
+        },
         "profile_cache": {"start": profile_cache},
         "telemetry_surfaces": surfaces,
-        "exporters_state": {name: states.get(name, "unavailable") for name in ("node_exporter", "dcgm_exporter")},
+        "exporters_state": {
+            name: states.get(name, "unavailable") for name in ("node_exporter", "dcgm_exporter")
+        },
         "warnings": warnings,
-        # With the boot id, this says which process is pid 1: a reader on the host knows by it whether this run is the live one.
-        "pid1": {"boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(), "start_ticks": int(start_time(1) or 0)},
+        # With the boot id, this says which process is pid 1: a reader on the host knows by it
+        # whether this run is the live one.
+        "pid1": {
+            "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            "start_ticks": int(start_time(1) or 0),
+        },
     }
 
 
-def wait_for_services(names: list[str], settings: Settings, ending: threading.Event) -> dict[str, str]:
-    """`running` for each service once its page says 200, `failed` for one that has not within the time that its start may take."""
+def wait_for_services(
+    names: list[str], settings: Settings, ending: threading.Event
+) -> dict[str, str]:
+    """`running` for each service once its page says 200, `failed` for one that has not within the
+    time that its start may take.
+    """
     began = time.monotonic()
     states: dict[str, str] = {}
     while len(states) < len(names):
@@ -177,41 +220,69 @@ def describe_surfaces(
     states: dict[str, str], unavailable: dict[str, str], settings: Settings, facts: dict[str, Any]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """`telemetry_surfaces` and `warnings` of the manifest."""
-    at = {"node_exporter": settings.address(settings.node_exporter_port), "dcgm_exporter": settings.address(settings.dcgm_exporter_port)}
+    at = {
+        "node_exporter": settings.address(settings.node_exporter_port),
+        "dcgm_exporter": settings.address(settings.dcgm_exporter_port),
+    }
 
     def late(service: str) -> str:
-        return f"within {SERVICES[service].ready_timeout_s:.0f} s of the start; the run's log says why"
+        return (
+            f"within {SERVICES[service].ready_timeout_s:.0f} s of the start; the run's log says why"
+        )
 
     def surface(service: str, running: str, lacks: str | None = None) -> dict[str, str]:
         if service not in states:
-            return {"status": "unavailable", "details": unavailable.get(service, f"this image has no {service}")}
+            return {
+                "status": "unavailable",
+                "details": unavailable.get(service, f"this image has no {service}"),
+            }
         if states[service] == "failed":
             return {"status": "failed", "details": f"{service} did not answer {late(service)}"}
-        return {"status": "degraded", "details": lacks} if lacks else {"status": "running", "details": running}
+        return (
+            {"status": "degraded", "details": lacks}
+            if lacks
+            else {"status": "running", "details": running}
+        )
 
     untraced = tracing.missing_packages()
     chosen = dcgm.chosen()
-    jaeger = f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP {settings.otlp_http_port}"
+    jaeger = (
+        f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP"
+        f" {settings.otlp_http_port}"
+    )
+    host_engine = ", by the nv-hostengine of the host" if chosen.host_engine else ""
     surfaces = {
         "sglang_metrics": {
             "status": "expected" if states.get("prometheus") == "running" else "failed",
-            "details": f"scraped at {LOOPBACK}:{settings.sglang_port} once the server runs with --enable-metrics"
-            if states.get("prometheus") == "running"
-            else f"Prometheus did not become ready {late('prometheus')}",
+            "details": (
+                f"scraped at {LOOPBACK}:{settings.sglang_port} once the server runs with"
+                " --enable-metrics"
+                if states.get("prometheus") == "running"
+                else f"Prometheus did not become ready {late('prometheus')}"
+            ),
         },
         "tracing": surface(
             "jaeger",
             jaeger,
-            f"{jaeger}; the server sends no traces, as its Python lacks {' and '.join(untraced)}" if untraced else None,
+            (
+                f"{jaeger}; the server sends no traces, as its Python lacks"
+                f" {' and '.join(untraced)}"
+                if untraced
+                else None
+            ),
         ),
         "node_metrics": surface("node_exporter", f"node_exporter at {at['node_exporter']}"),
         "dcgm_metrics": surface(
             "dcgm_exporter",
-            f"dcgm-exporter at {at['dcgm_exporter']}{', by the nv-hostengine of the host' if chosen.host_engine else ''}",
+            f"dcgm-exporter at {at['dcgm_exporter']}{host_engine}",
             None if chosen.profiling else "profiling metrics need SYS_ADMIN",
         ),
     }
-    warnings = [f"{name}: {value['details']}" for name, value in surfaces.items() if value["status"] == "failed"]
+    warnings = [
+        f"{name}: {value['details']}"
+        for name, value in surfaces.items()
+        if value["status"] == "failed"
+    ]
     if surfaces["tracing"]["status"] == "degraded":
         warnings.append(f"tracing: {surfaces['tracing']['details']}")
     if surfaces["dcgm_metrics"]["status"] == "degraded":
@@ -220,7 +291,9 @@ def describe_surfaces(
 
 
 def container_id() -> str:
-    """This container's id, from the files that Docker mounts for it: on the host's network the host name does not tell."""
+    """This container's id, from the files that Docker mounts for it: on the host's network the host
+    name does not tell.
+    """
     found = re.search(r"/containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
     return found.group(1) if found else "unknown"
 

@@ -1,4 +1,6 @@
-"""The services of the container: one entry each, whatever the flavour; a flavour names those that it has."""
+"""The services of the container: one entry each, whatever the flavour; a flavour names those that
+it has.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Service:
-    """A program under the supervisor: its command, the ports that it must find free, and the page of the first that says it is up."""
+    """A program under the supervisor: its command, the ports that it must find free, and the page
+    of the first that says it is up.
+    """
 
     command: Callable[[Settings, str], list[str]]
     ports: Callable[[Settings], tuple[int, ...]]
@@ -84,7 +88,8 @@ def _prometheus(settings: Settings, run_id: str) -> list[str]:
 
 
 def _node_exporter(settings: Settings, run_id: str) -> list[str]:
-    # Debian turns two collectors on that find nothing to read in a container and say so at each scrape.
+    # Debian turns two collectors on that find nothing to read in a container and say so at each
+    # scrape.
     return [
         "node_exporter",
         f"--web.listen-address={settings.address(settings.node_exporter_port)}",
@@ -95,7 +100,9 @@ def _node_exporter(settings: Settings, run_id: str) -> list[str]:
 
 
 def _jaeger(settings: Settings, run_id: str) -> list[str]:
-    """Jaeger 1.73.0, all in one process. Its storage lies under the run, so that traces outlive the container."""
+    """Jaeger 1.73.0, all in one process. Its storage lies under the run, so that traces outlive the
+    container.
+    """
     storage = paths.JAEGER / run_id
     # Ports that nobody here asks for: whichever is free, as the network is the host's.
     unused = f"{LOOPBACK}:0"
@@ -122,11 +129,26 @@ def _dcgm_exporter(settings: Settings, run_id: str) -> list[str]:
 
 
 SERVICES = {
-    "prometheus": Service(_prometheus, lambda settings: (settings.prometheus_port,), "/-/ready", 10),
-    "jaeger": Service(_jaeger, lambda settings: (settings.jaeger_ui_port, settings.otlp_grpc_port, settings.otlp_http_port), "/", 15),
-    "node_exporter": Service(_node_exporter, lambda settings: (settings.node_exporter_port,), "/metrics", 20),
+    "prometheus": Service(
+        _prometheus, lambda settings: (settings.prometheus_port,), "/-/ready", 10
+    ),
+    "jaeger": Service(
+        _jaeger,
+        lambda settings: (
+            settings.jaeger_ui_port,
+            settings.otlp_grpc_port,
+            settings.otlp_http_port,
+        ),
+        "/",
+        15,
+    ),
+    "node_exporter": Service(
+        _node_exporter, lambda settings: (settings.node_exporter_port,), "/metrics", 20
+    ),
     # DCGM wakes each GPU first.
-    "dcgm_exporter": Service(_dcgm_exporter, lambda settings: (settings.dcgm_exporter_port,), "/health", 30, 30.0),
+    "dcgm_exporter": Service(
+        _dcgm_exporter, lambda settings: (settings.dcgm_exporter_port,), "/health", 30, 30.0
+    ),
 }
 
 
@@ -140,7 +162,9 @@ def prometheus_config(run_id: str) -> Path:
 
 
 def render_prometheus_config(settings: Settings, run_id: str, services: list[str]) -> str:
-    """The run's label stands on each target: Prometheus does not apply external_labels to local queries."""
+    """The run's label stands on each target: Prometheus does not apply external_labels to local
+    queries.
+    """
     targets = {"prometheus": settings.prometheus_port}
     if "node_exporter" in services:
         targets["node_exporter"] = settings.node_exporter_port
@@ -159,7 +183,11 @@ def render_prometheus_config(settings: Settings, run_id: str, services: list[str
     ]
     for name, port in targets.items():
         # The server itself always listens on loopback: sgl-admin starts it so.
-        address = f"{LOOPBACK}:{port}" if name == "sglang" else settings.address(port).replace("0.0.0.0", LOOPBACK)  # noqa: S104
+        address = (
+            f"{LOOPBACK}:{port}"
+            if name == "sglang"
+            else settings.address(port).replace("0.0.0.0", LOOPBACK)  # noqa: S104
+        )
         lines += [
             f"  - job_name: {name}",
             "    static_configs:",

@@ -12,7 +12,13 @@ from pathlib import Path
 
 from sgl_admin import clock, files, job, locks, paths, ports, serving
 from sgl_admin.errors import Refused, StageFailure
-from sgl_admin.init.services import SERVICES, Settings, of_image, prometheus_config, render_prometheus_config
+from sgl_admin.init.services import (
+    SERVICES,
+    Settings,
+    of_image,
+    prometheus_config,
+    render_prometheus_config,
+)
 from sgl_admin.locks import try_lock
 from sgl_admin.smoke import record as smoke
 
@@ -27,25 +33,40 @@ def main() -> None:
     settings = Settings.from_environment()
     services = of_image()
     try:
-        # A container that is started again has its last life's: no run is live until this one's is published.
+        # A container that is started again has its last life's: no run is live until this one's is
+        # published.
         paths.LIVE_RUN.unlink(missing_ok=True)
         tidy()
         add_user(os.getuid(), os.getgid())
         refuse_busy_ports(settings, services)
         run_id = begin_run(settings, services)
     except OSError as error:
-        sys.exit(f"sgl-init: ERROR: {files.reason(error)} (this container runs as {os.getuid()}:{os.getgid()})")
+        sys.exit(
+            f"sgl-init: ERROR: {files.reason(error)} (this container runs as"
+            f" {os.getuid()}:{os.getgid()})"
+        )
     print(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
     os.execv(
-        sys.executable, [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(SUPERVISOR_CONFIG)]
+        sys.executable,
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "supervisor.supervisord",
+            "--nodaemon",
+            "--configuration",
+            str(SUPERVISOR_CONFIG),
+        ],
     )
 
 
 def tidy() -> None:
-    """Mend what a killed container left: its temp files go, and the records of its prep and its smoke say that they ended.
+    """Mend what a killed container left: its temp files go, and the records of its prep and its
+    smoke say that they ended.
 
-    No process of this container writes yet. What other containers of the host may write is held by the prep lock, and
-    waits for the next start where it is taken. Nothing here keeps a run from starting.
+    No process of this container writes yet. What other containers of the host may write is held by
+    the prep lock, and waits for the next start where it is taken. Nothing here keeps a run from
+    starting.
     """
     try:
         files.sweep_temporaries(paths.STATE)
@@ -71,13 +92,16 @@ def tidy() -> None:
                 serving.stop(server.parent.name)
     except (OSError, Refused, StageFailure) as error:
         print(
-            f"sgl-init: WARNING: what an earlier run left is not tidied: {files.reason(error) if isinstance(error, OSError) else error}",
+            "sgl-init: WARNING: what an earlier run left is not tidied:"
+            f" {files.reason(error) if isinstance(error, OSError) else error}",
             flush=True,
         )
 
 
 def add_user(uid: int, gid: int) -> None:
-    """Give the host's uid:gid a name. /etc/passwd and /etc/group are links to files that any uid of this container may write."""
+    """Give the host's uid:gid a name. /etc/passwd and /etc/group are links to files that any uid of
+    this container may write.
+    """
     for database, number, line in (
         ("passwd", uid, f"{USER}:x:{uid}:{gid}:{USER}:/home/{USER}:/bin/bash"),
         ("group", gid, f"{USER}:x:{gid}:"),
@@ -92,8 +116,12 @@ def add_user(uid: int, gid: int) -> None:
 
 
 def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
-    """The network is the host's: a port that another process holds would let its answers pass for our service's."""
-    for name, port in [(service, port) for service in services for port in SERVICES[service].ports(settings)]:
+    """The network is the host's: a port that another process holds would let its answers pass for
+    our service's.
+    """
+    for name, port in [
+        (service, port) for service in services for port in SERVICES[service].ports(settings)
+    ]:
         where = settings.address(port)
         with socket.socket(socket.AF_INET6 if ":" in settings.bind else socket.AF_INET) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -103,16 +131,25 @@ def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
             except OSError as error:
                 who = f" by {ports.holder(port)}" if error.errno == errno.EADDRINUSE else ""
                 sys.exit(
-                    f"sgl-init: ERROR: {name} cannot listen on {where}: {error.strerror}{who}; stop what holds it, or set another port"
+                    f"sgl-init: ERROR: {name} cannot listen on {where}: {error.strerror}{who}; stop"
+                    " what holds it, or set another port"
                 )
 
 
 def begin_run(settings: Settings, services: list[str]) -> str:
-    """A new run: its id, its folders, its configuration. The pointer is published once the services answer."""
+    """A new run: its id, its folders, its configuration. The pointer is published once the services
+    answer.
+    """
     run_id = clock.new_id("container-run")
-    for folder in (paths.run_dir(run_id) / "stages", paths.PROMETHEUS / run_id, paths.JAEGER / run_id):
+    for folder in (
+        paths.run_dir(run_id) / "stages",
+        paths.PROMETHEUS / run_id,
+        paths.JAEGER / run_id,
+    ):
         folder.mkdir(parents=True)
-    files.write_text(prometheus_config(run_id), render_prometheus_config(settings, run_id, services))
+    files.write_text(
+        prometheus_config(run_id), render_prometheus_config(settings, run_id, services)
+    )
     files.write_text(SUPERVISOR_CONFIG, render_supervisor_config(settings, services, run_id))
     files.write_text(paths.LIVE_RUN, run_id + "\n")
     return run_id
@@ -120,7 +157,9 @@ def begin_run(settings: Settings, services: list[str]) -> str:
 
 def render_supervisor_config(settings: Settings, services: list[str], run_id: str) -> str:
     log = paths.log(run_id)
-    sections = [f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\npidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"]
+    sections = [
+        f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\npidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"
+    ]
 
     def program(name: str, command: list[str], priority: int, stop_wait_s: int) -> str:
         # supervisord expands % itself.
@@ -131,9 +170,19 @@ def render_supervisor_config(settings: Settings, services: list[str], run_id: st
         )
 
     for name in services:
-        sections.append(program(name, SERVICES[name].command(settings, run_id), SERVICES[name].priority, 10))
-    # Last to start and first to end: it publishes the run once the services answer, and takes the pointer back before they go.
-    sections.append(program("run_record", [sys.executable, "-P", "-m", "sgl_admin.init.publish", run_id], 900, STOP_WAIT_S))
+        sections.append(
+            program(name, SERVICES[name].command(settings, run_id), SERVICES[name].priority, 10)
+        )
+    # Last to start and first to end: it publishes the run once the services answer, and takes the
+    # pointer back before they go.
+    sections.append(
+        program(
+            "run_record",
+            [sys.executable, "-P", "-m", "sgl_admin.init.publish", run_id],
+            900,
+            STOP_WAIT_S,
+        )
+    )
     return "\n".join(sections)
 
 

@@ -43,9 +43,15 @@ class FusedExperts:
         # Where the configuration is overridden is a package that the module belongs to.
         self._override = importlib.import_module(release.moe_override)
         runner = importlib.import_module("sglang.srt.layers.moe.moe_runner")
-        wanted = {"num_experts": shape.lookup.E, "num_local_experts": shape.lookup.E, "inplace": True}
+        wanted = {
+            "num_experts": shape.lookup.E,
+            "num_local_experts": shape.lookup.E,
+            "inplace": True,
+        }
         known = inspect.signature(runner.MoeRunnerConfig).parameters
-        self._runner_config = runner.MoeRunnerConfig(**{name: value for name, value in wanted.items() if name in known})
+        self._runner_config = runner.MoeRunnerConfig(
+            **{name: value for name, value in wanted.items() if name in known}
+        )
         self._topk_output = importlib.import_module("sglang.srt.layers.moe.topk").StandardTopKOutput
         self._weights = self._make_weights()
         self._inputs: dict[int, tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], Any]] = {}
@@ -57,11 +63,17 @@ class FusedExperts:
         made: dict[str, Any] = {}
         for name, (experts, rows, columns) in shapes.items():
             weight = torch.empty(
-                (experts, rows, columns), dtype=dtype if lookup.dtype is None else torch.float8_e4m3fn, device=self._device
+                (experts, rows, columns),
+                dtype=dtype if lookup.dtype is None else torch.float8_e4m3fn,
+                device=self._device,
             )
             # Some experts at a time: a whole layer in 16 bits would not always fit beside it.
             for part in weight.split(_EXPERTS_AT_ONCE):
-                part.copy_(torch.randn(part.shape, dtype=torch.float16, device=self._device).mul_(columns**-0.5).to(weight.dtype))
+                part.copy_(
+                    torch.randn(part.shape, dtype=torch.float16, device=self._device)
+                    .mul_(columns**-0.5)
+                    .to(weight.dtype)
+                )
             made[name] = weight
             if lookup.dtype is not None:
                 made[f"{name}_scale"] = self._scale(experts, rows, columns)
@@ -69,17 +81,24 @@ class FusedExperts:
             made["use_fp8_w8a8"] = True
             made["block_shape"] = list(lookup.block_shape) if lookup.block_shape else None
             if lookup.block_shape is None:
-                made.update({f"a{number}_scale": torch.ones(1, device=self._device) for number in (1, 2)})
+                made.update(
+                    {f"a{number}_scale": torch.ones(1, device=self._device) for number in (1, 2)}
+                )
         return made
 
     def _scale(self, experts: int, rows: int, columns: int) -> torch.Tensor:
         if self._shape.lookup.block_shape is None:
             return torch.rand(experts, device=self._device) + 0.5
         n, k = self._shape.lookup.block_shape
-        return torch.rand((experts, math.ceil(rows / n), math.ceil(columns / k)), device=self._device) + 0.5
+        return (
+            torch.rand((experts, math.ceil(rows / n), math.ceil(columns / k)), device=self._device)
+            + 0.5
+        )
 
     def _input(self, size: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], Any]:
-        """Tokens, a copy to restore them from, choices of experts, and the choice that a call reads."""
+        """Tokens, a copy to restore them from, choices of experts, and the choice that a call
+        reads.
+        """
         if size not in self._inputs:
             # Those of one batch size at a time: the large ones are large.
             self._inputs.clear()
@@ -89,13 +108,26 @@ class FusedExperts:
             routed = shape.lookup.E - shape.shared
             choices = []
             for _ in range(_ROUTINGS):
-                chosen = torch.rand((size, routed), device=self._device).topk(shape.chosen, dim=1).indices
+                chosen = (
+                    torch.rand((size, routed), device=self._device)
+                    .topk(shape.chosen, dim=1)
+                    .indices
+                )
                 # Every token takes the shared experts, which are the last ones.
-                always = torch.arange(routed, shape.lookup.E, device=self._device).expand(size, shape.shared)
+                always = torch.arange(routed, shape.lookup.E, device=self._device).expand(
+                    size, shape.shared
+                )
                 choices.append(torch.cat((chosen, always), dim=1).to(torch.int32).contiguous())
-            weights = torch.full((size, shape.rows_per_token), 1 / shape.rows_per_token, device=self._device)
+            weights = torch.full(
+                (size, shape.rows_per_token), 1 / shape.rows_per_token, device=self._device
+            )
             logits = torch.zeros((size, routed), device=self._device)
-            self._inputs[size] = tokens, tokens.clone(), choices, self._topk_output(weights, choices[0].clone(), logits)
+            self._inputs[size] = (
+                tokens,
+                tokens.clone(),
+                choices,
+                self._topk_output(weights, choices[0].clone(), logits),
+            )
         return self._inputs[size]
 
     @contextmanager
@@ -118,18 +150,24 @@ class FusedExperts:
         )  # fmt: skip
 
     def warm(self, sizes: Sequence[int], config: Config) -> None:
-        """Everything beside the tuned kernel is compiled now: SGLang's and torch's own just-in-time kernels build behind a lock."""
+        """Everything beside the tuned kernel is compiled now: SGLang's and torch's own just-in-time
+        kernels build behind a lock.
+        """
         for size in sizes:
             with self._configured(config):
                 self._call(size)
         torch.cuda.synchronize()
 
     def launches(self, size: int, config: Config) -> list[Launch]:
-        """The Triton kernels that a call with this configuration launches and that are not loaded yet; nothing is compiled or launched."""
+        """The Triton kernels that a call with this configuration launches and that are not loaded
+        yet; nothing is compiled or launched.
+        """
         found: list[Launch] = []
 
         def hook(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002 - Triton's name
-            found.append(Launch(f"{fn.name} {key}", fn.module, fn.name, compile["specialization_data"]))
+            found.append(
+                Launch(f"{fn.name} {key}", fn.module, fn.name, compile["specialization_data"])
+            )
             # Neither compile nor launch.
             return True
 
@@ -141,7 +179,10 @@ class FusedExperts:
         try:
             with self._configured(config):
                 self._call(size)
-                started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                started, ended = (
+                    torch.cuda.Event(enable_timing=True),
+                    torch.cuda.Event(enable_timing=True),
+                )
                 started.record()
                 self._call(size)
                 ended.record()
@@ -150,8 +191,15 @@ class FusedExperts:
                 if us > hopeless_us:
                     return us
                 graph = self._graph(size, _LOOK_CALLS)
-            return statistics.median(self._replay(size, graph, _LOOK_CALLS, turn) for turn in range(_LOOK_REPLAYS))
-        except (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError, AssertionError, ValueError) as error:
+            return statistics.median(
+                self._replay(size, graph, _LOOK_CALLS, turn) for turn in range(_LOOK_REPLAYS)
+            )
+        except (
+            triton.runtime.errors.OutOfResources,
+            triton.runtime.errors.PTXASError,
+            AssertionError,
+            ValueError,
+        ) as error:
             raise CannotRun(f"{type(error).__name__}: {str(error)[:200]}") from error
 
     def compare(self, size: int, configs: Sequence[Config], turns: int) -> list[float]:
@@ -204,7 +252,9 @@ def _cache_hook(hook: Any) -> Iterator[None]:
 
 
 def _publish_server_args() -> None:
-    """SGLang's kernels read settings of a server, from 0.5.17 on also where none is: its defaults, of no model."""
+    """SGLang's kernels read settings of a server, from 0.5.17 on also where none is: its defaults,
+    of no model.
+    """
     module = importlib.import_module("sglang.srt.server_args")
     publish = getattr(module, "set_global_server_args_for_scheduler", None)
     if publish is not None:

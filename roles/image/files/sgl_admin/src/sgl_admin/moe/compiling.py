@@ -1,7 +1,8 @@
 """Compiles kernel launches in parallel processes, from one queue and with a time limit for each.
 
-A launch is what Triton hands to its cache hook before it compiles; `JITFunction.preload` compiles the same from it in another
-process, into the same cache. No process here uses the GPU: its kind is all that the compiler has to know.
+A launch is what Triton hands to its cache hook before it compiles; `JITFunction.preload` compiles
+the same from it in another process, into the same cache. No process here uses the GPU: its kind is
+all that the compiler has to know.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Target:
 
 
 class _NoDevice:
-    """Stands in the place of Triton's driver: it knows the target, and nothing can be launched on it."""
+    """Stands in the place of Triton's driver: it knows the target, and nothing can be launched on
+    it.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -63,7 +66,9 @@ def begin(target: Target) -> None:
 
 
 def compile_launch(launch: Launch) -> None:
-    """Compiles into the cache of this process's environment; what is there already is not done again."""
+    """Compiles into the cache of this process's environment; what is there already is not done
+    again.
+    """
     function = getattr(importlib.import_module(launch.module), launch.function)
     function.preload(launch.specialization)
 
@@ -79,18 +84,25 @@ class Compilers:
         self, target: Target, modules: Iterable[str], workers: int, limit_s: float,
         work: Callable[[Launch], None] = compile_launch, start: Callable[[Target], None] = begin,
     ) -> None:  # fmt: skip
-        """`modules` are imported once, before the processes are forked from whatever did it; a compiler over `limit_s` seconds is ended."""
+        """`modules` are imported once, before the processes are forked from whatever did it; a
+        compiler over `limit_s` seconds is ended.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(modules))
         self._limit_s = limit_s
         self._work = work
-        self._pool = ProcessPool(max_workers=workers, context=context, initializer=start, initargs=(target,))
+        self._pool = ProcessPool(
+            max_workers=workers, context=context, initializer=start, initargs=(target,)
+        )
         self._pool.schedule(_ready)
 
-    def compile(self, launches: Iterable[Launch], progress: Callable[[int, int], None]) -> Mapping[str, str]:
+    def compile(
+        self, launches: Iterable[Launch], progress: Callable[[int, int], None]
+    ) -> Mapping[str, str]:
         """Compile every launch; returns why for each that could not be, by key."""
         pending: dict[futures.Future[None], Launch] = {
-            self._pool.schedule(self._work, args=(launch,), timeout=self._limit_s): launch for launch in launches
+            self._pool.schedule(self._work, args=(launch,), timeout=self._limit_s): launch
+            for launch in launches
         }
         failed: dict[str, str] = {}
         for done, future in enumerate(futures.as_completed(pending)):
@@ -103,7 +115,9 @@ class Compilers:
             except ProcessExpired as error:
                 failed[launch.key] = f"its compiler ended with exit code {error.exitcode}"
             except Exception as error:
-                failed[launch.key] = f"it does not compile: {type(error).__name__}: {str(error)[:200]}"
+                failed[launch.key] = (
+                    f"it does not compile: {type(error).__name__}: {str(error)[:200]}"
+                )
         progress(len(pending), len(pending))
         return failed
 

@@ -1,4 +1,6 @@
-"""What a tuning has found so far, a line for each finding, so that one that was killed goes on where it was."""
+"""What a tuning has found so far, a line for each finding, so that one that was killed goes on
+where it was.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ from sgl_admin.moe.space import Config
 
 
 class Journal:
-    """Findings of one tuning, by number of configuration in its space. Its one writer appends; the last line may be torn."""
+    """Findings of one tuning, by number of configuration in its space. Its one writer appends; the
+    last line may be torn.
+    """
 
     def __init__(self, path: Path, tuning: dict[str, Any]) -> None:
         """Opens the journal at `path`, or begins it where it is of another tuning."""
         self.path = path
         # launch -> why it cannot be used: its compiler took too long, or crashed.
         self.dropped_launches: dict[str, str] = {}
-        # (batch size, configuration) -> why it cannot be used: it hung, it crashed, or it does not fit the GPU.
+        # (batch size, configuration) -> why it cannot be used: it hung, it crashed, or it does not
+        # fit the GPU.
         self.dropped: dict[tuple[int, int], str] = {}
         # batch size -> configuration -> microseconds of a first look.
         self.looks: dict[int, dict[int, float]] = {}

@@ -1,10 +1,11 @@
 """The search for the best launch configuration of each batch size.
 
-Compiling is nearly all of the time, and a compiled kernel serves every batch size whose launches have the same key (Triton's: it
-depends on a number only by whether it is 1 or a multiple of 16). So batch sizes that launch the same kernels are tuned together. The
-largest such group tries every configuration; another one, whose kernels differ in nothing that changes which tile is good, only
-those that were best at the nearest batch size tried before. Among the tried ones a first look leaves few, and these are measured
-against each other in turns.
+Compiling is nearly all of the time, and a compiled kernel serves every batch size whose launches
+have the same key (Triton's: it depends on a number only by whether it is 1 or a multiple of 16). So
+batch sizes that launch the same kernels are tuned together. The largest such group tries every
+configuration; another one, whose kernels differ in nothing that changes which tile is good, only
+those that were best at the nearest batch size tried before. Among the tried ones a first look
+leaves few, and these are measured against each other in turns.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Protocol
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.space import Config, compile_order
 
-# Of a later group this share of all configurations, of the same group that one, and at least so many: measured in docs/benchmarks.
+# Of a later group this share of all configurations, of the same group that one, and at least so
+# many: measured in docs/benchmarks.
 _LATER_SHARE, _SAME_SHARE, _LATER_LEAST = 0.15, 0.5, 128
-# A first look ends where one run took so many times the best so far and this many microseconds more, which a launch by itself takes.
+# A first look ends where one run took so many times the best so far and this many microseconds
+# more, which a launch by itself takes.
 _HOPELESS_TIMES, _LAUNCH_US = 3.0, 600.0
-# How many stay after the first look, after the second, and how many turns each of these two then takes.
+# How many stay after the first look, after the second, and how many turns each of these two then
+# takes.
 _SECOND, _SECOND_TURNS = 24, 3
 _LAST, _LAST_TURNS = 6, 15
 
@@ -34,7 +38,9 @@ class Bench(Protocol):
     """Measures on the GPU."""
 
     def look(self, size: int, config: Config, hopeless_us: float) -> float:
-        """A first look, in microseconds: rough, and rougher above `hopeless_us`. Raises CannotRun."""
+        """A first look, in microseconds: rough, and rougher above `hopeless_us`. Raises
+        CannotRun.
+        """
 
     def compare(self, size: int, configs: Sequence[Config], turns: int) -> list[float]:
         """Microseconds of each, measured in turns; infinite for one that cannot be captured."""
@@ -47,10 +53,17 @@ Compile = Callable[[Iterable[str], Callable[[int, int], None]], Mapping[str, str
 
 class Search:
     def __init__(
-        self, space: Sequence[Config], launches: Mapping[int, Sequence[tuple[str, ...]]], journal: Journal, bench: Bench,
-        compile_all: Compile, progress: Progress,
-    ) -> None:  # fmt: skip
-        """`launches`: for each batch size the launches of each configuration, by their keys; empty for one that has none."""
+        self,
+        space: Sequence[Config],
+        launches: Mapping[int, Sequence[tuple[str, ...]]],
+        journal: Journal,
+        bench: Bench,
+        compile_all: Compile,
+        progress: Progress,
+    ) -> None:
+        """`launches`: for each batch size the launches of each configuration, by their keys; empty
+        for one that has none.
+        """
         self._space = space
         self._launches = launches
         self._journal = journal
@@ -63,7 +76,9 @@ class Search:
         self.look_s = 0.0
 
     def run(self, found: Callable[[int, Config, float], None]) -> None:
-        """Tune every batch size; `found` is told of each as soon as it is done, of what was done before at once. Raises CannotRun."""
+        """Tune every batch size; `found` is told of each as soon as it is done, of what was done
+        before at once. Raises CannotRun.
+        """
         settled = self._journal.best
         for size in self._launches:
             # Whoever settled it may have been killed before it could tell.
@@ -72,12 +87,24 @@ class Search:
         earlier: list[int] = []
         for group in grouped(self._launches):
             open_sizes = [size for size in group if size not in settled]
-            # By the groups before alone: so one that was killed among these goes on with the same candidates.
-            later = {size: self._nearest_best(size, earlier, _LATER_SHARE, _LATER_LEAST) for size in open_sizes} if earlier else {}
+            # By the groups before alone: so one that was killed among these goes on with the same
+            # candidates.
+            later = (
+                {
+                    size: self._nearest_best(size, earlier, _LATER_SHARE, _LATER_LEAST)
+                    for size in open_sizes
+                }
+                if earlier
+                else {}
+            )
             self._compile_group(later or {size: self._all(size) for size in open_sizes})
             for size in open_sizes:
                 same = [other for other in group if other in settled]
-                numbers = later[size] if later else self._nearest_best(size, same, _SAME_SHARE, _LATER_LEAST)
+                numbers = (
+                    later[size]
+                    if later
+                    else self._nearest_best(size, same, _SAME_SHARE, _LATER_LEAST)
+                )
                 config, us = self._tune(size, numbers)
                 self._journal.settle(size, config, us)
                 found(size, config, us)
@@ -88,9 +115,13 @@ class Search:
         return [number for number, launches in enumerate(self._launches[size]) if launches]
 
     def _nearest_best(self, size: int, tuned: Sequence[int], share: float, least: int) -> list[int]:
-        """Those that were best at the nearest of the batch sizes that are tuned; all where none is."""
+        """Those that were best at the nearest of the batch sizes that are tuned; all where none
+        is.
+        """
         everything = self._all(size)
-        looked = {other: self._journal.looks[other] for other in tuned if self._journal.looks.get(other)}
+        looked = {
+            other: self._journal.looks[other] for other in tuned if self._journal.looks.get(other)
+        }
         if not looked:
             return everything
         nearest = looked[min(looked, key=lambda other: abs(math.log(other / size)))]
@@ -100,13 +131,26 @@ class Search:
 
     def _compile_group(self, candidates: Mapping[int, Sequence[int]]) -> None:
         # Large tiles take longest, and would otherwise be what all wait for at the end.
-        numbers = sorted({number for each in candidates.values() for number in each}, key=lambda number: compile_order(self._space[number]))
-        wanted = dict.fromkeys(
-            launch for number in numbers for size, each in candidates.items() if number in each for launch in self._launches[size][number]
+        numbers = sorted(
+            {number for each in candidates.values() for number in each},
+            key=lambda number: compile_order(self._space[number]),
         )
-        missing = [launch for launch in wanted if launch not in self._compiled and launch not in self._journal.dropped_launches]
+        wanted = dict.fromkeys(
+            launch
+            for number in numbers
+            for size, each in candidates.items()
+            if number in each
+            for launch in self._launches[size][number]
+        )
+        missing = [
+            launch
+            for launch in wanted
+            if launch not in self._compiled and launch not in self._journal.dropped_launches
+        ]
         if missing:
-            for launch, why in self._compile(missing, lambda done, total: self._progress("compile", done, total)).items():
+            for launch, why in self._compile(
+                missing, lambda done, total: self._progress("compile", done, total)
+            ).items():
                 self._journal.drop_launch(launch, why)
             self._compiled.update(missing)
 
@@ -116,13 +160,17 @@ class Search:
         best = min(looks.values(), default=math.inf)
         for done, number in enumerate(numbers):
             self._progress(f"batch size {size}", done, len(numbers))
-            dropped = any(launch in self._journal.dropped_launches for launch in self._launches[size][number])
+            dropped = any(
+                launch in self._journal.dropped_launches for launch in self._launches[size][number]
+            )
             if dropped or number in looks or (size, number) in self._journal.dropped:
                 continue
             self._journal.measuring(size, number)
             started = time.monotonic()
             try:
-                us = self._bench.look(size, self._space[number], best * _HOPELESS_TIMES + _LAUNCH_US)
+                us = self._bench.look(
+                    size, self._space[number], best * _HOPELESS_TIMES + _LAUNCH_US
+                )
             except CannotRun as error:
                 self._journal.drop(size, number, str(error))
                 continue
@@ -131,7 +179,10 @@ class Search:
                 self.look_s += time.monotonic() - started
             self._journal.look(size, number, us)
             best = min(best, us)
-        left = sorted((number for number in looks if (size, number) not in self._journal.dropped), key=lambda number: looks[number])
+        left = sorted(
+            (number for number in looks if (size, number) not in self._journal.dropped),
+            key=lambda number: looks[number],
+        )
         us_of: dict[int, float] = {}
         for count, turns in ((_SECOND, _SECOND_TURNS), (_LAST, _LAST_TURNS)):
             left = left[:count]
@@ -139,7 +190,9 @@ class Search:
             us_of = dict(zip(left, measured, strict=True))
             left = sorted(left, key=lambda number: us_of[number])
         if not left or math.isinf(us_of[left[0]]):
-            raise CannotRun(f"none of {len(numbers)} configurations can be used at batch size {size}")
+            raise CannotRun(
+                f"none of {len(numbers)} configurations can be used at batch size {size}"
+            )
         return self._space[left[0]], us_of[left[0]]
 
 
@@ -147,5 +200,7 @@ def grouped(launches: Mapping[int, Sequence[tuple[str, ...]]]) -> list[list[int]
     """Batch sizes that launch the same kernels, the largest group first."""
     groups: dict[frozenset[str], list[int]] = {}
     for size in sorted(launches):
-        groups.setdefault(frozenset(launch for each in launches[size] for launch in each), []).append(size)
+        groups.setdefault(
+            frozenset(launch for each in launches[size] for launch in each), []
+        ).append(size)
     return sorted(groups.values(), key=len, reverse=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 Config = dict[str, int]
 
-# The values that SGLang's own tuner tries on NVIDIA GPUs (benchmark/kernels/fused_moe_triton, get_configs_compute_bound).
+# The values that SGLang's own tuner tries on NVIDIA GPUs (benchmark/kernels/fused_moe_triton,
+# get_configs_compute_bound).
 _VALUES = {
     "BLOCK_SIZE_M": (16, 32, 64, 128, 256),
     "BLOCK_SIZE_N": (32, 64, 128, 256),
@@ -24,9 +25,12 @@ _SEED = 20261123
 def configs(block_shape: tuple[int, int] | None, sample: int | None = None) -> list[Config]:
     """All configurations for these scales, or a fixed sample of so many of them.
 
-    With scales for blocks a tile may not reach over a block's end along K: the filter of SGLang's own tuner.
+    With scales for blocks a tile may not reach over a block's end along K: the filter of SGLang's
+    own tuner.
     """
-    found = [dict(zip(_VALUES, values, strict=True)) for values in itertools.product(*_VALUES.values())]
+    found = [
+        dict(zip(_VALUES, values, strict=True)) for values in itertools.product(*_VALUES.values())
+    ]
     if block_shape is not None:
         found = [config for config in found if block_shape[1] % config["BLOCK_SIZE_K"] == 0]
     if sample is not None and sample < len(found):

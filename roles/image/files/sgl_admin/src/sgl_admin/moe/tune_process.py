@@ -1,7 +1,9 @@
-"""The process that tunes: the order comes on standard input, a line of JSON for each progress goes to the descriptor in argv.
+"""The process that tunes: the order comes on standard input, a line of JSON for each progress goes
+to the descriptor in argv.
 
-It is a process of its own because it imports torch, holds the GPU, and may be ended by a kernel that crashes or hangs: whoever began it
-begins it again, and it goes on by its journal. What libraries print goes to standard error, the run's log.
+It is a process of its own because it imports torch, holds the GPU, and may be ended by a kernel
+that crashes or hangs: whoever began it begins it again, and it goes on by its journal. What
+libraries print goes to standard error, the run's log.
 """
 
 from __future__ import annotations
@@ -21,8 +23,16 @@ from sgl_admin.moe.search import CannotRun, Search
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.tuner import EXIT_CANNOT_RUN, EXIT_MEMORY
 
-# Of no space: what a call compiles beside its configured kernels is warmed with it, and then no configuration is loaded already.
-_WARM = {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "BLOCK_SIZE_K": 64, "GROUP_SIZE_M": 1, "num_warps": 4, "num_stages": 1}
+# Of no space: what a call compiles beside its configured kernels is warmed with it, and then no
+# configuration is loaded already.
+_WARM = {
+    "BLOCK_SIZE_M": 16,
+    "BLOCK_SIZE_N": 32,
+    "BLOCK_SIZE_K": 64,
+    "GROUP_SIZE_M": 1,
+    "num_warps": 4,
+    "num_stages": 1,
+}
 
 
 def main() -> int:
@@ -41,7 +51,8 @@ def tune(order: dict[str, Any], say: Any) -> int:
     shape = MoeShape.from_json(order["shape"])
     configs: list[space.Config] = order["configs"]
     journal = Journal(Path(order["journal"]), order["tuning"])
-    # Where it is not known why that process ended, it may have been killed with all the others: the configuration is tried again.
+    # Where it is not known why that process ended, it may have been killed with all the others: the
+    # configuration is tried again.
     if journal.open is not None and order["ended"]:
         journal.drop(*journal.open, f"the process that measured it ended: {order['ended']}")
     import torch
@@ -52,7 +63,9 @@ def tune(order: dict[str, Any], say: Any) -> int:
     try:
         say(phase="start", done=0, total=0)
         release, _ = releases.of(versions.installed("sglang"))
-        compilers = Compilers(Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"])
+        compilers = Compilers(
+            Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"]
+        )
         bench = FusedExperts(shape, release)
         sizes: list[int] = order["batch_sizes"]
         launches, known = _launches(bench, sizes, configs, say)
@@ -61,11 +74,26 @@ def tune(order: dict[str, Any], say: Any) -> int:
             wanted = [known[key] for key in keys]
             started = time.monotonic()
             failed = compilers.compile(wanted, progress)
-            say(compiled=len(wanted), failed=len(failed), seconds=round(time.monotonic() - started, 3))
+            say(
+                compiled=len(wanted),
+                failed=len(failed),
+                seconds=round(time.monotonic() - started, 3),
+            )
             return failed
 
-        search = Search(configs, launches, journal, bench, compile_all, lambda phase, done, total: say(phase=phase, done=done, total=total))
-        search.run(lambda size, config, us: say(batch_size=size, best=config, us=us, looked=search.looked, look_s=search.look_s))
+        search = Search(
+            configs,
+            launches,
+            journal,
+            bench,
+            compile_all,
+            lambda phase, done, total: say(phase=phase, done=done, total=total),
+        )
+        search.run(
+            lambda size, config, us: say(
+                batch_size=size, best=config, us=us, looked=search.looked, look_s=search.look_s
+            )
+        )
     except torch.cuda.OutOfMemoryError as error:
         print(f"sgl-admin: {error}", file=sys.stderr)
         return EXIT_MEMORY

@@ -1,4 +1,6 @@
-"""Runs the tuning process: follows its progress, ends it when it hangs, and begins it again when a configuration has brought it down."""
+"""Runs the tuning process: follows its progress, ends it when it hangs, and begins it again when a
+configuration has brought it down.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,18 @@ class Outcome:
 
 class Tuner:
     def __init__(
-        self, shape: MoeShape, configs: list[Config], tuning: dict[str, Any], sm: int, log: Path,
-        progress: Callable[[int, int, str, str], None], on_group: Callable[[int | None], None], environment: dict[str, str],
-    ) -> None:  # fmt: skip
-        """`sm` is the compute capability as a number, 90. `tuning` names what the findings depend on: others are not taken up.
+        self,
+        shape: MoeShape,
+        configs: list[Config],
+        tuning: dict[str, Any],
+        sm: int,
+        log: Path,
+        progress: Callable[[int, int, str, str], None],
+        on_group: Callable[[int | None], None],
+        environment: dict[str, str],
+    ) -> None:
+        """`sm` is the compute capability as a number, 90. `tuning` names what the findings depend
+        on: others are not taken up.
 
         `on_group` is told the process group, to end it by.
         """
@@ -85,7 +95,9 @@ class Tuner:
         self._ended = ""
 
     def run(self, batch_sizes: list[int], found: Callable[[int, Config], None]) -> Outcome:
-        """Tune for these batch sizes; `found` is told of each configuration as soon as it is known. Raises StageFailure."""
+        """Tune for these batch sizes; `found` is told of each configuration as soon as it is known.
+        Raises StageFailure.
+        """
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_space()
@@ -95,7 +107,9 @@ class Tuner:
             self.outcome.restarts += 1
             if self.outcome.restarts > _FALLS:
                 raise StageFailure(
-                    "tuner_failed", f"the tuner's process ended {self.outcome.restarts} times, last: {self._ended}", self._tail()
+                    "tuner_failed",
+                    f"the tuner's process ended {self.outcome.restarts} times, last: {self._ended}",
+                    self._tail(),
                 )
         self.outcome.duration_s = round(time.monotonic() - started, 3)
         shutil.rmtree(self.folder)
@@ -106,18 +120,27 @@ class Tuner:
         if (free := shutil.disk_usage(self.folder).free) < wanted:
             raise StageFailure(
                 "insufficient_disk",
-                f"compiling {len(self._configs)} MoE configurations takes about {wanted >> 20} MiB while it lasts, and "
-                f"{paths.to_host(self.folder)} has {free >> 20} MiB: free some and run again",
+                f"compiling {len(self._configs)} MoE configurations takes about {wanted >> 20} MiB"
+                f" while it lasts, and {paths.to_host(self.folder)} has {free >> 20} MiB: free some"
+                " and run again",
             )
 
     def _attempt(self, batch_sizes: list[int], found: Callable[[int, Config], None]) -> bool:
-        """Whether the tuning was finished. Raises StageFailure where beginning it again would not help."""
+        """Whether the tuning was finished. Raises StageFailure where beginning it again would not
+        help.
+        """
         measured = self._measured()
         order = {
-            "shape": self._shape.to_json(), "configs": self._configs, "journal": str(self._journal), "tuning": self._tuning,
-            "batch_sizes": batch_sizes, "workers": _processors(), "compile_limit_s": COMPILE_LIMIT_S,
-            "ended": self._ended, "sm": self._sm,
-        }  # fmt: skip
+            "shape": self._shape.to_json(),
+            "configs": self._configs,
+            "journal": str(self._journal),
+            "tuning": self._tuning,
+            "batch_sizes": batch_sizes,
+            "workers": _processors(),
+            "compile_limit_s": COMPILE_LIMIT_S,
+            "ended": self._ended,
+            "sm": self._sm,
+        }
         read, write = os.pipe()
         try:
             try:
@@ -144,15 +167,28 @@ class Tuner:
         return False
 
     def _begin(self, order: dict[str, Any], tells: int) -> subprocess.Popen[bytes]:
-        """The process, begun once it is noted and ended with this one (gate.py); it tells on the descriptor `tells`."""
+        """The process, begun once it is noted and ended with this one (gate.py); it tells on the
+        descriptor `tells`.
+        """
         python_path = os.pathsep.join(filter(None, (_SOURCES, os.environ.get("PYTHONPATH"))))
-        environment = {**os.environ, **self._environment, "TRITON_CACHE_DIR": str(self.folder / "triton"), "PYTHONPATH": python_path}
+        environment = {
+            **os.environ,
+            **self._environment,
+            "TRITON_CACHE_DIR": str(self.folder / "triton"),
+            "PYTHONPATH": python_path,
+        }
         command = [sys.executable, "-P", "-m", _PROCESS, str(tells)]
         with open(self._log, "ab") as output:
             self._log_start = output.tell()
             process, word = gated.start(
-                command, (tells,), stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, cwd="/"
-            )  # fmt: skip
+                command,
+                (tells,),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd="/",
+            )
         assert process.stdin is not None
         try:
             self._on_group(process.pid)
@@ -175,14 +211,30 @@ class Tuner:
         """Raise StageFailure where no configuration is to blame for the process's end."""
         tail = self._tail()
         if code == EXIT_MEMORY:
-            raise StageFailure("oom", "the GPU's memory does not hold one layer's experts beside what else is in it", tail)
+            raise StageFailure(
+                "oom",
+                "the GPU's memory does not hold one layer's experts beside what else is in it",
+                tail,
+            )
         if code == EXIT_CANNOT_RUN:
-            raise StageFailure("tuner_failed", tail[-1].removeprefix("sgl-admin: ") if tail else "no configuration can be used", tail)
+            raise StageFailure(
+                "tuner_failed",
+                tail[-1].removeprefix("sgl-admin: ") if tail else "no configuration can be used",
+                tail,
+            )
         if any("No space left on device" in line for line in tail):
             where = paths.to_host(self.folder)
-            raise StageFailure("insufficient_disk", f"no space left for compiled kernels at {where}: free some and run again", tail)
+            raise StageFailure(
+                "insufficient_disk",
+                f"no space left for compiled kernels at {where}: free some and run again",
+                tail,
+            )
         if self._measured() == measured:
-            raise StageFailure("tuner_failed", f"the tuner's process ended before it measured anything: {self._ended}", tail)
+            raise StageFailure(
+                "tuner_failed",
+                f"the tuner's process ended before it measured anything: {self._ended}",
+                tail,
+            )
 
     @property
     def _journal(self) -> Path:
@@ -220,12 +272,26 @@ class Tuner:
         match told:
             case {"phase": str(phase), "done": int(done), "total": int(total)}:
                 self._progress(done, total, "configurations", f"tuning MoE kernels, {phase}")
-                return _MEASURE_STALL_S if phase.startswith("batch size") else max(_STALL_S, COMPILE_LIMIT_S * 2)
-            case {"compiled": int(count), "failed": int(failed), "seconds": float(seconds) | int(seconds)}:
+                return (
+                    _MEASURE_STALL_S
+                    if phase.startswith("batch size")
+                    else max(_STALL_S, COMPILE_LIMIT_S * 2)
+                )
+            case {
+                "compiled": int(count),
+                "failed": int(failed),
+                "seconds": float(seconds) | int(seconds),
+            }:
                 self.outcome.compiled += count
                 self.outcome.dropped += failed
                 self.outcome.compile_s = round(self.outcome.compile_s + seconds, 3)
-            case {"batch_size": int(size), "best": dict(config), "us": float(us), "looked": int(looked), "look_s": float(look_s)}:
+            case {
+                "batch_size": int(size),
+                "best": dict(config),
+                "us": float(us),
+                "looked": int(looked),
+                "look_s": float(look_s),
+            }:
                 self.outcome.looked, self.outcome.look_s = looked, round(look_s, 3)
                 # One that was begun again tells what was found before, too.
                 if size not in self.outcome.batch_sizes:
@@ -239,7 +305,9 @@ class Tuner:
             reasons = devices.throttles()
         except RuntimeError:
             return
-        self.outcome.throttled.extend(reason for reason in reasons if reason not in self.outcome.throttled)
+        self.outcome.throttled.extend(
+            reason for reason in reasons if reason not in self.outcome.throttled
+        )
 
     def _tail(self) -> list[str]:
         return last_lines(self._log, self._log_start)

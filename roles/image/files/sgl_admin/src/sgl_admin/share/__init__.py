@@ -1,1 +1,3 @@
-"""Finished caches go from one host to another: packed, verified and placed, never anything in progress."""
+"""Finished caches go from one host to another: packed, verified and placed, never anything in
+progress.
+"""

@@ -1,7 +1,9 @@
-"""The archive of finished caches: a tar file whose every byte follows from its manifest, so that the same content is the same archive.
+"""The archive of finished caches: a tar file whose every byte follows from its manifest, so that
+the same content is the same archive.
 
-Its first member is the manifest, named by its own digest; each other one is the content of a file, named by that content's digest.
-A reader knows from the manifest what every block has to be, and takes nothing else: no link, no device, no other owner, no other name.
+Its first member is the manifest, named by its own digest; each other one is the content of a file,
+named by that content's digest. A reader knows from the manifest what every block has to be, and
+takes nothing else: no link, no device, no other owner, no other name.
 """
 
 from __future__ import annotations
@@ -90,7 +92,10 @@ class Manifest:
 
     @cached_property
     def content(self) -> bytes:
-        stages = {part.stage: {key: value for key, value in asdict(part).items() if key != "stage"} for part in self.parts}
+        stages = {
+            part.stage: {key: value for key, value in asdict(part).items() if key != "stage"}
+            for part in self.parts
+        }
         return _canonical({"schema_version": "1", "stages": stages})
 
     @cached_property
@@ -112,7 +117,7 @@ def _canonical(document: dict[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
-# --- writing -------------------------------------------------------------------------------------------------------------
+# --- writing -------------------------------------------------------------------------------------
 
 
 def entries(names: Iterable[Path]) -> tuple[Entry, ...]:
@@ -133,12 +138,20 @@ def _entry(name: Path) -> Entry:
         buffer = memoryview(bytearray(min(status.st_size + 1, _CHUNK)))
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
-    return Entry(relative, digest.hexdigest(), status.st_size, status.st_mtime_ns, stat.S_IMODE(status.st_mode) & 0o777)
+    return Entry(
+        relative,
+        digest.hexdigest(),
+        status.st_size,
+        status.st_mtime_ns,
+        stat.S_IMODE(status.st_mode) & 0o777,
+    )
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[FileIO, os.stat_result]]:
-    """A file of the caches, and what it is before it is read. Raises Changed where it is none, or another one afterwards; OSError."""
+    """A file of the caches, and what it is before it is read. Raises Changed where it is none, or
+    another one afterwards; OSError.
+    """
     name = files.printable(path)
     try:
         stream = open(paths.PROFILES / path, "rb", buffering=0, opener=_as_it_is)
@@ -164,8 +177,12 @@ def _as_it_is(name: str, flags: int) -> int:
 
 
 def write(manifest: Manifest, stream: BinaryIO) -> None:
-    """The archive goes to `stream`, which has no buffer. Raises Changed where a file is not any more what the manifest says, OSError."""
-    _write_all(stream, _member(f"manifest-{manifest.digest.partition(':')[2]}.json", manifest.content))
+    """The archive goes to `stream`, which has no buffer. Raises Changed where a file is not any
+    more what the manifest says, OSError.
+    """
+    _write_all(
+        stream, _member(f"manifest-{manifest.digest.partition(':')[2]}.json", manifest.content)
+    )
     for digest, found in manifest.blobs().items():
         _write_blob(stream, _header(f"files/{digest}", found[0].size), found[0])
     _write_all(stream, _END)
@@ -231,7 +248,7 @@ def _padding(size: int) -> bytes:
     return bytes(-size % _BLOCK)
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 class Reader:
@@ -245,9 +262,15 @@ class Reader:
         try:
             member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise Broken(f"it does not begin with a manifest ({error}): it is no archive of `sgl-admin caches export`") from None
+            raise Broken(
+                f"it does not begin with a manifest ({error}): it is no archive of `sgl-admin"
+                " caches export`"
+            ) from None
         if not member.name.startswith("manifest-") or not 0 < member.size <= _LONGEST_MANIFEST:
-            raise Broken(f"it begins with {files.printable(member.name[:80])} of {member.size} bytes, not with a manifest")
+            raise Broken(
+                f"it begins with {files.printable(member.name[:80])} of {member.size} bytes, not"
+                " with a manifest"
+            )
         self._check(block, member.name, member.size, "the manifest")
         content = self._take(member.size, "its manifest")
         self._padding(member.size)
@@ -257,7 +280,9 @@ class Reader:
         self.manifest = parse(content)
 
     def read(self, receive: Callable[[list[Entry]], BinaryIO | None]) -> None:
-        """Verify all that follows; `receive` says where the content of these files goes, if anywhere. Raises Broken, OSError."""
+        """Verify all that follows; `receive` says where the content of these files goes, if
+        anywhere. Raises Broken, OSError.
+        """
         for digest, found in self.manifest.blobs().items():
             name, size = f"files/{digest}", found[0].size
             what = files.printable(found[0].path)
@@ -288,7 +313,9 @@ class Reader:
                     rest = rest[target.write(rest) :]
             left -= count
         if found.hexdigest() != digest:
-            raise Broken(f"the content of {what} has another digest than the manifest says: it was changed")
+            raise Broken(
+                f"the content of {what} has another digest than the manifest says: it was changed"
+            )
 
     def _take(self, size: int, what: str) -> bytes:
         parts, left = [], size
@@ -335,7 +362,11 @@ def parse(content: bytes) -> Manifest:
         document = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise Broken(f"its manifest is not JSON: {str(error)[:200]}") from None
-    if not isinstance(document, dict) or document.get("schema_version") != "1" or not isinstance(document.get("stages"), dict):
+    if (
+        not isinstance(document, dict)
+        or document.get("schema_version") != "1"
+        or not isinstance(document.get("stages"), dict)
+    ):
         raise Broken("its manifest is of another form: it is of another release, or none")
     manifest = Manifest(tuple(_part(stage, found) for stage, found in document["stages"].items()))
     sizes: dict[str, int] = {}
@@ -343,12 +374,18 @@ def parse(content: bytes) -> Manifest:
     for part in manifest.parts:
         for entry in part.files:
             if sizes.setdefault(entry.sha256, entry.size) != entry.size:
-                raise Broken(f"its manifest gives one content two sizes ({files.printable(entry.path)})")
+                raise Broken(
+                    f"its manifest gives one content two sizes ({files.printable(entry.path)})"
+                )
             if entry.path in seen:
                 raise Broken(f"its manifest names {files.printable(entry.path)} twice")
             seen.add(entry.path)
     for path in seen:
-        if (folder := next((str(above) for above in PurePosixPath(path).parents if str(above) in seen), None)) is not None:
+        if (
+            folder := next(
+                (str(above) for above in PurePosixPath(path).parents if str(above) in seen), None
+            )
+        ) is not None:
             raise Broken(f"its manifest names {files.printable(folder)} as a file and as a folder")
     try:
         same = manifest.content == content
@@ -361,16 +398,27 @@ def parse(content: bytes) -> Manifest:
 
 def _part(stage: str, found: Any) -> Part:
     kinds = {"key": str, "signature": dict, "finished": bool, "hints": dict, "files": list}
-    if not isinstance(found, dict) or set(found) != set(kinds) or not all(isinstance(found[key], kind) for key, kind in kinds.items()):
+    if (
+        not isinstance(found, dict)
+        or set(found) != set(kinds)
+        or not all(isinstance(found[key], kind) for key, kind in kinds.items())
+    ):
         raise Broken(f"its manifest has no valid stage {files.printable(stage[:40])}")
     if not _STAGE.fullmatch(stage) or not _KEY.fullmatch(found["key"]) or not found["files"]:
-        raise Broken(f"its manifest has a stage {files.printable(stage[:40])} of another form: its name, its key, or it has no files")
+        raise Broken(
+            f"its manifest has a stage {files.printable(stage[:40])} of another form: its name, its"
+            " key, or it has no files"
+        )
     return Part(stage, **{**found, "files": tuple(_entry_of(each) for each in found["files"])})
 
 
 def _entry_of(found: Any) -> Entry:
     kinds = {"path": str, "sha256": str, "size": int, "mtime_ns": int, "mode": int}
-    if not isinstance(found, dict) or set(found) != set(kinds) or not all(type(found[key]) is kind for key, kind in kinds.items()):
+    if (
+        not isinstance(found, dict)
+        or set(found) != set(kinds)
+        or not all(type(found[key]) is kind for key, kind in kinds.items())
+    ):
         raise Broken("its manifest has a file without path, sha256, size, mtime_ns and mode")
     entry = Entry(**found)
     name = files.printable(entry.path[:120])
@@ -378,7 +426,11 @@ def _entry_of(found: Any) -> Entry:
         raise Broken(f"its manifest names {name}, which {why}")
     if len(entry.sha256) != 64 or not set(entry.sha256) <= set("0123456789abcdef"):
         raise Broken(f"its manifest has no digest of {name}")
-    if not 0 <= entry.size < 2**63 or not 0 <= entry.mtime_ns < 2**63 or not 0 <= entry.mode <= 0o777:
+    if (
+        not 0 <= entry.size < 2**63
+        or not 0 <= entry.mtime_ns < 2**63
+        or not 0 <= entry.mode <= 0o777
+    ):
         raise Broken(f"its manifest has a size, a time or a mode of {name} that no file has")
     return entry
 
@@ -386,7 +438,9 @@ def _entry_of(found: Any) -> Entry:
 def _unsafe(path: str) -> str | None:
     """Why no file of a cache has such a path; None where one may."""
     steps = path.split("/")
-    if len(_encodable(path).encode()) > 3000 or any(len(_encodable(step).encode()) > 255 for step in steps):
+    if len(_encodable(path).encode()) > 3000 or any(
+        len(_encodable(step).encode()) > 255 for step in steps
+    ):
         return "is longer than a path can be"
     if "\0" in path or _encodable(path) != path:
         return "is no text that can name a file"

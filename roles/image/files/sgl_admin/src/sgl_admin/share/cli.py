@@ -29,13 +29,21 @@ _MOST_FIELDS = 8
 def register(actions: Any) -> None:
     """The commands among those of `caches`."""
     export = actions.add_parser(
-        "export", help="pack what is finished for other hosts",
-        epilog="Takes the arguments of `ensure`: the stages that it would ensure are packed, as far as they are finished.",
-    )  # fmt: skip
+        "export",
+        help="pack what is finished for other hosts",
+        epilog=(
+            "Takes the arguments of `ensure`: the stages that it would ensure are packed, as far as"
+            " they are finished."
+        ),
+    )
     export.set_defaults(handler=_export)
     _add_file(export, "the archive that is written; - is standard output")
     take = actions.add_parser(
-        "import", help="take another host's finished work, where it is what `ensure` with the same arguments would do here"
+        "import",
+        help=(
+            "take another host's finished work, where it is what `ensure` with the same arguments"
+            " would do here"
+        ),
     )
     take.set_defaults(handler=_import)
     _add_file(take, "the archive; - is standard input")
@@ -45,7 +53,9 @@ def register(actions: Any) -> None:
     verify.set_defaults(handler=_verify)
     _add_file(verify, "the archive; - is standard input")
     for command in (take, verify):
-        command.add_argument("--digest", metavar="SHA256", help="refuse another archive than the one of this digest")
+        command.add_argument(
+            "--digest", metavar="SHA256", help="refuse another archive than the one of this digest"
+        )
     for command in (export, take, verify):
         command.add_argument("--json", action="store_true", help="print it as JSON")
 
@@ -54,7 +64,7 @@ def _add_file(command: argparse.ArgumentParser, help_text: str) -> None:
     command.add_argument("file", metavar="FILE", help=help_text)
 
 
-# --- export --------------------------------------------------------------------------------------------------------------
+# --- export --------------------------------------------------------------------------------------
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -63,7 +73,9 @@ def _export(arguments: argparse.Namespace) -> int:
         manifest, lacking = _pack(prep)
         if not manifest.parts:
             whys = "; ".join(f"{stage}: {why}" for stage, why in lacking.items())
-            raise Refused(EXIT_NO_RESULT, f"nothing to export: {whys or 'every stage is skipped here'}")
+            raise Refused(
+                EXIT_NO_RESULT, f"nothing to export: {whys or 'every stage is skipped here'}"
+            )
         try:
             with _written(arguments.file) as stream:
                 # Who reads a stream needs to know how long it gets.
@@ -74,7 +86,9 @@ def _export(arguments: argparse.Namespace) -> int:
             break
         except Changed as error:
             if arguments.file == _STANDARD or attempt + 1 == _TRIES:
-                raise Refused(EXIT_NO_RESULT, f"{error} while it was packed; run this again") from error
+                raise Refused(
+                    EXIT_NO_RESULT, f"{error} while it was packed; run this again"
+                ) from error
     if arguments.file != _STANDARD:
         _print(summary, arguments.json, sys.stdout.write)
     return 0
@@ -95,7 +109,16 @@ def _pack(prep: Prep) -> tuple[Manifest, dict[str, str]]:
         except Changed as error:
             lacking[stage.name] = str(error)
             continue
-        parts.append(Part(stage.name, stage.key(prep.context), offer.signature, offer.finished, offer.hints, content))
+        parts.append(
+            Part(
+                stage.name,
+                stage.key(prep.context),
+                offer.signature,
+                offer.finished,
+                offer.hints,
+                content,
+            )
+        )
     return Manifest(tuple(parts)), lacking
 
 
@@ -106,7 +129,9 @@ def _written(name: str) -> Iterator[BinaryIO]:
         yield os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
         return
     path = Path(name)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+    )
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as stream:
             os.fchmod(descriptor, files.FILE_MODE)
@@ -117,7 +142,7 @@ def _written(name: str) -> Iterator[BinaryIO]:
         raise
 
 
-# --- import --------------------------------------------------------------------------------------------------------------
+# --- import --------------------------------------------------------------------------------------
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -126,9 +151,14 @@ def _import(arguments: argparse.Namespace) -> int:
     if lock is None:
         record = job.read(live.run_id)
         who = (
-            f"{record['prep_id']} (pid {record['pid']}) runs" if record is not None and job.alive(record) else "a prep or an import begins"
+            f"{record['prep_id']} (pid {record['pid']}) runs"
+            if record is not None and job.alive(record)
+            else "a prep or an import begins"
         )
-        raise Refused(EXIT_BUSY, f"busy: {who} on this host; wait for it (sgl-admin status --watch) and run this again")
+        raise Refused(
+            EXIT_BUSY,
+            f"busy: {who} on this host; wait for it (sgl-admin status --watch) and run this again",
+        )
     try:
         warnings: list[str] = []
         incoming.settle(warnings)
@@ -144,7 +174,11 @@ def _import(arguments: argparse.Namespace) -> int:
             print(f"{stage:12} {what['status']:8} {what['reason'] or ''}".rstrip())
         for warning in warnings:
             print(f"sgl-admin: warning: {warning}", file=sys.stderr)
-    return EXIT_ARCHIVE if any(what["status"] == "refused" for what in outcome["stages"].values()) else 0
+    return (
+        EXIT_ARCHIVE
+        if any(what["status"] == "refused" for what in outcome["stages"].values())
+        else 0
+    )
 
 
 def _take(arguments: argparse.Namespace, reader: Reader) -> dict[str, Any]:
@@ -154,12 +188,21 @@ def _take(arguments: argparse.Namespace, reader: Reader) -> dict[str, Any]:
     if taken:
         folder = incoming.receive(reader, taken)
         stages = {decision.stage.name: decision.stage for decision in _of(prep, taken)}
-        incoming.commit(folder, tuple(replace(part, hints=stages[part.stage].learned(prep.context, part.hints)) for part in taken))
+        incoming.commit(
+            folder,
+            tuple(
+                replace(part, hints=stages[part.stage].learned(prep.context, part.hints))
+                for part in taken
+            ),
+        )
         # What was taken has to be what this host would have made.
         left = _planned(arguments).dry_run()["stages"]
         for part in taken:
             if part.finished and left[part.stage]["status"] != "noop":
-                verdicts[part.stage] = ("imported", f"something is still to be done: {left[part.stage]['reason']}")
+                verdicts[part.stage] = (
+                    "imported",
+                    f"something is still to be done: {left[part.stage]['reason']}",
+                )
     else:
         reader.read(lambda entries: None)
     return {
@@ -167,12 +210,16 @@ def _take(arguments: argparse.Namespace, reader: Reader) -> dict[str, Any]:
         "digest": reader.manifest.digest,
         "stages": {
             part.stage: {
-                "status": verdicts[part.stage][0], "reason": verdicts[part.stage][1], "key": part.key, "finished": part.finished,
-                "files": len(part.files), "bytes": part.size,
+                "status": verdicts[part.stage][0],
+                "reason": verdicts[part.stage][1],
+                "key": part.key,
+                "finished": part.finished,
+                "files": len(part.files),
+                "bytes": part.size,
             }
             for part in reader.manifest.parts
         },
-    }  # fmt: skip
+    }
 
 
 def _verdict(prep: Prep, part: Part) -> tuple[str, str | None]:
@@ -189,22 +236,34 @@ def _verdict(prep: Prep, part: Part) -> tuple[str, str | None]:
     if prep.request.stages[part.stage] == "rebuild":
         return "refused", "it is to be built anew here (rebuild)"
     wanted = decision.stage.signature_given(prep.context, part.hints)
-    if (why := difference(part.signature, wanted) or incoming.check_paths(part) or decision.stage.foreign(prep.context, part)) is not None:
+    if (
+        why := difference(part.signature, wanted)
+        or incoming.check_paths(part)
+        or decision.stage.foreign(prep.context, part)
+    ) is not None:
         return "refused", why
     return "imported", None if part.finished else "what is finished so far"
 
 
 def difference(theirs: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    """In which fields another host's signature differs from the one that is wanted here; None where it is the same."""
+    """In which fields another host's signature differs from the one that is wanted here; None where
+    it is the same.
+    """
     names = {"cpu_arch": "CPU architecture", "device_name": "GPU"}
     found = [
-        f"{_cut(names.get(key, key))}: made for {_shown(theirs, key)}, and this host wants {_shown(wanted, key)}"
+        f"{_cut(names.get(key, key))}: made for {_shown(theirs, key)}, and this host wants"
+        f" {_shown(wanted, key)}"
         for key in sorted({*theirs, *wanted})
         # As they are digested: to Python, true and 1.0 are 1.
-        if caches.digest({key: theirs[key]} if key in theirs else {}) != caches.digest({key: wanted[key]} if key in wanted else {})
+        if caches.digest({key: theirs[key]} if key in theirs else {})
+        != caches.digest({key: wanted[key]} if key in wanted else {})
     ]
     more = [f"{len(found) - _MOST_FIELDS} more"] if len(found) > _MOST_FIELDS else []
-    return files.printable("its signature differs in " + "; ".join([*found[:_MOST_FIELDS], *more])) if found else None
+    return (
+        files.printable("its signature differs in " + "; ".join([*found[:_MOST_FIELDS], *more]))
+        if found
+        else None
+    )
 
 
 def _shown(signature: dict[str, Any], key: str) -> str:
@@ -218,10 +277,13 @@ def _cut(text: str) -> str:
 
 def _of(prep: Prep, parts: tuple[Part, ...]) -> list[Decision]:
     """What the prep would do about these parts' stages."""
-    return [decision for decision in prep.plan if decision.stage.name in {part.stage for part in parts}]
+    return [
+        decision for decision in prep.plan if decision.stage.name in {part.stage for part in parts}
+    ]
 
 
-# --- verify, and what they share -----------------------------------------------------------------------------------------
+# --- verify, and what they share
+# -----------------------------------------------------------------------------------------
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -236,17 +298,28 @@ def _opened(name: str, digest: str | None) -> Iterator[Reader]:
     """Raises Refused where the archive is broken, or another one: then nothing of it was taken."""
     what = "standard input" if name == _STANDARD else name
     try:
-        stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0) if name == _STANDARD else open(name, "rb", buffering=0)
+        stream = (
+            os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+            if name == _STANDARD
+            else open(name, "rb", buffering=0)
+        )
     except OSError as error:
         raise Refused(EXIT_USAGE, f"{name}: {error.strerror}") from error
     with stream:
         try:
             reader = Reader(stream)
-            if digest is not None and reader.manifest.digest.partition(":")[2] != digest.lower().removeprefix("sha256:"):
-                raise Broken(f"it is {reader.manifest.digest}, and {files.printable(digest)} was expected")
+            if digest is not None and reader.manifest.digest.partition(":")[
+                2
+            ] != digest.lower().removeprefix("sha256:"):
+                raise Broken(
+                    f"it is {reader.manifest.digest}, and {files.printable(digest)} was expected"
+                )
             yield reader
         except Broken as error:
-            raise Refused(EXIT_ARCHIVE, f"the archive from {what} is refused, nothing of it was taken: {error}") from error
+            raise Refused(
+                EXIT_ARCHIVE,
+                f"the archive from {what} is refused, nothing of it was taken: {error}",
+            ) from error
 
 
 def _planned(arguments: argparse.Namespace) -> Prep:
@@ -261,11 +334,15 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "bytes": archive.size_of(manifest),
         "stages": {
             part.stage: {
-                "key": part.key, "finished": part.finished, "files": len(part.files), "bytes": part.size, "signature": part.signature,
+                "key": part.key,
+                "finished": part.finished,
+                "files": len(part.files),
+                "bytes": part.size,
+                "signature": part.signature,
             }
             for part in manifest.parts
         },
-    }  # fmt: skip
+    }
 
 
 def _print(summary: dict[str, Any], as_json: bool, write: Callable[[str], object]) -> None:
@@ -274,5 +351,8 @@ def _print(summary: dict[str, Any], as_json: bool, write: Callable[[str], object
         return
     for stage, found in summary["stages"].items():
         more = "" if found["finished"] else "  what is finished so far"
-        write(f"{stage:12} {found['files']:7} files {found['bytes'] / 2**20:10.1f} MiB  {found['key']}{more}\n")
+        write(
+            f"{stage:12} {found['files']:7} files {found['bytes'] / 2**20:10.1f} MiB "
+            f" {found['key']}{more}\n"
+        )
     write(f"{summary['digest']}\n")

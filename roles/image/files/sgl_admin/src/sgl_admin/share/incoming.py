@@ -1,7 +1,9 @@
-"""How another host's files come into the caches: verified beside them first, then all of them or none.
+"""How another host's files come into the caches: verified beside them first, then all of them or
+none.
 
-A folder below /profiles/.incoming is an import. Without its commit record nothing of it counts, and the next command removes it; with it
-everything in it was verified, and whoever comes next finishes placing it.
+A folder below /profiles/.incoming is an import. Without its commit record nothing of it counts, and
+the next command removes it; with it everything in it was verified, and whoever comes next finishes
+placing it.
 """
 
 from __future__ import annotations
@@ -24,19 +26,24 @@ _LOCK_TIMEOUT_S = 60.0
 # Left free, for the records of what is placed.
 _RESERVE = 64 << 20
 _STAGES = {stage.name: stage for stage in STAGES}
-# How placing fails where something else lies in its way, or what is to be placed is gone: not for want of room or of a permission.
+# How placing fails where something else lies in its way, or what is to be placed is gone: not for
+# want of room or of a permission.
 _IN_THE_WAY = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def check_paths(part: Part) -> str | None:
-    """Why a part's files cannot be placed: outside of its stage's caches, or what lies there is in their way."""
+    """Why a part's files cannot be placed: outside of its stage's caches, or what lies there is in
+    their way.
+    """
     caches = _STAGES[part.stage].caches
     for folder in sorted({str(Path(entry.path).parent) for entry in part.files}):
         cache = folder.partition("/")[0]
         if cache not in caches:
             return f"{files.printable(folder)} is not a folder of this stage ({', '.join(caches)})"
         place = paths.PROFILES / folder
-        if not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(paths.PROFILES / cache)):
+        if not Path(os.path.realpath(place)).is_relative_to(
+            os.path.realpath(paths.PROFILES / cache)
+        ):
             return f"{_on_host(folder)} is a link that leads out of the cache: remove it"
         there = next(above for above in (place, *place.parents) if os.path.lexists(above))
         if not there.is_dir():
@@ -55,7 +62,8 @@ def _on_host(name: Path | str) -> str:
 
 
 def receive(reader: Reader, parts: tuple[Part, ...]) -> Path:
-    """Verify the archive to its end, and lay these parts of it beside the caches; returns their folder. Needs the prep lock.
+    """Verify the archive to its end, and lay these parts of it beside the caches; returns their
+    folder. Needs the prep lock.
 
     Raises Broken, Refused for want of space, and OSError; then nothing is left of it.
     """
@@ -101,13 +109,16 @@ def _check_space(size: int) -> None:
     if size + _RESERVE > free:
         raise Refused(
             EXIT_NO_RESULT,
-            f"the archive's files take {size / 1e9:.1f} GB, and {paths.to_host(paths.PROFILES) or paths.PROFILES} has {free / 1e9:.1f} GB "
-            "free: free some and run again",
+            f"the archive's files take {size / 1e9:.1f} GB, and"
+            f" {paths.to_host(paths.PROFILES) or paths.PROFILES} has {free / 1e9:.1f} GB free: free"
+            " some and run again",
         )
 
 
 def commit(folder: Path, parts: tuple[Part, ...]) -> None:
-    """From here on what `receive` returned counts, whoever is killed. Raises OSError and Broken; before that, nothing is left of it."""
+    """From here on what `receive` returned counts, whoever is killed. Raises OSError and Broken;
+    before that, nothing is left of it.
+    """
     try:
         files.write_text(folder / _COMMIT, Manifest(parts).content.decode())
     except BaseException:
@@ -133,7 +144,11 @@ def settle(warnings: list[str]) -> None:
             try:
                 _place(folder)
             except (Broken, ValueError, *_IN_THE_WAY) as error:
-                warnings.append(files.printable(f"an import that was killed cannot be finished ({error}); it is forgotten"))
+                warnings.append(
+                    files.printable(
+                        f"an import that was killed cannot be finished ({error}); it is forgotten"
+                    )
+                )
                 shutil.rmtree(folder)
 
 

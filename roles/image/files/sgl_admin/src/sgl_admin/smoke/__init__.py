@@ -1,1 +1,3 @@
-"""The inference smoke: a few chats with the prepared server, each a test with its transcript and its numbers."""
+"""The inference smoke: a few chats with the prepared server, each a test with its transcript and
+its numbers.
+"""

@@ -1,4 +1,6 @@
-"""One turn of a chat over the OpenAI API, streamed or not: its answer and its numbers, or the kind of its failure."""
+"""One turn of a chat over the OpenAI API, streamed or not: its answer and its numbers, or the kind
+of its failure.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class ChatFailure(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """`ttft_s` is None where nothing was streamed; seconds count from just before the connection is made."""
+    """`ttft_s` is None where nothing was streamed; seconds count from just before the connection is
+    made.
+    """
 
     content: str
     reasoning: str | None
@@ -57,13 +61,17 @@ def ask(port: int, model: str, messages: Sequence[dict[str, Any]], options: Opti
     }
     if options.stream:
         body["stream_options"] = {"include_usage": True}
-    body.update({name: value for name in ("top_p", "seed") if (value := getattr(options, name)) is not None})
+    body.update(
+        {name: value for name in ("top_p", "seed") if (value := getattr(options, name)) is not None}
+    )
     reading = Reading()
     started = time.monotonic()
     try:
         with _response(port, "POST", "/v1/chat/completions", body, options.timeout_s) as response:
             if response.status != 200:
-                raise ChatFailure(HTTP_ERROR, f"HTTP {response.status}: {_excerpt(response.read(_EXCERPT))}")
+                raise ChatFailure(
+                    HTTP_ERROR, f"HTTP {response.status}: {_excerpt(response.read(_EXCERPT))}"
+                )
             if options.stream:
                 reading.stream(response)
             else:
@@ -71,7 +79,10 @@ def ask(port: int, model: str, messages: Sequence[dict[str, Any]], options: Opti
     except TimeoutError as error:
         raise ChatFailure(TIMEOUT, f"no whole answer within {options.timeout_s:g} s") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ChatFailure(HTTP_ERROR, f"no whole answer from {HOST}:{port}: {(str(error) or repr(error))[:_EXCERPT]}") from error
+        raise ChatFailure(
+            HTTP_ERROR,
+            f"no whole answer from {HOST}:{port}: {(str(error) or repr(error))[:_EXCERPT]}",
+        ) from error
     return reading.answer(started, time.monotonic())
 
 
@@ -86,7 +97,9 @@ def served_model(port: int) -> str | None:
 
 
 class Reading:
-    """What has come of an answer. Its methods raise ChatFailure and nothing else, whatever comes."""
+    """What has come of an answer. Its methods raise ChatFailure and nothing else, whatever
+    comes.
+    """
 
     def __init__(self) -> None:
         self._content: list[str] = []
@@ -100,7 +113,9 @@ class Reading:
         self._take(body, "message")
 
     def stream(self, lines: Iterable[bytes]) -> None:
-        """Server-sent events: the `data` lines before a blank line are one; other fields and comments say nothing here."""
+        """Server-sent events: the `data` lines before a blank line are one; other fields and
+        comments say nothing here.
+        """
         data: list[bytes] = []
         for ended in lines:
             line = ended.rstrip(b"\r\n")
@@ -155,7 +170,10 @@ class Reading:
         reason = choice.get("finish_reason")
         words = [part.get(name) for name in ("content", "reasoning_content")]
         if any(value is not None and not isinstance(value, str) for value in (reason, *words)):
-            raise ChatFailure(SCHEMA_ERROR, f"content, reasoning_content or finish_reason is no text: {_excerpt(text)}")
+            raise ChatFailure(
+                SCHEMA_ERROR,
+                f"content, reasoning_content or finish_reason is no text: {_excerpt(text)}",
+            )
         self._finish_reason = reason or self._finish_reason
         for value, list_of in zip(words, (self._content, self._reasoning), strict=True):
             if value is not None:
@@ -165,7 +183,9 @@ class Reading:
 
 def _valid_usage(usage: Any, text: bytes) -> dict[str, int]:
     found = {name: usage.get(name) for name in COUNTS} if isinstance(usage, dict) else {}
-    valid = {name: count for name, count in found.items() if type(count) is int and 0 <= count < 2**53}
+    valid = {
+        name: count for name, count in found.items() if type(count) is int and 0 <= count < 2**53
+    }
     if len(valid) < len(COUNTS):
         raise ChatFailure(SCHEMA_ERROR, f"no valid usage: {_excerpt(text)}")
     return valid
@@ -176,7 +196,9 @@ def _excerpt(text: bytes) -> str:
 
 
 class _Socket(socket.socket):
-    """Its deadline is for all that it receives: a plain time limit begins anew with every byte that trickles in."""
+    """Its deadline is for all that it receives: a plain time limit begins anew with every byte that
+    trickles in.
+    """
 
     deadline: float
 
@@ -189,8 +211,12 @@ class _Socket(socket.socket):
 
 
 @contextmanager
-def _response(port: int, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
-    """Raises TimeoutError after so many seconds, whatever has come by then; OSError, http.client.HTTPException, ValueError."""
+def _response(
+    port: int, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+) -> Iterator[http.client.HTTPResponse]:
+    """Raises TimeoutError after so many seconds, whatever has come by then; OSError,
+    http.client.HTTPException, ValueError.
+    """
     with _Socket(socket.AF_INET, socket.SOCK_STREAM) as connected:
         connected.deadline = time.monotonic() + timeout_s
         connected.settimeout(timeout_s)
@@ -199,6 +225,8 @@ def _response(port: int, method: str, path: str, body: dict[str, Any] | None, ti
         connection = http.client.HTTPConnection(HOST, port)
         connection.sock = connected
         content = None if body is None else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json", "Connection": "close"})
+        connection.request(
+            method, path, content, {"Content-Type": "application/json", "Connection": "close"}
+        )
         with connection.getresponse() as response:
             yield response

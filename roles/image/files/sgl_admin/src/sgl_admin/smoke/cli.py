@@ -21,14 +21,24 @@ _START_PATIENCE_S = 5.0
 
 def register(commands: Any) -> None:
     """Add the command to sgl-admin's; `commands` is argparse's collection of sub-commands."""
-    actions = commands.add_parser("smoke", help="chats with the prepared server").add_subparsers(required=True, metavar="ACTION")
+    actions = commands.add_parser("smoke", help="chats with the prepared server").add_subparsers(
+        required=True, metavar="ACTION"
+    )
 
     begin = actions.add_parser(
-        "run", help="run a scenario's tests",
-        epilog="A healthy server at the run's port is used; without one, the prepared server is started, and stopped in the end.",
-    )  # fmt: skip
+        "run",
+        help="run a scenario's tests",
+        epilog=(
+            "A healthy server at the run's port is used; without one, the prepared server is"
+            " started, and stopped in the end."
+        ),
+    )
     begin.set_defaults(handler=_run)
-    begin.add_argument("--scenario", metavar="FILE", help="the scenario as JSON, - for standard input (default: one-shot and multi-turn)")
+    begin.add_argument(
+        "--scenario",
+        metavar="FILE",
+        help="the scenario as JSON, - for standard input (default: one-shot and multi-turn)",
+    )
     begin.add_argument(
         "--server-timeout",
         type=argument_types.seconds,
@@ -36,14 +46,24 @@ def register(commands: Any) -> None:
         metavar="S",
         help="for a server that is started to become healthy (default: %(default)s)",
     )
-    begin.add_argument("--detach", action="store_true", help="return as soon as the smoke runs; print {smoke} as JSON")
+    begin.add_argument(
+        "--detach",
+        action="store_true",
+        help="return as soon as the smoke runs; print {smoke} as JSON",
+    )
 
     status = actions.add_parser("status", help="the smoke that runs, or the last one")
     status.set_defaults(handler=_status)
     for action, what in ((begin, "the summary as JSON"), (status, "{smoke} as JSON")):
         action.add_argument("--json", action="store_true", help=f"print {what}")
     for action, when in ((begin, "with --detach: "), (status, "")):
-        action.add_argument("--wait", type=argument_types.seconds, default=0.0, metavar="S", help=f"{when}wait so long for it to end first")
+        action.add_argument(
+            "--wait",
+            type=argument_types.seconds,
+            default=0.0,
+            metavar="S",
+            help=f"{when}wait so long for it to end first",
+        )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -55,7 +75,10 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         return _follow(live.run_id, smoke_id, arguments.json)
     except KeyboardInterrupt:
-        raise Refused(EXIT_SIGINT, f"no longer followed; {smoke_id} goes on by itself (sgl-admin smoke status --wait 600)") from None
+        raise Refused(
+            EXIT_SIGINT,
+            f"no longer followed; {smoke_id} goes on by itself (sgl-admin smoke status --wait 600)",
+        ) from None
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -71,7 +94,13 @@ def _status(arguments: argparse.Namespace) -> int:
 def _scenario_text(name: str | None) -> str:
     """A valid scenario's text. Raises Refused where it is none, or cannot be read."""
     try:
-        content = scenario.DEFAULT.encode() if name is None else sys.stdin.buffer.read() if name == "-" else files.read_bytes(Path(name))
+        content = (
+            scenario.DEFAULT.encode()
+            if name is None
+            else sys.stdin.buffer.read()
+            if name == "-"
+            else files.read_bytes(Path(name))
+        )
         text = content.decode("utf-8")
         scenario.parse(text)
     except OSError as error:
@@ -82,7 +111,9 @@ def _scenario_text(name: str | None) -> str:
 
 
 def _begin(live: run.Run, text: str, server_timeout_s: float) -> str:
-    """Begin the smoke's process; returns its id. Raises Refused: busy, no prepared server, or it ended at once."""
+    """Begin the smoke's process; returns its id. Raises Refused: busy, no prepared server, or it
+    ended at once.
+    """
     deadline = time.monotonic() + _START_PATIENCE_S
     while (lock := locks.try_lock(record.LOCK)) is None:
         smoke_id = record.latest(live.run_id)
@@ -90,12 +121,18 @@ def _begin(live: run.Run, text: str, server_timeout_s: float) -> str:
         if running is not None and job.alive(running):
             raise Refused(
                 EXIT_BUSY,
-                f"busy: {running['smoke_id']} (pid {running['pid']}) runs the scenario {running['scenario']!r}; "
-                "wait for it (sgl-admin smoke status --wait 600) and run this again",
+                f"busy: {running['smoke_id']} (pid {running['pid']}) runs the scenario"
+                f" {running['scenario']!r}; wait for it (sgl-admin smoke status --wait 600) and run"
+                " this again",
             )
-        # Its holder has not written its summary yet, has ended this very moment, or only looked whether a smoke runs.
+        # Its holder has not written its summary yet, has ended this very moment, or only looked
+        # whether a smoke runs.
         if time.monotonic() > deadline:
-            raise Refused(EXIT_BUSY, "another smoke is starting on this host (its lock is held, maybe by another container); try again")
+            raise Refused(
+                EXIT_BUSY,
+                "another smoke is starting on this host (its lock is held, maybe by another"
+                " container); try again",
+            )
         time.sleep(_POLL_S)
     try:
         record.settle(live.run_id)
@@ -103,7 +140,14 @@ def _begin(live: run.Run, text: str, server_timeout_s: float) -> str:
         _check_server(live)
         smoke_id = clock.new_id("smoke")
         order = worker.order(text, server_timeout_s)
-        detached.begin(live.run_id, "sgl_admin.smoke.worker", smoke_id, order, lock, lambda: record.read(live.run_id, smoke_id) is not None)
+        detached.begin(
+            live.run_id,
+            "sgl_admin.smoke.worker",
+            smoke_id,
+            order,
+            lock,
+            lambda: record.read(live.run_id, smoke_id) is not None,
+        )
         return smoke_id
     finally:
         os.close(lock)
@@ -112,7 +156,11 @@ def _begin(live: run.Run, text: str, server_timeout_s: float) -> str:
 def _check_server(live: run.Run) -> None:
     """Raises Refused where no server can be asked: here, where nothing has begun."""
     if job.running():
-        raise Refused(EXIT_BUSY, "a prep runs, whose server is its own: wait for it (sgl-admin status --watch) and run this again")
+        raise Refused(
+            EXIT_BUSY,
+            "a prep runs, whose server is its own: wait for it (sgl-admin status --watch) and run"
+            " this again",
+        )
     if not runner.is_served(live):
         serving.prepared(live)
 
@@ -126,7 +174,11 @@ def _follow(run_id: str, smoke_id: str, as_json: bool) -> int:
             raise Refused(EXIT_NO_RESULT, f"the summary of {smoke_id} is gone; run it again")
         if found["server"]["used"] != used:
             used = found["server"]["used"]
-            print(f"{smoke_id}: server {used} at port {found['server']['port']}", file=sys.stderr, flush=True)
+            print(
+                f"{smoke_id}: server {used} at port {found['server']['port']}",
+                file=sys.stderr,
+                flush=True,
+            )
         ended = [test for test in found["tests"] if test["status"] != record.NOT_RUN]
         for test in ended[shown:]:
             print(files.printable(f"{smoke_id}: {_test_line(test)}"), file=sys.stderr, flush=True)
@@ -151,12 +203,22 @@ def _print_envelope(found: dict[str, Any] | None) -> int:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     """The summary for a person."""
-    width = max((len(str(test.get("name"))) for test in found["tests"] if isinstance(test, dict)), default=0)
+    width = max(
+        (len(str(test.get("name"))) for test in found["tests"] if isinstance(test, dict)), default=0
+    )
     server, counts = found["server"], found["counts"]
-    ready = "" if server.get("ready_after_s") is None else f", ready after {server['ready_after_s']} s"
+    ready = (
+        "" if server.get("ready_after_s") is None else f", ready after {server['ready_after_s']} s"
+    )
     lines = [
-        f"{found['smoke_id']} {found['state']}: {found['scenario']}, {counts.get('passed')} of {counts.get('total')} tests passed",
-        f"server {server.get('used')} at port {server.get('port')}{ready}; model {found.get('model')}",
+        (
+            f"{found['smoke_id']} {found['state']}: {found['scenario']}, {counts.get('passed')} of"
+            f" {counts.get('total')} tests passed"
+        ),
+        (
+            f"server {server.get('used')} at port {server.get('port')}{ready}; model"
+            f" {found.get('model')}"
+        ),
         *(_test_line(test, width) for test in found["tests"]),
     ]
     return [files.printable(line) for line in lines]
@@ -169,6 +231,9 @@ def _test_line(test: Any, width: int = 0) -> str:
             return f"{head} {error['kind']} in turn {error['turn']}: {error['message']}"
         if test["status"] == record.NOT_RUN:
             return head.rstrip()
-        return f"{head} {test['latency_s']:.3f} s, {test['usage']['completion_tokens']} tokens, {test['stop_reason']}"
+        return (
+            f"{head} {test['latency_s']:.3f} s, {test['usage']['completion_tokens']} tokens,"
+            f" {test['stop_reason']}"
+        )
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return "a test whose record was changed by another program"

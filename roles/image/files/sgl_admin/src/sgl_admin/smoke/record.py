@@ -1,4 +1,6 @@
-"""The summary of a smoke: the one that runs, or the last one. Who holds the smoke lock is running; no summary can outlive that."""
+"""The summary of a smoke: the one that runs, or the last one. Who holds the smoke lock is running;
+no summary can outlive that.
+"""
 
 from __future__ import annotations
 
@@ -81,17 +83,31 @@ def new(live: Run, scenario: Scenario, smoke_id: str) -> dict[str, Any]:
 
 
 def _not_run(test: Test) -> dict[str, Any]:
-    nothing = "error stop_reason usage latency_s ttft_s started_at finished_at transcript metrics prometheus log".split()
-    return {"name": test.name, "status": NOT_RUN, "turns": len(test.turns), "turns_done": 0, **dict.fromkeys(nothing)}
+    nothing = (
+        "error stop_reason usage latency_s ttft_s started_at finished_at transcript metrics"
+        " prometheus log".split()
+    )
+    return {
+        "name": test.name,
+        "status": NOT_RUN,
+        "turns": len(test.turns),
+        "turns_done": 0,
+        **dict.fromkeys(nothing),
+    }
 
 
 def count(tests: list[dict[str, Any]]) -> dict[str, int]:
     found = [test["status"] for test in tests]
-    return {"total": len(found), **{status: found.count(status) for status in (PASSED, FAILED, NOT_RUN)}}
+    return {
+        "total": len(found),
+        **{status: found.count(status) for status in (PASSED, FAILED, NOT_RUN)},
+    }
 
 
 def prep_metrics_ready(live: Run) -> tuple[bool | None, str | None]:
-    """What the run's latest prep_result says of METRICS_READY, and through which path it was found; None and None where nothing does."""
+    """What the run's latest prep_result says of METRICS_READY, and through which path it was found;
+    None and None where nothing does.
+    """
     named = live.manifest["paths"]["container"].get("prep_result")
     ways = [("manifest", Path(named))] if isinstance(named, str) else []
     for source, file in (*ways, ("container_path", paths.prep_result(live.run_id))):
@@ -100,14 +116,22 @@ def prep_metrics_ready(live: Run) -> tuple[bool | None, str | None]:
         except (OSError, ValueError):
             continue
         # One that was copied from another run says nothing of this one.
-        if result is not None and result["run"].get("run_id") == live.run_id and isinstance(result["telemetry_probe"].get("ok"), bool):
+        if (
+            result is not None
+            and result["run"].get("run_id") == live.run_id
+            and isinstance(result["telemetry_probe"].get("ok"), bool)
+        ):
             return result["telemetry_probe"]["ok"], source
     return None, None
 
 
 def latest(run_id: str) -> str | None:
-    """The id of the run's last smoke: each is written to only while it holds the lock, so they follow each other."""
-    found = sorted(folder(run_id).glob("smoke-*/summary.json"), key=lambda file: file.stat().st_mtime_ns)
+    """The id of the run's last smoke: each is written to only while it holds the lock, so they
+    follow each other.
+    """
+    found = sorted(
+        folder(run_id).glob("smoke-*/summary.json"), key=lambda file: file.stat().st_mtime_ns
+    )
     return found[-1].parent.name if found else None
 
 
@@ -116,7 +140,9 @@ def read(run_id: str, smoke_id: str) -> dict[str, Any] | None:
 
 
 def settle(run_id: str) -> None:
-    """With the smoke lock held: a summary that says it runs is of a dead process. Say so in it, and end its server."""
+    """With the smoke lock held: a summary that says it runs is of a dead process. Say so in it, and
+    end its server.
+    """
     smoke_id = latest(run_id)
     record = read(run_id, smoke_id) if smoke_id else None
     if smoke_id is None or record is None or record["state"] != RUNNING:
@@ -144,7 +170,8 @@ def wait(run_id: str, smoke_id: str, seconds: float) -> dict[str, Any] | None:
     """The smoke's summary once it has ended, or as it is after so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
-        # In this order: a smoke that ends in between has written its summary before it let the lock go.
+        # In this order: a smoke that ends in between has written its summary before it let the lock
+        # go.
         lock = locks.try_lock(LOCK)
         try:
             if lock is not None:

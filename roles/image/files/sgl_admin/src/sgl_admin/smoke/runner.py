@@ -1,4 +1,6 @@
-"""One smoke: the prepared server, its tests one after the other, and a record of each before the next begins."""
+"""One smoke: the prepared server, its tests one after the other, and a record of each before the
+next begins.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ EXIT_TEST_FAILED = 8
 
 
 def is_served(live: Run) -> bool:
-    """Whether a server is there already: one that was started as it was prepared, or a healthy one at the port that Prometheus scrapes."""
+    """Whether a server is there already: one that was started as it was prepared, or a healthy one
+    at the port that Prometheus scrapes.
+    """
     return _started(live) is not None or _at(live).healthy()
 
 
@@ -34,7 +38,9 @@ def _at(live: Run) -> Server:
 
 
 class Smoke(Interruptible):
-    def __init__(self, live: Run, scenario: Scenario, smoke_id: str, server_timeout_s: float) -> None:
+    def __init__(
+        self, live: Run, scenario: Scenario, smoke_id: str, server_timeout_s: float
+    ) -> None:
         self._live = live
         self._scenario = scenario
         self._server_timeout_s = server_timeout_s
@@ -46,7 +52,9 @@ class Smoke(Interruptible):
         self._path = record.path(live.run_id, smoke_id)
 
     def execute(self) -> int:
-        """Run the tests; returns the exit code, with the summary on disk and no server of its own left. Raises OSError."""
+        """Run the tests; returns the exit code, with the summary on disk and no server of its own
+        left. Raises OSError.
+        """
         try:
             self._write()
             state, exit_code = self._execute()
@@ -88,7 +96,9 @@ class Smoke(Interruptible):
         self.summary["model"] = chat.served_model(used["port"])
         if self.summary["model"] is None:
             self.summary["model"] = "default"
-            self.summary["warnings"].append("the server's /v1/models names no model; it is asked for as 'default'")
+            self.summary["warnings"].append(
+                "the server's /v1/models names no model; it is asked for as 'default'"
+            )
         self._write()
 
     def _await_started(self) -> None:
@@ -97,7 +107,11 @@ class Smoke(Interruptible):
             found, healthy = serving.wait(self._live.run_id, self._server_timeout_s)
         if not healthy:
             tail = serving.handle(self._live.run_id, found).log_tail() if found else []
-            raise StageFailure("server_unhealthy_timeout", "the server that was started (sgl-admin server start) is not healthy", tail)
+            raise StageFailure(
+                "server_unhealthy_timeout",
+                "the server that was started (sgl-admin server start) is not healthy",
+                tail,
+            )
 
     def _start_server(self, used: dict[str, Any]) -> None:
         try:
@@ -105,7 +119,9 @@ class Smoke(Interruptible):
         except Refused as refusal:
             raise StageFailure("server_start_failed", str(refusal)) from refusal
         self._place = serving.claim(self._live.run_id)
-        self._server = Server(prepared.argv, prepared.env, prepared.port, paths.log(self._live.run_id))
+        self._server = Server(
+            prepared.argv, prepared.env, prepared.port, paths.log(self._live.run_id)
+        )
         used.update(used="started", argv=prepared.argv, port=prepared.port)
         started = time.monotonic()
         self._server.start()
@@ -139,17 +155,27 @@ class Smoke(Interruptible):
             said = [{key: message[key] for key in ("role", "content")} for message in messages]
             try:
                 with self._may_be_interrupted():
-                    answer = chat.ask(self.summary["server"]["port"], self.summary["model"], said, test.options)
+                    answer = chat.ask(
+                        self.summary["server"]["port"], self.summary["model"], said, test.options
+                    )
             except chat.ChatFailure as failure:
                 error = {"kind": failure.kind, "message": str(failure), "turn": number}
                 break
             answers.append(answer)
             messages.append(_message("assistant", answer.content, answer.reasoning))
         folder = self._path.parent / "tests" / test.name
-        head = {"schema_version": "1", "smoke_id": self.summary["smoke_id"], "run_id": self._live.run_id, "test": test.name}
+        head = {
+            "schema_version": "1",
+            "smoke_id": self.summary["smoke_id"],
+            "run_id": self._live.run_id,
+            "test": test.name,
+        }
         files.write_json(folder / "transcript.json", {**head, "messages": messages})
         turns = [_metrics(number, answer) for number, answer in enumerate(answers, 1)]
-        files.write_json(folder / "metrics.json", {**head, "options": vars(test.options), "turns": turns, "error": error})
+        files.write_json(
+            folder / "metrics.json",
+            {**head, "options": vars(test.options), "turns": turns, "error": error},
+        )
         log = paths.log(self._live.run_id)
         return {
             "status": record.FAILED if error else record.PASSED,
@@ -164,7 +190,12 @@ class Smoke(Interruptible):
             "transcript": record.place(folder / "transcript.json"),
             "metrics": record.place(folder / "metrics.json"),
             "prometheus": {"start": start, "end": time.time()},
-            "log": {"file": str(log), "host_file": paths.to_host(log), "start_byte": log_start, "end_byte": self._log_size()},
+            "log": {
+                "file": str(log),
+                "host_file": paths.to_host(log),
+                "start_byte": log_start,
+                "end_byte": self._log_size(),
+            },
         }
 
     def _log_size(self) -> int:
@@ -181,8 +212,12 @@ class Smoke(Interruptible):
         self._write()
 
     def _abandon(self, error: BaseException) -> None:
-        """Say that the smoke ends without a result, where that can be written: where not, the next one sees that its process is gone."""
-        self.summary["errors"].append(files.reason(error) if isinstance(error, OSError) else repr(error))
+        """Say that the smoke ends without a result, where that can be written: where not, the next
+        one sees that its process is gone.
+        """
+        self.summary["errors"].append(
+            files.reason(error) if isinstance(error, OSError) else repr(error)
+        )
         try:
             self._end(record.FAILED, EXIT_NO_RESULT)
         except OSError:

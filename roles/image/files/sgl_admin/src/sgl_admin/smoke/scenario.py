@@ -1,4 +1,6 @@
-"""What a smoke asks: named tests of one turn (one-shot) or several (multi-turn), read from JSON and held to what a server takes."""
+"""What a smoke asks: named tests of one turn (one-shot) or several (multi-turn), read from JSON and
+held to what a server takes.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +14,36 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _SCENARIO_KEYS = ("name", "defaults", "tests")
 _TEST_KEYS = ("name", "system", "turns")
 # The bounds are those of SGLang and of the OpenAI API; a seed is an int64.
-_RANGES = {"temperature": (0, 2), "max_tokens": (1, 2**20), "timeout_s": (0.001, 86400), "top_p": (0.001, 1), "seed": (-(2**63), 2**63 - 1)}
+_RANGES = {
+    "temperature": (0, 2),
+    "max_tokens": (1, 2**20),
+    "timeout_s": (0.001, 86400),
+    "top_p": (0.001, 1),
+    "seed": (-(2**63), 2**63 - 1),
+}
 _WHOLE = ("max_tokens", "seed")
 
 DEFAULT = """{
   "name": "default",
   "tests": [
     {"name": "one-shot", "turns": ["What is the capital of France? Answer in one word."]},
-    {"name": "multi-turn", "turns": ["Remember the number 17. Answer OK.", "Add 5 to it. What is the result?"]}
+    {"name": "multi-turn",
+     "turns": ["Remember the number 17. Answer OK.", "Add 5 to it. What is the result?"]}
   ]
 }"""
 
 
 class ScenarioError(ValueError):
-    """It is no scenario; the message begins with the place that is wrong, such as `tests[2].turns`."""
+    """It is no scenario; the message begins with the place that is wrong, such as
+    `tests[2].turns`.
+    """
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a turn is asked. `timeout_s` seconds are for its whole answer; what is None is left to the server."""
+    """How a turn is asked. `timeout_s` seconds are for its whole answer; what is None is left to
+    the server.
+    """
 
     temperature: float = 0
     max_tokens: int = 64
@@ -82,7 +95,10 @@ def _test(value: Any, where: str, defaults: Mapping[str, Any]) -> Test:
     found = _object(value, where, (*_TEST_KEYS, *_OPTIONS))
     name = found.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ScenarioError(f"{where}.name: must be 1 to 100 of a-z, 0-9, '_', '.' and '-', and begin with a letter or digit")
+        raise ScenarioError(
+            f"{where}.name: must be 1 to 100 of a-z, 0-9, '_', '.' and '-', and begin with a letter"
+            " or digit"
+        )
     system = found.get("system")
     turns = found.get("turns")
     if not isinstance(turns, list) or not turns:
@@ -91,7 +107,9 @@ def _test(value: Any, where: str, defaults: Mapping[str, Any]) -> Test:
         name,
         None if system is None else _text(system, f"{where}.system"),
         tuple(_text(turn, f"{where}.turns[{index}]") for index, turn in enumerate(turns)),
-        Options(**_options({key: found[key] for key in _OPTIONS if key in found}, f"{where}.", defaults)),
+        Options(
+            **_options({key: found[key] for key in _OPTIONS if key in found}, f"{where}.", defaults)
+        ),
     )
 
 
@@ -104,7 +122,11 @@ def _options(given: Mapping[str, Any], where: str, defaults: Mapping[str, Any]) 
         lowest, highest = _RANGES[key]
         kinds, kind = ((int,), "whole number") if key in _WHOLE else ((int, float), "number")
         # true is an int for Python; a NaN is in no range.
-        if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value <= highest:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, kinds)
+            or not lowest <= value <= highest
+        ):
             raise ScenarioError(f"{where}{key}: must be a {kind} from {lowest} to {highest}")
     return {**defaults, **given}
 
@@ -114,7 +136,9 @@ def _object(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
         raise ScenarioError(f"{where}: must be a JSON object")
     for key in value:
         if key not in keys:
-            raise ScenarioError(f"{where}: has the unknown key {key[:80]!r}; it takes {', '.join(keys)}")
+            raise ScenarioError(
+                f"{where}: has the unknown key {key[:80]!r}; it takes {', '.join(keys)}"
+            )
     return value
 
 

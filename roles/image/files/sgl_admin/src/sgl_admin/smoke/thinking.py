@@ -9,7 +9,9 @@ _THOUGHT = re.compile(f"{_OPEN}(.*?)(?:{_CLOSE}|\\Z)", re.DOTALL)
 
 
 def split(text: str) -> tuple[str | None, str]:
-    """Reasoning, None where there is no tag, and answer. Thoughts that are never closed leave an empty answer."""
+    """Reasoning, None where there is no tag, and answer. Thoughts that are never closed leave an
+    empty answer.
+    """
     before, closed, _ = text.partition(_CLOSE)
     if closed and _OPEN not in before:
         # The chat template opened the thought already: only its end is the model's.

@@ -1,4 +1,6 @@
-"""The process that does a smoke, detached from whoever asked: it inherits the smoke lock and outlives the connection."""
+"""The process that does a smoke, detached from whoever asked: it inherits the smoke lock and
+outlives the connection.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ def order(scenario_text: str, server_timeout_s: float) -> str:
 
 
 def main() -> int:
-    """argv: the smoke's id; standard input: the order. Standard output and error go to the run's log."""
+    """argv: the smoke's id; standard input: the order. Standard output and error go to the run's
+    log.
+    """
     os.umask(0o002)
     given = json.load(sys.stdin)
     try:
-        smoke = Smoke(run.live(), scenario.parse(given["scenario"]), sys.argv[1], given["server_timeout_s"])
+        smoke = Smoke(
+            run.live(), scenario.parse(given["scenario"]), sys.argv[1], given["server_timeout_s"]
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: smoke.interrupt())
         return smoke.execute()

@@ -1,4 +1,6 @@
-"""What a stage is: when it does not apply, what its work depends on, which caches it fills, and the work."""
+"""What a stage is: when it does not apply, what its work depends on, which caches it fills, and the
+work.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,36 @@ if TYPE_CHECKING:
     from sgl_admin.share.archive import Part
     from sgl_admin.warmup import Warmup
 
-# The server's flags that choose kernels, by how their names begin; all others (context length, memory, ports, names) change no cache.
+# The server's flags that choose kernels, by how their names begin; all others (context length,
+# memory, ports, names) change no cache.
 _KERNEL_FLAGS = (
-    "--attention-backend", "--prefill-attention-backend", "--decode-attention-backend", "--sampling-backend", "--kv-cache-dtype",
-    "--moe-", "--fp8-gemm", "--fp4-gemm", "--quantization", "--dtype", "--enable-torch-compile", "--torch-compile", "--speculative-",
-    "--disable-cuda-graph", "--disable-shared-experts-fusion", "--ep-size", "--ep", "--expert-parallel-size", "--page-size", "--mamba",
-    "--linear-attn", "--chunked-prefill-size", "--enable-deterministic", "--device", "--grammar-backend", "--json-model-override-args",
-)  # fmt: skip
+    "--attention-backend",
+    "--prefill-attention-backend",
+    "--decode-attention-backend",
+    "--sampling-backend",
+    "--kv-cache-dtype",
+    "--moe-",
+    "--fp8-gemm",
+    "--fp4-gemm",
+    "--quantization",
+    "--dtype",
+    "--enable-torch-compile",
+    "--torch-compile",
+    "--speculative-",
+    "--disable-cuda-graph",
+    "--disable-shared-experts-fusion",
+    "--ep-size",
+    "--ep",
+    "--expert-parallel-size",
+    "--page-size",
+    "--mamba",
+    "--linear-attn",
+    "--chunked-prefill-size",
+    "--enable-deterministic",
+    "--device",
+    "--grammar-backend",
+    "--json-model-override-args",
+)
 # The numbers of a model's config that are sizes of its matrices.
 _SIZES = re.compile(r"(_size|_heads|_dim|_rank|_experts|_experts_per_tok|_head_num|_groups?)$")
 
@@ -73,7 +98,9 @@ class Stage:
         return None if context.devices.cuda else "no_cuda_device"
 
     def unsupported(self, context: Context) -> str | None:
-        """Why this stage's work, which is wanted, cannot be done for such a model, in words; it has no signature then."""
+        """Why this stage's work, which is wanted, cannot be done for such a model, in words; it has
+        no signature then.
+        """
         return None
 
     def signature(self, context: Context) -> dict[str, Any]:
@@ -108,21 +135,31 @@ class Stage:
         return {}
 
     def key(self, context: Context) -> str:
-        """By which hosts of the same hardware, software and settings find each other's work: no host has to have done any for it."""
+        """By which hosts of the same hardware, software and settings find each other's work: no
+        host has to have done any for it.
+        """
         return caches.digest(self.signature(context))
 
     def offer(self, context: Context) -> Offer | None:
         """What of this stage is finished here; None where nothing is, or a prep is at it."""
         signature = self.signature(context)
         content = SignatureRecord(self.name, self.caches, signature).content()
-        return Offer(signature, content) if content and caches.partial_info(self.name) is None else None
+        return (
+            Offer(signature, content)
+            if content and caches.partial_info(self.name) is None
+            else None
+        )
 
     def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
-        """This host's own wanted signature, where it knows of another host's work what that learned of the server."""
+        """This host's own wanted signature, where it knows of another host's work what that learned
+        of the server.
+        """
         return self.signature(context)
 
     def learned(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
-        """What another host's work of the same settings found out about the server, and this host does not know: `adopt` keeps it."""
+        """What another host's work of the same settings found out about the server, and this host
+        does not know: `adopt` keeps it.
+        """
         return {}
 
     def foreign(self, context: Context, part: Part) -> str | None:
@@ -130,7 +167,8 @@ class Stage:
         return None
 
     def adopt(self, part: Part, staged: Path) -> None:
-        """Put another host's files, which lie verified below `staged`, where they belong; where it was killed in that, once more.
+        """Put another host's files, which lie verified below `staged`, where they belong; where it
+        was killed in that, once more.
 
         Raises Broken where one is not whole, and OSError.
         """
@@ -140,10 +178,15 @@ class Stage:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
             if target.stat().st_size != entry.size:
-                # A power cut takes what was not on disk yet, of files that were verified before it too.
-                raise Broken(f"{files.printable(entry.path)} has another size than it was placed with")
+                # A power cut takes what was not on disk yet, of files that were verified before it
+                # too.
+                raise Broken(
+                    f"{files.printable(entry.path)} has another size than it was placed with"
+                )
         if part.finished:
-            SignatureRecord(self.name, self.caches, part.signature).write(paths.PROFILES / entry.path for entry in part.files)
+            SignatureRecord(self.name, self.caches, part.signature).write(
+                paths.PROFILES / entry.path for entry in part.files
+            )
 
     @property
     def option(self) -> str:
@@ -166,14 +209,24 @@ def kernel_arguments(arguments: tuple[str, ...]) -> list[str]:
 
 
 def matrix_sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """The sizes that a model's config gives, and how its weights are quantised; nested configs by their names."""
+    """The sizes that a model's config gives, and how its weights are quantised; nested configs by
+    their names.
+    """
     found: dict[str, Any] = {}
     for name, value in sorted(config.items()):
         if type(value) is int and _SIZES.search(name):
             found[name] = value
-        elif isinstance(value, dict) and name.endswith("_config") and name != "quantization_config" and (nested := matrix_sizes(value)):
+        elif (
+            isinstance(value, dict)
+            and name.endswith("_config")
+            and name != "quantization_config"
+            and (nested := matrix_sizes(value))
+        ):
             found[name] = nested
     quantisation = config.get("quantization_config")
     if isinstance(quantisation, dict):
-        found["quantization"] = {key: quantisation.get(key) for key in ("quant_method", "weight_block_size", "activation_scheme")}
+        found["quantization"] = {
+            key: quantisation.get(key)
+            for key in ("quant_method", "weight_block_size", "activation_scheme")
+        }
     return found

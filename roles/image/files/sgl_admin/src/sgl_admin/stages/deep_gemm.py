@@ -1,6 +1,7 @@
 """DeepGEMM's compiled FP8 matrix kernels (NVIDIA GPUs only).
 
-The server compiles them for every shape of its model while it starts; a model without block-scaled FP8 weights needs none.
+The server compiles them for every shape of its model while it starts; a model without block-scaled
+FP8 weights needs none.
 """
 
 from __future__ import annotations

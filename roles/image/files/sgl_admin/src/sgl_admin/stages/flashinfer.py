@@ -32,11 +32,16 @@ class FlashInfer(Stage):
 
     def run(self, context: Context) -> dict[str, Any]:
         sent = context.warmup.exercise(
-            context.batch_sizes[:1], lambda done, total: context.progress(done, total, "requests", "greedy and sampled requests")
+            context.batch_sizes[:1],
+            lambda done, total: context.progress(
+                done, total, "requests", "greedy and sampled requests"
+            ),
         )
         return {
             "warmup_requests": sent,
             "first_request_s": context.warmup.first_request_s,
             "first_sampled_request_s": context.warmup.first_sampled_request_s,
-            "libraries": sum(path.suffix == ".so" for cache in self.caches for path, _ in cache_files(cache)),
+            "libraries": sum(
+                path.suffix == ".so" for cache in self.caches for path, _ in cache_files(cache)
+            ),
         }

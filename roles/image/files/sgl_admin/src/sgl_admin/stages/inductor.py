@@ -1,7 +1,8 @@
-"""What the server compiles by torch.compile: TorchInductor's graphs and the Triton kernels among them.
+"""What the server compiles by torch.compile: TorchInductor's graphs and the Triton kernels among
+them.
 
-The server is started and asked, greedy and sampled, at each batch size that it serves: sampling has kernels of its own,
-and a warm-up that is only greedy leaves them to the first user.
+The server is started and asked, greedy and sampled, at each batch size that it serves: sampling has
+kernels of its own, and a warm-up that is only greedy leaves them to the first user.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Inductor(Stage):
 
     def run(self, context: Context) -> dict[str, Any]:
         requests = context.warmup.exercise(
-            context.batch_sizes, lambda done, total: context.progress(done, total, "requests", "warm-up requests")
+            context.batch_sizes,
+            lambda done, total: context.progress(done, total, "requests", "warm-up requests"),
         )
         return {"warmup_requests": requests}

@@ -1,7 +1,7 @@
 """Tuned launch configurations of the fused mixture-of-experts kernel (NVIDIA GPUs only).
 
-The server says in its log which file it looks up; that is the file which is made, and a server that is started after that has to say
-that it read it.
+The server says in its log which file it looks up; that is the file which is made, and a server that
+is started after that has to say that it read it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from sgl_admin.stages.base import Context, Offer, Stage, kernel_arguments
 
 # What SLICE-Bench's provider-prep asks for.
 BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
-# As every release since 0.5.3 says it (releases.py): read, taken from another Triton's folder, or not found.
+# As every release since 0.5.3 says it (releases.py): read, taken from another Triton's folder, or
+# not found.
 _READ = re.compile(r"Using MoE kernel config from (\S.*?\.json)")
 _LOOKED_UP = re.compile(r"(?:Using MoE kernel config from|Config file not found at) (\S.*?\.json)")
 
@@ -40,7 +41,9 @@ class MoeTune(Stage):
         return "moe"
 
     def skip_reason(self, context: Context) -> str | None:
-        return super().skip_reason(context) or (None if context.model.has_experts else "no_moe_layers")
+        return super().skip_reason(context) or (
+            None if context.model.has_experts else "no_moe_layers"
+        )
 
     def unsupported(self, context: Context) -> str | None:
         try:
@@ -76,11 +79,14 @@ class MoeTune(Stage):
     def run(self, context: Context) -> dict[str, Any]:
         if why := self.unsupported(context):
             raise StageFailure("unsupported", why)
-        if (named := dict(context.environment).get(config_files.VARIABLE)) != str(config_files.root()):
+        if (named := dict(context.environment).get(config_files.VARIABLE)) != str(
+            config_files.root()
+        ):
             raise StageFailure(
                 "config_missing",
-                f"what is tuned goes to {config_files.root()}, and {config_files.VARIABLE}={named} has the server read another folder: "
-                "leave that variable away (sgl_server_env), or skip the stage (--moe skip)",
+                f"what is tuned goes to {config_files.root()}, and {config_files.VARIABLE}={named}"
+                " has the server read another folder: leave that variable away (sgl_server_env),"
+                " or skip the stage (--moe skip)",
             )
         shape = self._asked_for(context, _expected(context))
         tuned: dict[str, Any] = {}
@@ -90,23 +96,35 @@ class MoeTune(Stage):
         if context.request.moe_fusion == "ensure":
             self._verify(context, shape)
             verified = True
-        return {**_artifacts(context, shape, new=missing, verified=verified), **({"tuning": tuned} if tuned else {})}
+        return {
+            **_artifacts(context, shape, new=missing, verified=verified),
+            **({"tuning": tuned} if tuned else {}),
+        }
 
     def _asked_for(self, context: Context, expected: MoeShape) -> MoeShape:
-        """The shape as a server asks for it. Without one (--moe-fusion skip) that of an earlier prep, or the one that is expected."""
+        """The shape as a server asks for it. Without one (--moe-fusion skip) that of an earlier
+        prep, or the one that is expected.
+        """
         if not context.warmup.started and context.request.moe_fusion == "skip":
             return expected
-        context.progress(0, 1, "servers", "the server starts, and says which MoE configuration it looks up")
+        context.progress(
+            0, 1, "servers", "the server starts, and says which MoE configuration it looks up"
+        )
         context.warmup.start()
         names = [Path(found).name for found in _LOOKED_UP.findall(context.warmup.log())]
-        lookups = [lookup for name in dict.fromkeys(names) if (lookup := Lookup.from_file_name(name)) is not None]
+        lookups = [
+            lookup
+            for name in dict.fromkeys(names)
+            if (lookup := Lookup.from_file_name(name)) is not None
+        ]
         shape = shapes.seen(expected, lookups)
         if shape is None:
             named = ", ".join(dict.fromkeys(names)) or "none"
             raise StageFailure(
                 "unsupported",
-                f"the server looks up no MoE configuration for N={expected.lookup.N} (it asks for {named}): its experts are not run by the "
-                "Triton kernel (--moe-runner-backend), so tuning would change nothing; skip it (--moe skip)",
+                f"the server looks up no MoE configuration for N={expected.lookup.N} (it asks for"
+                f" {named}): its experts are not run by the Triton kernel (--moe-runner-backend),"
+                " so tuning would change nothing; skip it (--moe skip)",
             )
         config_files.remember(_settings(context), shape.lookup)
         return shape
@@ -116,9 +134,15 @@ class MoeTune(Stage):
         context.warmup.rest()
         tuning, path = _tuning(context, shape), _path(context, shape)
         tuner = Tuner(
-            shape, space.configs(shape.lookup.block_shape, context.request.moe_sample), tuning,
-            _sm(context), context.warmup.log_file, context.progress, context.on_group, dict(context.environment),
-        )  # fmt: skip
+            shape,
+            space.configs(shape.lookup.block_shape, context.request.moe_sample),
+            tuning,
+            _sm(context),
+            context.warmup.log_file,
+            context.progress,
+            context.on_group,
+            dict(context.environment),
+        )
         context.warmup.keep_place()
 
         def add(size: int, config: space.Config) -> None:
@@ -128,21 +152,31 @@ class MoeTune(Stage):
         return tuner.run(batch_sizes, add).describe()
 
     def _verify(self, context: Context, shape: MoeShape) -> None:
-        """Raises StageFailure where a server does not say that it read the file: one that runs was started since that was last changed."""
+        """Raises StageFailure where a server does not say that it read the file: one that runs was
+        started since that was last changed.
+        """
         path = str(_path(context, shape))
-        context.progress(0, 1, "servers", "the server starts, to show that it reads the tuned configurations")
+        context.progress(
+            0, 1, "servers", "the server starts, to show that it reads the tuned configurations"
+        )
         context.warmup.start()
         if path not in _READ.findall(context.warmup.log()):
             raise StageFailure(
                 "tuner_failed",
-                f"the server started, but did not say that it read {path}: its log names what it looked up",
+                f"the server started, but did not say that it read {path}: its log names what it"
+                " looked up",
                 context.warmup.log_tail(),
             )
-        files.write_json(_proof(context, shape), {"schema_version": "1", **_what_is_read(context, shape)})
+        files.write_json(
+            _proof(context, shape), {"schema_version": "1", **_what_is_read(context, shape)}
+        )
 
     def key(self, context: Context) -> str:
-        # What a server asks for, which the signature holds, a host knows only when it has started one with its settings.
-        return caches.digest({**_tuning(context, _by_config(context)), "settings": _settings(context)})
+        # What a server asks for, which the signature holds, a host knows only when it has started
+        # one with its settings.
+        return caches.digest(
+            {**_tuning(context, _by_config(context)), "settings": _settings(context)}
+        )
 
     def offer(self, context: Context) -> Offer | None:
         """Each batch size that is tuned, also while others are being tuned."""
@@ -151,7 +185,11 @@ class MoeTune(Stage):
         if not config_files.tuned(path, tuning):
             return None
         record = SignatureRecord(self.name, self.caches, tuning)
-        finished = caches.partial_info(self.name) is None and record.problem([]) is None and self.lacking(context) is None
+        finished = (
+            caches.partial_info(self.name) is None
+            and record.problem([]) is None
+            and self.lacking(context) is None
+        )
         lookup = config_files.remembered(_settings(context))
         hints = {"settings": _settings(context), "lookup": lookup.file_name("*")} if lookup else {}
         read = [_proof(context, shape)] if _was_read(context, shape) else []
@@ -162,7 +200,11 @@ class MoeTune(Stage):
 
     def learned(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
         """What another host's server of the same settings asked for."""
-        return {key: hints[key] for key in ("settings", "lookup")} if _given(context, hints) is not None else {}
+        return (
+            {key: hints[key] for key in ("settings", "lookup")}
+            if _given(context, hints) is not None
+            else {}
+        )
 
     def foreign(self, context: Context, part: Part) -> str | None:
         shape = _given(context, part.hints) or _expected(context)
@@ -171,7 +213,9 @@ class MoeTune(Stage):
         if missing := own - given:
             return f"{min(missing).relative_to(paths.PROFILES)} is not among its files"
         if others := given - own - {_proof(context, shape)}:
-            return files.printable(f"{min(others).relative_to(paths.PROFILES)} is no file of this tuning")
+            return files.printable(
+                f"{min(others).relative_to(paths.PROFILES)} is no file of this tuning"
+            )
         return None
 
     def adopt(self, part: Part, staged: Path) -> None:
@@ -184,11 +228,14 @@ class MoeTune(Stage):
             source, target = staged / entry.path, paths.PROFILES / entry.path
             for folder in (target.parent, config_files.tuned_record(target).parent):
                 files.sweep_temporaries(folder)
-            given = config_files.tuned(source, part.signature, staged.joinpath(*records, target.name))
+            given = config_files.tuned(
+                source, part.signature, staged.joinpath(*records, target.name)
+            )
             if not given:
                 continue
             if not target.exists():
-                # With the batch sizes that came with SGLang: they are not added to a file of ours later.
+                # With the batch sizes that came with SGLang: they are not added to a file of ours
+                # later.
                 files.write_text(target, files.read_bytes(source).decode())
             have = config_files.tuned(target, part.signature)
             for size in sorted(set(given) - set(have)):
@@ -199,16 +246,26 @@ class MoeTune(Stage):
                 SignatureRecord(self.name, self.caches, part.signature).write([target])
                 # Of a tuning that was killed here, and that nobody takes up any more.
                 shutil.rmtree(config_files.work(part.signature), ignore_errors=True)
-            # Another host's server said that it reads such a file; this one's is the same only with the same batch sizes.
+            # Another host's server said that it reads such a file; this one's is the same only with
+            # the same batch sizes.
             said = {"tuning": part.signature, "batch_sizes": sorted(config_files.read(target))}
             if _says(staged.joinpath(*records, f"read-{target.name}"), said):
-                files.write_json(paths.PROFILES.joinpath(*records, f"read-{target.name}"), {"schema_version": "1", **said})
+                files.write_json(
+                    paths.PROFILES.joinpath(*records, f"read-{target.name}"),
+                    {"schema_version": "1", **said},
+                )
 
 
 def _given(context: Context, hints: dict[str, Any]) -> MoeShape | None:
-    """The shape by what another host's server of the same settings asked for, where this host has not learned it itself."""
+    """The shape by what another host's server of the same settings asked for, where this host has
+    not learned it itself.
+    """
     settings, lookup = _settings(context), _lookup(hints)
-    if config_files.remembered(settings) is not None or lookup is None or hints["settings"] != settings:
+    if (
+        config_files.remembered(settings) is not None
+        or lookup is None
+        or hints["settings"] != settings
+    ):
         return None
     return shapes.seen(_by_config(context), [lookup])
 
@@ -216,11 +273,15 @@ def _given(context: Context, hints: dict[str, Any]) -> MoeShape | None:
 def _lookup(hints: dict[str, Any]) -> Lookup | None:
     """What another host's server asked for, with the settings that it had."""
     settings, name = hints.get("settings"), hints.get("lookup")
-    return Lookup.from_file_name(name) if isinstance(settings, str) and isinstance(name, str) else None
+    return (
+        Lookup.from_file_name(name) if isinstance(settings, str) and isinstance(name, str) else None
+    )
 
 
 def _expected(context: Context) -> MoeShape:
-    """The shape by the model's config and what a server of these settings asked for before. Raises shapes.Untunable."""
+    """The shape by the model's config and what a server of these settings asked for before. Raises
+    shapes.Untunable.
+    """
     shape = _by_config(context)
     known = config_files.remembered(_settings(context))
     return (shapes.seen(shape, [known]) if known else None) or shape
@@ -228,7 +289,13 @@ def _expected(context: Context) -> MoeShape:
 
 def _by_config(context: Context) -> MoeShape:
     assert context.release is not None
-    return shapes.of(context.model.config, context.request.tp, context.request.moe_dtype, context.arguments, context.release)
+    return shapes.of(
+        context.model.config,
+        context.request.tp,
+        context.request.moe_dtype,
+        context.arguments,
+        context.release,
+    )
 
 
 def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
@@ -253,12 +320,19 @@ def _sm(context: Context) -> int:
 
 def _settings(context: Context) -> str:
     """Names the server's settings that what it looks up depends on."""
-    parts = [context.model.identity, context.request.tp, versions.installed("sglang"), kernel_arguments(context.arguments)]
+    parts = [
+        context.model.identity,
+        context.request.tp,
+        versions.installed("sglang"),
+        kernel_arguments(context.arguments),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _path(context: Context, shape: MoeShape) -> Path:
-    return config_files.folder(versions.installed("triton") or "unknown") / shape.lookup.file_name(context.devices.name)
+    return config_files.folder(versions.installed("triton") or "unknown") / shape.lookup.file_name(
+        context.devices.name
+    )
 
 
 def _proof(context: Context, shape: MoeShape) -> Path:
@@ -267,7 +341,10 @@ def _proof(context: Context, shape: MoeShape) -> Path:
 
 
 def _what_is_read(context: Context, shape: MoeShape) -> dict[str, Any]:
-    return {"tuning": _tuning(context, shape), "batch_sizes": sorted(config_files.read(_path(context, shape)))}
+    return {
+        "tuning": _tuning(context, shape),
+        "batch_sizes": sorted(config_files.read(_path(context, shape))),
+    }
 
 
 def _was_read(context: Context, shape: MoeShape) -> bool:
@@ -293,7 +370,9 @@ def _missing(context: Context, shape: MoeShape) -> list[int]:
     return [size for size in _wanted(context) if size not in have]
 
 
-def _artifacts(context: Context, shape: MoeShape, new: list[int], verified: bool | None) -> dict[str, Any]:
+def _artifacts(
+    context: Context, shape: MoeShape, new: list[int], verified: bool | None
+) -> dict[str, Any]:
     path = _path(context, shape)
     return {
         "config_file": {"container_path": str(path), "host_path": paths.to_host(path)},
