@@ -38,7 +38,8 @@ environment:
   VALIDATE_ONLY=1              start: only make and check the directories; Docker is not asked
   SLICE_BENCH_PROFILES         folders with profiles of yours, parted by colons
   SGL_REPORT_DIR               where the report of a prep goes (default: reports/ in the checkout)
-  ANSIBLE_INVENTORY            an inventory with this machine and its other settings (default: inventories/local)
+  ANSIBLE_INVENTORY            an inventory with this machine and its other settings (default: \
+inventories/local)
   SLICE_BENCH_VERBOSE=1        show what Ansible prints
 
 exit codes: 0 done, 2 wrong usage, 3 something belongs to somebody else, 1 anything else;

@@ -21,11 +21,13 @@ EXIT_INTERRUPTED = 130
 _INTERRUPTED = (99, -signal.SIGINT, -signal.SIGTERM)
 _UNEXPECTED = 250
 MANUAL = """\
-Any other argument is ansible-playbook's, such as --check, --forks 200 or -e sgl_cache_share=registry. What the hosts are, their
+Any other argument is ansible-playbook's, such as --check, --forks 200 or \
+-e sgl_cache_share=registry. What the hosts are, their
 inventory says; HOST_OBS_ROOT and the like in the environment are not asked.
 
 environment:
-  ANSIBLE_INVENTORY            the inventory, where no -i is given (default: inventories/local, this machine)
+  ANSIBLE_INVENTORY            the inventory, where no -i is given (default: \
+inventories/local, this machine)
   ANSIBLE_CONFIG               a lab's own ansible.cfg (default: the checkout's)
   SGL_REPORT_DIR               where the report goes (default: reports/ in the checkout)
 

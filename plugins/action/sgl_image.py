@@ -6,21 +6,16 @@ made or brought step by step.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import tarfile
 import tempfile
 from typing import Any
 
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import fits
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import (
     pulled_by_digest,
 )
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.image_context import digest, pack
 
 _SAYS = {
     "base": (
@@ -156,38 +151,3 @@ class ActionModule(ActionBase):
     @staticmethod
     def _host(task_vars: dict[str, Any] | None) -> str:
         return str((task_vars or {}).get("inventory_hostname", "localhost"))
-
-
-def pack(context: str, flavour: str) -> bytes:
-    """The build context as a tar archive that is the same for the same content: no times, no
-    owners, sorted, one flavour.
-    """
-    flavours = os.path.join(context, "flavours")
-    known = sorted(os.listdir(flavours)) if os.path.isdir(flavours) else []
-    if flavour not in known or not os.path.isfile(os.path.join(flavours, flavour, "flavour.json")):
-        raise AnsibleActionFail(
-            f"no image flavour {flavour!r} in {context}: set sgl_flavour to one of"
-            f" {', '.join(known) or 'none'}"
-        )
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for folder, folders, names in os.walk(context):
-            folders[:] = sorted(
-                name
-                for name in folders
-                if name != "__pycache__" and (folder != flavours or name == flavour)
-            )
-            for name in sorted(names):
-                path = os.path.join(folder, name)
-                entry = tarfile.TarInfo(os.path.relpath(path, context))
-                entry.mode = 0o755 if os.access(path, os.X_OK) else 0o644
-                with open(path, "rb") as stream:
-                    content = stream.read()
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def digest(archive: bytes, options: dict[str, Any]) -> str:
-    """sha256 over the packed context and the options that make another image."""
-    return f"sha256:{hashlib.sha256(archive + json.dumps(options, sort_keys=True).encode()).hexdigest()}"

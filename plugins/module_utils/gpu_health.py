@@ -199,9 +199,9 @@ def parse(answer: str) -> Smi:
         raise SmiError(f"it prints no description of GPUs, but {one_line(answer) or 'nothing'!r}")
     try:
         # Without the document type there is no entity to expand.
-        log = ET.fromstring(
+        log = ET.fromstring(  # noqa: S314
             answer[start : end + len("</nvidia_smi_log>")].encode("utf-8", "replace")
-        )  # noqa: S314
+        )
     except ET.ParseError as error:
         raise SmiError(f"its description of GPUs is no whole XML: {error}") from error
     gpus = [_gpu(element, index) for index, element in enumerate(log.findall("gpu")[:_MAX_GPUS])]
@@ -607,7 +607,8 @@ def _judge_cuda(health: dict[str, Any], use: Use, verdict: Verdict) -> None:
 
 
 def _makes_do(requires: str, driver: str) -> bool:
-    """Whether one of an image's requirements, which are alternatives, takes drivers of this branch.
+    """Whether one of an image's requirements, which are alternatives, takes drivers of this
+    branch.
     """
     branch = _version(driver)
     if branch is None:

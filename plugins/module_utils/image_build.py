@@ -451,7 +451,8 @@ class ImageBuild:
     def _step(
         self, what: str, command: list[str], environment: dict[str, str] | None = None
     ) -> None:
-        """Run a long command with the caller's environment; its output is shown only when it fails.
+        """Run a long command with the caller's environment; its output is shown only when it
+        fails.
         """
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

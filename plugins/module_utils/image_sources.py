@@ -67,7 +67,10 @@ class Pulled:
                 f"{self.reference} is a tag, which moves: other hosts may get another image; set"
                 " sgl_image_pull to name@sha256:..."
             )
-        pinned = f"{image_parts.repository_of(self.reference)}@{image_parts.digest_of(self.reference, image)}"
+        pinned = (
+            f"{image_parts.repository_of(self.reference)}"
+            f"@{image_parts.digest_of(self.reference, image)}"
+        )
         return (
             f"{self.reference} is a tag, which moves: other hosts may get another image; set"
             f" sgl_image_pull to {pinned}"
@@ -149,7 +152,8 @@ class Loaded:
             self._write_note(self._proven)
 
     def make(self) -> dict[str, Any]:
-        """Check and load the archive, and give the image its name. Raises ImageError, DockerError.
+        """Check and load the archive, and give the image its name. Raises ImageError,
+        DockerError.
         """
         stamp = self._stamp()
         if stamp is None:

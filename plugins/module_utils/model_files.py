@@ -60,7 +60,8 @@ def one_line(path: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    """The file's bytes. Raises OSError, also for what is not a regular file (a FIFO would block).
+    """The file's bytes. Raises OSError, also for what is not a regular file (a FIFO would
+    block).
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as handle:
@@ -86,7 +87,8 @@ def json_object(path: str, data: bytes) -> dict[str, Any]:
 
 
 def identity_of(parts: list[tuple[str, bytes]]) -> str:
-    """``sha256:`` and the digest over each part in turn: name, NUL, length in decimal, NUL, bytes.
+    """``sha256:`` and the digest over each part in turn: name, NUL, length in decimal, NUL,
+    bytes.
     """
     digest = hashlib.sha256()
     for name, data in parts:
@@ -152,7 +154,8 @@ def _first(config: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any] | 
 
 
 def is_moe(config: dict[str, Any]) -> bool:
-    """True when some layer has more than one routed expert (a list counts per modality or layer).
+    """True when some layer has more than one routed expert (a list counts per modality or
+    layer).
     """
     for part in _language_part(config):
         for name in _EXPERTS:

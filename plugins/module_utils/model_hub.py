@@ -48,7 +48,7 @@ _IGNORED = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "
 
 # Arguments: folder, repository, revision, the run that asks, patterns to leave out.
 # It pins the commit, notes what the hub says of each file, and downloads.
-CLIENT = r"""
+CLIENT = """
 import json, os, shutil, sys, time, traceback
 folder, repo, revision, run, *ignored = sys.argv[1:]
 # A uid that the image does not know has no home, and the hub's client wants one.
@@ -71,7 +71,8 @@ def note(**more):
 
 def fail(error):
     code = getattr(getattr(error, "response", None), "status_code", None)
-    lines = [line.strip() for line in hidden(str(error) or repr(error)).splitlines() if line.strip()]
+    lines = [line.strip() for line in hidden(str(error) or repr(error)).splitlines() \
+if line.strip()]
     note(status="failed", error={"kind": type(error).__name__, "code": code, "lines": lines[-5:]})
     print(hidden(traceback.format_exc()))
     sys.exit(1)
@@ -87,28 +88,35 @@ try:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
     info = HfApi(token=token or False).model_info(repo, revision=revision, files_metadata=True)
-    names = set(filter_repo_objects([item.rfilename for item in info.siblings], ignore_patterns=ignored))
+    names = set(filter_repo_objects([item.rfilename for item in info.siblings], \
+ignore_patterns=ignored))
     files = {}
     for item in info.siblings:
         if item.rfilename in names:
             digest = {"sha256": item.lfs.sha256} if item.lfs else {"git_sha1": item.blob_id}
             files[item.rfilename] = {"size": item.size, **digest}
     note(commit=info.sha, files=files)
-    needed = int(1.01 * sum(max(0, (file["size"] or 0) - have(name)) for name, file in files.items()))
+    needed = int(1.01 * sum(max(0, (file["size"] or 0) - have(name)) \
+for name, file in files.items()))
     partial = os.path.join(folder, ".cache")
-    there = sum(have(os.path.join(top, name)) for top, _, names_ in os.walk(partial) for name in names_ if name.endswith(".incomplete"))
+    there = sum(have(os.path.join(top, name)) for top, _, names_ in os.walk(partial) \
+for name in names_ if name.endswith(".incomplete"))
     free = shutil.disk_usage(folder).free
     if free < needed - there:
         note(status="failed", error={"kind": "NoSpace", "free": free, "needed": needed - there})
         sys.exit(1)
     for attempt in range(5):
         try:
-            snapshot_download(repo, revision=info.sha, local_dir=folder, token=token or False, ignore_patterns=ignored)
-            lacking = [name for name, file in files.items() if file["size"] not in (None, have(name))]
+            snapshot_download(repo, revision=info.sha, local_dir=folder, token=token or False, \
+ignore_patterns=ignored)
+            lacking = [name for name, file in files.items() \
+if file["size"] not in (None, have(name))]
             if lacking:
-                raise requests.exceptions.ConnectionError("the download ended without " + ", ".join(lacking[:5]))
+                raise requests.exceptions.ConnectionError("the download ended without " \
++ ", ".join(lacking[:5]))
             break
-        except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, \
+requests.exceptions.ChunkedEncodingError) as error:
             if attempt == 4:
                 raise
             print(hidden(repr(error)))

@@ -243,7 +243,8 @@ class Stage:
                 self.client.stop()
 
     def _verify(self, *, alone: bool = False) -> dict[str, Any]:
-        """The model is in its place: is it what it was? ``alone`` where this run holds the staging.
+        """The model is in its place: is it what it was? ``alone`` where this run holds the
+        staging.
         """
         model = self._model()
         found = model_digests.verify(self.path, full=self.request.full, budget_s=self._left)

@@ -376,7 +376,8 @@ def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Optio
 
 
 def _look_at_image_source(found: Findings, options: Options) -> None:
-    """An image that comes from elsewhere needs to be told from where, before anything else changes.
+    """An image that comes from elsewhere needs to be told from where, before anything else
+    changes.
     """
     if options.image_source == "pull" and not options.image_pull:
         found.problems.append(

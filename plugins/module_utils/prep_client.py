@@ -1,6 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Asks sgl-admin in the container for a prep, follows it by short polls, and says what came of it.
+"""Asks sgl-admin in the container for a prep, follows it by short polls, and says what came of
+it.
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ def summary(record: RunRecord | None, reason: str | None) -> dict[str, Any]:
 
 
 def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
-    """The parts that the collection builds on. Raises RecordError naming the first that is wrong.
+    """The parts that the collection builds on. Raises RecordError naming the first that is
+    wrong.
     """
 
     def demand(holds: bool, what: str) -> None:

@@ -282,7 +282,8 @@ _NORMAL = [
 
 
 def weights(name: str, shape: tuple[int, ...], seed: int) -> bytes:
-    """The tensor's raw bytes: ones for a norm, else values of mean 0 and standard deviation 0.02.
+    """The tensor's raw bytes: ones for a norm, else values of mean 0 and standard deviation
+    0.02.
     """
     count = 1
     for size in shape:

@@ -46,7 +46,8 @@ def of_report(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_ready(host: dict[str, Any]) -> bool:
-    """Whether it went to its end with a proof; one that failed after its proof needs another run.
+    """Whether it went to its end with a proof; one that failed after its proof needs another
+    run.
     """
     return host["status"] == "ok" and host["metrics_ready"] is True and not host.get("unfinished")
 

@@ -22,15 +22,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
+
 RUNS = 5
 AT_MOST = 2.0
 # A stage's record is made as a prep makes it, by the code that a prep runs.
 RECORD = """
 import sys
 from pathlib import Path
-from sgl_admin import caches, cli, request_cli, run, standalone
-from sgl_admin.prep import Prep
+from sgl_admin.records import caches, run, standalone
+from sgl_admin.commands import main as cli, request as request_cli
+from sgl_admin.prep.prep import Prep
 standalone.begin(sys.argv[1])
 parsed = cli._parser().parse_args(["caches", "ensure", "--model", sys.argv[2]])
 decision = Prep(run.live(), request_cli.of(parsed, run.live())).plan[3]
@@ -45,7 +46,7 @@ def admin(root: Path, *words: str) -> str:
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}: {done.stderr}")
@@ -60,11 +61,11 @@ def fill(root: Path, model: Path, count: int, size: int) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from sgl_admin import standalone; standalone.begin(sys.argv[1])",
+            "import sys; from sgl_admin.records import standalone; standalone.begin(sys.argv[1])",
             str(root),
         ],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     unit = size // (count + 7 * (count // 10))
     for number in range(count):
@@ -74,7 +75,7 @@ def fill(root: Path, model: Path, count: int, size: int) -> None:
     subprocess.run(
         [sys.executable, "-c", RECORD, str(root), str(model)],
         check=True,
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.hosts.fleet import REPOSITORY, Fleet  # noqa: E402
-from tests.hosts.host import (
+from tests.hosts.host import (  # noqa: E402
     STACK_IMAGES,
     STACK_VARIABLES,
     UIDS,
@@ -37,7 +37,7 @@ from tests.hosts.host import (
     recap,
     run,
     write_inventory,
-)  # noqa: E402
+)
 
 RUNS = 5
 MAX_RATIO = 1.5

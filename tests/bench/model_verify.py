@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / ".ansible" / "collections")]
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests  # noqa: E402
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import (  # noqa: E402
     Request,
     Stage,
-)  # noqa: E402
+)
 
 from tests.doubles.model_folder import make_model  # noqa: E402
 

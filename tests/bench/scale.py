@@ -36,16 +36,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / ".ansible" / "collections")]
 
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_image  # noqa: E402
 from ansible_collections.slice_bench.sglang.plugins.module_utils import prep_client  # noqa: E402
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (  # noqa: E402
     INPUTS_LABEL,
-)  # noqa: E402
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (  # noqa: E402
     FLAVOUR_LABEL,
     host_architecture,
-)  # noqa: E402
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import (
+)
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import (  # noqa: E402
     PREP_OPTIONS,
-)  # noqa: E402
+)
 
 from tests.doubles.docker_daemon import Daemon, Daemons  # noqa: E402
 from tests.doubles.prep_container import PrepContainer  # noqa: E402
@@ -70,8 +70,10 @@ COLD = {
 # contract's proof in it.
 WARM = """
 import json, sys
-from sgl_admin import cli, files, job, paths, request_cli, run
-from sgl_admin.prep import Prep
+from sgl_admin.commands import main as cli, request as request_cli
+from sgl_admin.base import files, paths
+from sgl_admin.records import job, run
+from sgl_admin.prep.prep import Prep
 live, words = run.live(), sys.argv[2:]
 request = request_cli.of(cli._parser().parse_args(["caches", "ensure", *words]), live)
 Prep(live, request).plan[-1].record.write()
@@ -113,7 +115,8 @@ class Host:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """A daemon knows its own host's container only, so a host that asked another's would fail.
+        """A daemon knows its own host's container only, so a host that asked another's would
+        fail.
         """
         return {
             "ansible_shell_executable": str(self._shell),
@@ -344,7 +347,8 @@ def median(costs: list[Cost], part: str) -> float:
 
 def table(title: str, rows: dict[int, list[Cost]]) -> None:
     print(
-        f"\n{title}\n{'hosts':>6}{'wall':>10}{'controller':>14}{'the hosts':>13}{'spread of the controller':>34}"
+        f"\n{title}\n{'hosts':>6}{'wall':>10}{'controller':>14}{'the hosts':>13}"
+        f"{'spread of the controller':>34}"
     )
     for count, costs in rows.items():
         spread = " ".join(f"{cost.cpu:.2f}" for cost in costs)

@@ -17,9 +17,11 @@ LIMIT_S = 180
 # Loads a page in a frame of a given width, which a window cannot have below 500 px, and puts what a
 # function says of it in the title. The frame's document is of the outer one's origin, and the
 # script stands outside it: the page's own policy holds inside.
-FRAME = """<!DOCTYPE html><meta charset="utf-8"><title></title><style>body {{ margin: 0 }} iframe {{ border: 0; height: 900px }}</style>
+FRAME = """<!DOCTYPE html><meta charset="utf-8"><title></title>\
+<style>body {{ margin: 0 }} iframe {{ border: 0; height: 900px }}</style>
 <iframe width="{width}" srcdoc="{page}"></iframe>
-<script>onload = () => {{ document.title = JSON.stringify(({look})(frames[0].document, frames[0])) }}</script>"""
+<script>onload = () => {{ document.title = \
+JSON.stringify(({look})(frames[0].document, frames[0])) }}</script>"""
 
 
 class Browser:

@@ -17,7 +17,10 @@ from tests.contract import validators
 
 pytestmark = pytest.mark.slow
 
-POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy"'
+    """ content="default-src 'none'; style-src 'unsafe-inline'">"""
+)
 
 REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
     "one host": lambda: reports.fleet(1),
@@ -32,10 +35,13 @@ REPORTS: dict[str, Callable[[], dict[str, Any]]] = {
 TOO_WIDE = """(page, window) => [false, true].flatMap(open => {
     page.querySelectorAll("details").forEach(fold => fold.open = open);
     const width = page.documentElement.clientWidth;
-    const held = one => one !== page.body && (window.getComputedStyle(one).overflowX !== "visible" || held(one.parentElement));
-    const wide = [...page.querySelectorAll("body *")].filter(one => one.getBoundingClientRect().right > width + 0.5
+    const held = one => one !== page.body && \
+(window.getComputedStyle(one).overflowX !== "visible" || held(one.parentElement));
+    const wide = [...page.querySelectorAll("body *")]\
+.filter(one => one.getBoundingClientRect().right > width + 0.5
         && !held(one.parentElement));
-    const all = page.documentElement.scrollWidth > width ? [`the page: ${page.documentElement.scrollWidth} of ${width} px`] : [];
+    const all = page.documentElement.scrollWidth > width \
+? [`the page: ${page.documentElement.scrollWidth} of ${width} px`] : [];
     return all.concat(wide.map(one => `${one.tagName} ${one.className}`));
 })"""
 
@@ -49,7 +55,8 @@ TOO_PALE = """(page, window) => {
     const style = one => window.getComputedStyle(one);
     const behind = one => {
         if (one.matches("text.label")) return style(one.parentElement.querySelector("rect")).fill;
-        for (; one; one = one.parentElement) if (rgb(style(one).backgroundColor)[3] !== 0) return style(one).backgroundColor;
+        for (; one; one = one.parentElement) if (rgb(style(one).backgroundColor)[3] !== 0) \
+return style(one).backgroundColor;
         return "rgb(255, 255, 255)";
     };
     const pale = new Set(["texts seen"]);
@@ -59,7 +66,8 @@ TOO_PALE = """(page, window) => {
         if (!walker.currentNode.data.trim() || one.tagName === "title") continue;
         const colour = one.closest("svg") ? style(one).fill : style(one).color;
         const [lower, upper] = [light(colour), light(behind(one))].sort((a, b) => a - b);
-        if ((upper + 0.05) / (lower + 0.05) < 4.5) pale.add(`${one.tagName} ${one.getAttribute("class")}: ${colour} on ${behind(one)}`);
+        if ((upper + 0.05) / (lower + 0.05) < 4.5) \
+pale.add(`${one.tagName} ${one.getAttribute("class")}: ${colour} on ${behind(one)}`);
     }
     return [...pale];
 }"""
@@ -122,8 +130,10 @@ def test_what_hosts_say_is_text(browser):
     report = reports.hostile()
     look = """page => ({
         title: page.title,
-        foreign: page.querySelectorAll("script, img, iframe, object, link, base, form, [onerror], [onload]").length,
-        hosts: [...page.querySelectorAll("[aria-labelledby=stages] tbody th a")].map(link => link.textContent),
+        foreign: page.querySelectorAll(\
+"script, img, iframe, object, link, base, form, [onerror], [onload]").length,
+        hosts: [...page.querySelectorAll("[aria-labelledby=stages] tbody th a")]\
+.map(link => link.textContent),
         problem: page.querySelector(".problem p").textContent,
         sections: page.querySelectorAll("main > section").length,
     })"""

@@ -243,7 +243,8 @@ class Daemon:
         }
 
     async def _run(self, wanted: _Exec, reader: StreamReader, writer: StreamWriter) -> None:
-        """From here on the connection is the command's: its input as it is, its output in frames.
+        """From here on the connection is the command's: its input as it is, its output in
+        frames.
         """
         writer.write(
             b"HTTP/1.1 101 UPGRADED\r\nContent-Type:"

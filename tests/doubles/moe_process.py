@@ -24,7 +24,6 @@ from sgl_admin.moe import space, tune_process
 from sgl_admin.moe.compiling import Compilers, Launch
 from sgl_admin.moe.search import CannotRun
 from sgl_admin.moe.space import Config
-
 from tests.doubles import moe_compile_work
 from tests.doubles.moe_bench import time_us
 

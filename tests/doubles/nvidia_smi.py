@@ -54,10 +54,16 @@ class Card:
         major = int(driver.partition(".")[0])
         what = "event" if major >= 550 else "throttle"
         reasons = "".join(
-            f"<clocks_{what}_reason_{name}>{'Active' if name in self.reasons else 'Not Active'}</clocks_{what}_reason_{name}>"
+            f"<clocks_{what}_reason_{name}>"
+            f"{'Active' if name in self.reasons else 'Not Active'}"
+            f"</clocks_{what}_reason_{name}>"
             for name in _REASONS
         )
-        reset = f"<gpu_reset_status><reset_required>{self.reset_required if major < 570 else _DEPRECATED}</reset_required></gpu_reset_status>"
+        reset = (
+            "<gpu_reset_status><reset_required>"
+            f"{self.reset_required if major < 570 else _DEPRECATED}"
+            "</reset_required></gpu_reset_status>"
+        )
         recovery = (
             f"<gpu_recovery_action>{self.recovery_action}</gpu_recovery_action>"
             if major >= 570
@@ -96,7 +102,8 @@ class Card:
         {recovery}
         <pci><pci_device_id>233510DE</pci_device_id><pci_bus_id>{self.bus}</pci_bus_id></pci>
         <clocks_{what}_reasons>{reasons}</clocks_{what}_reasons>
-        <fb_memory_usage><total>{self.memory}</total><used>1 MiB</used><free>{self.memory}</free></fb_memory_usage>
+        <fb_memory_usage><total>{self.memory}</total><used>1 MiB</used>\
+<free>{self.memory}</free></fb_memory_usage>
         <ecc_mode><current_ecc>Enabled</current_ecc><pending_ecc>Enabled</pending_ecc></ecc_mode>
         <ecc_errors>
             <volatile>{counts}</volatile>
@@ -138,12 +145,14 @@ class NvidiaSmi:
 
     def xml(self) -> str:
         return f"""<?xml version="1.0" ?>
-<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v{13 if int(self.driver.partition(".")[0]) >= 580 else 12}.dtd">
+<!DOCTYPE nvidia_smi_log SYSTEM \
+"nvsmi_device_v{13 if int(self.driver.partition(".")[0]) >= 580 else 12}.dtd">
 <nvidia_smi_log>
     <timestamp>Mon Nov 23 09:15:00 2026</timestamp>
     <driver_version>{self.driver}</driver_version>
     <cuda_version>{self.cuda}</cuda_version>
-    <attached_gpus>{len(self.cards)}</attached_gpus>{"".join(card.xml(self.driver) for card in self.cards)}
+    <attached_gpus>{len(self.cards)}</attached_gpus>\
+{"".join(card.xml(self.driver) for card in self.cards)}
 </nvidia_smi_log>
 """
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
 _FLAVOUR = ROOT / "roles" / "image" / "files" / "flavours" / "local" / "flavour.json"
 _EXAMPLE = ROOT / "tests" / "contract" / "examples" / "manifest.json"
 _READY = (
@@ -55,7 +54,7 @@ class PrepContainer:
         mounts.
         """
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        return {**kept, "PYTHONPATH": str(SOURCES), "SGL_ADMIN_ROOT": str(self.root)}
+        return {**kept, "PYTHONPATH": str(ROOT), "SGL_ADMIN_ROOT": str(self.root)}
 
     def inside(self, word: str) -> str:
         """An argument as the container's mount of the models would have it."""

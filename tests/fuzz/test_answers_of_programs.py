@@ -20,8 +20,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client imp
     command_line,
 )
 from hypothesis import strategies as st
-from sgl_admin import cli, request_cli, run
 
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import request as request_cli
+from sgl_admin.records import run
 from tests.contract import validators
 from tests.doubles.prep_action import PrepAction
 from tests.fuzz.fuzzing import documents, encoded, files_of, fuzz, mostly, reached, text

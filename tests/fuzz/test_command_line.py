@@ -1,4 +1,5 @@
-"""What sgl-admin is asked on its command line, by its worker's input and by the server's metrics.
+"""What sgl-admin is asked on its command line, by its worker's input and by the server's
+metrics.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from typing import Any
 from unittest import mock
 
 from hypothesis import strategies as st
-from sgl_admin import cli, probe, request_cli, run
-from sgl_admin.errors import StageFailure
-from sgl_admin.request import Request
-from sgl_admin.server import Server
 
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import request as request_cli
+from sgl_admin.records import run
+from sgl_admin.records.request import Request
+from sgl_admin.serving import probe
+from sgl_admin.serving.server import Server
 from tests.fuzz.fuzzing import files_of, fuzz, mostly, reached, text
 from tests.fuzz.test_records_of_a_container import GOOD, MODEL, container, nothing_begins, put
 

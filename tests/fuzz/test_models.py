@@ -17,8 +17,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files imp
     inspect_model,
 )
 from hypothesis import strategies as st
-from sgl_admin import model
 
+from sgl_admin.facts import model
 from tests.fuzz.fuzzing import (
     documents,
     encoded,

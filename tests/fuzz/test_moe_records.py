@@ -8,10 +8,10 @@ import json
 from typing import Any
 
 from hypothesis import strategies as st
+
 from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import Lookup
-
 from tests.fuzz.fuzzing import (
     damaged,
     documents,

@@ -20,8 +20,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.prometheus_api 
     Wanted,
 )
 from hypothesis import strategies as st
-from sgl_admin import probe
 
+from sgl_admin.serving import probe
 from tests.doubles import prometheus_double
 from tests.fuzz.fuzzing import (
     damaged,

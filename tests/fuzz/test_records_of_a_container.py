@@ -16,23 +16,17 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from sgl_admin import (
-    caches,
-    cli,
-    devices,
-    job,
-    locks,
-    paths,
-    probe,
-    request_cli,
-    run,
-    server,
-    versions,
-)
-from sgl_admin import files as contract_files
-from sgl_admin.prep import Prep
-from sgl_admin.stages import STAGES
 
+from sgl_admin.base import files as contract_files
+from sgl_admin.base import locks, paths
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import request as request_cli
+from sgl_admin.facts import devices
+from sgl_admin.prep.prep import Prep
+from sgl_admin.records import caches, job, run
+from sgl_admin.serving import probe, server
+from sgl_admin.sglang import versions
+from sgl_admin.stages import STAGES
 from tests.contract import validators
 from tests.fuzz.fuzzing import (
     encoded,
@@ -68,8 +62,8 @@ MANIFEST = {
 
 @contextmanager
 def container() -> Iterator[Path]:
-    """Every path of sgl_admin.paths under a folder of its own, on a host without a GPU, and nothing
-    that leaves the process.
+    """Every path of sgl_admin.base.paths under a folder of its own, on a host without a GPU, and
+    nothing that leaves the process.
     """
     with folder() as inside, pytest.MonkeyPatch.context() as patch:
         for name, value in vars(paths).copy().items():

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from sgl_admin import server
-from sgl_admin.smoke import record
 
+from sgl_admin.records import smokes as record
+from sgl_admin.serving import server
 from tests.contract import validators
 from tests.fuzz.fuzzing import encoded, files_of, fuzz, mostly, partly, put, reached, things
 from tests.fuzz.test_records_of_a_container import (
@@ -71,8 +71,8 @@ STRANGE = {
     deep=0.3,
     files=partly(FILES, STRANGE),
     words=st.sampled_from(
-        [("server", "status"), ("server", "status", "--json"), ("server", "stop"), ("server", "start", "--dry-run"),
-         ("smoke", "status"), ("smoke", "status", "--json")],
+        [("server", "status"), ("server", "status", "--json"), ("server", "stop"),
+         ("server", "start", "--dry-run"), ("smoke", "status"), ("smoke", "status", "--json")],
     ),
 )  # fmt: skip
 def test_what_lies_there_is_told_and_no_stranger_is_ended(

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SOURCES = CHECKOUT / "roles" / "image" / "files" / "sgl_admin" / "src"
-sys.path[:0] = [str(CHECKOUT), str(SOURCES)]
+sys.path[:0] = [str(CHECKOUT)]
 
-from sgl_admin import caches, devices, paths, versions  # noqa: E402
-
+from sgl_admin.base import paths  # noqa: E402
+from sgl_admin.facts import devices  # noqa: E402
+from sgl_admin.records import caches  # noqa: E402
+from sgl_admin.sglang import versions  # noqa: E402
 from tests.gpu import tuning  # noqa: E402
 from tests.gpu.models import write_qwen3_next_fp8  # noqa: E402
 
@@ -54,7 +55,7 @@ class Acceptance:
         paths.relocate(root)
 
     def admin(self, *words: str, timeout_s: float = 570) -> subprocess.CompletedProcess[str]:
-        python_path = os.pathsep.join(filter(None, (str(SOURCES), os.environ.get("PYTHONPATH"))))
+        python_path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
             [sys.executable, "-P", "-m", "sgl_admin", "--root", str(self.root), *words],
             env={**os.environ, "PYTHONPATH": python_path},

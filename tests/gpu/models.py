@@ -1,4 +1,5 @@
-"""Models of real shapes with four layers and no weights, for a server with `--load-format dummy`.
+"""Models of real shapes with four layers and no weights, for a server with `--load-format
+dummy`.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sgl_admin import devices, releases, versions
+from sgl_admin.facts import devices
 from sgl_admin.moe import shape as shapes
 from sgl_admin.moe import space
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
 from sgl_admin.moe.tuner import Outcome, Tuner
+from sgl_admin.sglang import releases, versions
 
 BATCH_SIZES = [2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096]
 # One of each group of batch sizes that launch the same kernels, and one whose kernels are compiled
@@ -132,6 +133,7 @@ def _serial(order: dict[str, Any]) -> dict[str, Any]:
     ten that are timed, each with another choice of experts; the mean counts.
     """
     import torch
+
     from sgl_admin.moe.bench import FusedExperts
 
     shape = MoeShape.from_json(order["shape"])

@@ -31,7 +31,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work imp
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
 
-from tests.bench.cache_share import SOURCES, fill
+from tests.bench.cache_share import fill
 from tests.hosts.registry import Registry
 from tests.integration.installation import ROOT, ansible, docker
 from tests.integration.stand_ins import run
@@ -87,12 +87,12 @@ class Site:
         words = [
             sys.executable,
             "-c",
-            "import sys; from sgl_admin import standalone; standalone.begin(sys.argv[1])",
+            "import sys; from sgl_admin.records import standalone; standalone.begin(sys.argv[1])",
         ]
         subprocess.run(
             [*words, str(self.containers / "two")],
             check=True,
-            env={**os.environ, "PYTHONPATH": str(SOURCES)},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         self.environment = {
             "DOCKER_DOUBLE_CONTAINERS": str(self.containers),

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin.init.services import Settings, render_prometheus_config
 
+from sgl_admin.init.services import Settings, render_prometheus_config
 from tests.doubles.metrics_exporter import MetricsExporter, dcgm, node, sglang
 from tests.hosts.host import ROOT, TestHost, ansible, recap, run
 from tests.integration.installation import Site, wait_for
 from tests.integration.test_prom_ready import (
     RealPrometheus,
-    binary,
+    binary,  # noqa: F401 - a fixture
     free_port,
-)  # noqa: F401 - a fixture
+)
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,8 @@ def api(url: str, path: str, **given: Any) -> Any:
 
 
 def answer(url: str, expression: str) -> dict[str, float]:
-    """The values of a query by their one label's value, or by the empty text where they have none.
+    """The values of a query by their one label's value, or by the empty text where they have
+    none.
     """
     result = api(url, "query", query=expression)["result"]
     found = {" ".join(series["metric"].values()): float(series["value"][1]) for series in result}

@@ -184,7 +184,8 @@ def built(
 def within(
     *command: str, options: tuple[str, ...] = (), image: str = IMAGE, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """A command in a new container of the image, past its entrypoint as AWX starts it; no network.
+    """A command in a new container of the image, past its entrypoint as AWX starts it; no
+    network.
     """
     return docker("run", "--rm", "--network", "none", *options, image, *command, check=check)
 

@@ -240,7 +240,10 @@ def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path
     ]
     # What the smoke sent is in Prometheus within the window that its summary names.
     window = summary["tests"][0]["prometheus"]
-    query = f'/api/v1/query?query=sglang:prompt_tokens_total{{container_run="{site.run_id}"}}&time={window["end"] + 2}'
+    query = (
+        f'/api/v1/query?query=sglang:prompt_tokens_total{{container_run="{site.run_id}"}}'
+        f"&time={window['end'] + 2}"
+    )
     values = [float(series["value"][1]) for series in site.prometheus(query)["data"]["result"]]
     assert sum(values) >= summary["tests"][0]["usage"]["prompt_tokens"]
 

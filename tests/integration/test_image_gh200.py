@@ -231,7 +231,10 @@ def test_without_the_capability_profiling_metrics_are_left_out_with_a_warning(
 
 def metrics(site: Gh200Site) -> set[str]:
     """The names of DCGM's metrics that Prometheus holds of this run, once it has scraped them."""
-    query = f'/api/v1/series?match[]={{container_run="{site.run_id}",job="dcgm_exporter",__name__=~"DCGM_.*"}}'
+    query = (
+        f'/api/v1/series?match[]={{container_run="{site.run_id}"'
+        ',job="dcgm_exporter",__name__=~"DCGM_.*"}'
+    )
     return wait_for(
         lambda: {series["__name__"] for series in site.prometheus(query)["data"]}, "DCGM's metrics"
     )
@@ -338,7 +341,8 @@ def test_a_base_for_another_architecture_is_refused_before_anything_is_built(
     ("given", "said"),
     [
         ({"prometheus": {"sha256": "0" * 64}}, "is another file than the one wanted"),
-        ({"jaeger": {"version": "1.74.0"}}, "take it from jaeger-1.74.0.sha256sum.txt of that release, and set sgl_image_downloads"),
+        ({"jaeger": {"version": "1.74.0"}},
+         "take it from jaeger-1.74.0.sha256sum.txt of that release, and set sgl_image_downloads"),
         ({"grafana": {}}, "sgl_image_downloads names grafana"),
     ],
 )  # fmt: skip

@@ -22,7 +22,8 @@ def address(text):
     return str(ipaddress.ip_address(words))
 own = {}
 for link in glob.glob("/proc/[0-9]*/fd/*"):
-    try: own[os.readlink(link)] = open("/".join(link.split("/")[:3]) + "/cmdline").read().replace(chr(0), " ")
+    try: own[os.readlink(link)] = open("/".join(link.split("/")[:3]) + "/cmdline")\
+.read().replace(chr(0), " ")
     except OSError: pass
 found = []
 for table in ("tcp", "tcp6"):

@@ -1,26 +1,22 @@
-"""The container's file system under a temporary folder, for tests of sgl-admin without a container.
+"""The container's file system under a temporary folder, for tests of sgl-admin without a
+container.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).resolve().parents[2] / "roles" / "image" / "files" / "sgl_admin" / "src"
-if str(SOURCES) not in sys.path:
-    sys.path.insert(0, str(SOURCES))
-
-from sgl_admin import files, paths  # noqa: E402
+from sgl_admin.base import files, paths
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 
 
 @pytest.fixture
 def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every path of sgl_admin.paths under a folder of its own, with the bind mounts there; returns
-    that folder.
+    """Every path of sgl_admin.base.paths under a folder of its own, with the bind mounts there;
+    returns that folder.
     """
     inside = tmp_path / "container"
     for name, value in vars(paths).copy().items():
@@ -50,7 +46,7 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def live_run(container: Path) -> str:
     """A published run, as the init leaves it; returns its id."""
-    from sgl_admin import run
+    from sgl_admin.records import run
 
     manifest = {
         "container_run_id": RUN_ID,

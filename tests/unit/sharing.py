@@ -22,9 +22,15 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
-from sgl_admin import caches, cli, devices, paths, request_cli, run, versions
-from sgl_admin.caches import SignatureRecord
-from sgl_admin.prep import Decision, Prep
+
+from sgl_admin.base import paths
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import request as request_cli
+from sgl_admin.facts import devices
+from sgl_admin.prep.prep import Decision, Prep
+from sgl_admin.records import caches, run
+from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.sglang import versions
 
 CPU = devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2")
 H100 = devices.Devices(
@@ -326,7 +332,8 @@ def resigned(archive: bytes, document: Any, *more: bytes) -> bytes:
 
 
 def replaced(archive: bytes, stage: str, path: str, content: bytes) -> bytes:
-    """The archive with another content of a file, or with one more file, in every way consistent.
+    """The archive with another content of a file, or with one more file, in every way
+    consistent.
     """
     document = manifest(archive)
     listed = document["stages"][stage]["files"]

@@ -94,10 +94,8 @@ def test_the_fleet_shows_a_tile_and_a_row_for_each_host() -> None:
 
 def test_a_tile_leads_to_its_host() -> None:
     (link,) = panels(FILES[0])[0]["fieldConfig"]["defaults"]["links"]
-    assert (
-        link["url"]
-        == f"/d/{load(FILES[1])['uid']}?var-{host_variable(FILES[1])['name']}=${{host:percentencode}}"
-    )
+    uid, variable = load(FILES[1])["uid"], host_variable(FILES[1])["name"]
+    assert link["url"] == f"/d/{uid}?var-{variable}=${{host:percentencode}}"
 
 
 # --- the role -------------------------------------------------------------------------------------

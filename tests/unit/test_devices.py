@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import devices, gpu_fit, versions
+
+from sgl_admin.facts import devices, gpu_fit
+from sgl_admin.sglang import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
-SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
+
 FIRST, SECOND = (
     "GPU-c5533cd4-5a60-059e-348d-b6d7466932e4",
     "GPU-c5aaaaaa-1111-2222-3333-444444444444",
@@ -312,7 +314,8 @@ def test_a_torch_of_unknown_cuda_fits_any_driver(
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A folder that holds nothing but distributions of these names and versions; alone on sys.path.
+    """A folder that holds nothing but distributions of these names and versions; alone on
+    sys.path.
     """
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     versions._distributions.cache_clear()
@@ -358,16 +361,18 @@ def test_a_distribution_is_found_by_any_spelling_of_its_name(site: Any) -> None:
 
 ALL_THAT_ASKS = """
 import json, sys
-from sgl_admin import devices, gpu_fit, versions
+from sgl_admin.facts import devices, gpu_fit
+from sgl_admin.sglang import versions
 found = devices.find()
 gpu_fit.check(found, 1, print)
 devices.processes(), devices.throttles()
-print(json.dumps([found.name, versions.installed("torch"), versions.cuda_runtime(), "torch" in sys.modules]))
+print(json.dumps([found.name, versions.installed("torch"), versions.cuda_runtime(), \
+"torch" in sys.modules]))
 """
 
 
 def test_torch_is_never_imported(machine: Machine, tmp_path: Path) -> None:
-    path = os.pathsep.join(map(str, (DOUBLES / "gpu_server", DOUBLES, SOURCES)))
+    path = os.pathsep.join(map(str, (DOUBLES / "gpu_server", DOUBLES, ROOT)))
     environment = {**os.environ, "PYTHONPATH": path, "SGL_TEST_NO_TORCH": "1"}
 
     def python(*words: str) -> subprocess.CompletedProcess[str]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sgl_admin import devices, gpu_fit, paths
-from sgl_admin.devices import GpuProcess
-from sgl_admin.errors import StageFailure
+
+from sgl_admin.base import paths
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.facts import devices, gpu_fit
+from sgl_admin.facts.devices import GpuProcess
 
 OTHER = GpuProcess(4711, "vllm", 71680)
 

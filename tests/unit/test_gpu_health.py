@@ -94,7 +94,10 @@ def test_what_a_gpu_does_not_tell_is_not_held_against_it(root: Path) -> None:
 
 
 def test_the_newer_names_of_the_versions_are_read() -> None:
-    answer = "<nvidia_smi_log><kmd_version>610.57</kmd_version><cuda_umd_version>14.1</cuda_umd_version><gpu/></nvidia_smi_log>"
+    answer = (
+        "<nvidia_smi_log><kmd_version>610.57</kmd_version>"
+        "<cuda_umd_version>14.1</cuda_umd_version><gpu/></nvidia_smi_log>"
+    )
     smi = gpu_health.parse(answer)
     assert (smi.driver, smi.cuda, smi.gpus[0].name) == ("610.57", "14.1", "unknown")
 
@@ -321,11 +324,14 @@ def test_what_draws_and_what_has_ended_is_in_nobodys_way(root: Path, other: int)
 
 
 KMSG = """4,1100,10423000,-;NVRM: loading NVIDIA UNIX x86_64 Kernel Module
-3,1101,10424000,-;NVRM: Xid (PCI:0000:53:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
+3,1101,10424000,-;NVRM: Xid (PCI:0000:53:00): 79, pid='<unknown>', name=<unknown>, \
+GPU has fallen off the bus.
  SUBSYSTEM=pci
-3,1102,10425000,-;NVRM: Xid (PCI:0000:53:00): 13, pid=4242, name=python3, Graphics Exception: ESR 0x404490=0x80000002
+3,1102,10425000,-;NVRM: Xid (PCI:0000:53:00): 13, pid=4242, name=python3, \
+Graphics Exception: ESR 0x404490=0x80000002
 3,1103,10426000,-;NVRM: Xid (PCI:0009:01:00): 13, pid=4243, name=python3, Graphics Exception
-3,1104,10427000,-;NVRM: Xid (PCI:0000:aa:00): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)
+3,1104,10427000,-;NVRM: Xid (PCI:0000:aa:00): 154, \
+GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)
 """
 
 

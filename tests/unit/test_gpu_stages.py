@@ -17,27 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import (
-    cli,
-    devices,
-    files,
-    gpu_fit,
-    locks,
-    paths,
-    request_cli,
-    run,
-    server,
-    serving,
-    versions,
-)
-from sgl_admin import prep as prep_module
-from sgl_admin.job import Job
+
+from sgl_admin.base import files, locks, paths
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import request as request_cli
+from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.tuner import Outcome
-from sgl_admin.prep import Prep
+from sgl_admin.prep import prep as prep_module
+from sgl_admin.prep.prep import Prep
+from sgl_admin.records import run
+from sgl_admin.records.job import Job
+from sgl_admin.serving import benchmark_server, server
+from sgl_admin.sglang import versions
 from sgl_admin.stages import STAGES, moe_tune
-
 from tests.contract import validators
 
 # It starts processes, and mostly waits for them.
@@ -654,21 +648,30 @@ CAPTURE, HINT = (
         ("torch.AcceleratorError: CUDA error: out of memory", "oom"),
         ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "oom"),
         (f"{CAPTURE} CUDA out of memory.\n{HINT}", "oom"),
-        (f"{CAPTURE} CUDA error: an illegal memory access was encountered\n{HINT}", "server_start_failed"),
+        (f"{CAPTURE} CUDA error: an illegal memory access was encountered\n{HINT}",
+         "server_start_failed"),
         (NINJA, "compile_failed"),
-        ("RuntimeError: Ninja build failed. Ninja output:\nFAILED: sampling.cuda.o", "compile_failed"),
-        ("RuntimeError: Failed to build JIT module silu_and_mul in /profiles/tvm_ffi", "compile_failed"),
+        ("RuntimeError: Ninja build failed. Ninja output:\nFAILED: sampling.cuda.o",
+         "compile_failed"),
+        ("RuntimeError: Failed to build JIT module silu_and_mul in /profiles/tvm_ffi",
+         "compile_failed"),
         ("FileNotFoundError: [Errno 2] No such file or directory: 'ninja'", "compile_failed"),
-        ("NVCC compilation failed: ptxas fatal   : Value 'sm_90a' is not defined", "compile_failed"),
-        ("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", "compile_failed"),
+        ("NVCC compilation failed: ptxas fatal   : Value 'sm_90a' is not defined",
+         "compile_failed"),
+        ("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist",
+         "compile_failed"),
         ("triton.compiler.errors.CompilationError: at 10:4:", "compile_failed"),
-        ("triton.runtime.errors.PTXASError: PTXAS error: Internal Triton PTX codegen error", "compile_failed"),
+        ("triton.runtime.errors.PTXASError: PTXAS error: Internal Triton PTX codegen error",
+         "compile_failed"),
         ("torch._inductor.exc.InductorError: LoweringException", "compile_failed"),
         ("OSError: [Errno 28] No space left on device: '/profiles/triton/x'", "insufficient_disk"),
         ("OSError: [Errno 122] Disk quota exceeded: '/profiles/triton/x'", "insufficient_disk"),
-        ("[Errno 98] error while attempting to bind on address ('127.0.0.1', 30000): address already in use", "port_busy"),
-        ("launch_server.py: error: ambiguous option: --cuda-graph-bs could match --cuda-graph-bs-decode", "server_start_failed"),
-        ("Rank 0 scheduler died. If exit code is -9 (SIGKILL), a common cause is the OS OOM killer.", "server_start_failed"),
+        ("[Errno 98] error while attempting to bind on address ('127.0.0.1', 30000): address"
+         " already in use", "port_busy"),
+        ("launch_server.py: error: ambiguous option: --cuda-graph-bs could match"
+         " --cuda-graph-bs-decode", "server_start_failed"),
+        ("Rank 0 scheduler died. If exit code is -9 (SIGKILL), a common cause is the OS OOM"
+         " killer.", "server_start_failed"),
         ("", "server_start_failed"),
     ],
 )  # fmt: skip
@@ -736,8 +739,8 @@ def test_a_taken_port_is_told_with_its_holder(world: World) -> None:
 def test_the_place_of_the_server_is_waited_for_and_then_busy(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_LOCK_TIMEOUT_S", 0.1)
-    held = locks.try_lock(serving.LOCK)
+    monkeypatch.setattr(benchmark_server, "_LOCK_TIMEOUT_S", 0.1)
+    held = locks.try_lock(benchmark_server.LOCK)
     assert held is not None
     made = world.prep("--deep-gemm", "ensure")
     result, _ = made.execute(Job(world.run_id, made.request, made.prep_id))
@@ -946,9 +949,11 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--context-length", "32768"), ("--context-length=32768",), ("--mem-fraction-static", "0.6"), ("--served-model-name", "name"),
-        ("--max-running-requests", "16"), ("--log-level", "debug"), ("--load-format", "dummy"), ("--api-server-workers", "2"),
-        ("--max-total-tokens", "4096"), ("--model-loader-extra-config", "{}"), ("--watchdog-timeout", "600"),
+        ("--context-length", "32768"), ("--context-length=32768",),
+        ("--mem-fraction-static", "0.6"), ("--served-model-name", "name"),
+        ("--max-running-requests", "16"), ("--log-level", "debug"), ("--load-format", "dummy"),
+        ("--api-server-workers", "2"), ("--max-total-tokens", "4096"),
+        ("--model-loader-extra-config", "{}"), ("--watchdog-timeout", "600"),
     ],
 )  # fmt: skip
 def test_what_changes_no_kernel_changes_no_signature(
@@ -982,8 +987,9 @@ def test_ports_timeouts_and_the_probe_change_no_signature(world: World) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--attention-backend", "flashinfer"), ("--kv-cache-dtype=fp8_e5m2",), ("--chunked-prefill-size", "4096"),
-        ("--disable-cuda-graph",), ("--moe-runner-backend", "triton"), ("--page-size", "64"),
+        ("--attention-backend", "flashinfer"), ("--kv-cache-dtype=fp8_e5m2",),
+        ("--chunked-prefill-size", "4096"), ("--disable-cuda-graph",),
+        ("--moe-runner-backend", "triton"), ("--page-size", "64"),
         ("--sampling-backend", "pytorch"), ("--ep-size", "1"),
     ],
 )  # fmt: skip

@@ -649,8 +649,10 @@ def test_a_mirror_has_the_same_paths() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"grafana": {}}, "names grafana, and this flavour downloads prometheus, node_exporter, jaeger"),
-        ({"prometheus": {"version": "3.6.0"}}, "linux-arm64.tar.gz is pinned: take it from its project's sha256sums.txt"),
+        ({"grafana": {}},
+         "names grafana, and this flavour downloads prometheus, node_exporter, jaeger"),
+        ({"prometheus": {"version": "3.6.0"}},
+         "linux-arm64.tar.gz is pinned: take it from its project's sha256sums.txt"),
         ({"prometheus": {"sha256": "ABC"}}, "is no sha256 digest: 'ABC'"),
         ({"prometheus": {"version": "../../x", "sha256": "0" * 64}}, "is no version"),
         ({"prometheus": {"url": "https://x"}}, "takes version and sha256"),

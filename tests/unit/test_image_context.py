@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slice_bench.sglang.plugins.action.sgl_image import digest, pack
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.image_context import digest, pack
 
 OPTIONS = {"flavour": "local", "base_name": None, "base_suite": None}
 
@@ -24,19 +24,23 @@ def context(tmp_path: Path) -> Path:
 def make(folder: Path) -> Path:
     for name, content in {
         "Dockerfile": "FROM x\n",
-        "sgl_admin/bin/sgl-admin": "#!/bin/sh\n",
-        "sgl_admin/src/a.py": "a = 1\n",
+        "bin/sgl-admin": "#!/bin/sh\n",
+        "../package/sgl_admin/a.py": "a = 1\n",
         "flavours/local/flavour.json": "{}",
         "flavours/gh200/flavour.json": "{}",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
-    (folder / "sgl_admin/bin/sgl-admin").chmod(0o755)
+    (folder / "bin/sgl-admin").chmod(0o755)
     return folder
 
 
+def packed(context: Path, flavour: str = "local") -> bytes:
+    return pack(str(context), flavour, context.parent / "package" / "sgl_admin")
+
+
 def of(context: Path, flavour: str = "local", **options: Any) -> str:
-    return digest(pack(str(context), flavour), {**OPTIONS, **options})
+    return digest(packed(context, flavour), {**OPTIONS, **options})
 
 
 def test_the_same_content_is_the_same_image(context: Path, tmp_path: Path) -> None:
@@ -45,8 +49,10 @@ def test_the_same_content_is_the_same_image(context: Path, tmp_path: Path) -> No
     assert of(make(tmp_path / "another" / "place")) == first
     os.utime(context / "Dockerfile", (0, 0))
     (context / "Dockerfile").chmod(0o664)
-    (context / "sgl_admin" / "src" / "__pycache__").mkdir()
-    (context / "sgl_admin" / "src" / "__pycache__" / "a.cpython-311.pyc").write_bytes(b"x")
+    (context / ".." / "package" / "sgl_admin" / "__pycache__").mkdir()
+    (context / ".." / "package" / "sgl_admin" / "__pycache__" / "a.cpython-311.pyc").write_bytes(
+        b"x"
+    )
     (context / "flavours" / "gh200" / "flavour.json").write_text('{"other": 1}')
     assert of(context) == first
 
@@ -55,10 +61,12 @@ def test_the_same_content_is_the_same_image(context: Path, tmp_path: Path) -> No
     "change",
     [
         lambda folder: (folder / "Dockerfile").write_text("FROM y\n"),
-        lambda folder: (folder / "sgl_admin/src/b.py").write_text(""),
-        lambda folder: (folder / "sgl_admin/src/a.py").rename(folder / "sgl_admin/src/c.py"),
-        lambda folder: (folder / "sgl_admin/src/a.py").chmod(0o755),
-        lambda folder: (folder / "sgl_admin/bin/sgl-admin").chmod(0o644),
+        lambda folder: (folder / "../package/sgl_admin/b.py").write_text(""),
+        lambda folder: (folder / "../package/sgl_admin/a.py").rename(
+            folder / "../package/sgl_admin/c.py"
+        ),
+        lambda folder: (folder / "../package/sgl_admin/a.py").chmod(0o755),
+        lambda folder: (folder / "bin/sgl-admin").chmod(0o644),
         lambda folder: (folder / "flavours/local/flavour.json").write_text('{"services": []}'),
         lambda folder: (folder / "Dockerfile").unlink(),
     ],
@@ -77,17 +85,17 @@ def test_other_options_make_another_image(context: Path, options: dict[str, str]
 
 
 def test_the_archive_holds_one_flavour_and_no_owner_or_time(context: Path) -> None:
-    with tarfile.open(fileobj=io.BytesIO(pack(str(context), "local"))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(packed(context))) as archive:
         entries = {entry.name: entry for entry in archive}
     assert sorted(entries) == [
         "Dockerfile",
+        "bin/sgl-admin",
         "flavours/local/flavour.json",
-        "sgl_admin/bin/sgl-admin",
-        "sgl_admin/src/a.py",
+        "sgl_admin/a.py",
     ]
     assert {(entry.uid, entry.gid, entry.mtime) for entry in entries.values()} == {(0, 0, 0)}
     assert {name: entry.mode for name, entry in entries.items() if entry.mode != 0o644} == {
-        "sgl_admin/bin/sgl-admin": 0o755
+        "bin/sgl-admin": 0o755
     }
 
 

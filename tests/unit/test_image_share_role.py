@@ -68,7 +68,8 @@ class Checkout:
         )
 
     def run(self, hosts: dict[str, dict[str, Any]], serial: str = "100%") -> Ran:
-        """Run it on these hosts; for each, its variable `double`, and whether it `has` the image.
+        """Run it on these hosts; for each, its variable `double`, and whether it `has` the
+        image.
         """
         found = {}
         for name, told in hosts.items():

@@ -232,7 +232,8 @@ def test_a_shard_that_is_cut_off(path: Path, length: int) -> None:
 
 @pytest.mark.parametrize("offsets", [[None, 80], [0, "80"], [0], [0, -1], [0, 10**30]])
 def test_a_header_that_gives_a_tensor_no_place(path: Path, offsets: list[object]) -> None:
-    """Where such a tensor ends is unknown: the others' ends must not pass for the end of the file.
+    """Where such a tensor ends is unknown: the others' ends must not pass for the end of the
+    file.
     """
     header = json.dumps({"a": {"data_offsets": [0, 40]}, "b": {"data_offsets": offsets}}).encode()
     (path / tiny_model.SHARDS[0]).write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 40)

@@ -11,10 +11,10 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-from sgl_admin import server
+
 from sgl_admin.moe import compiling
 from sgl_admin.moe.compiling import Compilers, Launch, Target
-
+from sgl_admin.serving import server
 from tests.doubles import moe_compile_work
 
 # It starts processes, and mostly waits for them.

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import paths, releases, versions
-from sgl_admin.errors import StageFailure
+
+from sgl_admin.base import paths
+from sgl_admin.base.errors import StageFailure
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import Lookup
+from sgl_admin.sglang import releases, versions
 
 LOOKUP = Lookup(513, 512, "fp8_w8a8", (128, 128))
 NAME = LOOKUP.file_name("NVIDIA GH200 480GB")

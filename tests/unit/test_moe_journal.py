@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sgl_admin.moe.journal import Journal
 
 TUNING: dict[str, Any] = {"E": 513, "N": 512, "block_shape": [128, 128], "sglang": "0.5.17"}
@@ -155,8 +156,9 @@ def test_findings_below_another_tunings_name_are_not_taken(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", "null", "[1]", "\x00\xff", "[" * 100_000, '{"measuring": [1]}', '{"measuring": ["16", 2]}',
-     '{"batch_size": 16, "configuration": 3, "us": "fast"}', '{"batch_size": 16, "configuration": 3}', '{"batch_size": 16, "best": [1]}',
+    ["", "{", "null", "[1]", "\x00\xff", "[" * 100_000, '{"measuring": [1]}',
+     '{"measuring": ["16", 2]}', '{"batch_size": 16, "configuration": 3, "us": "fast"}',
+     '{"batch_size": 16, "configuration": 3}', '{"batch_size": 16, "best": [1]}',
      '{"batch_size": ' + "9" * 5000 + ', "configuration": 3, "us": 1.0}'],
 )  # fmt: skip
 def test_a_line_that_is_none_is_passed_over(path: Path, line: str) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sgl_admin.moe import search as searching
 from sgl_admin.moe import space
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.search import CannotRun, Search
 from sgl_admin.moe.space import Config
-
 from tests.doubles.moe_bench import Bench, Compiler, Down, launches_of, time_us
 
 TUNING = {"E": 513, "N": 512}

@@ -1,4 +1,5 @@
-"""What shape a server is expected to fuse its experts in, and the file that SGLang looks up for it.
+"""What shape a server is expected to fuse its experts in, and the file that SGLang looks up for
+it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sgl_admin import releases
+
 from sgl_admin.moe import shape as shapes
 from sgl_admin.moe import space
 from sgl_admin.moe.shape import Lookup, MoeShape, Untunable
-
+from sgl_admin.sglang import releases
 from tests.gpu import models
 
 GH200 = "NVIDIA GH200 480GB"
@@ -83,7 +84,8 @@ def test_a_shared_expert_of_another_size_is_not_fused(qwen3_next: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("architecture", "shared", "fused"),
-    [("DeepseekV3ForCausalLM", 1, 1), ("DeepseekV32ForCausalLM", 1, 1), ("Glm4MoeForCausalLM", 1, 1), ("DeepseekV3ForCausalLM", 2, 0),
+    [("DeepseekV3ForCausalLM", 1, 1), ("DeepseekV32ForCausalLM", 1, 1),
+     ("Glm4MoeForCausalLM", 1, 1), ("DeepseekV3ForCausalLM", 2, 0),
      ("DeepseekV2ForCausalLM", 1, 0), ("Qwen3MoeForCausalLM", 1, 0)],
 )  # fmt: skip
 @pytest.mark.parametrize("version", ["0.5.3", "0.5.9", "0.5.17", "0.5.23"])

@@ -18,15 +18,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sgl_admin import caches, devices, paths, server
-from sgl_admin.errors import Interrupted, StageFailure
+
+from sgl_admin.base import paths
+from sgl_admin.base.errors import Interrupted, StageFailure
+from sgl_admin.facts import devices
 from sgl_admin.moe import config_files, space
 from sgl_admin.moe import tuner as tuner_module
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import Lookup, MoeShape
 from sgl_admin.moe.space import Config
 from sgl_admin.moe.tuner import Outcome, Tuner
-
+from sgl_admin.records import caches
+from sgl_admin.serving import server
 from tests.doubles.moe_bench import time_us
 
 # It starts processes, and mostly waits for them.
@@ -419,7 +422,8 @@ def test_an_interrupted_measuring_leaves_no_process(world: World) -> None:
 PARENT = """
 import json, os, sys
 from pathlib import Path
-from sgl_admin import devices, paths
+from sgl_admin.facts import devices
+from sgl_admin.base import paths
 from sgl_admin.moe import tuner
 from tests.unit.test_moe_tuner import CONFIGS, DOUBLE, SHAPE, SIZES, TUNING
 paths.PROFILES = Path(sys.argv[1])
@@ -429,7 +433,8 @@ devices.throttles = lambda: []
 def note(name, value):
     with open(notes / name, "a") as stream:
         stream.write(json.dumps(value) + "\\n")
-made = tuner.Tuner(SHAPE, CONFIGS, TUNING, 90, notes / "run.log", lambda *_: None, lambda group: note("groups", group), dict(os.environ))
+made = tuner.Tuner(SHAPE, CONFIGS, TUNING, 90, notes / "run.log", lambda *_: None, \
+lambda group: note("groups", group), dict(os.environ))
 made.run(SIZES, lambda size, config: note("found", [size, config]))
 """
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import ports as host_ports
-from sgl_admin import ports as container_ports
+
+from sgl_admin.base import ports as container_ports
 
 
 @pytest.fixture

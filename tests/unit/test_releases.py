@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 import pytest
-from sgl_admin import releases
-from sgl_admin.releases import RELEASES
+
+from sgl_admin.sglang import releases
+from sgl_admin.sglang.releases import RELEASES
 
 # version -> the CUDA graphs' flag, the traces' flag, the folder of the MoE configurations
 ROWS = {
@@ -66,8 +67,8 @@ def test_every_row_is_tested_and_the_oldest_comes_first() -> None:
 
 @pytest.mark.parametrize(
     ("version", "row"),
-    [("0.5.4", 0), ("0.5.8.post1", 0), ("0.5.9.post2", 1), ("0.5.10", 1), ("0.5.16", 1), ("0.5.18", 2), ("0.5.22rc1", 2),
-     ("0.5.17+cu130", 2), ("0.5.23.post1", 3)],
+    [("0.5.4", 0), ("0.5.8.post1", 0), ("0.5.9.post2", 1), ("0.5.10", 1), ("0.5.16", 1),
+     ("0.5.18", 2), ("0.5.22rc1", 2), ("0.5.17+cu130", 2), ("0.5.23.post1", 3)],
 )  # fmt: skip
 def test_between_two_rows_the_older_one_counts(version: str, row: int) -> None:
     assert releases.of(version) == (RELEASES[row], None)

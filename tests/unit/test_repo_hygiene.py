@@ -154,12 +154,7 @@ def version_in_changelog(text: str) -> str | None:
 VERSIONS: dict[str, Callable[[str], str | None]] = {
     "galaxy.yml": lambda text: yaml.safe_load(text)["version"],
     "pyproject.toml": lambda text: tomllib.loads(text)["project"]["version"],
-    "roles/image/files/sgl_admin/pyproject.toml": lambda text: tomllib.loads(text)["project"][
-        "version"
-    ],
-    "roles/image/files/sgl_admin/src/sgl_admin/__init__.py": (
-        lambda text: text.split('__version__ = "')[1].split('"')[0]
-    ),
+    "sgl_admin/__init__.py": (lambda text: text.split('__version__ = "')[1].split('"')[0]),
     "CHANGELOG.md": version_in_changelog,
 }
 

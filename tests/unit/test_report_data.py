@@ -528,7 +528,7 @@ def test_batches_that_all_ran_leave_nobody_out() -> None:
     assert told.document()["fleet"]["metrics_ready"] == {"ready": 3, "of": 3}
 
 
-def test_healthy_hosts_of_a_batch_that_was_stopped_are_told_and_one_with_a_proof_of_this_run_is_ready() -> (
+def test_healthy_hosts_of_a_batch_that_was_stopped_are_told_and_one_with_a_proof_of_this_run_is_ready() -> (  # noqa: E501
     None
 ):
     told = Told()

@@ -386,8 +386,10 @@ def test_refused(name, changes):
 # The closed lists, as the contract has them.
 LISTS = {
     "error_type": (
-        """permissions_unexpected, insufficient_disk, lock_timeout, port_busy, gpu_busy, oom, compile_failed, tuner_failed,
-        config_missing, server_start_failed, server_unhealthy_timeout, request_failed, cleanup_failed, interrupted, unsupported"""
+        """permissions_unexpected, insufficient_disk, lock_timeout, port_busy, gpu_busy, oom, \
+compile_failed, tuner_failed,
+        config_missing, server_start_failed, server_unhealthy_timeout, request_failed, \
+cleanup_failed, interrupted, unsupported"""
     ),
     "surface_status": "running, expected, degraded, failed, unavailable",
     "stage_name": "deep_gemm, moe_tune, flashinfer, inductor",

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, files, locks, paths, serving
-from sgl_admin.errors import StageFailure
-from sgl_admin.server import _alive, is_running
 
+from sgl_admin.base import files, locks, paths
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.commands import main as cli
+from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.server import _alive, is_running
 from tests.contract import validators
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,7 @@ def prepared(live_run: str, port: int) -> Iterator[list[str]]:
     argv = [sys.executable, DOUBLE, "--port", str(port)]
     prepare(live_run, argv)
     yield argv
-    serving.stop(live_run)
+    benchmark_server.stop(live_run)
 
 
 def prepare(run_id: str, argv: Any, env: Any = None) -> None:
@@ -164,13 +166,13 @@ def test_a_record_that_cannot_be_written_leaves_no_server(
     prepared: list[str], monkeypatch: pytest.MonkeyPatch, admin: Admin
 ) -> None:
     started: list[int | None] = []
-    real = serving.Server.start
+    real = benchmark_server.Server.start
 
-    def start(server: serving.Server) -> None:
+    def start(server: benchmark_server.Server) -> None:
         real(server)
         started.append(server.group)
 
-    monkeypatch.setattr(serving.Server, "start", start)
+    monkeypatch.setattr(benchmark_server.Server, "start", start)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "/telemetry/x")
@@ -209,13 +211,13 @@ def test_a_start_after_a_crash_ends_what_is_left_of_the_one_before(
 def test_who_has_a_server_of_its_own_is_not_disturbed(
     prepared: list[str], live_run: str, admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "_LOCK_TIMEOUT_S", 0.2)
-    place = serving.claim(live_run)
+    monkeypatch.setattr(benchmark_server, "_LOCK_TIMEOUT_S", 0.2)
+    place = benchmark_server.claim(live_run)
     try:
         code, _, error = admin("start")
         assert code == 5 and "has the place of the server" in error
         with pytest.raises(StageFailure, match="has the place of the server") as caught:
-            serving.claim(live_run)
+            benchmark_server.claim(live_run)
         assert caught.value.error_type == "port_busy"
     finally:
         os.close(place)
@@ -224,17 +226,17 @@ def test_who_has_a_server_of_its_own_is_not_disturbed(
         StageFailure,
         match=r"server-\S+ serves at port \d+: stop it first \(sgl-admin server stop\)",
     ) as caught:
-        serving.claim(live_run)
+        benchmark_server.claim(live_run)
     assert caught.value.error_type == "port_busy"
     admin("stop")
-    os.close(serving.claim(live_run))
+    os.close(benchmark_server.claim(live_run))
 
 
 def test_the_lock_of_a_server_lives_as_long_as_it(prepared: list[str], admin: Admin) -> None:
     admin("start")
-    assert locks.held(serving.SERVES)
+    assert locks.held(benchmark_server.SERVES)
     admin("stop")
-    assert not locks.held(serving.SERVES)
+    assert not locks.held(benchmark_server.SERVES)
 
 
 def test_who_waits_in_vain_is_told_by_the_exit_code(prepared: list[str], admin: Admin) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import caches, files, paths
-from sgl_admin.locks import try_lock
+
+from sgl_admin.base import files, paths
+from sgl_admin.base.locks import try_lock
+from sgl_admin.records import caches
 
 SIGNATURE: dict[str, Any] = {"stage": "inductor", "torch": "2.13.0", "batch_sizes": [1, 4]}
 

@@ -14,9 +14,14 @@ from typing import IO, Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
-from sgl_admin import cli, detached, devices, files, job, locks, paths, request_cli, run, server
-from sgl_admin.request import Request
 
+from sgl_admin.base import detached, files, locks, paths
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import request as request_cli
+from sgl_admin.facts import devices
+from sgl_admin.records import job, run
+from sgl_admin.records.request import Request
+from sgl_admin.serving import server
 from tests.contract import validators
 
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")

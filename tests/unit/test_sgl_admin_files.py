@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sgl_admin import files, paths
+
+from sgl_admin.base import files, paths
 
 KILLED_BEFORE_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from sgl_admin import files
+from sgl_admin.base import files
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 files.write_json(Path(sys.argv[1]), {"new": True})
 """
@@ -41,7 +42,7 @@ def test_what_is_written_is_read_back_with_its_mode(tmp_path: Path) -> None:
 def test_a_writer_killed_before_its_rename_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     files.write_json(path, {"new": False})
-    source = str(Path(files.__file__).parents[1])
+    source = str(Path(files.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", KILLED_BEFORE_RENAME, str(path)],
         env={**os.environ, "PYTHONPATH": source},

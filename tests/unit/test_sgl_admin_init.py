@@ -22,23 +22,14 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
-from sgl_admin import (
-    devices,
-    files,
-    image_facts,
-    job,
-    locks,
-    model,
-    paths,
-    releases,
-    run,
-    server,
-    tracing,
-    versions,
-)
+
+from sgl_admin.base import files, locks, paths
+from sgl_admin.facts import devices, image_facts, model
 from sgl_admin.init import dcgm, publish, services, start
 from sgl_admin.init.services import Settings
-
+from sgl_admin.records import job, run
+from sgl_admin.serving import server
+from sgl_admin.sglang import releases, tracing, versions
 from tests.contract import validators
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
@@ -254,7 +245,10 @@ def test_a_service_of_a_later_release_is_passed_over(container: Path) -> None:
     assert services.of_image() == ["prometheus"]
 
 
-STATUS = "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t{bounding}\nNoNewPrivs:\t{sealed}\n"
+STATUS = (
+    "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n"
+    "CapBnd:\t{bounding}\nNoNewPrivs:\t{sealed}\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import files, job, locks, paths, server
-from sgl_admin.request import Request
 
+from sgl_admin.base import files, locks, paths
+from sgl_admin.records import job
+from sgl_admin.records.request import Request
+from sgl_admin.serving import server
 from tests.contract import validators
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sgl_admin import locks, paths
+from sgl_admin.base import locks, paths
 paths.LOCKS = Path(sys.argv[1])
 lock = locks.try_lock("prep")
 print("held" if lock is not None else "refused", flush=True)
@@ -37,7 +39,7 @@ def holder(container: Path) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[2])},
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process

@@ -15,29 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import (
-    caches,
-    cli,
-    devices,
-    files,
-    gated,
-    locks,
-    paths,
-    probe,
-    request_cli,
-    run,
-    server,
-    versions,
-    warmup,
-)
-from sgl_admin import job as job_module
-from sgl_admin import prep as prep_module
-from sgl_admin.errors import Interrupted, StageFailure
-from sgl_admin.job import Job
-from sgl_admin.prep import Prep
+
+from sgl_admin.base import files, gated, locks, paths
+from sgl_admin.base.errors import Interrupted, StageFailure
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import request as request_cli
+from sgl_admin.facts import devices
+from sgl_admin.prep import prep as prep_module
+from sgl_admin.prep.prep import Prep
+from sgl_admin.records import caches, run
+from sgl_admin.records import job as job_module
+from sgl_admin.records.job import Job
+from sgl_admin.serving import probe, server, warmup
+from sgl_admin.sglang import versions
 from sgl_admin.stages import STAGES
 from sgl_admin.stages.base import Context, Stage
-
 from tests.contract import validators
 
 NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
@@ -796,7 +788,7 @@ def test_a_server_that_dies_while_starting_is_told_with_its_last_words(
 KILLED_AS_IT_STARTS = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from sgl_admin import server
+from sgl_admin.serving import server
 real = subprocess.Popen
 def popen(*arguments, **options):
     print(real(*arguments, **options).pid, flush=True)
@@ -807,7 +799,7 @@ server.Server(["/bin/sleep", "600"], {}, 9, Path(sys.argv[1])).start()
 
 
 def test_a_server_ends_with_who_started_it_even_when_nobody_noted_it(tmp_path: Path) -> None:
-    source = str(Path(server.__file__).parents[1])
+    source = str(Path(server.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", KILLED_AS_IT_STARTS, str(tmp_path / "log")],
         env={**os.environ, "PYTHONPATH": source}, stdout=subprocess.PIPE, text=True, check=False,

@@ -8,9 +8,9 @@ import socket
 import time
 
 import pytest
-from sgl_admin import probe
-from sgl_admin.errors import StageFailure
 
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.serving import probe
 from tests.contract import validators
 from tests.doubles.prometheus_api import PrometheusApi
 

@@ -7,7 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from sgl_admin import files, paths, run
+
+from sgl_admin.base import files, paths
+from sgl_admin.records import run
 
 OTHER = "container-run-20261123T091600Z-00000000"
 

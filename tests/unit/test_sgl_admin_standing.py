@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, detached, devices, files, job, locks, paths, versions
-from sgl_admin.errors import EXIT_BUSY, EXIT_USAGE
-from sgl_admin.share import incoming
 
+from sgl_admin.base import detached, files, locks, paths
+from sgl_admin.base.errors import EXIT_BUSY, EXIT_USAGE
+from sgl_admin.commands import main as cli
+from sgl_admin.facts import devices
+from sgl_admin.records import job
+from sgl_admin.sglang import versions
+from sgl_admin.share import incoming
 from tests.contract import validators
 from tests.unit.sharing import CPU, VERSIONS, Host, admin, nothing_taken, wipe
 
@@ -96,7 +100,8 @@ def test_what_is_asked_anew_is_something_to_do(host: Host, words: Sequence[str])
 
 
 class Running:
-    """Stands for a prep of this request that runs: its record, and the lock that its process holds.
+    """Stands for a prep of this request that runs: its record, and the lock that its process
+    holds.
     """
 
     def __init__(self, host: Host, run_id: str) -> None:

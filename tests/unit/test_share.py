@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import caches, cli, devices, files, locks, paths
-from sgl_admin.errors import EXIT_ARCHIVE, EXIT_NO_RESULT, EXIT_USAGE
-from sgl_admin.prep import Prep
-from sgl_admin.share import archive as archives
-from sgl_admin.share import cli as share_cli
-from sgl_admin.share.archive import Broken, Changed, Reader
 
+from sgl_admin.base import files, locks, paths
+from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_NO_RESULT, EXIT_USAGE
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import share as share_cli
+from sgl_admin.facts import devices
+from sgl_admin.prep.prep import Prep
+from sgl_admin.records import archive as archives
+from sgl_admin.records import caches
+from sgl_admin.records.archive import Broken, Changed, Reader
 from tests.unit.sharing import (
     CPU,
     INDUCTOR,

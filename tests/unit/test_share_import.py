@@ -18,11 +18,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sgl_admin import cli, devices, files, job, locks, paths
-from sgl_admin.errors import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
-from sgl_admin.share import incoming
-from sgl_admin.share.archive import Manifest
 
+from sgl_admin.base import files, locks, paths
+from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
+from sgl_admin.commands import main as cli
+from sgl_admin.facts import devices
+from sgl_admin.records import job
+from sgl_admin.records.archive import Manifest
+from sgl_admin.share import incoming
 from tests.unit.sharing import (
     CPU,
     INDUCTOR,

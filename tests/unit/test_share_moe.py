@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import files, locks, paths
-from sgl_admin.errors import EXIT_ARCHIVE, EXIT_NO_RESULT
+
+from sgl_admin.base import files, locks, paths
+from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_NO_RESULT
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import Lookup
-from sgl_admin.share import archive as archives
+from sgl_admin.records import archive as archives
 from sgl_admin.share import incoming
 from sgl_admin.stages import moe_tune
-
 from tests.unit.sharing import (
     INDUCTOR,
     KILLED,
@@ -48,7 +48,8 @@ BUILT_IN = {32: configuration(32, 7), 64: configuration(64, 7)}
 
 
 class MoeHost(Host):
-    """A host with a GPU and a model with experts; its tuning is done by hand, as the stage does it.
+    """A host with a GPU and a model with experts; its tuning is done by hand, as the stage does
+    it.
     """
 
     file: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -257,9 +258,11 @@ def test_many_at_once_leave_one_of_theirs_and_nobody_finds_less(store: Store) ->
         for _ in range(100):
             put(store, content)
 
-    pids = [fork(lambda content=content: give(content)) for content in contents] + [
-        fork(look) for _ in range(3)
-    ]  # type: ignore[misc]
+    work: list[Callable[[], object]] = [
+        *(functools.partial(give, content) for content in contents),
+        *[look] * 3,
+    ]
+    pids = [fork(each) for each in work]
     assert [ended(pid) for pid in pids] == [0] * len(pids)
     found, warning = store.find(NAME)
     assert found is not None and warning is None

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sgl_admin.smoke import chat, thinking
-from sgl_admin.smoke.scenario import Options
 
+from sgl_admin.records.scenario import Options
+from sgl_admin.smoke import chat, thinking
 from tests.doubles.chat_server import MODEL, USAGE, ChatServer
 from tests.fuzz.fuzzing import damaged, documents, encoded, mostly, spoiled
 

@@ -1,4 +1,5 @@
-"""A smoke from its command line to its records: real worker processes, and a double of the server.
+"""A smoke from its command line to its records: real worker processes, and a double of the
+server.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sgl_admin import cli, files, locks, paths, run, server
-from sgl_admin.smoke import cli as smoke_cli
-from sgl_admin.smoke import record, runner, scenario
 
+from sgl_admin.base import files, locks, paths
+from sgl_admin.commands import main as cli
+from sgl_admin.commands import smoke as smoke_cli
+from sgl_admin.records import run, scenario
+from sgl_admin.records import smokes as record
+from sgl_admin.serving import server
+from sgl_admin.smoke import runner
 from tests.contract import validators
 from tests.doubles import chat_server
 from tests.doubles.chat_server import MODEL, ChatServer
@@ -31,7 +36,7 @@ SMOKE_ID = "smoke-20261123T095000Z-5be01a77"
 # Makes sgl_admin's paths, in each process that is started, those of the test.
 SITE = """
 from pathlib import Path
-from sgl_admin import paths
+from sgl_admin.base import paths
 for name, value in {paths!r}.items():
     setattr(paths, name, Path(value))
 paths._HOST_ROOTS = tuple((Path(root), variable) for root, variable in {roots!r})
@@ -62,7 +67,8 @@ class Site:
         files.write_json(paths.manifest(self.run_id), manifest)
 
     def prepare(self, *arguments: str, argv: list[str] | None = None) -> None:
-        """Write a prep_result whose server is the double, as it is told to be, or another command.
+        """Write a prep_result whose server is the double, as it is told to be, or another
+        command.
         """
         double = [sys.executable, DOUBLE, "--port", str(self.port), *arguments]
         result = validators.example("prep_result")
@@ -168,7 +174,7 @@ def site(
     )
     (tmp_path / "sitecustomize.py").write_text(text)
     monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(run.__file__).parents[1])])
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(run.__file__).parents[2])])
     )
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -525,7 +531,7 @@ def test_a_scenario_comes_from_standard_input(site: Site, monkeypatch: pytest.Mo
 
 
 FULL = """
-from sgl_admin import files
+from sgl_admin.base import files
 def write_json(path, *_):
     raise OSError(28, "No space left on device", str(path))
 files.write_json = write_json

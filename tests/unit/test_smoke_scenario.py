@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sgl_admin.smoke import scenario
 
+from sgl_admin.records import scenario
 from tests.fuzz.fuzzing import damaged, documents, encoded, mostly, spoiled
 
 FULL = {

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_admin import cli, locks, paths, server, standalone
-from sgl_admin.errors import Refused
 
+from sgl_admin.base import locks, paths
+from sgl_admin.base.errors import Refused
+from sgl_admin.commands import main as cli
+from sgl_admin.records import standalone
+from sgl_admin.serving import server
 from tests.contract import validators
 
 # It starts processes, and mostly waits for them.
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
-SOURCES = ROOT / "roles" / "image" / "files" / "sgl_admin" / "src"
+
 CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
@@ -47,7 +50,7 @@ class Machine:
     @property
     def environment(self) -> dict[str, str]:
         ours = {
-            "PYTHONPATH": os.pathsep.join(map(str, (DOUBLES / "gpu_server", DOUBLES, SOURCES))),
+            "PYTHONPATH": os.pathsep.join(map(str, (DOUBLES / "gpu_server", DOUBLES, ROOT))),
             "SGL_TEST_NVML": str(self.folder / "nvml.json"),
             "SGL_TEST_GPU_SERVER": str(self.folder / "server.json"),
             "SGL_TEST_NO_TORCH": "1",

@@ -84,7 +84,7 @@ def worker(faults: Installation, name: str) -> str | None:
         .execute("docker", "top", faults.container, "-eo", "pid,args", check=False)
         .splitlines()
     )
-    pids = [line.split()[0] for line in processes if "sgl_admin.worker" in line]
+    pids = [line.split()[0] for line in processes if "sgl_admin.prep.worker" in line]
     return pids[0] if marker and pids else None
 
 
@@ -177,7 +177,8 @@ def push(archive: bytes, reference: str) -> None:
 
 
 def test_a_host_whose_signature_differs(faults: Installation) -> None:
-    """It is a group of its own: it makes its own, and takes nothing of the others'; theirs stands.
+    """It is a group of its own: it makes its own, and takes nothing of the others'; theirs
+    stands.
     """
     faults.prep()
     faults.host_variables[THIRD]["sgl_cuda_graph_batch_sizes"] = [1]

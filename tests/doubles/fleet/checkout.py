@@ -108,7 +108,8 @@ class FleetCheckout:
         }
 
     def front(self, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-        """Begin `python -m slice_bench.cli`, in a session of its own, without waiting for its end.
+        """Begin `python -m slice_bench.cli`, in a session of its own, without waiting for its
+        end.
         """
         environment = {**self.environment, "PYTHONPATH": str(self.root)}
         del environment["ANSIBLE_CONFIG"]

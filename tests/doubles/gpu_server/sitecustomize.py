@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 try:
-    from sgl_admin import devices
+    from sgl_admin.facts import devices
 except ImportError:
     # The server's process does not have sgl-admin.
     pass

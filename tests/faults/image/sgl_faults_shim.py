@@ -7,9 +7,12 @@ changes files, whoever calls them, and an audit hook reports what came by anothe
 
 In the folder that SGL_TEST_FAULTS names:
 
-    operations.log  a line for each operation: program, its number in that process, the operation, the path
-    plan            `<program>:<number>:<kind>`: what to do, once, at which operation of which program
-    hit             made when it was done; from then on the plan is void, so that whoever starts again runs undisturbed
+    operations.log  a line for each operation: program, its number in that process, the operation,
+                    the path
+    plan            `<program>:<number>:<kind>`: what to do, once, at which operation of which
+                    program
+    hit             made when it was done; from then on the plan is void, so that whoever starts
+                    again runs undisturbed
     full            while it is there, whatever needs space fails, in every program
 
 The kinds: `before` and `after` end the process there; `torn` ends it with a file's last bytes lost,
@@ -33,7 +36,7 @@ from typing import Any, TypeVar
 
 PROGRAMS = {
     "sgl_admin": "cli",
-    "sgl_admin.worker": "worker",
+    "sgl_admin.prep.worker": "worker",
     "sgl_admin.smoke.worker": "smoke",
     "sgl_admin.init.start": "start",
     "sgl_admin.init.publish": "publish",

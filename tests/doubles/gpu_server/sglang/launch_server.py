@@ -5,17 +5,22 @@ It answers what sgl-admin asks of the real one: /health (503 until it is ready),
 with `usage`, and /metrics with the counter of prompt tokens, born with its first value. Its helper
 is a process of its group that outlives it when it is killed. As the real one:
 
-- it takes the flags of its release, whose version is its dist-info folder's, and ends with exit code 2 at others (FLAGS);
-- a start and the first sampled request leave a file in each cache that the environment names, where it is not there yet (COMPILED);
-- it fuses a shared expert that is as large as a routed one, looks the MoE configuration of that shape up in SGLANG_MOE_CONFIG_DIR, once
-  for each start, and says what it found in a release's own words (seen in 0.5.17 on an H100); without `configs` there it dies.
+- it takes the flags of its release, whose version is its dist-info folder's, and ends with exit
+  code 2 at others (FLAGS);
+- a start and the first sampled request leave a file in each cache that the environment names, where
+  it is not there yet (COMPILED);
+- it fuses a shared expert that is as large as a routed one, looks the MoE configuration of that
+  shape up in SGLANG_MOE_CONFIG_DIR, once for each start, and says what it found in a release's own
+  words (seen in 0.5.17 on an H100); without `configs` there it dies.
 
 SGL_TEST_GPU_SERVER names a JSON file, read at the start, that says what else; each key may be left
 out:
 
-    journal     a file that gets a line for each start: {"pid", "argv", "env": the caches' variables and CUDA's}
+    journal     a file that gets a line for each start: {"pid", "argv", "env": the caches' variables
+                and CUDA's}
     ready_s     seconds until /health says 200 (0.15)
-    dies        ends while it starts: says this text as its scheduler's traceback, then what the real one says after any death
+    dies        ends while it starts: says this text as its scheduler's traceback, then what the
+                real one says after any death
     silent      says nothing and never becomes ready
     holds_port  SIGTERM does nothing, to it and its helper
     device_name what torch calls the GPU, where that is not what NVML calls it
@@ -125,7 +130,10 @@ class Experts:
         experts = config["num_experts"] + (1 if fusion and same_size else 0)
         quantised = config.get("quantization_config")
         kind = f",dtype=fp8_w8a8,block_shape={quantised['weight_block_size']}" if quantised else ""
-        self.stem = f"E={experts},N={config['moe_intermediate_size'] // tp},device_name={device_name.replace(' ', '_')}{kind}"
+        self.stem = (
+            f"E={experts},N={config['moe_intermediate_size'] // tp}"
+            f",device_name={device_name.replace(' ', '_')}{kind}"
+        )
 
     def look_up(self, version: str, triton: str) -> None:
         """Raises FileNotFoundError as the real one does, where the folder has no `configs`."""

@@ -9,9 +9,11 @@ caches each time.
 The environment says what goes wrong; each variable begins with SGL_TEST_SERVER_:
 
     READY_S         seconds until /health says 200 (0); `never`
-    EXIT            ends at once with this exit code, after printing EXIT_TEXT (an out-of-memory error)
+    EXIT            ends at once with this exit code, after printing EXIT_TEXT (an out-of-memory
+                    error)
     REQUEST_S       seconds that a request takes (0)
-    DIE_AFTER       ends itself, and not its helpers, in place of answering the request after so many
+    DIE_AFTER       ends itself, and not its helpers, in place of answering the request after so
+                    many
     HANG_FROM       never answers from this request on (the first is 1)
     HTTP_500_FROM   answers HTTP 500 from this request on
     NOT_COUNTED     the counter stays as it is
@@ -189,7 +191,8 @@ class Listener(ThreadingHTTPServer):
 
 
 def compile_kernels() -> None:
-    """Leave what a compiler leaves, by temp file and rename as it does, where it is not there yet.
+    """Leave what a compiler leaves, by temp file and rename as it does, where it is not there
+    yet.
     """
     for variable, names in COMPILED.items():
         for name in names:

@@ -1,5 +1,0 @@
-import sys
-
-from sgl_admin.cli import main
-
-sys.exit(main())

@@ -1,0 +1,5 @@
+import sys
+
+from sgl_admin.commands.main import main
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""Locks that die with their owner: flock on files under /profiles/.locks, shared by every container
+of the host.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sgl_admin.base import paths
+
+
+def try_lock(name: str) -> int | None:
+    """A descriptor that holds the lock as long as it is open in some process, or None where another
+    holds it.
+    """
+    paths.LOCKS.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(paths.LOCKS / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def held(name: str) -> bool:
+    """Whether some process holds the lock."""
+    if (descriptor := try_lock(name)) is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def acquire(name: str, timeout_s: float) -> int:
+    """A descriptor that holds the lock `name`; raises TimeoutError when another holds it for longer
+    than `timeout_s` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (descriptor := try_lock(name)) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{paths.LOCKS / name}.lock is held by another process for more than"
+                f" {timeout_s:.0f} s"
+            )
+        time.sleep(0.1)
+    return descriptor
+
+
+@contextmanager
+def locked(name: str, timeout_s: float) -> Iterator[None]:
+    """Holds the lock `name`; raises TimeoutError as `acquire` does."""
+    descriptor = acquire(name, timeout_s)
+    try:
+        yield
+    finally:
+        os.close(descriptor)

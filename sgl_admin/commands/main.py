@@ -1,0 +1,408 @@
+"""The command line of sgl-admin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from sgl_admin import __version__
+from sgl_admin.base import detached, files, locks, paths
+from sgl_admin.base.errors import (
+    EXIT_BUSY,
+    EXIT_NO_LIVE_RUN,
+    EXIT_NO_RESULT,
+    EXIT_PERMISSION,
+    EXIT_SIGINT,
+    EXIT_USAGE,
+    Refused,
+)
+from sgl_admin.commands import argument_types
+from sgl_admin.commands import request as request_cli
+from sgl_admin.commands import server as server_cli
+from sgl_admin.commands import share as share_cli
+from sgl_admin.commands import smoke as smoke_cli
+from sgl_admin.facts import model
+from sgl_admin.prep import worker
+from sgl_admin.prep.prep import Prep, planned
+from sgl_admin.records import caches, job, run, standalone
+from sgl_admin.records.request import Request
+from sgl_admin.serving import benchmark_server
+from sgl_admin.share import incoming
+
+_POLL_S = 0.1
+# How often a prep that is watched is looked at, and the longest silence.
+_LOOK_S, _HEARTBEAT_S = 1.0, 10.0
+# For whoever holds the prep lock to say what it does.
+_START_PATIENCE_S = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    os.umask(0o002)
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.root:
+            standalone.begin(arguments.root)
+        return int(arguments.handler(arguments))
+    except Refused as refusal:
+        return _complain(refusal.exit_code, str(refusal))
+    except run.NoLiveRun as error:
+        return _complain(EXIT_NO_LIVE_RUN, str(error))
+    except model.UnusableModel as error:
+        return _complain(EXIT_USAGE, str(error))
+    except PermissionError as error:
+        return _complain(
+            EXIT_PERMISSION,
+            f"no permission for {error.filename}: it must belong to {os.getuid()}:{os.getgid()},"
+            " this container's user",
+        )
+    except OSError as error:
+        return _complain(EXIT_NO_RESULT, files.reason(error))
+    except KeyboardInterrupt:
+        return _complain(
+            EXIT_SIGINT, "no longer followed; a prep goes on by itself (sgl-admin status --watch)"
+        )
+
+
+def _complain(exit_code: int, message: str) -> int:
+    print(f"sgl-admin: {files.printable(message)}", file=sys.stderr)
+    return exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sgl-admin",
+        description="Warms and inspects the kernel caches of this SGLang container.",
+    )
+    parser.add_argument(
+        "--root",
+        metavar="FOLDER",
+        help=(
+            "work on this machine, without the container, and keep caches and records below this"
+            " folder"
+        ),
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    group = commands.add_parser("caches", help="the kernel caches under /profiles").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+
+    ensure = group.add_parser(
+        "ensure", help="warm what is not warm, and prove that the server's metrics arrive",
+        epilog="Without a stage flag every stage is ensured; with any, the others are skipped.",
+    )  # fmt: skip
+    ensure.set_defaults(handler=_ensure)
+    request_cli.add_arguments(ensure)
+    ensure.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
+    ensure.add_argument(
+        "--standing",
+        action="store_true",
+        help=(
+            "with --detach: where something is to be done, print the plan among them, and do"
+            " nothing"
+        ),
+    )
+    ensure.add_argument(
+        "--json", action="store_true", help="print the result as JSON before the RESULT lines"
+    )
+    ensure.add_argument(
+        "--detach",
+        action="store_true",
+        help="return as soon as the prep runs; print {job, result, attached} as JSON",
+    )
+    ensure.add_argument(
+        "--wait",
+        type=argument_types.seconds,
+        default=0.0,
+        metavar="S",
+        help="with --detach: wait so long for the end first",
+    )
+
+    share_cli.register(group)
+
+    inspect = group.add_parser("inspect", help="what the caches hold")
+    inspect.set_defaults(handler=_inspect)
+    inspect.add_argument("--json", action="store_true", help="print it as JSON")
+
+    status = commands.add_parser("status", help="the prep that runs, or the last one")
+    status.set_defaults(handler=_status)
+    status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
+    status.add_argument(
+        "--watch",
+        action="store_true",
+        help="show its progress until it ends, and exit with its exit code",
+    )
+    status.add_argument(
+        "--wait",
+        type=argument_types.seconds,
+        default=0.0,
+        metavar="S",
+        help="wait so long for it to end first",
+    )
+
+    server_cli.register(commands)
+    smoke_cli.register(commands)
+
+    commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
+    return parser
+
+
+def _ensure(arguments: argparse.Namespace) -> int:
+    live = run.live()
+    request = request_cli.of(arguments, live)
+    _check_ownership()
+    if arguments.dry_run:
+        return _print_dry_run(planned(live, request).dry_run(), arguments.json)
+    found, attached = _begin_or_attach(live, request, arguments.detach and arguments.standing)
+    if isinstance(found, Prep):
+        return _print_envelope(live.run_id, None, attached=False, plan=found.dry_run())
+    if arguments.detach:
+        return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait), attached=attached)
+    return _follow(live.run_id, found, arguments.json)
+
+
+def _begin_or_attach(
+    live: run.Run, request: Request, standing: bool = False
+) -> tuple[str | Prep, bool]:
+    """The id of the prep that does this request, and whether it was running already. Raises Refused
+    (busy) when another one runs.
+
+    With `standing`, the prep itself where it has something to do: then it was not begun.
+    """
+    deadline = time.monotonic() + _START_PATIENCE_S
+    while True:
+        if (lock := locks.try_lock(job.LOCK)) is not None:
+            try:
+                return _begin(live, request, lock, standing), False
+            finally:
+                os.close(lock)
+        record = job.read(live.run_id)
+        if record is not None and job.alive(record):
+            return _attach(record, request), True
+        # Its holder has not written its record yet, has ended this very moment, or only looked
+        # whether a prep runs.
+        if time.monotonic() > deadline:
+            raise Refused(
+                EXIT_BUSY,
+                "another prep is starting on this host (its lock is held, maybe by another"
+                " container); try again",
+            )
+        time.sleep(_POLL_S)
+
+
+def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | Prep:
+    """With the prep lock held: do the prep at once where nothing is to be done, or else begin its
+    process; returns its id.
+
+    With `standing` none is begun: the prep that would be is returned.
+    """
+    warnings: list[str] = []
+    job.settle(live.run_id, warnings)
+    incoming.settle(warnings)
+    benchmark_server.settle_dead(live.run_id)
+    prep = planned(live, request, warnings)
+    worker.sweep(live.run_id)
+    if standing and not prep.nothing_to_do:
+        return prep
+    if prep.nothing_to_do:
+        prep.execute(job.Job(live.run_id, request, prep.prep_id))
+    else:
+        _spawn(prep, lock)
+    return prep.prep_id
+
+
+def _spawn(prep: Prep, lock: int) -> None:
+    run_id, prep_id = prep.run.run_id, prep.prep_id
+
+    def recorded() -> bool:
+        record = job.read(run_id)
+        return record is not None and record["prep_id"] == prep_id
+
+    detached.begin(
+        run_id,
+        "sgl_admin.prep.worker",
+        prep_id,
+        worker.order(prep.request, prep.warnings),
+        lock,
+        recorded,
+    )
+
+
+def _check_ownership() -> None:
+    """What another uid owns would stop the prep in its middle: find it before anything is done."""
+    for folder in (
+        paths.TELEMETRY,
+        paths.RUNS,
+        paths.LOGS,
+        paths.PROFILES,
+        *(paths.PROFILES / cache for cache in caches.CACHES),
+    ):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise Refused(
+                EXIT_PERMISSION,
+                f"{paths.to_host(folder) or folder} cannot be written by"
+                f" {os.getuid()}:{os.getgid()}: chown -R {os.getuid()}:{os.getgid()}"
+                f" {paths.to_host(folder) or folder}",
+            )
+
+
+def _attach(record: dict[str, Any], request: Request) -> str:
+    """The id of the running prep when it is the same request. Raises Refused (busy) when it is
+    another.
+    """
+    if record["arguments_digest"] != request.digest:
+        raise Refused(
+            EXIT_BUSY,
+            f"busy: {record['prep_id']} (pid {record['pid']}) runs with other arguments:"
+            f" {' '.join(map(str, record['arguments']))}; wait for it (sgl-admin status --watch)"
+            " and run this again",
+        )
+    return str(record["prep_id"])
+
+
+def _wait(run_id: str, seconds: float) -> dict[str, Any] | None:
+    """The job's record once it has ended, or as it is after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended = not job.running()
+        record = job.read(run_id)
+        if ended and record is not None and record["state"] == job.RUNNING:
+            record = _declare_interrupted(run_id)
+        if record is None or record["state"] != job.RUNNING or time.monotonic() >= deadline:
+            return record
+        time.sleep(_POLL_S)
+
+
+def _declare_interrupted(run_id: str) -> dict[str, Any] | None:
+    """The record says `running` and nobody holds the lock: its process was killed."""
+    lock = locks.try_lock(job.LOCK)
+    if lock is not None:
+        try:
+            job.settle(run_id, [])
+        finally:
+            os.close(lock)
+    return job.read(run_id)
+
+
+def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
+    """Show the prep's progress, a line at each change and one each _HEARTBEAT_S seconds, until it
+    ends; returns its record.
+    """
+    shown, shown_at = None, 0.0
+    while True:
+        record = _wait(run_id, _LOOK_S)
+        if record is None or record["prep_id"] != prep_id or record["state"] != job.RUNNING:
+            return record
+        doing = record["stage"], record["message"]
+        if doing != shown or time.monotonic() - shown_at >= _HEARTBEAT_S:
+            shown, shown_at = doing, time.monotonic()
+            print(job.describe(record), file=stream, flush=True)
+
+
+def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
+    """Show progress on standard error until the prep ends; then print its result."""
+    record = _watch(run_id, prep_id, sys.stderr)
+    result = _result_of(run_id, prep_id)
+    # Where it ended between its result and its last record, its exit code is none: the next one
+    # finds what is done.
+    if result is None or record is None or record["exit_code"] in (None, EXIT_NO_RESULT):
+        message = record["message"] if record else "its record is gone"
+        log = paths.to_host(paths.log(run_id))
+        return _complain(
+            EXIT_NO_RESULT,
+            f"{prep_id} ended without a result: {message}; the log is {log}; run it again",
+        )
+    return _print_result(run_id, result, as_json, int(record["exit_code"]))
+
+
+def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
+    """The prep's result; None where it wrote none, or what is there cannot be read: the next prep
+    sets that aside.
+    """
+    try:
+        result = files.read_record(paths.prep_result(run_id), run.RESULT_SHAPE)
+    except ValueError:
+        return None
+    return result if result is not None and result["run"].get("prep_id") == prep_id else None
+
+
+def _print_result(run_id: str, result: dict[str, Any], as_json: bool, exit_code: int) -> int:
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for name, stage in result["stages"].items():
+            why = f"{stage['reason'] or ''}{'; '.join(stage['errors'])}"
+            print(f"{name:12} {stage['status']:8} {why}".rstrip())
+        proof = result["telemetry_probe"]
+        print(f"{'metrics':12} {'ready' if proof['ok'] else 'not ready: ' + str(proof['reason'])}")
+    for warning in result["warnings"]:
+        print(f"sgl-admin: warning: {warning}", file=sys.stderr)
+    stages = " ".join(f"{name}:{stage['status']}" for name, stage in result["stages"].items())
+    print(f"RESULT_JSON {paths.prep_result(run_id)}")
+    print(f"RESULT_STATUS {result['status']} {stages}")
+    return exit_code
+
+
+def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(plan, indent=2))
+    else:
+        for name, stage in plan["stages"].items():
+            print(f"{name:12} {stage['status']:10} {stage['reason'] or ''}".rstrip())
+        print(f"{'metrics':12} {plan['telemetry_probe']}")
+    stages = " ".join(f"{name}:{stage['status']}" for name, stage in plan["stages"].items())
+    print(f"RESULT_STATUS dry_run {stages}")
+    return 0
+
+
+def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: Any) -> int:
+    print(
+        json.dumps(
+            {
+                "job": record,
+                "result": _result_of(run_id, record["prep_id"]) if record else None,
+                **more,
+            }
+        )
+    )
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    live = run.live()
+    record = _wait(live.run_id, arguments.wait)
+    if arguments.watch and record is not None:
+        record = _watch(live.run_id, record["prep_id"], sys.stdout)
+    if arguments.json:
+        return _print_envelope(live.run_id, record)
+    print(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
+    if not arguments.watch or record is None:
+        return 0
+    # Who watches a prep to its end is told how it ended: one that was killed has no exit code.
+    return record["exit_code"] if record["exit_code"] in range(256) else EXIT_NO_RESULT
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    found = caches.snapshot()
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for name in caches.CACHES:
+        cache = found[name]
+        state = "valid" if cache["valid"] else cache["reason"]
+        print(
+            f"{name:14} {cache['file_count']:7} files {cache['size_bytes'] / 2**20:10.1f} MiB "
+            f" {state}"
+        )
+    return 0
+
+
+def _version(arguments: argparse.Namespace) -> int:
+    print(f"sgl-admin {__version__}")
+    return 0

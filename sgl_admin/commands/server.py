@@ -1,0 +1,176 @@
+"""`sgl-admin server`: start exactly the server that was prepared, ask after it, and stop it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from typing import Any
+
+from sgl_admin.base import files, paths
+from sgl_admin.base.errors import EXIT_SERVER_FAILED, EXIT_SIGINT, Refused, StageFailure
+from sgl_admin.commands import argument_types
+from sgl_admin.records import run
+from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.server import end_noted
+
+_HEARTBEAT_S = 5.0
+
+
+def register(commands: Any) -> None:
+    """Add the command to sgl-admin's; `commands` is argparse's collection of sub-commands."""
+    actions = commands.add_parser("server", help="the server that was prepared").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+
+    start = actions.add_parser(
+        "start",
+        help="start it, detached, where it does not run, and wait until it is healthy",
+        epilog=(
+            "Its command and environment are those of the run's latest prep: what the caches are"
+            " warm for."
+        ),
+    )
+    start.set_defaults(handler=_start)
+    start.add_argument(
+        "--timeout",
+        type=argument_types.seconds,
+        default=1800.0,
+        metavar="S",
+        help="to become healthy (default: %(default)s)",
+    )
+    start.add_argument("--detach", action="store_true", help="return as soon as it is started")
+    start.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
+
+    status = actions.add_parser("status", help="whether it runs and is healthy")
+    status.set_defaults(handler=_status)
+    status.add_argument(
+        "--wait",
+        type=argument_types.seconds,
+        default=0.0,
+        metavar="S",
+        help="wait so long for it to become healthy; exit code 7 where it does not",
+    )
+
+    stop = actions.add_parser(
+        "stop", help="stop it with all its processes; harmless where none runs"
+    )
+    stop.set_defaults(handler=_stop)
+    for action in (start, status, stop):
+        action.add_argument(
+            "--json", action="store_true", help="print {server, healthy, log_tail} as JSON"
+        )
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    live = run.live()
+    wanted = benchmark_server.prepared(live)
+    if arguments.dry_run:
+        words = [*(f"{key}={value}" for key, value in wanted.env.items()), *wanted.argv]
+        print(
+            json.dumps({"argv": wanted.argv, "env": wanted.env})
+            if arguments.json
+            else files.printable(shlex.join(words))
+        )
+        return 0
+    record, started = benchmark_server.start(live, wanted)
+    healthy = False
+    if not arguments.detach:
+        try:
+            found, healthy = benchmark_server.wait(
+                live.run_id, arguments.timeout, _Heartbeat(record["server_id"])
+            )
+        except KeyboardInterrupt:
+            raise Refused(
+                EXIT_SIGINT,
+                f"no longer followed; {record['server_id']} goes on by itself (sgl-admin server"
+                " status)",
+            ) from None
+        if not healthy:
+            _refuse_unhealthy(live.run_id, found, arguments.timeout)
+        record = found or record
+    return _print(live.run_id, record, healthy, arguments.json, started=started)
+
+
+class _Heartbeat:
+    """Says now and then, on standard error, that a server is still starting."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._said_at = time.monotonic()
+
+    def __call__(self, waited_s: float) -> None:
+        if time.monotonic() - self._said_at >= _HEARTBEAT_S:
+            self._said_at = time.monotonic()
+            print(f"{self._name}: not healthy yet ({waited_s:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: float) -> None:
+    """Raises Refused: why the server did not become healthy, with its last words. One that still
+    starts is left running.
+    """
+    if record is None or record["state"] == benchmark_server.STOPPED:
+        raise Refused(EXIT_SERVER_FAILED, "the server was stopped while it started; start it again")
+    if record["state"] == benchmark_server.ENDED:
+        # Its children may have outlived it.
+        end_noted(record["pgid"], record["start_ticks"])
+    tail = "\n".join(benchmark_server.handle(run_id, record).log_tail())
+    log = paths.to_host(paths.log(run_id)) or paths.log(run_id)
+    what = (
+        "ended while starting"
+        if record["state"] == benchmark_server.ENDED
+        else (
+            f"is not healthy after {timeout_s:.0f} s (it goes on: sgl-admin server status --wait"
+            " 600, or sgl-admin server stop)"
+        )
+    )
+    print(tail, file=sys.stderr)
+    raise Refused(
+        EXIT_SERVER_FAILED,
+        f"{record['server_id']} {what}; its last lines are above, the log is {log}",
+    )
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    run_id = run.live().run_id
+    record, healthy = benchmark_server.wait(run_id, arguments.wait)
+    _print(run_id, record, healthy, arguments.json)
+    # Who waits for it wants to know whether it came.
+    return EXIT_SERVER_FAILED if arguments.wait and not healthy else 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    run_id = run.live().run_id
+    try:
+        return _print(run_id, benchmark_server.stop(run_id), False, arguments.json)
+    except StageFailure as failure:
+        raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
+
+
+def _print(
+    run_id: str, record: dict[str, Any] | None, healthy: bool, as_json: bool, **more: bool
+) -> int:
+    if as_json:
+        ended = record is not None and record["state"] == benchmark_server.ENDED
+        tail = (
+            benchmark_server.handle(run_id, record).log_tail()
+            if record is not None and ended
+            else []
+        )
+        print(json.dumps({"server": record, "healthy": healthy, "log_tail": tail, **more}))
+    elif record is None:
+        print("no server was started in this run")
+    else:
+        state, log = (
+            "healthy" if healthy else record["state"],
+            paths.to_host(paths.log(run_id)) or paths.log(run_id),
+        )
+        print(
+            files.printable(
+                f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log"
+                f" {log}"
+            )
+        )
+    return 0

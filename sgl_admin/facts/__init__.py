@@ -1,0 +1,1 @@
+"""What is here: devices, the model, the image, and whether they fit each other."""

@@ -1,0 +1,74 @@
+"""Whether the GPUs fit what a prep is asked to do, and are free for it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+
+from sgl_admin.base import paths
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.facts import devices
+from sgl_admin.facts.devices import Devices
+from sgl_admin.sglang import versions
+
+# The order of the GPUs is the one that NVML, nvidia-smi and this package count by.
+ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+# The driver lets go of an ended process's memory a moment after its end.
+_PATIENCE_S = 15.0
+# What a cold server of an 80B FP8 model writes into its caches, and some more.
+_CACHE_BYTES = 2 << 30
+
+
+def check(found: Devices, tp: int, warn: Callable[[str], None]) -> None:
+    """Raises ValueError where a prep cannot be done on these devices."""
+    if tp > found.count:
+        raise ValueError(
+            f"tp {tp} needs {tp} devices, and here is {found.count} ({found.name}): use --tp"
+            f" {found.count}"
+        )
+    if len(found.kinds) > 1:
+        kinds = " and ".join(found.kinds)
+        if tp > 1:
+            raise ValueError(
+                f"the GPUs are of different kinds ({kinds}), and kernels are tuned for one: show"
+                " only one (CUDA_VISIBLE_DEVICES)"
+            )
+        warn(f"the GPUs are of different kinds ({kinds}); this prep is for the first, {found.name}")
+    wanted = versions.cuda_runtime() if found.cuda else None
+    if wanted and found.cuda_version and _major(found.cuda_version) < _major(wanted):
+        raise ValueError(
+            f"the driver {found.driver_version} runs CUDA {found.cuda_version} at most, and torch"
+            f" here is built for CUDA {wanted}: update the host's driver, or take an image for CUDA"
+            f" {_major(found.cuda_version)}"
+        )
+
+
+def _major(version: str) -> int:
+    number = version.partition(".")[0]
+    return int(number) if number.isdigit() else 0
+
+
+def wait_until_free() -> None:
+    """Raises StageFailure(gpu_busy) where another process goes on computing on a visible GPU."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while others := devices.processes():
+        if time.monotonic() > deadline:
+            named = ", ".join(map(str, others))
+            raise StageFailure(
+                "gpu_busy",
+                f"the GPU is in use by {named}: end that, or wait for its end, and run this again",
+            )
+        time.sleep(0.5)
+
+
+def check_free_space() -> None:
+    """Raises StageFailure(insufficient_disk)."""
+    free = shutil.disk_usage(paths.PROFILES).free
+    if free < _CACHE_BYTES:
+        where = paths.to_host(paths.PROFILES)
+        raise StageFailure(
+            "insufficient_disk",
+            f"{where} has {free >> 20} MiB free, and cold caches take up to {_CACHE_BYTES >> 20}:"
+            " free some",
+        )

@@ -1,0 +1,305 @@
+"""The run's record: waits for the services, writes the manifest, then the pointer; takes the
+pointer back when the run ends.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base.errors import Refused, StageFailure
+from sgl_admin.init import dcgm
+from sgl_admin.init.services import LOOPBACK, SERVICES, Settings, of_image
+from sgl_admin.records import caches, job, run
+from sgl_admin.records import smokes as smoke
+from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.server import start_time
+from sgl_admin.sglang import tracing
+
+_RETRY_S = 1.0
+
+
+def main() -> None:
+    os.umask(0o002)
+    run_id = sys.argv[1]
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    publish(run_id, ending)
+    ending.wait()
+    end_work(run_id)
+    end_server(run_id)
+    withdraw(run_id)
+    print(f"run_record: {run_id} is ended", flush=True)
+
+
+def publish(run_id: str, ending: threading.Event) -> None:
+    """Manifest, then pointer. Where they cannot be written (a full disk), it says so once and tries
+    until they can.
+    """
+    said = None
+    while True:
+        try:
+            # Of a process of this program that was killed; no other writes the pointer.
+            files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
+            if not paths.manifest(run_id).exists():
+                files.write_json(
+                    paths.manifest(run_id),
+                    build_manifest(run_id, Settings.from_environment(), ending),
+                )
+            if not ending.is_set():
+                files.write_text(paths.POINTER, run.pointer_text(run_id), mode=0o600)
+                print(f"run_record: {run_id} is published", flush=True)
+            return
+        except OSError as error:
+            if (reason := files.reason(error)) != said:
+                said = reason
+                print(f"run_record: ERROR: {run_id} is not published yet: {reason}", flush=True)
+        if ending.wait(_RETRY_S):
+            return
+
+
+def withdraw(run_id: str) -> None:
+    """Take the pointer back, if it is this run's. One that cannot go is told apart by its readers,
+    and the next start replaces it.
+    """
+    try:
+        if run.pointed_run() == run_id:
+            paths.POINTER.unlink()
+            files.fsync_folder(paths.TELEMETRY)
+    except OSError as error:
+        print(
+            f"run_record: ERROR: the pointer is not taken back: {files.reason(error)}", flush=True
+        )
+
+
+def end_work(run_id: str) -> None:
+    """Tell the prep and the smoke that run in this container to stop, and wait until they have
+    written their records.
+    """
+    smoke_id = smoke.latest(run_id)
+    for record, lock in (
+        (job.read(run_id), job.LOCK),
+        (smoke.read(run_id, smoke_id) if smoke_id else None, smoke.LOCK),
+    ):
+        if (
+            record is None
+            or record["state"] != job.RUNNING
+            or start_time(record["pid"]) != record.get("pid_start_ticks", "")
+        ):
+            continue
+        os.kill(record["pid"], signal.SIGTERM)
+        while start_time(record["pid"]) == record["pid_start_ticks"] and locks.held(lock):
+            time.sleep(0.05)
+
+
+def end_server(run_id: str) -> None:
+    """End a server that was started for a benchmark, in order. What cannot be ended so goes with
+    the container.
+    """
+    try:
+        benchmark_server.stop(run_id)
+    except (OSError, Refused, StageFailure) as error:
+        print(f"run_record: ERROR: the server is not ended in order: {error}", flush=True)
+
+
+def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> dict[str, Any]:
+    facts = files.read_json(paths.IMAGE_FACTS) or {}
+    flavour = files.read_json(paths.FLAVOUR) or {}
+    started_at = clock.utc()
+    profile_cache = caches.snapshot()
+    states = wait_for_services(of_image(), settings, ending)
+    container_paths = {
+        "telemetry_root": str(paths.TELEMETRY),
+        "run_dir": str(paths.run_dir(run_id)),
+        "log_file": str(paths.log(run_id)),
+        "prometheus_dir": str(paths.PROMETHEUS / run_id),
+        "jaeger_dir": str(paths.JAEGER / run_id),
+        "profiles_root": str(paths.PROFILES),
+        "models_root": str(paths.MODELS),
+        "huggingface_root": str(paths.HUGGINGFACE),
+    }
+    surfaces, warnings = describe_surfaces(states, flavour.get("unavailable", {}), settings, facts)
+    reachable = f"[{settings.reachable}]" if ":" in settings.reachable else settings.reachable
+    return {
+        "schema_version": "1",
+        "container_run_id": run_id,
+        "container_id": container_id(),
+        "container_name": os.environ.get("SGL_CONTAINER_NAME", "unknown"),
+        "started_at": started_at,
+        "image": os.environ.get("SGL_IMAGE", "unknown"),
+        "image_id": os.environ.get("SGL_IMAGE_ID", "unknown"),
+        "image_inputs": facts["image_inputs"],
+        "base_image": facts["base_image"],
+        "flavour": facts["flavour"],
+        "architecture": facts["architecture"],
+        "git_revision": facts["git_revision"],
+        "user": {"name": "devuser", "uid": os.getuid(), "gid": os.getgid(), "umask": "0002"},
+        "versions": facts["versions"],
+        "services": {
+            "prometheus": {
+                "port": settings.prometheus_port,
+                "url": f"http://{reachable}:{settings.prometheus_port}",
+            },
+            "jaeger": {
+                "ui": settings.jaeger_ui_port,
+                "otlp_grpc": settings.otlp_grpc_port,
+                "otlp_http": settings.otlp_http_port,
+                "url": f"http://{reachable}:{settings.jaeger_ui_port}",
+            },
+            "node_exporter": {"port": settings.node_exporter_port},
+            "dcgm_exporter": {"port": settings.dcgm_exporter_port},
+            "sglang": {
+                "port": settings.sglang_port,
+                "url": f"http://{LOOPBACK}:{settings.sglang_port}",
+            },
+        },
+        "paths": {
+            "container": container_paths,
+            "host": {key: paths.to_host(path) for key, path in container_paths.items()},
+        },
+        "storage": {
+            key: container_paths[key] for key in ("log_file", "prometheus_dir", "jaeger_dir")
+        },
+        "profile_cache": {"start": profile_cache},
+        "telemetry_surfaces": surfaces,
+        "exporters_state": {
+            name: states.get(name, "unavailable") for name in ("node_exporter", "dcgm_exporter")
+        },
+        "warnings": warnings,
+        # With the boot id, this says which process is pid 1: a reader on the host knows by it
+        # whether this run is the live one.
+        "pid1": {
+            "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            "start_ticks": int(start_time(1) or 0),
+        },
+    }
+
+
+def wait_for_services(
+    names: list[str], settings: Settings, ending: threading.Event
+) -> dict[str, str]:
+    """`running` for each service once its page says 200, `failed` for one that has not within the
+    time that its start may take.
+    """
+    began = time.monotonic()
+    states: dict[str, str] = {}
+    while len(states) < len(names):
+        for name in names:
+            service = SERVICES[name]
+            if name in states:
+                continue
+            if answers(settings, service.ports(settings)[0], service.ready_path):
+                states[name] = "running"
+            elif time.monotonic() - began >= service.ready_timeout_s or ending.is_set():
+                states[name] = "failed"
+        ending.wait(0.02)
+    return {name: states[name] for name in names}
+
+
+def answers(settings: Settings, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(settings.reachable, port, timeout=2)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        # Read to its end: a connection closed before is an error line in the service's log.
+        response.read()
+        return response.status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def describe_surfaces(
+    states: dict[str, str], unavailable: dict[str, str], settings: Settings, facts: dict[str, Any]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """`telemetry_surfaces` and `warnings` of the manifest."""
+    at = {
+        "node_exporter": settings.address(settings.node_exporter_port),
+        "dcgm_exporter": settings.address(settings.dcgm_exporter_port),
+    }
+
+    def late(service: str) -> str:
+        return (
+            f"within {SERVICES[service].ready_timeout_s:.0f} s of the start; the run's log says why"
+        )
+
+    def surface(service: str, running: str, lacks: str | None = None) -> dict[str, str]:
+        if service not in states:
+            return {
+                "status": "unavailable",
+                "details": unavailable.get(service, f"this image has no {service}"),
+            }
+        if states[service] == "failed":
+            return {"status": "failed", "details": f"{service} did not answer {late(service)}"}
+        return (
+            {"status": "degraded", "details": lacks}
+            if lacks
+            else {"status": "running", "details": running}
+        )
+
+    untraced = tracing.missing_packages()
+    chosen = dcgm.chosen()
+    jaeger = (
+        f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP"
+        f" {settings.otlp_http_port}"
+    )
+    host_engine = ", by the nv-hostengine of the host" if chosen.host_engine else ""
+    surfaces = {
+        "sglang_metrics": {
+            "status": "expected" if states.get("prometheus") == "running" else "failed",
+            "details": (
+                f"scraped at {LOOPBACK}:{settings.sglang_port} once the server runs with"
+                " --enable-metrics"
+                if states.get("prometheus") == "running"
+                else f"Prometheus did not become ready {late('prometheus')}"
+            ),
+        },
+        "tracing": surface(
+            "jaeger",
+            jaeger,
+            (
+                f"{jaeger}; the server sends no traces, as its Python lacks"
+                f" {' and '.join(untraced)}"
+                if untraced
+                else None
+            ),
+        ),
+        "node_metrics": surface("node_exporter", f"node_exporter at {at['node_exporter']}"),
+        "dcgm_metrics": surface(
+            "dcgm_exporter",
+            f"dcgm-exporter at {at['dcgm_exporter']}{host_engine}",
+            None if chosen.profiling else "profiling metrics need SYS_ADMIN",
+        ),
+    }
+    warnings = [
+        f"{name}: {value['details']}"
+        for name, value in surfaces.items()
+        if value["status"] == "failed"
+    ]
+    if surfaces["tracing"]["status"] == "degraded":
+        warnings.append(f"tracing: {surfaces['tracing']['details']}")
+    if surfaces["dcgm_metrics"]["status"] == "degraded":
+        warnings.append(dcgm.WARNING)
+    return surfaces, warnings
+
+
+def container_id() -> str:
+    """This container's id, from the files that Docker mounts for it: on the host's network the host
+    name does not tell.
+    """
+    found = re.search(r"/containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
+    return found.group(1) if found else "unknown"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""pid 1 until it becomes supervisord: identity, a new run's folders and configuration."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import shlex
+import socket
+import sys
+from pathlib import Path
+
+from sgl_admin.base import clock, files, locks, paths, ports
+from sgl_admin.base.errors import Refused, StageFailure
+from sgl_admin.base.locks import try_lock
+from sgl_admin.init.services import (
+    SERVICES,
+    Settings,
+    of_image,
+    prometheus_config,
+    render_prometheus_config,
+)
+from sgl_admin.records import job
+from sgl_admin.records import smokes as smoke
+from sgl_admin.serving import benchmark_server
+
+USER = "devuser"
+SUPERVISOR_CONFIG = paths.STATE / "supervisord.conf"
+# Below the container's stop timeout, so that everything is ended in order.
+STOP_WAIT_S = 25
+
+
+def main() -> None:
+    os.umask(0o002)
+    settings = Settings.from_environment()
+    services = of_image()
+    try:
+        # A container that is started again has its last life's: no run is live until this one's is
+        # published.
+        paths.LIVE_RUN.unlink(missing_ok=True)
+        tidy()
+        add_user(os.getuid(), os.getgid())
+        refuse_busy_ports(settings, services)
+        run_id = begin_run(settings, services)
+    except OSError as error:
+        sys.exit(
+            f"sgl-init: ERROR: {files.reason(error)} (this container runs as"
+            f" {os.getuid()}:{os.getgid()})"
+        )
+    print(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
+    os.execv(
+        sys.executable,
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "supervisor.supervisord",
+            "--nodaemon",
+            "--configuration",
+            str(SUPERVISOR_CONFIG),
+        ],
+    )
+
+
+def tidy() -> None:
+    """Mend what a killed container left: its temp files go, and the records of its prep and its
+    smoke say that they ended.
+
+    No process of this container writes yet. What other containers of the host may write is held by
+    the prep lock, and waits for the next start where it is taken. Nothing here keeps a run from
+    starting.
+    """
+    try:
+        files.sweep_temporaries(paths.STATE)
+        files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
+        if (lock := try_lock(job.LOCK)) is not None:
+            try:
+                for folder in (paths.RUNS, *paths.RUNS.glob("*/"), *paths.RUNS.glob("*/stages")):
+                    files.sweep_temporaries(folder)
+                for record in paths.RUNS.glob("*/job.json"):
+                    job.settle(record.parent.name, [])
+            finally:
+                os.close(lock)
+        if any(paths.RUNS.glob("*/smokes")) and (lock := try_lock(smoke.LOCK)) is not None:
+            try:
+                for folder in paths.RUNS.glob("*/smokes"):
+                    smoke.settle(folder.parent.name)
+                    smoke.sweep(folder.parent.name)
+            finally:
+                os.close(lock)
+        servers = list(paths.RUNS.glob("*/server.json"))
+        if servers and not locks.held(benchmark_server.SERVES):
+            for server in servers:
+                benchmark_server.stop(server.parent.name)
+    except (OSError, Refused, StageFailure) as error:
+        print(
+            "sgl-init: WARNING: what an earlier run left is not tidied:"
+            f" {files.reason(error) if isinstance(error, OSError) else error}",
+            flush=True,
+        )
+
+
+def add_user(uid: int, gid: int) -> None:
+    """Give the host's uid:gid a name. /etc/passwd and /etc/group are links to files that any uid of
+    this container may write.
+    """
+    for database, number, line in (
+        ("passwd", uid, f"{USER}:x:{uid}:{gid}:{USER}:/home/{USER}:/bin/bash"),
+        ("group", gid, f"{USER}:x:{gid}:"),
+    ):
+        others = [
+            entry
+            for entry in Path(f"/etc/{database}.image").read_text(encoding="utf-8").splitlines()
+            if entry.split(":")[0] != USER and entry.split(":")[2] != str(number)
+        ]
+        files.write_text(paths.STATE / database, "\n".join([*others, line]) + "\n", mode=0o644)
+    assert pwd.getpwuid(uid).pw_name == USER
+
+
+def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
+    """The network is the host's: a port that another process holds would let its answers pass for
+    our service's.
+    """
+    for name, port in [
+        (service, port) for service in services for port in SERVICES[service].ports(settings)
+    ]:
+        where = settings.address(port)
+        with socket.socket(socket.AF_INET6 if ":" in settings.bind else socket.AF_INET) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((settings.bind, port))
+                trial.listen(1)
+            except OSError as error:
+                who = f" by {ports.holder(port)}" if error.errno == errno.EADDRINUSE else ""
+                sys.exit(
+                    f"sgl-init: ERROR: {name} cannot listen on {where}: {error.strerror}{who}; stop"
+                    " what holds it, or set another port"
+                )
+
+
+def begin_run(settings: Settings, services: list[str]) -> str:
+    """A new run: its id, its folders, its configuration. The pointer is published once the services
+    answer.
+    """
+    run_id = clock.new_id("container-run")
+    for folder in (
+        paths.run_dir(run_id) / "stages",
+        paths.PROMETHEUS / run_id,
+        paths.JAEGER / run_id,
+    ):
+        folder.mkdir(parents=True)
+    files.write_text(
+        prometheus_config(run_id), render_prometheus_config(settings, run_id, services)
+    )
+    files.write_text(SUPERVISOR_CONFIG, render_supervisor_config(settings, services, run_id))
+    files.write_text(paths.LIVE_RUN, run_id + "\n")
+    return run_id
+
+
+def render_supervisor_config(settings: Settings, services: list[str], run_id: str) -> str:
+    log = paths.log(run_id)
+    sections = [
+        f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\npidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"
+    ]
+
+    def program(name: str, command: list[str], priority: int, stop_wait_s: int) -> str:
+        # supervisord expands % itself.
+        line = shlex.join(command).replace("%", "%%")
+        return (
+            f"[program:{name}]\ncommand={line}\npriority={priority}\nautorestart=true\nstopwaitsecs={stop_wait_s}\n"
+            f"stdout_logfile={log}\nstdout_logfile_maxbytes=0\nredirect_stderr=true\n"
+        )
+
+    for name in services:
+        sections.append(
+            program(name, SERVICES[name].command(settings, run_id), SERVICES[name].priority, 10)
+        )
+    # Last to start and first to end: it publishes the run once the services answer, and takes the
+    # pointer back before they go.
+    sections.append(
+        program(
+            "run_record",
+            [sys.executable, "-P", "-m", "sgl_admin.init.publish", run_id],
+            900,
+            STOP_WAIT_S,
+        )
+    )
+    return "\n".join(sections)
+
+
+if __name__ == "__main__":
+    main()

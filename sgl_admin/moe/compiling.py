@@ -1,0 +1,126 @@
+"""Compiles kernel launches in parallel processes, from one queue and with a time limit for each.
+
+A launch is what Triton hands to its cache hook before it compiles; `JITFunction.preload` compiles
+the same from it in another process, into the same cache. No process here uses the GPU: its kind is
+all that the compiler has to know.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
+from dataclasses import dataclass
+
+from pebble import ProcessExpired, ProcessPool
+
+from sgl_admin.base.gate import end_with_parent
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with its types and constants."""
+
+    key: str
+    module: str
+    function: str
+    specialization: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is compiled for: `sm` is the compute capability as a number, 90 for Hopper."""
+
+    sm: int
+    warp_size: int = 32
+
+
+class _NoDevice:
+    """Stands in the place of Triton's driver: it knows the target, and nothing can be launched on
+    it.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> object:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._target.sm, self._target.warp_size)
+
+
+def begin(target: Target) -> None:
+    """Makes a process a compiler for the target."""
+    # One that hangs has its limit from whoever waits for it: without that one it must not stay.
+    end_with_parent()
+    from triton.runtime import driver
+
+    driver.set_active(_NoDevice(target))
+
+
+def compile_launch(launch: Launch) -> None:
+    """Compiles into the cache of this process's environment; what is there already is not done
+    again.
+    """
+    function = getattr(importlib.import_module(launch.module), launch.function)
+    function.preload(launch.specialization)
+
+
+def _ready() -> None:
+    """Nothing: a compiler that has done this has started."""
+
+
+class Compilers:
+    """Compiling processes, started at once so that they are there when they are needed."""
+
+    def __init__(
+        self, target: Target, modules: Iterable[str], workers: int, limit_s: float,
+        work: Callable[[Launch], None] = compile_launch, start: Callable[[Target], None] = begin,
+    ) -> None:  # fmt: skip
+        """`modules` are imported once, before the processes are forked from whatever did it; a
+        compiler over `limit_s` seconds is ended.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(modules))
+        self._limit_s = limit_s
+        self._work = work
+        self._pool = ProcessPool(
+            max_workers=workers, context=context, initializer=start, initargs=(target,)
+        )
+        self._pool.schedule(_ready)
+
+    def compile(
+        self, launches: Iterable[Launch], progress: Callable[[int, int], None]
+    ) -> Mapping[str, str]:
+        """Compile every launch; returns why for each that could not be, by key."""
+        pending: dict[futures.Future[None], Launch] = {
+            self._pool.schedule(self._work, args=(launch,), timeout=self._limit_s): launch
+            for launch in launches
+        }
+        failed: dict[str, str] = {}
+        for done, future in enumerate(futures.as_completed(pending)):
+            progress(done, len(pending))
+            launch = pending[future]
+            try:
+                future.result()
+            except futures.TimeoutError:
+                failed[launch.key] = f"its compiler took more than {self._limit_s:.0f} s"
+            except ProcessExpired as error:
+                failed[launch.key] = f"its compiler ended with exit code {error.exitcode}"
+            except Exception as error:
+                failed[launch.key] = (
+                    f"it does not compile: {type(error).__name__}: {str(error)[:200]}"
+                )
+        progress(len(pending), len(pending))
+        return failed
+
+    def close(self) -> None:
+        self._pool.stop()
+        self._pool.join()

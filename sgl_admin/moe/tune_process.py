@@ -1,0 +1,129 @@
+"""The process that tunes: the order comes on standard input, a line of JSON for each progress goes
+to the descriptor in argv.
+
+It is a process of its own because it imports torch, holds the GPU, and may be ended by a kernel
+that crashes or hangs: whoever began it begins it again, and it goes on by its journal. What
+libraries print goes to standard error, the run's log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.moe import space
+from sgl_admin.moe.compiling import Compilers, Launch, Target
+from sgl_admin.moe.journal import Journal
+from sgl_admin.moe.search import CannotRun, Search
+from sgl_admin.moe.shape import MoeShape
+from sgl_admin.moe.tuner import EXIT_CANNOT_RUN, EXIT_MEMORY
+from sgl_admin.sglang import releases, versions
+
+# Of no space: what a call compiles beside its configured kernels is warmed with it, and then no
+# configuration is loaded already.
+_WARM = {
+    "BLOCK_SIZE_M": 16,
+    "BLOCK_SIZE_N": 32,
+    "BLOCK_SIZE_K": 64,
+    "GROUP_SIZE_M": 1,
+    "num_warps": 4,
+    "num_stages": 1,
+}
+
+
+def main() -> int:
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as stream:
+
+        def say(**line: Any) -> None:
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
+
+        order = json.load(sys.stdin)
+        return tune(order, say)
+
+
+def tune(order: dict[str, Any], say: Any) -> int:
+    """Tune as the order says, and tell of it; returns the exit code."""
+    shape = MoeShape.from_json(order["shape"])
+    configs: list[space.Config] = order["configs"]
+    journal = Journal(Path(order["journal"]), order["tuning"])
+    # Where it is not known why that process ended, it may have been killed with all the others: the
+    # configuration is tried again.
+    if journal.open is not None and order["ended"]:
+        journal.drop(*journal.open, f"the process that measured it ended: {order['ended']}")
+    import torch
+
+    from sgl_admin.moe.bench import FusedExperts
+
+    compilers = None
+    try:
+        say(phase="start", done=0, total=0)
+        release, _ = releases.of(versions.installed("sglang"))
+        compilers = Compilers(
+            Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"]
+        )
+        bench = FusedExperts(shape, release)
+        sizes: list[int] = order["batch_sizes"]
+        launches, known = _launches(bench, sizes, configs, say)
+
+        def compile_all(keys: Any, progress: Any) -> Any:
+            wanted = [known[key] for key in keys]
+            started = time.monotonic()
+            failed = compilers.compile(wanted, progress)
+            say(
+                compiled=len(wanted),
+                failed=len(failed),
+                seconds=round(time.monotonic() - started, 3),
+            )
+            return failed
+
+        search = Search(
+            configs,
+            launches,
+            journal,
+            bench,
+            compile_all,
+            lambda phase, done, total: say(phase=phase, done=done, total=total),
+        )
+        search.run(
+            lambda size, config, us: say(
+                batch_size=size, best=config, us=us, looked=search.looked, look_s=search.look_s
+            )
+        )
+    except torch.cuda.OutOfMemoryError as error:
+        print(f"sgl-admin: {error}", file=sys.stderr)
+        return EXIT_MEMORY
+    except CannotRun as error:
+        print(f"sgl-admin: {error}", file=sys.stderr)
+        return EXIT_CANNOT_RUN
+    finally:
+        if compilers is not None:
+            compilers.close()
+        journal.close()
+    return 0
+
+
+def _launches(
+    bench: Any, sizes: list[int], configs: list[space.Config], say: Any
+) -> tuple[dict[int, list[tuple[str, ...]]], dict[str, Launch]]:
+    """What each configuration launches at each batch size, and the launches by their keys."""
+    known: dict[str, Launch] = {}
+    found: dict[int, list[tuple[str, ...]]] = {}
+    bench.warm(sizes, _WARM)
+    for done, size in enumerate(sizes):
+        say(phase="launches", done=done, total=len(sizes))
+        of_size: list[tuple[str, ...]] = [()] * len(configs)
+        for number, config in enumerate(configs):
+            launches = bench.launches(size, config)
+            known.update({launch.key: launch for launch in launches})
+            of_size[number] = tuple(launch.key for launch in launches)
+        found[size] = of_size
+    return found, known
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""Runs the tuning process: follows its progress, ends it when it hangs, and begins it again when a
+configuration has brought it down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.base import files, gated, paths
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.facts import devices
+from sgl_admin.moe import config_files
+from sgl_admin.moe.journal import Journal
+from sgl_admin.moe.shape import MoeShape
+from sgl_admin.moe.space import Config
+from sgl_admin.serving.server import end_group, last_lines
+
+# How the process ends where beginning it again would not help.
+EXIT_CANNOT_RUN, EXIT_MEMORY = 3, 4
+COMPILE_LIMIT_S = 120.0
+# The longest silence of the process: it starts up, or one configuration compiles or runs.
+_STALL_S = 600.0
+_MEASURE_STALL_S = 60.0
+# So many configurations may bring the process down before something else must be wrong.
+_FALLS = 25
+_PROCESS = "sgl_admin.moe.tune_process"
+# This package's, so that the process finds it where this one did.
+_SOURCES = str(Path(__file__).parents[2])
+# For the process to end after its last word.
+_END_S = 60.0
+# How often the GPU's clocks are looked at.
+_LOOK_S = 5.0
+# What the compiled kernels of a whole space took (measured: docs/benchmarks), and some more.
+_KERNEL_BYTES = 1_200_000
+
+
+@dataclass
+class Outcome:
+    """What came of a tuning, for the stage's artifacts."""
+
+    batch_sizes: list[int] = field(default_factory=list)
+    configurations: int = 0
+    compiled: int = 0
+    compile_s: float = 0.0
+    duration_s: float = 0.0
+    looked: int = 0
+    look_s: float = 0.0
+    us: dict[str, float] = field(default_factory=dict)
+    dropped: int = 0
+    restarts: int = 0
+    throttled: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.__dict__}
+
+
+class Tuner:
+    def __init__(
+        self,
+        shape: MoeShape,
+        configs: list[Config],
+        tuning: dict[str, Any],
+        sm: int,
+        log: Path,
+        progress: Callable[[int, int, str, str], None],
+        on_group: Callable[[int | None], None],
+        environment: dict[str, str],
+    ) -> None:
+        """`sm` is the compute capability as a number, 90. `tuning` names what the findings depend
+        on: others are not taken up.
+
+        `on_group` is told the process group, to end it by.
+        """
+        self._shape = shape
+        self._configs = configs
+        self._tuning = tuning
+        self._sm = sm
+        self._log = log
+        self._progress = progress
+        self._on_group = on_group
+        self._environment = environment
+        self.folder = config_files.work(tuning)
+        self.outcome = Outcome(configurations=len(configs))
+        self._ended = ""
+
+    def run(self, batch_sizes: list[int], found: Callable[[int, Config], None]) -> Outcome:
+        """Tune for these batch sizes; `found` is told of each configuration as soon as it is known.
+        Raises StageFailure.
+        """
+        started = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_space()
+        # What a killed one had settled says which configurations are worth trying at the others.
+        batch_sizes = sorted({*batch_sizes, *Journal(self._journal, self._tuning).best})
+        while not self._attempt(batch_sizes, found):
+            self.outcome.restarts += 1
+            if self.outcome.restarts > _FALLS:
+                raise StageFailure(
+                    "tuner_failed",
+                    f"the tuner's process ended {self.outcome.restarts} times, last: {self._ended}",
+                    self._tail(),
+                )
+        self.outcome.duration_s = round(time.monotonic() - started, 3)
+        shutil.rmtree(self.folder)
+        return self.outcome
+
+    def _check_space(self) -> None:
+        wanted = 2 * len(self._configs) * _KERNEL_BYTES
+        if (free := shutil.disk_usage(self.folder).free) < wanted:
+            raise StageFailure(
+                "insufficient_disk",
+                f"compiling {len(self._configs)} MoE configurations takes about {wanted >> 20} MiB"
+                f" while it lasts, and {paths.to_host(self.folder)} has {free >> 20} MiB: free some"
+                " and run again",
+            )
+
+    def _attempt(self, batch_sizes: list[int], found: Callable[[int, Config], None]) -> bool:
+        """Whether the tuning was finished. Raises StageFailure where beginning it again would not
+        help.
+        """
+        measured = self._measured()
+        order = {
+            "shape": self._shape.to_json(),
+            "configs": self._configs,
+            "journal": str(self._journal),
+            "tuning": self._tuning,
+            "batch_sizes": batch_sizes,
+            "workers": _processors(),
+            "compile_limit_s": COMPILE_LIMIT_S,
+            "ended": self._ended,
+            "sm": self._sm,
+        }
+        read, write = os.pipe()
+        try:
+            try:
+                process = self._begin(order, write)
+            finally:
+                os.close(write)
+            try:
+                hung = self._follow(read, found)
+                if hung is None:
+                    process.wait(timeout=_END_S)
+            except subprocess.TimeoutExpired:
+                hung = f"it did not end within {_END_S:.0f} s of its work"
+            finally:
+                # Its compilers are of its group, and outlive it where it crashed.
+                end_group(process.pid, process.poll)
+                process.wait()
+                self._on_group(None)
+        finally:
+            os.close(read)
+        if hung is None and process.returncode == 0:
+            return True
+        self._ended = hung or f"exit code {process.returncode}"
+        self._raise_hopeless(process.returncode if hung is None else None, measured)
+        return False
+
+    def _begin(self, order: dict[str, Any], tells: int) -> subprocess.Popen[bytes]:
+        """The process, begun once it is noted and ended with this one (gate.py); it tells on the
+        descriptor `tells`.
+        """
+        python_path = os.pathsep.join(filter(None, (_SOURCES, os.environ.get("PYTHONPATH"))))
+        environment = {
+            **os.environ,
+            **self._environment,
+            "TRITON_CACHE_DIR": str(self.folder / "triton"),
+            "PYTHONPATH": python_path,
+        }
+        command = [sys.executable, "-P", "-m", _PROCESS, str(tells)]
+        with open(self._log, "ab") as output:
+            self._log_start = output.tell()
+            process, word = gated.start(
+                command,
+                (tells,),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd="/",
+            )
+        assert process.stdin is not None
+        try:
+            self._on_group(process.pid)
+            os.write(word, b"1")
+            process.stdin.write(json.dumps(order).encode())
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # It has ended already, which is seen at once.
+        except BaseException:
+            # Nobody else would end it: it is not noted, or waits for its order for ever.
+            end_group(process.pid, process.poll)
+            raise
+        finally:
+            os.close(word)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        return process
+
+    def _raise_hopeless(self, code: int | None, measured: int) -> None:
+        """Raise StageFailure where no configuration is to blame for the process's end."""
+        tail = self._tail()
+        if code == EXIT_MEMORY:
+            raise StageFailure(
+                "oom",
+                "the GPU's memory does not hold one layer's experts beside what else is in it",
+                tail,
+            )
+        if code == EXIT_CANNOT_RUN:
+            raise StageFailure(
+                "tuner_failed",
+                tail[-1].removeprefix("sgl-admin: ") if tail else "no configuration can be used",
+                tail,
+            )
+        if any("No space left on device" in line for line in tail):
+            where = paths.to_host(self.folder)
+            raise StageFailure(
+                "insufficient_disk",
+                f"no space left for compiled kernels at {where}: free some and run again",
+                tail,
+            )
+        if self._measured() == measured:
+            raise StageFailure(
+                "tuner_failed",
+                f"the tuner's process ended before it measured anything: {self._ended}",
+                tail,
+            )
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    def _measured(self) -> int:
+        """How many measurements were begun, by the journal."""
+        try:
+            return files.read_bytes(self._journal).count(b'"measuring"')
+        except FileNotFoundError:
+            return 0
+
+    def _follow(self, stream: int, found: Callable[[int, Config], None]) -> str | None:
+        """Read what the process tells until it ends; returns why it has to be ended, or None."""
+        buffer = b""
+        patience_s, looked_at, heard_at = _STALL_S, -math.inf, time.monotonic()
+        while True:
+            ready, _, _ = select.select([stream], [], [], 1.0)
+            if time.monotonic() - looked_at > _LOOK_S:
+                looked_at = time.monotonic()
+                self._look_at_clocks()
+            if not ready:
+                if time.monotonic() - heard_at > patience_s:
+                    return f"it told nothing for {patience_s:.0f} s"
+                continue
+            heard_at = time.monotonic()
+            if not (more := os.read(stream, 1 << 16)):
+                return None
+            *lines, buffer = (buffer + more).split(b"\n")
+            for line in lines:
+                patience_s = self._take(json.loads(line), found)
+
+    def _take(self, told: dict[str, Any], found: Callable[[int, Config], None]) -> float:
+        """Do what a line tells; returns for how many seconds the next one may be awaited."""
+        match told:
+            case {"phase": str(phase), "done": int(done), "total": int(total)}:
+                self._progress(done, total, "configurations", f"tuning MoE kernels, {phase}")
+                return (
+                    _MEASURE_STALL_S
+                    if phase.startswith("batch size")
+                    else max(_STALL_S, COMPILE_LIMIT_S * 2)
+                )
+            case {
+                "compiled": int(count),
+                "failed": int(failed),
+                "seconds": float(seconds) | int(seconds),
+            }:
+                self.outcome.compiled += count
+                self.outcome.dropped += failed
+                self.outcome.compile_s = round(self.outcome.compile_s + seconds, 3)
+            case {
+                "batch_size": int(size),
+                "best": dict(config),
+                "us": float(us),
+                "looked": int(looked),
+                "look_s": float(look_s),
+            }:
+                self.outcome.looked, self.outcome.look_s = looked, round(look_s, 3)
+                # One that was begun again tells what was found before, too.
+                if size not in self.outcome.batch_sizes:
+                    self.outcome.batch_sizes.append(size)
+                    self.outcome.us[str(size)] = round(us, 3)
+                    found(size, config)
+        return _STALL_S
+
+    def _look_at_clocks(self) -> None:
+        try:
+            reasons = devices.throttles()
+        except RuntimeError:
+            return
+        self.outcome.throttled.extend(
+            reason for reason in reasons if reason not in self.outcome.throttled
+        )
+
+    def _tail(self) -> list[str]:
+        return last_lines(self._log, self._log_start)
+
+
+def _processors() -> int:
+    return max(1, len(os.sched_getaffinity(0)) - 1)

@@ -1,0 +1,1 @@
+"""A prep: planned, carried out stage by stage, and recorded."""

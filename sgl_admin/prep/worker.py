@@ -1,0 +1,58 @@
+"""The process that does a prep, detached from whoever asked: it inherits the prep lock and outlives
+the connection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from sgl_admin.base import files, paths
+from sgl_admin.base.detached import PREFIX
+from sgl_admin.prep.prep import Prep
+from sgl_admin.records import caches, run
+from sgl_admin.records.job import Job
+from sgl_admin.records.request import Request
+
+
+def order(request: Request, warnings: list[str]) -> str:
+    """What this process reads from its standard input: the request, and what was found and mended
+    before.
+    """
+    return json.dumps({"request": request.to_json(), "warnings": warnings})
+
+
+def main() -> int:
+    """argv: the prep's id; standard input: the order. Standard output and error go to the run's
+    log.
+    """
+    os.umask(0o002)
+    given = json.load(sys.stdin)
+    request = Request.from_json(given["request"])
+    try:
+        prep = Prep(run.live(), request, given["warnings"])
+        prep.prep_id = sys.argv[1]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: prep.interrupt())
+        return prep.execute(Job(prep.run.run_id, request, prep.prep_id))[1]
+    except OSError as error:
+        print(f"{PREFIX}{files.reason(error)}", file=sys.stderr)
+        return 1
+
+
+def sweep(run_id: str) -> None:
+    """With the prep lock held: remove the temp files that a killed prep of this run left, in its
+    records and in the caches'.
+    """
+    files.sweep_temporaries(paths.RUNS, f"{run_id}.json")
+    records = [paths.PROFILES / cache / caches.RECORDS for cache in caches.CACHES]
+    for record in (paths.job(run_id), paths.prep_result(run_id)):
+        files.sweep_temporaries(record.parent, record.name)
+    for folder in (paths.run_dir(run_id) / "stages", paths.IN_PROGRESS, *records):
+        files.sweep_temporaries(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

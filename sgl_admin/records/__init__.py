@@ -1,0 +1,1 @@
+"""What is kept on disk: runs, jobs, smokes, the signatures of caches, archives."""

@@ -1,0 +1,210 @@
+"""The kernel caches under /profiles: what is in them, and whether what a signature vouches for is
+still whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.base import clock, files, paths
+from sgl_admin.base.locks import try_lock
+
+# cache -> the stage whose in-progress marker speaks for it
+CACHES = {
+    "triton": "inductor",
+    "torchinductor": "inductor",
+    "flashinfer": "flashinfer",
+    "deep_gemm": "deep_gemm",
+    "tvm_ffi": "flashinfer",
+    "moe_configs": "moe_tune",
+}
+# What a compiler leaves beside its results: not part of a cache's content.
+_SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
+RECORDS = ".signatures"
+# What a tuning keeps while it lasts.
+WORK = ".tuning"
+_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
+
+
+def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each content file of a cache with its stat; folders that vanish meanwhile are passed over."""
+    folders = [paths.PROFILES / cache]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name not in (RECORDS, WORK):
+                    folders.append(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False) and not _SCRATCH.search(entry.name):
+                try:
+                    yield Path(entry.path), entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+
+
+class SignatureRecord:
+    """On disk: the signature of a finished stage and the files (name, bytes) that it vouches for.
+
+    One file for each signature, so that two models on one host do not take each other's caches for
+    stale.
+    """
+
+    def __init__(self, stage: str, caches: tuple[str, ...], signature: dict[str, Any]) -> None:
+        self.caches = caches
+        self.signature = signature
+        self.path = paths.PROFILES / caches[0] / RECORDS / f"{stage}-{digest(signature)}.json"
+
+    def problem(self, warnings: list[str]) -> str | None:
+        """Why the caches do not hold this signature's work; None when they do."""
+        record = files.read_or_set_aside(self.path, _SHAPE, warnings)
+        if record is None or record.get("signature") != self.signature:
+            return "no finished work with this signature"
+        return missing_file(record)
+
+    def write(self, content: Iterable[Path] | None = None) -> dict[str, Any]:
+        """Vouch for these files, or for all that the caches hold now; returns the record's summary
+        of them.
+        """
+        listed: dict[str, int] = {}
+        latest = 0.0
+        everything = (found for cache in self.caches for found in cache_files(cache))
+        for path, stat in (
+            everything if content is None else ((path, path.stat()) for path in content)
+        ):
+            listed[str(path.relative_to(paths.PROFILES))] = stat.st_size
+            latest = max(latest, stat.st_mtime)
+        summary = {
+            "count": len(listed),
+            "bytes": sum(listed.values()),
+            "latest_mtime_iso": clock.utc(latest) if listed else None,
+        }
+        files.write_json(
+            self.path,
+            {
+                "schema_version": "1",
+                "signature": self.signature,
+                "summary": summary,
+                "files": listed,
+            },
+        )
+        return summary
+
+    def summary(self) -> dict[str, Any] | None:
+        return (files.read_json(self.path) or {}).get("summary")
+
+    def content(self) -> list[Path]:
+        """The files that it vouches for; none where there is no such record, or it does not hold
+        any more.
+        """
+        if self.problem([]) is not None:
+            return []
+        return [paths.PROFILES / name for name in (files.read_json(self.path) or {})["files"]]
+
+
+def digest(signature: dict[str, Any]) -> str:
+    """The 16 hex digits by which a signature is found."""
+    canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def missing_file(record: dict[str, Any]) -> str | None:
+    """The first file of a record that is gone or has another size."""
+    for name, size in record["files"].items():
+        try:
+            if os.stat(paths.PROFILES / name).st_size != size:
+                return f"{files.printable(name)} has changed its size"
+        except (OSError, ValueError):
+            return f"{files.printable(name)} is missing"
+    return None
+
+
+def snapshot() -> dict[str, Any]:
+    """`profile_cache.start` of the manifest, and what `caches inspect` prints."""
+    return {
+        "schema_version": "1",
+        "taken_at": clock.utc(),
+        **{cache: _describe(cache, stage) for cache, stage in CACHES.items()},
+    }
+
+
+def sizes() -> dict[str, dict[str, int]]:
+    """How much each cache holds: `size_bytes` and `file_count`."""
+    found = {}
+    for cache in CACHES:
+        listed = [stat.st_size for _, stat in cache_files(cache)]
+        found[cache] = {"size_bytes": sum(listed), "file_count": len(listed)}
+    return found
+
+
+def _describe(cache: str, stage: str) -> dict[str, Any]:
+    folder = paths.PROFILES / cache
+    count, size, latest = 0, 0, 0.0
+    for _, stat in cache_files(cache):
+        count, size, latest = count + 1, size + stat.st_size, max(latest, stat.st_mtime)
+    marker = partial_info(stage)
+    signature, reason = _newest_record(folder)
+    if marker is not None:
+        reason = "in_progress_or_aborted"
+    elif count == 0:
+        reason = "empty"
+    return {
+        "exists": folder.is_dir(),
+        "path": str(folder),
+        "host_path": paths.to_host(folder),
+        "size_bytes": size,
+        "file_count": count,
+        "latest_mtime_iso": clock.utc(latest) if count else None,
+        "valid": reason is None,
+        "reason": reason,
+        "partial": marker is not None,
+        "partial_info": marker,
+        "signature": signature,
+    }
+
+
+def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    records = sorted(folder.glob(f"{RECORDS}/*.json"), key=_modified)
+    if not records:
+        return None, None
+    try:
+        record = files.read_record(records[-1], _SHAPE)
+    except ValueError:
+        record = None
+    if record is None:
+        return None, "its signature record cannot be read"
+    return record["signature"], missing_file(record)
+
+
+def _modified(path: Path) -> float:
+    """When a record was written; one that a prep just sets aside, or that leads nowhere, counts as
+    the oldest.
+    """
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def partial_info(stage: str) -> dict[str, Any] | None:
+    """What the marker of a stage in progress, or one that died, says; None without a marker."""
+    try:
+        return files.read_json(paths.IN_PROGRESS / f"{stage}.json")
+    except ValueError:
+        return {"stage": stage, "owner_pid": None, "started_at": None}
+
+
+def dead_owner(stage: str) -> bool:
+    """True when a marker is there and no process holds the stage's lock."""
+    if partial_info(stage) is None or (lock := try_lock(stage)) is None:
+        return False
+    os.close(lock)
+    return True

@@ -1,0 +1,73 @@
+"""A run without the container: `sgl-admin --root FOLDER` keeps its records and caches below that
+folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base.errors import EXIT_USAGE, Refused
+from sgl_admin.records import caches, run
+
+_LOCK_TIMEOUT_S = 10.0
+# What the server takes beside its command; an operator gives more with --server-arg.
+_FLAVOUR = {
+    "flavour": "standalone",
+    "server": {"args": [], "env": {}, "batch_sizes": [1, 2, 4, 8]},
+    "services": [],
+}
+
+
+def begin(root: str) -> None:
+    """Make `root` the place of everything, with its folders and a run in it where there is none.
+    Raises Refused.
+    """
+    folder = Path(root).resolve()
+    if folder == Path("/") or (folder.exists() and not folder.is_dir()):
+        raise Refused(
+            EXIT_USAGE,
+            f"--root {root} is no folder to work in; name one that is there, or a new one",
+        )
+    paths.relocate(folder)
+    for place in (
+        paths.RUNS,
+        paths.LOGS,
+        paths.STATE,
+        paths.IN_PROGRESS,
+        *(paths.PROFILES / cache for cache in caches.CACHES),
+    ):
+        place.mkdir(parents=True, exist_ok=True)
+    try:
+        with locks.locked("standalone", _LOCK_TIMEOUT_S):
+            _begin_run()
+    except TimeoutError as error:
+        raise Refused(EXIT_USAGE, f"{error}: another sgl-admin begins a run there") from error
+
+
+def _begin_run() -> None:
+    if not paths.FLAVOUR.exists():
+        files.write_json(paths.FLAVOUR, dict(_FLAVOUR))
+    if paths.POINTER.exists() and paths.LIVE_RUN.exists():
+        return
+    run_id = clock.new_id("container-run")
+    (paths.run_dir(run_id) / "stages").mkdir(parents=True)
+    paths.log(run_id).touch()
+    places = {
+        "telemetry_root": str(paths.TELEMETRY),
+        "run_dir": str(paths.run_dir(run_id)),
+        "log_file": str(paths.log(run_id)),
+    }
+    manifest = {
+        "schema_version": "1",
+        "container_run_id": run_id,
+        "started_at": clock.utc(),
+        "services": {
+            "prometheus": {"port": 9090, "url": "http://127.0.0.1:9090"},
+            "sglang": {"port": 30000},
+        },
+        "paths": {"container": places, "host": dict(places)},
+    }
+    files.write_json(paths.manifest(run_id), manifest)
+    files.write_text(paths.LIVE_RUN, run_id + "\n")
+    files.write_text(paths.POINTER, run.pointer_text(run_id), mode=0o600)

@@ -1,0 +1,1 @@
+"""The server that a prep or a benchmark uses, and the proof that its metrics arrive."""

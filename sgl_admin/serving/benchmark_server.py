@@ -1,0 +1,277 @@
+"""The server that a benchmark uses: exactly the prepared one, started detached, and ended with all
+its processes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base.errors import (
+    EXIT_BUSY,
+    EXIT_NO_LIVE_RUN,
+    EXIT_SERVER_FAILED,
+    Refused,
+    StageFailure,
+)
+from sgl_admin.records import job
+from sgl_admin.records import smokes as smoke
+from sgl_admin.records.run import RESULT_SHAPE, Run
+from sgl_admin.serving.server import Server, end_noted, is_running, start_time
+
+# Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its
+# own; and by the server that `sgl-admin server start` started, as long as anything of it lives.
+LOCK, SERVES = "server", "serving"
+RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
+_SHAPE: files.Shape = {
+    "server_id": str,
+    "state": str,
+    "pgid": int,
+    "start_ticks": str,
+    "argv": list,
+    "env": dict,
+    "port": int,
+    "log_start": int,
+}
+_LOCK_TIMEOUT_S = 10.0
+_HELD = "a prep, a smoke or another command has the place of the server"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a prep says of its server: command, environment beyond the container's own, and
+    model.
+    """
+
+    argv: list[str]
+    env: dict[str, str]
+    model: str
+
+    @property
+    def port(self) -> int:
+        return int(self.argv[self.argv.index("--port") + 1])
+
+
+def prepared(live: Run) -> Prepared:
+    """The server of the run's latest prep. Raises Refused where none was made, or its record cannot
+    be read.
+    """
+    remedy = "prepare it first (playbooks/prep.yml, or sgl-admin caches ensure)"
+    path = paths.prep_result(live.run_id)
+    try:
+        result = files.read_record(path, RESULT_SHAPE)
+    except ValueError as error:
+        raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {remedy}") from error
+    if result is None:
+        raise Refused(EXIT_NO_LIVE_RUN, f"nothing was prepared in {live.run_id} yet: {remedy}")
+    server, model = result["run"].get("server"), result["run"].get("model")
+    argv, env = (
+        (server.get("argv"), server.get("env")) if isinstance(server, dict) else (None, None)
+    )
+    if not (isinstance(argv, list) and isinstance(env, dict) and isinstance(model, str)) or not all(
+        isinstance(word, str) for word in (*argv, *env, *env.values())
+    ):
+        raise Refused(EXIT_NO_LIVE_RUN, f"{path} names no server; {remedy}")
+    made = Prepared(argv, env, model)
+    try:
+        if made.port not in range(1, 2**16):
+            raise ValueError
+    except (ValueError, IndexError):
+        raise Refused(
+            EXIT_NO_LIVE_RUN, f"the server that {path} names has no port; {remedy}"
+        ) from None
+    return made
+
+
+def read(run_id: str) -> dict[str, Any] | None:
+    """The record of the run's server, with its state as it is now; None where none was started, or
+    what is there is no record of one.
+    """
+    record = files.read_or_set_aside(paths.server(run_id), _SHAPE, [])
+    if record is not None and not _usable(record):
+        return None
+    if (
+        record is not None
+        and record["state"] == RUNNING
+        and not is_running(record["pgid"], record["start_ticks"])
+    ):
+        record["state"] = ENDED
+    return record
+
+
+def _usable(record: dict[str, Any]) -> bool:
+    words = (*record["argv"], *record["env"].values())
+    known = record["state"] in (RUNNING, ENDED, STOPPED)
+    return (
+        known
+        and record["port"] in range(1, 2**16)
+        and record["log_start"] in range(2**53)
+        and all(isinstance(word, str) for word in words)
+    )
+
+
+def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
+    """Start the prepared server where it does not run; returns its record, and whether it was
+    started now.
+
+    It is not healthy yet. Raises Refused: another server of ours runs, or its port is taken.
+    """
+    settle_dead(live.run_id)
+    with locked():
+        # Of a command that was killed; no other writes this record.
+        files.sweep_temporaries(paths.run_dir(live.run_id), paths.server(live.run_id).name)
+        record = read(live.run_id)
+        if record is not None and record["state"] == ENDED:
+            # Its leader is gone; what is left of it may hold the GPU.
+            end_noted(record["pgid"], record["start_ticks"])
+        if record is not None and record["state"] == RUNNING:
+            if record["argv"] == wanted.argv and record["env"] == wanted.env:
+                return record, False
+            raise Refused(
+                EXIT_BUSY,
+                f"{record['server_id']} runs with other settings than the prepared ones:"
+                f" {' '.join(record['argv'])}; stop it (sgl-admin server stop) and run this again",
+            )
+        if (serves := locks.try_lock(SERVES)) is None:
+            raise Refused(
+                EXIT_BUSY,
+                "a server of another container of this host runs on these caches, or one of an"
+                " earlier run; stop it first",
+            )
+        server = Server(
+            wanted.argv, wanted.env, wanted.port, paths.log(live.run_id), inherits=(serves,)
+        )
+        try:
+            server.start()
+        except StageFailure as failure:
+            raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
+        finally:
+            os.close(serves)
+        try:
+            assert server.group is not None
+            record = {
+                "schema_version": "1",
+                "server_id": clock.new_id("server"),
+                "run_id": live.run_id,
+                "state": RUNNING,
+                "pgid": server.group,
+                "start_ticks": start_time(server.group),
+                "argv": wanted.argv,
+                "env": wanted.env,
+                "model": wanted.model,
+                "port": wanted.port,
+                "log_start": server.log_start,
+                "started_at": clock.utc(),
+            }
+            files.write_json(paths.server(live.run_id), record)
+        except BaseException:
+            server.stop()
+            raise
+        server.release()
+        return record, True
+
+
+def wait(
+    run_id: str, timeout_s: float, tick: Callable[[float], None] = lambda waited_s: None
+) -> tuple[dict[str, Any] | None, bool]:
+    """The server's record and whether it is healthy: as soon as it is, when it has ended, or after
+    so many seconds.
+    """
+    began = time.monotonic()
+    while True:
+        record = read(run_id)
+        healthy = (
+            record is not None and record["state"] == RUNNING and handle(run_id, record).healthy()
+        )
+        waited_s = time.monotonic() - began
+        if healthy or record is None or record["state"] != RUNNING or waited_s >= timeout_s:
+            return record, healthy
+        tick(waited_s)
+        time.sleep(0.1)
+
+
+def stop(run_id: str) -> dict[str, Any] | None:
+    """End the run's server, so that its port is free and no process is left; returns its record,
+    None where none was started.
+
+    Raises StageFailure(cleanup_failed) where a process outlives SIGKILL.
+    """
+    if read(run_id) is None:
+        return None
+    with locked():
+        files.sweep_temporaries(paths.run_dir(run_id), paths.server(run_id).name)
+        record = read(run_id)
+        if record is None or record["state"] == STOPPED:
+            return record
+        end_noted(record["pgid"], record["start_ticks"])
+        record.update(state=STOPPED, stopped_at=clock.utc())
+        files.write_json(paths.server(run_id), record)
+        return record
+
+
+def handle(run_id: str, record: dict[str, Any]) -> Server:
+    """The server of a record, to be asked and for its log; it is not this process's child."""
+    return Server(
+        record["argv"], record["env"], record["port"], paths.log(run_id), record["log_start"]
+    )
+
+
+def settle_dead(run_id: str) -> None:
+    """End what a prep or a smoke that was killed left of its server; its record says then that it
+    ended.
+    """
+    if (lock := locks.try_lock(job.LOCK)) is not None:
+        try:
+            job.settle(run_id, [])
+        finally:
+            os.close(lock)
+    if smoke.latest(run_id) and (lock := locks.try_lock(smoke.LOCK)) is not None:
+        try:
+            smoke.settle(run_id)
+        finally:
+            os.close(lock)
+
+
+def claim(run_id: str) -> int:
+    """Take the place of the run's server, for a prep or a smoke that starts one of its own; returns
+    a descriptor to close after it.
+
+    Raises StageFailure(port_busy) where another has it.
+    """
+    try:
+        lock = locks.acquire(LOCK, _LOCK_TIMEOUT_S)
+    except TimeoutError as error:
+        raise StageFailure(
+            "port_busy",
+            f"{_HELD}, and runs a server of its own: wait for its end, and run this again",
+        ) from error
+    record = read(run_id)
+    if record is not None and record["state"] == RUNNING:
+        os.close(lock)
+        raise StageFailure(
+            "port_busy",
+            f"{record['server_id']} serves at port {record['port']}: stop it first (sgl-admin"
+            " server stop)",
+        )
+    return lock
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Held while a server is started or stopped. Raises Refused where another does so for too
+    long.
+    """
+    try:
+        with locks.locked(LOCK, _LOCK_TIMEOUT_S):
+            yield
+    except TimeoutError as error:
+        raise Refused(
+            EXIT_BUSY,
+            f"{_HELD}: wait for its end (sgl-admin status --watch, sgl-admin smoke status --wait"
+            " 600)",
+        ) from error

@@ -1,0 +1,161 @@
+"""One server for all that a prep needs of one: started at the first need, asked, kept up for the
+probe, ended once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sgl_admin.base import paths
+from sgl_admin.base.errors import Interrupted, StageFailure
+from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.probe import TokenLedger
+from sgl_admin.serving.server import Server
+
+# Greedy and sampled: each has kernels of its own.
+_TEMPERATURES = (0.0, 0.8)
+
+
+class Warmup:
+    def __init__(
+        self,
+        run_id: str,
+        argv: list[str],
+        environment: dict[str, str],
+        port: int,
+        timeout_s: float,
+        on_server: Callable[[int | None], None],
+        tick: Callable[[], None],
+        make_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`make_ready` is called before each start; what it raises fails the start."""
+        self._run_id = run_id
+        self._make_ready = make_ready
+        # Of the server's place, while this one has it.
+        self._place: int | None = None
+        self._server = Server(argv, environment, port, paths.log(run_id))
+        self._timeout_s = timeout_s
+        self._on_server = on_server
+        self._tick = tick
+        self._failure: StageFailure | OSError | None = None
+        self._started = False
+        # Seconds that the last start took, and the server's first requests: greedy, and the first
+        # that samples.
+        self.ready_s: float | None = None
+        self.first_request_s: float | None = None
+        self.first_sampled_request_s: float | None = None
+        self.ledger = TokenLedger(self._server)
+
+    def start(self) -> None:
+        """Start the server once; a start that failed fails every later need in the same way,
+        without another try.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._started:
+            return
+        try:
+            self.keep_place()
+            began = time.monotonic()
+            self._server.start()
+            self._on_server(self._server.group)
+            self._server.wait_healthy(self._timeout_s, self._tick)
+            self._started = True
+            self.ready_s = round(time.monotonic() - began, 3)
+        except (StageFailure, OSError) as failure:
+            self._failure = failure
+            raise
+
+    def exercise(
+        self,
+        batch_sizes: tuple[int, ...],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> int:
+        """Send greedy and sampled requests, at each batch size so many at once; returns how many
+        were sent.
+        """
+        self.start()
+        rounds = [(size, temperature) for size in batch_sizes for temperature in _TEMPERATURES]
+        # Alone and first: it sets the ledger's baseline before anything else counts.
+        began = time.monotonic()
+        self.ledger.complete("The capital of France is", 0.0)
+        self.first_request_s = round(time.monotonic() - began, 3)
+        began = time.monotonic()
+        self.ledger.complete("The capital of Spain is", _TEMPERATURES[-1])
+        self.first_sampled_request_s = round(time.monotonic() - began, 3)
+        sent = 2
+        for number, (size, temperature) in enumerate(rounds):
+            progress(number, len(rounds))
+            with ThreadPoolExecutor(size) as pool:
+                prompts = [
+                    f"Request {index} of {size}: count from {index} upwards."
+                    for index in range(size)
+                ]
+                try:
+                    tokens = list(
+                        pool.map(
+                            lambda prompt, temperature=temperature: self._server.complete(
+                                prompt, temperature
+                            ),
+                            prompts,
+                        )
+                    )
+                except Interrupted:
+                    # The pool waits for its requests, of which the first may compile for minutes:
+                    # without their server they end at once.
+                    self._server.stop()
+                    raise
+            self.ledger.tokens += sum(tokens)
+            sent += size
+        return sent
+
+    def ensure_requests(self, batch_sizes: tuple[int, ...]) -> TokenLedger:
+        """The ledger of a server that was asked something: by a stage already, or now."""
+        if not self.ledger.tokens:
+            self.exercise(batch_sizes)
+        return self.ledger
+
+    @property
+    def started(self) -> bool:
+        return self._started
+
+    def log(self) -> str:
+        """What the server that runs has written so far."""
+        return self._server.own_log()
+
+    def log_tail(self) -> list[str]:
+        return self._server.log_tail()
+
+    @property
+    def log_file(self) -> Path:
+        return self._server.log
+
+    def keep_place(self) -> None:
+        """Have the server's place without a server, for work that wants the GPU alone. Raises
+        StageFailure.
+        """
+        if self._place is None:
+            self._place = benchmark_server.claim(self._run_id)
+        self._make_ready()
+
+    def rest(self) -> None:
+        """End the server but keep its place: what comes next needs the GPU alone, or a server that
+        reads its files anew.
+        """
+        self._server.stop()
+        self._on_server(None)
+        self._started = False
+        self.ledger = TokenLedger(self._server)
+
+    def close(self) -> None:
+        try:
+            self._server.stop()
+        finally:
+            if self._place is not None:
+                os.close(self._place)
+                self._place = None
+            self._on_server(None)

@@ -1,0 +1,42 @@
+"""The process that does a smoke, detached from whoever asked: it inherits the smoke lock and
+outlives the connection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from sgl_admin.base import files
+from sgl_admin.base.detached import PREFIX
+from sgl_admin.records import run, scenario
+from sgl_admin.smoke.runner import Smoke
+
+
+def order(scenario_text: str, server_timeout_s: float) -> str:
+    """What this process reads from its standard input."""
+    return json.dumps({"scenario": scenario_text, "server_timeout_s": server_timeout_s})
+
+
+def main() -> int:
+    """argv: the smoke's id; standard input: the order. Standard output and error go to the run's
+    log.
+    """
+    os.umask(0o002)
+    given = json.load(sys.stdin)
+    try:
+        smoke = Smoke(
+            run.live(), scenario.parse(given["scenario"]), sys.argv[1], given["server_timeout_s"]
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: smoke.interrupt())
+        return smoke.execute()
+    except OSError as error:
+        print(f"{PREFIX}{files.reason(error)}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

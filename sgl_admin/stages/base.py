@@ -1,0 +1,234 @@
+"""What a stage is: when it does not apply, what its work depends on, which caches it fills, and the
+work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgl_admin.base import files, paths
+from sgl_admin.facts.devices import Devices
+from sgl_admin.facts.model import Model
+from sgl_admin.records import caches
+from sgl_admin.records.archive import Broken
+from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.sglang import versions
+
+if TYPE_CHECKING:
+    from sgl_admin.records.archive import Part
+    from sgl_admin.records.request import Request
+    from sgl_admin.serving.warmup import Warmup
+    from sgl_admin.sglang.releases import Release
+
+# The server's flags that choose kernels, by how their names begin; all others (context length,
+# memory, ports, names) change no cache.
+_KERNEL_FLAGS = (
+    "--attention-backend",
+    "--prefill-attention-backend",
+    "--decode-attention-backend",
+    "--sampling-backend",
+    "--kv-cache-dtype",
+    "--moe-",
+    "--fp8-gemm",
+    "--fp4-gemm",
+    "--quantization",
+    "--dtype",
+    "--enable-torch-compile",
+    "--torch-compile",
+    "--speculative-",
+    "--disable-cuda-graph",
+    "--disable-shared-experts-fusion",
+    "--ep-size",
+    "--ep",
+    "--expert-parallel-size",
+    "--page-size",
+    "--mamba",
+    "--linear-attn",
+    "--chunked-prefill-size",
+    "--enable-deterministic",
+    "--device",
+    "--grammar-backend",
+    "--json-model-override-args",
+)
+# The numbers of a model's config that are sizes of its matrices.
+_SIZES = re.compile(r"(_size|_heads|_dim|_rank|_experts|_experts_per_tok|_head_num|_groups?)$")
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a stage may know."""
+
+    request: Request
+    model: Model
+    devices: Devices
+    batch_sizes: tuple[int, ...]
+    warmup: Warmup
+    progress: Callable[[int, int, str, str], None]
+    # Of the server, beside its model and its port.
+    arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    release: Release | None = None
+    # Told the process group of what a stage starts itself, None when it has ended.
+    on_group: Callable[[int | None], None] = lambda group: None
+    # Told each batch size whose work is finished, while others are still being done.
+    on_batch_size: Callable[[int], None] = lambda size: None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a host has of a stage's work and others may take."""
+
+    signature: dict[str, Any]
+    files: list[Path]
+    # Whether it is all that was wanted.
+    finished: bool = True
+    hints: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage:
+    """One stage. Subclasses set `name` and `caches` and override what differs."""
+
+    name: str
+    caches: tuple[str, ...]
+
+    def skip_reason(self, context: Context) -> str | None:
+        """Why this stage does not apply here, by the contract's list; None when it does."""
+        return None if context.devices.cuda else "no_cuda_device"
+
+    def unsupported(self, context: Context) -> str | None:
+        """Why this stage's work, which is wanted, cannot be done for such a model, in words; it has
+        no signature then.
+        """
+        return None
+
+    def signature(self, context: Context) -> dict[str, Any]:
+        """All that changes this stage's cache, and nothing else; what every stage shares."""
+        return {
+            "schema_version": "1",
+            "stage": self.name,
+            "device_name": context.devices.name,
+            "compute_capability": context.devices.compute_capability,
+            "cpu_arch": context.devices.cpu_arch,
+            "sglang": versions.installed("sglang"),
+        }
+
+    def lacking(self, context: Context) -> str | None:
+        """What is wanted beyond the signature and is not there, in words; None when nothing is."""
+        return None
+
+    def missing_batch_sizes(self, context: Context) -> list[int] | None:
+        """Where the work is one for each batch size: for which it is still to be done."""
+        return None
+
+    def run(self, context: Context) -> dict[str, Any]:
+        """Do the work; returns artifacts beyond the files. Raises StageFailure."""
+        raise NotImplementedError
+
+    def content(self, context: Context) -> Iterable[Path] | None:
+        """The files that its work is; None for all that its caches hold."""
+        return None
+
+    def standing(self, context: Context) -> dict[str, Any]:
+        """Artifacts beyond the files of work that stands: what a no-op reports."""
+        return {}
+
+    def key(self, context: Context) -> str:
+        """By which hosts of the same hardware, software and settings find each other's work: no
+        host has to have done any for it.
+        """
+        return caches.digest(self.signature(context))
+
+    def offer(self, context: Context) -> Offer | None:
+        """What of this stage is finished here; None where nothing is, or a prep is at it."""
+        signature = self.signature(context)
+        content = SignatureRecord(self.name, self.caches, signature).content()
+        return (
+            Offer(signature, content)
+            if content and caches.partial_info(self.name) is None
+            else None
+        )
+
+    def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        """This host's own wanted signature, where it knows of another host's work what that learned
+        of the server.
+        """
+        return self.signature(context)
+
+    def learned(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        """What another host's work of the same settings found out about the server, and this host
+        does not know: `adopt` keeps it.
+        """
+        return {}
+
+    def foreign(self, context: Context, part: Part) -> str | None:
+        """Why a part's files are not what this stage makes, in words; None where they may be."""
+        return None
+
+    def adopt(self, part: Part, staged: Path) -> None:
+        """Put another host's files, which lie verified below `staged`, where they belong; where it
+        was killed in that, once more.
+
+        Raises Broken where one is not whole, and OSError.
+        """
+        for entry in part.files:
+            target = paths.PROFILES / entry.path
+            if (source := staged / entry.path).exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+            if target.stat().st_size != entry.size:
+                # A power cut takes what was not on disk yet, of files that were verified before it
+                # too.
+                raise Broken(
+                    f"{files.printable(entry.path)} has another size than it was placed with"
+                )
+        if part.finished:
+            SignatureRecord(self.name, self.caches, part.signature).write(
+                paths.PROFILES / entry.path for entry in part.files
+            )
+
+    @property
+    def option(self) -> str:
+        """The command-line flag without its dashes."""
+        return self.name.replace("_", "-")
+
+
+def kernel_arguments(arguments: tuple[str, ...]) -> list[str]:
+    """Those of the server's arguments that choose kernels, with their values, sorted."""
+    chosen: list[str] = []
+    taking = False
+    for word in arguments:
+        if word.startswith("--"):
+            taking = word.partition("=")[0].startswith(_KERNEL_FLAGS)
+            if taking:
+                chosen.append(word)
+        elif taking:
+            chosen[-1] += f" {word}"
+    return sorted(chosen)
+
+
+def matrix_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """The sizes that a model's config gives, and how its weights are quantised; nested configs by
+    their names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in sorted(config.items()):
+        if type(value) is int and _SIZES.search(name):
+            found[name] = value
+        elif (
+            isinstance(value, dict)
+            and name.endswith("_config")
+            and name != "quantization_config"
+            and (nested := matrix_sizes(value))
+        ):
+            found[name] = nested
+    quantisation = config.get("quantization_config")
+    if isinstance(quantisation, dict):
+        found["quantization"] = {
+            key: quantisation.get(key)
+            for key in ("quant_method", "weight_block_size", "activation_scheme")
+        }
+    return found

@@ -1,0 +1,36 @@
+"""DeepGEMM's compiled FP8 matrix kernels (NVIDIA GPUs only).
+
+The server compiles them for every shape of its model while it starts; a model without block-scaled
+FP8 weights needs none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgl_admin.records.caches import cache_files
+from sgl_admin.sglang import versions
+from sgl_admin.stages.base import Context, Stage, kernel_arguments, matrix_sizes
+
+
+class DeepGemm(Stage):
+    name = "deep_gemm"
+    caches = ("deep_gemm",)
+
+    def signature(self, context: Context) -> dict[str, Any]:
+        return {
+            **super().signature(context),
+            "cuda": versions.cuda_runtime(),
+            "deep_gemm": versions.deep_gemm(),
+            "model_shapes": matrix_sizes(context.model.config),
+            "kernel_arguments": kernel_arguments(context.arguments),
+            "tp": context.request.tp,
+        }
+
+    def run(self, context: Context) -> dict[str, Any]:
+        context.progress(0, 1, "servers", "the server starts, and compiles DeepGEMM's kernels")
+        context.warmup.start()
+        return {
+            "server_ready_s": context.warmup.ready_s,
+            "kernels": sum(path.name.endswith(".cubin") for path, _ in cache_files("deep_gemm")),
+        }

@@ -1,0 +1,47 @@
+"""FlashInfer's attention and sampling kernels, and SGLang's own JIT kernels (NVIDIA GPUs only).
+
+They are built when they are first called: those of sampling not before a request that samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgl_admin.records.caches import cache_files
+from sgl_admin.sglang import versions
+from sgl_admin.stages.base import Context, Stage, kernel_arguments, matrix_sizes
+
+
+class FlashInfer(Stage):
+    name = "flashinfer"
+    caches = ("flashinfer", "tvm_ffi")
+
+    def signature(self, context: Context) -> dict[str, Any]:
+        sizes = matrix_sizes(context.model.config)
+        return {
+            **super().signature(context),
+            "cuda": versions.cuda_runtime(),
+            "flashinfer": versions.installed("flashinfer-python"),
+            "tvm_ffi": versions.installed("apache-tvm-ffi"),
+            # SGLang's own kernels are built for the model's sizes.
+            "model_shapes": sizes,
+            "dtype": context.model.config.get("torch_dtype") or context.model.config.get("dtype"),
+            "kernel_arguments": kernel_arguments(context.arguments),
+            "tp": context.request.tp,
+        }
+
+    def run(self, context: Context) -> dict[str, Any]:
+        sent = context.warmup.exercise(
+            context.batch_sizes[:1],
+            lambda done, total: context.progress(
+                done, total, "requests", "greedy and sampled requests"
+            ),
+        )
+        return {
+            "warmup_requests": sent,
+            "first_request_s": context.warmup.first_request_s,
+            "first_sampled_request_s": context.warmup.first_sampled_request_s,
+            "libraries": sum(
+                path.suffix == ".so" for cache in self.caches for path, _ in cache_files(cache)
+            ),
+        }

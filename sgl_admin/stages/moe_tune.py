@@ -1,0 +1,385 @@
+"""Tuned launch configurations of the fused mixture-of-experts kernel (NVIDIA GPUs only).
+
+The server says in its log which file it looks up; that is the file which is made, and a server that
+is started after that has to say that it read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.base import files, paths
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.moe import config_files, space
+from sgl_admin.moe import shape as shapes
+from sgl_admin.moe.shape import Lookup, MoeShape
+from sgl_admin.moe.tuner import Tuner
+from sgl_admin.records import caches
+from sgl_admin.records.archive import Part
+from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.sglang import versions
+from sgl_admin.stages.base import Context, Offer, Stage, kernel_arguments
+
+# What SLICE-Bench's provider-prep asks for.
+BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
+# As every release since 0.5.3 says it (releases.py): read, taken from another Triton's folder, or
+# not found.
+_READ = re.compile(r"Using MoE kernel config from (\S.*?\.json)")
+_LOOKED_UP = re.compile(r"(?:Using MoE kernel config from|Config file not found at) (\S.*?\.json)")
+
+
+class MoeTune(Stage):
+    name = "moe_tune"
+    caches = (config_files.CACHE,)
+
+    @property
+    def option(self) -> str:
+        return "moe"
+
+    def skip_reason(self, context: Context) -> str | None:
+        return super().skip_reason(context) or (
+            None if context.model.has_experts else "no_moe_layers"
+        )
+
+    def unsupported(self, context: Context) -> str | None:
+        try:
+            _by_config(context)
+        except shapes.Untunable as error:
+            return f"{error}; skip it (--moe skip)"
+        return None
+
+    def signature(self, context: Context) -> dict[str, Any]:
+        return _tuning(context, _expected(context))
+
+    def lacking(self, context: Context) -> str | None:
+        shape = _expected(context)
+        if missing := _missing(context, shape):
+            return f"no configuration for batch sizes {', '.join(map(str, missing))}"
+        if context.request.moe_fusion == "ensure" and not _was_read(context, shape):
+            return "no server has said yet that it reads the configurations"
+        return None
+
+    def missing_batch_sizes(self, context: Context) -> list[int] | None:
+        return _missing(context, _expected(context))
+
+    def content(self, context: Context) -> list[Path]:
+        shape = _expected(context)
+        assert shape is not None
+        # The other files came with SGLang, or are other models'.
+        return [_path(context, shape)]
+
+    def standing(self, context: Context) -> dict[str, Any]:
+        shape = _expected(context)
+        return _artifacts(context, shape, new=[], verified=_was_read(context, shape) or None)
+
+    def run(self, context: Context) -> dict[str, Any]:
+        if why := self.unsupported(context):
+            raise StageFailure("unsupported", why)
+        if (named := dict(context.environment).get(config_files.VARIABLE)) != str(
+            config_files.root()
+        ):
+            raise StageFailure(
+                "config_missing",
+                f"what is tuned goes to {config_files.root()}, and {config_files.VARIABLE}={named}"
+                " has the server read another folder: leave that variable away (sgl_server_env),"
+                " or skip the stage (--moe skip)",
+            )
+        shape = self._asked_for(context, _expected(context))
+        tuned: dict[str, Any] = {}
+        if missing := _missing(context, shape):
+            tuned = self._tune(context, shape, missing)
+        verified = None
+        if context.request.moe_fusion == "ensure":
+            self._verify(context, shape)
+            verified = True
+        return {
+            **_artifacts(context, shape, new=missing, verified=verified),
+            **({"tuning": tuned} if tuned else {}),
+        }
+
+    def _asked_for(self, context: Context, expected: MoeShape) -> MoeShape:
+        """The shape as a server asks for it. Without one (--moe-fusion skip) that of an earlier
+        prep, or the one that is expected.
+        """
+        if not context.warmup.started and context.request.moe_fusion == "skip":
+            return expected
+        context.progress(
+            0, 1, "servers", "the server starts, and says which MoE configuration it looks up"
+        )
+        context.warmup.start()
+        names = [Path(found).name for found in _LOOKED_UP.findall(context.warmup.log())]
+        lookups = [
+            lookup
+            for name in dict.fromkeys(names)
+            if (lookup := Lookup.from_file_name(name)) is not None
+        ]
+        shape = shapes.seen(expected, lookups)
+        if shape is None:
+            named = ", ".join(dict.fromkeys(names)) or "none"
+            raise StageFailure(
+                "unsupported",
+                f"the server looks up no MoE configuration for N={expected.lookup.N} (it asks for"
+                f" {named}): its experts are not run by the Triton kernel (--moe-runner-backend),"
+                " so tuning would change nothing; skip it (--moe skip)",
+            )
+        config_files.remember(_settings(context), shape.lookup)
+        return shape
+
+    def _tune(self, context: Context, shape: MoeShape, batch_sizes: list[int]) -> dict[str, Any]:
+        # Benchmarks want the GPU for themselves.
+        context.warmup.rest()
+        tuning, path = _tuning(context, shape), _path(context, shape)
+        tuner = Tuner(
+            shape,
+            space.configs(shape.lookup.block_shape, context.request.moe_sample),
+            tuning,
+            _sm(context),
+            context.warmup.log_file,
+            context.progress,
+            context.on_group,
+            dict(context.environment),
+        )
+        context.warmup.keep_place()
+
+        def add(size: int, config: space.Config) -> None:
+            config_files.add(path, tuning, size, config)
+            context.on_batch_size(size)
+
+        return tuner.run(batch_sizes, add).describe()
+
+    def _verify(self, context: Context, shape: MoeShape) -> None:
+        """Raises StageFailure where a server does not say that it read the file: one that runs was
+        started since that was last changed.
+        """
+        path = str(_path(context, shape))
+        context.progress(
+            0, 1, "servers", "the server starts, to show that it reads the tuned configurations"
+        )
+        context.warmup.start()
+        if path not in _READ.findall(context.warmup.log()):
+            raise StageFailure(
+                "tuner_failed",
+                f"the server started, but did not say that it read {path}: its log names what it"
+                " looked up",
+                context.warmup.log_tail(),
+            )
+        files.write_json(
+            _proof(context, shape), {"schema_version": "1", **_what_is_read(context, shape)}
+        )
+
+    def key(self, context: Context) -> str:
+        # What a server asks for, which the signature holds, a host knows only when it has started
+        # one with its settings.
+        return caches.digest(
+            {**_tuning(context, _by_config(context)), "settings": _settings(context)}
+        )
+
+    def offer(self, context: Context) -> Offer | None:
+        """Each batch size that is tuned, also while others are being tuned."""
+        shape = _expected(context)
+        tuning, path = _tuning(context, shape), _path(context, shape)
+        if not config_files.tuned(path, tuning):
+            return None
+        record = SignatureRecord(self.name, self.caches, tuning)
+        finished = (
+            caches.partial_info(self.name) is None
+            and record.problem([]) is None
+            and self.lacking(context) is None
+        )
+        lookup = config_files.remembered(_settings(context))
+        hints = {"settings": _settings(context), "lookup": lookup.file_name("*")} if lookup else {}
+        read = [_proof(context, shape)] if _was_read(context, shape) else []
+        return Offer(tuning, [path, config_files.tuned_record(path), *read], finished, hints)
+
+    def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        return _tuning(context, _given(context, hints) or _expected(context))
+
+    def learned(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
+        """What another host's server of the same settings asked for."""
+        return (
+            {key: hints[key] for key in ("settings", "lookup")}
+            if _given(context, hints) is not None
+            else {}
+        )
+
+    def foreign(self, context: Context, part: Part) -> str | None:
+        shape = _given(context, part.hints) or _expected(context)
+        path, given = _path(context, shape), {paths.PROFILES / entry.path for entry in part.files}
+        own = {path, config_files.tuned_record(path)}
+        if missing := own - given:
+            return f"{min(missing).relative_to(paths.PROFILES)} is not among its files"
+        if others := given - own - {_proof(context, shape)}:
+            return files.printable(
+                f"{min(others).relative_to(paths.PROFILES)} is no file of this tuning"
+            )
+        return None
+
+    def adopt(self, part: Part, staged: Path) -> None:
+        """Add the batch sizes that this host has not tuned itself to those that it has."""
+        lookup = _lookup(part.hints)
+        if lookup is not None:
+            config_files.remember(part.hints["settings"], lookup)
+        records = self.caches[0], config_files.TUNED
+        for entry in (each for each in part.files if Path(each.path).parts[1] == "configs"):
+            source, target = staged / entry.path, paths.PROFILES / entry.path
+            for folder in (target.parent, config_files.tuned_record(target).parent):
+                files.sweep_temporaries(folder)
+            given = config_files.tuned(
+                source, part.signature, staged.joinpath(*records, target.name)
+            )
+            if not given:
+                continue
+            if not target.exists():
+                # With the batch sizes that came with SGLang: they are not added to a file of ours
+                # later.
+                files.write_text(target, files.read_bytes(source).decode())
+            have = config_files.tuned(target, part.signature)
+            for size in sorted(set(given) - set(have)):
+                config_files.add(target, part.signature, size, given[size])
+            if hashlib.sha256(files.read_bytes(target)).hexdigest() == entry.sha256:
+                os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
+            if part.finished:
+                SignatureRecord(self.name, self.caches, part.signature).write([target])
+                # Of a tuning that was killed here, and that nobody takes up any more.
+                shutil.rmtree(config_files.work(part.signature), ignore_errors=True)
+            # Another host's server said that it reads such a file; this one's is the same only with
+            # the same batch sizes.
+            said = {"tuning": part.signature, "batch_sizes": sorted(config_files.read(target))}
+            if _says(staged.joinpath(*records, f"read-{target.name}"), said):
+                files.write_json(
+                    paths.PROFILES.joinpath(*records, f"read-{target.name}"),
+                    {"schema_version": "1", **said},
+                )
+
+
+def _given(context: Context, hints: dict[str, Any]) -> MoeShape | None:
+    """The shape by what another host's server of the same settings asked for, where this host has
+    not learned it itself.
+    """
+    settings, lookup = _settings(context), _lookup(hints)
+    if (
+        config_files.remembered(settings) is not None
+        or lookup is None
+        or hints["settings"] != settings
+    ):
+        return None
+    return shapes.seen(_by_config(context), [lookup])
+
+
+def _lookup(hints: dict[str, Any]) -> Lookup | None:
+    """What another host's server asked for, with the settings that it had."""
+    settings, name = hints.get("settings"), hints.get("lookup")
+    return (
+        Lookup.from_file_name(name) if isinstance(settings, str) and isinstance(name, str) else None
+    )
+
+
+def _expected(context: Context) -> MoeShape:
+    """The shape by the model's config and what a server of these settings asked for before. Raises
+    shapes.Untunable.
+    """
+    shape = _by_config(context)
+    known = config_files.remembered(_settings(context))
+    return (shapes.seen(shape, [known]) if known else None) or shape
+
+
+def _by_config(context: Context) -> MoeShape:
+    assert context.release is not None
+    return shapes.of(
+        context.model.config,
+        context.request.tp,
+        context.request.moe_dtype,
+        context.arguments,
+        context.release,
+    )
+
+
+def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
+    """What the configurations depend on: the stage's signature."""
+    return {
+        **Stage.signature(MoeTune(), context),
+        "triton": versions.installed("triton"),
+        "E": shape.lookup.E,
+        "N": shape.lookup.N,
+        "hidden_size": shape.hidden_size,
+        "rows_per_token": shape.rows_per_token,
+        "dtype": shape.lookup.dtype or shape.torch_dtype,
+        "block_shape": list(shape.lookup.block_shape) if shape.lookup.block_shape else None,
+        "tp": context.request.tp,
+        "configurations": space.count(shape.lookup.block_shape, context.request.moe_sample),
+    }
+
+
+def _sm(context: Context) -> int:
+    return int((context.devices.compute_capability or "0").replace(".", ""))
+
+
+def _settings(context: Context) -> str:
+    """Names the server's settings that what it looks up depends on."""
+    parts = [
+        context.model.identity,
+        context.request.tp,
+        versions.installed("sglang"),
+        kernel_arguments(context.arguments),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _path(context: Context, shape: MoeShape) -> Path:
+    return config_files.folder(versions.installed("triton") or "unknown") / shape.lookup.file_name(
+        context.devices.name
+    )
+
+
+def _proof(context: Context, shape: MoeShape) -> Path:
+    """Where it stands that a server said that it read the file."""
+    return config_files.root() / config_files.TUNED / f"read-{_path(context, shape).name}"
+
+
+def _what_is_read(context: Context, shape: MoeShape) -> dict[str, Any]:
+    return {
+        "tuning": _tuning(context, shape),
+        "batch_sizes": sorted(config_files.read(_path(context, shape))),
+    }
+
+
+def _was_read(context: Context, shape: MoeShape) -> bool:
+    """Whether a server said that it read the file as it is now."""
+    return _says(_proof(context, shape), _what_is_read(context, shape))
+
+
+def _says(path: Path, what: dict[str, Any]) -> bool:
+    """Whether a record says this."""
+    try:
+        record = files.read_json(path) or {}
+    except ValueError:
+        return False
+    return all(record.get(key) == value for key, value in what.items())
+
+
+def _wanted(context: Context) -> tuple[int, ...]:
+    return context.request.moe_batch_sizes or BATCH_SIZES
+
+
+def _missing(context: Context, shape: MoeShape) -> list[int]:
+    have = config_files.tuned(_path(context, shape), _tuning(context, shape))
+    return [size for size in _wanted(context) if size not in have]
+
+
+def _artifacts(
+    context: Context, shape: MoeShape, new: list[int], verified: bool | None
+) -> dict[str, Any]:
+    path = _path(context, shape)
+    return {
+        "config_file": {"container_path": str(path), "host_path": paths.to_host(path)},
+        "available_batch_sizes": sorted(config_files.read(path)),
+        "new_batch_sizes": new,
+        "skipped_batch_sizes": [size for size in _wanted(context) if size not in new],
+        "verified_in_log": verified,
+    }
