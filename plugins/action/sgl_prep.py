@@ -17,6 +17,7 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
     PrepClient,
     PrepError,
@@ -24,7 +25,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client imp
     did_work,
     failure,
 )
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
 
 # With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only
 # what changes is shown.
@@ -37,7 +37,7 @@ _POLL_S = 5.0
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "container": {"type": "str", "default": "sglang-dev"},
-    **PREP_OPTIONS,
+    **prep_spec(),
     "assume_started": {"type": "bool", "default": True},
     "standing": {"type": "bool", "default": False},
     "give": {"type": "dict"},

@@ -11,12 +11,10 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_signature
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import (
-    PREP_OPTIONS,
-    STAGE_OPTIONS,
-)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import (
     SignatureError,
 )
@@ -25,7 +23,7 @@ from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store imp
 _ITEM = {
     "kind": {"type": "str", "choices": ["caches", "image"], "default": "caches"},
     "name": {"type": "str", "required": True},
-    "stage": {"type": "str", "choices": ["deep_gemm", "moe_tune", "flashinfer", "inductor"]},
+    "stage": {"type": "str", "choices": list(stages.NAMES)},
     "image": {"type": "str"},
     "from": {"type": "str"},
     "whole": {"type": "bool", "default": True},
@@ -39,7 +37,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "sign_key": {"type": "path"},
     "verify_key": {"type": "path"},
     "container": {"type": "str", "default": "sglang-dev"},
-    "prep": {"type": "dict", "options": PREP_OPTIONS},
+    "prep": {"type": "dict", "options": prep_spec()},
 }
 # A tag's, so that it is a file's too.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -275,11 +273,11 @@ class ActionModule(ActionBase):
         """
         if item["kind"] != "caches":
             return []
-        stages = {
+        modes = {
             flag: self._given["prep"][flag] if stage == item["stage"] else "skip"
-            for stage, flag in STAGE_OPTIONS.items()
+            for stage, flag in stages.OPTIONS.items()
         }
-        return command_line({**self._given["prep"], **stages})
+        return command_line({**self._given["prep"], **modes})
 
     def _path_of(self, item: dict[str, Any]) -> str:
         if not self._connection._shell.tmpdir:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import STAGE_OPTIONS
 
 
 def cache_group(done: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def cache_lacks(done: Mapping[str, Any], modes: Mapping[str, str]) -> list[dict[
         for stage, found in _stages(done).items()
         if found.get("key")
         and found["status"] == "would_run"
-        and modes.get(STAGE_OPTIONS[stage]) != "rebuild"
+        and modes.get(stages.OPTIONS[stage]) != "rebuild"
     ]
 
 

@@ -20,19 +20,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-TELEMETRY_DIRS = ("container_runs", "logs", "prometheus", "jaeger")
-PROFILES_DIRS = (
-    "triton",
-    "torchinductor",
-    "flashinfer",
-    "deep_gemm",
-    "tvm_ffi",
-    "moe_configs",
-    "moe_configs/configs",
-    ".locks",
-    ".in_progress",
-)
-POINTER = "container_run_meta.env"
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+
 TEMP_PREFIX = ".sgl-new-"
 TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
 NAMED_MISMATCHES = 10
@@ -81,7 +70,7 @@ class Spec:
 
     @property
     def pointer(self) -> str:
-        return os.path.join(self.telemetry, POINTER)
+        return os.path.join(self.telemetry, places.POINTER)
 
     def of_pointer(self) -> Spec:
         """The same with the pointer's expected owner."""
@@ -215,8 +204,8 @@ def _wanted(spec: Spec) -> Iterator[tuple[str, str, int]]:
     """
     yield "root", spec.root, spec.mode & _BITS_PARENT
     for option, top, names in (
-        ("telemetry_root", spec.telemetry, TELEMETRY_DIRS),
-        ("profiles_root", spec.profiles, PROFILES_DIRS),
+        ("telemetry_root", spec.telemetry, places.TELEMETRY_FOLDERS),
+        ("profiles_root", spec.profiles, places.PROFILES_FOLDERS),
     ):
         yield option, top, spec.mode & _BITS_WRITTEN
         for name in names:
@@ -534,7 +523,10 @@ def inspect(spec: Spec) -> Plan:
                 f" {shlex.quote(path)}`"
             )
 
-    for top, names in ((spec.telemetry, TELEMETRY_DIRS), (spec.profiles, PROFILES_DIRS)):
+    for top, names in (
+        (spec.telemetry, places.TELEMETRY_FOLDERS),
+        (spec.profiles, places.PROFILES_FOLDERS),
+    ):
         if top not in create and top not in top_is_foreign:
             inside = {os.path.dirname(os.path.join(top, name)) for name in names}
             _scan(top, spec, inside, plan)

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.services import PROGRAMS
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
     DockerCli,
     DockerError,
@@ -23,7 +24,6 @@ FLAVOUR_LABEL = "org.slice-bench.flavour"
 # e_machine of an ELF header.
 _ELF_MACHINES = {62: "amd64", 183: "arm64"}
 ELF_HEAD_BYTES = 20
-_PROGRAMS = ("prometheus", "node_exporter", "jaeger-all-in-one", "dcgm-exporter")
 _CHUNK = 1 << 20
 _EMULATORS = "/proc/sys/fs/binfmt_misc"
 
@@ -203,7 +203,7 @@ def program_architectures(docker: DockerCli, image: str) -> dict[str, str | None
     try:
         heads = {
             program: _head(docker.binary, f"{container}:/usr/local/bin/{program}")
-            for program in _PROGRAMS
+            for program in PROGRAMS
         }
     finally:
         docker.call("rm", container)

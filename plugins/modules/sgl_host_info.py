@@ -27,87 +27,6 @@ options:
     type: str
     choices: [nothing, tree, stop, smoke, start, prep]
     default: nothing
-  user:
-    description:
-      - The service user, who owns the host tree and whose uid and gid the container runs with.
-      - By default the user who called sudo, where this runs as root by sudo, or else the user who
-        connects.
-    type: str
-  container:
-    description: Name of the container to look at.
-    type: str
-    default: sglang-dev
-  image:
-    description: Name of the image to look at.
-    type: str
-    default: sglang-dev:local
-  root:
-    description: Folder of the host tree. By default C(sglang-observability) in the service user's
-      home.
-    type: path
-  telemetry_root:
-    description: Metrics, traces, logs and the records of runs. By default C(telemetry) in O(root).
-    type: path
-  profiles_root:
-    description: Kernel caches. By default C(profiles) in O(root).
-    type: path
-  models_root:
-    description: Models. By default C(models) in O(root).
-    type: path
-  huggingface_root:
-    description: The Hugging Face cache. By default C(huggingface) in O(root).
-    type: path
-  ownership_ignore:
-    description: Warn of what belongs to somebody else in the host tree instead of refusing it.
-    type: bool
-    default: false
-  owner_uid:
-    description: Uid that the host tree must belong to, and that the container runs with. By default
-      the service user's.
-    type: int
-  owner_gid:
-    description: Gid that the host tree must belong to. By default the service user's.
-    type: int
-  pointer_uid:
-    description: Uid that the pointer, where there is one, must belong to. By default the tree's
-      owner.
-    type: int
-  pointer_gid:
-    description: Gid that the pointer, where there is one, must belong to. By default the tree's
-      owner.
-    type: int
-  model:
-    description: The model's folder under the models folder. Needed for O(ready_for=prep).
-    type: str
-  model_source:
-    description: Where the model comes from, if it is not there; as in
-      M(slice_bench.sglang.sgl_model_stage), or V(tiny).
-    type: str
-    choices: [present, tiny, local, controller, hub]
-    default: present
-  model_from:
-    description: The folder or the repository that the model comes from.
-    type: str
-  model_revision:
-    description: The hub's branch, tag or commit.
-    type: str
-    default: main
-  model_endpoint:
-    description: The hub's address, where it is not the public one.
-    type: str
-  model_verify:
-    description: Whether the model is to be read in full.
-    type: str
-    choices: [quick, full]
-    default: quick
-  tp:
-    description: Tensor parallel size.
-    type: int
-    default: 1
-  bind_address:
-    description: Address that the services listen on.
-    type: str
-    default: 127.0.0.1
   ports:
     description:
       - Ports that must be free, by the name of their service. Looked at only while the container
@@ -146,26 +65,8 @@ options:
       - CUDA itself counts the fastest first unless CUDA_DEVICE_ORDER is C(PCI_BUS_ID), so of GPUs
         of different kinds take UUIDs.
     type: str
-  image_cuda:
-    description:
-      - The image's version of CUDA, such as V(13.0). By default its environment variable
-        CUDA_VERSION, once the image is on the host; it
-        is not looked at where a container of that image runs already.
-    type: str
-  image_source:
-    description:
-      - How O(image) is had, as in M(slice_bench.sglang.sgl_image). V(pull) needs O(image_pull), and
-        V(load) O(image_archive), which must be
-        on the host until its image is; looked at for V(start) and V(prep) of O(ready_for).
-    type: str
-    choices: [build, pull, load, share]
-    default: build
-  image_pull:
-    description: Reference of the image in a registry.
-    type: str
-  image_archive:
-    description: Path on the host of the image's archive.
-    type: path
+extends_documentation_fragment:
+  - slice_bench.sglang.options.host_info
 attributes:
   check_mode:
     support: full
@@ -338,6 +239,11 @@ problems:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    INFO,
+    READY_FOR,
+    module_spec,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerError
 
 _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface_root")
@@ -348,46 +254,14 @@ def main() -> None:
         argument_spec={
             "ready_for": {
                 "type": "str",
-                "choices": ["nothing", "tree", "stop", "smoke", "start", "prep"],
+                "choices": list(READY_FOR),
                 "default": "nothing",
             },
-            "user": {"type": "str"},
-            "container": {"type": "str", "default": "sglang-dev"},
-            "image": {"type": "str", "default": "sglang-dev:local"},
-            "root": {"type": "path"},
-            "telemetry_root": {"type": "path"},
-            "profiles_root": {"type": "path"},
-            "models_root": {"type": "path"},
-            "huggingface_root": {"type": "path"},
-            "ownership_ignore": {"type": "bool", "default": False},
-            "owner_uid": {"type": "int"},
-            "owner_gid": {"type": "int"},
-            "pointer_uid": {"type": "int"},
-            "pointer_gid": {"type": "int"},
-            "model": {"type": "str"},
-            "model_source": {
-                "type": "str",
-                "choices": ["present", "tiny", "local", "controller", "hub"],
-                "default": "present",
-            },
-            "model_from": {"type": "str"},
-            "model_revision": {"type": "str", "default": "main"},
-            "model_endpoint": {"type": "str"},
-            "model_verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
-            "tp": {"type": "int", "default": 1},
-            "bind_address": {"type": "str", "default": "127.0.0.1"},
+            **module_spec(INFO),
             "ports": {"type": "dict", "default": {}},
             "space_gb": {"type": "dict", "default": {}},
             "gpus": {"type": "bool", "default": False},
             "visible_devices": {"type": "str"},
-            "image_cuda": {"type": "str"},
-            "image_source": {
-                "type": "str",
-                "choices": ["build", "pull", "load", "share"],
-                "default": "build",
-            },
-            "image_pull": {"type": "str"},
-            "image_archive": {"type": "path"},
         },
         supports_check_mode=True,
     )

@@ -18,79 +18,6 @@ options:
     description: Name of the container, which must run.
     type: str
     default: sglang-dev
-  model:
-    description: The model's folder in the container.
-    type: str
-    required: true
-  tp:
-    description: Tensor parallel size; at most the number of GPUs, and 1 on a CPU.
-    type: int
-    default: 1
-  deep_gemm:
-    description: What to do about DeepGEMM's kernels.
-    type: str
-    choices: [ensure, rebuild, skip]
-    default: ensure
-  moe:
-    description: What to do about the tuned configurations of the mixture-of-experts kernel.
-    type: str
-    choices: [ensure, rebuild, skip]
-    default: ensure
-  flashinfer:
-    description: What to do about FlashInfer's kernels.
-    type: str
-    choices: [ensure, rebuild, skip]
-    default: ensure
-  inductor:
-    description: What to do about TorchInductor's and Triton's kernels.
-    type: str
-    choices: [ensure, rebuild, skip]
-    default: ensure
-  moe_batch_sizes:
-    description: Batch sizes to tune the mixture-of-experts kernel for.
-    type: list
-    elements: int
-    default: []
-  moe_dtype:
-    description: Data type of the expert weights.
-    type: str
-    default: auto
-  probe:
-    description: Whether to prove METRICS_READY. V(auto) does while the run has no proof.
-    type: str
-    choices: [auto, always, never]
-    default: auto
-  server_args:
-    description: More arguments of the server, the same as in serving.
-    type: list
-    elements: str
-    default: []
-  server_env:
-    description:
-      - More environment variables of the server, the same as in serving.
-      - They stand in the records, so no secret may be among them.
-    type: dict
-    default: {}
-  cuda_graph_batch_sizes:
-    description: Batch sizes that the server captures CUDA graphs for, and that it is warmed with.
-      By default those of the image.
-    type: list
-    elements: int
-    default: []
-  moe_fusion:
-    description: After tuning the mixture-of-experts kernel, whether the fused kernels are compiled
-      and verified with a server.
-    type: str
-    choices: [ensure, skip]
-    default: ensure
-  server_timeout:
-    description: Seconds for the server to become healthy.
-    type: float
-    default: 1800
-  probe_timeout:
-    description: Seconds for Prometheus to account for the tokens sent.
-    type: float
-    default: 30
   assume_started:
     description: In check mode, whether the container would be running by now; where it would have
       to be started first, a prep would follow.
@@ -109,6 +36,8 @@ options:
         another host can go on where this one fails.
       - The options of M(slice_bench.sglang.sgl_share), without its C(state).
     type: dict
+extends_documentation_fragment:
+  - slice_bench.sglang.options.prep
 attributes:
   action:
     support: full

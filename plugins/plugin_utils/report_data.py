@@ -13,7 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import cache_group
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import STAGES, fleet
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
+    NAMES as STAGES,
+)
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import fleet
 
 # The modules whose results say what a host is and what was done on it.
 _HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
+    NAMES as STAGES,
+)
 
 
 def fleet(hosts: list[dict[str, Any]], names: Collection[str] | None = None) -> dict[str, Any]:

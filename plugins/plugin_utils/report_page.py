@@ -12,14 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
+    NAMES as STAGES,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import STAGES
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
 
-CACHES = ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs")
-
+CACHES = tuple(places.CACHES)
 # What the strip below the verdict counts, from good to bad.
 STANDINGS = ("ready", "no proof", "not finished", "failed", "unreachable")
 

@@ -36,15 +36,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / ".ansible" / "collections")]
 
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_image  # noqa: E402
 from ansible_collections.slice_bench.sglang.plugins.module_utils import prep_client  # noqa: E402
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (  # noqa: E402
+    prep_spec,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (  # noqa: E402
     INPUTS_LABEL,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (  # noqa: E402
     FLAVOUR_LABEL,
     host_architecture,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import (  # noqa: E402
-    PREP_OPTIONS,
 )
 
 from tests.doubles.docker_daemon import Daemon, Daemons  # noqa: E402
@@ -267,7 +267,7 @@ class Lab:
             "--extra-vars",
             yaml.safe_dump(COLD, default_flow_style=True, width=10**6),
         )
-        options = {name: option.get("default") for name, option in PREP_OPTIONS.items()}
+        options = {name: option.get("default") for name, option in prep_spec().items()}
         words = prep_client.command_line(
             {**options, "model": f"/models/{STACK_VARIABLES['sgl_model']}", "probe": "never"}
         )

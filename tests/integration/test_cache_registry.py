@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import (
@@ -28,7 +29,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work imp
     Host,
     ShareError,
 )
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
 
 from tests.bench.cache_share import fill
@@ -110,7 +110,7 @@ class Site:
     @property
     def item(self) -> dict[str, Any]:
         """The stage as a step of the module has it."""
-        defaults = {name: option.get("default") for name, option in PREP_OPTIONS.items()}
+        defaults = {name: option.get("default") for name, option in prep_spec().items()}
         return {**CACHES, "arguments": command_line({**defaults, **self.prep})}
 
     def host(self, name: str) -> Host:

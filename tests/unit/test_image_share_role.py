@@ -28,7 +28,6 @@ PLAY = """\
     - name: See to the image
       ansible.builtin.import_role:
         name: slice_bench.sglang.image
-        rolespec_validate: false
 """
 
 pytestmark = pytest.mark.slow
@@ -53,6 +52,7 @@ class Checkout:
         self._folder.mkdir()
         for name in (
             "roles/image",
+            "roles/settings",
             "plugins/filter",
             "plugins/module_utils",
             "plugins/plugin_utils",

@@ -1,6 +1,4 @@
-"""Every role documents exactly the variables that it has: defaults/main.yml and
-meta/argument_specs.yml name the same ones.
-"""
+"""Every variable is declared once, in the contract, and is one that some role or play reads."""
 
 from __future__ import annotations
 
@@ -11,100 +9,86 @@ from typing import Any
 import pytest
 import yaml
 
-ROLES_DIR = Path(__file__).resolve().parents[2] / "roles"
-USERS = "sgl_"
+from sgl_admin.contract import options
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES_DIR = ROOT / "roles"
 ROLES = sorted(path.name for path in ROLES_DIR.iterdir() if path.is_dir())
+# The one that has the defaults.
+SETTINGS = "settings"
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
 
 
-def defaults(role: str) -> set[str]:
-    path = ROLES_DIR / role / "defaults" / "main.yml"
-    return set(load(path)) if path.exists() else set()
-
-
-def options(role: str) -> dict[str, dict[str, Any]]:
-    """The options of the role's main entry point. A role without variables still has the file: it
-    says what the role does.
-    """
-    specs = load(ROLES_DIR / role / "meta" / "argument_specs.yml")["argument_specs"]
-    return {
-        name: spec
-        for name, spec in (specs["main"].get("options") or {}).items()
-        if not name.startswith(USERS)
-    }
-
-
-def users_variables() -> set[str]:
-    """The variables that users set: the preflight checks those of the GPU hosts, the role dashboard
-    those of Grafana's machine.
-    """
+def own_variables(role: str) -> set[str]:
     found: set[str] = set()
-    for role in ("preflight", "dashboard"):
-        found |= set(
-            load(ROLES_DIR / role / "meta" / "argument_specs.yml")["argument_specs"]["main"][
-                "options"
-            ]
-        )
-    return {name for name in found if name.startswith(USERS)}
+    for folder in ("defaults", "vars"):
+        path = ROLES_DIR / role / folder / "main.yml"
+        found |= set(load(path)) if path.exists() else set()
+    return found
 
 
-def undocumented(name: str, spec: dict[str, Any]) -> list[str]:
-    """The dotted names of the options, the nested ones too, that lack a description or a type."""
-    missing = [f"{name}: no {key}" for key in ("description", "type") if not spec.get(key)]
-    for inner, inner_spec in (spec.get("options") or {}).items():
-        missing += undocumented(f"{name}.{inner}", inner_spec)
-    return missing
+def variables_read() -> set[str]:
+    """Every sgl_ name in roles and playbooks, those of modules too."""
+    places = [*ROLES_DIR.glob("*/*/*.yml"), *(ROOT / "playbooks").glob("*.yml")]
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in places
+        if not path.is_relative_to(ROLES_DIR / SETTINGS / "defaults")
+        and path.name != "argument_specs.yml"
+    ]
+    return {name for text in texts for name in re.findall(r"\bsgl_\w+", text)}
 
 
 def test_there_are_roles() -> None:
     assert ROLES, f"no role in {ROLES_DIR}"
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_defaults_and_options_have_the_same_names(role: str) -> None:
-    assert sorted(defaults(role)) == sorted(options(role))
+@pytest.mark.parametrize("role", [role for role in ROLES if role != SETTINGS])
+def test_every_role_has_the_defaults(role: str) -> None:
+    meta = load(ROLES_DIR / role / "meta" / "main.yml")
+    assert meta["dependencies"] == [{"role": f"slice_bench.sglang.{SETTINGS}"}]
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_every_option_is_described_and_typed(role: str) -> None:
-    assert [line for name, spec in options(role).items() for line in undocumented(name, spec)] == []
+@pytest.mark.parametrize("role", [role for role in ROLES if role != SETTINGS])
+def test_a_role_names_its_own_variables_after_itself(role: str) -> None:
+    assert [name for name in own_variables(role) if not name.startswith(f"{role}_")] == []
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_every_name_starts_with_the_role(role: str) -> None:
-    assert [
-        name for name in defaults(role) | set(options(role)) if not name.startswith(f"{role}_")
-    ] == []
+def test_what_roles_and_plays_read_is_declared() -> None:
+    modules = {path.stem for path in (ROOT / "plugins").glob("*/sgl_*.py")}
+    declared = {*options.BY_NAME, *own_variables(SETTINGS), *modules}
+    assert sorted(variables_read() - declared) == []
 
 
-def test_the_preflight_checks_every_variable_that_a_role_reads() -> None:
-    places = [ROLES_DIR / role / "defaults" / "main.yml" for role in ROLES]
-    texts = [path.read_text() for path in (*places, ROLES_DIR.parent / "playbooks" / "prep.yml")]
-    read = {name for text in texts for name in re.findall(r"\bsgl_\w+", text)}
-    assert sorted(users_variables()) == sorted(read)
+def test_every_variable_is_read() -> None:
+    assert sorted(set(options.BY_NAME) - variables_read()) == []
 
 
-def test_the_readme_lists_every_variable() -> None:
-    table = (
-        (ROLES_DIR.parent / "README.md")
-        .read_text(encoding="utf-8")
-        .partition("## Variables")[2]
-        .partition("\n## ")[0]
-    )
-    assert [name for name in sorted(users_variables()) if f"`{name}`" not in table] == []
+def parts_of(option: options.Option) -> list[options.Option]:
+    return [option, *(inner for part in option.parts for inner in parts_of(part))]
+
+
+@pytest.mark.parametrize("name", sorted(options.BY_NAME))
+def test_an_option_is_whole(name: str) -> None:
+    option = options.BY_NAME[name]
+    assert name.startswith(options.PREFIX)
+    for each in parts_of(option):
+        assert each.type and each.text.endswith((".", ")")), each
+        assert (each.type == "list") == bool(each.elements), each
+        assert each.default is None or not each.choices or each.default in each.choices, each
+
+
+def test_no_variable_is_declared_twice() -> None:
+    assert len(options.BY_NAME) == len(options.OPTIONS)
 
 
 def test_the_flavours_are_those_that_there_are() -> None:
-    specs = load(ROLES_DIR / "preflight" / "meta" / "argument_specs.yml")["argument_specs"]
-    flavours = [
-        path.name
-        for path in (ROLES_DIR / "image" / "files" / "flavours").iterdir()
-        if path.is_dir()
-    ]
-    assert specs["main"]["options"]["sgl_flavour"]["choices"] == sorted(flavours)
+    folder = ROLES_DIR / "image" / "files" / "flavours"
+    flavours = [path.name for path in folder.iterdir() if path.is_dir()]
+    assert list(options.BY_NAME["sgl_flavour"].choices) == sorted(flavours)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleActionFail
+from ansible_collections.slice_bench.sglang.plugins.action import sgl_prep as sgl_prep_action
+from ansible_collections.slice_bench.sglang.plugins.doc_fragments.options import ModuleDocFragment
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
 from ansible_collections.slice_bench.sglang.plugins.modules import sgl_prep
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.prep_options import PREP_OPTIONS
 
 from tests.doubles.share_action import REGISTRY, Fleet, Work, digest
 
@@ -171,35 +173,26 @@ def test_what_is_known_by_its_digest_is_taken_by_it_whatever_the_name_stands_for
 
 
 def test_what_is_wanted_is_asked_for_as_a_prep_is() -> None:
-    documented = yaml.safe_load(sgl_prep.DOCUMENTATION)["options"]
-    for of_the_task in ("container", "assume_started", "standing", "give"):
-        del documented[of_the_task]
-    said = {
-        name: (spec["type"], spec.get("default"), spec.get("choices"))
-        for name, spec in documented.items()
-    }
-    assert {
-        name: (spec["type"], spec.get("default"), spec.get("choices"))
-        for name, spec in PREP_OPTIONS.items()
-    } == said
+    fragment = set(yaml.safe_load(ModuleDocFragment.PREP)["options"])
+    own = set(yaml.safe_load(sgl_prep.DOCUMENTATION)["options"])
+    assert fragment == set(prep_spec())
+    assert own | fragment == set(sgl_prep_action.ARGUMENT_SPEC) and not own & fragment
 
 
 def test_the_role_packs_and_takes_what_the_prep_is_asked_for() -> None:
     [task] = yaml.safe_load((ROLES / "provider_prep" / "tasks" / "main.yml").read_text())
-    asked = {
-        name: value
-        for name, value in task["slice_bench.sglang.sgl_prep"].items()
-        if name in PREP_OPTIONS
+    asked = task["slice_bench.sglang.sgl_prep"]
+    shared = yaml.safe_load((ROLES / "settings" / "vars" / "main.yml").read_text())[
+        "sgl_prep_request"
+    ]
+    # No variable says how long Prometheus is waited for.
+    assert set(shared) == set(prep_spec()) - {"probe_timeout"} == set(asked) & set(prep_spec())
+    assert {name: value for name, value in shared.items() if asked[name] == value} == {
+        name: shared[name]
+        for name in set(shared)
+        # A share of a tuning has these of its own.
+        - {"deep_gemm", "moe", "flashinfer", "inductor", "moe_batch_sizes", "probe", "model"}
     }
-    # Whether and how long a server is waited for makes no other caches.
-    for how in ("probe", "server_timeout"):
-        del asked[how]
-    assert (
-        yaml.safe_load((ROLES / "cache_share" / "vars" / "main.yml").read_text())[
-            "cache_share_prep"
-        ]
-        == asked
-    )
 
 
 # --- batch sizes that are finished so far, and shares of them -------------------------------------

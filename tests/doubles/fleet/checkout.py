@@ -25,6 +25,7 @@ _REAL = (
     "plugins/plugin_utils",
     "plugins/module_utils",
     "roles/preflight",
+    "roles/settings",
     "roles/provider_prep",
     "roles/cache_share",
 )

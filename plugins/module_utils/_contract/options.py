@@ -1,0 +1,671 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Every variable that a user sets, each once: type, default, choices and text.
+
+Role defaults, the argument specification, the README's table, the modules' options and their
+documentation follow from it. Texts have the markup of ansible-doc: V(value), C(code), O(option).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import services, stages
+
+PREFIX = "sgl_"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A variable, or a part of one.
+
+    `jinja` is the expression that computes the default where it is no constant, `shown` its
+    description for the README. `module` lists the modules that have it as an option, by the name
+    there; `variable` the container's environment variable that carries it.
+    """
+
+    name: str
+    type: str
+    text: str
+    default: Any = None
+    choices: tuple[str, ...] = ()
+    elements: str = ""
+    parts: tuple[Option, ...] = ()
+    no_log: bool = False
+    required: bool = False
+    jinja: str = ""
+    shown: str = ""
+    module: dict[str, str] = field(default_factory=dict)
+    variable: str = ""
+
+    def spec(self) -> dict[str, Any]:
+        """As an argument specification of Ansible, without description."""
+        spec: dict[str, Any] = {"type": self.type}
+        if self.elements:
+            spec["elements"] = self.elements
+        if self.choices:
+            spec["choices"] = list(self.choices)
+        if self.required:
+            spec["required"] = True
+        elif self.default is not None:
+            spec["default"] = self.default
+        if self.no_log:
+            spec["no_log"] = True
+        if self.parts:
+            spec["options"] = {part.name: part.spec() for part in self.parts}
+        return spec
+
+    def documented(self) -> dict[str, Any]:
+        """As an option of a role's argument_specs or a module's documentation."""
+        spec = {**self.spec(), "description": self.text}
+        if self.parts:
+            spec["options"] = {part.name: part.documented() for part in self.parts}
+        return spec
+
+
+# Modules that have variables as options.
+INFO, PREP = "sgl_host_info", "sgl_prep"
+# What a host can be inspected for.
+READY_FOR = ("nothing", "tree", "stop", "smoke", "start", "prep")
+
+
+def _mode(stage: stages.Stage) -> Option:
+    text = f"What to do about {stage.text}."
+    return Option(stage.option, "str", text, "ensure", stages.MODES)
+
+
+STAGE_MODES = tuple(_mode(stage) for stage in stages.STAGES)
+
+MODEL = (
+    Option(
+        "sgl_model",
+        "str",
+        "The model's folder under the models folder. A prep needs it; starting and stopping does"
+        " not.",
+        module={INFO: "model"},
+    ),
+    Option(
+        "sgl_model_source",
+        "str",
+        "Where the model comes from. V(present) takes what is there; V(local) copies from a folder"
+        " of the host, V(controller) from one of the controller by rsync, V(hub) downloads;"
+        " V(tiny) makes a tiny random Qwen3 on the spot, for hosts without a GPU.",
+        "present",
+        ("present", "tiny", "local", "controller", "hub"),
+        module={INFO: "model_source"},
+    ),
+    Option(
+        "sgl_model_from",
+        "str",
+        "The folder, or for V(hub) the repository such as C(Qwen/Qwen3-8B).",
+        module={INFO: "model_from"},
+    ),
+    Option(
+        "sgl_model_revision",
+        "str",
+        "The hub's branch, tag or commit. A model that was made from a branch is taken as it is;"
+        " the branch is not followed.",
+        "main",
+        module={INFO: "model_revision"},
+    ),
+    Option(
+        "sgl_hub_endpoint",
+        "str",
+        "Address of a mirror of the hub.",
+        shown="the public hub",
+        module={INFO: "model_endpoint"},
+    ),
+    Option("sgl_hub_token", "str", "Access token for the hub.", no_log=True),
+    Option(
+        "sgl_model_verify",
+        "str",
+        "V(quick) reads of a model what has changed since it was read; V(full) reads all of it.",
+        "quick",
+        ("quick", "full"),
+        module={INFO: "model_verify"},
+    ),
+    Option(
+        "sgl_tp",
+        "int",
+        "Tensor parallel size; at most the number of GPUs, and 1 on a host without one.",
+        1,
+        module={INFO: "tp", PREP: "tp"},
+    ),
+)
+
+TREE = (
+    Option(
+        "sgl_user",
+        "str",
+        "The service user, who owns the tree and whose uid and gid the container runs with. By"
+        " default the user who called sudo, or else the user who connects.",
+        shown="who called sudo, or else who connects",
+        module={INFO: "user"},
+    ),
+    Option(
+        "sgl_root",
+        "path",
+        "Folder of the host tree. By default C(sglang-observability) in the service user's home.",
+        shown="`~/sglang-observability` of that user",
+        module={INFO: "root"},
+    ),
+    Option(
+        "sgl_telemetry_root",
+        "path",
+        "Metrics, traces, logs and the records of runs. By default C(telemetry) in O(sgl_root).",
+        module={INFO: "telemetry_root"},
+    ),
+    Option(
+        "sgl_profiles_root",
+        "path",
+        "Kernel caches. By default C(profiles) in O(sgl_root).",
+        module={INFO: "profiles_root"},
+    ),
+    Option(
+        "sgl_models_root",
+        "path",
+        "Models. By default C(models) in O(sgl_root).",
+        module={INFO: "models_root"},
+    ),
+    Option(
+        "sgl_huggingface_root",
+        "path",
+        "The Hugging Face cache. By default C(huggingface) in O(sgl_root).",
+        module={INFO: "huggingface_root"},
+    ),
+    Option(
+        "sgl_ownership_ignore",
+        "bool",
+        "Go on, with a warning, where something in the tree belongs to somebody else."
+        " HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does the same.",
+        False,
+        jinja="lookup('ansible.builtin.env', 'HOST_DIR_OWNERSHIP_IGNORE') == '1'",
+        module={INFO: "ownership_ignore"},
+    ),
+    Option(
+        "sgl_owner_uid",
+        "int",
+        "Uid that the tree must belong to and that the container runs with, where it is not the"
+        " service user's.",
+        shown="the service user's",
+        module={INFO: "owner_uid"},
+    ),
+    Option(
+        "sgl_owner_gid",
+        "int",
+        "Gid that the tree must belong to and that the container runs with, where it is not the"
+        " service user's.",
+        shown="the service user's",
+        module={INFO: "owner_gid"},
+    ),
+    Option(
+        "sgl_pointer_owner_uid",
+        "int",
+        "Uid that a pointer which is there must belong to, where it is not the tree's.",
+        shown="the tree's owner",
+        module={INFO: "pointer_uid"},
+    ),
+    Option(
+        "sgl_pointer_owner_gid",
+        "int",
+        "Gid that a pointer which is there must belong to, where it is not the tree's.",
+        shown="the tree's group",
+        module={INFO: "pointer_gid"},
+    ),
+    Option(
+        "sgl_space_gb",
+        "dict",
+        "Free space, in GB, that must be there before something is written; those that are to be"
+        " other than the numbers here: C(telemetry) 1, C(profiles) 2 and, where the image is"
+        " missing, C(docker) 8.",
+        {},
+        parts=tuple(
+            Option(name, "float", "In GB.") for name in ("telemetry", "profiles", "docker")
+        ),
+        shown="`{telemetry: 1, profiles: 2, docker: 8}`",
+    ),
+)
+
+IMAGE = (
+    Option(
+        "sgl_flavour",
+        "str",
+        "Which components the image gets. V(gh200) is for hosts with NVIDIA GPUs, V(local) for"
+        " those without one.",
+        "local",
+        ("gh200", "local"),
+    ),
+    Option(
+        "sgl_image",
+        "str",
+        "Name of the image. By default C(sglang-dev) with the flavour as its tag.",
+        "sglang-dev:local",
+        jinja="'sglang-dev:' ~ sgl_flavour",
+        shown="`sglang-dev:<flavour>`",
+        module={INFO: "image"},
+    ),
+    Option(
+        "sgl_gpus",
+        "bool",
+        "Give the container the host's GPUs, and refuse a host that has none. By default with"
+        " every flavour other than V(local).",
+        jinja="sgl_flavour != 'local'",
+        shown="`true` with `gh200`",
+    ),
+    Option(
+        "sgl_image_source",
+        "str",
+        "Where the image comes from: built on the host, pulled from a registry, loaded from an"
+        " archive on the host, or, with V(share), built on one host of each kind and taken by the"
+        " others.",
+        "build",
+        ("build", "pull", "load", "share"),
+        module={INFO: "image_source"},
+    ),
+    Option(
+        "sgl_image_pull",
+        "str",
+        "What to pull, best with its digest (C(registry/name@sha256:...)); a tag is taken with a"
+        " warning, as it moves.",
+        module={INFO: "image_pull"},
+    ),
+    Option(
+        "sgl_image_archive",
+        "path",
+        "Path on the host of the archive to load, as C(docker save) writes it.",
+        module={INFO: "image_archive"},
+    ),
+    Option("sgl_image_archive_sha256", "str", "Digest that the archive must have."),
+    Option(
+        "sgl_image_platform",
+        "str",
+        "Platform of the image. By default the host's own; to build for another one the host needs"
+        " an emulator (qemu-user-static).",
+        choices=("linux/amd64", "linux/arm64"),
+        shown="the host's own",
+    ),
+    Option(
+        "sgl_image_base",
+        "str",
+        "The image that SGLang comes from, best with its digest"
+        " (C(lmsysorg/sglang@sha256:...)). By default the flavour's; one that is on the host is"
+        " taken as it is.",
+        shown="the flavour's",
+    ),
+    Option(
+        "sgl_image_dcgm",
+        "str",
+        "The image that dcgm-exporter comes from. By default the flavour's.",
+        shown="the flavour's",
+    ),
+    Option(
+        "sgl_image_cuda",
+        "str",
+        "The image's version of CUDA, such as V(13.0), so that a driver too old for it is refused"
+        " before anything changes. By default what the image itself says, once it is on the host.",
+        shown="what the image says",
+        module={INFO: "image_cuda"},
+    ),
+    Option(
+        "sgl_image_downloads",
+        "dict",
+        "Versions and sha256 digests of release archives in place of the flavour's, by name, such"
+        " as C({jaeger: {sha256: ...}}).",
+        {},
+    ),
+    Option(
+        "sgl_download_mirror",
+        "str",
+        "Address of a mirror of C(https://github.com), with the same paths below it, for release"
+        " archives.",
+    ),
+    Option(
+        "sgl_download_dir",
+        "path",
+        "Folder on the host with release archives that somebody put there, for a lab that cannot"
+        " fetch them.",
+    ),
+    Option(
+        "sgl_image_build_dir",
+        "path",
+        "Folder on the host that keeps what the next build needs, about 0.5 GB.",
+        "~/.cache/slice_bench.sglang",
+    ),
+)
+
+CONTAINER = (
+    Option(
+        "sgl_container",
+        "str",
+        "Name of the container.",
+        "sglang-dev",
+        module={INFO: "container", PREP: "container"},
+        variable="SGL_CONTAINER_NAME",
+    ),
+    Option(
+        "sgl_keep_running",
+        "bool",
+        "Leave a container whose run is live as it is, also where its image or its options have"
+        " changed since: what a benchmark measures is not to be recreated under it.",
+        False,
+    ),
+    Option(
+        "sgl_bind_address",
+        "str",
+        "Address that Prometheus, Jaeger and the exporters listen on. They have no password, so"
+        " think before you open them.",
+        services.LOOPBACK,
+        module={INFO: "bind_address"},
+        variable="SGL_BIND_ADDRESS",
+    ),
+    *(
+        Option(port.option, "int", port.text, port.default, variable=port.variable)
+        for port in services.PORTS
+    ),
+    Option(
+        "sgl_scrape_interval",
+        "str",
+        "How often Prometheus scrapes.",
+        "1s",
+        variable="SGL_SCRAPE_INTERVAL",
+    ),
+    Option(
+        "sgl_tsdb_retention_size",
+        "str",
+        "Size above which Prometheus drops the oldest samples of a run.",
+        "10GB",
+        variable="SGL_TSDB_RETENTION_SIZE",
+    ),
+    Option(
+        "sgl_trace_retention",
+        "str",
+        "Time after which Jaeger drops a trace of a run.",
+        "72h",
+        variable="SGL_TRACE_RETENTION",
+    ),
+    Option(
+        "sgl_capabilities",
+        "list",
+        "Linux capabilities that the container's programs may have; all others are dropped.",
+        [],
+        elements="str",
+    ),
+    Option(
+        "sgl_shm_size",
+        "str",
+        "Size of /dev/shm, for NCCL, where the host's IPC is not shared.",
+        "32g",
+    ),
+    Option(
+        "sgl_ulimits",
+        "list",
+        "Limits of the container's processes, as C(docker run --ulimit) takes them. By default"
+        " locked memory without limit, a stack of 64 MiB and 1048576 open files where it gets"
+        " GPUs, and else those of the Docker daemon.",
+        elements="str",
+        jinja="['memlock:-1', 'stack:67108864', 'nofile:1048576'] if sgl_gpus | bool else []",
+        shown="with GPUs: memlock unlimited, stack 64 MiB, nofile 1048576",
+    ),
+    Option(
+        "sgl_environment",
+        "dict",
+        "More environment variables of the container; a token (C(HF_TOKEN)) may be among them.",
+        {},
+        no_log=True,
+    ),
+    Option(
+        "sgl_stop_timeout",
+        "int",
+        "Seconds in which the container ends a running prep and its services before Docker kills"
+        " it.",
+        60,
+    ),
+    Option(
+        "sgl_start_timeout",
+        "int",
+        "Seconds for the container to publish its run, and again for Prometheus to become ready.",
+        60,
+    ),
+)
+
+# What a prep is asked for. sgl-admin has each as a flag too.
+REQUEST = (
+    Option(
+        "sgl_moe_batch_sizes",
+        "list",
+        "Batch sizes to tune the mixture-of-experts kernel for.",
+        [],
+        elements="int",
+        module={PREP: "moe_batch_sizes"},
+    ),
+    Option(
+        "sgl_moe_dtype",
+        "str",
+        "Data type of the expert weights.",
+        "auto",
+        module={PREP: "moe_dtype"},
+    ),
+    Option(
+        "sgl_moe_fusion",
+        "str",
+        "After tuning the mixture-of-experts kernel, whether the fused kernels are compiled and"
+        " verified with a server.",
+        "ensure",
+        ("ensure", "skip"),
+        module={PREP: "moe_fusion"},
+    ),
+    Option(
+        "sgl_probe",
+        "str",
+        "Whether to prove METRICS_READY; V(auto) does while the run has no proof.",
+        "auto",
+        stages.PROBES,
+        module={PREP: "probe"},
+    ),
+    Option(
+        "sgl_server_args",
+        "list",
+        "More arguments of the SGLang server, the same as in serving. They stand in the records,"
+        " so no key may be among them.",
+        [],
+        elements="str",
+        module={PREP: "server_args"},
+    ),
+    Option(
+        "sgl_server_env",
+        "dict",
+        "More environment variables of the server, the same as in serving. They stand in the"
+        " records, so no secret may be among them.",
+        {},
+        module={PREP: "server_env"},
+    ),
+    Option(
+        "sgl_cuda_graph_batch_sizes",
+        "list",
+        "Batch sizes that the server captures CUDA graphs for, and that it is warmed with. By"
+        " default those of the image.",
+        [],
+        elements="int",
+        shown="those of the image",
+        module={PREP: "cuda_graph_batch_sizes"},
+    ),
+    Option(
+        "sgl_server_timeout",
+        "float",
+        "Seconds for the server to become healthy.",
+        1800,
+        module={PREP: "server_timeout"},
+    ),
+)
+
+PREPARATION = (
+    Option(
+        "sgl_stages",
+        "dict",
+        "What to do about each stage; one that is not named is ensured.",
+        {},
+        parts=STAGE_MODES,
+        shown="every stage `ensure`",
+    ),
+    *REQUEST,
+    Option(
+        "sgl_smoke_scenario",
+        "path",
+        "A YAML file on the controller with the tests of a smoke. By default the one that the role"
+        " smoke has.",
+        "",
+        shown="that of the role `smoke`",
+    ),
+)
+
+FLEET = (
+    Option(
+        "sgl_cache_share",
+        "str",
+        "How hosts share kernel caches and, with O(sgl_image_source=share), the image. By default"
+        " V(registry) where one is named, V(none) where there is one host, and else V(relay), a"
+        " folder of the controller.",
+        choices=("none", "relay", "registry"),
+        jinja="'registry' if sgl_cache_registry else"
+        " 'relay' if groups['sglang'] | default([]) | length > 1 else 'none'",
+        shown="`relay` with several hosts, else `none`",
+    ),
+    Option(
+        "sgl_cache_registry",
+        "str",
+        "A repository in an OCI registry, without a tag, for what hosts share.",
+        "",
+    ),
+    Option(
+        "sgl_cache_dir",
+        "str",
+        "The controller's folder of what hosts share.",
+        "~/.cache/slice_bench.sglang/caches",
+    ),
+    Option(
+        "sgl_cache_sign_key",
+        "path",
+        "A secret key of minisign, without a password, on the controller. What is shared is signed"
+        " with it.",
+        "",
+    ),
+    Option(
+        "sgl_cache_verify_key",
+        "path",
+        "A public key of minisign on the controller. What is shared is taken only with a signature"
+        " of its secret key.",
+        "",
+    ),
+    Option(
+        "sgl_tune_shards",
+        "int",
+        "Over how many hosts of a group the batch sizes of the mixture-of-experts kernel are"
+        " spread.",
+        1,
+    ),
+    Option(
+        "sgl_canary",
+        "int",
+        "So many hosts go first, through to METRICS_READY, before the others begin. Read of the"
+        " first host of the group.",
+        0,
+    ),
+    Option(
+        "sgl_batch",
+        "str",
+        "How many hosts go at once after that, as a number or a share such as V(25%). Read of the"
+        " first host of the group.",
+        "100%",
+    ),
+    Option(
+        "sgl_max_fail_percentage",
+        "float",
+        "Where more of a batch's hosts fail, the batches after it are not begun. Read of the first"
+        " host of the group.",
+        100,
+    ),
+    Option(
+        "sgl_throttle",
+        "int",
+        "How many hosts at once get an image, a model or caches; V(0) is no limit.",
+        0,
+    ),
+)
+
+GRAFANA = (
+    Option(
+        "sgl_grafana_prometheus_url",
+        "str",
+        "Of a host of group C(sglang), the address of its Prometheus as Grafana reaches it, such"
+        " as the end of an SSH tunnel on Grafana's machine. By default C(http://), the host's"
+        " O(sgl_bind_address) and O(sgl_prometheus_port); for an address that stands for all of"
+        " them, its C(ansible_host) or its name in the inventory.",
+        default="",
+        shown="at `sgl_bind_address`",
+    ),
+    Option(
+        "sgl_grafana_provisioning_dir",
+        "path",
+        "The folder that Grafana's setting C(paths.provisioning) names.",
+        "/etc/grafana/provisioning",
+    ),
+    Option(
+        "sgl_grafana_dashboards_dir",
+        "path",
+        "Folder for the dashboards.",
+        "/var/lib/grafana/dashboards/sglang",
+    ),
+    Option("sgl_grafana_folder", "str", "Folder in Grafana that shows the dashboards.", "SGLang"),
+    Option(
+        "sgl_grafana_restart",
+        "bool",
+        "Restart Grafana's systemd unit where a datasource or a provider has changed.",
+        True,
+    ),
+)
+
+GROUPS = (
+    ("The model", MODEL),
+    ("The host", TREE),
+    ("The image", IMAGE),
+    ("The container", CONTAINER),
+    ("The prep", PREPARATION),
+    ("Many hosts", FLEET),
+    ("Grafana", GRAFANA),
+)
+OPTIONS = tuple(option for _title, options in GROUPS for option in options)
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def of_module(module: str) -> Iterator[tuple[str, Option]]:
+    """Name in the module and option, of the variables that a module has as options."""
+    for option in OPTIONS:
+        if module in option.module:
+            yield option.module[module], option
+
+
+def module_spec(module: str) -> dict[str, Any]:
+    """Their argument specification."""
+    return {name: option.spec() for name, option in of_module(module)}
+
+
+# What sgl_prep has beside the variables' options.
+_PREP_ONLY = (
+    Option("model", "str", "The model's folder in the container.", required=True),
+    *STAGE_MODES,
+    Option("probe_timeout", "float", "Seconds for Prometheus to account for the tokens sent.", 30),
+)
+
+
+def prep_options() -> dict[str, Option]:
+    """What a prep is asked for, as options of the plugins that ask sgl-admin."""
+    named = dict(of_module(PREP))
+    del named["container"]
+    return {**{option.name: option for option in _PREP_ONLY}, **named}
+
+
+def prep_spec() -> dict[str, Any]:
+    """Their argument specification."""
+    return {name: option.spec() for name, option in prep_options().items()}

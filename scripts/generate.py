@@ -1,0 +1,240 @@
+"""Writes what follows from the contract: `make generate`. A test holds the files to it.
+
+Whole files have a first line that says so; parts of files stand between two marker lines.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sgl_admin.contract import options, places, services, stages  # noqa: E402
+from sgl_admin.contract.options import Option  # noqa: E402
+
+HEADER = "# Generated from plugins/module_utils/_contract by `make generate`.\n"
+WIDTH = 100
+
+
+def role_defaults() -> str:
+    """roles/settings/defaults/main.yml: every variable's default; omitted where it has none."""
+    lines = [f"{option.name}: {_default(option)}" for option in options.OPTIONS]
+    return f"---\n{HEADER}" + "".join(f"{line}\n" for line in lines)
+
+
+def _default(option: Option) -> str:
+    if option.jinja:
+        return f">-\n  {{{{ {option.jinja} }}}}" if len(option.jinja) > 60 else _jinja(option.jinja)
+    if option.default is None:
+        return _jinja("omit")
+    return json.dumps(option.default)
+
+
+def _jinja(expression: str) -> str:
+    return f'"{{{{ {expression} }}}}"'
+
+
+def role_vars() -> str:
+    """roles/settings/vars/main.yml: what follows from the variables."""
+    always, everything = services.ports_of(gpu=False), services.ports_of(gpu=True)
+    gpu = {name: port for name, port in everything.items() if name not in always}
+    roots = {
+        mount.variable: _jinja(f"preflight_host.tree.paths.{mount.folder}")
+        for mount in places.MOUNTS
+    }
+    blocks = {
+        "# Ports by service, of every flavour.\nsgl_ports": _ports(always),
+        "# Those that only a flavour for GPUs has.\nsgl_gpu_ports": _ports(gpu),
+        "# The container's environment.\nsgl_container_environment": {
+            option.variable: _jinja(f"{option.name} | string")
+            for option in options.OPTIONS
+            if option.variable
+        }
+        | roots,
+    }
+    blocks["# What a prep is asked for.\nsgl_prep_request"] = _prep_request()
+    volumes = [f'{roots[mount.variable][:-1]}:{mount.target}"' for mount in places.MOUNTS]
+    text = "".join(
+        f"{title}:\n" + "".join(f"  {key}: {value}\n" for key, value in block.items())
+        for title, block in blocks.items()
+    )
+    text += "# Bind mounts.\nsgl_volumes:\n" + "".join(f"  - {volume}\n" for volume in volumes)
+    return f"---\n{HEADER}{text}"
+
+
+def _prep_request() -> dict[str, str]:
+    request = {"model": '"/models/{{ sgl_model }}"'}
+    for stage in stages.STAGES:
+        request[stage.option] = _jinja(f"sgl_stages.{stage.option} | default('ensure')")
+    for name, option in options.of_module(options.PREP):
+        if name != "container":
+            request[name] = _jinja(option.name)
+    return request
+
+
+def _ports(ports: dict[str, services.Port]) -> dict[str, str]:
+    return {name: _jinja(port.option) for name, port in ports.items()}
+
+
+def preflight_spec() -> str:
+    """roles/preflight/meta/argument_specs.yml: the one that checks every variable."""
+    return _role_spec(
+        {
+            "short_description": "Inspect the host and refuse what cannot work",
+            "description": [
+                "Registers C(preflight_host), which the other roles take the service user,"
+                " Docker's state and the devices from.",
+                "Checks every variable of every role before anything changes on a host.",
+            ],
+            "options": {
+                "preflight_ready_for": {
+                    "type": "str",
+                    "description": "What the host must be ready for; see"
+                    " M(slice_bench.sglang.sgl_host_info).",
+                    "choices": list(options.READY_FOR),
+                    "default": "prep",
+                },
+                **_documented(o for o in options.OPTIONS if o not in options.GRAFANA),
+            },
+        }
+    )
+
+
+def dashboard_spec() -> str:
+    """roles/dashboard/meta/argument_specs.yml: the variables of Grafana's machine."""
+    return _role_spec(
+        {
+            "short_description": "Grafana datasources and dashboards for the hosts of group sglang",
+            "options": _documented(options.GRAFANA),
+        }
+    )
+
+
+def _documented(wanted: Any) -> dict[str, Any]:
+    return {option.name: option.documented() for option in wanted}
+
+
+def _role_spec(main: dict[str, Any]) -> str:
+    document = {"argument_specs": {"main": main}}
+    text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=WIDTH - 4)
+    return f"---\n{HEADER}{text}"
+
+
+class _Dumper(yaml.SafeDumper):
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Lists are indented, as ansible-lint wants them."""
+        return super().increase_indent(flow, False)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def readme_table() -> str:
+    """A table for each group of variables."""
+    return "\n".join(_table(title, group) for title, group in options.GROUPS)
+
+
+def _table(title: str, group: tuple[Option, ...]) -> str:
+    rows = [f"| `{option.name}` | {_shown(option)} | {_text(option)} |" for option in group]
+    return "\n".join(
+        [f"**{title}**", "", "| variable | default | meaning |", "|---|---|---|", *rows, ""]
+    )
+
+
+def _shown(option: Option) -> str:
+    if option.shown:
+        return option.shown
+    if option.default is None or option.default == "":
+        return ""
+    text = option.default if isinstance(option.default, str) else json.dumps(option.default)
+    return f"`{text}`"
+
+
+def _text(option: Option) -> str:
+    plain = re.sub(r"[VCO]\(([^()]*(?:\([^()]*\))?[^()]*)\)", r"`\1`", option.text)
+    choices = f" One of {', '.join(f'`{c}`' for c in option.choices)}." if option.choices else ""
+    return plain + choices
+
+
+def dockerfile_caches() -> str:
+    """The cache variables of the image."""
+    settings = [
+        f"{variable}=/profiles/{cache}" for variable, cache in places.CACHE_VARIABLES.items()
+    ]
+    return "ENV " + " \\\n    ".join(settings) + "\n"
+
+
+def schema_names() -> str:
+    """The enumerations of schemas/common.schema.json."""
+    enums = {
+        "stage_name": stages.NAMES,
+        "error_type": stages.ERROR_TYPES,
+        "surface_status": services.SURFACE_STATES,
+    }
+    blocks = []
+    for name, values in enums.items():
+        listed = textwrap.fill(
+            ", ".join(json.dumps(value) for value in values),
+            WIDTH,
+            initial_indent=" " * 8,
+            subsequent_indent=" " * 8,
+        )
+        blocks.append(f'    "{name}": {{\n      "enum": [\n{listed}\n      ]\n    }},\n')
+    return "".join(blocks)
+
+
+# Whole files, and parts of files with the patterns of the lines around them.
+FILES: dict[str, Callable[[], str]] = {
+    "roles/settings/defaults/main.yml": role_defaults,
+    "roles/settings/vars/main.yml": role_vars,
+    "roles/preflight/meta/argument_specs.yml": preflight_spec,
+    "roles/dashboard/meta/argument_specs.yml": dashboard_spec,
+}
+PARTS: dict[str, tuple[str, str, Callable[[], str]]] = {
+    "README.md": ("<!-- variables -->\n", "<!-- end of variables -->\n", readme_table),
+    "roles/image/files/Dockerfile": (
+        "# Cache variables, generated by `make generate`.\n",
+        "# End of cache variables.\n",
+        dockerfile_caches,
+    ),
+    "schemas/common.schema.json": (
+        '      "type": ["string", "null"],\n      "pattern": "^[0-9]+\\\\.[0-9]+$"\n    },\n',
+        '    "signature": {\n',
+        schema_names,
+    ),
+}
+
+
+def generated() -> dict[str, str]:
+    """Each file's name and what it must hold."""
+    made = {name: write() for name, write in FILES.items()}
+    for name, (begin, end, write) in PARTS.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        before, found, rest = text.partition(begin)
+        _old, ends, after = rest.partition(end)
+        if not found or not ends:
+            raise SystemExit(f"{name} lacks the line {begin!r} or {end!r}")
+        made[name] = before + begin + write() + end + after
+    return made
+
+
+def main() -> None:
+    for name, text in generated().items():
+        path = ROOT / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"written: {name}")
+
+
+if __name__ == "__main__":
+    main()
