@@ -13,17 +13,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sgl_admin.contract.stages import OPTIONS as STAGE_OPTIONS
 from slice_bench import fleet, profiles
 from slice_bench.caller import Caller, WrongUsage
 from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_OWNERSHIP, Failed, Outcome, play
-
-# What sgl-admin calls a stage, and what its option is called.
-_STAGE_OF = {
-    "deep_gemm": "deep_gemm",
-    "moe_tune": "moe",
-    "flashinfer": "flashinfer",
-    "inductor": "inductor",
-}
 
 
 def start(_arguments: argparse.Namespace, caller: Caller) -> int:
@@ -123,7 +116,7 @@ def say_dry_run(outcome: Outcome, modes: dict[str, str]) -> int:
     if not plan:
         plan = {
             name: "skipped" if modes[option] == "skip" else "would_run"
-            for name, option in _STAGE_OF.items()
+            for name, option in STAGE_OPTIONS.items()
         }
         print(
             "No container runs yet: which stages apply to this host's devices is decided in it.",

@@ -11,25 +11,25 @@ from typing import Any
 
 import yaml
 
+from sgl_admin.contract import options, stages
 from slice_bench.caller import WrongUsage
 
 SHIPPED = Path(__file__).with_name("profiles")
-_STAGES = ("deep_gemm", "moe", "flashinfer", "inductor")
-_MODES = ("ensure", "rebuild", "skip")
+_STAGES = tuple(stages.OPTIONS.values())
 _SPECULATIVE = ("algorithm", "draft_model_path", "num_steps", "eagle_topk", "num_draft_tokens")
-_MODEL_SOURCES = ("present", "tiny", "local", "controller", "hub")
-# key -> type, and the variable that it becomes; a dotted key is in a part of its own.
-_SIMPLE: dict[str, tuple[type, str]] = {
-    "model.name": (str, "sgl_model"),
-    "model.source": (str, "sgl_model_source"),
-    "model.from": (str, "sgl_model_from"),
-    "model.revision": (str, "sgl_model_revision"),
-    "tp": (int, "sgl_tp"),
-    "moe.batch_sizes": (list, "sgl_moe_batch_sizes"),
-    "moe.dtype": (str, "sgl_moe_dtype"),
-    "server.timeout_s": (int, "sgl_server_timeout"),
-    "server.cuda_graph_batch_sizes": (list, "sgl_cuda_graph_batch_sizes"),
+# The variable that a key becomes; a dotted key is in a part of its own.
+_VARIABLES = {
+    "model.name": "sgl_model",
+    "model.source": "sgl_model_source",
+    "model.from": "sgl_model_from",
+    "model.revision": "sgl_model_revision",
+    "tp": "sgl_tp",
+    "moe.batch_sizes": "sgl_moe_batch_sizes",
+    "moe.dtype": "sgl_moe_dtype",
+    "server.timeout_s": "sgl_server_timeout",
+    "server.cuda_graph_batch_sizes": "sgl_cuda_graph_batch_sizes",
 }
+_TYPES: dict[str, type] = {"str": str, "int": int, "float": int, "list": list}
 _OTHER = ("description", "stages", "server.args", "server.env", "server.speculative")
 
 
@@ -73,12 +73,13 @@ def load(name: str) -> dict[str, Any]:
 def variables(profile: dict[str, Any]) -> dict[str, Any]:
     """The collection's variables for a profile."""
     given = dict(_leaves(profile))
-    found = {variable: given[key] for key, (_, variable) in _SIMPLE.items() if key in given}
+    found = {variable: given[key] for key, variable in _VARIABLES.items() if key in given}
     server = profile.get("server", {})
     # The inventory's own model may be made on the spot; a profile's is what it says.
     found.setdefault("sgl_model_source", "present")
     found["sgl_stages"] = {
-        stage: profile.get("stages", {}).get(stage, "ensure") for stage in _STAGES
+        stage.option: profile.get("stages", {}).get(stage.option, "ensure")
+        for stage in stages.STAGES
     }
     found["sgl_server_args"] = [str(word) for word in server.get("args", [])] + _speculative(
         server.get("speculative", {})
@@ -108,6 +109,12 @@ def _leaves(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield str(key), value
 
 
+def _type(key: str) -> type:
+    """The Python type of a key's value; object where any may stand there."""
+    variable = _VARIABLES.get(key)
+    return _TYPES[options.BY_NAME[variable].type] if variable else object
+
+
 def _check(document: Any, path: Path) -> None:
     """Raises WrongUsage where a profile is not as the README says."""
 
@@ -119,18 +126,19 @@ def _check(document: Any, path: Path) -> None:
     given = dict(_leaves(document))
     for key, value in given.items():
         demand(
-            key in _SIMPLE or key in _OTHER,
-            f"{key} is no key of a profile; there are {', '.join([*_SIMPLE, *_OTHER])}",
+            key in _VARIABLES or key in _OTHER,
+            f"{key} is no key of a profile; there are {', '.join([*_VARIABLES, *_OTHER])}",
         )
-        kind = _SIMPLE.get(key, (object,))[0]
+        kind = _type(key)
         demand(
             isinstance(value, kind) and not (kind is int and isinstance(value, bool)),
             f"{key} is not of type {kind.__name__}",
         )
     demand("model.name" in given, "it names no model (model: {name: <folder under models/>})")
+    sources = options.BY_NAME["sgl_model_source"].choices
     demand(
-        given.get("model.source", "present") in _MODEL_SOURCES,
-        f"model.source is none of {', '.join(_MODEL_SOURCES)}",
+        given.get("model.source", "present") in sources,
+        f"model.source is none of {', '.join(sources)}",
     )
     for key in ("moe.batch_sizes", "server.cuda_graph_batch_sizes"):
         demand(
@@ -143,8 +151,8 @@ def _check(document: Any, path: Path) -> None:
             isinstance(part, dict) and set(part) <= set(names), f"{key} takes {', '.join(names)}"
         )
     demand(
-        all(mode in _MODES for mode in given.get("stages", {}).values()),
-        f"a stage is none of {', '.join(_MODES)}",
+        all(mode in stages.MODES for mode in given.get("stages", {}).values()),
+        f"a stage is none of {', '.join(stages.MODES)}",
     )
     demand(isinstance(given.get("server.args", []), list), "server.args is no list")
     demand(isinstance(given.get("server.env", {}), dict), "server.env is no mapping")

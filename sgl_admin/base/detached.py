@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 from sgl_admin.base import paths
-from sgl_admin.base.errors import EXIT_NO_RESULT, Refused
+from sgl_admin.base.errors import Refused
+from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
 
 # Of the line in the run's log that says why such a process could not go on.
 PREFIX = "sgl-admin: "

@@ -4,11 +4,7 @@ by its exit code.
 
 from __future__ import annotations
 
-ERROR_TYPES = frozenset(
-    "permissions_unexpected insufficient_disk lock_timeout port_busy gpu_busy oom compile_failed"
-    " tuner_failed config_missing server_start_failed server_unhealthy_timeout request_failed"
-    " cleanup_failed interrupted unsupported".split()
-)
+from sgl_admin.contract.stages import ERROR_TYPES
 
 
 class StageFailure(Exception):
@@ -28,21 +24,6 @@ class Interrupted(StageFailure):
         super().__init__(
             "interrupted", "the prep was told to stop; run it again to finish what is missing"
         )
-
-
-(
-    EXIT_NO_RESULT,
-    EXIT_USAGE,
-    EXIT_PERMISSION,
-    EXIT_NO_LIVE_RUN,
-    EXIT_BUSY,
-    EXIT_PROOF_FAILED,
-    EXIT_SERVER_FAILED,
-) = range(1, 8)
-# 8 is that of a smoke whose test failed.
-EXIT_ARCHIVE = 9
-# What a shell says of a program that SIGINT ended.
-EXIT_SIGINT = 130
 
 
 class Refused(Exception):

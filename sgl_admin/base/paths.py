@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-TELEMETRY = Path("/telemetry")
-PROFILES = Path("/profiles")
-MODELS = Path("/models")
-HUGGINGFACE = Path("/home/devuser/.cache/huggingface")
+from sgl_admin.contract import places
+from sgl_admin.contract.places import CACHE_VARIABLES
 
-POINTER = TELEMETRY / "container_run_meta.env"
-RUNS = TELEMETRY / "container_runs"
-LOGS = TELEMETRY / "logs"
-PROMETHEUS = TELEMETRY / "prometheus"
-JAEGER = TELEMETRY / "jaeger"
-LOCKS = PROFILES / ".locks"
-IN_PROGRESS = PROFILES / ".in_progress"
+TELEMETRY, PROFILES, MODELS, HUGGINGFACE = (Path(mount.target) for mount in places.MOUNTS)
+
+POINTER = TELEMETRY / places.POINTER
+RUNS = TELEMETRY / places.RUNS
+LOGS = TELEMETRY / places.LOGS
+PROMETHEUS = TELEMETRY / places.PROMETHEUS
+JAEGER = TELEMETRY / places.JAEGER
+LOCKS = PROFILES / places.LOCKS
+IN_PROGRESS = PROFILES / places.IN_PROGRESS
 # What an import has not placed yet.
-INCOMING = PROFILES / ".incoming"
+INCOMING = PROFILES / places.INCOMING
 
 # Not on a bind mount: each start of the container begins with its own.
 STATE = Path("/var/lib/sgl")
@@ -34,33 +34,16 @@ IMAGE_FACTS = Path("/etc/sgl/image.json")
 # (`relocate`).
 _INSIDE = {name: value for name, value in globals().items() if isinstance(value, Path)}
 _PLACES = (
-    (TELEMETRY, "telemetry"),
-    (PROFILES, "profiles"),
-    (MODELS, "models"),
-    (HUGGINGFACE, "huggingface"),
+    *((Path(mount.target), mount.folder) for mount in places.MOUNTS),
     (STATE, "state"),
     (Path("/etc/sgl"), "state"),
 )
 
-_HOST_ROOTS: tuple[tuple[Path, str], ...] = (
-    (TELEMETRY, "SGL_HOST_TELEMETRY_ROOT"),
-    (PROFILES, "SGL_HOST_PROFILES_ROOT"),
-    (MODELS, "SGL_HOST_MODELS_ROOT"),
-    (HUGGINGFACE, "SGL_HOST_HF_ROOT"),
+_HOST_ROOTS: tuple[tuple[Path, str], ...] = tuple(
+    (Path(mount.target), mount.variable) for mount in places.MOUNTS
 )
 # Set for the processes that `sgl-admin --root` starts.
 ROOT_VARIABLE = "SGL_ADMIN_ROOT"
-# The cache variables of the server; in the container they are its environment (Dockerfile).
-CACHE_VARIABLES = {
-    "TRITON_CACHE_DIR": "triton",
-    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
-    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "SGLANG_DG_CACHE_DIR": "deep_gemm",
-    "SGL_DG_CACHE_DIR": "deep_gemm",
-    # SGLang's own JIT kernels: built by tvm-ffi up to 0.5.17, by itself in 0.5.23.
-    "TVM_FFI_CACHE_DIR": "tvm_ffi",
-    "SGLANG_JIT_CACHE_DIR": "tvm_ffi",
-}
 
 
 def relocate(root: Path) -> None:

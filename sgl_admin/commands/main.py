@@ -12,20 +12,20 @@ from typing import Any, TextIO
 
 from sgl_admin import __version__
 from sgl_admin.base import detached, files, locks, paths
-from sgl_admin.base.errors import (
+from sgl_admin.base.errors import Refused
+from sgl_admin.commands import argument_types
+from sgl_admin.commands import request as request_cli
+from sgl_admin.commands import server as server_cli
+from sgl_admin.commands import share as share_cli
+from sgl_admin.commands import smoke as smoke_cli
+from sgl_admin.contract.exit_codes import (
     EXIT_BUSY,
     EXIT_NO_LIVE_RUN,
     EXIT_NO_RESULT,
     EXIT_PERMISSION,
     EXIT_SIGINT,
     EXIT_USAGE,
-    Refused,
 )
-from sgl_admin.commands import argument_types
-from sgl_admin.commands import request as request_cli
-from sgl_admin.commands import server as server_cli
-from sgl_admin.commands import share as share_cli
-from sgl_admin.commands import smoke as smoke_cli
 from sgl_admin.facts import model
 from sgl_admin.prep import worker
 from sgl_admin.prep.prep import Prep, planned

@@ -10,8 +10,9 @@ import time
 from typing import Any
 
 from sgl_admin.base import files, paths
-from sgl_admin.base.errors import EXIT_SERVER_FAILED, EXIT_SIGINT, Refused, StageFailure
+from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.commands import argument_types
+from sgl_admin.contract.exit_codes import EXIT_SERVER_FAILED, EXIT_SIGINT
 from sgl_admin.records import run
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.server import end_noted

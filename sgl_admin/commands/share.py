@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sgl_admin.base import files, locks
-from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE, Refused
+from sgl_admin.base.errors import Refused
 from sgl_admin.commands import request as request_cli
+from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.prep.prep import Decision, Prep, planned
 from sgl_admin.records import archive, caches, job, run
 from sgl_admin.records.archive import Broken, Changed, Manifest, Part, Reader

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import clock, detached, files, locks
-from sgl_admin.base.errors import EXIT_BUSY, EXIT_NO_RESULT, EXIT_SIGINT, EXIT_USAGE, Refused
+from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types
+from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_RESULT, EXIT_SIGINT, EXIT_USAGE
 from sgl_admin.records import job, run, scenario
 from sgl_admin.records import smokes as record
 from sgl_admin.serving import benchmark_server

@@ -8,16 +8,18 @@ import argparse
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 
 from sgl_admin import __version__
 from sgl_admin.base import files, paths
+from sgl_admin.contract.services import SERVICES
 from sgl_admin.sglang import versions
 
 # Docker's names of architectures, as in the manifest's `architecture`.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def binary_version(command: list[str]) -> str | None:
+def binary_version(command: Sequence[str]) -> str | None:
     """The first dotted number that a program says of itself; None where the flavour does not have
     the program.
     """
@@ -49,10 +51,7 @@ def main() -> None:
             "versions": {
                 "sglang": versions.installed("sglang"),
                 "torch": versions.installed("torch"),
-                "prometheus": binary_version(["prometheus", "--version"]),
-                "jaeger": binary_version(["jaeger-all-in-one", "version"]),
-                "node_exporter": binary_version(["node_exporter", "--version"]),
-                "dcgm_exporter": binary_version(["dcgm-exporter", "--version"]),
+                **{service.name: binary_version(service.version) for service in SERVICES},
                 "sgl_admin": __version__,
             },
         },

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths
-from sgl_admin.init.services import LOOPBACK, Settings
+from sgl_admin.contract.services import LOOPBACK
+from sgl_admin.init.services import Settings
 
 WARNING = (
     "dcgm-exporter lacks cap_sys_admin; start container with --cap-add SYS_ADMIN for profiling"
@@ -105,7 +106,7 @@ def command(choice: Choice, settings: Settings) -> list[str]:
     files.write_text(counters, "\n".join(lines) + "\n", mode=0o644)
     argv = [
         PRIVILEGED if choice.profiling and not choice.host_engine else PLAIN,
-        f"--address={settings.address(settings.dcgm_exporter_port)}",
+        f"--address={settings.address('dcgm_exporter')}",
         f"--collectors={counters}",
         f"--collect-interval={_COLLECT_INTERVAL_MS}",
     ]

@@ -16,13 +16,15 @@ from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import Refused, StageFailure
-from sgl_admin.init import dcgm
-from sgl_admin.init.services import LOOPBACK, SERVICES, Settings, of_image
+from sgl_admin.contract import processes
+from sgl_admin.contract.services import BY_NAME, LOOPBACK, SERVICES, SGLANG
+from sgl_admin.init import surfaces
+from sgl_admin.init.services import Settings, of_image
+from sgl_admin.init.surfaces import Observed
 from sgl_admin.records import caches, job, run
 from sgl_admin.records import smokes as smoke
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.server import start_time
-from sgl_admin.sglang import tracing
 
 _RETRY_S = 1.0
 
@@ -127,8 +129,8 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "models_root": str(paths.MODELS),
         "huggingface_root": str(paths.HUGGINGFACE),
     }
-    surfaces, warnings = describe_surfaces(states, flavour.get("unavailable", {}), settings, facts)
-    reachable = f"[{settings.reachable}]" if ":" in settings.reachable else settings.reachable
+    observed = Observed(states, flavour.get("unavailable", {}), facts["versions"], settings)
+    telemetry_surfaces, warnings = surfaces.describe(observed)
     return {
         "schema_version": "1",
         "container_run_id": run_id,
@@ -144,24 +146,7 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "git_revision": facts["git_revision"],
         "user": {"name": "devuser", "uid": os.getuid(), "gid": os.getgid(), "umask": "0002"},
         "versions": facts["versions"],
-        "services": {
-            "prometheus": {
-                "port": settings.prometheus_port,
-                "url": f"http://{reachable}:{settings.prometheus_port}",
-            },
-            "jaeger": {
-                "ui": settings.jaeger_ui_port,
-                "otlp_grpc": settings.otlp_grpc_port,
-                "otlp_http": settings.otlp_http_port,
-                "url": f"http://{reachable}:{settings.jaeger_ui_port}",
-            },
-            "node_exporter": {"port": settings.node_exporter_port},
-            "dcgm_exporter": {"port": settings.dcgm_exporter_port},
-            "sglang": {
-                "port": settings.sglang_port,
-                "url": f"http://{LOOPBACK}:{settings.sglang_port}",
-            },
-        },
+        "services": describe_services(settings),
         "paths": {
             "container": container_paths,
             "host": {key: paths.to_host(path) for key, path in container_paths.items()},
@@ -170,18 +155,30 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
             key: container_paths[key] for key in ("log_file", "prometheus_dir", "jaeger_dir")
         },
         "profile_cache": {"start": profile_cache},
-        "telemetry_surfaces": surfaces,
+        "telemetry_surfaces": telemetry_surfaces,
         "exporters_state": {
-            name: states.get(name, "unavailable") for name in ("node_exporter", "dcgm_exporter")
+            service.name: states.get(service.name, "unavailable")
+            for service in SERVICES
+            if service.exporter
         },
         "warnings": warnings,
-        # With the boot id, this says which process is pid 1: a reader on the host knows by it
-        # whether this run is the live one.
-        "pid1": {
-            "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            "start_ticks": int(start_time(1) or 0),
-        },
+        # Readers on the host know by it whether this run is the live one.
+        "pid1": processes.identity(1),
     }
+
+
+def describe_services(settings: Settings) -> dict[str, dict[str, Any]]:
+    """`services` of the manifest: ports and addresses, of those that the image lacks too."""
+    host = f"[{settings.reachable}]" if ":" in settings.reachable else settings.reachable
+    described: dict[str, dict[str, Any]] = {}
+    for service in SERVICES:
+        entry: dict[str, Any] = {port.key: settings.ports[port.name] for port in service.ports}
+        if service.has_url:
+            entry["url"] = f"http://{host}:{settings.ports[service.ports[0].name]}"
+        described[service.name] = entry
+    server = settings.ports[SGLANG.name]
+    described[SGLANG.name] = {"port": server, "url": f"http://{LOOPBACK}:{server}"}
+    return described
 
 
 def wait_for_services(
@@ -194,10 +191,10 @@ def wait_for_services(
     states: dict[str, str] = {}
     while len(states) < len(names):
         for name in names:
-            service = SERVICES[name]
+            service = BY_NAME[name]
             if name in states:
                 continue
-            if answers(settings, service.ports(settings)[0], service.ready_path):
+            if answers(settings, settings.ports[service.ports[0].name], service.page):
                 states[name] = "running"
             elif time.monotonic() - began >= service.ready_timeout_s or ending.is_set():
                 states[name] = "failed"
@@ -217,80 +214,6 @@ def answers(settings: Settings, port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def describe_surfaces(
-    states: dict[str, str], unavailable: dict[str, str], settings: Settings, facts: dict[str, Any]
-) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """`telemetry_surfaces` and `warnings` of the manifest."""
-    at = {
-        "node_exporter": settings.address(settings.node_exporter_port),
-        "dcgm_exporter": settings.address(settings.dcgm_exporter_port),
-    }
-
-    def late(service: str) -> str:
-        return (
-            f"within {SERVICES[service].ready_timeout_s:.0f} s of the start; the run's log says why"
-        )
-
-    def surface(service: str, running: str, lacks: str | None = None) -> dict[str, str]:
-        if service not in states:
-            return {
-                "status": "unavailable",
-                "details": unavailable.get(service, f"this image has no {service}"),
-            }
-        if states[service] == "failed":
-            return {"status": "failed", "details": f"{service} did not answer {late(service)}"}
-        return (
-            {"status": "degraded", "details": lacks}
-            if lacks
-            else {"status": "running", "details": running}
-        )
-
-    untraced = tracing.missing_packages()
-    chosen = dcgm.chosen()
-    jaeger = (
-        f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP"
-        f" {settings.otlp_http_port}"
-    )
-    host_engine = ", by the nv-hostengine of the host" if chosen.host_engine else ""
-    surfaces = {
-        "sglang_metrics": {
-            "status": "expected" if states.get("prometheus") == "running" else "failed",
-            "details": (
-                f"scraped at {LOOPBACK}:{settings.sglang_port} once the server runs with"
-                " --enable-metrics"
-                if states.get("prometheus") == "running"
-                else f"Prometheus did not become ready {late('prometheus')}"
-            ),
-        },
-        "tracing": surface(
-            "jaeger",
-            jaeger,
-            (
-                f"{jaeger}; the server sends no traces, as its Python lacks"
-                f" {' and '.join(untraced)}"
-                if untraced
-                else None
-            ),
-        ),
-        "node_metrics": surface("node_exporter", f"node_exporter at {at['node_exporter']}"),
-        "dcgm_metrics": surface(
-            "dcgm_exporter",
-            f"dcgm-exporter at {at['dcgm_exporter']}{host_engine}",
-            None if chosen.profiling else "profiling metrics need SYS_ADMIN",
-        ),
-    }
-    warnings = [
-        f"{name}: {value['details']}"
-        for name, value in surfaces.items()
-        if value["status"] == "failed"
-    ]
-    if surfaces["tracing"]["status"] == "degraded":
-        warnings.append(f"tracing: {surfaces['tracing']['details']}")
-    if surfaces["dcgm_metrics"]["status"] == "degraded":
-        warnings.append(dcgm.WARNING)
-    return surfaces, warnings
 
 
 def container_id() -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 from sgl_admin.base import clock, files, locks, paths, ports
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.locks import try_lock
+from sgl_admin.contract.services import BY_NAME
 from sgl_admin.init.services import (
-    SERVICES,
+    COMMANDS,
     Settings,
     of_image,
     prometheus_config,
@@ -121,20 +122,18 @@ def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
     """The network is the host's: a port that another process holds would let its answers pass for
     our service's.
     """
-    for name, port in [
-        (service, port) for service in services for port in SERVICES[service].ports(settings)
-    ]:
-        where = settings.address(port)
+    for service, port in [(name, port) for name in services for port in BY_NAME[name].ports]:
+        where, number = settings.address(port.name), settings.ports[port.name]
         with socket.socket(socket.AF_INET6 if ":" in settings.bind else socket.AF_INET) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                trial.bind((settings.bind, port))
+                trial.bind((settings.bind, number))
                 trial.listen(1)
             except OSError as error:
-                who = f" by {ports.holder(port)}" if error.errno == errno.EADDRINUSE else ""
+                who = f" by {ports.holder(number)}" if error.errno == errno.EADDRINUSE else ""
                 sys.exit(
-                    f"sgl-init: ERROR: {name} cannot listen on {where}: {error.strerror}{who}; stop"
-                    " what holds it, or set another port"
+                    f"sgl-init: ERROR: {service} cannot listen on {where}: {error.strerror}{who};"
+                    " stop what holds it, or set another port"
                 )
 
 
@@ -172,9 +171,7 @@ def render_supervisor_config(settings: Settings, services: list[str], run_id: st
         )
 
     for name in services:
-        sections.append(
-            program(name, SERVICES[name].command(settings, run_id), SERVICES[name].priority, 10)
-        )
+        sections.append(program(name, COMMANDS[name](settings, run_id), BY_NAME[name].priority, 10))
     # Last to start and first to end: it publishes the run once the services answer, and takes the
     # pointer back before they go.
     sections.append(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_admin.base import clock, files, paths
-from sgl_admin.base.errors import EXIT_PROOF_FAILED, EXIT_USAGE, Interrupted, Refused, StageFailure
+from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.locks import locked
+from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED, EXIT_USAGE
 from sgl_admin.facts import devices, gpu_fit, model
 from sgl_admin.moe import config_files
 from sgl_admin.records import caches

@@ -14,16 +14,9 @@ from typing import Any
 
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import try_lock
+from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.stages import STAGE_OF_CACHE
 
-# cache -> the stage whose in-progress marker speaks for it
-CACHES = {
-    "triton": "inductor",
-    "torchinductor": "inductor",
-    "flashinfer": "flashinfer",
-    "deep_gemm": "deep_gemm",
-    "tvm_ffi": "flashinfer",
-    "moe_configs": "moe_tune",
-}
 # What a compiler leaves beside its results: not part of a cache's content.
 _SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 RECORDS = ".signatures"
@@ -132,7 +125,7 @@ def snapshot() -> dict[str, Any]:
     return {
         "schema_version": "1",
         "taken_at": clock.utc(),
-        **{cache: _describe(cache, stage) for cache, stage in CACHES.items()},
+        **{cache: _describe(cache, STAGE_OF_CACHE[cache]) for cache in CACHES},
     }
 
 

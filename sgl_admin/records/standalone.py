@@ -7,7 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sgl_admin.base import clock, files, locks, paths
-from sgl_admin.base.errors import EXIT_USAGE, Refused
+from sgl_admin.base.errors import Refused
+from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.records import caches, run
 
 _LOCK_TIMEOUT_S = 10.0

@@ -12,13 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
-from sgl_admin.base.errors import (
-    EXIT_BUSY,
-    EXIT_NO_LIVE_RUN,
-    EXIT_SERVER_FAILED,
-    Refused,
-    StageFailure,
-)
+from sgl_admin.base.errors import Refused, StageFailure
+from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED
 from sgl_admin.records import job
 from sgl_admin.records import smokes as smoke
 from sgl_admin.records.run import RESULT_SHAPE, Run

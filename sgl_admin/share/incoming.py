@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sgl_admin.base import clock, files, paths
-from sgl_admin.base.errors import EXIT_NO_RESULT, Refused
+from sgl_admin.base.errors import Refused
 from sgl_admin.base.locks import locked
+from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
 from sgl_admin.records.archive import Broken, Entry, Manifest, Part, Reader, parse
 from sgl_admin.records.caches import RECORDS
 from sgl_admin.stages import STAGES

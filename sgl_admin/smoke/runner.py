@@ -9,22 +9,15 @@ import time
 from typing import Any
 
 from sgl_admin.base import clock, files, paths
-from sgl_admin.base.errors import (
-    EXIT_NO_RESULT,
-    EXIT_SERVER_FAILED,
-    Interrupted,
-    Refused,
-    StageFailure,
-)
+from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
+from sgl_admin.contract.exit_codes import EXIT_NO_RESULT, EXIT_SERVER_FAILED, EXIT_SMOKE_FAILED
 from sgl_admin.records import smokes as record
 from sgl_admin.records.run import Run
 from sgl_admin.records.scenario import Scenario, Test
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.server import Server, start_time
 from sgl_admin.smoke import chat
-
-EXIT_TEST_FAILED = 8
 
 
 def is_served(live: Run) -> bool:
@@ -90,7 +83,7 @@ class Smoke(Interruptible):
             self.summary["server"]["log_tail"] = failure.log_tail
             return record.FAILED, EXIT_SERVER_FAILED
         failed = self.summary["counts"][record.FAILED]
-        return (record.FAILED, EXIT_TEST_FAILED) if failed else (record.DONE, 0)
+        return (record.FAILED, EXIT_SMOKE_FAILED) if failed else (record.DONE, 0)
 
     def _reach_server(self) -> None:
         used = self.summary["server"]

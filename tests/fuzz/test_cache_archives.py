@@ -17,7 +17,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from sgl_admin.base import paths
-from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_NO_RESULT
+from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_NO_RESULT
 from tests.fuzz.fuzzing import damaged, encoded, fuzz, mostly, one_line, put, reached, spoiled, text
 from tests.fuzz.test_records_of_a_container import GOOD, LIVE, MODEL, NAMED, POINTER, container
 from tests.unit.sharing import (

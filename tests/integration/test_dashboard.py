@@ -40,6 +40,10 @@ RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 RATE_INTERVAL = "10s"
 
 
+def settings_of(**ports: int) -> Settings:
+    return Settings("127.0.0.1", ports, "1GB", "1h", "1s")
+
+
 @dataclass(frozen=True)
 class Query:
     """One query of a dashboard's panel."""
@@ -140,18 +144,11 @@ def stack(program: str, folder: Path, prefix: str) -> Iterator[Stack]:
         }
         server = stops_server.enter_context(MetricsExporter(sglang(prefix)))
         prometheus = RealPrometheus(program, folder)
-        settings = Settings(
-            "127.0.0.1",
-            prometheus.port,
-            exporters["node"].port,
-            exporters["dcgm"].port,
-            server.port,
-            0,
-            0,
-            0,
-            "1GB",
-            "1h",
-            "1s",
+        settings = settings_of(
+            prometheus=prometheus.port,
+            node_exporter=exporters["node"].port,
+            dcgm_exporter=exporters["dcgm"].port,
+            sglang=server.port,
         )
         config = render_prometheus_config(
             settings, RUN_ID, ["prometheus", "node_exporter", "dcgm_exporter"]
@@ -282,7 +279,7 @@ def test_state_of_a_host_whose_server_has_gone(binary: str, tmp_path: Path) -> N
 
 def test_state_of_a_host_that_had_no_server(binary: str, tmp_path: Path) -> None:  # noqa: F811 - the fixture
     prometheus = RealPrometheus(binary, tmp_path)
-    settings = Settings("127.0.0.1", prometheus.port, 0, 0, free_port(), 0, 0, 0, "1GB", "1h", "1s")
+    settings = settings_of(prometheus=prometheus.port, sglang=free_port())
     (tmp_path / "prometheus.yml").write_text(
         render_prometheus_config(settings, RUN_ID, ["prometheus"])
     )

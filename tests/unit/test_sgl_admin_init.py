@@ -24,8 +24,9 @@ import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
 
 from sgl_admin.base import files, locks, paths
+from sgl_admin.contract.services import BY_NAME, SERVICES
 from sgl_admin.facts import devices, image_facts, model
-from sgl_admin.init import dcgm, publish, services, start
+from sgl_admin.init import dcgm, publish, services, start, surfaces
 from sgl_admin.init.services import Settings
 from sgl_admin.records import job, run
 from sgl_admin.serving import server
@@ -167,7 +168,7 @@ def test_jaeger_keeps_its_traces_under_the_run(
         SGL_OTLP_GRPC_PORT="4417",
         SGL_TRACE_RETENTION="24h",
     )
-    command = services.SERVICES["jaeger"].command(given, RUN_ID)
+    command = services.COMMANDS["jaeger"](given, RUN_ID)
     assert command[:3] == ["env", "SPAN_STORAGE_TYPE=badger", "jaeger-all-in-one"]
     flags = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
     assert (
@@ -432,8 +433,10 @@ def test_the_manifest_keeps_the_contract(container: Path, image: dict[str, Any])
 
 def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no service have time to start."""
-    for name, service in services.SERVICES.items():
-        monkeypatch.setitem(services.SERVICES, name, replace(service, ready_timeout_s=0.05))
+    hasty = tuple(replace(service, ready_timeout_s=0.05) for service in SERVICES)
+    monkeypatch.setattr(surfaces, "SERVICES", hasty)
+    for service in hasty:
+        monkeypatch.setitem(BY_NAME, service.name, service)
 
 
 def test_a_service_that_does_not_answer_is_failed_and_warned_of(

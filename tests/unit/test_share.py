@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import files, locks, paths
-from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import share as share_cli
+from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.facts import devices
 from sgl_admin.prep.prep import Prep
 from sgl_admin.records import archive as archives

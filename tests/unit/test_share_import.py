@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import files, locks, paths
-from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.commands import main as cli
+from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.facts import devices
 from sgl_admin.records import job
 from sgl_admin.records.archive import Manifest

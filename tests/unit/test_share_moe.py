@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import files, locks, paths
-from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_NO_RESULT
+from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_NO_RESULT
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import Lookup
 from sgl_admin.records import archive as archives

@@ -289,7 +289,7 @@ def test_a_failed_test_leaves_no_server_and_the_next_test_runs(site: Site) -> No
     site.prepare("--mode", "http_500", "--first", "3")
     three = {"name": "three", "tests": [*TWO["tests"], {"name": "third", "turns": ["d"]}]}
     code, out = site.run(tests=three)
-    assert code == runner.EXIT_TEST_FAILED == 8 and site.statuses() == [
+    assert code == runner.EXIT_SMOKE_FAILED == 8 and site.statuses() == [
         "passed",
         "failed",
         "failed",
