@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import Runner
 
 # Eight GPUs take 0.4 MB.
@@ -179,12 +180,6 @@ def ask(tool: str, run: Runner) -> tuple[Smi, list[str]]:
             " have that GPU looked at"
         )
     return parse(output), warnings
-
-
-def one_line(text: str, most: int = _MAX_TEXT) -> str:
-    """Foreign text for a message: one line, printable, of at most so many characters."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[: 8 * most]).split())
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def parse(answer: str) -> Smi:

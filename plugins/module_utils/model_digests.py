@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
     HUB_METADATA,
     RECORD,
     ModelError,
-    one_line,
     several,
 )
 
@@ -179,7 +179,7 @@ def read_record(path: str) -> Record:
     if not os.path.lexists(file):
         found = {**_from_cache(path), **_from_metadata(path)}
         return Record("hub", {"kind": "hub"}, found) if found else Record()
-    why = f"{one_line(file)} is no valid record of digests"
+    why = f"{path_line(file)} is no valid record of digests"
     remedy = "stage the model again, or remove that file to take the model as it is"
     document = model_files.json_object(file, model_files.load(file))
     files, source = document.get("files"), document.get("source")
@@ -193,9 +193,9 @@ def read_record(path: str) -> Record:
     for name, value in files.items():
         kinds = [kind for kind in _HEX if isinstance(value, dict) and kind in value]
         if not may_count(name) or not kinds or not is_number(value.get("size")):
-            raise ModelError(f"{why}: its entry {one_line(name)[:80]!r} cannot be used: {remedy}")
+            raise ModelError(f"{why}: its entry {path_line(name)[:80]!r} cannot be used: {remedy}")
         if not is_digest(kinds[0], value[kinds[0]]):
-            raise ModelError(f"{why}: {one_line(name)[:80]} has no digest that is one: {remedy}")
+            raise ModelError(f"{why}: {path_line(name)[:80]} has no digest that is one: {remedy}")
         digests[name] = Digest(kinds[0], value[kinds[0]], value["size"])
     return Record("record" if digests else None, source, digests)
 
@@ -265,7 +265,7 @@ def write_record(path: str, source: dict[str, Any], files: dict[str, Entry]) -> 
         write_json(os.path.join(path, RECORD), document)
     except OSError as error:
         raise ModelError(
-            f"{one_line(path)}/{RECORD} cannot be written ({error.strerror}): run the task as the"
+            f"{path_line(path)}/{RECORD} cannot be written ({error.strerror}): run the task as the"
             " folder's owner or with become: true"
         ) from error
 
@@ -433,7 +433,7 @@ class _Reading:
             with open(fd, "rb", buffering=0) as handle:
                 before = os.fstat(fd)
                 if not stat.S_ISREG(before.st_mode):
-                    raise ModelError(f"{one_line(file)} is not a file: stage the model again")
+                    raise ModelError(f"{path_line(file)} is not a file: stage the model again")
                 if 0 <= time.time_ns() - before.st_mtime_ns < _TICK_NS:
                     time.sleep(_TICK_NS / 1e9)
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -460,7 +460,7 @@ class _Reading:
                 )
                 if not entry.is_of(os.fstat(fd)):
                     raise ModelError(
-                        f"{one_line(file)} changed while it was read: run this again once nothing"
+                        f"{path_line(file)} changed while it was read: run this again once nothing"
                         " writes to the model"
                     )
                 return entry
@@ -640,7 +640,7 @@ def verify(
         memo.save()
     except OSError as error:
         warnings.append(
-            f"{one_line(memo.file)} cannot be written ({error.strerror}), so the model is read"
+            f"{path_line(memo.file)} cannot be written ({error.strerror}), so the model is read"
             " again each time: make its folder writable"
         )
         budget_s, memo = None, _Unsaved(memo)
@@ -666,8 +666,8 @@ def verify(
             memo.save()
     except OSError as error:
         raise ModelError(
-            f"{one_line(memo.file)} cannot be written ({error.strerror}): free space there, and run"
-            " this again"
+            f"{path_line(memo.file)} cannot be written ({error.strerror}): free space there, and"
+            " run this again"
         ) from error
     found, infos = _look(path, record, memo, names)
     wrote = False
@@ -703,21 +703,21 @@ def raise_problems(path: str, found: Verification, record: Record, memo: Memo) -
     """Raises ModelError where files are missing, of another size or damaged; up to five by name,
     with what was expected and found.
     """
-    problems = [f"{one_line(name)} (missing)" for name in found.missing]
+    problems = [f"{path_line(name)} (missing)" for name in found.missing]
     problems += [
-        f"{one_line(name)} ({size} bytes, not {record.files[name].size})"
+        f"{path_line(name)} ({size} bytes, not {record.files[name].size})"
         for name, size in found.size_changed.items()
     ]
     problems += [difference(name, record.files[name], memo.entries[name]) for name in found.damaged]
     if problems:
         raise ModelError(
-            f"the model {one_line(path)} has missing or damaged files,"
+            f"the model {path_line(path)} has missing or damaged files,"
             f" {several(problems, found.files, 'files')}: stage it again (only these are copied)"
         )
 
 
 def difference(name: str, wanted: Digest, entry: Entry) -> str:
     return (
-        f"{one_line(name)} ({wanted.kind} {wanted.value[:12]}... expected,"
+        f"{path_line(name)} ({wanted.kind} {wanted.value[:12]}... expected,"
         f" {str(entry.digest(wanted.kind))[:12]}... found)"
     )

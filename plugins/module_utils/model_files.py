@@ -9,7 +9,6 @@ file has to be.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,8 +18,15 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import records
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
+    MODEL_CONFIG as CONFIG,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
+    MODEL_INDEX as INDEX,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+
 # The digests that a model came with (model_digests), and where the Hugging Face client keeps its
 # own notes.
 RECORD = ".sgl-model.json"
@@ -49,16 +55,6 @@ class ModelMissing(ModelError):
     """There is no such folder."""
 
 
-def one_line(path: str) -> str:
-    """A path for a message: one line, also where a name of an index holds what does not print."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return (
-        text
-        if text.isprintable()
-        else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    )
-
-
 def _read(path: str) -> bytes:
     """The file's bytes. Raises OSError, also for what is not a regular file (a FIFO would
     block).
@@ -78,37 +74,24 @@ def json_object(path: str, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as exc:  # UnicodeDecodeError is a ValueError
-        raise ModelError(f"{one_line(path)} is not valid JSON ({exc}): {remedy}") from None
+        raise ModelError(f"{path_line(path)} is not valid JSON ({exc}): {remedy}") from None
     if not isinstance(value, dict):
         raise ModelError(
-            f"{one_line(path)} holds a JSON {type(value).__name__}, not an object: {remedy}"
+            f"{path_line(path)} holds a JSON {type(value).__name__}, not an object: {remedy}"
         )
     return value
-
-
-def identity_of(parts: list[tuple[str, bytes]]) -> str:
-    """``sha256:`` and the digest over each part in turn: name, NUL, length in decimal, NUL,
-    bytes.
-    """
-    digest = hashlib.sha256()
-    for name, data in parts:
-        digest.update(name.encode() + b"\0" + str(len(data)).encode() + b"\0")
-        digest.update(data)
-    return "sha256:" + digest.hexdigest()
 
 
 def model_identity(path: str) -> str:
     """The identity of the model in the folder ``path``.
 
-    SHA-256 over ``config.json`` and then, when there is one, ``model.safetensors.index.json``; each
-    as ``name + b"\\0" + str(len(data)).encode() + b"\\0" + data``. ``sgl-admin`` computes the same
-    in the container. Raises OSError.
+    Raises OSError.
     """
     parts = [(CONFIG, _read(os.path.join(path, CONFIG)))]
     index = os.path.join(path, INDEX)
     if os.path.lexists(index):
         parts.append((INDEX, _read(index)))
-    return identity_of(parts)
+    return records.model_identity(parts)
 
 
 def check_devices(tp: int, device_count: int, device_name: str) -> None:
@@ -174,7 +157,7 @@ def architecture(path: str, config: dict[str, Any]) -> str:
     name = names[0] if isinstance(names, list) and names else None
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ModelError(
-            f"{one_line(path)} names no architecture (architectures is {_brief(names)}): use the"
+            f"{path_line(path)} names no architecture (architectures is {_brief(names)}): use the"
             " folder of a complete Hugging Face model"
         )
     return name
@@ -190,14 +173,14 @@ def check_heads(path: str, config: dict[str, Any], tp: int) -> None:
     name, heads = found
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
         raise ModelError(
-            f"{one_line(path)} has {name} {_brief(heads)}, not a positive number: copy or download"
+            f"{path_line(path)} has {name} {_brief(heads)}, not a positive number: copy or download"
             " the model again"
         )
     if heads % tp:
         fitting = [str(number) for number in range(1, tp) if heads % number == 0]
         raise ModelError(
             f"tp {tp} does not divide the {_brief(heads)} attention heads ({name}) of"
-            f" {one_line(path)}: set sgl_tp: {fitting[-1]}"
+            f" {path_line(path)}: set sgl_tp: {fitting[-1]}"
         )
 
 
@@ -215,18 +198,18 @@ def _shard_names(path: str, index: dict[str, Any]) -> list[str]:
     remedy = "copy or download the model again"
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{one_line(path)} has no weight_map that names the shards: {remedy}")
+        raise ModelError(f"{path_line(path)} has no weight_map that names the shards: {remedy}")
     names: dict[str, None] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _is_file_name(name):
             raise ModelError(
-                f"{one_line(path)} names {_brief(name)} as the file of {_brief(tensor)}: {remedy}"
+                f"{path_line(path)} names {_brief(name)} as the file of {_brief(tensor)}: {remedy}"
             )
         names[name] = None
     for name in names:
         if os.path.isabs(name) or ".." in name.split("/"):
             raise ModelError(
-                f"{one_line(path)} names the shard {_brief(name)}, which lies outside its folder:"
+                f"{path_line(path)} names the shard {_brief(name)}, which lies outside its folder:"
                 " take the model from a trusted source"
             )
     return sorted(names)
@@ -308,7 +291,7 @@ def outside_mount(path: str, root: str) -> str | None:
     root, dangles.
     """
     if path != root and not path.startswith(root.rstrip("/") + "/"):
-        return f"is not below {one_line(root)}"
+        return f"is not below {path_line(root)}"
     parts = [part for part in os.path.relpath(path, root).split("/") if part != "."]
     done: list[str] = []
     links = 0
@@ -316,7 +299,7 @@ def outside_mount(path: str, root: str) -> str | None:
         part = parts.pop(0)
         if part == "..":
             if not done:
-                return f"leads out of {one_line(root)} by a symbolic link"
+                return f"leads out of {path_line(root)} by a symbolic link"
             done.pop()
             continue
         here = os.path.join(root, *done, part)
@@ -328,10 +311,10 @@ def outside_mount(path: str, root: str) -> str | None:
         links += 1
         if os.path.isabs(target):
             return (
-                f"is reached by the absolute symbolic link {one_line(here)} -> {one_line(target)}"
+                f"is reached by the absolute symbolic link {path_line(here)} -> {path_line(target)}"
             )
         if links > 40:
-            return f"is reached by symbolic links in a circle at {one_line(here)}"
+            return f"is reached by symbolic links in a circle at {path_line(here)}"
         parts = [step for step in target.split("/") if step not in ("", ".")] + parts
     return None
 
@@ -375,19 +358,19 @@ def inspect_model(
     ModelError for all else.
     """
     check_devices(tp, device_count, device_name)
-    shown = one_line(path)
+    shown = path_line(path)
     if not os.path.isabs(path) or "\0" in path:
         raise ModelError(
             f"model '{shown}' is not an absolute path: set sgl_model to a folder below the models"
             " root"
         )
     path = os.path.normpath(path)
-    shown = one_line(path)
+    shown = path_line(path)
     root = os.path.normpath(root) if root else None
     if root is not None and (why := outside_mount(path, root)):
         raise ModelError(
             f"the container cannot see the model: {shown} {why}: move or copy the model to a folder"
-            f" below {one_line(root)}"
+            f" below {path_line(root)}"
         )
     try:
         info = os.stat(path)
@@ -432,7 +415,7 @@ def inspect_model(
         "path": shown,
         "slug": os.path.basename(path),
         "missing": False,
-        "identity": identity_of(parts),
+        "identity": records.model_identity(parts),
         "architecture": arch,
         "moe": is_moe(config),
         "size_bytes": sum(sizes),
@@ -455,7 +438,7 @@ def missing_model(path: str) -> dict[str, Any]:
     """What is known of a model that is not there yet; the keys of :func:`inspect_model`."""
     path = os.path.normpath(path)
     return {
-        "path": one_line(path),
+        "path": path_line(path),
         "slug": os.path.basename(path),
         "missing": True,
         "identity": None,
@@ -467,7 +450,7 @@ def missing_model(path: str) -> dict[str, Any]:
 
 
 def unreadable(path: str, exc: OSError) -> ModelError:
-    shown = one_line(path)
+    shown = path_line(path)
     if isinstance(exc, PermissionError):
         remedy = f"run `chmod -R u+rX,g+rX {shlex.quote(shown)}`, or run the task with become: true"
     else:
@@ -494,25 +477,25 @@ def _check_shards(path: str, shards: list[str]) -> list[int]:
         try:
             info = os.stat(file)
             if not stat.S_ISREG(info.st_mode):
-                damaged.append(f"{one_line(name)} (not a file)")
+                damaged.append(f"{path_line(name)} (not a file)")
                 continue
             problem = shard_problem(file, info.st_size)
         except (FileNotFoundError, NotADirectoryError):
-            missing.append(one_line(name))
+            missing.append(path_line(name))
             continue
         except OSError as exc:
             raise unreadable(file, exc) from exc
         if problem:
-            damaged.append(f"{one_line(name)} ({problem})")
+            damaged.append(f"{path_line(name)} ({problem})")
         sizes.append(info.st_size)
     if missing:
         raise ModelError(
-            f"the model {one_line(path)} lacks {several(missing, len(shards))}: finish its copy or"
+            f"the model {path_line(path)} lacks {several(missing, len(shards))}: finish its copy or"
             f" download (the files that {INDEX} names)"
         )
     if damaged:
         raise ModelError(
-            f"the model {one_line(path)} has damaged weights in {several(damaged, len(shards))}:"
+            f"the model {path_line(path)} has damaged weights in {several(damaged, len(shards))}:"
             " copy or download these again"
         )
     return sizes
@@ -523,7 +506,7 @@ def _check_visible(
 ) -> None:
     if root is not None and (why := outside_mount(file, root)):
         raise ModelError(
-            f"the container cannot see {one_line(file)}: it {why}: put the file itself there"
+            f"the container cannot see {path_line(file)}: it {why}: put the file itself there"
             " (cp -L)"
         )
     if uid is None:
@@ -535,11 +518,11 @@ def _check_visible(
     if closed:
         inside = closed == folder or closed.startswith(folder + "/")
         command = (
-            f"chmod -R a+rX {shlex.quote(one_line(folder))}"
+            f"chmod -R a+rX {shlex.quote(path_line(folder))}"
             if inside
-            else f"chmod a+rx {shlex.quote(one_line(closed))}"
+            else f"chmod a+rx {shlex.quote(path_line(closed))}"
         )
         raise ModelError(
-            f"{one_line(closed)} cannot be read by uid {uid}, as which the server runs: run"
+            f"{path_line(closed)} cannot be read by uid {uid}, as which the server runs: run"
             f" `{command}`"
         )

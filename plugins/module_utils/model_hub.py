@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
     DockerCli,
     DockerError,
@@ -28,7 +29,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests i
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
     ModelError,
-    one_line,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import SourceFile
 
@@ -265,8 +265,8 @@ def follow(folder: str, download: Download, client: Client) -> Followed:
         running = False
     if running and not same:
         raise ModelError(
-            f"{one_line(str(state.get('repo')))} is on its way to the place of this model: run this"
-            " again when it is there"
+            f"{path_line(str(state.get('repo')))} is on its way to the place of this model: run"
+            " this again when it is there"
         )
     if not running:
         if same and state.get("status") == "done":
@@ -307,7 +307,7 @@ def _begin(folder: str, download: Download, client: Client) -> None:
         model_digests.write_json(os.path.join(folder, HUB_STATE), state)
     except OSError as error:
         raise ModelError(
-            f"{one_line(folder)} cannot be written ({error.strerror}): free space there, and run"
+            f"{path_line(folder)} cannot be written ({error.strerror}): free space there, and run"
             " this again"
         ) from error
     client.start(folder, [download.repo, download.revision, download.run, *_IGNORED], environment)
@@ -344,7 +344,7 @@ def _finished(folder: str, state: dict[str, Any]) -> Followed:
         digest = digest or noted.get(name)
         if digest is None:
             raise ModelError(
-                f"{state.get('repo')} has no digest of {one_line(name)}: stage the model from the"
+                f"{state.get('repo')} has no digest of {path_line(name)}: stage the model from the"
                 " hub itself, or from a folder"
             )
         try:
@@ -354,8 +354,8 @@ def _finished(folder: str, state: dict[str, Any]) -> Followed:
         if there < 0 or there != (there if size is None else size):
             os.unlink(os.path.join(folder, HUB_STATE))
             raise ModelError(
-                f"{one_line(name)} is gone from {one_line(folder)}, where it was downloaded to: run"
-                " this again"
+                f"{path_line(name)} is gone from {path_line(folder)}, where it was downloaded to:"
+                " run this again"
             )
         files[name] = SourceFile(there, -1, digest)
     total = sum(file.size for file in files.values())
@@ -378,13 +378,13 @@ def _why(folder: str, state: dict[str, Any], download: Download) -> str:
     error = error if isinstance(error, dict) else {}
     hub, what = download.endpoint or PUBLIC_HUB, f"{download.repo} at {download.revision}"
     lines = error.get("lines") if isinstance(error.get("lines"), list) else None
-    said = " / ".join(one_line(str(line)) for line in lines or _log(folder))
+    said = " / ".join(path_line(str(line)) for line in lines or _log(folder))
     if download.token:
         said = said.replace(download.token, "***")
     code, kind = error.get("code"), error.get("kind")
     if kind == "NoSpace":
         return (
-            f"{one_line(folder)} has {_gb(error.get('free'))} free and the download needs"
+            f"{path_line(folder)} has {_gb(error.get('free'))} free and the download needs"
             f" {_gb(error.get('needed'))} more: free space there, or move the models root"
             " (sgl_models_root)"
         )

@@ -17,6 +17,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     model_files,
     model_hub,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
     HUB_STATE,
     SHA256,
@@ -26,7 +27,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests i
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
     ModelError,
     ModelMissing,
-    one_line,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
     Files,
@@ -90,7 +90,7 @@ def listed(manifest: dict[str, Any]) -> dict[str, SourceFile]:
             or not all(model_digests.is_digest(kind, value[kind]) for kind in kinds)
         ):
             raise ModelError(
-                f"the manifest's entry {one_line(name)[:80]!r} cannot be used: call this as"
+                f"the manifest's entry {path_line(name)[:80]!r} cannot be used: call this as"
                 " slice_bench.sglang.sgl_model_stage"
             )
         digest = Digest(kinds[0], value[kinds[0]], value["size"]) if kinds else None
@@ -152,8 +152,8 @@ class Stage:
             return self._answer("waiting", done=False)
         who = f" (pid {self.staging.holder})" if self.staging.holder else ""
         raise ModelError(
-            f"the model {one_line(self.path)} is staged by another run{who}: run this again when it"
-            " is done"
+            f"the model {path_line(self.path)} is staged by another run{who}: run this again when"
+            " it is done"
         )
 
     @property
@@ -209,7 +209,7 @@ class Stage:
         hub = request.source == "hub"
         return {
             "kind": "controller" if request.source == "staged" else request.source,
-            "from": one_line(request.origin),
+            "from": path_line(request.origin),
             "endpoint": request.endpoint or model_hub.PUBLIC_HUB if hub else None,
             "revision": request.revision if hub else None,
             "commit": commit,
@@ -286,7 +286,7 @@ class Stage:
             answer = self._answer("sending", done=False, part=Slice(False, total - left, total))
             return {**answer, "staging": staging.folder, "lock": staging.lock, "missing": missing}
         if missing:
-            texts = [one_line(name) for name in missing]
+            texts = [path_line(name) for name in missing]
             raise ModelError(
                 f"{model_files.several(texts, len(files), 'files')} did not arrive as they are on"
                 " the controller: run this again"
@@ -341,7 +341,7 @@ class Stage:
     ) -> dict[str, Any]:
         """Verify what is staged and give it the model's name."""
         staging = self.staging
-        unknown = [one_line(name) for name, file in files.items() if file.digest is None]
+        unknown = [path_line(name) for name, file in files.items() if file.digest is None]
         if unknown:
             raise ModelError(
                 f"there is no digest of {model_files.several(unknown, len(files), 'files')}: stage"

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import (
     TEMP_NAME,
     HostTreeError,
@@ -43,7 +44,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests i
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
     ModelError,
     ModelMissing,
-    one_line,
     several,
 )
 
@@ -96,7 +96,7 @@ def survey(source: str) -> dict[str, SourceFile]:
     """The files of a model's folder, links followed, with the digests that it came with. Raises
     ModelMissing and ModelError.
     """
-    shown = one_line(source)
+    shown = path_line(source)
     if not os.path.isdir(source):
         raise ModelMissing(
             f"the source {shown} is not a folder that is there: set it to the folder that holds the"
@@ -117,20 +117,20 @@ def survey(source: str) -> dict[str, SourceFile]:
             info = os.stat(file)
         except FileNotFoundError:
             raise ModelError(
-                f"{one_line(file)} is a dangling symbolic link: finish the download of the source,"
+                f"{path_line(file)} is a dangling symbolic link: finish the download of the source,"
                 " or remove the link"
             ) from None
         except OSError as error:
             raise model_files.unreadable(file, error) from error
         if not stat.S_ISREG(info.st_mode):
             raise ModelError(
-                f"{one_line(file)} is no regular file, which a model does not have: remove it from"
+                f"{path_line(file)} is no regular file, which a model does not have: remove it from"
                 " the source"
             )
         digest = record.files.get(name)
         if digest and digest.size not in (None, info.st_size):
             raise ModelError(
-                f"the source is damaged: {one_line(file)} has {info.st_size} bytes, and"
+                f"the source is damaged: {path_line(file)} has {info.st_size} bytes, and"
                 f" {digest.size} were recorded: get it again"
             )
         files[name] = SourceFile(info.st_size, info.st_mtime_ns, digest)
@@ -138,7 +138,7 @@ def survey(source: str) -> dict[str, SourceFile]:
     if lacking:
         raise ModelError(
             f"the source {shown} lacks"
-            f" {several([one_line(name) for name in lacking], len(recorded), 'files')}: get it"
+            f" {several([path_line(name) for name in lacking], len(recorded), 'files')}: get it"
             " again"
         )
     return files
@@ -171,8 +171,8 @@ def read_source(
         )
     except OSError as error:
         raise ModelError(
-            f"{one_line(memo_file)} cannot be written ({error.strerror}): free space there, and run"
-            " this again"
+            f"{path_line(memo_file)} cannot be written ({error.strerror}): free space there, and"
+            " run this again"
         ) from error
     known = dict(files)
     for name, file in wanted.items():
@@ -200,7 +200,7 @@ class Staging:
             or inside.split("/")[0] in ("..", STAGING)
         ):
             raise ModelError(
-                f"the model {one_line(path)} is not below the models root {one_line(root)}: set"
+                f"the model {path_line(path)} is not below the models root {path_line(root)}: set"
                 " sgl_model to a name below it"
             )
         self.uid, self.gid = uid, gid
@@ -225,14 +225,14 @@ class Staging:
         staged = os.path.realpath(self.folder)
         if here == there:
             raise ModelError(
-                f"the source {one_line(source)} is the model's own folder: set the source to"
+                f"the source {path_line(source)} is the model's own folder: set the source to"
                 " present to verify it where it is"
             )
         for one, other in ((here, there), (there, here), (staged, there), (there, staged)):
             if one == other or one.startswith(other.rstrip("/") + "/"):
                 raise ModelError(
-                    f"the source {one_line(source)} and the model {one_line(self.path)} lie in one"
-                    " another: move one of them"
+                    f"the source {path_line(source)} and the model {path_line(self.path)} lie in"
+                    " one another: move one of them"
                 )
 
     def holds(self, files: Files) -> bool:
@@ -341,8 +341,8 @@ class Staging:
         """
         if why := model_files.outside_mount(os.path.dirname(self.path), self.root):
             raise ModelError(
-                f"the container would not see the model: the folder of {one_line(self.path)} {why}:"
-                f" set sgl_model to a name that lies below {one_line(self.root)} itself"
+                f"the container would not see the model: the folder of {path_line(self.path)}"
+                f" {why}: set sgl_model to a name that lies below {path_line(self.root)} itself"
             )
         refuse_strangers(self.path)
 
@@ -358,7 +358,7 @@ class Staging:
         if other:
             if document["run"] not in (None, run) and self._goes_on():
                 raise ModelError(
-                    f"another run stages the model {one_line(self.path)} from another source"
+                    f"another run stages the model {path_line(self.path)} from another source"
                     f" ({other.partition(':')[0]}): run this again when that one is done, or a"
                     " minute after it was ended"
                 )
@@ -489,7 +489,7 @@ class Staging:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise ModelError(
-                f"{one_line(self.root)} has {free / 1e9:.1f} GB free and the model needs"
+                f"{path_line(self.root)} has {free / 1e9:.1f} GB free and the model needs"
                 f" {needed / 1e9:.1f} GB more: free space there, or move the models root"
                 " (sgl_models_root)"
             )
@@ -600,7 +600,7 @@ class Staging:
                 infos[name] = os.lstat(os.path.join(self.folder, name))
             except OSError as error:
                 raise ModelError(
-                    f"{one_line(name)} did not arrive from {one_line(source)}: run this again to"
+                    f"{path_line(name)} did not arrive from {path_line(source)}: run this again to"
                     " get it"
                 ) from error
         kinds = {name: file.digest.kind for name, file in files.items() if file.digest}
@@ -636,7 +636,7 @@ class Staging:
                 for name, _digest in damaged:
                     _remove(os.path.join(self.folder, name))
                 raise ModelError(
-                    f"what came from {one_line(source)} is not what it has to be,"
+                    f"what came from {path_line(source)} is not what it has to be,"
                     f" {several(texts, len(files), 'files')}: run this again (only these are"
                     " copied), and if they differ again, get the source anew"
                 )
@@ -757,7 +757,7 @@ class Staging:
                 "check the file systems that hold the source and the models root, and run this"
                 " again"
             )
-        return ModelError(f"cannot {doing} {one_line(path)} ({error.strerror or error}): {remedy}")
+        return ModelError(f"cannot {doing} {path_line(path)} ({error.strerror or error}): {remedy}")
 
 
 def same_time(one: int, other: int) -> bool:
@@ -801,7 +801,7 @@ def _unchanged(path: str, fd: int, file: SourceFile) -> None:
     info = os.fstat(fd)
     if (info.st_size, info.st_mtime_ns) != (file.size, file.mtime_ns):
         raise ModelError(
-            f"{one_line(path)} changed while it was copied: run this again once nothing writes to"
+            f"{path_line(path)} changed while it was copied: run this again once nothing writes to"
             " the source"
         )
 
@@ -828,7 +828,7 @@ def refuse_strangers(path: str) -> None:
         return
     if not os.path.isdir(path):
         raise ModelError(
-            f"{one_line(path)} is a file: move it away, or set sgl_model to another name"
+            f"{path_line(path)} is a file: move it away, or set sgl_model to another name"
         )
     try:
         recorded = model_digests.read_record(path).files
@@ -849,6 +849,6 @@ def refuse_strangers(path: str) -> None:
             )
         if foreign:
             raise ModelError(
-                f"{one_line(folder)} would be removed and is not the model's own: move it away, or"
+                f"{path_line(folder)} would be removed and is not the model's own: move it away, or"
                 " set sgl_model to another name"
             )

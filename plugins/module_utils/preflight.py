@@ -22,6 +22,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     ports,
     run_record,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    one_line,
+    path_line,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
     DockerCli,
     DockerError,
@@ -177,15 +181,11 @@ def _devices(
                 "health": None,
             }, smi
     code, output, error = run([tool, "--query-gpu=name", "--format=csv,noheader"])
-    names = [gpu_health.one_line(line) for line in output.splitlines() if line.strip()]
+    names = [one_line(line) for line in output.splitlines() if line.strip()]
     if code or not names:
         # What needs no GPU goes on without.
         told = found.warnings if options.ready_for in ("tree", "stop") else found.problems
-        words = (
-            gpu_health.one_line(error, 400)
-            or gpu_health.one_line(output, 400)
-            or f"it ended with exit code {code}"
-        )
+        words = one_line(error, 400) or one_line(output, 400) or f"it ended with exit code {code}"
         told.append(
             f"nvidia-smi names no GPU: {words}; mend the driver first (dmesg tells of Xid errors)"
         )
@@ -365,7 +365,7 @@ def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Optio
             # What was staged from it before serves without it.
             if model["missing"] or not model["verified"]:
                 raise model_files.ModelError(
-                    f"the source {model_files.one_line(source)} is not a folder that is there: "
+                    f"the source {path_line(source)} is not a folder that is there: "
                     "set sgl_model_from to one that holds config.json"
                 ) from None
     if options.model_source in _FROM:

@@ -10,17 +10,20 @@ folder that a service writes.
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import re
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-POINTER_NAME = "container_run_meta.env"
-RUN_ID = re.compile(r"container-run-\d{8}T\d{6}Z-[0-9a-f]{8}")
-_HOST_KEY = "CONTAINER_RUN_META_JSON_HOST"
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    places,
+    processes,
+    records,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+
 _HOST_PATHS = (
     "telemetry_root",
     "run_dir",
@@ -34,8 +37,8 @@ _HOST_PATHS = (
 # Far above any real one; a reader on every converged run should not be fed a gigabyte.
 _MAX_BYTES = 32 * 2**20
 # The contract's, of one length: as text they are in the order of time.
+_RESTART = "start the container again (playbooks/start.yml)"
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
-_SHOWN_CHARACTERS = 500
 
 
 class RecordError(Exception):
@@ -63,24 +66,19 @@ class RunRecord:
 
 def read(telemetry_root: str) -> RunRecord | None:
     """What the pointer leads to; None without a pointer. Raises RecordError."""
-    pointer = Path(telemetry_root) / POINTER_NAME
+    pointer = Path(telemetry_root) / places.POINTER
     text = _read(pointer)
     if text is None:
         return None
-    named = dict(line.partition("=")[::2] for line in text.splitlines() if line.strip())
-    path = Path(named.get(_HOST_KEY, ""))
+    path = Path(records.parse_pointer(text).get(records.POINTER_KEY_HOST, ""))
     run_id = path.name.removesuffix(".json")
-    if not path.is_absolute() or not RUN_ID.fullmatch(run_id):
+    if not path.is_absolute() or not records.RUN_ID.fullmatch(run_id):
         raise RecordError(
-            f"{pointer} names no manifest of a run in {_HOST_KEY}; start the container again"
-            " (playbooks/start.yml)"
+            f"{pointer} names no manifest of a run in {records.POINTER_KEY_HOST}; {_RESTART}"
         )
     manifest = _read_json(path)
     if manifest is None:
-        raise RecordError(
-            f"{pointer} names {_shown(path)}, which does not exist; start the container again"
-            " (playbooks/start.yml)"
-        )
+        raise RecordError(f"{pointer} names {one_line(path)}, which does not exist; {_RESTART}")
     check_manifest(manifest, run_id, path)
     return RunRecord(run_id, manifest, _prep_result(manifest, run_id))
 
@@ -95,7 +93,7 @@ def describe(telemetry_root: str, container: dict[str, Any] | None) -> dict[str,
         # Maybe what an earlier run left, which the one that is starting replaces.
         return summary(None, str(error))
     if record is None:
-        return summary(None, f"there is no pointer {POINTER_NAME} in {telemetry_root}")
+        return summary(None, f"there is no pointer {places.POINTER} in {telemetry_root}")
     return summary(record, not_live_because(record, container))
 
 
@@ -106,11 +104,7 @@ def running_prep(record: RunRecord) -> dict[str, Any] | None:
     except RecordError:
         # sgl-admin, which sets it aside, is asked before a prep begins.
         return None
-    if (
-        job is None
-        or job.get("state") != "running"
-        or not _held(Path(record.paths["profiles_root"]) / ".locks" / "prep.lock")
-    ):
+    if job is None or job.get("state") != "running" or not _held(_lock(record, places.LOCK_PREP)):
         return None
     arguments = job.get("arguments")
     return {
@@ -119,29 +113,25 @@ def running_prep(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
+def _lock(record: RunRecord, name: str) -> Path:
+    return Path(record.paths["profiles_root"]) / places.LOCKS / f"{name}.lock"
+
+
 def in_use(record: RunRecord) -> list[str]:
     """What goes on in a live run and would be lost with its container, in words: a benchmark's
     server, a smoke.
     """
-    locks = Path(record.paths["profiles_root"]) / ".locks"
-    admin = f"docker exec {_shown(record.manifest['container_name'])} sgl-admin"
+    admin = f"docker exec {one_line(record.manifest['container_name'])} sgl-admin"
     found = []
-    if (Path(record.paths["run_dir"]) / "server.json").exists() and _held(locks / "serving.lock"):
+    if (Path(record.paths["run_dir"]) / "server.json").exists() and _held(
+        _lock(record, places.LOCK_SERVING)
+    ):
         found.append(f"a server that was started for a benchmark (stop it: {admin} server stop)")
-    if (Path(record.paths["run_dir"]) / "smokes").exists() and _held(locks / "smoke.lock"):
+    if (Path(record.paths["run_dir"]) / "smokes").exists() and _held(
+        _lock(record, places.LOCK_SMOKE)
+    ):
         found.append(f"a smoke (wait for it: {admin} smoke status --wait 600)")
     return found
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens for `open`: a pipe in a file's place would wait for its writer, maybe for ever."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _shown(text: object) -> str:
-    """What a record names, for a message: one line that can be printed."""
-    shown = "".join(character if character.isprintable() else "?" for character in str(text))
-    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
 
 
 def _held(lock: Path) -> bool:
@@ -149,7 +139,7 @@ def _held(lock: Path) -> bool:
     says.
     """
     try:
-        with open(lock, "rb", opener=_without_waiting) as stream:
+        with open(lock, "rb", opener=records.without_blocking) as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -184,7 +174,7 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
     def demand(holds: bool, what: str) -> None:
         if not holds:
             raise RecordError(
-                f"{_shown(path)} is not a manifest of schema 1: {what}; start the container again"
+                f"{one_line(path)} is not a manifest of schema 1: {what}; start the container again"
                 " (playbooks/start.yml)"
             )
 
@@ -232,7 +222,7 @@ def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None
         and isinstance(proof.get("ok"), bool)
     ):
         raise RecordError(
-            f"{_shown(named)} is not a prep_result of schema 1; run the prep again"
+            f"{one_line(named)} is not a prep_result of schema 1; run the prep again"
             " (playbooks/prep.yml)"
         )
     # A file of another run would carry that run's proof: it counts for nothing here.
@@ -240,48 +230,30 @@ def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None
 
 
 def _read(path: Path) -> str | None:
-    shown = _shown(path)
-    try:
-        with open(path, "rb", opener=_without_waiting) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise RecordError(f"{shown} is not a file, so it is none of ours; remove it")
-            content = stream.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise RecordError(
-                f"{shown} is larger than {_MAX_BYTES} bytes, so it is none of ours; remove it"
-            )
-        return content.decode("utf-8")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            f"{shown} is not text: {error}; start the container again (playbooks/start.yml)"
-        ) from error
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise RecordError(
-            f"{shown} cannot be read: {why}; it must be a file that the user whom the playbook runs"
-            " as can read"
-        ) from error
+    with _refusing(path):
+        try:
+            return records.read_bytes(path, _MAX_BYTES).decode("utf-8")
+        except FileNotFoundError:
+            return None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    text = _read(path)
-    if text is None:
-        return None
+    with _refusing(path):
+        return records.read_json(path, _MAX_BYTES)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns what keeps a record from being read into RecordError, with the remedy."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        yield
+    except ValueError as error:
+        raise RecordError(f"{one_line(error)}; {_RESTART}") from error
+    except OSError as error:
         raise RecordError(
-            f"{_shown(path)} is not valid JSON: {error}; start the container again"
-            " (playbooks/start.yml)"
+            f"{one_line(path)} cannot be read: {error.strerror}; it must be a file that the user"
+            " whom the playbook runs as can read"
         ) from error
-    if not isinstance(document, dict):
-        raise RecordError(
-            f"{_shown(path)} does not hold a JSON object; start the container again"
-            " (playbooks/start.yml)"
-        )
-    return document
 
 
 def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str | None:
@@ -289,13 +261,13 @@ def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str
     docker_cli describes it.
     """
     if container is None:
-        return f"there is no container {_shown(record.manifest['container_name'])}"
+        return f"there is no container {one_line(record.manifest['container_name'])}"
     if not container["running"]:
-        return f"container {_shown(record.manifest['container_name'])} is {container['status']}"
+        return f"container {one_line(record.manifest['container_name'])} is {container['status']}"
     if record.manifest["container_id"] != container["id"]:
         return f"{record.run_id} is a run of an earlier container"
     written = record.manifest.get("pid1")
-    seen = process_identity(container["pid"])
+    seen = processes.identity(container["pid"])
     if isinstance(written, dict) and seen is not None:
         return None if written == seen else f"{record.run_id} is an earlier run of this container"
     # The host's /proc does not show the container's processes: then the times decide, to the
@@ -307,32 +279,12 @@ def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str
     )
 
 
-def process_identity(pid: int) -> dict[str, Any] | None:
-    """Which process this is, for all time and whatever the clock does: the boot and the ticks since
-    it. None when unseen.
-    """
-    try:
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return {
-            "boot_id": boot_id,
-            "start_ticks": int(
-                Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
-            ),
-        }
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def remove_pointer(telemetry_root: str) -> None:
     """Remove the pointer for good. Raises RecordError where that is not allowed."""
-    pointer = Path(telemetry_root) / POINTER_NAME
+    pointer = Path(telemetry_root) / places.POINTER
     try:
         pointer.unlink(missing_ok=True)
-        descriptor = os.open(telemetry_root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        records.fsync_folder(Path(telemetry_root))
     except OSError as error:
         raise RecordError(
             f"{pointer} cannot be removed: {error.strerror}; run as its owner"

@@ -112,6 +112,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
     DockerCli,
     DockerError,
@@ -169,7 +170,7 @@ class ManifestModule:
                 f"{run['run_id']} is live: stop it first (playbooks/stop.yml), which removes its"
                 " pointer"
             )
-        present = os.path.lexists(os.path.join(self.telemetry_root, run_record.POINTER_NAME))
+        present = os.path.lexists(os.path.join(self.telemetry_root, places.POINTER))
         if present and run["run_id"] is None and container is not None and container["running"]:
             # It cannot be followed, so it may be the running container's.
             raise run_record.RecordError(f"container {self.name} runs, and {run['reason']}")

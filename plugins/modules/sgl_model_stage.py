@@ -230,10 +230,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
     ModelError,
-    one_line,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_hub import ContainerClient
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage
@@ -316,13 +316,13 @@ def main() -> None:
         module.warn(warning)
     if answer["done"] and answer["changed"]:
         after = (
-            f"{request.source} {one_line(request.origin)}"
+            f"{request.source} {path_line(request.origin)}"
             if request.source != "present"
             else "recorded as it is"
         )
         answer["diff"] = {
-            "before": f"{one_line(request.path)}: {before}\n",
-            "after": f"{one_line(request.path)}: {after}\n",
+            "before": f"{path_line(request.path)}: {before}\n",
+            "after": f"{path_line(request.path)}: {after}\n",
         }
     module.exit_json(**answer)
 

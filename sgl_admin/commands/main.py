@@ -26,6 +26,7 @@ from sgl_admin.contract.exit_codes import (
     EXIT_SIGINT,
     EXIT_USAGE,
 )
+from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.facts import model
 from sgl_admin.prep import worker
 from sgl_admin.prep.prep import Prep, planned
@@ -326,7 +327,7 @@ def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
     sets that aside.
     """
     try:
-        result = files.read_record(paths.prep_result(run_id), run.RESULT_SHAPE)
+        result = files.read_record(paths.prep_result(run_id), RESULT_SHAPE)
     except ValueError:
         return None
     return result if result is not None and result["run"].get("prep_id") == prep_id else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files
+from sgl_admin.contract import records
 
 # How the architectures that SGLang knows call their number of experts, and the language model's
 # part of a config.
@@ -69,17 +69,11 @@ def load(path: str) -> Model:
 
 
 def identity(folder: Path) -> str:
-    """sha256 over name, size and bytes of config.json and, where there is one, of the safetensors
-    index.
-
-    The same as `model_identity` of the collection's plugins/module_utils/model_files.py; a unit
-    test holds them together.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors.index.json"):
+    """The model's identity, as the host computes it too. Raises OSError and ValueError."""
+    parts = []
+    for name in (records.MODEL_CONFIG, records.MODEL_INDEX):
         try:
-            content = files.read_bytes(folder / name)
+            parts.append((name, files.read_bytes(folder / name)))
         except FileNotFoundError:
             continue
-        digest.update(name.encode() + b"\0" + str(len(content)).encode() + b"\0" + content)
-    return f"sha256:{digest.hexdigest()}"
+    return records.model_identity(parts)

@@ -17,13 +17,14 @@ from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.locks import locked
 from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED, EXIT_USAGE
+from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.facts import devices, gpu_fit, model
 from sgl_admin.moe import config_files
 from sgl_admin.records import caches
 from sgl_admin.records.caches import SignatureRecord, dead_owner
 from sgl_admin.records.job import Job
 from sgl_admin.records.request import Request
-from sgl_admin.records.run import RESULT_SHAPE, Run
+from sgl_admin.records.run import Run
 from sgl_admin.serving import probe, server
 from sgl_admin.serving.warmup import Warmup
 from sgl_admin.sglang import releases, tracing, versions

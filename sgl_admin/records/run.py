@@ -6,16 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract import records
 
-# What readers of a prep's aggregate build on.
-RESULT_SHAPE: files.Shape = {
-    "status": str,
-    "run": dict,
-    "stages": dict,
-    "telemetry_probe": dict,
-    "errors": list,
-    "warnings": list,
-}
 # What a prep builds on.
 _PARTS = {
     "paths.container": dict,
@@ -50,18 +42,16 @@ class Run:
 
 def pointer_text(run_id: str) -> str:
     manifest = paths.manifest(run_id)
-    on_host = paths.to_host(manifest)
-    return f"CONTAINER_RUN_META_JSON={manifest}\nCONTAINER_RUN_META_JSON_HOST={on_host}\n"
+    return records.pointer_text(manifest, paths.to_host(manifest))
 
 
 def pointed_run() -> str | None:
     """The run id that the pointer names; None without a pointer or where it names none."""
     try:
-        lines = files.read_bytes(paths.POINTER).decode("utf-8").splitlines()
+        text = files.read_bytes(paths.POINTER).decode("utf-8")
     except (FileNotFoundError, ValueError):
         return None
-    named = dict(line.partition("=")[::2] for line in lines)
-    manifest = named.get("CONTAINER_RUN_META_JSON", "")
+    manifest = records.parse_pointer(text).get(records.POINTER_KEY, "")
     return manifest.rpartition("/")[2].removesuffix(".json") or None
 
 

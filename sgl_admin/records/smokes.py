@@ -11,7 +11,8 @@ from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.records.run import RESULT_SHAPE, Run
+from sgl_admin.contract.records import RESULT_SHAPE
+from sgl_admin.records.run import Run
 from sgl_admin.records.scenario import Scenario, Test
 from sgl_admin.serving.server import end_noted, start_time
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, processes
 from hypothesis import strategies as st
 
 from tests.contract import validators
@@ -56,7 +57,7 @@ def manifest() -> dict[str, Any]:
         "paths",
     )
     example = validators.example("manifest")
-    return {**{key: example[key] for key in kept}, "pid1": run_record.process_identity(os.getpid())}
+    return {**{key: example[key] for key in kept}, "pid1": processes.identity(os.getpid())}
 
 
 def prep_result() -> dict[str, Any]:
@@ -123,7 +124,7 @@ def parsed(path: Path | str) -> Any:
 def is_live(root: Path, container: dict[str, Any] | None) -> bool:
     """The same question, answered from what was laid there and nothing else."""
     assert container is not None and container["running"] is True
-    lines = (root / "telemetry" / run_record.POINTER_NAME).read_text().splitlines()
+    lines = (root / "telemetry" / places.POINTER).read_text().splitlines()
     named = [
         line.removeprefix("CONTAINER_RUN_META_JSON_HOST=")
         for line in lines
@@ -134,7 +135,7 @@ def is_live(root: Path, container: dict[str, Any] | None) -> bool:
         found["container_run_id"] == Path(named).stem and found["container_id"] == container["id"]
     )
     if container["pid"] and isinstance(found.get("pid1"), dict):
-        return bool(same and found["pid1"] == run_record.process_identity(container["pid"]))
+        return bool(same and found["pid1"] == processes.identity(container["pid"]))
     # To the second; what is no time sorts after every one.
     return bool(
         same
@@ -152,7 +153,7 @@ def is_ready(found: dict[str, Any]) -> bool:
 
 
 RUNS = "telemetry/container_runs"
-POINTER, MANIFEST = f"telemetry/{run_record.POINTER_NAME}", f"{RUNS}/{RUN_ID}.json"
+POINTER, MANIFEST = f"telemetry/{places.POINTER}", f"{RUNS}/{RUN_ID}.json"
 RESULT, JOB, LOCK = (
     f"{RUNS}/{RUN_ID}/prep_result.json",
     f"{RUNS}/{RUN_ID}/job.json",

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files, tiny_model
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
+    model_identity,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
     ModelError,
     ModelMissing,
@@ -106,7 +109,7 @@ def test_identity_follows_config_and_index_and_nothing_else(path: Path) -> None:
 def test_identity_has_a_known_value() -> None:
     """sgl-admin computes the same; a change here is a change of the contract."""
     expected = "555dc36908b373a3f3e1385198743caa43cec99dc8fc7fa119d66a679b1ae929"
-    assert model_files.identity_of([("config.json", b"{}")]) == f"sha256:{expected}"
+    assert model_identity([("config.json", b"{}")]) == f"sha256:{expected}"
 
 
 def test_single_file_model(path: Path) -> None:

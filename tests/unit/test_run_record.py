@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, processes
 from ansible_collections.slice_bench.sglang.plugins.module_utils.run_record import RecordError
 
 from tests.contract import validators
@@ -33,7 +34,7 @@ class Records:
         self.manifest["paths"]["host"].update(
             telemetry_root=str(telemetry), prep_result=str(self.result_path)
         )
-        self.pointer = telemetry / run_record.POINTER_NAME
+        self.pointer = telemetry / places.POINTER
         self.pointer.write_text(
             f"CONTAINER_RUN_META_JSON=/telemetry/x.json\nCONTAINER_RUN_META_JSON_HOST={self.manifest_path}\n"
         )
@@ -235,14 +236,14 @@ def why_not(records: Records, container: dict[str, Any] | None) -> str | None:
 
 
 def test_the_live_run_is_told_by_its_first_process(records: Records) -> None:
-    records.manifest["pid1"] = run_record.process_identity(os.getpid())
+    records.manifest["pid1"] = processes.identity(os.getpid())
     assert why_not(records, records.container(started_at="2036-01-01T00:00:00Z")) is None, (
         "a clock that jumps does not deceive"
     )
 
 
 def test_an_earlier_run_of_the_same_container_is_told(records: Records) -> None:
-    identity = run_record.process_identity(os.getpid())
+    identity = processes.identity(os.getpid())
     assert identity is not None
     records.manifest["pid1"] = {**identity, "start_ticks": identity["start_ticks"] - 1}
     assert "earlier run of this container" in str(why_not(records, records.container()))

@@ -20,6 +20,7 @@ from sgl_admin.base import files, gated, locks, paths
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
+from sgl_admin.contract import records
 from sgl_admin.facts import devices
 from sgl_admin.prep import prep as prep_module
 from sgl_admin.prep.prep import Prep
@@ -196,7 +197,8 @@ def test_stage_files_are_written_before_the_aggregate_and_that_before_the_manife
         order.append(path.name)
         real(path, *arguments, **options)
 
-    monkeypatch.setattr(files, "write_text", write_text)
+    for module in (files, records):
+        monkeypatch.setattr(module, "write_text", write_text)
     world.execute()
     wanted = [
         *(f"{name}.json" for name in NAMES if True),
@@ -396,7 +398,8 @@ def interrupted_when_it_writes(
             made.interrupt()
         real(path, *arguments, **options)
 
-    monkeypatch.setattr(files, "write_text", write_text)
+    for module in (files, records):
+        monkeypatch.setattr(module, "write_text", write_text)
     result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
     assert files.read_json(paths.prep_result(world.run_id)) == result
     validators.validate_prep_result(result)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def start_ticks(pid: int) -> int | None:
@@ -24,7 +25,7 @@ def boot_id() -> str | None:
         return None
 
 
-def identity(pid: int) -> dict[str, object] | None:
+def identity(pid: int) -> dict[str, Any] | None:
     """`pid1` of the manifest: {boot_id, start_ticks}; None when the process cannot be seen."""
     boot, ticks = boot_id(), start_ticks(pid)
     return None if boot is None or ticks is None else {"boot_id": boot, "start_ticks": ticks}
