@@ -28,10 +28,17 @@ def try_lock(name: str) -> int | None:
 
 
 def held(name: str) -> bool:
-    """Whether some process holds the lock."""
-    if (descriptor := try_lock(name)) is None:
+    """Whether some process holds the lock. Creates no file: a lock without one is free."""
+    try:
+        descriptor = os.open(paths.LOCKS / f"{name}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    os.close(descriptor)
+    finally:
+        os.close(descriptor)
     return False
 
 

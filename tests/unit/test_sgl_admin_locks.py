@@ -75,6 +75,12 @@ def test_one_lock_has_one_owner(holder: subprocess.Popen[str]) -> None:
     os.close(other)
 
 
+def test_a_look_at_a_lock_creates_no_file(container: Path) -> None:
+    assert locks.held("inductor") is False and not list(paths.LOCKS.iterdir())
+    paths.LOCKS.rmdir()
+    assert locks.held("inductor") is False and not paths.LOCKS.exists()
+
+
 def test_a_killed_owner_frees_its_lock(holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
