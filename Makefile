@@ -29,7 +29,8 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 BESIDE := scripts/beside.sh
 .PHONY: test
 test: lint types docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
-	$(BESIDE) tests/output/test-light.log $(MAKE) test-light -- $(PYTEST) -m "not long" tests/integration tests/faults tests/molecule
+	$(BESIDE) tests/output/test-light.log $(MAKE) test-light -- $(PYTEST) -m "not long" --durations=30 \
+	    tests/integration tests/faults tests/molecule $(ARGS)
 
 .PHONY: test-light
 test-light: sanity
@@ -42,7 +43,8 @@ SLOW := $(PYTEST) -m "long or repeated"
 .PHONY: slow
 slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and repetitions as it takes, and the fleet
 	$(BESIDE) tests/output/slow-light.log $(MAKE) slow-light EXAMPLES=$(EXAMPLES) -- env SGL_REPETITIONS=$(REPETITIONS) \
-	    $(SLOW) tests/faults $(ARGS)
+	    $(SLOW) --durations=30 tests/faults $(ARGS)
+	env REPETITIONS=$(REPETITIONS) EXAMPLES=$(EXAMPLES) scripts/slow_passed.sh
 
 .PHONY: slow-light
 slow-light:
@@ -51,6 +53,10 @@ slow-light:
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests
+
+.PHONY: generate
+generate: setup ## Write what follows from the contract: defaults, argument specs, the README's table, schema names
+	$(BIN)/python scripts/generate.py
 
 .PHONY: lint
 lint: setup ## ruff, yamllint, ansible-lint, shellcheck

@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 
 from sgl_admin.commands import argument_types
-from sgl_admin.records.request import MODES, PROBES, Request
+from sgl_admin.contract.stages import MODES, PROBES
+from sgl_admin.records.request import Request
 from sgl_admin.records.run import Run
 from sgl_admin.stages import STAGES
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for stage in STAGES:
         parser.add_argument(
-            f"--{stage.option}", choices=MODES, dest=stage.name, help=f"stage {stage.name}"
+            stage.contract.flag, choices=MODES, dest=stage.name, help=f"stage {stage.name}"
         )
     parser.add_argument(
         "--moe-batch-sizes",

@@ -26,7 +26,7 @@ from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe
 from sgl_admin.serving.warmup import Warmup
-from sgl_admin.stages import FIRST_STATUS_CODE, Stage
+from sgl_admin.stages import Stage
 
 _LOCK_TIMEOUT_S = 3600.0
 
@@ -128,10 +128,10 @@ class Execution(Interruptible):
 
     def _run_stages(self) -> dict[str, Record]:
         records = {}
-        for number, decision in enumerate(self.plan.decisions):
+        for decision in self.plan.decisions:
             record = self._stage(decision)
             if record["status"] == "error":
-                record["status_code"] = FIRST_STATUS_CODE + number
+                record["status_code"] = decision.stage.contract.exit_code
                 self._interrupted = self._interrupted or record["error_type"] == "interrupted"
             records[decision.stage.name] = record
             result.write_stage(self.plan.run.run_id, record, self._warnings)

@@ -9,8 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MODES = ("ensure", "rebuild", "skip")
-PROBES = ("auto", "always", "never")
+from sgl_admin.contract import stages
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,7 @@ class Request:
 
     def describe(self) -> list[str]:
         """The request as the command line that asks for it."""
-        flags = [
-            f"--{name.replace('_', '-').replace('moe-tune', 'moe')}={mode}"
-            for name, mode in self.stages.items()
-        ]
+        flags = [f"{stages.BY_NAME[name].flag}={mode}" for name, mode in self.stages.items()]
         return [
             f"--model={self.model}",
             f"--tp={self.tp}",

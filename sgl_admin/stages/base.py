@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract import stages
 from sgl_admin.facts.devices import Devices
 from sgl_admin.facts.model import Model
 from sgl_admin.records import caches
@@ -90,10 +91,18 @@ class Offer:
 
 
 class Stage:
-    """One stage. Subclasses set `name` and `caches` and override what differs."""
+    """One stage. Subclasses set `name`, as in the contract, and override what differs."""
 
     name: str
-    caches: tuple[str, ...]
+
+    @property
+    def contract(self) -> stages.Stage:
+        return stages.BY_NAME[self.name]
+
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """The caches that it fills; the first holds its signature records."""
+        return self.contract.caches
 
     def skip_reason(self, context: Context) -> str | None:
         """Why this stage does not apply here, by the contract's list; None when it does."""
@@ -189,11 +198,6 @@ class Stage:
             SignatureRecord(self.name, self.caches, part.signature).write(
                 paths.PROFILES / entry.path for entry in part.files
             )
-
-    @property
-    def option(self) -> str:
-        """The command-line flag without its dashes."""
-        return self.name.replace("_", "-")
 
 
 def kernel_arguments(arguments: tuple[str, ...]) -> list[str]:

@@ -15,7 +15,6 @@ from sgl_admin.stages.base import Context, Stage, kernel_arguments, matrix_sizes
 
 class DeepGemm(Stage):
     name = "deep_gemm"
-    caches = ("deep_gemm",)
 
     def signature(self, context: Context) -> dict[str, Any]:
         return {

@@ -14,7 +14,6 @@ from sgl_admin.stages.base import Context, Stage, kernel_arguments, matrix_sizes
 
 class FlashInfer(Stage):
     name = "flashinfer"
-    caches = ("flashinfer", "tvm_ffi")
 
     def signature(self, context: Context) -> dict[str, Any]:
         sizes = matrix_sizes(context.model.config)

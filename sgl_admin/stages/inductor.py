@@ -15,7 +15,6 @@ from sgl_admin.stages.base import Context, Stage, kernel_arguments
 
 class Inductor(Stage):
     name = "inductor"
-    caches = ("torchinductor", "triton")
 
     def skip_reason(self, context: Context) -> str | None:
         return None

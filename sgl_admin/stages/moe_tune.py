@@ -36,11 +36,6 @@ _LOOKED_UP = re.compile(r"(?:Using MoE kernel config from|Config file not found 
 
 class MoeTune(Stage):
     name = "moe_tune"
-    caches = (config_files.CACHE,)
-
-    @property
-    def option(self) -> str:
-        return "moe"
 
     def skip_reason(self, context: Context) -> str | None:
         return super().skip_reason(context) or (

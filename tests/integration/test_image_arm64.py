@@ -19,7 +19,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import image_pa
 from tests.contract import validators
 from tests.integration.installation import Play, Site, docker, installation
 
-pytestmark = pytest.mark.slow
+# An image for another architecture is built under emulation, which takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ARM64_IMAGE = "sglang-dev-arm64-test:local"
 # Every ELF file in the folders that the image adds, with the first bytes of each.
@@ -122,7 +123,6 @@ def test_a_second_start_changes_nothing(site: Arm64Site, first: Play) -> None:
     assert site.must_play("start").changed == 0
 
 
-@pytest.mark.long
 def test_the_real_server_is_prepared_and_its_metrics_are_proven(
     site: Arm64Site, first: Play
 ) -> None:

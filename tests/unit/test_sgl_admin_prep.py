@@ -20,7 +20,7 @@ from sgl_admin.base import clock, files, gated, locks, paths
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
-from sgl_admin.contract import records
+from sgl_admin.contract import records, stages
 from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED
 from sgl_admin.facts import devices
 from sgl_admin.prep import execute as execute_module
@@ -51,15 +51,10 @@ class FakeStage(Stage):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.caches = CACHES[name]
         self.failure: BaseException | None = None
         self.reason: str | None = None
         self.during: Callable[[Context], None] = lambda context: None
         self.runs = 0
-
-    @property
-    def option(self) -> str:
-        return {"moe_tune": "moe"}.get(self.name, self.name.replace("_", "-"))
 
     def skip_reason(self, context: Context) -> str | None:
         return self.reason
@@ -173,7 +168,10 @@ def statuses(result: dict[str, Any]) -> list[str]:
 
 def test_the_stages_are_the_contracts_in_their_order() -> None:
     assert tuple(stage.name for stage in STAGES) == NAMES
-    assert [stage.option for stage in STAGES] == ["deep-gemm", "moe", "flashinfer", "inductor"]
+    flags = [stage.contract.flag for stage in STAGES]
+    assert flags == ["--deep-gemm", "--moe", "--flashinfer", "--inductor"]
+    assert [stage.contract.exit_code for stage in STAGES] == [10, 11, 12, 13]
+    assert tuple(stage.contract for stage in STAGES) == stages.STAGES
 
 
 def test_first_everything_runs_then_nothing(world: World) -> None:
