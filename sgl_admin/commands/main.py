@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from sgl_admin import __version__
-from sgl_admin.base import detached, files, locks, paths
+from sgl_admin.base import clock, detached, files, locks, paths
 from sgl_admin.base.errors import (
     EXIT_BUSY,
     EXIT_NO_LIVE_RUN,
@@ -28,7 +28,8 @@ from sgl_admin.commands import share as share_cli
 from sgl_admin.commands import smoke as smoke_cli
 from sgl_admin.facts import model
 from sgl_admin.prep import worker
-from sgl_admin.prep.prep import Prep, planned
+from sgl_admin.prep.execute import Execution, confirm_proof
+from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import caches, job, run, standalone
 from sgl_admin.records.request import Request
 from sgl_admin.serving import benchmark_server
@@ -158,10 +159,10 @@ def _ensure(arguments: argparse.Namespace) -> int:
     request = request_cli.of(arguments, live)
     _check_ownership()
     if arguments.dry_run:
-        return _print_dry_run(planned(live, request).dry_run(), arguments.json)
+        return _print_dry_run(plan_prep(live, request).to_json(), arguments.json)
     found, attached = _begin_or_attach(live, request, arguments.detach and arguments.standing)
-    if isinstance(found, Prep):
-        return _print_envelope(live.run_id, None, attached=False, plan=found.dry_run())
+    if isinstance(found, Plan):
+        return _print_envelope(live.run_id, None, attached=False, plan=found.to_json())
     if arguments.detach:
         return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait), attached=attached)
     return _follow(live.run_id, found, arguments.json)
@@ -169,11 +170,11 @@ def _ensure(arguments: argparse.Namespace) -> int:
 
 def _begin_or_attach(
     live: run.Run, request: Request, standing: bool = False
-) -> tuple[str | Prep, bool]:
+) -> tuple[str | Plan, bool]:
     """The id of the prep that does this request, and whether it was running already. Raises Refused
     (busy) when another one runs.
 
-    With `standing`, the prep itself where it has something to do: then it was not begun.
+    With `standing`, the plan where it has something to do: then nothing was begun.
     """
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
@@ -196,29 +197,30 @@ def _begin_or_attach(
         time.sleep(_POLL_S)
 
 
-def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | Prep:
+def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | Plan:
     """With the prep lock held: do the prep at once where nothing is to be done, or else begin its
     process; returns its id.
 
-    With `standing` none is begun: the prep that would be is returned.
+    With `standing` no process is begun: the plan is returned instead.
     """
     warnings: list[str] = []
     job.settle(live.run_id, warnings)
     incoming.settle(warnings)
     benchmark_server.settle_dead(live.run_id)
-    prep = planned(live, request, warnings)
+    plan = confirm_proof(plan_prep(live, request, warnings))
     worker.sweep(live.run_id)
-    if standing and not prep.nothing_to_do:
-        return prep
-    if prep.nothing_to_do:
-        prep.execute(job.Job(live.run_id, request, prep.prep_id))
+    if standing and not plan.nothing_to_do:
+        return plan
+    prep_id = clock.new_id("prep")
+    if plan.nothing_to_do:
+        Execution(plan, job.Job(live.run_id, request, prep_id)).run()
     else:
-        _spawn(prep, lock)
-    return prep.prep_id
+        _spawn(plan, prep_id, lock)
+    return prep_id
 
 
-def _spawn(prep: Prep, lock: int) -> None:
-    run_id, prep_id = prep.run.run_id, prep.prep_id
+def _spawn(plan: Plan, prep_id: str, lock: int) -> None:
+    run_id = plan.run.run_id
 
     def recorded() -> bool:
         record = job.read(run_id)
@@ -228,7 +230,7 @@ def _spawn(prep: Prep, lock: int) -> None:
         run_id,
         "sgl_admin.prep.worker",
         prep_id,
-        worker.order(prep.request, prep.warnings),
+        worker.order(plan.request, plan.warnings),
         lock,
         recorded,
     )

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 from sgl_admin.base import files, locks
 from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE, Refused
 from sgl_admin.commands import request as request_cli
-from sgl_admin.prep.prep import Decision, Prep, planned
+from sgl_admin.prep.execute import set_aside
+from sgl_admin.prep.plan import Decision, Plan, plan_prep
 from sgl_admin.records import archive, caches, job, run
 from sgl_admin.records.archive import Broken, Changed, Manifest, Part, Reader
 from sgl_admin.share import incoming
@@ -70,9 +71,9 @@ def _add_file(command: argparse.ArgumentParser, help_text: str) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    prep = _planned(arguments)
+    plan = _planned(arguments)
     for attempt in range(_TRIES):
-        manifest, lacking = _pack(prep)
+        manifest, lacking = _pack(plan)
         if not manifest.parts:
             whys = "; ".join(f"{stage}: {why}" for stage, why in lacking.items())
             raise Refused(
@@ -96,12 +97,12 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pack(prep: Prep) -> tuple[Manifest, dict[str, str]]:
+def _pack(plan: Plan) -> tuple[Manifest, dict[str, str]]:
     """What is finished, and why the rest is not there."""
     parts, lacking = [], {}
-    for decision in prep.plan:
+    for decision in plan.decisions:
         stage = decision.stage
-        offer = stage.offer(prep.context) if decision.signature is not None else None
+        offer = stage.offer(plan.context) if decision.signature is not None else None
         if offer is None:
             if decision.action != "skipped":
                 lacking[stage.name] = "nothing of it is finished"
@@ -114,7 +115,7 @@ def _pack(prep: Prep) -> tuple[Manifest, dict[str, str]]:
         parts.append(
             Part(
                 stage.name,
-                stage.key(prep.context),
+                stage.key(plan.context),
                 offer.signature,
                 offer.finished,
                 offer.hints,
@@ -165,7 +166,7 @@ def _import(arguments: argparse.Namespace) -> int:
         warnings: list[str] = []
         incoming.settle(warnings)
         with _opened(arguments.file, arguments.digest) as reader:
-            outcome = _take(arguments, reader)
+            outcome = _take(arguments, reader, warnings)
     finally:
         os.close(lock)
     outcome["warnings"] = warnings
@@ -183,22 +184,24 @@ def _import(arguments: argparse.Namespace) -> int:
     )
 
 
-def _take(arguments: argparse.Namespace, reader: Reader) -> dict[str, Any]:
-    prep = _planned(arguments)
-    verdicts = {part.stage: _verdict(prep, part) for part in reader.manifest.parts}
+def _take(arguments: argparse.Namespace, reader: Reader, warnings: list[str]) -> dict[str, Any]:
+    plan = _planned(arguments)
+    verdicts = {part.stage: _verdict(plan, part) for part in reader.manifest.parts}
     taken = tuple(part for part in reader.manifest.parts if verdicts[part.stage][0] == "imported")
     if taken:
         folder = incoming.receive(reader, taken)
-        stages = {decision.stage.name: decision.stage for decision in _of(prep, taken)}
+        stages = {decision.stage.name: decision.stage for decision in _of(plan, taken)}
+        # What is placed may have the name of a record that cannot be read.
+        set_aside(plan, warnings)
         incoming.commit(
             folder,
             tuple(
-                replace(part, hints=stages[part.stage].learned(prep.context, part.hints))
+                replace(part, hints=stages[part.stage].learned(plan.context, part.hints))
                 for part in taken
             ),
         )
         # What was taken has to be what this host would have made.
-        left = _planned(arguments).dry_run()["stages"]
+        left = _planned(arguments).to_json()["stages"]
         for part in taken:
             if part.finished and left[part.stage]["status"] != "noop":
                 verdicts[part.stage] = (
@@ -224,24 +227,24 @@ def _take(arguments: argparse.Namespace, reader: Reader) -> dict[str, Any]:
     }
 
 
-def _verdict(prep: Prep, part: Part) -> tuple[str, str | None]:
+def _verdict(plan: Plan, part: Part) -> tuple[str, str | None]:
     """What becomes of a part here: `imported`, `standing` or `refused`, and why."""
-    decision = next(iter(_of(prep, (part,))), None)
+    decision = next(iter(_of(plan, (part,))), None)
     if decision is None:
         return "refused", "this release knows no such stage"
     if decision.action == "skipped":
         return "refused", f"it is skipped here ({decision.reason})"
     if decision.signature is None:
-        return "refused", decision.stage.unsupported(prep.context) or "it cannot be done here"
+        return "refused", decision.explanation or "it cannot be done here"
     if decision.action == "noop":
         return "standing", "this host's own work stands"
-    if prep.request.stages[part.stage] == "rebuild":
+    if plan.request.stages[part.stage] == "rebuild":
         return "refused", "it is to be built anew here (rebuild)"
-    wanted = decision.stage.signature_given(prep.context, part.hints)
+    wanted = decision.stage.signature_given(plan.context, part.hints)
     if (
         why := difference(part.signature, wanted)
         or incoming.check_paths(part)
-        or decision.stage.foreign(prep.context, part)
+        or decision.stage.foreign(plan.context, part)
     ) is not None:
         return "refused", why
     return "imported", None if part.finished else "what is finished so far"
@@ -277,11 +280,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def _of(prep: Prep, parts: tuple[Part, ...]) -> list[Decision]:
-    """What the prep would do about these parts' stages."""
-    return [
-        decision for decision in prep.plan if decision.stage.name in {part.stage for part in parts}
-    ]
+def _of(plan: Plan, parts: tuple[Part, ...]) -> list[Decision]:
+    """What a prep would do about these parts' stages."""
+    names = {part.stage for part in parts}
+    return [decision for decision in plan.decisions if decision.stage.name in names]
 
 
 # --- verify, and what they share
@@ -324,9 +326,9 @@ def _opened(name: str, digest: str | None) -> Iterator[Reader]:
             ) from error
 
 
-def _planned(arguments: argparse.Namespace) -> Prep:
+def _planned(arguments: argparse.Namespace) -> Plan:
     live = run.live()
-    return planned(live, request_cli.of(arguments, live))
+    return plan_prep(live, request_cli.of(arguments, live))
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

@@ -53,8 +53,9 @@ class GpuProcess:
         return f"{self.name} (pid {self.pid}, {self.memory_mib} MiB)"
 
 
-def find() -> Devices:
-    """The devices that a server started from here would see.
+def find(visible: str | None = None) -> Devices:
+    """The devices that a server started from here would see; `visible` is its
+    CUDA_VISIBLE_DEVICES, by default this process's own.
 
     Raises RuntimeError where an NVIDIA driver is there and NVML fails, or where a GPU is cut up by
     MIG.
@@ -62,7 +63,7 @@ def find() -> Devices:
     if not CONTROL.exists():
         return Devices(name="cpu", count=1, cuda=False, cpu_isa=_cpu_isa())
     with _nvml() as nvml:
-        gpus = list(_visible(nvml))
+        gpus = list(_visible(nvml, visible))
         if not gpus:
             raise RuntimeError(
                 "NVML shows no GPU here: is the container started with its GPUs, and does"
@@ -90,7 +91,9 @@ def find() -> Devices:
         )
 
 
-def processes(own_groups: Iterable[int] = (), least_mib: int = 256) -> list[GpuProcess]:
+def processes(
+    own_groups: Iterable[int] = (), least_mib: int = 256, visible: str | None = None
+) -> list[GpuProcess]:
     """Who else computes on the visible GPUs and holds at least `least_mib` MiB of their memory;
     none of `own_groups`.
 
@@ -100,7 +103,7 @@ def processes(own_groups: Iterable[int] = (), least_mib: int = 256) -> list[GpuP
     own = set(own_groups)
     held: dict[int, int] = {}
     with _nvml() as nvml:
-        for gpu in _visible(nvml):
+        for gpu in _visible(nvml, visible):
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
                 held[process.pid] = held.get(process.pid, 0) + (process.usedGpuMemory or 0)
         return [
@@ -110,11 +113,11 @@ def processes(own_groups: Iterable[int] = (), least_mib: int = 256) -> list[GpuP
         ]
 
 
-def throttles() -> list[str]:
+def throttles(visible: str | None = None) -> list[str]:
     """What holds the first GPU's clocks down now, in words."""
     with _nvml() as nvml:
         try:
-            reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(next(_visible(nvml)))
+            reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(next(_visible(nvml, visible)))
         except (nvml.NVMLError, StopIteration):
             return []
     return [words for bit, words in _THROTTLES.items() if reasons & bit]
@@ -141,11 +144,11 @@ def _nvml() -> Iterator[Any]:
         ) from error
 
 
-def _visible(nvml: Any) -> Iterator[Any]:
-    """The GPUs that CUDA shows a process of this environment, in the order of their PCI addresses
-    (CUDA_DEVICE_ORDER=PCI_BUS_ID).
+def _visible(nvml: Any, visible: str | None = None) -> Iterator[Any]:
+    """The GPUs that CUDA shows a process with this CUDA_VISIBLE_DEVICES (by default this one), in
+    the order of their PCI addresses (CUDA_DEVICE_ORDER=PCI_BUS_ID).
     """
-    wanted = os.environ.get(VISIBLE)
+    wanted = os.environ.get(VISIBLE) if visible is None else visible
     if wanted is None:
         yield from _every(nvml)
         return

@@ -49,10 +49,12 @@ def _major(version: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def wait_until_free() -> None:
-    """Raises StageFailure(gpu_busy) where another process goes on computing on a visible GPU."""
+def wait_until_free(visible: str | None = None) -> None:
+    """Raises StageFailure(gpu_busy) where another process goes on computing on a visible GPU;
+    `visible` as in devices.find.
+    """
     deadline = time.monotonic() + _PATIENCE_S
-    while others := devices.processes():
+    while others := devices.processes(visible=visible):
         if time.monotonic() > deadline:
             named = ", ".join(map(str, others))
             raise StageFailure(

@@ -303,7 +303,7 @@ class Tuner:
 
     def _look_at_clocks(self) -> None:
         try:
-            reasons = devices.throttles()
+            reasons = devices.throttles(self._environment.get(devices.VISIBLE))
         except RuntimeError:
             return
         self.outcome.throttled.extend(

@@ -8,20 +8,20 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.detached import PREFIX
-from sgl_admin.prep.prep import Prep
+from sgl_admin.prep.execute import Execution, confirm_proof
+from sgl_admin.prep.plan import plan_prep
 from sgl_admin.records import caches, run
 from sgl_admin.records.job import Job
 from sgl_admin.records.request import Request
 
 
-def order(request: Request, warnings: list[str]) -> str:
-    """What this process reads from its standard input: the request, and what was found and mended
-    before.
-    """
-    return json.dumps({"request": request.to_json(), "warnings": warnings})
+def order(request: Request, warnings: Iterable[str]) -> str:
+    """What this process reads from its standard input: the request, and the warnings so far."""
+    return json.dumps({"request": request.to_json(), "warnings": list(warnings)})
 
 
 def main() -> int:
@@ -29,14 +29,15 @@ def main() -> int:
     log.
     """
     os.umask(0o002)
-    given = json.load(sys.stdin)
-    request = Request.from_json(given["request"])
+    prep_id, document = sys.argv[1], json.load(sys.stdin)
+    request = Request.from_json(document["request"])
     try:
-        prep = Prep(run.live(), request, given["warnings"])
-        prep.prep_id = sys.argv[1]
+        live = run.live()
+        plan = confirm_proof(plan_prep(live, request, document["warnings"]))
+        execution = Execution(plan, Job(live.run_id, request, prep_id))
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: prep.interrupt())
-        return prep.execute(Job(prep.run.run_id, request, prep.prep_id))[1]
+            signal.signal(number, lambda *_: execution.interrupt())
+        return execution.run()[1]
     except OSError as error:
         print(f"{PREFIX}{files.reason(error)}", file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import clock, files, paths
-from sgl_admin.base.locks import try_lock
+from sgl_admin.base.locks import held
 
 # cache -> the stage whose in-progress marker speaks for it
 CACHES = {
@@ -29,7 +29,7 @@ _SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 RECORDS = ".signatures"
 # What a tuning keeps while it lasts.
 WORK = ".tuning"
-_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
+RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 
 def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
@@ -63,9 +63,17 @@ class SignatureRecord:
         self.signature = signature
         self.path = paths.PROFILES / caches[0] / RECORDS / f"{stage}-{digest(signature)}.json"
 
-    def problem(self, warnings: list[str]) -> str | None:
-        """Why the caches do not hold this signature's work; None when they do."""
-        record = files.read_or_set_aside(self.path, _SHAPE, warnings)
+    def problem(self, unreadable: list[str]) -> str | None:
+        """Why the caches do not hold this signature's work; None when they do.
+
+        Reads only: a record that cannot be read counts as missing, and `unreadable` gets the
+        reason.
+        """
+        try:
+            record = files.read_record(self.path, RECORD_SHAPE)
+        except ValueError as error:
+            unreadable.append(str(error))
+            record = None
         if record is None or record.get("signature") != self.signature:
             return "no finished work with this signature"
         return missing_file(record)
@@ -176,7 +184,7 @@ def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if not records:
         return None, None
     try:
-        record = files.read_record(records[-1], _SHAPE)
+        record = files.read_record(records[-1], RECORD_SHAPE)
     except ValueError:
         record = None
     if record is None:
@@ -204,7 +212,4 @@ def partial_info(stage: str) -> dict[str, Any] | None:
 
 def dead_owner(stage: str) -> bool:
     """True when a marker is there and no process holds the stage's lock."""
-    if partial_info(stage) is None or (lock := try_lock(stage)) is None:
-        return False
-    os.close(lock)
-    return True
+    return partial_info(stage) is not None and not held(stage)

@@ -31,10 +31,10 @@ import sys
 from pathlib import Path
 from sgl_admin.records import caches, run, standalone
 from sgl_admin.commands import main as cli, request as request_cli
-from sgl_admin.prep.prep import Prep
+from sgl_admin.prep.plan import plan_prep
 standalone.begin(sys.argv[1])
 parsed = cli._parser().parse_args(["caches", "ensure", "--model", sys.argv[2]])
-decision = Prep(run.live(), request_cli.of(parsed, run.live())).plan[3]
+decision = plan_prep(run.live(), request_cli.of(parsed, run.live())).decisions[3]
 decision.record.write()
 """
 

@@ -71,15 +71,17 @@ COLD = {
 WARM = """
 import json, sys
 from sgl_admin.commands import main as cli, request as request_cli
-from sgl_admin.base import files, paths
+from sgl_admin.base import clock, files, paths
 from sgl_admin.records import job, run
-from sgl_admin.prep.prep import Prep
+from sgl_admin.prep.execute import Execution
+from sgl_admin.prep.plan import plan_prep
 live, words = run.live(), sys.argv[2:]
 request = request_cli.of(cli._parser().parse_args(["caches", "ensure", *words]), live)
-Prep(live, request).plan[-1].record.write()
-prep = Prep(live, request)
-result, code = prep.execute(job.Job(live.run_id, request, prep.prep_id))
-proof = {**json.load(open(sys.argv[1]))["telemetry_probe"], "prep_id": prep.prep_id}
+plan_prep(live, request).decisions[-1].record.write()
+prep_id = clock.new_id("prep")
+begun = job.Job(live.run_id, request, prep_id)
+result, code = Execution(plan_prep(live, request), begun).run()
+proof = {**json.load(open(sys.argv[1]))["telemetry_probe"], "prep_id": prep_id}
 files.write_json(paths.prep_result(live.run_id), {**result, "telemetry_probe": proof})
 sys.exit(code)
 """

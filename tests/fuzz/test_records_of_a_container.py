@@ -22,7 +22,7 @@ from sgl_admin.base import locks, paths
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
-from sgl_admin.prep.prep import Prep
+from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import caches, job, run
 from sgl_admin.serving import probe, server
 from sgl_admin.sglang import versions
@@ -89,7 +89,7 @@ def container() -> Iterator[Path]:
         patch.setattr(
             devices,
             "find",
-            lambda: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"),
+            lambda visible: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"),
         )
         patch.setattr(versions, "installed", lambda name: "1.0")
         yield inside
@@ -102,9 +102,10 @@ def _record() -> tuple[str, dict[str, Any]]:
         put(paths.PROFILES / GRAPH, b"x = 1\n")
         put(paths.PROFILES / KERNEL, b"12345")
         arguments = cli._parser().parse_args(["caches", "ensure", "--model", str(inside / MODEL)])
-        prep = Prep(run.Run(RUN_ID, MANIFEST), request_cli.of(arguments, run.Run(RUN_ID, MANIFEST)))
+        live = run.Run(RUN_ID, MANIFEST)
+        plan = plan_prep(live, request_cli.of(arguments, live))
         record = caches.SignatureRecord(
-            "inductor", STAGES[3].caches, STAGES[3].signature(prep.context)
+            "inductor", STAGES[3].caches, STAGES[3].signature(plan.context)
         )
         record.write()
         return str(record.path.relative_to(inside)), json.loads(record.path.read_bytes())
@@ -211,15 +212,15 @@ class Outcome:
 
 
 @contextmanager
-def nothing_begins(answers: bool) -> Iterator[list[Prep]]:
+def nothing_begins(answers: bool) -> Iterator[list[Plan]]:
     """No process is started and none is ended; the preps that would have been started."""
-    begun: list[Prep] = []
+    begun: list[Plan] = []
 
     def end_group(group: int) -> None:
         assert type(group) is int and 1 < group <= 2**22, "it would end what is not its own"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_spawn", lambda prep, lock: begun.append(prep))
+        patch.setattr(cli, "_spawn", lambda plan, prep_id, lock: begun.append(plan))
         patch.setattr(server, "end_group", end_group)
         patch.setattr(probe, "answers", lambda url: answers)
         patch.setattr(cli, "_START_PATIENCE_S", -1.0)
@@ -297,7 +298,7 @@ def test_a_prep_has_nothing_to_do_only_where_all_is_done(
         if "--dry-run" in how:
             if "--json" in how:
                 plan = json.loads(outcome.out.rpartition("\nRESULT_STATUS")[0])
-                assert plan["telemetry_probe"] != "stands" or (answers and is_proven(files))
+                assert plan["telemetry_probe"] != "stands" or is_proven(files)
                 assert plan["stages"]["inductor"]["status"] != "noop" or is_warm(inside, files)
                 reached()
             return

@@ -216,7 +216,7 @@ def test_nothing_to_do_starts_no_server_and_imports_no_torch(prepared: Site) -> 
         for line in done.stderr.splitlines()
         if line.startswith("import time:")
     }
-    assert "sgl_admin.prep.prep" in imported, "the import trace is empty"
+    assert "sgl_admin.prep.execute" in imported, "the import trace is empty"
     assert {name.partition(".")[0] for name in imported} & {
         "torch",
         "sglang",

@@ -27,7 +27,7 @@ from sgl_admin.base import paths
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
-from sgl_admin.prep.prep import Decision, Prep
+from sgl_admin.prep.plan import Decision, Plan, plan_prep
 from sgl_admin.records import caches, run
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.sglang import versions
@@ -120,14 +120,13 @@ class Host:
         file.write_bytes(archive)
         return self.share("import", file, *words)
 
-    def prep(self) -> Prep:
+    def prep(self) -> Plan:
         live = run.live()
-        return Prep(
-            live, request_cli.of(_PARSER.parse_args(["caches", "ensure", *self.words]), live)
-        )
+        parsed = _PARSER.parse_args(["caches", "ensure", *self.words])
+        return plan_prep(live, request_cli.of(parsed, live))
 
     def decision(self, stage: str = "inductor") -> Decision:
-        return next(decision for decision in self.prep().plan if decision.stage.name == stage)
+        return next(decision for decision in self.prep().decisions if decision.stage.name == stage)
 
     def record(self, stage: str = "inductor") -> SignatureRecord:
         return self.decision(stage).record
@@ -159,7 +158,7 @@ def lay(name: str, content: bytes, mtime_ns: int = 10**18, mode: int = 0o664) ->
 
 def on_a_gpu(patch: pytest.MonkeyPatch) -> None:
     """Have this be a machine with a GPU, and SGLang installed."""
-    patch.setattr(devices, "find", lambda: H100)
+    patch.setattr(devices, "find", lambda visible: H100)
     patch.setattr(versions, "installed", VERSIONS.get)
 
 

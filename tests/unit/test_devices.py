@@ -58,6 +58,15 @@ def names() -> list[str]:
         return [nvml.nvmlDeviceGetUUID(gpu) for gpu in devices._visible(nvml)]
 
 
+def test_another_process_may_see_other_gpus(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(gpus=[{"processes": [{"pid": 4999999, "memory": 1 << 30}]}, H200])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert devices.find().name != "NVIDIA H200" == devices.find(visible="1").name
+    assert len(devices.processes()) == 1 and devices.processes(visible="1") == []
+
+
 def test_nvml_tells_name_capability_driver_and_cuda(machine: Machine) -> None:
     machine(driver="570.133.20", cuda=12080, gpus=[{"name": "NVIDIA GH200 480GB"}])
     found = devices.find()

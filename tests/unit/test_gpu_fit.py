@@ -27,7 +27,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
     seen_at: list[float] = []
 
     def will_see(*each: list[GpuProcess]) -> list[float]:
-        def processes() -> list[GpuProcess]:
+        def processes(visible: str | None) -> list[GpuProcess]:
             seen_at.append(clock[0])
             return each[min(len(seen_at), len(each)) - 1]
 

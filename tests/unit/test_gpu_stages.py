@@ -18,15 +18,16 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, locks, paths
+from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.tuner import Outcome
-from sgl_admin.prep import prep as prep_module
-from sgl_admin.prep.prep import Prep
+from sgl_admin.prep import execute as execute_module
+from sgl_admin.prep.execute import Execution, confirm_proof
+from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import run
 from sgl_admin.records.job import Job
 from sgl_admin.serving import benchmark_server, server
@@ -149,7 +150,7 @@ class World:
             else []
         )
 
-    def prep(self, *arguments: str) -> Prep:
+    def plan(self, *arguments: str) -> Plan:
         words = [
             "caches",
             "ensure",
@@ -163,16 +164,22 @@ class World:
         if not any(word.startswith("--moe-batch-sizes") for word in arguments):
             words.append("--moe-batch-sizes=64")
         live = run.live()
-        return Prep(live, request_cli.of(cli._parser().parse_args([*words, *arguments]), live))
+        parsed = cli._parser().parse_args([*words, *arguments])
+        return plan_prep(live, request_cli.of(parsed, live))
+
+    def execution(self, *arguments: str) -> Execution:
+        """One that has not begun, as the process of a prep has it."""
+        plan = confirm_proof(self.plan(*arguments))
+        return Execution(plan, Job(self.run_id, plan.request, clock.new_id("prep")))
 
     def execute(self, *arguments: str) -> tuple[dict[str, Any], int]:
         """A prep that SIGTERM interrupts, as its own process has it; its records are held to the
         contract, and it leaves nothing behind.
         """
-        made = self.prep(*arguments)
+        made = self.execution(*arguments)
         before = signal.signal(signal.SIGTERM, lambda *_: made.interrupt())
         try:
-            result, exit_code = made.execute(Job(self.run_id, made.request, made.prep_id))
+            result, exit_code = made.run()
         finally:
             signal.signal(signal.SIGTERM, before)
         assert files.read_json(paths.prep_result(self.run_id)) == result
@@ -362,7 +369,7 @@ def test_a_server_is_started_after_tuning_and_says_that_it_read_the_file(world: 
 
 def test_the_servers_own_name_of_the_file_counts_and_not_the_configs(world: World) -> None:
     world.config(UNKNOWN)
-    assert next(iter(world.prep().plan[1:])).signature["E"] == 512  # type: ignore[index]
+    assert next(iter(world.plan().decisions[1:])).signature["E"] == 512  # type: ignore[index]
     result, _ = world.execute()
     assert statuses(result) == ["ok"] * 4 and [shape.lookup.E for shape, _ in world.tunings] == [
         513
@@ -411,7 +418,7 @@ def test_what_was_tuned_without_a_server_is_verified_by_the_first_prep_that_may(
 ) -> None:
     world.execute("--moe", "ensure", "--moe-fusion", "skip")
     assert (
-        world.prep("--moe", "ensure").dry_run()["stages"]["moe_tune"]["reason"]
+        world.plan("--moe", "ensure").to_json()["stages"]["moe_tune"]["reason"]
         == "no server has said yet that it reads the configurations"
     )
     result, _ = world.execute("--moe", "ensure")
@@ -429,7 +436,7 @@ def test_only_a_new_batch_size_is_tuned_and_the_file_is_the_union(world: World) 
     world.execute("--moe", "ensure")
     assert (
         "batch sizes 16, 128"
-        in world.prep("--moe", "ensure", "--moe-batch-sizes=16,64,128").dry_run()["stages"][
+        in world.plan("--moe", "ensure", "--moe-batch-sizes=16,64,128").to_json()["stages"][
             "moe_tune"
         ]["reason"]
     )
@@ -518,13 +525,13 @@ def test_two_gpus_whose_names_begin_alike_have_caches_of_their_own(world: World)
     world.nvml(gpus=[{"name": "NVIDIA GH200 480GB"}])
     world.execute()
     world.nvml(gpus=[{"name": "NVIDIA GH200 120GB"}])
-    assert [decision.action for decision in world.prep().plan] == ["run"] * 4
+    assert [decision.action for decision in world.plan().decisions] == ["run"] * 4
     result, _ = world.execute("--moe", "ensure")
     made = {path.name for path in world.moe_file.parent.glob("*GH200*")}
     assert made == {file_name(device="NVIDIA GH200 480GB"), file_name(device="NVIDIA GH200 120GB")}
     assert result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
     world.nvml(gpus=[{"name": "NVIDIA GH200 480GB"}])
-    assert world.prep().nothing_to_do, "the first one's stand"
+    assert world.plan().nothing_to_do, "the first one's stand"
 
 
 # --- what goes wrong
@@ -546,7 +553,7 @@ def test_a_server_that_looks_nothing_up_is_unsupported_and_told_how_to_go_on(wor
 
 def test_experts_without_a_tuning_are_unsupported_in_plan_and_result(world: World) -> None:
     world.config({**NEXT, "quantization_config": {"quant_method": "awq", "bits": 4}})
-    assert "awq" in world.prep().dry_run()["stages"]["moe_tune"]["reason"]
+    assert "awq" in world.plan().to_json()["stages"]["moe_tune"]["reason"]
     result, exit_code = world.execute()
     assert (statuses(result), exit_code) == (["ok", "error", "ok", "ok"], 11)
     kind, words = error(result, "moe_tune")
@@ -564,7 +571,7 @@ def test_a_server_that_does_not_read_our_file_fails_the_tuning(world: World) -> 
     result, exit_code = world.execute("--moe", "ensure")
     kind, words = error(result, "moe_tune")
     assert (kind, exit_code) == ("tuner_failed", 11) and str(world.moe_file) in words
-    assert world.prep("--moe", "ensure").plan[1].action == "run", "it is not vouched for"
+    assert world.plan("--moe", "ensure").decisions[1].action == "run", "it is not vouched for"
     assert (
         statuses(world.execute("--moe", "ensure")[0])[1] == "error" and len(world.starts()) == 3
     ), "one look is enough"
@@ -722,8 +729,8 @@ def test_a_taken_port_is_told_with_its_holder(world: World) -> None:
     with socket.socket() as holder:
         holder.bind((server.HOST, world.port))
         holder.listen()
-        made = world.prep()
-        result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
+        made = world.execution()
+        result, exit_code = made.run()
     assert (
         exit_code == 10
         and {stage["error_type"] for stage in result["stages"].values()} == {"port_busy"}
@@ -742,8 +749,8 @@ def test_the_place_of_the_server_is_waited_for_and_then_busy(
     monkeypatch.setattr(benchmark_server, "_LOCK_TIMEOUT_S", 0.1)
     held = locks.try_lock(benchmark_server.LOCK)
     assert held is not None
-    made = world.prep("--deep-gemm", "ensure")
-    result, _ = made.execute(Job(world.run_id, made.request, made.prep_id))
+    made = world.execution("--deep-gemm", "ensure")
+    result, _ = made.run()
     os.close(held)
     assert error(result, "deep_gemm")[0] == "port_busy" and world.starts() == []
     world.assert_nothing_is_left()
@@ -819,13 +826,13 @@ def test_a_gpu_that_another_takes_while_the_server_is_down_is_not_tuned_on(
     def busy(group: int) -> None:
         world.nvml(gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}])
 
-    real = prep_module.Warmup.rest
+    real = execute_module.Warmup.rest
 
     def rest(made: Any) -> None:
         real(made)
         busy(0)
 
-    monkeypatch.setattr(prep_module.Warmup, "rest", rest)
+    monkeypatch.setattr(execute_module.Warmup, "rest", rest)
     result, _ = world.execute("--moe", "ensure")
     assert error(result, "moe_tune")[0] == "gpu_busy" and world.tunings == []
 
@@ -833,11 +840,11 @@ def test_a_gpu_that_another_takes_while_the_server_is_down_is_not_tuned_on(
 def test_a_stage_that_another_works_at_for_too_long_times_out_and_the_rest_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prep_module, "_LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(execute_module, "_LOCK_TIMEOUT_S", 0.1)
     held = locks.try_lock("moe_tune")
     assert held is not None
-    made = world.prep()
-    result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
+    made = world.execution()
+    result, exit_code = made.run()
     os.close(held)
     assert (statuses(result), exit_code) == (["ok", "error", "ok", "ok"], 11) and error(
         result, "moe_tune"
@@ -866,7 +873,7 @@ def test_sigterm_while_tuning_keeps_what_is_found_and_the_next_prep_goes_on(worl
 
 def test_sigterm_while_the_server_starts_ends_it(world: World) -> None:
     world.server(ready_s=600)
-    made = world.prep()
+    made = world.execution()
     before = signal.signal(signal.SIGTERM, lambda *_: made.interrupt())
     real = made._warmup._tick
 
@@ -877,7 +884,7 @@ def test_sigterm_while_the_server_starts_ends_it(world: World) -> None:
 
     made._warmup._tick = tick
     try:
-        result, _ = made.execute(Job(world.run_id, made.request, made.prep_id))
+        result, _ = made.run()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert {stage["error_type"] for stage in result["stages"].values()} == {"interrupted"} and len(
@@ -892,7 +899,8 @@ def test_sigterm_while_the_server_starts_ends_it(world: World) -> None:
 def signatures(world: World, *arguments: str) -> dict[str, dict[str, Any]]:
     versions._distributions.cache_clear()
     return {
-        decision.stage.name: decision.signature or {} for decision in world.prep(*arguments).plan
+        decision.stage.name: decision.signature or {}
+        for decision in world.plan(*arguments).decisions
     }
 
 
@@ -1075,9 +1083,18 @@ def test_the_cpus_architecture_changes_every_signature(
     before = signatures(world)
     found = devices.find()
     monkeypatch.setattr(
-        devices, "find", lambda: devices.Devices(**{**vars(found), "cpu_arch": "another"})
+        devices, "find", lambda visible: devices.Devices(**{**vars(found), "cpu_arch": "another"})
     )
     assert changed(before, signatures(world)) == set(NAMES)
+
+
+def test_a_prep_is_for_the_gpus_that_its_server_sees(world: World) -> None:
+    uuid = "GPU-c5aaaaaa-1111-2222-3333-444444444444"
+    world.nvml(gpus=[{}, {"name": "NVIDIA H200", "uuid": uuid}])
+    plan = world.plan(f"--server-env={devices.VISIBLE}={uuid}")
+    assert (plan.context.devices.name, plan.context.devices.count) == ("NVIDIA H200", 1)
+    assert plan.server_environment[devices.VISIBLE] == uuid
+    assert devices.VISIBLE not in os.environ, "this process keeps its own environment"
 
 
 def test_tensor_parallelism_changes_every_signature(world: World) -> None:
@@ -1167,14 +1184,14 @@ def test_a_flag_of_an_older_release_would_end_a_newer_ones_start(world: World) -
 @pytest.mark.parametrize("status", [None, "expected", "degraded", "failed", "unavailable"])
 def test_tracing_is_asked_for_only_where_it_runs(world: World, status: str | None) -> None:
     with_tracing(world, "running")
-    assert "--enable-trace" in world.prep()._argv
+    assert "--enable-trace" in world.plan().server_argv
     if status is None:
         manifest = files.read_json(paths.manifest(world.run_id)) or {}
         del manifest["telemetry_surfaces"]
         files.write_json(paths.manifest(world.run_id), manifest)
     else:
         with_tracing(world, status)
-    assert not any("trace" in word for word in world.prep()._argv)
+    assert not any("trace" in word for word in world.plan().server_argv)
 
 
 def test_an_unknown_newer_release_is_taken_for_the_newest_with_a_warning(world: World) -> None:

@@ -106,7 +106,7 @@ def world(container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     (tmp_path / "notes").mkdir()
     made = World(tmp_path / "notes", monkeypatch)
     monkeypatch.setattr(
-        devices, "throttles", lambda: made.throttles.pop(0) if made.throttles else []
+        devices, "throttles", lambda visible: made.throttles.pop(0) if made.throttles else []
     )
     yield made
     for group in (int(line) for line in made.noted("groups") if line != "null"):
@@ -338,7 +338,7 @@ def test_what_holds_the_clocks_down_is_recorded_once(
 def test_a_gpu_that_tells_nothing_of_its_clocks_is_tuned_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> list[str]:
+    def fail(visible: str | None) -> list[str]:
         raise RuntimeError("NVML does not answer")
 
     monkeypatch.setattr(devices, "throttles", fail)
@@ -429,7 +429,7 @@ from tests.unit.test_moe_tuner import CONFIGS, DOUBLE, SHAPE, SIZES, TUNING
 paths.PROFILES = Path(sys.argv[1])
 notes = Path(sys.argv[2])
 tuner._PROCESS = DOUBLE
-devices.throttles = lambda: []
+devices.throttles = lambda visible: []
 def note(name, value):
     with open(notes / name, "a") as stream:
         stream.write(json.dumps(value) + "\\n")

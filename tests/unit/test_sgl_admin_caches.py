@@ -100,18 +100,19 @@ def test_records_are_no_content_of_their_cache(record: caches.SignatureRecord) -
     assert record.write()["count"] == 2
 
 
-def test_a_corrupt_record_is_set_aside_with_a_warning(record: caches.SignatureRecord) -> None:
+def test_a_corrupt_record_counts_as_missing_and_stays(record: caches.SignatureRecord) -> None:
     record.path.write_text("{")
-    warnings: list[str] = []
-    assert again().problem(warnings) == "no finished work with this signature"
-    assert len(warnings) == 1 and "corrupt-1" in warnings[0]
+    unreadable: list[str] = []
+    assert again().problem(unreadable) == "no finished work with this signature"
+    assert len(unreadable) == 1 and f"{record.path} is not valid JSON" in unreadable[0]
+    assert record.path.read_text() == "{"
 
 
 def test_a_record_without_files_vouches_for_nothing(record: caches.SignatureRecord) -> None:
     files.write_json(record.path, {"signature": SIGNATURE, "summary": {}, "files": None})
-    warnings: list[str] = []
-    assert again().problem(warnings) == "no finished work with this signature"
-    assert "has no valid files" in warnings[0] and not record.path.exists()
+    unreadable: list[str] = []
+    assert again().problem(unreadable) == "no finished work with this signature"
+    assert "has no valid files" in unreadable[0]
 
 
 def test_snapshot_tells_valid_empty_damaged_and_partial(record: caches.SignatureRecord) -> None:

@@ -130,7 +130,9 @@ def test_too_many_devices_end_with_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False))
+    monkeypatch.setattr(
+        devices, "find", lambda visible: devices.Devices(name="cpu", count=1, cuda=False)
+    )
     assert cli.main(["caches", "ensure", "--model", str(model_folder), "--tp", "2"]) == 2
     assert "tp 2" in capsys.readouterr().err and not paths.job(live_run).exists()
     assert not job.running(), "the refused prep kept the lock"

@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, gated, locks, paths
-from sgl_admin.base.errors import Interrupted, StageFailure
+from sgl_admin.base import clock, files, gated, locks, paths
+from sgl_admin.base.errors import EXIT_PROOF_FAILED, Interrupted, StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
-from sgl_admin.prep import prep as prep_module
-from sgl_admin.prep.prep import Prep
+from sgl_admin.prep import execute as execute_module
+from sgl_admin.prep import plan as plan_module
+from sgl_admin.prep.execute import Execution, confirm_proof
+from sgl_admin.prep.plan import Plan, plan_prep
+from sgl_admin.prep.progress import Progress
 from sgl_admin.records import caches, run
 from sgl_admin.records import job as job_module
 from sgl_admin.records.job import Job
@@ -110,17 +113,21 @@ class World:
         self.proof: dict[str, Any] | StageFailure = {"ok": True}
         self.prometheus_answers = True
 
-    def prep(self, *arguments: str) -> Prep:
+    def plan(self, *arguments: str) -> Plan:
         parsed = cli._parser().parse_args(
             ["caches", "ensure", "--model", str(self.model), *arguments]
         )
         live = run.live()
-        return Prep(live, request_cli.of(parsed, live))
+        return plan_prep(live, request_cli.of(parsed, live))
+
+    def execution(self, *arguments: str) -> Execution:
+        """One that has not begun, as the process of a prep has it."""
+        plan = confirm_proof(self.plan(*arguments))
+        return Execution(plan, Job(self.run_id, plan.request, clock.new_id("prep")))
 
     def execute(self, *arguments: str) -> tuple[dict[str, Any], int]:
         """A prep; every record that it wrote is held to the contract."""
-        made = self.prep(*arguments)
-        result, exit_code = made.execute(Job(self.run_id, made.request, made.prep_id))
+        result, exit_code = self.execution(*arguments).run()
         assert files.read_json(paths.prep_result(self.run_id)) == result
         validators.validate_prep_result(result)
         validators.validate_job(self.job())
@@ -146,10 +153,12 @@ class World:
 def world(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(model_folder, live_run)
     monkeypatch.setattr(
-        devices, "find", lambda: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2")
+        devices,
+        "find",
+        lambda visible: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"),
     )
-    monkeypatch.setattr(prep_module, "STAGES", tuple(made.stages.values()))
-    monkeypatch.setattr(prep_module, "Warmup", FakeWarmup)
+    monkeypatch.setattr(plan_module, "STAGES", tuple(made.stages.values()))
+    monkeypatch.setattr(execute_module, "Warmup", FakeWarmup)
     monkeypatch.setattr(probe, "prove", made.prove)
     monkeypatch.setattr(probe, "answers", lambda url: made.prometheus_answers)
     monkeypatch.setattr(versions, "installed", lambda name: "1.0")
@@ -173,7 +182,7 @@ def test_first_everything_runs_then_nothing(world: World) -> None:
         and result["telemetry_probe"]["prep_id"] == result["run"]["prep_id"]
     )
     assert world.job()["state"] == "done"
-    assert world.prep().nothing_to_do
+    assert world.plan().nothing_to_do
     again, exit_code = world.execute()
     assert (statuses(again), again["status"], exit_code) == (["noop"] * 4, "ok", 0)
     assert [stage.runs for stage in world.stages.values()] == [1, 1, 1, 1]
@@ -266,7 +275,7 @@ def test_one_failed_stage_makes_partial_and_its_exit_code(world: World, number: 
     ] * 3, "stages are independent"
     assert world.job()["state"] == "failed"
     # What failed is not vouched for; what did not, is.
-    assert [decision.action for decision in world.prep().plan] == [
+    assert [decision.action for decision in world.plan().decisions] == [
         "run" if index == number else "noop" for index in range(4)
     ]
 
@@ -303,7 +312,7 @@ def test_a_wanted_proof_that_fails_ends_with_6(world: World) -> None:
         result["telemetry_probe"]["ok"] is False
         and result["telemetry_probe"]["reason"] == "nothing came"
     )
-    assert not world.prep().nothing_to_do, "a proof that failed is made again"
+    assert not world.plan().nothing_to_do, "a proof that failed is made again"
 
 
 def test_a_failed_stage_goes_before_a_failed_proof(world: World) -> None:
@@ -328,8 +337,8 @@ def test_no_proof_is_asked_for(world: World) -> None:
         and result["telemetry_probe"]["ok"] is False
         and "never" in result["telemetry_probe"]["reason"]
     )
-    assert world.prep("--probe", "never").nothing_to_do
-    assert not world.prep().nothing_to_do
+    assert world.plan("--probe", "never").nothing_to_do
+    assert not world.plan().nothing_to_do
 
 
 def test_a_proof_can_be_asked_for_again(world: World) -> None:
@@ -387,7 +396,7 @@ def interrupted_when_it_writes(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> tuple[dict[str, Any], int]:
     """A prep that is told to stop, twice, while it writes the file `name`."""
-    made = world.prep()
+    made = world.execution()
     real = files.write_text
 
     def write_text(path: Path, *arguments: Any, **options: Any) -> None:
@@ -397,7 +406,7 @@ def interrupted_when_it_writes(
         real(path, *arguments, **options)
 
     monkeypatch.setattr(files, "write_text", write_text)
-    result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
+    result, exit_code = made.run()
     assert files.read_json(paths.prep_result(world.run_id)) == result
     validators.validate_prep_result(result)
     validators.validate_job(world.job())
@@ -428,7 +437,7 @@ def test_an_interruption_while_the_result_is_written_does_not_take_it_back(
 def test_an_interruption_of_the_clean_up_does_not_cut_it_short(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = world.prep()
+    made = world.execution()
     closed: list[bool] = []
 
     def close(self: FakeWarmup) -> None:
@@ -436,14 +445,14 @@ def test_an_interruption_of_the_clean_up_does_not_cut_it_short(
         closed.append(True)
 
     monkeypatch.setattr(FakeWarmup, "close", close)
-    made.execute(Job(world.run_id, made.request, made.prep_id))
+    made.run()
     assert closed == [True] and world.job()["state"] == "interrupted"
 
 
 def test_an_interruption_cuts_a_stage_short(world: World) -> None:
-    made = world.prep()
+    made = world.execution()
     world.stages["moe_tune"].during = lambda context: made.interrupt()
-    result, exit_code = made.execute(Job(world.run_id, made.request, made.prep_id))
+    result, exit_code = made.run()
     assert statuses(result) == ["ok", "error", "error", "error"] and exit_code == 11
     assert not (paths.PROFILES / "moe_configs" / "kernel").exists() and not list(
         paths.IN_PROGRESS.iterdir()
@@ -474,9 +483,9 @@ def test_a_disk_that_is_full_for_a_record_ends_the_prep_with_its_reason(
     world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     full_disk(monkeypatch, lambda path: path.name == name and path.parent != paths.IN_PROGRESS)
-    made = world.prep()
+    made = world.execution()
     with pytest.raises(OSError, match="No space left"):
-        made.execute(Job(world.run_id, made.request, made.prep_id))
+        made.run()
     job = world.job()
     validators.validate_job(job)
     assert (job["state"], job["exit_code"], job["server"]) == ("failed", 1, None)
@@ -491,12 +500,11 @@ def test_a_disk_that_is_full_for_a_record_ends_the_prep_with_its_reason(
 def test_a_disk_that_stays_full_ends_the_prep_and_its_server(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = world.prep()
-    begun = Job(world.run_id, made.request, made.prep_id)
-    begun.update()
+    made = world.execution()
+    made.job.update()
     full_disk(monkeypatch, lambda path: True)
     with pytest.raises(OSError, match="No space left"):
-        made.execute(begun)
+        made.run()
     assert world.job()["state"] == "running", "nothing could be written"
     warnings: list[str] = []
     monkeypatch.setattr(files.os, "replace", os.rename)
@@ -567,50 +575,66 @@ def test_a_corrupt_aggregate_costs_the_proof_and_nothing_else(world: World) -> N
     assert any("corrupt-1" in warning for warning in result["warnings"])
 
 
+def test_a_corrupt_signature_record_is_set_aside_when_the_stage_runs(world: World) -> None:
+    world.execute()
+    record = world.plan().decisions[3].record.path
+    record.write_text("{")
+    plan = world.plan()
+    assert plan.decisions[3].action == "run" and record.read_text() == "{"
+    assert [found.path for found in plan.unreadable] == [record]
+    result, _ = world.execute()
+    assert statuses(result) == ["noop", "noop", "noop", "ok"]
+    aside = record.with_name(f"{record.name}.corrupt-1")
+    assert aside.read_text() == "{" and files.read_json(record) is not None
+    assert [warning for warning in result["warnings"] if "set aside" in warning] == [
+        next(warning for warning in result["warnings"] if str(aside) in warning)
+    ]
+
+
 def test_a_proof_does_not_stand_where_prometheus_does_not_answer(world: World) -> None:
     world.execute()
     world.prometheus_answers = False
-    again = world.prep()
+    assert world.plan().nothing_to_do, "planning asks nobody"
+    again = confirm_proof(world.plan())
     assert again.probe_wanted and not again.nothing_to_do
     assert any("http://127.0.0.1:9 does not answer" in warning for warning in again.warnings)
     world.proof = {"ok": False}
     result, exit_code = world.execute()
-    assert exit_code == prep_module.EXIT_PROOF_FAILED and result["telemetry_probe"]["ok"] is False
+    assert exit_code == EXIT_PROOF_FAILED and result["telemetry_probe"]["ok"] is False
     # Once it answers again the proof is made anew, and stands.
     world.proof, world.prometheus_answers = {"ok": True}, True
-    assert world.execute()[1] == 0 and world.prep().nothing_to_do
+    assert world.execute()[1] == 0 and world.plan().nothing_to_do
 
 
 def test_the_proof_of_another_run_is_none_of_this_ones(world: World) -> None:
     world.execute()
-    assert world.prep().nothing_to_do
+    assert world.plan().nothing_to_do
     result = files.read_json(paths.prep_result(world.run_id)) or {}
     result["run"]["run_id"] = "container-run-20261123T091500Z-00000000"
     files.write_json(paths.prep_result(world.run_id), result)
-    assert world.prep().probe_wanted
+    assert world.plan().probe_wanted
 
 
 def test_progress_is_counted_and_estimated(world: World) -> None:
-    made = world.prep()
-    job = Job(world.run_id, made.request, made.prep_id)
-    made._job = job
-    made._progress(0, 4, "requests", "warm-up requests")
+    job = world.execution().job
+    made = Progress(job)
+    made.steps(0, 4, "requests", "warm-up requests")
     assert job.record["eta_s"] is None and job.record["message"] == "warm-up requests: 0 of 4"
     made._counted_from -= 10
-    made._progress(1, 4, "requests", "warm-up requests")
+    made.steps(1, 4, "requests", "warm-up requests")
     assert (job.record["done"], job.record["total"]) == (1, 4) and job.record[
         "eta_s"
     ] == pytest.approx(30, abs=2)
     line = job_module.describe({**job.record, "stage": "inductor"})
     assert (
-        line.startswith(f"{made.prep_id} running: inductor: warm-up requests: 1 of 4 (")
+        line.startswith(f"{job.record['prep_id']} running: inductor: warm-up requests: 1 of 4 (")
         and "about 30 s left" in line
     )
 
 
 def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
     before = sorted(paths.PROFILES.rglob("*"))
-    plan = world.prep("--inductor", "ensure").dry_run()
+    plan = world.plan("--inductor", "ensure").to_json()
     assert plan["would_change"] is True and plan["telemetry_probe"] == "would_run"
     inductor, skipped = (
         plan["stages"]["inductor"],
@@ -631,7 +655,7 @@ def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
     )
     assert sorted(paths.PROFILES.rglob("*")) == before and not paths.job(world.run_id).exists()
     world.execute()
-    plan = world.prep().dry_run()
+    plan = world.plan().to_json()
     assert plan["would_change"] is False and plan["telemetry_probe"] == "stands"
     assert {stage["status"] for stage in plan["stages"].values()} == {"noop"}
     assert json.dumps(plan)
@@ -639,22 +663,22 @@ def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
 
 def test_the_real_inductor_signature_follows_what_changes_its_cache(world: World) -> None:
     real = STAGES[3]
-    signature = real.signature(world.prep().context)
+    signature = real.signature(world.plan().context)
     assert (
         signature["cpu_isa"] == "avx2"
         and signature["batch_sizes"] == [1, 4]
         and signature["tp"] == 1
     )
     assert (
-        real.signature(world.prep("--server-timeout", "9", "--moe-dtype", "fp8").context)
+        real.signature(world.plan("--server-timeout", "9", "--moe-dtype", "fp8").context)
         == signature
     )
     (world.model / "config.json").write_text('{"architectures": ["Other"]}')
-    assert real.signature(world.prep().context) != signature
+    assert real.signature(world.plan().context) != signature
 
 
 def test_without_a_gpu_only_inductor_applies(world: World) -> None:
-    context = world.prep().context
+    context = world.plan().context
     assert [stage.skip_reason(context) for stage in STAGES] == ["no_cuda_device"] * 3 + [None]
 
 

@@ -29,7 +29,7 @@ STANDING = ("--detach", "--standing")
 
 @pytest.fixture
 def host(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setattr(devices, "find", lambda: CPU)
+    monkeypatch.setattr(devices, "find", lambda visible: CPU)
     monkeypatch.setattr(versions, "installed", VERSIONS.get)
 
     def begin(*arguments: Any) -> None:
@@ -90,6 +90,16 @@ def test_a_proof_that_is_to_be_made_is_something_to_do(host: Host, live_run: str
     plan = standing(host, "--probe", "always")["plan"]
     assert plan["stages"]["inductor"]["status"] == "noop" and plan["telemetry_probe"] == "would_run"
     assert not paths.job(live_run).exists()
+
+
+def test_a_corrupt_record_stays_where_only_the_plan_is_told(host: Host) -> None:
+    host.finish()
+    record = host.record().path
+    record.write_text("{")
+    with nothing_taken():
+        plan = standing(host)["plan"]
+    assert plan["stages"]["inductor"]["status"] == "would_run"
+    assert [str(record) in warning for warning in plan["warnings"]] == [True]
 
 
 @pytest.mark.parametrize("words", [("--inductor", "rebuild"), ("--cuda-graph-bs", "8")])
@@ -169,7 +179,7 @@ def test_without_detach_or_with_a_dry_run_it_means_nothing(
         .startswith("RESULT_STATUS dry_run ")
     )
     spawned: list[str] = []
-    monkeypatch.setattr(cli, "_spawn", lambda prep, lock: spawned.append(prep.prep_id))
+    monkeypatch.setattr(cli, "_spawn", lambda plan, prep_id, lock: spawned.append(prep_id))
     monkeypatch.setattr(cli, "_follow", lambda run_id, prep_id, as_json: 0)
     assert admin("caches", "ensure", *host.words, "--standing").code == 0 and len(spawned) == 1
     assert (

@@ -22,7 +22,7 @@ from sgl_admin.base.errors import EXIT_ARCHIVE, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import share as share_cli
 from sgl_admin.facts import devices
-from sgl_admin.prep.prep import Prep
+from sgl_admin.prep.plan import Plan
 from sgl_admin.records import archive as archives
 from sgl_admin.records import caches
 from sgl_admin.records.archive import Broken, Changed, Reader
@@ -48,7 +48,7 @@ LARGE = bytes(range(256)) * 3000
 
 @pytest.fixture
 def host(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setattr(devices, "find", lambda: CPU)
+    monkeypatch.setattr(devices, "find", lambda visible: CPU)
     return Host(model_folder)
 
 
@@ -336,10 +336,10 @@ def test_what_changes_at_every_try_is_told_and_the_old_archive_stands(
     file.write_bytes(b"the old one")
     real = share_cli._pack
 
-    def pack(prep: Prep) -> Any:
+    def pack(plan: Plan) -> Any:
         shutil.rmtree(paths.PROFILES / "triton", ignore_errors=True)
         host.finish()
-        return real(prep)
+        return real(plan)
 
     monkeypatch.setattr(share_cli, "_pack", pack)
     tries = changing(monkeypatch, 9, lambda: change(paths.PROFILES / "triton/AB12/kernel.so"))

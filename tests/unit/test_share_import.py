@@ -86,7 +86,7 @@ class Receiver(Host):
 def host(
     live_run: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Receiver:
-    monkeypatch.setattr(devices, "find", lambda: CPU)
+    monkeypatch.setattr(devices, "find", lambda visible: CPU)
     made = Receiver(model_folder)
     made.file = tmp_path / "caches.tar"
     if not SENT:
@@ -104,6 +104,17 @@ def host(
         {"triton/AB12/other.so": b"other", GRAPH: b"x = 1\n", "torchinductor/cd/other.py": b""},
     )
     return made
+
+
+def test_a_record_that_cannot_be_read_is_set_aside_and_not_overwritten(host: Receiver) -> None:
+    record = host.record().path
+    record.parent.mkdir(exist_ok=True)
+    record.write_text("{")
+    answer = host.send(host.file, host.archive)
+    assert answer.code == 0 and answer.status() == ("imported", None)
+    aside = record.with_name(f"{record.name}.corrupt-1")
+    assert aside.read_text() == "{" and host.ensured()["inductor"] == "noop"
+    assert [str(aside) in warning for warning in answer.document["warnings"]] == [True]
 
 
 # --- what is not as it was written

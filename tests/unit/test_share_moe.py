@@ -424,7 +424,7 @@ def test_what_a_server_of_the_same_settings_asked_for_is_learned(asked: MoeHost)
     assert part["signature"]["E"] == 513 and part["hints"]["lookup"] == file_name(device="*")
     wipe()
     assert asked.decision("moe_tune").signature["E"] == 512  # type: ignore[index]
-    assert asked.prep().dry_run()["stages"]["moe_tune"]["key"] == key, "it is found all the same"
+    assert asked.prep().to_json()["stages"]["moe_tune"]["key"] == key, "it is found all the same"
     assert asked.take(archive).status("moe_tune") == ("imported", None)
     assert asked.plan()[0] == "noop" and remembered(asked) == lookup()
     assert asked.record("moe_tune").signature["E"] == 513

@@ -1,0 +1,269 @@
+"""Carries a plan out: the stages under their locks, with one server for all of them, then the
+proof, then the records.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+from sgl_admin.base import clock, files, paths
+from sgl_admin.base.errors import Interrupted, StageFailure
+from sgl_admin.base.interruption import Interruptible
+from sgl_admin.base.locks import locked
+from sgl_admin.facts import devices, gpu_fit
+from sgl_admin.moe import config_files
+from sgl_admin.prep import result
+from sgl_admin.prep.plan import Decision, Plan
+from sgl_admin.prep.progress import Progress
+from sgl_admin.prep.result import Outcome, Record
+from sgl_admin.records import caches
+from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.records.job import Job
+from sgl_admin.serving import probe
+from sgl_admin.serving.warmup import Warmup
+from sgl_admin.stages import FIRST_STATUS_CODE, Stage
+
+_LOCK_TIMEOUT_S = 3600.0
+
+
+def confirm_proof(plan: Plan) -> Plan:
+    """The plan after asking Prometheus whether it still answers for the recorded proof; where it
+    does not, the proof is made again.
+    """
+    if plan.probe_wanted or plan.request.probe == "never" or probe.answers(plan.prometheus_url):
+        return plan
+    return replace(plan, probe_wanted=True).with_warning(
+        f"Prometheus at {plan.prometheus_url} does not answer: the proof of before does not count,"
+        " and is made anew"
+    )
+
+
+def set_aside(plan: Plan, warnings: list[str]) -> None:
+    """Rename the records that the plan could not read; each gets a warning that names its new
+    place.
+    """
+    for record in plan.unreadable:
+        files.read_or_set_aside(record.path, record.shape, warnings)
+
+
+class Execution(Interruptible):
+    """One execution of a plan whose proof is confirmed (`confirm_proof`)."""
+
+    def __init__(self, plan: Plan, job: Job) -> None:
+        self.plan = plan
+        self.job = job
+        self._warnings = list(plan.warnings)
+        self._started, self._started_at = time.monotonic(), clock.utc()
+        self._progress = Progress(job)
+        self._warmup = Warmup(
+            plan.run.run_id,
+            plan.server_argv,
+            plan.server_environment,
+            plan.request.warmup_port,
+            plan.request.server_timeout_s,
+            job.server,
+            self._progress.server_starting,
+            self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
+        )
+        self._context = replace(
+            plan.context,
+            warmup=self._warmup,
+            progress=self._progress.steps,
+            on_group=job.server,
+            on_batch_size=self._progress.batch_size,
+        )
+
+    def run(self) -> tuple[Record, int]:
+        """Returns the aggregate, which is on disk by then, and the exit code. Raises OSError where
+        a record cannot be written.
+        """
+        try:
+            return self._run()
+        except BaseException as error:
+            self.job.abandon(error)
+            raise
+
+    def _run(self) -> tuple[Record, int]:
+        self.job.update()
+        set_aside(self.plan, self._warnings)
+        before = caches.sizes()
+        try:
+            stages = self._run_stages()
+            proof = self._proof()
+        finally:
+            cleanup_failure = self._close_server()
+        outcome = Outcome(
+            self.job.record["prep_id"],
+            self._started_at,
+            round(time.monotonic() - self._started, 3),
+            stages,
+            proof,
+            cleanup_failure,
+            before,
+            before if self.plan.nothing_to_do else caches.sizes(),
+            self._warnings,
+        )
+        document = result.aggregate(self.plan, outcome)
+        result.write(self.plan.run, document)
+        exit_code = outcome.exit_code(self.plan.probe_wanted)
+        self._end_job(outcome.status, exit_code)
+        return document, exit_code
+
+    def _end_job(self, status: str, exit_code: int) -> None:
+        self.job.update(
+            state="interrupted" if self._interrupted else "failed" if exit_code else "done",
+            stage=None,
+            exit_code=exit_code,
+            eta_s=0,
+            server=None,
+            message=status,
+        )
+
+    # --- stages
+
+    def _run_stages(self) -> dict[str, Record]:
+        records = {}
+        for number, decision in enumerate(self.plan.decisions):
+            record = self._stage(decision)
+            if record["status"] == "error":
+                record["status_code"] = FIRST_STATUS_CODE + number
+                self._interrupted = self._interrupted or record["error_type"] == "interrupted"
+            records[decision.stage.name] = record
+            result.write_stage(self.plan.run.run_id, record, self._warnings)
+        return records
+
+    def _stage(self, decision: Decision) -> Record:
+        if decision.action == "run":
+            return self._not_begun(decision) if self._interrupted else self._run_stage(decision)
+        record = result.stage_record(decision)
+        if decision.action == "noop":
+            record["artifacts"] = {
+                **decision.stage.standing(self._context),
+                "files": decision.record.summary(),
+            }
+        return record
+
+    @staticmethod
+    def _not_begun(decision: Decision) -> Record:
+        failure = Interrupted()
+        return {
+            **result.stage_record(decision),
+            **result.error_fields(failure),
+            "ran": False,
+            "errors": [f"not begun: {failure}"],
+        }
+
+    def _run_stage(self, decision: Decision) -> Record:
+        record = result.stage_record(decision)
+        started = time.monotonic()
+        self._progress.stage(decision.stage.name, f"stage {decision.stage.name}")
+        try:
+            record["artifacts"], record["signature"] = self._work(decision.stage)
+        except Exception as error:
+            record.update(result.error_fields(as_stage_failure(error)))
+        duration_s = round(time.monotonic() - started, 3)
+        record.update(finished_at=clock.utc(), duration_s=duration_s)
+        return record
+
+    def _work(self, stage: Stage) -> tuple[Record, dict[str, Any]]:
+        """The stage's work under its lock. Returns the artifacts, and the signature of what was
+        done.
+        """
+        with ExitStack() as lock:
+            with self._may_be_interrupted():
+                lock.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
+            with self._marked(stage):
+                with self._may_be_interrupted():
+                    if self.plan.request.stages[stage.name] == "rebuild":
+                        _clear(stage)
+                    artifacts = stage.run(self._context)
+                # What the stage learned from the server may have changed its signature.
+                signature = stage.signature(self._context)
+                record = SignatureRecord(stage.name, stage.caches, signature)
+                artifacts["files"] = record.write(stage.content(self._context))
+        return artifacts, signature
+
+    @contextmanager
+    def _marked(self, stage: Stage) -> Iterator[None]:
+        """The stage's marker, which stays only where this process is killed outright."""
+        marker = paths.IN_PROGRESS / f"{stage.name}.json"
+        owner = {
+            "stage": stage.name,
+            "owner_pid": self.job.record["pid"],
+            "started_at": clock.utc(),
+            "run_id": self.plan.run.run_id,
+        }
+        files.write_json(marker, owner)
+        try:
+            yield
+        finally:
+            marker.unlink()
+
+    # --- proof and server
+
+    def _proof(self) -> Record:
+        plan, prep_id = self.plan, self.job.record["prep_id"]
+        if plan.probe_wanted:
+            return {**self._make_proof(), "prep_id": prep_id}
+        if plan.standing_proof is not None:
+            return plan.standing_proof
+        reason = "no proof was asked for (--probe never)"
+        unproven = probe.unproven(plan.run.run_id, plan.prometheus_url, reason)
+        return {**unproven, "prep_id": prep_id}
+
+    def _make_proof(self) -> Record:
+        plan = self.plan
+        try:
+            with self._may_be_interrupted():
+                self._progress.stage(
+                    "telemetry_probe", "waiting for Prometheus to account for the tokens sent"
+                )
+                ledger = self._warmup.ensure_requests(plan.context.batch_sizes[:1])
+                return probe.prove(
+                    plan.run.run_id, plan.prometheus_url, ledger, plan.request.probe_timeout_s
+                )
+        except (StageFailure, OSError) as error:
+            self._interrupted = self._interrupted or isinstance(error, Interrupted)
+            return probe.failure(plan.run.run_id, plan.prometheus_url, as_stage_failure(error))
+
+    def _close_server(self) -> str | None:
+        try:
+            self._warmup.close()
+        except StageFailure as failure:
+            return str(failure)
+        return None
+
+    def _make_gpu_ready(self) -> None:
+        """What a server on a GPU needs before it starts. Raises StageFailure."""
+        environment, release = self.plan.server_environment, self.plan.context.release
+        assert release is not None
+        gpu_fit.check_free_space()
+        gpu_fit.wait_until_free(environment.get(devices.VISIBLE))
+        config_files.make_ready(environment[config_files.VARIABLE], release)
+
+
+def _clear(stage: Stage) -> None:
+    for cache in stage.caches:
+        for entry in (paths.PROFILES / cache).iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def as_stage_failure(error: Exception) -> StageFailure:
+    """Any error of a stage by the contract's list of types."""
+    if isinstance(error, StageFailure):
+        return error
+    if isinstance(error, TimeoutError):
+        return StageFailure("lock_timeout", str(error))
+    if isinstance(error, OSError) and error.errno in files.NO_SPACE:
+        return StageFailure("insufficient_disk", files.reason(error))
+    if isinstance(error, PermissionError):
+        return StageFailure("permissions_unexpected", str(error))
+    return StageFailure("compile_failed", repr(error))

@@ -1,0 +1,263 @@
+"""What a prep would do. Planning reads the flavour, the model, the devices and the records, and
+decides for each stage whether it runs.
+
+It writes nothing, sets no environment variable and uses no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sgl_admin.base import files, paths
+from sgl_admin.base.errors import EXIT_USAGE, Refused
+from sgl_admin.facts import devices, gpu_fit, model
+from sgl_admin.facts.devices import Devices
+from sgl_admin.moe import config_files
+from sgl_admin.records import caches
+from sgl_admin.records.caches import SignatureRecord, dead_owner
+from sgl_admin.records.request import Request
+from sgl_admin.records.run import RESULT_SHAPE, Run
+from sgl_admin.serving import server
+from sgl_admin.sglang import releases, tracing, versions
+from sgl_admin.sglang.releases import Release
+from sgl_admin.stages import STAGES, Context, Stage
+
+if TYPE_CHECKING:
+    from sgl_admin.serving.warmup import Warmup
+
+# A plan starts no server: the execution puts its own in this place.
+_NO_SERVER = cast("Warmup", None)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a prep does about a stage: `run`, `noop` or `skipped`."""
+
+    stage: Stage
+    action: str
+    # The contract's word for why it does not run.
+    reason: str | None = None
+    signature: dict[str, Any] | None = None
+    # The key by which hosts find each other's work of this stage.
+    key: str | None = None
+    # Why it runs, for a person.
+    explanation: str | None = None
+    missing_batch_sizes: list[int] | None = None
+
+    @property
+    def record(self) -> SignatureRecord:
+        assert self.signature is not None
+        return SignatureRecord(self.stage.name, self.stage.caches, self.signature)
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "status": "would_run" if self.action == "run" else self.action,
+            "reason": self.reason or self.explanation,
+            "key": self.key,
+            "signature": self.signature,
+        }
+        if self.missing_batch_sizes is not None:
+            document["missing_batch_sizes"] = self.missing_batch_sizes
+        return document
+
+
+@dataclass(frozen=True)
+class UnreadableRecord:
+    """A record that counts as missing; the execution sets it aside."""
+
+    path: Path
+    shape: files.Shape
+    problem: str
+
+    @property
+    def warning(self) -> str:
+        return f"{self.problem}; it counts as missing, and the prep will set it aside"
+
+
+@dataclass(frozen=True)
+class Plan:
+    run: Run
+    request: Request
+    # Its server and its callbacks are those of the execution.
+    context: Context
+    decisions: tuple[Decision, ...]
+    # The proof that an earlier prep of this run recorded.
+    standing_proof: dict[str, Any] | None
+    probe_wanted: bool
+    unreadable: tuple[UnreadableRecord, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not self.probe_wanted and all(
+            decision.action != "run" for decision in self.decisions
+        )
+
+    @property
+    def prometheus_url(self) -> str:
+        url: str = self.run.manifest["services"]["prometheus"]["url"]
+        return url
+
+    @property
+    def server_environment(self) -> dict[str, str]:
+        return dict(self.context.environment)
+
+    @property
+    def server_argv(self) -> list[str]:
+        request = self.request
+        arguments = list(self.context.arguments)
+        return server.command(request.model, request.tp, request.warmup_port, arguments)
+
+    def with_warning(self, warning: str) -> Plan:
+        """Once: the process that plans a prep and the one that executes it warn of the same."""
+        if warning in self.warnings:
+            return self
+        return replace(self, warnings=(*self.warnings, warning))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as `caches ensure --dry-run --json` prints it."""
+        return {
+            "schema_version": "1",
+            "dry_run": True,
+            "would_change": not self.nothing_to_do,
+            "stages": {decision.stage.name: decision.to_json() for decision in self.decisions},
+            "telemetry_probe": self._probe_status(),
+            "warnings": [*self.warnings, *(record.warning for record in self.unreadable)],
+        }
+
+    def _probe_status(self) -> str:
+        if self.probe_wanted:
+            return "would_run"
+        return "skipped" if self.request.probe == "never" else "stands"
+
+
+@dataclass
+class _Findings:
+    """What planning comes across besides its decisions."""
+
+    warnings: list[str]
+    unreadable: list[UnreadableRecord] = field(default_factory=list)
+
+    def warn(self, warning: str) -> None:
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+
+    def read(self, path: Path, shape: files.Shape) -> dict[str, Any] | None:
+        """A record; None where there is none or it cannot be read."""
+        try:
+            return files.read_record(path, shape)
+        except ValueError as error:
+            self.unreadable.append(UnreadableRecord(path, shape, str(error)))
+            return None
+
+    def problem(self, record: SignatureRecord) -> str | None:
+        """Why the caches do not hold the record's work; None when they do."""
+        errors: list[str] = []
+        problem = record.problem(errors)
+        self.unreadable += [
+            UnreadableRecord(record.path, caches.RECORD_SHAPE, error) for error in errors
+        ]
+        return problem
+
+
+def plan_prep(run: Run, request: Request, warnings: Iterable[str] = ()) -> Plan:
+    """Plan what is requested; `warnings` are those of what was repaired before.
+
+    Raises Refused (usage) where this host cannot do it, and model.UnusableModel.
+    """
+    findings = _Findings(list(warnings))
+    try:
+        context = _context(run, request, findings)
+        decisions = tuple(_decide(stage, context, findings) for stage in STAGES)
+        proof = _standing_proof(run.run_id, findings)
+    except (ValueError, RuntimeError) as error:
+        # tp does not fit the devices, or NVML does not answer.
+        raise Refused(EXIT_USAGE, str(error)) from error
+    return Plan(
+        run,
+        request,
+        context,
+        decisions,
+        standing_proof=proof,
+        probe_wanted=request.probe == "always" or (request.probe == "auto" and proof is None),
+        unreadable=tuple(findings.unreadable),
+        warnings=tuple(findings.warnings),
+    )
+
+
+def _context(run: Run, request: Request, findings: _Findings) -> Context:
+    flavour = (files.read_json(paths.FLAVOUR) or {})["server"]
+    settings = dict(line.split("=", 1) for line in request.server_env)
+    environment: dict[str, str] = {**flavour["env"], **settings}
+    loaded = model.load(request.model)
+    # The prep is for the devices that its server will see.
+    found = devices.find(environment.get(devices.VISIBLE))
+    gpu_fit.check(found, request.tp, findings.warn)
+    release, unknown = releases.of(versions.installed("sglang"))
+    if unknown:
+        findings.warn(unknown)
+    return Context(
+        request,
+        loaded,
+        found,
+        request.cuda_graph_batch_sizes or tuple(flavour["batch_sizes"]),
+        _NO_SERVER,
+        lambda done, total, unit, message: None,
+        arguments=_server_arguments(run, request, flavour["args"], release),
+        environment=tuple(_server_environment(environment, found).items()),
+        release=release,
+    )
+
+
+def _server_environment(environment: dict[str, str], found: Devices) -> dict[str, str]:
+    if not found.cuda:
+        return environment
+    moe_configs = {config_files.VARIABLE: str(config_files.root())}
+    return {**gpu_fit.ENVIRONMENT, **moe_configs, **environment}
+
+
+def _server_arguments(
+    run: Run, request: Request, of_flavour: list[str], release: Release
+) -> tuple[str, ...]:
+    sizes = request.cuda_graph_batch_sizes
+    graphs = [release.cuda_graph_flag, *map(str, sizes)] if sizes else []
+    traces = tracing.arguments(run.manifest, release)
+    return (*of_flavour, *traces, *graphs, *request.server_args)
+
+
+def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
+    mode = context.request.stages[stage.name]
+    if mode == "skip":
+        return Decision(stage, "skipped", "requested")
+    if reason := stage.skip_reason(context):
+        return Decision(stage, "skipped", reason)
+    if why := stage.unsupported(context):
+        return Decision(stage, "run", explanation=why)
+    decision = Decision(
+        stage,
+        "run",
+        signature=stage.signature(context),
+        key=stage.key(context),
+        missing_batch_sizes=stage.missing_batch_sizes(context),
+    )
+    explanation = findings.problem(decision.record) or stage.lacking(context)
+    if dead_owner(stage.name):
+        findings.warn(f"an earlier {stage.name} was killed before it finished; it is done again")
+    elif mode == "ensure" and explanation is None:
+        return replace(decision, action="noop", reason="valid_signature")
+    return replace(decision, explanation=explanation)
+
+
+def _standing_proof(run_id: str, findings: _Findings) -> dict[str, Any] | None:
+    """The proof of this run by the record of an earlier prep. Whether Prometheus still answers for
+    it is not asked here.
+    """
+    previous = findings.read(paths.prep_result(run_id), RESULT_SHAPE)
+    # A result that was copied from another run carries that run's proof.
+    if previous is None or previous["run"].get("run_id") != run_id:
+        return None
+    proof: dict[str, Any] = previous["telemetry_probe"]
+    return proof if proof.get("ok") is True else None

@@ -1,0 +1,172 @@
+"""The records of a prep: one file for each stage, then the aggregate prep_result.json, then its
+paths in the manifest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_admin.base import clock, files, paths
+from sgl_admin.base.errors import EXIT_PROOF_FAILED, StageFailure
+from sgl_admin.prep.plan import Decision, Plan
+from sgl_admin.records.run import Run
+from sgl_admin.sglang import versions
+
+Record = dict[str, Any]
+
+_STAGE_SHAPE: files.Shape = {
+    "stage": str,
+    "ran": bool,
+    "status": str,
+    "status_code": int,
+    "artifacts": dict,
+    "errors": list,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an executed plan."""
+
+    prep_id: str
+    started_at: str
+    duration_s: float
+    stages: dict[str, Record]
+    proof: Record
+    # Why the server could not be ended.
+    cleanup_failure: str | None
+    sizes_before: dict[str, dict[str, int]]
+    sizes_after: dict[str, dict[str, int]]
+    warnings: list[str]
+
+    @property
+    def wanted(self) -> list[Record]:
+        return [stage for stage in self.stages.values() if stage["status"] != "skipped"]
+
+    @property
+    def failed(self) -> list[Record]:
+        return [stage for stage in self.stages.values() if stage["status"] == "error"]
+
+    @property
+    def status(self) -> str:
+        if not self.failed:
+            return "ok"
+        return "error" if len(self.failed) == len(self.wanted) else "partial"
+
+    @property
+    def errors(self) -> list[str]:
+        errors = [
+            f"{stage['stage']}: {message}" for stage in self.failed for message in stage["errors"]
+        ]
+        if self.cleanup_failure:
+            errors.append(f"cleanup_failed: {self.cleanup_failure}")
+        return errors
+
+    def exit_code(self, probe_wanted: bool) -> int:
+        if self.failed:
+            return int(self.failed[0]["status_code"])
+        return EXIT_PROOF_FAILED if probe_wanted and not self.proof["ok"] else 0
+
+
+def stage_record(decision: Decision) -> Record:
+    """The record of a stage at its start; of one that does not run, it is all there is to say."""
+    now = clock.utc()
+    return {
+        "schema_version": "1",
+        "stage": decision.stage.name,
+        "ran": decision.action == "run",
+        "status": "ok" if decision.action == "run" else decision.action,
+        "status_code": 0,
+        "reason": decision.reason,
+        "started_at": now,
+        "finished_at": now,
+        "duration_s": 0.0,
+        "key": decision.key,
+        "signature": decision.signature,
+        "artifacts": {},
+        "error_type": None,
+        "warnings": [],
+        "errors": [],
+        "log_tail": [],
+    }
+
+
+def error_fields(failure: StageFailure) -> Record:
+    """What a failure changes in its stage's record."""
+    return {
+        "status": "error",
+        "error_type": failure.error_type,
+        "errors": [str(failure)],
+        "log_tail": failure.log_tail,
+    }
+
+
+def write_stage(run_id: str, record: Record, warnings: list[str]) -> None:
+    """A skipped stage keeps the record of what it did before."""
+    path = paths.stage_file(run_id, record["stage"])
+    earlier = files.read_or_set_aside(path, _STAGE_SHAPE, warnings)
+    if earlier is None or record["status"] != "skipped":
+        files.write_json(path, record)
+
+
+def aggregate(plan: Plan, outcome: Outcome) -> Record:
+    return {
+        "schema_version": "1",
+        "status": outcome.status,
+        "run": _run_section(plan, outcome),
+        "stages": outcome.stages,
+        "telemetry_probe": outcome.proof,
+        "errors": outcome.errors,
+        "warnings": outcome.warnings,
+        "profile_cache": {"before": outcome.sizes_before, "after": outcome.sizes_after},
+    }
+
+
+def write(run: Run, document: Record) -> None:
+    """The aggregate, and then its paths in the manifest."""
+    files.write_json(paths.prep_result(run.run_id), document)
+    run.add_prep_result_paths()
+
+
+def _run_section(plan: Plan, outcome: Outcome) -> Record:
+    found, model = plan.context.devices, plan.context.model
+    return {
+        "run_id": plan.run.run_id,
+        "prep_id": outcome.prep_id,
+        "model": plan.request.model,
+        "model_slug": model.slug,
+        "model_identity": model.identity,
+        "tp": plan.request.tp,
+        "device_name": found.name,
+        "device_count": found.count,
+        "compute_capability": found.compute_capability,
+        "cpu_arch": found.cpu_arch,
+        "cuda": found.cuda_version,
+        "driver_version": found.driver_version,
+        "torch_version": versions.installed("torch"),
+        "triton_version": versions.installed("triton"),
+        "flashinfer_version": versions.installed("flashinfer-python"),
+        "deep_gemm_version": versions.deep_gemm(),
+        "sglang_version": versions.installed("sglang"),
+        "sglang_commit": "unknown",
+        "started_at": outcome.started_at,
+        "finished_at": clock.utc(),
+        "duration_s": outcome.duration_s,
+        "settings": _settings(plan),
+        "server": {"argv": plan.server_argv, "env": plan.server_environment},
+    }
+
+
+def _settings(plan: Plan) -> Record:
+    request = plan.request
+    return {
+        "source": "flags",
+        "stages": request.stages,
+        "moe_batch_sizes": list(request.moe_batch_sizes),
+        "moe_dtype": request.moe_dtype,
+        "moe_fusion": request.moe_fusion,
+        "cuda_graph_batch_sizes": list(plan.context.batch_sizes),
+        "warmup_port": request.warmup_port,
+        "write_mode": "atomic",
+    }
