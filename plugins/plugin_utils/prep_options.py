@@ -33,3 +33,24 @@ PREP_OPTIONS: dict[str, Any] = {
     "server_timeout": {"type": "float", "default": 1800},
     "probe_timeout": {"type": "float", "default": 30},
 }
+_SAME_IN_REQUEST = (
+    "model",
+    "tp",
+    "moe_batch_sizes",
+    "moe_dtype",
+    "moe_fusion",
+    "probe",
+    "server_args",
+    "cuda_graph_batch_sizes",
+    "server_timeout",
+    "probe_timeout",
+)
+
+
+def request_document(options: dict[str, Any]) -> dict[str, Any]:
+    """The request that sgl-admin reads with C(--request), of these options."""
+    return {
+        **{name: options[name] for name in _SAME_IN_REQUEST},
+        "stages": {stage: options[option] for stage, option in STAGE_OPTIONS.items()},
+        "server_env": {str(name): str(value) for name, value in options["server_env"].items()},
+    }
