@@ -17,11 +17,13 @@ from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    prep_spec,
+    request_document,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
     PrepClient,
     PrepError,
-    command_line,
     did_work,
     failure,
 )
@@ -77,8 +79,10 @@ class ActionModule(ActionBase):
                 ),
             }
 
-    def _call(self, arguments: list[str]) -> tuple[int, str, str]:
-        done = self._low_level_execute_command(shlex.join(arguments))
+    def _call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
+        done = self._low_level_execute_command(
+            shlex.join(arguments), in_data=text.encode() if text else None
+        )
         return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
 
     def _plan(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +92,7 @@ class ActionModule(ActionBase):
                 "stages": {},
                 "msg": "a prep would follow the start of the container",
             }
-        plan = client.dry_run(command_line(given))
+        plan = client.dry_run(request_document(given))
         self._warn(plan["warnings"])
         stages = {name: stage["status"] for name, stage in plan["stages"].items()}
         would_run = {name: status == "would_run" for name, status in stages.items()}
@@ -105,10 +109,7 @@ class ActionModule(ActionBase):
         host = str(task_vars.get("inventory_hostname", "localhost"))
         few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
         with losing_nothing("the prep, if it had begun,"):
-            envelope = client.start(
-                [*command_line(given), *(["--standing"] if given["standing"] else [])],
-                _FIRST_POLL_S,
-            )
+            envelope = client.start(request_document(given), _FIRST_POLL_S, given["standing"])
         if plan := envelope.get("plan"):
             self._warn(plan["warnings"])
             return {

@@ -12,8 +12,10 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    prep_spec,
+    request_document,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_signature
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import (
     SignatureError,
@@ -256,7 +258,7 @@ class ActionModule(ActionBase):
                 "kind": item["kind"],
                 "name": item["name"],
                 "image": item["image"],
-                "arguments": self._arguments(item),
+                "request": self._request(item),
             },
             **more,
         }
@@ -267,17 +269,17 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(str(answer.get("msg")), result=answer)
         return answer
 
-    def _arguments(self, item: dict[str, Any]) -> list[str]:
+    def _request(self, item: dict[str, Any]) -> dict[str, Any] | None:
         """The request of the prep with this stage alone: what is packed, and what is wanted on the
         host that takes it.
         """
         if item["kind"] != "caches":
-            return []
+            return None
         modes = {
             flag: self._given["prep"][flag] if stage == item["stage"] else "skip"
             for stage, flag in stages.OPTIONS.items()
         }
-        return command_line({**self._given["prep"], **modes})
+        return request_document({**self._given["prep"], **modes})
 
     def _path_of(self, item: dict[str, Any]) -> str:
         if not self._connection._shell.tmpdir:

@@ -17,6 +17,8 @@ from typing import Any
 
 # Runs an argument list; returns exit code, standard output, standard error.
 Runner = Callable[[list[str]], tuple[int, str, str]]
+# The same with a text on standard input; without one where that is empty.
+InputRunner = Callable[[list[str], str], tuple[int, str, str]]
 
 _STRANGE = (
     "what is called docker on this host must be Docker's own client, and the daemon that it asks"

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import Runner, explain
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    InputRunner,
+    explain,
+)
 
 # sgl-admin's exit codes for a prep that did not begin.
 _REFUSALS = {2: "usage", 3: "permission", 4: "no live run", 5: "busy"}
@@ -28,23 +31,20 @@ class PrepError(Exception):
 
 
 class PrepClient:
-    def __init__(self, run: Runner, container: str) -> None:
+    def __init__(self, run: InputRunner, container: str) -> None:
         self._run = run
         self._container = container
 
-    def start(self, arguments: list[str], wait_s: float) -> dict[str, Any]:
+    def start(
+        self, request: dict[str, Any], wait_s: float, standing: bool = False
+    ) -> dict[str, Any]:
         """Begin a prep, or attach to the same one; returns {job, result} once it ends or after
         `wait_s` seconds.
+
+        With `standing`, a prep that has something to do is not begun: its plan is returned.
         """
-        return self._envelope(
-            "the prep did not begin",
-            "caches",
-            "ensure",
-            "--detach",
-            "--wait",
-            f"{wait_s:g}",
-            *arguments,
-        )
+        options = ["--detach", "--wait", f"{wait_s:g}", *(["--standing"] if standing else [])]
+        return self._envelope("the prep did not begin", self._ensure(request, *options))
 
     def follow(self, prep_id: str, wait_s: float) -> dict[str, Any]:
         """{job, result} of the prep once it ends or after `wait_s` seconds. Raises PrepError when
@@ -52,10 +52,7 @@ class PrepClient:
         """
         envelope = self._envelope(
             f"{prep_id} cannot be followed any more, run this again",
-            "status",
-            "--json",
-            "--wait",
-            f"{wait_s:g}",
+            (["status", "--json", "--wait", f"{wait_s:g}"], ""),
         )
         if envelope["job"] is None or envelope["job"].get("prep_id") != prep_id:
             raise PrepError(
@@ -63,20 +60,21 @@ class PrepClient:
             )
         return envelope
 
-    def dry_run(self, arguments: list[str]) -> dict[str, Any]:
+    def dry_run(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a prep would do."""
         output = self._call(
             "sgl-admin cannot tell what a prep would do",
-            "caches",
-            "ensure",
-            "--dry-run",
-            "--json",
-            *arguments,
+            self._ensure(request, "--dry-run", "--json"),
         )
         return self._object(output[: output.rindex("}") + 1] if "}" in output else output)
 
-    def _envelope(self, problem: str, *arguments: str) -> dict[str, Any]:
-        text = self._call(problem, *arguments)
+    @staticmethod
+    def _ensure(request: dict[str, Any], *options: str) -> tuple[list[str], str]:
+        """The command that takes the request, and its standard input."""
+        return ["caches", "ensure", "--request", "-", *options], json.dumps(request)
+
+    def _envelope(self, problem: str, command: tuple[list[str], str]) -> dict[str, Any]:
+        text = self._call(problem, command)
         envelope = self._object(text)
         if not all(
             name in envelope and isinstance(envelope[name], (dict, type(None)))
@@ -85,9 +83,11 @@ class PrepClient:
             raise PrepError(f"sgl-admin answered without job and result: {text[:300]!r}")
         return envelope
 
-    def _call(self, problem: str, *arguments: str) -> str:
+    def _call(self, problem: str, command: tuple[list[str], str]) -> str:
+        arguments, text = command
+        interactive = ["--interactive"] if text else []
         code, output, error = self._run(
-            ["docker", "exec", self._container, "sgl-admin", *arguments]
+            ["docker", "exec", *interactive, self._container, "sgl-admin", *arguments], text
         )
         if code:
             message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
@@ -105,43 +105,6 @@ class PrepClient:
         if not isinstance(document, dict):
             raise PrepError(f"sgl-admin's answer is no JSON object: {text[-300:]!r}")
         return document
-
-
-def command_line(options: dict[str, Any]) -> list[str]:
-    """sgl-admin's arguments for the module's options."""
-    arguments = [
-        "--model",
-        options["model"],
-        "--tp",
-        str(options["tp"]),
-        "--probe",
-        options["probe"],
-    ]
-    for option, flag in (
-        ("deep_gemm", "--deep-gemm"),
-        ("moe", "--moe"),
-        ("flashinfer", "--flashinfer"),
-        ("inductor", "--inductor"),
-    ):
-        arguments += [flag, options[option]]
-    if options["moe_batch_sizes"]:
-        arguments += ["--moe-batch-sizes", ",".join(map(str, options["moe_batch_sizes"]))]
-    if options["cuda_graph_batch_sizes"]:
-        arguments += ["--cuda-graph-bs", ",".join(map(str, options["cuda_graph_batch_sizes"]))]
-    arguments += [
-        "--moe-dtype",
-        options["moe_dtype"],
-        "--moe-fusion",
-        options["moe_fusion"],
-        "--server-timeout",
-        f"{options['server_timeout']:g}",
-    ]
-    arguments += ["--probe-timeout", f"{options['probe_timeout']:g}"]
-    # One word with its flag: a server's argument begins with dashes itself.
-    arguments += [f"--server-arg={argument}" for argument in options["server_args"]]
-    return arguments + [
-        f"--server-env={name}={value}" for name, value in options["server_env"].items()
-    ]
 
 
 def did_work(result: dict[str, Any]) -> bool:

@@ -49,6 +49,8 @@ _SILENT = (
     "reset by peer",
 )
 _CHUNK = 1 << 20
+# What sgl-admin calls these on its command line.
+_FLAGS = {"moe_tune": "moe", "cuda_graph_batch_sizes": "cuda-graph-bs"}
 
 
 class ShareError(Exception):
@@ -68,18 +70,8 @@ class Host:
         """
         if item["kind"] == IMAGE:
             return self._save(item, path)
-        words = [
-            "exec",
-            self._container,
-            "sgl-admin",
-            "caches",
-            "export",
-            "-",
-            "--json",
-            *item["arguments"],
-        ]
         with open(path, "wb") as output:
-            code, error = self._stream(words, stdout=output)
+            code, error = self._export(item["request"], output)
         if code == 1 and "nothing to export" in error:
             os.unlink(path)
             return None
@@ -93,6 +85,18 @@ class Host:
             "bytes": summary["bytes"],
             "finished": all(s["finished"] for s in summary["stages"].values()),
         }
+
+    def _export(self, request: dict[str, Any], output: IO[bytes]) -> tuple[int, str]:
+        """Exit code and standard error of an export; the request goes in by standard input."""
+        words = ["exec", "--interactive", self._container, "sgl-admin", "caches", "export", "-"]
+        process = subprocess.run(
+            [self._docker.binary, *words, "--request", "-", "--json"],
+            input=json.dumps(request).encode(),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        return process.returncode, process.stderr.decode(errors="replace")
 
     def _save(self, item: dict[str, Any], path: str) -> dict[str, Any]:
         saved = f"{_SAVED}:{item['name']}"
@@ -290,7 +294,7 @@ class Host:
             "import",
             "-",
             "--json",
-            *item["arguments"],
+            *request_flags(item["request"]),
         ]
         with open(path, "rb") as archive:
             process = subprocess.run(
@@ -326,20 +330,28 @@ class Host:
 
     # --- both -------------------------------------------------------------------------------------
 
-    def _stream(self, words: list[str], stdout: IO[bytes]) -> tuple[int, str]:
-        process = subprocess.run(
-            [self._docker.binary, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-        return process.returncode, process.stderr.decode(errors="replace")
-
     def _forget(self, reference: str) -> None:
         """Take an archive's name away again: its content is in the registry, or in the caches."""
         with contextlib.suppress(DockerError):
             self._docker.call("rmi", reference)
+
+
+def request_flags(request: dict[str, Any]) -> list[str]:
+    """The request as flags of sgl-admin, for an import: its standard input is the archive."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in request.items():
+        if name == "stages":
+            pairs += value.items()
+        elif name == "server_args":
+            pairs += [("server_arg", word) for word in value]
+        elif name == "server_env":
+            pairs += [(name, f"{variable}={text}") for variable, text in value.items()]
+        elif not isinstance(value, list):
+            pairs.append((name, value))
+        elif value:
+            pairs.append((name, ",".join(map(str, value))))
+    # One word with its value: a server's argument begins with dashes itself.
+    return [f"--{_FLAGS.get(name, name.replace('_', '-'))}={value}" for name, value in pairs]
 
 
 def _is_absent(said: str) -> bool:

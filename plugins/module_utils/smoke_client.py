@@ -7,14 +7,12 @@ it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import explain
-
-# Runs an argument list with a text on standard input; returns exit code, standard output, standard
-# error.
-Caller = Callable[[list[str], str], tuple[int, str, str]]
+from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+    InputRunner,
+    explain,
+)
 
 _REFUSALS = {2: "usage", 4: "no live run or no prep", 5: "busy"}
 
@@ -30,8 +28,8 @@ class SmokeError(Exception):
 
 
 class SmokeClient:
-    def __init__(self, call: Caller, container: str) -> None:
-        self._run = call
+    def __init__(self, run: InputRunner, container: str) -> None:
+        self._run = run
         self._container = container
 
     def start(self, scenario: dict[str, Any], server_timeout_s: float) -> dict[str, Any]:

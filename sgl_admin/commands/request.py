@@ -1,129 +1,121 @@
-"""What a prep is asked for, as arguments of the command line: those who plan a prep take the same
-ones.
+"""The request for a prep on the command line: as flags for people, or as one JSON document with
+`--request`. All commands that plan a prep take both.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
-from sgl_admin.commands import argument_types
-from sgl_admin.contract.stages import MODES, PROBES
+from sgl_admin.base import files
+from sgl_admin.base.errors import Refused
+from sgl_admin.commands import request_fields
+from sgl_admin.commands.request_fields import FIELDS
+from sgl_admin.contract.exit_codes import EXIT_USAGE
+from sgl_admin.contract.stages import MODES
 from sgl_admin.records.request import Request
 from sgl_admin.records.run import Run
 from sgl_admin.stages import STAGES
 
+STANDARD_INPUT = "-"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", required=True, help="the model's folder in the container, under /models"
+    whole = parser.add_mutually_exclusive_group(required=True)
+    FIELDS["model"].add_to(whole)
+    whole.add_argument(
+        "--request",
+        metavar="FILE",
+        help="the whole request as a JSON object, instead of its flags; - is standard input",
     )
-    parser.add_argument(
-        "--tp",
-        type=argument_types.positive,
-        default=1,
-        help="tensor parallel size (default: %(default)s)",
-    )
+    mode = request_fields.flag_type(str, request_fields.one_of(*MODES))
     for stage in STAGES:
         parser.add_argument(
-            stage.contract.flag, choices=MODES, dest=stage.name, help=f"stage {stage.name}"
+            stage.contract.flag,
+            dest=stage.name,
+            type=mode,
+            metavar=f"{{{','.join(MODES)}}}",
+            help=f"stage {stage.name}",
         )
-    parser.add_argument(
-        "--moe-batch-sizes",
-        type=argument_types.batch_sizes,
-        default=(),
-        metavar="N,N,...",
-        help="batch sizes to tune the MoE kernel for",
-    )
-    parser.add_argument(
-        "--moe-sample",
-        type=argument_types.positive,
-        metavar="N",
-        help="try only a fixed sample of so many configurations (default: all)",
-    )
-    parser.add_argument(
-        "--moe-dtype", default="auto", help="data type of the expert weights (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--probe",
-        choices=PROBES,
-        help=(
-            "prove METRICS_READY (default: auto, only while this run has no proof; with --root:"
-            " never)"
-        ),
-    )
-    parser.add_argument(
-        "--server-arg",
-        action="append",
-        type=argument_types.server_argument,
-        default=[],
-        metavar="ARG",
-        help="one more argument of the server; may be repeated",
-    )
-    parser.add_argument(
-        "--server-env",
-        action="append",
-        type=argument_types.server_setting,
-        default=[],
-        metavar="KEY=VALUE",
-        help="one more environment variable of the server; may be repeated",
-    )
-    parser.add_argument(
-        "--cuda-graph-bs",
-        type=argument_types.batch_sizes,
-        default=(),
-        metavar="N,N,...",
-        help=(
-            "batch sizes that the server captures CUDA graphs for, and that it is warmed with"
-            " (default: the image's)"
-        ),
-    )
-    parser.add_argument(
-        "--moe-fusion",
-        choices=("ensure", "skip"),
-        default="ensure",
-        help=(
-            "after tuning the MoE kernel, compile and verify the fused kernels with a server"
-            " (default: %(default)s)"
-        ),
-    )
-    parser.add_argument(
-        "--server-timeout",
-        type=argument_types.seconds,
-        default=1800.0,
-        metavar="S",
-        help="for the server to become healthy (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--probe-timeout",
-        type=argument_types.seconds,
-        default=30.0,
-        metavar="S",
-        help="for Prometheus to account for the tokens (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--port",
-        type=argument_types.port,
-        help="the server's port while it warms up (default: the one that Prometheus scrapes)",
-    )
+    for name, field in FIELDS.items():
+        if name != "model":
+            field.add_to(parser)
 
 
 def of(arguments: argparse.Namespace, live: Run) -> Request:
-    """The request that these arguments make of the live run."""
-    given = {stage.name: getattr(arguments, stage.name) for stage in STAGES}
-    default = "skip" if any(given.values()) else "ensure"
+    """The request that these arguments make of the live run. Raises Refused (usage)."""
+    fields = {name: getattr(arguments, name) for name in FIELDS if hasattr(arguments, name)}
+    modes = {stage.name: mode for stage in STAGES if (mode := getattr(arguments, stage.name))}
+    if arguments.request is None:
+        others = "skip" if modes else "ensure"
+    elif fields or modes:
+        raise Refused(EXIT_USAGE, "--request is the whole request: give no other flag of it")
+    else:
+        fields, others = from_json(_read(arguments.request)), "ensure"
+        modes = fields.pop("stages", {})
+    return _request(
+        {name: field.default for name, field in FIELDS.items()} | fields,
+        {stage.name: modes.get(stage.name, others) for stage in STAGES},
+        live,
+        default_probe="never" if arguments.root else "auto",
+    )
+
+
+def from_json(content: bytes) -> dict[str, Any]:
+    """The fields of a JSON request, checked. Raises Refused (usage) that names the key."""
+    try:
+        document = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Refused(EXIT_USAGE, f"the request is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise Refused(EXIT_USAGE, f"the request is a JSON {type(document).__name__}, not an object")
+    if "model" not in document:
+        raise Refused(EXIT_USAGE, "the request has no model")
+    fields = {}
+    for name, value in document.items():
+        if name not in FIELDS:
+            raise Refused(EXIT_USAGE, f"the request has an unknown key: {name}")
+        try:
+            fields[name] = FIELDS[name].check(value)
+        except (ValueError, RecursionError) as error:
+            raise Refused(EXIT_USAGE, f"the request's {name}: {error}") from error
+    stages = [stage.name for stage in STAGES]
+    if unknown := [name for name in fields.get("stages", {}) if name not in stages]:
+        known = ", ".join(stages)
+        raise Refused(EXIT_USAGE, f"the request's stages: {unknown[0]} is not one of {known}")
+    return fields
+
+
+def _read(name: str) -> bytes:
+    try:
+        if name == STANDARD_INPUT:
+            return sys.stdin.buffer.read()
+        return files.read_bytes(Path(name))
+    except OSError as error:
+        raise Refused(EXIT_USAGE, f"the request cannot be read: {files.reason(error)}") from error
+    except ValueError as error:
+        raise Refused(EXIT_USAGE, f"the request cannot be read: {error}") from error
+
+
+def _request(
+    fields: dict[str, Any], stages: dict[str, str], live: Run, default_probe: str
+) -> Request:
     return Request(
-        model=arguments.model.rstrip("/"),
-        tp=arguments.tp,
-        stages={name: mode or default for name, mode in given.items()},
-        moe_batch_sizes=arguments.moe_batch_sizes,
-        moe_dtype=arguments.moe_dtype,
-        moe_sample=arguments.moe_sample,
-        probe=arguments.probe or ("never" if arguments.root else "auto"),
-        server_args=tuple(arguments.server_arg),
-        server_env=tuple(arguments.server_env),
-        cuda_graph_batch_sizes=arguments.cuda_graph_bs,
-        moe_fusion=arguments.moe_fusion,
-        server_timeout_s=arguments.server_timeout,
-        probe_timeout_s=arguments.probe_timeout,
-        warmup_port=arguments.port or int(live.manifest["services"]["sglang"]["port"]),
+        model=fields["model"],
+        tp=fields["tp"],
+        stages=stages,
+        moe_batch_sizes=fields["moe_batch_sizes"],
+        moe_dtype=fields["moe_dtype"],
+        moe_sample=fields["moe_sample"],
+        moe_fusion=fields["moe_fusion"],
+        probe=fields["probe"] or default_probe,
+        server_args=tuple(fields["server_args"]),
+        server_env=tuple(fields["server_env"]),
+        cuda_graph_batch_sizes=fields["cuda_graph_batch_sizes"],
+        server_timeout_s=fields["server_timeout"],
+        probe_timeout_s=fields["probe_timeout"],
+        warmup_port=fields["port"] or int(live.manifest["services"]["sglang"]["port"]),
     )

@@ -21,6 +21,7 @@ from sgl_admin.prep.execute import set_aside
 from sgl_admin.prep.plan import Decision, Plan, plan_prep
 from sgl_admin.records import archive, caches, job, run
 from sgl_admin.records.archive import Broken, Changed, Manifest, Part, Reader
+from sgl_admin.records.request import Request
 from sgl_admin.share import incoming
 
 _STANDARD = "-"
@@ -72,7 +73,8 @@ def _add_file(command: argparse.ArgumentParser, help_text: str) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    plan = _planned(arguments)
+    live = run.live()
+    plan = plan_prep(live, request_cli.of(arguments, live))
     for attempt in range(_TRIES):
         manifest, lacking = _pack(plan)
         if not manifest.parts:
@@ -150,7 +152,12 @@ def _written(name: str) -> Iterator[BinaryIO]:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    if arguments.file == arguments.request == _STANDARD:
+        raise Refused(
+            EXIT_USAGE, "standard input is the archive: give the request by flags or in a file"
+        )
     live = run.live()
+    request = request_cli.of(arguments, live)
     lock = locks.try_lock(job.LOCK)
     if lock is None:
         record = job.read(live.run_id)
@@ -167,7 +174,7 @@ def _import(arguments: argparse.Namespace) -> int:
         warnings: list[str] = []
         incoming.settle(warnings)
         with _opened(arguments.file, arguments.digest) as reader:
-            outcome = _take(arguments, reader, warnings)
+            outcome = _take(live, request, reader, warnings)
     finally:
         os.close(lock)
     outcome["warnings"] = warnings
@@ -185,8 +192,8 @@ def _import(arguments: argparse.Namespace) -> int:
     )
 
 
-def _take(arguments: argparse.Namespace, reader: Reader, warnings: list[str]) -> dict[str, Any]:
-    plan = _planned(arguments)
+def _take(live: run.Run, request: Request, reader: Reader, warnings: list[str]) -> dict[str, Any]:
+    plan = plan_prep(live, request)
     verdicts = {part.stage: _verdict(plan, part) for part in reader.manifest.parts}
     taken = tuple(part for part in reader.manifest.parts if verdicts[part.stage][0] == "imported")
     if taken:
@@ -202,7 +209,7 @@ def _take(arguments: argparse.Namespace, reader: Reader, warnings: list[str]) ->
             ),
         )
         # What was taken has to be what this host would have made.
-        left = _planned(arguments).to_json()["stages"]
+        left = plan_prep(live, request).to_json()["stages"]
         for part in taken:
             if part.finished and left[part.stage]["status"] != "noop":
                 verdicts[part.stage] = (
@@ -325,11 +332,6 @@ def _opened(name: str, digest: str | None) -> Iterator[Reader]:
                 EXIT_ARCHIVE,
                 f"the archive from {what} is refused, nothing of it was taken: {error}",
             ) from error
-
-
-def _planned(arguments: argparse.Namespace) -> Plan:
-    live = run.live()
-    return plan_prep(live, request_cli.of(arguments, live))
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

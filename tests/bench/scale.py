@@ -17,6 +17,7 @@ host grows by more than GROWTH.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -35,9 +36,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / ".ansible" / "collections")]
 
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_image  # noqa: E402
-from ansible_collections.slice_bench.sglang.plugins.module_utils import prep_client  # noqa: E402
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (  # noqa: E402
     prep_spec,
+    request_document,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (  # noqa: E402
     INPUTS_LABEL,
@@ -75,8 +76,8 @@ from sgl_admin.base import clock, files, paths
 from sgl_admin.records import job, run
 from sgl_admin.prep.execute import Execution
 from sgl_admin.prep.plan import plan_prep
-live, words = run.live(), sys.argv[2:]
-request = request_cli.of(cli._parser().parse_args(["caches", "ensure", *words]), live)
+live = run.live()
+request = request_cli.of(cli._parser().parse_args(["caches", "ensure", "--request", "-"]), live)
 plan_prep(live, request).decisions[-1].record.write()
 prep_id = clock.new_id("prep")
 begun = job.Job(live.run_id, request, prep_id)
@@ -136,7 +137,7 @@ class Host:
             else 0.0
         )
 
-    def warm(self, words: list[str]) -> None:
+    def warm(self, request: dict[str, Any]) -> None:
         """Finished caches, and the proof of a server's metrics. Raises Wrong."""
         for number in range(KERNELS):
             kernel = (
@@ -157,7 +158,8 @@ class Host:
         ]
         environment = {**self.container.environment(), **self.daemon.environment}
         done = subprocess.run(
-            [*command, *map(self.container.inside, words)],
+            command,
+            input=json.dumps({**request, "model": self.container.inside(request["model"])}),
             check=False,
             capture_output=True,
             text=True,
@@ -270,11 +272,11 @@ class Lab:
             yaml.safe_dump(COLD, default_flow_style=True, width=10**6),
         )
         options = {name: option.get("default") for name, option in prep_spec().items()}
-        words = prep_client.command_line(
+        request = request_document(
             {**options, "model": f"/models/{STACK_VARIABLES['sgl_model']}", "probe": "never"}
         )
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda host: host.warm(words), self.hosts))
+            list(pool.map(lambda host: host.warm(request), self.hosts))
 
     def converged(self, count: int) -> Cost:
         """Raises Wrong where it changes anything, or a host was not asked at its own socket and its

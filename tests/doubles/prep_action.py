@@ -21,6 +21,8 @@ class PrepAction(sgl_prep.ActionModule):
         self, answers: list[tuple[int, str, str]], arguments: dict[str, Any], check_mode: bool
     ) -> None:
         self._answers = answers
+        # Each command, with what it had on standard input.
+        self.asked: list[tuple[str, bytes | None]] = []
         self._task = SimpleNamespace(
             args=arguments, check_mode=check_mode, async_val=0, action="sgl_prep", delegate_to=None
         )
@@ -38,6 +40,9 @@ class PrepAction(sgl_prep.ActionModule):
         given = {name: option.get("default") for name, option in (argument_spec or {}).items()}
         return None, {**given, **self._task.args}
 
-    def _low_level_execute_command(self, cmd: str, *_: Any, **__: Any) -> dict[str, Any]:
+    def _low_level_execute_command(
+        self, cmd: str, *_: Any, in_data: bytes | None = None, **__: Any
+    ) -> dict[str, Any]:
+        self.asked.append((cmd, in_data))
         code, out, error = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         return {"rc": code, "stdout": out, "stderr": error}

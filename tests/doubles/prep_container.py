@@ -34,6 +34,15 @@ from sgl_admin.init.services import Settings, of_image
 publish.container_id = lambda: sys.argv[1]
 publish.publish(start.begin_run(Settings.from_environment(), of_image()), threading.Event())
 """
+# sgl-admin with a request on standard input, whose model has the path of the container.
+_REQUEST = """
+import io, sys
+from sgl_admin.commands import main
+root, text = sys.argv.pop(1), sys.stdin.read()
+text = text.replace('"/models/', f'"{root}/models/')
+sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
+sys.exit(main.main(sys.argv[1:]))
+"""
 
 
 class PrepContainer:
@@ -85,11 +94,12 @@ class PrepContainer:
             raise RuntimeError(f"the init of {self.root} failed")
 
     async def execute(self, words: list[str], environment: dict[str, str]) -> Process:
-        program = (
-            ["-m", "sgl_admin"]
-            if words[0] == "sgl-admin"
-            else ["-c", f"raise SystemExit('no {words[0]} in this container')"]
-        )
+        if words[0] != "sgl-admin":
+            program = ["-c", f"raise SystemExit('no {words[0]} in this container')"]
+        elif "--request" in words:
+            program = ["-c", _REQUEST, str(self.root)]
+        else:
+            program = ["-m", "sgl_admin"]
         return await self._begin([*program, *map(self.inside, words[1:])], environment, PIPE, PIPE)
 
     async def _begin(

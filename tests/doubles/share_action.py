@@ -41,7 +41,7 @@ class Fleet:
     work: dict[str, dict[str, Work]] = field(default_factory=dict)
     registry: dict[str, tuple[bytes, str | None, bool]] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
-    requests: list[list[str]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     # A step that fails on every host, and the transfer that breaks in the middle.
     failing: str | None = None
@@ -160,7 +160,7 @@ class HostDouble:
         self._work = fleet.work.setdefault(host, {})
 
     def pack(self, item: dict[str, Any], path: str) -> dict[str, Any] | None:
-        self._fleet.requests.append(item["arguments"])
+        self._fleet.requests.append(item["request"])
         work = self._work.get(item["image"] or item["name"])
         if work is None:
             return None
@@ -208,7 +208,7 @@ class HostDouble:
         }
 
     def take(self, item: dict[str, Any], path: str, wanted: str | None) -> dict[str, Any]:
-        self._fleet.requests.append(item["arguments"])
+        self._fleet.requests.append(item["request"])
         content = Path(path).read_bytes()
         if wanted and digest(content) != wanted:
             raise ShareError(f"{item['name']} is not taken: another digest")

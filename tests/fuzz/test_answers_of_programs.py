@@ -4,12 +4,17 @@ and nothing passes for done or ready.
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    request_document,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
     DockerCli,
     DockerError,
@@ -17,10 +22,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli impo
 from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
     PrepClient,
     PrepError,
-    command_line,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import request_flags
 from hypothesis import strategies as st
 
+from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.records import run
@@ -190,12 +196,12 @@ def test_a_dry_run_is_told_or_refused(printed: str, code: int) -> None:
 def test_the_client_of_a_prep_raises_nothing_else(
     printed: str, code: int, error: str, asked: str
 ) -> None:
-    client = PrepClient(lambda command: (code, printed, error), "box")
+    client = PrepClient(lambda command, text: (code, printed, error), "box")
     try:
         found = {
-            "start": lambda: client.start([], 0),
+            "start": lambda: client.start({}, 0),
             "follow": lambda: client.follow(PREP_ID, 0),
-            "dry_run": lambda: client.dry_run([]),
+            "dry_run": lambda: client.dry_run({}),
         }[asked]()
     except PrepError as refusal:
         assert str(refusal)
@@ -243,13 +249,18 @@ _MODES = st.sampled_from(["ensure", "rebuild", "skip"])
 def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(
     options: dict[str, Any],
 ) -> None:
+    document = request_document(options)
+    live = run.Run("r", {"services": {"sglang": {"port": 31999}}})
     try:
-        parsed = cli._parser().parse_args(["caches", "ensure", *command_line(options)])
-    except SystemExit as ended:
-        assert ended.code == cli.EXIT_USAGE
+        with mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(document).encode()))):
+            parsed = cli._parser().parse_args(["caches", "ensure", "--request", "-"])
+            made = request_cli.of(parsed, live)
+    except Refused as refusal:
+        assert refusal.exit_code == cli.EXIT_USAGE and str(refusal).startswith("the request")
         return
     reached()
-    made = request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
+    parsed = cli._parser().parse_args(["caches", "import", "-", *request_flags(document)])
+    assert request_cli.of(parsed, live) == made
     assert (
         made.model == options["model"].rstrip("/")
         and made.tp == options["tp"]

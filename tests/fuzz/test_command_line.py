@@ -12,7 +12,7 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from sgl_admin.base.errors import StageFailure
+from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.records import run
@@ -145,6 +145,29 @@ def test_a_request_is_read_or_refused(content: bytes) -> None:
         return
     reached()
     assert isinstance(found, Request)
+
+
+DOCUMENT: dict[str, Any] = {
+    "model": "/models/m",
+    "tp": 1,
+    "stages": {"inductor": "ensure"},
+    "moe_batch_sizes": [1, 2],
+    "server_args": ["--x"],
+    "server_env": {"A": "1"},
+    "server_timeout": 1.0,
+    "port": 31999,
+}
+
+
+@fuzz(deep=0.15, content=files_of(DOCUMENT, most=2))
+def test_a_document_is_read_or_refused_as_usage(content: bytes) -> None:
+    try:
+        fields = request_cli.from_json(content)
+    except Refused as refusal:
+        assert refusal.exit_code == cli.EXIT_USAGE and str(refusal).startswith("the request")
+        return
+    reached()
+    assert fields["model"] and fields.keys() <= request_cli.FIELDS.keys()
 
 
 @fuzz(

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    prep_spec,
+    request_document,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import (
     DIGEST_LABEL,
     SIGNATURE_LABEL,
@@ -111,7 +113,7 @@ class Site:
     def item(self) -> dict[str, Any]:
         """The stage as a step of the module has it."""
         defaults = {name: option.get("default") for name, option in prep_spec().items()}
-        return {**CACHES, "arguments": command_line({**defaults, **self.prep})}
+        return {**CACHES, "request": request_document({**defaults, **self.prep})}
 
     def host(self, name: str) -> Host:
         return Host(DockerCli(run, str(DOUBLE / "docker")), name)
@@ -482,7 +484,7 @@ def test_a_host_says_why_it_cannot_pack_or_take(registry: Registry, site: Site) 
     ):
         with pytest.raises(ShareError, match="No such container: three"):
             step(site.host("three"))
-    wrong = {**site.item, "arguments": [*site.item["arguments"], "--tp", "2"]}
+    wrong = {**site.item, "request": {**site.item["request"], "tp": 2}}
     with pytest.raises(ShareError, match="is not taken: "):
         site.host("two").take(wrong, site.path("packed.tar"), None)
 

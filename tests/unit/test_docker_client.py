@@ -48,9 +48,12 @@ class Docker:
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.asked: list[list[str]] = []
+        # What each command had on standard input.
+        self.texts: list[str] = []
 
-    def __call__(self, command: list[str]) -> Answer:
+    def __call__(self, command: list[str], text: str = "") -> Answer:
         self.asked.append(command)
+        self.texts.append(text)
         line = " ".join(command[1:])
         for words, answer in self.answers.items():
             if words in line:
@@ -217,20 +220,15 @@ def envelope(**job: Any) -> Answer:
 def test_a_prep_is_begun_and_followed(docker: Docker) -> None:
     docker.answers = {"caches ensure": envelope(), "status": envelope(state="done")}
     client = PrepClient(docker, "box")
-    assert client.start(["--model", "/models/a b"], 0.5)["job"]["state"] == "running"
-    assert docker.asked[-1][1:] == [
-        "exec",
-        "box",
-        "sgl-admin",
-        "caches",
-        "ensure",
-        "--detach",
-        "--wait",
-        "0.5",
-        "--model",
-        "/models/a b",
-    ]
+    request = {"model": "/models/a b", "server_args": ["--x"]}
+    assert client.start(request, 0.5)["job"]["state"] == "running"
+    command = ["exec", "--interactive", "box", "sgl-admin", "caches", "ensure", "--request", "-"]
+    assert docker.asked[-1][1:] == [*command, "--detach", "--wait", "0.5"]
+    assert json.loads(docker.texts[-1]) == request
     assert client.follow(PREP_ID, 5)["job"]["state"] == "done"
+    assert "--interactive" not in docker.asked[-1] and docker.texts[-1] == ""
+    client.start(request, 0.5, standing=True)
+    assert docker.asked[-1][-1] == "--standing"
 
 
 def test_another_prep_in_its_place_is_told(docker: Docker) -> None:
@@ -251,7 +249,7 @@ def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(
 ) -> None:
     docker.answers = {"caches ensure": (code, "", "sgl-admin: the thing and the remedy\n")}
     with pytest.raises(PrepError) as caught:
-        PrepClient(docker, "box").start([], 0)
+        PrepClient(docker, "box").start({}, 0)
     assert str(caught.value) == f"the prep did not begin ({word}): the thing and the remedy"
 
 
@@ -270,7 +268,7 @@ def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(
 def test_an_answer_that_is_none_is_told(docker: Docker, output: str) -> None:
     docker.answers = {"caches ensure": (0, output, "")}
     with pytest.raises(PrepError):
-        PrepClient(docker, "box").start([], 0)
+        PrepClient(docker, "box").start({}, 0)
 
 
 def test_a_dry_run_is_read_before_its_last_lines(docker: Docker) -> None:
@@ -282,7 +280,7 @@ def test_a_dry_run_is_read_before_its_last_lines(docker: Docker) -> None:
             "",
         )
     }
-    assert PrepClient(docker, "box").dry_run([]) == plan
+    assert PrepClient(docker, "box").dry_run({}) == plan
 
 
 def test_changed_is_work_or_a_proof_of_this_prep() -> None:

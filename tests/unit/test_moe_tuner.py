@@ -338,7 +338,7 @@ def test_what_holds_the_clocks_down_is_recorded_once(
 def test_a_gpu_that_tells_nothing_of_its_clocks_is_tuned_all_the_same(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> list[str]:
+    def fail(visible: str | None) -> list[str]:
         raise RuntimeError("NVML does not answer")
 
     monkeypatch.setattr(devices, "throttles", fail)

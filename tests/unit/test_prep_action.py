@@ -31,6 +31,25 @@ def run(*answers: tuple[int, str, str], check_mode: bool = False) -> dict[str, A
     return PrepAction(list(answers), {"model": "/models/m"}, check_mode).run(None, {})
 
 
+def test_the_request_goes_in_by_standard_input() -> None:
+    action = PrepAction([envelope("done", 0)], {"model": "/models/m", "tp": 2}, False)
+    action.run(None, {})
+    [(command, text)] = action.asked
+    assert command.startswith("docker exec --interactive sglang-dev sgl-admin caches ensure")
+    assert "--request -" in command and "/models/m" not in command and text is not None
+    request = json.loads(text)
+    assert (request["model"], request["tp"], request["probe"]) == ("/models/m", 2, "auto")
+    assert set(request["stages"].values()) == {"ensure"}
+
+
+def test_a_poll_has_nothing_on_standard_input() -> None:
+    action = PrepAction(
+        [envelope("running", None), envelope("done", 0)], {"model": "/models/m"}, False
+    )
+    action.run(None, {})
+    assert [text is None for _, text in action.asked] == [False, True]
+
+
 def test_a_prep_is_followed_to_its_end() -> None:
     result = run(envelope("running", None), envelope("running", None), envelope("done", 0))
     assert "failed" not in result and result["changed"] is True and result["metrics_ready"] is True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,9 +15,13 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import command_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    request_document,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import request_flags
 
 from sgl_admin.base import detached, files, locks, paths
+from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
@@ -25,11 +31,12 @@ from sgl_admin.serving import server
 from tests.contract import validators
 
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+LIVE = run.Run("r", {"services": {"sglang": {"port": 31999}}})
 
 
 def request(arguments: Sequence[str] = (), model: str = "/models/m") -> Request:
     parsed = cli._parser().parse_args(["caches", "ensure", "--model", model, *arguments])
-    return request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}}))
+    return request_cli.of(parsed, LIVE)
 
 
 def test_without_a_stage_flag_every_stage_is_ensured() -> None:
@@ -94,6 +101,8 @@ def test_values_are_taken_as_they_are() -> None:
         ["caches", "ensure", "--model", "m", "--probe", "sometimes"],
         ["caches", "ensure", "--model", "m", "--moe-batch-sizes", "1,,2"],
         ["caches", "ensure", "--model", "m", "--unknown"],
+        ["caches", "ensure", "--model", "m", "--request", "-"],
+        ["caches", "export", "-"],
         ["caches", "ensure", "--model", "m", "--port", "65536"],
         ["caches", "ensure", "--model", "m", "--server-timeout", "nan"],
         ["caches", "ensure", "--model", "m", "--probe-timeout", "-1"],
@@ -315,29 +324,30 @@ def test_the_description_asks_for_the_same_again() -> None:
     ]
     made = request(["--inductor", "rebuild", "--moe", "ensure", "--probe", "always", *server])
     parsed = cli._parser().parse_args(["caches", "ensure", *made.describe()])
-    assert request_cli.of(parsed, run.Run("r", {"services": {"sglang": {"port": 31999}}})) == made
+    assert request_cli.of(parsed, LIVE) == made
 
 
-def test_the_modules_command_line_is_understood() -> None:
-    options = {
-        **dict.fromkeys(("flashinfer", "inductor"), "ensure"),
-        **{
-            "deep_gemm": "skip",
-            "moe": "rebuild",
-            "moe_batch_sizes": [512, 64],
-            "moe_dtype": "fp8_w8a8",
-        },
-        **{
-            "model": "/models/m",
-            "tp": 2,
-            "probe": "never",
-            "server_timeout": 1800.0,
-            "probe_timeout": 30.5,
-        },
-        "server_args": ["--a", "-b c"],
-        **{"server_env": {"A": "b=c"}, "cuda_graph_batch_sizes": [4, 1], "moe_fusion": "skip"},
-    }
-    made = request(command_line(options)[2:])
+OPTIONS: dict[str, Any] = {
+    **dict.fromkeys(("flashinfer", "inductor"), "ensure"),
+    **{"deep_gemm": "skip", "moe": "rebuild"},
+    **{"moe_batch_sizes": [512, 64], "moe_dtype": "fp8_w8a8", "moe_fusion": "skip"},
+    **{"model": "/models/m", "tp": 2, "probe": "never"},
+    **{"server_timeout": 1800.0, "probe_timeout": 30.5},
+    "server_args": ["--a", "-b c"],
+    **{"server_env": {"A": "b=c", "N": 1}, "cuda_graph_batch_sizes": [4, 1]},
+}
+
+
+def by_json(document: Any, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """The request of a document on standard input."""
+    content = document if isinstance(document, bytes) else json.dumps(document).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    parsed = cli._parser().parse_args(["caches", "ensure", "--request", "-"])
+    return request_cli.of(parsed, LIVE)
+
+
+def test_the_modules_document_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = by_json(request_document(OPTIONS), monkeypatch)
     assert made.stages == {
         "deep_gemm": "skip",
         "moe_tune": "rebuild",
@@ -356,10 +366,156 @@ def test_the_modules_command_line_is_understood() -> None:
         ("--a", "-b c"),
     )
     assert (made.server_env, made.cuda_graph_batch_sizes, made.moe_fusion) == (
-        ("A=b=c",),
+        ("A=b=c", "N=1"),
         (1, 4),
         "skip",
     )
+    # An import, whose standard input is the archive, asks by flags for the same.
+    parsed = cli._parser().parse_args(
+        ["caches", "import", "-", *request_flags(request_document(OPTIONS))]
+    )
+    assert request_cli.of(parsed, LIVE) == made
+
+
+def test_a_document_that_names_only_the_model_asks_for_what_a_flag_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = by_json({"model": "/models/m/"}, monkeypatch)
+    assert made == request() and made.digest == request().digest
+
+
+def test_every_field_is_a_flag_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = {
+        **request_document(OPTIONS),
+        "moe_sample": 9,
+        "port": 4000,
+    }
+    assert set(document) == set(request_cli.FIELDS)
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(document))
+    parsed = cli._parser().parse_args(["caches", "ensure", f"--request={file}"])
+    by_file = request_cli.of(parsed, LIVE)
+    assert (by_file.moe_sample, by_file.warmup_port) == (9, 4000)
+    parsed = cli._parser().parse_args(["caches", "ensure", *request_flags(document)])
+    assert request_cli.of(parsed, LIVE) == by_file == by_json(document, monkeypatch)
+
+
+def test_a_stage_that_the_document_does_not_name_is_ensured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = by_json({"model": "m", "stages": {"inductor": "rebuild"}}, monkeypatch)
+    assert made.stages == {**dict.fromkeys(STAGES, "ensure"), "inductor": "rebuild"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": 7}, "the request's model: 7 is not a text"),
+        ({"model": None}, "the request's model: null is not a text"),
+        ({"tp": "2"}, "the request's tp: '2' is not a whole number above 0"),
+        ({"tp": 0}, "the request's tp: 0 is not a whole number above 0"),
+        ({"tp": True}, "the request's tp: true is not a whole number above 0"),
+        ({"tp": 1.0}, "the request's tp: 1.0 is not a whole number above 0"),
+        ({"stages": []}, "the request's stages: [] is not an object"),
+        (
+            {"stages": {"moe": "skip"}},
+            "the request's stages: moe is not one of deep_gemm, moe_tune",
+        ),
+        (
+            {"stages": {"inductor": "maybe"}},
+            "the request's stages: 'maybe' is not one of ensure, rebuild, skip",
+        ),
+        ({"moe_batch_sizes": 8}, "the request's moe_batch_sizes: 8 is not a list"),
+        ({"moe_batch_sizes": [8, 0]}, "the request's moe_batch_sizes: 0 is not a whole number"),
+        ({"cuda_graph_batch_sizes": "1,2"}, "cuda_graph_batch_sizes: '1,2' is not a list"),
+        ({"moe_dtype": ["auto"]}, 'the request\'s moe_dtype: ["auto"] is not a text'),
+        ({"moe_sample": -1}, "the request's moe_sample: -1 is not a whole number"),
+        (
+            {"moe_fusion": "rebuild"},
+            "the request's moe_fusion: 'rebuild' is not one of ensure, skip",
+        ),
+        ({"probe": "sometimes"}, "the request's probe: 'sometimes' is not one of auto, always"),
+        ({"server_args": "--x"}, "the request's server_args: '--x' is not a list"),
+        ({"server_args": [1]}, "the request's server_args: 1 is not a text"),
+        ({"server_args": ["--api-key=x"]}, "the request's server_args: --api-key would stand"),
+        ({"server_args": ["a\0b"]}, "the request's server_args: 'a\\x00b' holds a NUL character"),
+        ({"server_args": ["\ud800"]}, "the request's server_args: '\\ud800' is not valid Unicode"),
+        ({"server_env": ["A=1"]}, 'the request\'s server_env: ["A=1"] is not an object'),
+        ({"server_env": {"A": 1}}, "the request's server_env: 1 is not a text"),
+        ({"server_env": {"1A": "x"}}, "the request's server_env: '1A=x' is not KEY=VALUE"),
+        ({"server_env": {"HF_TOKEN": "x"}}, "the request's server_env: HF_TOKEN would stand"),
+        ({"server_timeout": "9"}, "the request's server_timeout: '9' is not a number of seconds"),
+        ({"server_timeout": math.nan}, "the request's server_timeout: NaN is not a number"),
+        ({"probe_timeout": -1}, "the request's probe_timeout: -1 is not a number of seconds"),
+        ({"probe_timeout": 10**400}, "the request's probe_timeout: 1000"),
+        ({"port": 65536}, "the request's port: 65536 is not a port: the last one is 65535"),
+        ({"warmup_port": 1}, "the request has an unknown key: warmup_port"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        by_json({"model": "/models/m", **changes}, monkeypatch)
+    assert refused.value.exit_code == cli.EXIT_USAGE
+    assert said in str(refused.value) and len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[]", "is a JSON list, not an object"),
+        (b"{}", "the request has no model"),
+    ],
+)
+def test_what_is_no_document_is_refused(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    with pytest.raises(Refused, match=said) as refused:
+        by_json(content, monkeypatch)
+    assert refused.value.exit_code == cli.EXIT_USAGE
+
+
+def test_a_wrong_request_ends_with_2_and_one_sentence(
+    live_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for action in (["ensure"], ["export", "-"], ["import", "/none.tar"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"model": "m", "tp": 0}')))
+        assert cli.main(["caches", *action, "--request", "-"]) == cli.EXIT_USAGE
+        captured = capsys.readouterr()
+        assert (
+            captured.err == ("sgl-admin: the request's tp: 0 is not a whole number above 0\n")
+            and not captured.out
+        )
+
+
+@pytest.mark.parametrize(
+    "flag", ["--tp=2", "--moe=skip", "--server-arg=--x", "--server-env=A=1", "--port=7"]
+)
+def test_a_request_and_a_flag_of_it_are_a_usage_error(
+    live_run: str, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert cli.main(["caches", "ensure", "--request", "-", flag]) == cli.EXIT_USAGE
+    assert "--request is the whole request" in capsys.readouterr().err
+
+
+def test_an_import_does_not_read_archive_and_request_from_one_stream(
+    live_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["caches", "import", "-", "--request", "-"]) == cli.EXIT_USAGE
+    assert "standard input is the archive" in capsys.readouterr().err
+
+
+def test_a_request_that_cannot_be_read_ends_with_2(
+    live_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (tmp_path / "none", tmp_path, "a\0b"):
+        assert cli.main(["caches", "ensure", "--request", str(name)]) == cli.EXIT_USAGE
+        assert "the request cannot be read: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -138,23 +138,15 @@ def test_several_items_go_in_one_run_and_each_host_asks_for_its_stage_alone(
     assert list(taken["items"]) == [TUNING["name"], INDUCTOR["name"]] and left(fleet) == []
     inductor, tuning, again, once_more = fleet.requests
     assert (again, once_more) == (tuning, inductor), "what is wanted is what was packed"
-    modes = {
-        flag: inductor[inductor.index(f"--{flag}") + 1]
-        for flag in ("deep-gemm", "moe", "flashinfer", "inductor")
-    }
-    assert modes == {
-        "deep-gemm": "skip",
-        "moe": "skip",
+    assert inductor["stages"] == {
+        "deep_gemm": "skip",
+        "moe_tune": "skip",
         "flashinfer": "skip",
         "inductor": "rebuild",
     }
-    assert (
-        tuning[tuning.index("--moe") + 1] == "ensure"
-        and tuning[tuning.index("--inductor") + 1] == "skip"
-    )
+    assert tuning["stages"]["moe_tune"] == "ensure" and tuning["stages"]["inductor"] == "skip"
     assert all(
-        words[words.index("--tp") + 1] == "2" and "--server-arg=--x" in words
-        for words in fleet.requests
+        request["tp"] == 2 and request["server_args"] == ["--x"] for request in fleet.requests
     )
 
 

@@ -12,7 +12,8 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
 from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import Host, ShareError
 
-ITEM = {"kind": "caches", "name": "inductor-1", "image": None, "arguments": ["--model", "/m"]}
+REQUEST = {"model": "/m", "stages": {"inductor": "ensure"}}
+ITEM = {"kind": "caches", "name": "inductor-1", "image": None, "request": REQUEST}
 REFERENCE = "registry.example/team/caches:inductor-1"
 DAEMON = "Error response from daemon: "
 
@@ -112,7 +113,7 @@ def test_a_registry_that_cannot_be_used_is_told_with_the_remedy(
         assert "systemctl start docker" not in str(failed.value), "it is the registry, not Docker"
 
 
-IMAGE = {"kind": "image", "name": "image-1", "image": "sglang-dev:local", "arguments": []}
+IMAGE = {"kind": "image", "name": "image-1", "image": "sglang-dev:local", "request": None}
 
 
 def test_a_docker_that_does_not_answer_is_told_as_such() -> None:
@@ -171,11 +172,14 @@ def test_where_it_was_pushed_to_is_told_by_digest(
 
 
 def admin(folder: Path, out: str = "", error: str = "", code: int = 0) -> Host:
-    """A host whose container's sgl-admin prints this."""
+    """A host whose container's sgl-admin prints this; its words and its input are in files."""
     for name, text in (("out", out), ("error", error)):
         (folder / name).write_text(text)
     program = folder / "docker"
-    program.write_text(f'#!/bin/sh\ncat "{folder}/out"\ncat "{folder}/error" >&2\nexit {code}\n')
+    program.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" >"{folder}/words"\ncat >"{folder}/in"\n'
+        f'cat "{folder}/out"\ncat "{folder}/error" >&2\nexit {code}\n'
+    )
     program.chmod(0o755)
     return Host(DockerCli(lambda command: (1, "", ""), str(program)), "sglang-dev")
 
@@ -226,6 +230,9 @@ def test_an_export_may_say_more_before_its_summary(tmp_path: Path) -> None:
         "finished": True,
     }
     assert (tmp_path / "archive").read_text() == "archive"
+    words = ["exec", "--interactive", "sglang-dev", "sgl-admin", "caches", "export", "-"]
+    assert (tmp_path / "words").read_text().splitlines() == [*words, "--request", "-", "--json"]
+    assert json.loads((tmp_path / "in").read_text()) == REQUEST
     part = {**SUMMARY, "stages": {"inductor": {"finished": True}, "moe_tune": {"finished": False}}}
     packed = admin(tmp_path, "archive", json.dumps(part)).pack(ITEM, str(tmp_path / "archive"))
     assert packed is not None and packed["finished"] is False
@@ -254,3 +261,19 @@ def test_an_import_that_takes_nothing_is_told(
     (tmp_path / "archive").write_text("archive")
     with pytest.raises(ShareError, match=said):
         admin(tmp_path, out, error, 8).take(ITEM, str(tmp_path / "archive"), "sha256:1")
+
+
+@pytest.mark.slow
+def test_an_import_has_the_archive_on_standard_input_and_the_request_as_flags(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "archive").write_text("archive")
+    answer = {"stages": {"inductor": {"status": "imported"}}}
+    host = admin(tmp_path, json.dumps(answer))
+    assert host.take(ITEM, str(tmp_path / "archive"), "sha256:1") == answer
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:7] == [
+        *("exec", "--interactive", "sglang-dev", "sgl-admin", "caches", "import", "-")
+    ]
+    assert words[7:] == ["--json", "--model=/m", "--inductor=ensure", "--digest", "sha256:1"]
+    assert (tmp_path / "in").read_text() == "archive"

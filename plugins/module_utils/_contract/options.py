@@ -669,3 +669,14 @@ def prep_options() -> dict[str, Option]:
 def prep_spec() -> dict[str, Any]:
     """Their argument specification."""
     return {name: option.spec() for name, option in prep_options().items()}
+
+
+def request_document(given: dict[str, Any]) -> dict[str, Any]:
+    """The request that sgl-admin reads with `--request`, of values by `prep_options`."""
+    modes = {stage.name: given[stage.option] for stage in stages.STAGES}
+    fields = [name for name in prep_options() if name not in stages.OPTIONS.values()]
+    return {
+        **{name: given[name] for name in fields},
+        "stages": modes,
+        "server_env": {str(name): str(value) for name, value in given["server_env"].items()},
+    }
