@@ -11,10 +11,10 @@ from typing import Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.errors import EXIT_SERVER_FAILED, EXIT_SIGINT, Refused, StageFailure
+from sgl_admin.base.processes import end_noted
 from sgl_admin.commands import argument_types
 from sgl_admin.records import run
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import end_noted
 
 _HEARTBEAT_S = 5.0
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import Refused, StageFailure
+from sgl_admin.base.processes import start_time
 from sgl_admin.init import dcgm
 from sgl_admin.init.services import LOOPBACK, SERVICES, Settings, of_image
 from sgl_admin.records import caches, job, run
 from sgl_admin.records import smokes as smoke
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import start_time
 from sgl_admin.sglang import tracing
 
 _RETRY_S = 1.0

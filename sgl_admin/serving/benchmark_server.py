@@ -19,10 +19,11 @@ from sgl_admin.base.errors import (
     Refused,
     StageFailure,
 )
+from sgl_admin.base.processes import end_noted, is_running, start_time
 from sgl_admin.records import job
 from sgl_admin.records import smokes as smoke
 from sgl_admin.records.run import RESULT_SHAPE, Run
-from sgl_admin.serving.server import Server, end_noted, is_running, start_time
+from sgl_admin.serving.server import Server
 
 # Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its
 # own; and by the server that `sgl-admin server start` started, as long as anything of it lives.

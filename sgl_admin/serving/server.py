@@ -9,7 +9,6 @@ import json
 import os
 import re
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from sgl_admin.base import gated, ports
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.base.processes import end_group, last_lines
 
 HOST = "127.0.0.1"
 # The counter has a colon in most releases and an underscore in newer ones.
@@ -27,8 +27,6 @@ HOST = "127.0.0.1"
 _PROMPT_TOKENS = re.compile(
     r'^sglang[:_]prompt_tokens_total(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)', re.MULTILINE
 )
-_TERMINATE_S = 15.0
-_TAIL_BYTES = 1 << 16
 # What a server says as it dies, by what it dies of; the first that is found counts
 # (docs/decisions/gpu-stages.md).
 _DEATHS = (
@@ -60,9 +58,6 @@ _DEATHS = (
         ),
     ),
 )
-# A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no
-# number above the last.
-_GROUPS = range(2, 2**22)
 # Where the cause of a death is looked for: the traceback of the process that died first is followed
 # by the others'.
 _LAST_LINES = 400
@@ -283,80 +278,9 @@ class Server:
             connection.close()
 
 
-def last_lines(log: Path, start: int, lines: int = 20) -> list[str]:
-    """The last lines of what a log holds from `start` on, in bytes."""
-    with open(log, "rb") as stream:
-        # A server that served for days has written more than anyone wants to read for its last
-        # words.
-        stream.seek(max(start, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return stream.read().decode(errors="replace").splitlines()[-lines:]
-
-
-def end_noted(group: Any, ticks: Any) -> None:
-    """End the group of a server by what a record says of it. Raises StageFailure.
-
-    The leader dies with its parent, but some of its children do not: its number still names their
-    group then.
-    """
-    if type(group) is int and group in _GROUPS and start_time(group) in (ticks, None):
-        end_group(group)
-
-
-def end_group(group: int, reap: Callable[[], object] = lambda: None) -> None:
-    """SIGTERM, then SIGKILL, to a process group, until none of it is left."""
-    for number, patience_s in ((signal.SIGTERM, _TERMINATE_S), (signal.SIGKILL, 10.0)):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            reap()
-            if not _alive(group):
-                return
-            time.sleep(0.05)
-    raise StageFailure("cleanup_failed", f"process group {group} of the server outlived SIGKILL")
-
-
-def _alive(group: int) -> bool:
-    """Whether any process of the group still runs; one that has ended and only waits to be reaped
-    does not count.
-    """
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == group and fields[0] not in "ZX":
-                return True
-    return False
-
-
 def _death_type(tail: list[str]) -> str:
     text = "\n".join(tail).lower()
     return next(
         (kind for kind, words in _DEATHS if any(word in text for word in words)),
         "server_start_failed",
     )
-
-
-def start_time(pid: int) -> str | None:
-    """When a process began, in clock ticks since boot: with its pid, the identity of a process.
-    None when it is gone.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
-
-
-def is_running(pid: int, ticks: str) -> bool:
-    """Whether the process of that identity still does something: one that has ended and waits to be
-    reaped does not.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[19] == ticks and fields[0] not in "ZX"

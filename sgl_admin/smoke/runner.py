@@ -17,11 +17,12 @@ from sgl_admin.base.errors import (
     StageFailure,
 )
 from sgl_admin.base.interruption import Interruptible
+from sgl_admin.base.processes import start_time
 from sgl_admin.records import smokes as record
 from sgl_admin.records.run import Run
 from sgl_admin.records.scenario import Scenario, Test
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import Server, start_time
+from sgl_admin.serving.server import Server
 from sgl_admin.smoke import chat
 
 EXIT_TEST_FAILED = 8

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, locks, paths
+from sgl_admin.base import files, locks, paths, processes
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices, gpu_fit
@@ -187,7 +187,7 @@ class World:
 
     def assert_nothing_is_left(self) -> None:
         for start in self.starts():
-            assert not server._alive(start["pid"]), (
+            assert not processes.group_is_running(start["pid"]), (
                 "a process of the server, which is its group's first"
             )
         with socket.socket() as trial:
@@ -249,7 +249,7 @@ def world(
         def run(
             self, batch_sizes: list[int], found: Callable[[int, dict[str, int]], None]
         ) -> Outcome:
-            assert not any(server._alive(start["pid"]) for start in made.starts()), (
+            assert not any(processes.group_is_running(start["pid"]) for start in made.starts()), (
                 "a server has the GPU"
             )
             made.tunings.append((self.shape, batch_sizes))
@@ -262,7 +262,7 @@ def world(
     monkeypatch.setattr(moe_tune, "Tuner", FakeTuner)
     yield made
     for start in made.starts():
-        server.end_group(start["pid"])
+        processes.end_group(start["pid"])
     versions._distributions.cache_clear()
 
 
@@ -769,7 +769,7 @@ def test_an_open_port_is_no_healthy_server(world: World) -> None:
 def test_a_server_that_holds_its_port_against_sigterm_is_killed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
+    monkeypatch.setattr(processes, "_TERMINATE_S", 0.2)
     world.server(holds_port=True)
     result, exit_code = world.execute("--deep-gemm", "ensure")
     assert (statuses(result)[0], exit_code, result["errors"]) == ("ok", 0, []) and len(

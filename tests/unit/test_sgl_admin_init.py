@@ -23,12 +23,11 @@ import pytest
 import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
 
-from sgl_admin.base import files, locks, paths
+from sgl_admin.base import files, locks, paths, processes
 from sgl_admin.facts import devices, image_facts, model
 from sgl_admin.init import dcgm, publish, services, start
 from sgl_admin.init.services import Settings
 from sgl_admin.records import job, run
-from sgl_admin.serving import server
 from sgl_admin.sglang import releases, tracing, versions
 from tests.contract import validators
 
@@ -474,7 +473,7 @@ def test_the_end_of_a_run_ends_its_prep(live_run: str, tmp_path: Path) -> None:
     record.update(pid=prep.pid, pid_start_ticks="another")
     publish.end_work(live_run)
     assert prep.poll() is None, "a process that only has the same number was ended"
-    record.update(pid=prep.pid, pid_start_ticks=server.start_time(prep.pid))
+    record.update(pid=prep.pid, pid_start_ticks=processes.start_time(prep.pid))
     publish.end_work(live_run)
     assert prep.wait(60) == 0
 
