@@ -10,8 +10,8 @@ import re
 import subprocess
 
 from sgl_admin import __version__
-from sgl_admin.base import files, paths
-from sgl_admin.sglang import versions
+from sgl_admin.base import files, paths, versions
+from sgl_admin.sglang import ENGINE
 
 # Docker's names of architectures, as in the manifest's `architecture`.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -47,7 +47,7 @@ def main() -> None:
             "base_image": {"name": arguments.base_name, "digest": arguments.base_digest},
             "git_revision": arguments.git_revision,
             "versions": {
-                "sglang": versions.installed("sglang"),
+                ENGINE.name: ENGINE.version(),
                 "torch": versions.installed("torch"),
                 "prometheus": binary_version(["prometheus", "--version"]),
                 "jaeger": binary_version(["jaeger-all-in-one", "version"]),

@@ -22,7 +22,7 @@ from sgl_admin.init.services import LOOPBACK, SERVICES, Settings, of_image
 from sgl_admin.records import caches, job, run
 from sgl_admin.records import smokes as smoke
 from sgl_admin.serving import benchmark_server
-from sgl_admin.sglang import tracing
+from sgl_admin.sglang import ENGINE
 
 _RETRY_S = 1.0
 
@@ -247,7 +247,7 @@ def describe_surfaces(
             else {"status": "running", "details": running}
         )
 
-    untraced = tracing.missing_packages()
+    untraced = ENGINE.missing_tracing_packages()
     chosen = dcgm.chosen()
     jaeger = (
         f"Jaeger {facts['versions']['jaeger']}, OTLP gRPC {settings.otlp_grpc_port}, HTTP"
@@ -259,7 +259,7 @@ def describe_surfaces(
             "status": "expected" if states.get("prometheus") == "running" else "failed",
             "details": (
                 f"scraped at {LOOPBACK}:{settings.sglang_port} once the server runs with"
-                " --enable-metrics"
+                f" {ENGINE.metrics_flag}"
                 if states.get("prometheus") == "running"
                 else f"Prometheus did not become ready {late('prometheus')}"
             ),

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, files, paths, versions
 from sgl_admin.base.errors import EXIT_PROOF_FAILED, EXIT_USAGE, Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.locks import locked
@@ -23,9 +23,9 @@ from sgl_admin.records.caches import SignatureRecord, dead_owner
 from sgl_admin.records.job import Job
 from sgl_admin.records.request import Request
 from sgl_admin.records.run import RESULT_SHAPE, Run
-from sgl_admin.serving import probe, server
+from sgl_admin.serving import probe
 from sgl_admin.serving.warmup import Warmup
-from sgl_admin.sglang import releases, tracing, versions
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import FIRST_STATUS_CODE, STAGES, Context, Stage
 
 _LOCK_TIMEOUT_S = 3600.0
@@ -79,24 +79,22 @@ class Prep(Interruptible):
             os.environ[devices.VISIBLE] = self._environment[devices.VISIBLE]
         loaded, found = model.load(request.model), devices.find()
         gpu_fit.check(found, request.tp, self._warn)
-        self._release, unknown = releases.of(versions.installed("sglang"))
+        self._release, unknown = ENGINE.release()
         if unknown:
             self._warn(unknown)
         if found.cuda:
             self._environment = {
-                **gpu_fit.ENVIRONMENT,
-                config_files.VARIABLE: str(config_files.root()),
+                **ENGINE.gpu_environment(config_files.root()),
                 **self._environment,
             }
         sizes = request.cuda_graph_batch_sizes
-        graphs = [self._release.cuda_graph_flag, *map(str, sizes)] if sizes else []
         arguments = [
             *flavour["server"]["args"],
-            *tracing.arguments(run.manifest, self._release),
-            *graphs,
+            *self._release.tracing_arguments(run.manifest),
+            *self._release.cuda_graph_arguments(sizes),
             *request.server_args,
         ]
-        argv = server.command(request.model, request.tp, request.warmup_port, arguments)
+        argv = ENGINE.command(request.model, request.tp, request.warmup_port, arguments)
         self._argv = argv
         self._warmup = Warmup(
             run.run_id,
@@ -458,8 +456,8 @@ class Prep(Interruptible):
                 "torch_version": versions.installed("torch"),
                 "triton_version": versions.installed("triton"),
                 "flashinfer_version": versions.installed("flashinfer-python"),
-                "deep_gemm_version": versions.deep_gemm(),
-                "sglang_version": versions.installed("sglang"),
+                "deep_gemm_version": ENGINE.deep_gemm_version(),
+                "sglang_version": ENGINE.version(),
                 "sglang_commit": "unknown",
                 "started_at": self._started_at,
                 "finished_at": clock.utc(),
@@ -518,7 +516,7 @@ class Prep(Interruptible):
         """What a server on a GPU needs before it starts. Raises StageFailure."""
         gpu_fit.check_free_space()
         gpu_fit.wait_until_free()
-        config_files.make_ready(self._environment[config_files.VARIABLE], self._release)
+        config_files.make_ready(self._environment[ENGINE.moe.variable], self._release)
 
     def _server_starting(self) -> None:
         if self._job:

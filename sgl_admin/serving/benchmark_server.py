@@ -24,6 +24,7 @@ from sgl_admin.records import job
 from sgl_admin.records import smokes as smoke
 from sgl_admin.records.run import RESULT_SHAPE, Run
 from sgl_admin.serving.server import Server
+from sgl_admin.sglang import ENGINE
 
 # Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its
 # own; and by the server that `sgl-admin server start` started, as long as anything of it lives.
@@ -55,7 +56,7 @@ class Prepared:
 
     @property
     def port(self) -> int:
-        return int(self.argv[self.argv.index("--port") + 1])
+        return ENGINE.port(self.argv)
 
 
 def prepared(live: Run) -> Prepared:

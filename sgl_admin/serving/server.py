@@ -1,73 +1,27 @@
-"""The SGLang server that a prep starts: its command, its readiness, its requests, and its end with
-all its processes.
-"""
+"""The server that a prep starts: its readiness, its requests, its end with all its processes."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
-import re
 import select
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import gated, ports
+from sgl_admin.base.engine import HOST
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.processes import end_group, last_lines
+from sgl_admin.sglang import ENGINE
 
-HOST = "127.0.0.1"
-# The counter has a colon in most releases and an underscore in newer ones.
-# A label's value may hold anything but a bare quote.
-_PROMPT_TOKENS = re.compile(
-    r'^sglang[:_]prompt_tokens_total(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)', re.MULTILINE
-)
-# What a server says as it dies, by what it dies of; the first that is found counts
-# (docs/decisions/gpu-stages.md).
-_DEATHS = (
-    # DeepGEMM says only where it was writing (csrc/jit/compiler.hpp).
-    ("insufficient_disk", ("no space left on device", "disk quota exceeded", "out.write(")),
-    (
-        "oom",
-        ("out of memory", "outofmemoryerror", "not enough memory", "cudaerrormemoryallocation"),
-    ),
-    ("port_busy", ("address already in use",)),
-    (
-        "compile_failed",
-        (
-            "ninja exited with status",
-            "ninja build failed",
-            "failed to build jit module",
-            "missingjitcacheerror",
-            "nvcc compilation failed",
-            "nvrtc error",
-            "could not find nvcc",
-            "no such file or directory: 'ninja'",
-            "could not find cuda installation",
-            "failed to find c compiler",
-            "ptxaserror",
-            "compilationerror",
-            "passmanager::run failed",
-            "inductorerror",
-            "backendcompilerfailed",
-        ),
-    ),
-)
 # Where the cause of a death is looked for: the traceback of the process that died first is followed
 # by the others'.
 _LAST_LINES = 400
-
-
-def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
-    return [
-        sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--tp-size", str(tp),
-        "--host", HOST, "--port", str(port), "--enable-metrics", *arguments,
-    ]  # fmt: skip
 
 
 class Server:
@@ -132,9 +86,7 @@ class Server:
                 ) from error
 
     def wait_healthy(self, timeout_s: float, tick: Callable[[], None]) -> None:
-        """Let the server begin; returns when /health says 200. An open port, or other pages
-        answering, does not count.
-        """
+        """Let the server begin; returns when it is healthy."""
         assert self._process is not None
         self._give_word(b"1")
         self._close_word()
@@ -142,7 +94,7 @@ class Server:
         while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
                 raise StageFailure(
-                    _death_type(self.log_tail(_LAST_LINES)),
+                    ENGINE.error_type(self.log_tail(_LAST_LINES)),
                     f"the server ended while starting, exit code {self._process.returncode}",
                     self.log_tail(),
                 )
@@ -157,9 +109,9 @@ class Server:
         )
 
     def healthy(self) -> bool:
-        """Whether /health says 200 now."""
+        """Whether its health page says so now."""
         try:
-            return self._request("GET", "/health", timeout_s=5)[0] == 200
+            return ENGINE.is_ready(self._request("GET", ENGINE.health_path, timeout_s=5)[0])
         except (OSError, http.client.HTTPException, ValueError):
             return False
 
@@ -177,16 +129,11 @@ class Server:
 
     def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
         """Send one completion; returns the prompt tokens that the server says it took."""
-        body = {
-            "model": "default",
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-        }
+        request = ENGINE.completion(prompt, temperature, max_tokens)
         try:
-            status, answer = self._request("POST", "/v1/completions", body, timeout_s=600)
+            status, answer = self._request("POST", request.path, request.body, timeout_s=600)
             if status == 200:
-                return int(json.loads(answer)["usage"]["prompt_tokens"])
+                return ENGINE.prompt_tokens_used(answer)
         except (
             OSError,
             http.client.HTTPException,
@@ -207,27 +154,23 @@ class Server:
 
     def prompt_tokens(self) -> float:
         """The server's own count of prompt tokens, as Prometheus scrapes it."""
+        page = ENGINE.metrics_path
         try:
-            status, answer = self._request("GET", "/metrics", timeout_s=10)
+            status, answer = self._request("GET", page, timeout_s=10)
         except (OSError, http.client.HTTPException) as error:
             raise StageFailure(
                 "request_failed",
-                f"the server's /metrics does not answer: {error!r}",
+                f"the server's {page} does not answer: {error!r}",
                 self.log_tail(),
             ) from error
         if status != 200:
             raise StageFailure(
-                "request_failed", f"the server's /metrics answers HTTP {status}", self.log_tail()
+                "request_failed", f"the server's {page} answers HTTP {status}", self.log_tail()
             )
-        values = _PROMPT_TOKENS.findall(answer.decode(errors="replace"))
         try:
-            return sum(float(value) for value in values)
+            return ENGINE.prompt_tokens_total(answer.decode(errors="replace"))
         except ValueError as error:
-            raise StageFailure(
-                "request_failed",
-                f"the server counts its prompt tokens as {values[0][:40]!r}",
-                self.log_tail(),
-            ) from error
+            raise StageFailure("request_failed", str(error), self.log_tail()) from error
 
     def stop(self) -> None:
         """End the whole group: asked first, then forced. Raises StageFailure(cleanup_failed) when
@@ -276,11 +219,3 @@ class Server:
             return response.status, response.read()
         finally:
             connection.close()
-
-
-def _death_type(tail: list[str]) -> str:
-    text = "\n".join(tail).lower()
-    return next(
-        (kind for kind, words in _DEATHS if any(word in text for word in words)),
-        "server_start_failed",
-    )

@@ -18,14 +18,13 @@ import pytest
 from hypothesis import strategies as st
 
 from sgl_admin.base import files as contract_files
-from sgl_admin.base import locks, paths, processes
+from sgl_admin.base import locks, paths, processes, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
 from sgl_admin.prep.prep import Prep
 from sgl_admin.records import caches, job, run
 from sgl_admin.serving import probe
-from sgl_admin.sglang import versions
 from sgl_admin.stages import STAGES
 from tests.contract import validators
 from tests.fuzz.fuzzing import (

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, locks, paths, processes
+from sgl_admin.base import files, locks, paths, processes, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices, gpu_fit
@@ -30,7 +30,7 @@ from sgl_admin.prep.prep import Prep
 from sgl_admin.records import run
 from sgl_admin.records.job import Job
 from sgl_admin.serving import benchmark_server, server
-from sgl_admin.sglang import versions
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import STAGES, moe_tune
 from tests.contract import validators
 
@@ -678,7 +678,7 @@ CAPTURE, HINT = (
 def test_last_words_have_their_type(words: str, kind: str) -> None:
     """As SGLang 0.5.17, Torch, Triton, FlashInfer and DeepGEMM say them."""
     assert (
-        server._death_type(
+        ENGINE.error_type(
             ["Load weight begin.", *words.splitlines(), "Received sigquit from a child process."]
         )
         == kind

@@ -23,12 +23,12 @@ import pytest
 import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
 
-from sgl_admin.base import files, locks, paths, processes
+from sgl_admin.base import files, locks, paths, processes, versions
 from sgl_admin.facts import devices, image_facts, model
 from sgl_admin.init import dcgm, publish, services, start
 from sgl_admin.init.services import Settings
 from sgl_admin.records import job, run
-from sgl_admin.sglang import releases, tracing, versions
+from sgl_admin.sglang import releases
 from tests.contract import validators
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
@@ -211,13 +211,13 @@ def test_the_server_sends_its_traces_to_jaeger(
         ("0.5.3", "--oltp-traces-endpoint"),
         ("0.5.17", "--otlp-traces-endpoint"),
     ):
-        assert tracing.arguments(manifest, releases.of(version)[0]) == [
+        assert releases.of(version)[0].tracing_arguments(manifest) == [
             "--enable-trace",
             flag,
             endpoint,
         ]
     manifest["telemetry_surfaces"]["tracing"]["status"] = "failed"
-    assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
+    assert releases.of("0.5.17")[0].tracing_arguments(manifest) == []
 
 
 def test_a_server_that_cannot_send_traces_is_not_told_to(
@@ -234,7 +234,7 @@ def test_a_server_that_cannot_send_traces_is_not_told_to(
         and "its Python lacks opentelemetry-sdk" in surface["details"]
     )
     assert f"tracing: {surface['details']}" in manifest["warnings"]
-    assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
+    assert releases.of("0.5.17")[0].tracing_arguments(manifest) == []
 
 
 def test_a_service_of_a_later_release_is_passed_over(container: Path) -> None:

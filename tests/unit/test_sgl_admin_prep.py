@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, gated, locks, paths, processes
+from sgl_admin.base import files, gated, locks, paths, processes, versions
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
@@ -27,7 +27,6 @@ from sgl_admin.records import caches, run
 from sgl_admin.records import job as job_module
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe, server, warmup
-from sgl_admin.sglang import versions
 from sgl_admin.stages import STAGES
 from sgl_admin.stages.base import Context, Stage
 from tests.contract import validators
