@@ -11,11 +11,11 @@ from typing import Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.errors import Refused, StageFailure
+from sgl_admin.base.processes import end_noted
 from sgl_admin.commands import argument_types
 from sgl_admin.contract.exit_codes import EXIT_SERVER_FAILED, EXIT_SIGINT
 from sgl_admin.records import run
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import end_noted
 
 _HEARTBEAT_S = 5.0
 

@@ -6,14 +6,11 @@ import shutil
 import time
 from collections.abc import Callable
 
-from sgl_admin.base import paths
+from sgl_admin.base import paths, versions
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.facts import devices
 from sgl_admin.facts.devices import Devices
-from sgl_admin.sglang import versions
 
-# The order of the GPUs is the one that NVML, nvidia-smi and this package count by.
-ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 # The driver lets go of an ended process's memory a moment after its end.
 _PATIENCE_S = 15.0
 # What a cold server of an 80B FP8 model writes into its caches, and some more.

@@ -11,9 +11,9 @@ import subprocess
 from collections.abc import Sequence
 
 from sgl_admin import __version__
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, versions
 from sgl_admin.contract.services import SERVICES
-from sgl_admin.sglang import versions
+from sgl_admin.sglang import ENGINE
 
 # Docker's names of architectures, as in the manifest's `architecture`.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -49,7 +49,7 @@ def main() -> None:
             "base_image": {"name": arguments.base_name, "digest": arguments.base_digest},
             "git_revision": arguments.git_revision,
             "versions": {
-                "sglang": versions.installed("sglang"),
+                ENGINE.name: ENGINE.version(),
                 "torch": versions.installed("torch"),
                 **{service.name: binary_version(service.version) for service in SERVICES},
                 "sgl_admin": __version__,

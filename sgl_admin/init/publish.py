@@ -16,6 +16,7 @@ from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import Refused, StageFailure
+from sgl_admin.base.processes import start_time
 from sgl_admin.contract import processes
 from sgl_admin.contract.services import BY_NAME, LOOPBACK, SERVICES, SGLANG
 from sgl_admin.init import surfaces
@@ -24,7 +25,6 @@ from sgl_admin.init.surfaces import Observed
 from sgl_admin.records import caches, job, run
 from sgl_admin.records import smokes as smoke
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import start_time
 
 _RETRY_S = 1.0
 

@@ -8,7 +8,7 @@ from typing import Any
 from sgl_admin.contract.services import LOOPBACK, SERVICES, SGLANG, Service
 from sgl_admin.init import dcgm
 from sgl_admin.init.services import Settings
-from sgl_admin.sglang import tracing
+from sgl_admin.sglang import ENGINE
 
 Surface = dict[str, str]
 
@@ -62,7 +62,7 @@ def _server_metrics(prometheus: Service, state: str | None, settings: Settings) 
     address = f"{LOOPBACK}:{settings.ports[SGLANG.name]}"
     return {
         "status": "expected",
-        "details": f"scraped at {address} once the server runs with --enable-metrics",
+        "details": f"scraped at {address} once the server runs with {ENGINE.metrics_flag}",
     }
 
 
@@ -84,7 +84,7 @@ def _lacks(service: Service, observed: Observed) -> str | None:
     """What a service that runs cannot do, in words."""
     if service.name == "dcgm_exporter" and not dcgm.chosen().profiling:
         return "profiling metrics need SYS_ADMIN"
-    if service.name == "jaeger" and (missing := tracing.missing_packages()):
+    if service.name == "jaeger" and (missing := ENGINE.missing_tracing_packages()):
         return (
             f"{_running(service, observed)}; the server sends no traces, as its Python lacks"
             f" {' and '.join(missing)}"

@@ -1,12 +1,10 @@
-"""SGLang's fused experts on the GPU: which kernels a configuration launches, and how long it takes.
+"""The fused experts on the GPU: which kernels a configuration launches, and how long it takes.
 
-Runs in the tuner's own process: it imports torch, Triton and the installed SGLang.
+Runs in the tuner's own process: it imports torch, Triton and the installed engine.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -16,11 +14,11 @@ from typing import Any
 import torch
 import triton
 
+from sgl_admin.base.engine import Release
 from sgl_admin.moe.compiling import Launch
 from sgl_admin.moe.search import CannotRun
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
-from sgl_admin.sglang.releases import Release
 
 # Calls in one CUDA graph: enough that its own start does not count.
 _CALLS = 10
@@ -38,21 +36,7 @@ class FusedExperts:
         self._shape = shape
         self._device = torch.device("cuda", torch.cuda.current_device())
         torch.manual_seed(0)
-        _publish_server_args()
-        self._module = importlib.import_module(release.fused_moe)
-        # Where the configuration is overridden is a package that the module belongs to.
-        self._override = importlib.import_module(release.moe_override)
-        runner = importlib.import_module("sglang.srt.layers.moe.moe_runner")
-        wanted = {
-            "num_experts": shape.lookup.E,
-            "num_local_experts": shape.lookup.E,
-            "inplace": True,
-        }
-        known = inspect.signature(runner.MoeRunnerConfig).parameters
-        self._runner_config = runner.MoeRunnerConfig(
-            **{name: value for name, value in wanted.items() if name in known}
-        )
-        self._topk_output = importlib.import_module("sglang.srt.layers.moe.topk").StandardTopKOutput
+        self._experts = release.fused_experts(shape.lookup.E)
         self._weights = self._make_weights()
         self._inputs: dict[int, tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], Any]] = {}
 
@@ -126,26 +110,17 @@ class FusedExperts:
                 tokens,
                 tokens.clone(),
                 choices,
-                self._topk_output(weights, choices[0].clone(), logits),
+                self._experts.topk_output(weights, choices[0].clone(), logits),
             )
         return self._inputs[size]
-
-    @contextmanager
-    def _configured(self, config: Config) -> Iterator[None]:
-        try:
-            with self._override.override_config(dict(config)):
-                yield
-        finally:
-            # SGLang's own context manager leaves it in place when the call in it fails.
-            setattr(self._override, "_config", None)  # noqa: B010 - a name of SGLang's
 
     def _call(self, size: int) -> None:
         tokens, restored, _, topk = self._input(size)
         # In place is how the server calls; without fresh tokens the values would run away.
         tokens.copy_(restored)
         weights = self._weights
-        self._module.fused_experts(
-            tokens, weights["w1"], weights["w2"], topk, self._runner_config,
+        self._experts.call(
+            tokens, weights["w1"], weights["w2"], topk,
             **{name: value for name, value in weights.items() if name not in ("w1", "w2")},
         )  # fmt: skip
 
@@ -154,7 +129,7 @@ class FusedExperts:
         kernels build behind a lock.
         """
         for size in sizes:
-            with self._configured(config):
+            with self._experts.configured(config):
                 self._call(size)
         torch.cuda.synchronize()
 
@@ -171,13 +146,13 @@ class FusedExperts:
             # Neither compile nor launch.
             return True
 
-        with self._configured(config), _cache_hook(hook):
+        with self._experts.configured(config), _cache_hook(hook):
             self._call(size)
         return found
 
     def look(self, size: int, config: Config, hopeless_us: float) -> float:
         try:
-            with self._configured(config):
+            with self._experts.configured(config):
                 self._call(size)
                 started, ended = (
                     torch.cuda.Event(enable_timing=True),
@@ -205,7 +180,7 @@ class FusedExperts:
     def compare(self, size: int, configs: Sequence[Config], turns: int) -> list[float]:
         graphs = []
         for config in configs:
-            with self._configured(config):
+            with self._experts.configured(config):
                 self._call(size)
                 graphs.append(self._graph(size, _CALLS))
         taken: list[list[float]] = [[] for _ in configs]
@@ -249,13 +224,3 @@ def _cache_hook(hook: Any) -> Iterator[None]:
         yield
     finally:
         knobs.runtime.jit_cache_hook = before
-
-
-def _publish_server_args() -> None:
-    """SGLang's kernels read settings of a server, from 0.5.17 on also where none is: its defaults,
-    of no model.
-    """
-    module = importlib.import_module("sglang.srt.server_args")
-    publish = getattr(module, "set_global_server_args_for_scheduler", None)
-    if publish is not None:
-        publish(module.ServerArgs(model_path="dummy"))

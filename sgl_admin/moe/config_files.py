@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths
+from sgl_admin.base.engine import Lookup, Release
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.moe.shape import Lookup
 from sgl_admin.moe.space import Config
 from sgl_admin.records import caches
-from sgl_admin.sglang import versions
-from sgl_admin.sglang.releases import Release
+from sgl_admin.sglang import ENGINE
 
 CACHE = "moe_configs"
-VARIABLE = "SGLANG_MOE_CONFIG_DIR"
 # Not part of the cache's content: which of the files came with SGLang, and which batch sizes of
 # ours come of which tuning.
 _BUILT_IN = ".built_in.json"
@@ -37,8 +35,12 @@ def work(tuning: dict[str, Any]) -> Path:
     return root() / caches.WORK / caches.digest(tuning)
 
 
+def configs() -> Path:
+    return root() / ENGINE.moe.folder
+
+
 def folder(triton: str) -> Path:
-    return root() / "configs" / f"triton_{triton.replace('.', '_')}"
+    return configs() / ENGINE.moe.triton_folder(triton)
 
 
 def make_ready(named: str, release: Release) -> None:
@@ -49,11 +51,12 @@ def make_ready(named: str, release: Release) -> None:
     """
     if Path(named) == root():
         place_built_in(release)
-    elif not (Path(named) / "configs").is_dir():
+    elif not (Path(named) / ENGINE.moe.folder).is_dir():
         raise StageFailure(
             "config_missing",
-            f"{VARIABLE}={named} has no folder configs, so the server would not start: copy"
-            " SGLang's own configs into it, or leave the variable away (sgl_server_env)",
+            f"{ENGINE.moe.variable}={named} has no folder {ENGINE.moe.folder}, so the server would"
+            " not start: copy SGLang's own configs into it, or leave the variable away"
+            " (sgl_server_env)",
         )
 
 
@@ -64,40 +67,34 @@ def place_built_in(release: Release) -> int:
     A file of ours stays; one that came with an earlier SGLang is replaced, or goes where the new
     one has it no more.
     """
-    package = versions.package_folder("sglang")
-    source = package / release.moe_configs / "configs" if package else None
+    source = release.built_in_moe_configs()
     if source is None or not source.is_dir():
         raise StageFailure(
             "config_missing",
             f"SGLang's own MoE configurations are not at {source}: the server would not start"
             " without them",
         )
-    installed = versions.installed("sglang")
+    installed = ENGINE.version()
     placed_of, placed = _built_in()
-    there = {name for name in placed if (root() / "configs" / name).exists()}
+    there = {name for name in placed if (configs() / name).exists()}
     if placed_of == installed and len(there) == len(placed):
         return 0
-    names = sorted(str(path.relative_to(source)) for path in source.glob("triton_*/*.json"))
-    ours = {
-        str(path.relative_to(root() / "configs"))
-        for path in (root() / "configs").glob("triton_*/*.json")
-    } - there
+    names = sorted(str(path.relative_to(source)) for path in source.glob(ENGINE.moe.pattern))
+    ours = {str(path.relative_to(configs())) for path in configs().glob(ENGINE.moe.pattern)} - there
     # One of the down projection alone belongs to the file that it came with.
     written = [
-        name
-        for name in names
-        if name not in ours and name.replace("_down.json", ".json") not in ours
+        name for name in names if name not in ours and ENGINE.moe.main_name(name) not in ours
     ]
     # Noted before they lie there, as of no SGLang yet: else those that a killed prep leaves, one of
     # them torn, would pass for ours.
     _note_built_in("", sorted(there | set(written)))
     for name in there - set(written):
-        (root() / "configs" / name).unlink(missing_ok=True)
+        (configs() / name).unlink(missing_ok=True)
     for name in written:
-        target = root() / "configs" / name
+        target = configs() / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((source / name).read_bytes())
-    (root() / "configs").mkdir(parents=True, exist_ok=True)
+    configs().mkdir(parents=True, exist_ok=True)
     _note_built_in(installed, written)
     return len(written)
 
@@ -111,13 +108,15 @@ def _built_in() -> tuple[str | None, list[str]]:
     except ValueError:
         record = {}
     names = record.get("files")
-    return record.get("sglang", ""), (
+    return record.get(ENGINE.name, ""), (
         [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     )
 
 
-def _note_built_in(sglang: str | None, names: list[str]) -> None:
-    files.write_json(root() / _BUILT_IN, {"schema_version": "1", "sglang": sglang, "files": names})
+def _note_built_in(version: str | None, names: list[str]) -> None:
+    files.write_json(
+        root() / _BUILT_IN, {"schema_version": "1", ENGINE.name: version, "files": names}
+    )
 
 
 def read(path: Path) -> dict[int, Config]:
@@ -173,8 +172,8 @@ def add(path: Path, tuning: dict[str, Any], size: int, config: Config) -> None:
 def _forget_built_in(path: Path) -> None:
     """The file is ours from now on: a new SGLang does not replace it."""
     placed_of, placed = _built_in()
-    down = path.with_name(f"{path.stem}_down.json")
-    names = {str(each.relative_to(root() / "configs")) for each in (path, down)}
+    down = path.with_name(ENGINE.moe.down_name(path.name))
+    names = {str(each.relative_to(configs())) for each in (path, down)}
     if names & set(placed):
         # It was tuned for another one; ours are measured with one configuration for both
         # projections.
@@ -186,7 +185,7 @@ def remember(key: str, lookup: Lookup) -> None:
     """What a server of these settings asked for, so that a later prep knows it without a server."""
     files.write_json(
         root() / TUNED / f"lookup-{key}.json",
-        {"schema_version": "1", "file_name": lookup.file_name("*")},
+        {"schema_version": "1", "file_name": ENGINE.moe.file_name(lookup, "*")},
     )
 
 
@@ -196,4 +195,4 @@ def remembered(key: str) -> Lookup | None:
     except ValueError:
         return None
     name = record.get("file_name")
-    return Lookup.from_file_name(name) if isinstance(name, str) else None
+    return ENGINE.moe.lookup(name) if isinstance(name, str) else None

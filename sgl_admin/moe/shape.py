@@ -1,60 +1,20 @@
-"""The shape of a model's fused experts, and the name of the file in which SGLang looks their launch
-configurations up.
-"""
+"""The shape of a model's fused experts, by its config and by what a server looks up."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sgl_admin.base.engine import Lookup, Release
 from sgl_admin.facts.model import EXPERTS, language_part
-from sgl_admin.sglang.releases import Release
 
 # How the architectures that SGLang knows call these (their Hugging Face configs).
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k")
 _INTERMEDIATE = ("moe_intermediate_size", "expert_hidden_dim", "intermediate_size")
-_NAME = re.compile(
-    r"E=(?P<E>\d{1,9}),N=(?P<N>\d{1,9}),device_name=(?P<device>[^,]+?)(?:,dtype=(?P<dtype>\w+?))?"
-    r"(?:,block_shape=\[(?P<n>\d{1,9}),"
-    r" ?(?P<k>\d{1,9})\])?(?P<channel>,per_channel_quant=True)?(?P<down>_down)?\.json"
-)
 
 
 class Untunable(Exception):
     """These experts have no tuning; the text says why."""
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """What the server asks for: SGLang's own key of a configuration file."""
-
-    E: int
-    N: int
-    dtype: str | None
-    block_shape: tuple[int, int] | None
-
-    def file_name(self, device_name: str) -> str:
-        dtype = f",dtype={self.dtype}" if self.dtype else ""
-        block = (
-            f",block_shape=[{self.block_shape[0]}, {self.block_shape[1]}]"
-            if self.block_shape
-            else ""
-        )
-        return (
-            f"E={self.E},N={self.N},device_name={device_name.replace(' ', '_')}{dtype}{block}.json"
-        )
-
-    @classmethod
-    def from_file_name(cls, name: str) -> Lookup | None:
-        """None for a name of another form: one of the down projection alone, or of weights that are
-        quantised by channel.
-        """
-        found = _NAME.fullmatch(name)
-        if found is None or found["down"] or found["channel"]:
-            return None
-        block = (int(found["n"]), int(found["k"])) if found["n"] else None
-        return cls(int(found["E"]), int(found["N"]), found["dtype"], block)
 
 
 @dataclass(frozen=True)

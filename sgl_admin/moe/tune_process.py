@@ -21,7 +21,7 @@ from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.search import CannotRun, Search
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.tuner import EXIT_CANNOT_RUN, EXIT_MEMORY
-from sgl_admin.sglang import releases, versions
+from sgl_admin.sglang import ENGINE
 
 # Of no space: what a call compiles beside its configured kernels is warmed with it, and then no
 # configuration is loaded already.
@@ -62,7 +62,7 @@ def tune(order: dict[str, Any], say: Any) -> int:
     compilers = None
     try:
         say(phase="start", done=0, total=0)
-        release, _ = releases.of(versions.installed("sglang"))
+        release, _ = ENGINE.release()
         compilers = Compilers(
             Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"]
         )

@@ -20,12 +20,12 @@ from typing import Any
 
 from sgl_admin.base import files, gated, paths
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.base.processes import end_group, last_lines
 from sgl_admin.facts import devices
 from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
-from sgl_admin.serving.server import end_group, last_lines
 
 # How the process ends where beginning it again would not help.
 EXIT_CANNOT_RUN, EXIT_MEMORY = 3, 4

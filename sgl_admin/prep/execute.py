@@ -26,6 +26,7 @@ from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe
 from sgl_admin.serving.warmup import Warmup
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import Stage
 
 _LOCK_TIMEOUT_S = 3600.0
@@ -244,7 +245,7 @@ class Execution(Interruptible):
         assert release is not None
         gpu_fit.check_free_space()
         gpu_fit.wait_until_free(environment.get(devices.VISIBLE))
-        config_files.make_ready(environment[config_files.VARIABLE], release)
+        config_files.make_ready(environment[ENGINE.moe.variable], release)
 
 
 def _clear(stage: Stage) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sgl_admin.base import files, paths
+from sgl_admin.base.engine import Release
 from sgl_admin.base.errors import Refused
 from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.contract.records import RESULT_SHAPE
@@ -22,9 +23,7 @@ from sgl_admin.records import caches
 from sgl_admin.records.caches import SignatureRecord, dead_owner
 from sgl_admin.records.request import Request
 from sgl_admin.records.run import Run
-from sgl_admin.serving import server
-from sgl_admin.sglang import releases, tracing, versions
-from sgl_admin.sglang.releases import Release
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import STAGES, Context, Stage
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class Plan:
     def server_argv(self) -> list[str]:
         request = self.request
         arguments = list(self.context.arguments)
-        return server.command(request.model, request.tp, request.warmup_port, arguments)
+        return ENGINE.command(request.model, request.tp, request.warmup_port, arguments)
 
     def with_warning(self, warning: str) -> Plan:
         """Once: the process that plans a prep and the one that executes it warn of the same."""
@@ -198,7 +197,7 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
     # The prep is for the devices that its server will see.
     found = devices.find(environment.get(devices.VISIBLE))
     gpu_fit.check(found, request.tp, findings.warn)
-    release, unknown = releases.of(versions.installed("sglang"))
+    release, unknown = ENGINE.release()
     if unknown:
         findings.warn(unknown)
     return Context(
@@ -217,16 +216,15 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
 def _server_environment(environment: dict[str, str], found: Devices) -> dict[str, str]:
     if not found.cuda:
         return environment
-    moe_configs = {config_files.VARIABLE: str(config_files.root())}
-    return {**gpu_fit.ENVIRONMENT, **moe_configs, **environment}
+    return {**ENGINE.gpu_environment(config_files.root()), **environment}
 
 
 def _server_arguments(
     run: Run, request: Request, of_flavour: list[str], release: Release
 ) -> tuple[str, ...]:
     sizes = request.cuda_graph_batch_sizes
-    graphs = [release.cuda_graph_flag, *map(str, sizes)] if sizes else []
-    traces = tracing.arguments(run.manifest, release)
+    graphs = release.cuda_graph_arguments(sizes)
+    traces = release.tracing_arguments(run.manifest)
     return (*of_flavour, *traces, *graphs, *request.server_args)
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, files, paths, versions
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.records.run import Run
-from sgl_admin.sglang import versions
+from sgl_admin.sglang import ENGINE
 
 Record = dict[str, Any]
 
@@ -148,8 +148,8 @@ def _run_section(plan: Plan, outcome: Outcome) -> Record:
         "torch_version": versions.installed("torch"),
         "triton_version": versions.installed("triton"),
         "flashinfer_version": versions.installed("flashinfer-python"),
-        "deep_gemm_version": versions.deep_gemm(),
-        "sglang_version": versions.installed("sglang"),
+        "deep_gemm_version": ENGINE.deep_gemm_version(),
+        "sglang_version": ENGINE.version(),
         "sglang_commit": "unknown",
         "started_at": outcome.started_at,
         "finished_at": clock.utc(),

@@ -11,8 +11,8 @@ from typing import Any
 
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
+from sgl_admin.base.processes import end_noted, start_time
 from sgl_admin.records.request import Request
-from sgl_admin.serving.server import end_noted, start_time
 
 LOCK = "prep"
 RUNNING = "running"

@@ -11,10 +11,10 @@ from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.base.processes import end_noted, start_time
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records.run import Run
 from sgl_admin.records.scenario import Scenario, Test
-from sgl_admin.serving.server import end_noted, start_time
 
 LOCK = "smoke"
 RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"

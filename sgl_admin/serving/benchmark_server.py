@@ -13,12 +13,14 @@ from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import Refused, StageFailure
+from sgl_admin.base.processes import end_noted, is_running, start_time
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records import job
 from sgl_admin.records import smokes as smoke
 from sgl_admin.records.run import Run
-from sgl_admin.serving.server import Server, end_noted, is_running, start_time
+from sgl_admin.serving.server import Server
+from sgl_admin.sglang import ENGINE
 
 # Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its
 # own; and by the server that `sgl-admin server start` started, as long as anything of it lives.
@@ -50,7 +52,7 @@ class Prepared:
 
     @property
     def port(self) -> int:
-        return int(self.argv[self.argv.index("--port") + 1])
+        return ENGINE.port(self.argv)
 
 
 def prepared(live: Run) -> Prepared:

@@ -19,6 +19,7 @@ from typing import Any
 from sgl_admin.base import clock
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.serving.server import Server
+from sgl_admin.sglang import ENGINE
 
 _POLL_S = 0.2
 # A clock that NTP slews does not jump so far while a proof is made.
@@ -82,10 +83,6 @@ def answers(prometheus_url: str) -> bool:
         return False
 
 
-def query_for(run_id: str) -> str:
-    return f'{{__name__=~"sglang[:_]prompt_tokens_total",container_run="{run_id}"}}'
-
-
 def unproven(
     run_id: str, prometheus_url: str, reason: str | None, tokens_expected: int = 0
 ) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def unproven(
         "ok": False,
         "probed_at": clock.utc(),
         "prometheus_url": prometheus_url,
-        "prometheus_query": query_for(run_id),
+        "prometheus_query": ENGINE.prompt_tokens_query(run_id),
         "sample_count": 0,
         "tokens_expected": tokens_expected,
         "tokens_seen": 0,
@@ -115,7 +112,7 @@ def prove(
                 " account for"
             ),
         }
-    query = query_for(run_id)
+    query = ENGINE.prompt_tokens_query(run_id)
     started = time.monotonic()
     while True:
         result["waited_s"] = round(time.monotonic() - started, 3)
@@ -136,7 +133,7 @@ def prove(
                 if result["sample_count"]
                 else (
                     "Prometheus has no sample of this run's server since the first request: is the"
-                    " sglang target scraped?"
+                    f" {ENGINE.name} target scraped?"
                 )
             )
             if result["sample_count"] and result["tokens_seen"] >= ledger.tokens:

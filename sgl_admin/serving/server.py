@@ -1,78 +1,27 @@
-"""The SGLang server that a prep starts: its command, its readiness, its requests, and its end with
-all its processes.
-"""
+"""The server that a prep starts: its readiness, its requests, its end with all its processes."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
-import re
 import select
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import gated, ports
+from sgl_admin.base.engine import HOST
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.base.processes import end_group, last_lines
+from sgl_admin.sglang import ENGINE
 
-HOST = "127.0.0.1"
-# The counter has a colon in most releases and an underscore in newer ones.
-# A label's value may hold anything but a bare quote.
-_PROMPT_TOKENS = re.compile(
-    r'^sglang[:_]prompt_tokens_total(?:\{(?:[^"}]|"(?:\\.|[^"\\])*")*\})?[ \t]+(\S+)', re.MULTILINE
-)
-_TERMINATE_S = 15.0
-_TAIL_BYTES = 1 << 16
-# What a server says as it dies, by what it dies of; the first that is found counts
-# (docs/decisions/gpu-stages.md).
-_DEATHS = (
-    # DeepGEMM says only where it was writing (csrc/jit/compiler.hpp).
-    ("insufficient_disk", ("no space left on device", "disk quota exceeded", "out.write(")),
-    (
-        "oom",
-        ("out of memory", "outofmemoryerror", "not enough memory", "cudaerrormemoryallocation"),
-    ),
-    ("port_busy", ("address already in use",)),
-    (
-        "compile_failed",
-        (
-            "ninja exited with status",
-            "ninja build failed",
-            "failed to build jit module",
-            "missingjitcacheerror",
-            "nvcc compilation failed",
-            "nvrtc error",
-            "could not find nvcc",
-            "no such file or directory: 'ninja'",
-            "could not find cuda installation",
-            "failed to find c compiler",
-            "ptxaserror",
-            "compilationerror",
-            "passmanager::run failed",
-            "inductorerror",
-            "backendcompilerfailed",
-        ),
-    ),
-)
-# A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no
-# number above the last.
-_GROUPS = range(2, 2**22)
 # Where the cause of a death is looked for: the traceback of the process that died first is followed
 # by the others'.
 _LAST_LINES = 400
-
-
-def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
-    return [
-        sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--tp-size", str(tp),
-        "--host", HOST, "--port", str(port), "--enable-metrics", *arguments,
-    ]  # fmt: skip
 
 
 class Server:
@@ -137,9 +86,7 @@ class Server:
                 ) from error
 
     def wait_healthy(self, timeout_s: float, tick: Callable[[], None]) -> None:
-        """Let the server begin; returns when /health says 200. An open port, or other pages
-        answering, does not count.
-        """
+        """Let the server begin; returns when it is healthy."""
         assert self._process is not None
         self._give_word(b"1")
         self._close_word()
@@ -147,7 +94,7 @@ class Server:
         while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
                 raise StageFailure(
-                    _death_type(self.log_tail(_LAST_LINES)),
+                    ENGINE.error_type(self.log_tail(_LAST_LINES)),
                     f"the server ended while starting, exit code {self._process.returncode}",
                     self.log_tail(),
                 )
@@ -162,9 +109,9 @@ class Server:
         )
 
     def healthy(self) -> bool:
-        """Whether /health says 200 now."""
+        """Whether its health page says so now."""
         try:
-            return self._request("GET", "/health", timeout_s=5)[0] == 200
+            return ENGINE.is_ready(self._request("GET", ENGINE.health_path, timeout_s=5)[0])
         except (OSError, http.client.HTTPException, ValueError):
             return False
 
@@ -182,16 +129,11 @@ class Server:
 
     def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
         """Send one completion; returns the prompt tokens that the server says it took."""
-        body = {
-            "model": "default",
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-        }
+        request = ENGINE.completion(prompt, temperature, max_tokens)
         try:
-            status, answer = self._request("POST", "/v1/completions", body, timeout_s=600)
+            status, answer = self._request("POST", request.path, request.body, timeout_s=600)
             if status == 200:
-                return int(json.loads(answer)["usage"]["prompt_tokens"])
+                return ENGINE.prompt_tokens_used(answer)
         except (
             OSError,
             http.client.HTTPException,
@@ -212,27 +154,23 @@ class Server:
 
     def prompt_tokens(self) -> float:
         """The server's own count of prompt tokens, as Prometheus scrapes it."""
+        page = ENGINE.metrics_path
         try:
-            status, answer = self._request("GET", "/metrics", timeout_s=10)
+            status, answer = self._request("GET", page, timeout_s=10)
         except (OSError, http.client.HTTPException) as error:
             raise StageFailure(
                 "request_failed",
-                f"the server's /metrics does not answer: {error!r}",
+                f"the server's {page} does not answer: {error!r}",
                 self.log_tail(),
             ) from error
         if status != 200:
             raise StageFailure(
-                "request_failed", f"the server's /metrics answers HTTP {status}", self.log_tail()
+                "request_failed", f"the server's {page} answers HTTP {status}", self.log_tail()
             )
-        values = _PROMPT_TOKENS.findall(answer.decode(errors="replace"))
         try:
-            return sum(float(value) for value in values)
+            return ENGINE.prompt_tokens_total(answer.decode(errors="replace"))
         except ValueError as error:
-            raise StageFailure(
-                "request_failed",
-                f"the server counts its prompt tokens as {values[0][:40]!r}",
-                self.log_tail(),
-            ) from error
+            raise StageFailure("request_failed", str(error), self.log_tail()) from error
 
     def stop(self) -> None:
         """End the whole group: asked first, then forced. Raises StageFailure(cleanup_failed) when
@@ -281,82 +219,3 @@ class Server:
             return response.status, response.read()
         finally:
             connection.close()
-
-
-def last_lines(log: Path, start: int, lines: int = 20) -> list[str]:
-    """The last lines of what a log holds from `start` on, in bytes."""
-    with open(log, "rb") as stream:
-        # A server that served for days has written more than anyone wants to read for its last
-        # words.
-        stream.seek(max(start, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return stream.read().decode(errors="replace").splitlines()[-lines:]
-
-
-def end_noted(group: Any, ticks: Any) -> None:
-    """End the group of a server by what a record says of it. Raises StageFailure.
-
-    The leader dies with its parent, but some of its children do not: its number still names their
-    group then.
-    """
-    if type(group) is int and group in _GROUPS and start_time(group) in (ticks, None):
-        end_group(group)
-
-
-def end_group(group: int, reap: Callable[[], object] = lambda: None) -> None:
-    """SIGTERM, then SIGKILL, to a process group, until none of it is left."""
-    for number, patience_s in ((signal.SIGTERM, _TERMINATE_S), (signal.SIGKILL, 10.0)):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            reap()
-            if not _alive(group):
-                return
-            time.sleep(0.05)
-    raise StageFailure("cleanup_failed", f"process group {group} of the server outlived SIGKILL")
-
-
-def _alive(group: int) -> bool:
-    """Whether any process of the group still runs; one that has ended and only waits to be reaped
-    does not count.
-    """
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == group and fields[0] not in "ZX":
-                return True
-    return False
-
-
-def _death_type(tail: list[str]) -> str:
-    text = "\n".join(tail).lower()
-    return next(
-        (kind for kind, words in _DEATHS if any(word in text for word in words)),
-        "server_start_failed",
-    )
-
-
-def start_time(pid: int) -> str | None:
-    """When a process began, in clock ticks since boot: with its pid, the identity of a process.
-    None when it is gone.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
-
-
-def is_running(pid: int, ticks: str) -> bool:
-    """Whether the process of that identity still does something: one that has ended and waits to be
-    reaped does not.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[19] == ticks and fields[0] not in "ZX"

@@ -2,8 +2,8 @@
 
 Seen in the releases that each row is named after (their packages and, for what is the same in all,
 docs/decisions/gpu-stages.md). Between two rows the older one counts; a release newer than the last
-row is taken for it, with a warning. What the log of a server says (moe_tune) always has the last
-word.
+row is taken for it, with a warning. What the log of a server says (moe_configs.py) always has the
+last word.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgl_admin.sglang import moe_configs, packages, tracing
+
+if TYPE_CHECKING:
+    from sgl_admin.sglang.fused_experts import FusedExperts
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _NO_FUSION_FLAG = "--disable-shared-experts-fusion"
@@ -34,8 +40,24 @@ class Release:
     # How many shared experts the server fuses into the routed ones, by the model's config.
     fused_shared: Callable[[dict[str, Any]], int]
 
+    def cuda_graph_arguments(self, batch_sizes: tuple[int, ...]) -> list[str]:
+        return [self.cuda_graph_flag, *map(str, batch_sizes)] if batch_sizes else []
+
+    def tracing_arguments(self, manifest: dict[str, Any]) -> list[str]:
+        return tracing.arguments(manifest, self.otlp_flag)
+
     def fused_shared_experts(self, config: dict[str, Any], server_args: tuple[str, ...]) -> int:
         return 0 if _NO_FUSION_FLAG in server_args else self.fused_shared(config)
+
+    def built_in_moe_configs(self) -> Path | None:
+        package = packages.folder()
+        return package / self.moe_configs / moe_configs.FOLDER if package else None
+
+    def fused_experts(self, experts: int) -> FusedExperts:
+        # Not above: only the tuner's process needs it, and `inspect` is slow to import.
+        from sgl_admin.sglang.fused_experts import FusedExperts
+
+        return FusedExperts(self.fused_moe, self.moe_override, experts)
 
 
 def _deepseek(config: dict[str, Any]) -> int:
@@ -101,6 +123,10 @@ RELEASES = (
         _deepseek_and_qwen_next,
     ),
 )
+
+
+def installed() -> tuple[Release, str | None]:
+    return of(packages.version())
 
 
 def of(version: str | None) -> tuple[Release, str | None]:

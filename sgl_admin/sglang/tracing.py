@@ -5,8 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from typing import Any
 
-from sgl_admin.sglang import versions
-from sgl_admin.sglang.releases import Release
+from sgl_admin.base import versions
 
 # Without one of them SGLang takes the flags and sends nothing.
 _PACKAGES = (
@@ -21,7 +20,7 @@ def missing_packages() -> list[str]:
     return [name for name in _PACKAGES if versions.installed(name) is None]
 
 
-def arguments(manifest: dict[str, Any], release: Release) -> list[str]:
+def arguments(manifest: dict[str, Any], otlp_flag: str) -> list[str]:
     """Of the server, where the run's manifest says that tracing runs."""
     if manifest.get("telemetry_surfaces", {}).get("tracing", {}).get("status") != "running":
         return []
@@ -29,6 +28,6 @@ def arguments(manifest: dict[str, Any], release: Release) -> list[str]:
     host = urllib.parse.urlsplit(jaeger["url"]).hostname or "127.0.0.1"
     return [
         "--enable-trace",
-        release.otlp_flag,
+        otlp_flag,
         f"{f'[{host}]' if ':' in host else host}:{jaeger['otlp_grpc']}",
     ]

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sgl_admin.base.engine import HOST
 from sgl_admin.records.scenario import Options
-from sgl_admin.serving.server import HOST
 from sgl_admin.smoke import thinking
 
 HTTP_ERROR, TIMEOUT, SCHEMA_ERROR = KINDS = ("http_error", "timeout", "schema_error")

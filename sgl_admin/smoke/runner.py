@@ -11,12 +11,13 @@ from typing import Any
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
+from sgl_admin.base.processes import start_time
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT, EXIT_SERVER_FAILED, EXIT_SMOKE_FAILED
 from sgl_admin.records import smokes as record
 from sgl_admin.records.run import Run
 from sgl_admin.records.scenario import Scenario, Test
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import Server, start_time
+from sgl_admin.serving.server import Server
 from sgl_admin.smoke import chat
 
 

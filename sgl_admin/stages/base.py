@@ -17,44 +17,14 @@ from sgl_admin.facts.model import Model
 from sgl_admin.records import caches
 from sgl_admin.records.archive import Broken
 from sgl_admin.records.caches import SignatureRecord
-from sgl_admin.sglang import versions
+from sgl_admin.sglang import ENGINE
 
 if TYPE_CHECKING:
+    from sgl_admin.base.engine import Release
     from sgl_admin.records.archive import Part
     from sgl_admin.records.request import Request
     from sgl_admin.serving.warmup import Warmup
-    from sgl_admin.sglang.releases import Release
 
-# The server's flags that choose kernels, by how their names begin; all others (context length,
-# memory, ports, names) change no cache.
-_KERNEL_FLAGS = (
-    "--attention-backend",
-    "--prefill-attention-backend",
-    "--decode-attention-backend",
-    "--sampling-backend",
-    "--kv-cache-dtype",
-    "--moe-",
-    "--fp8-gemm",
-    "--fp4-gemm",
-    "--quantization",
-    "--dtype",
-    "--enable-torch-compile",
-    "--torch-compile",
-    "--speculative-",
-    "--disable-cuda-graph",
-    "--disable-shared-experts-fusion",
-    "--ep-size",
-    "--ep",
-    "--expert-parallel-size",
-    "--page-size",
-    "--mamba",
-    "--linear-attn",
-    "--chunked-prefill-size",
-    "--enable-deterministic",
-    "--device",
-    "--grammar-backend",
-    "--json-model-override-args",
-)
 # The numbers of a model's config that are sizes of its matrices.
 _SIZES = re.compile(r"(_size|_heads|_dim|_rank|_experts|_experts_per_tok|_head_num|_groups?)$")
 
@@ -122,7 +92,7 @@ class Stage:
             "device_name": context.devices.name,
             "compute_capability": context.devices.compute_capability,
             "cpu_arch": context.devices.cpu_arch,
-            "sglang": versions.installed("sglang"),
+            ENGINE.name: ENGINE.version(),
         }
 
     def lacking(self, context: Context) -> str | None:
@@ -198,20 +168,6 @@ class Stage:
             SignatureRecord(self.name, self.caches, part.signature).write(
                 paths.PROFILES / entry.path for entry in part.files
             )
-
-
-def kernel_arguments(arguments: tuple[str, ...]) -> list[str]:
-    """Those of the server's arguments that choose kernels, with their values, sorted."""
-    chosen: list[str] = []
-    taking = False
-    for word in arguments:
-        if word.startswith("--"):
-            taking = word.partition("=")[0].startswith(_KERNEL_FLAGS)
-            if taking:
-                chosen.append(word)
-        elif taking:
-            chosen[-1] += f" {word}"
-    return sorted(chosen)
 
 
 def matrix_sizes(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sgl_admin.base import versions
 from sgl_admin.records.caches import cache_files
-from sgl_admin.sglang import versions
-from sgl_admin.stages.base import Context, Stage, kernel_arguments, matrix_sizes
+from sgl_admin.sglang import ENGINE
+from sgl_admin.stages.base import Context, Stage, matrix_sizes
 
 
 class DeepGemm(Stage):
@@ -20,9 +21,9 @@ class DeepGemm(Stage):
         return {
             **super().signature(context),
             "cuda": versions.cuda_runtime(),
-            "deep_gemm": versions.deep_gemm(),
+            "deep_gemm": ENGINE.deep_gemm_version(),
             "model_shapes": matrix_sizes(context.model.config),
-            "kernel_arguments": kernel_arguments(context.arguments),
+            "kernel_arguments": ENGINE.kernel_arguments(context.arguments),
             "tp": context.request.tp,
         }
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sgl_admin.base import versions
 from sgl_admin.records.caches import cache_files
-from sgl_admin.sglang import versions
-from sgl_admin.stages.base import Context, Stage, kernel_arguments, matrix_sizes
+from sgl_admin.sglang import ENGINE
+from sgl_admin.stages.base import Context, Stage, matrix_sizes
 
 
 class FlashInfer(Stage):
@@ -25,7 +26,7 @@ class FlashInfer(Stage):
             # SGLang's own kernels are built for the model's sizes.
             "model_shapes": sizes,
             "dtype": context.model.config.get("torch_dtype") or context.model.config.get("dtype"),
-            "kernel_arguments": kernel_arguments(context.arguments),
+            "kernel_arguments": ENGINE.kernel_arguments(context.arguments),
             "tp": context.request.tp,
         }
 

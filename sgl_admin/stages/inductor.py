@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.sglang import versions
-from sgl_admin.stages.base import Context, Stage, kernel_arguments
+from sgl_admin.base import versions
+from sgl_admin.sglang import ENGINE
+from sgl_admin.stages.base import Context, Stage
 
 
 class Inductor(Stage):
@@ -29,7 +30,7 @@ class Inductor(Stage):
             "model_identity": context.model.identity,
             "tp": context.request.tp,
             "batch_sizes": list(context.batch_sizes),
-            "kernel_arguments": kernel_arguments(context.arguments),
+            "kernel_arguments": ENGINE.kernel_arguments(context.arguments),
         }
 
     def run(self, context: Context) -> dict[str, Any]:

@@ -9,29 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, versions
+from sgl_admin.base.engine import Lookup
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.moe import config_files, space
 from sgl_admin.moe import shape as shapes
-from sgl_admin.moe.shape import Lookup, MoeShape
+from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.tuner import Tuner
 from sgl_admin.records import caches
 from sgl_admin.records.archive import Part
 from sgl_admin.records.caches import SignatureRecord
-from sgl_admin.sglang import versions
-from sgl_admin.stages.base import Context, Offer, Stage, kernel_arguments
+from sgl_admin.sglang import ENGINE
+from sgl_admin.stages.base import Context, Offer, Stage
 
 # What SLICE-Bench's provider-prep asks for.
 BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
-# As every release since 0.5.3 says it (releases.py): read, taken from another Triton's folder, or
-# not found.
-_READ = re.compile(r"Using MoE kernel config from (\S.*?\.json)")
-_LOOKED_UP = re.compile(r"(?:Using MoE kernel config from|Config file not found at) (\S.*?\.json)")
 
 
 class MoeTune(Stage):
@@ -76,12 +72,12 @@ class MoeTune(Stage):
     def run(self, context: Context) -> dict[str, Any]:
         if why := self.unsupported(context):
             raise StageFailure("unsupported", why)
-        if (named := dict(context.environment).get(config_files.VARIABLE)) != str(
+        if (named := dict(context.environment).get(ENGINE.moe.variable)) != str(
             config_files.root()
         ):
             raise StageFailure(
                 "config_missing",
-                f"what is tuned goes to {config_files.root()}, and {config_files.VARIABLE}={named}"
+                f"what is tuned goes to {config_files.root()}, and {ENGINE.moe.variable}={named}"
                 " has the server read another folder: leave that variable away (sgl_server_env),"
                 " or skip the stage (--moe skip)",
             )
@@ -108,11 +104,11 @@ class MoeTune(Stage):
             0, 1, "servers", "the server starts, and says which MoE configuration it looks up"
         )
         context.warmup.start()
-        names = [Path(found).name for found in _LOOKED_UP.findall(context.warmup.log())]
+        names = [Path(found).name for found in ENGINE.moe.looked_up(context.warmup.log())]
         lookups = [
             lookup
             for name in dict.fromkeys(names)
-            if (lookup := Lookup.from_file_name(name)) is not None
+            if (lookup := ENGINE.moe.lookup(name)) is not None
         ]
         shape = shapes.seen(expected, lookups)
         if shape is None:
@@ -120,8 +116,9 @@ class MoeTune(Stage):
             raise StageFailure(
                 "unsupported",
                 f"the server looks up no MoE configuration for N={expected.lookup.N} (it asks for"
-                f" {named}): its experts are not run by the Triton kernel (--moe-runner-backend),"
-                " so tuning would change nothing; skip it (--moe skip)",
+                f" {named}): its experts are not run by the Triton kernel"
+                f" ({ENGINE.moe.backend_flag}), so tuning would change nothing; skip it"
+                " (--moe skip)",
             )
         config_files.remember(_settings(context), shape.lookup)
         return shape
@@ -157,7 +154,7 @@ class MoeTune(Stage):
             0, 1, "servers", "the server starts, to show that it reads the tuned configurations"
         )
         context.warmup.start()
-        if path not in _READ.findall(context.warmup.log()):
+        if path not in ENGINE.moe.read(context.warmup.log()):
             raise StageFailure(
                 "tuner_failed",
                 f"the server started, but did not say that it read {path}: its log names what it"
@@ -188,7 +185,11 @@ class MoeTune(Stage):
             and self.lacking(context) is None
         )
         lookup = config_files.remembered(_settings(context))
-        hints = {"settings": _settings(context), "lookup": lookup.file_name("*")} if lookup else {}
+        hints = (
+            {"settings": _settings(context), "lookup": ENGINE.moe.file_name(lookup, "*")}
+            if lookup
+            else {}
+        )
         read = [_proof(context, shape)] if _was_read(context, shape) else []
         return Offer(tuning, [path, config_files.tuned_record(path), *read], finished, hints)
 
@@ -221,7 +222,7 @@ class MoeTune(Stage):
         if lookup is not None:
             config_files.remember(part.hints["settings"], lookup)
         records = self.caches[0], config_files.TUNED
-        for entry in (each for each in part.files if Path(each.path).parts[1] == "configs"):
+        for entry in (each for each in part.files if Path(each.path).parts[1] == ENGINE.moe.folder):
             source, target = staged / entry.path, paths.PROFILES / entry.path
             for folder in (target.parent, config_files.tuned_record(target).parent):
                 files.sweep_temporaries(folder)
@@ -270,9 +271,7 @@ def _given(context: Context, hints: dict[str, Any]) -> MoeShape | None:
 def _lookup(hints: dict[str, Any]) -> Lookup | None:
     """What another host's server asked for, with the settings that it had."""
     settings, name = hints.get("settings"), hints.get("lookup")
-    return (
-        Lookup.from_file_name(name) if isinstance(settings, str) and isinstance(name, str) else None
-    )
+    return ENGINE.moe.lookup(name) if isinstance(settings, str) and isinstance(name, str) else None
 
 
 def _expected(context: Context) -> MoeShape:
@@ -320,16 +319,15 @@ def _settings(context: Context) -> str:
     parts = [
         context.model.identity,
         context.request.tp,
-        versions.installed("sglang"),
-        kernel_arguments(context.arguments),
+        ENGINE.version(),
+        ENGINE.kernel_arguments(context.arguments),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _path(context: Context, shape: MoeShape) -> Path:
-    return config_files.folder(versions.installed("triton") or "unknown") / shape.lookup.file_name(
-        context.devices.name
-    )
+    name = ENGINE.moe.file_name(shape.lookup, context.devices.name)
+    return config_files.folder(versions.installed("triton") or "unknown") / name
 
 
 def _proof(context: Context, shape: MoeShape) -> Path:

@@ -9,9 +9,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from sgl_admin.base.engine import Lookup
 from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
-from sgl_admin.moe.shape import Lookup
+from sgl_admin.sglang import ENGINE
 from tests.fuzz.fuzzing import (
     damaged,
     documents,
@@ -246,9 +247,9 @@ def names(draw: st.DrawFn) -> str:
     name=mostly(names(), text() | st.lists(st.sampled_from(WORDS), max_size=16).map("".join)),
 )
 def test_any_name_is_read_or_passed_over(name: str) -> None:
-    found = Lookup.from_file_name(name)
+    found = ENGINE.moe.lookup(name)
     if found is None:
         return
     reached()
     assert found.E >= 0 and found.N >= 0 and not name.endswith("_down.json")
-    assert Lookup.from_file_name(found.file_name("NVIDIA H200")) == found
+    assert ENGINE.moe.lookup(ENGINE.moe.file_name(found, "NVIDIA H200")) == found

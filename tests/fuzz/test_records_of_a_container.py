@@ -18,14 +18,13 @@ import pytest
 from hypothesis import strategies as st
 
 from sgl_admin.base import files as contract_files
-from sgl_admin.base import locks, paths
+from sgl_admin.base import locks, paths, processes, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
 from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import caches, job, run
-from sgl_admin.serving import probe, server
-from sgl_admin.sglang import versions
+from sgl_admin.serving import probe
 from sgl_admin.stages import STAGES
 from tests.contract import validators
 from tests.fuzz.fuzzing import (
@@ -221,7 +220,7 @@ def nothing_begins(answers: bool) -> Iterator[list[Plan]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_spawn", lambda plan, prep_id, lock: begun.append(plan))
-        patch.setattr(server, "end_group", end_group)
+        patch.setattr(processes, "end_group", end_group)
         patch.setattr(probe, "answers", lambda url: answers)
         patch.setattr(cli, "_START_PATIENCE_S", -1.0)
         yield begun

@@ -26,10 +26,9 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT)]
 
-from sgl_admin.base import paths  # noqa: E402
+from sgl_admin.base import paths, versions  # noqa: E402
 from sgl_admin.facts import devices  # noqa: E402
 from sgl_admin.records import caches  # noqa: E402
-from sgl_admin.sglang import versions  # noqa: E402
 from tests.gpu import tuning  # noqa: E402
 from tests.gpu.models import write_qwen3_next_fp8  # noqa: E402
 

@@ -18,7 +18,7 @@ from sgl_admin.moe import space
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
 from sgl_admin.moe.tuner import Outcome, Tuner
-from sgl_admin.sglang import releases, versions
+from sgl_admin.sglang import ENGINE
 
 BATCH_SIZES = [2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096]
 # One of each group of batch sizes that launch the same kernels, and one whose kernels are compiled
@@ -27,7 +27,7 @@ SERIAL_SIZES = [4, 16, 64, 512]
 
 
 def shape_of(model: Path) -> MoeShape:
-    release, _ = releases.of(versions.installed("sglang"))
+    release, _ = ENGINE.release()
     return shapes.of(json.loads((model / "config.json").read_text()), 1, "auto", (), release)
 
 
@@ -105,7 +105,7 @@ def full(model: Path, root: Path) -> dict[str, Any]:
     shape = shape_of(model)
     chosen, outcome = ours(model, root, space.configs(shape.lookup.block_shape))
     return {
-        "file": shape.lookup.file_name(devices.find().name),
+        "file": ENGINE.moe.file_name(shape.lookup, devices.find().name),
         "chosen": chosen,
         "outcome": outcome.describe(),
     }
@@ -137,7 +137,7 @@ def _serial(order: dict[str, Any]) -> dict[str, Any]:
     from sgl_admin.moe.bench import FusedExperts
 
     shape = MoeShape.from_json(order["shape"])
-    release, _ = releases.of(versions.installed("sglang"))
+    release, _ = ENGINE.release()
     bench = FusedExperts(shape, release)
     # What is beside the tuned kernel is compiled before the clock runs: it is not what the two
     # methods differ in.
@@ -154,7 +154,7 @@ def _serial(order: dict[str, Any]) -> dict[str, Any]:
             try:
                 bench._weights = {}
                 bench._weights = bench._make_weights()
-                with bench._configured(config):
+                with bench._experts.configured(config):
                     bench._call(size)
                     graph = bench._graph(size, 10)
                 for _ in range(5):
@@ -188,7 +188,7 @@ def _serial(order: dict[str, Any]) -> dict[str, Any]:
 def _turns(order: dict[str, Any]) -> dict[str, Any]:
     from sgl_admin.moe.bench import FusedExperts
 
-    release, _ = releases.of(versions.installed("sglang"))
+    release, _ = ENGINE.release()
     bench = FusedExperts(MoeShape.from_json(order["shape"]), release)
     return {
         "us": {

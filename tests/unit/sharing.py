@@ -23,14 +23,13 @@ from unittest import mock
 
 import pytest
 
-from sgl_admin.base import paths
+from sgl_admin.base import paths, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
 from sgl_admin.prep.plan import Decision, Plan, plan_prep
 from sgl_admin.records import caches, run
 from sgl_admin.records.caches import SignatureRecord
-from sgl_admin.sglang import versions
 
 CPU = devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2")
 H100 = devices.Devices(

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from sgl_admin.base import versions
 from sgl_admin.facts import devices, gpu_fit
-from sgl_admin.sglang import versions
+from sgl_admin.sglang import ENGINE
 
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
@@ -363,7 +364,7 @@ def test_a_distribution_is_found_by_any_spelling_of_its_name(site: Any) -> None:
         == "0.6.15.post1"
     )
     assert versions.installed("flashinfer") is None
-    assert versions.deep_gemm() == "0.3.21", (
+    assert ENGINE.deep_gemm_version() == "0.3.21", (
         "releases that build it into their kernels have no other version of it"
     )
 
@@ -371,7 +372,7 @@ def test_a_distribution_is_found_by_any_spelling_of_its_name(site: Any) -> None:
 ALL_THAT_ASKS = """
 import json, sys
 from sgl_admin.facts import devices, gpu_fit
-from sgl_admin.sglang import versions
+from sgl_admin.base import versions
 found = devices.find()
 gpu_fit.check(found, 1, print)
 devices.processes(), devices.throttles()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base import clock, files, locks, paths, processes, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices, gpu_fit
@@ -31,7 +31,7 @@ from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import run
 from sgl_admin.records.job import Job
 from sgl_admin.serving import benchmark_server, server
-from sgl_admin.sglang import versions
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import STAGES, moe_tune
 from tests.contract import validators
 
@@ -194,7 +194,7 @@ class World:
 
     def assert_nothing_is_left(self) -> None:
         for start in self.starts():
-            assert not server._alive(start["pid"]), (
+            assert not processes.group_is_running(start["pid"]), (
                 "a process of the server, which is its group's first"
             )
         with socket.socket() as trial:
@@ -256,7 +256,7 @@ def world(
         def run(
             self, batch_sizes: list[int], found: Callable[[int, dict[str, int]], None]
         ) -> Outcome:
-            assert not any(server._alive(start["pid"]) for start in made.starts()), (
+            assert not any(processes.group_is_running(start["pid"]) for start in made.starts()), (
                 "a server has the GPU"
             )
             made.tunings.append((self.shape, batch_sizes))
@@ -269,7 +269,7 @@ def world(
     monkeypatch.setattr(moe_tune, "Tuner", FakeTuner)
     yield made
     for start in made.starts():
-        server.end_group(start["pid"])
+        processes.end_group(start["pid"])
     versions._distributions.cache_clear()
 
 
@@ -685,7 +685,7 @@ CAPTURE, HINT = (
 def test_last_words_have_their_type(words: str, kind: str) -> None:
     """As SGLang 0.5.17, Torch, Triton, FlashInfer and DeepGEMM say them."""
     assert (
-        server._death_type(
+        ENGINE.error_type(
             ["Load weight begin.", *words.splitlines(), "Received sigquit from a child process."]
         )
         == kind
@@ -776,7 +776,7 @@ def test_an_open_port_is_no_healthy_server(world: World) -> None:
 def test_a_server_that_holds_its_port_against_sigterm_is_killed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
+    monkeypatch.setattr(processes, "_TERMINATE_S", 0.2)
     world.server(holds_port=True)
     result, exit_code = world.execute("--deep-gemm", "ensure")
     assert (statuses(result)[0], exit_code, result["errors"]) == ("ok", 0, []) and len(

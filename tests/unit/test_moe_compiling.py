@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sgl_admin.base import processes
 from sgl_admin.moe import compiling
 from sgl_admin.moe.compiling import Compilers, Launch, Target
-from sgl_admin.serving import server
 from tests.doubles import moe_compile_work
 
 # It starts processes, and mostly waits for them.
@@ -147,9 +147,9 @@ def begin_main(*arguments: str) -> subprocess.Popen[str]:
 
 def gone(group: int, patience_s: float = 20.0) -> bool:
     deadline = time.monotonic() + patience_s
-    while server._alive(group) and time.monotonic() < deadline:
+    while processes.group_is_running(group) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not server._alive(group)
+    return not processes.group_is_running(group)
 
 
 def test_a_process_that_closed_its_compilers_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_busy_compilers_are_of_the_group_by_which_they_are_ended(tmp_path: Path)
     process.kill()
     process.wait()
     process.stdout.close()
-    server.end_group(process.pid)
+    processes.end_group(process.pid)
     assert gone(process.pid, 0)
 
 

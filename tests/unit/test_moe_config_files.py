@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import paths
+from sgl_admin.base import paths, versions
+from sgl_admin.base.engine import Lookup
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.moe import config_files
-from sgl_admin.moe.shape import Lookup
-from sgl_admin.sglang import releases, versions
+from sgl_admin.sglang import ENGINE, releases
 
 LOOKUP = Lookup(513, 512, "fp8_w8a8", (128, 128))
-NAME = LOOKUP.file_name("NVIDIA GH200 480GB")
+NAME = ENGINE.moe.file_name(LOOKUP, "NVIDIA GH200 480GB")
 DOWN = NAME.replace(".json", "_down.json")
 OTHER = "E=8,N=14336,device_name=NVIDIA_H200.json"
 TUNING = {"E": 513, "sglang": "0.5.17"}

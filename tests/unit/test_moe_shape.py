@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgl_admin.base.engine import Lookup
 from sgl_admin.moe import shape as shapes
 from sgl_admin.moe import space
-from sgl_admin.moe.shape import Lookup, MoeShape, Untunable
-from sgl_admin.sglang import releases
+from sgl_admin.moe.shape import MoeShape, Untunable
+from sgl_admin.sglang import ENGINE, releases
 from tests.gpu import models
 
 GH200 = "NVIDIA GH200 480GB"
@@ -62,7 +63,9 @@ def test_qwen3_next_has_its_shared_expert_fused(qwen3_next: dict[str, Any], vers
         shared=1,
         torch_dtype="bfloat16",
     )
-    assert found.rows_per_token == 11 and found.lookup.file_name(GH200) == QWEN3_NEXT_FILE
+    assert (
+        found.rows_per_token == 11 and ENGINE.moe.file_name(found.lookup, GH200) == QWEN3_NEXT_FILE
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +126,7 @@ def test_unquantised_experts_have_no_data_type_in_the_name() -> None:
     found = shape_of(QWEN3)
     assert found.lookup == Lookup(128, 768, None, None)
     assert (
-        found.lookup.file_name("NVIDIA H100 80GB HBM3")
+        ENGINE.moe.file_name(found.lookup, "NVIDIA H100 80GB HBM3")
         == "E=128,N=768,device_name=NVIDIA_H100_80GB_HBM3.json"
     )
 
@@ -183,7 +186,7 @@ def test_experts_of_another_quantisation_are_named(method: str | None) -> None:
 def test_fp8_without_blocks_has_no_block_shape_in_the_name() -> None:
     found = shape_of({**QWEN3, "quantization_config": {"quant_method": "fp8"}})
     assert (
-        found.lookup.file_name(GH200)
+        ENGINE.moe.file_name(found.lookup, GH200)
         == "E=128,N=768,device_name=NVIDIA_GH200_480GB,dtype=fp8_w8a8.json"
     )
 
@@ -224,11 +227,11 @@ DEVICES = st.sampled_from([GH200, "NVIDIA H100 80GB HBM3", "NVIDIA_H200", "*", "
 @settings(derandomize=True, deadline=None)
 @given(lookup=LOOKUPS, device=DEVICES)
 def test_what_a_name_says_is_read_back(lookup: Lookup, device: str) -> None:
-    name = lookup.file_name(device)
-    assert Lookup.from_file_name(name) == lookup
-    assert Lookup.from_file_name(name.replace(".json", "_down.json")) is None
-    assert Lookup.from_file_name(name.replace(".json", ",per_channel_quant=True.json")) is None
-    assert Lookup.from_file_name(name.replace(".json", ",per_channel_quant=True_down.json")) is None
+    name = ENGINE.moe.file_name(lookup, device)
+    assert ENGINE.moe.lookup(name) == lookup
+    assert ENGINE.moe.lookup(name.replace(".json", "_down.json")) is None
+    assert ENGINE.moe.lookup(name.replace(".json", ",per_channel_quant=True.json")) is None
+    assert ENGINE.moe.lookup(name.replace(".json", ",per_channel_quant=True_down.json")) is None
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,7 @@ def test_what_a_name_says_is_read_back(lookup: Lookup, device: str) -> None:
     ],
 )
 def test_names_of_sglangs_are_read(name: str, lookup: Lookup | None) -> None:
-    assert Lookup.from_file_name(name) == lookup
+    assert ENGINE.moe.lookup(name) == lookup
 
 
 @settings(derandomize=True, deadline=None)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import paths
+from sgl_admin.base import paths, processes
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.facts import devices
 from sgl_admin.moe import config_files, space
@@ -29,7 +29,6 @@ from sgl_admin.moe.shape import Lookup, MoeShape
 from sgl_admin.moe.space import Config
 from sgl_admin.moe.tuner import Outcome, Tuner
 from sgl_admin.records import caches
-from sgl_admin.serving import server
 from tests.doubles.moe_bench import time_us
 
 # It starts processes, and mostly waits for them.
@@ -93,7 +92,9 @@ class World:
         return Journal(self.tuner().folder / "journal.jsonl", TUNING)
 
     def nothing_runs(self) -> bool:
-        return not any(server._alive(group) for group in self.groups if group is not None)
+        return not any(
+            processes.group_is_running(group) for group in self.groups if group is not None
+        )
 
     def impatient(self, name: str, seconds: float = STALL_S) -> None:
         self._patch.setattr(tuner_module, name, seconds)
@@ -111,7 +112,7 @@ def world(container: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     yield made
     for group in (int(line) for line in made.noted("groups") if line != "null"):
         # Of a test that failed: what its parent left is not left to the next one.
-        server.end_group(group)
+        processes.end_group(group)
     assert made.nothing_runs(), "a process was left"
     # Each attempt is noted, and its end too.
     assert made.groups[1::2] == [None] * (len(made.groups) // 2) and None not in made.groups[::2]
@@ -242,7 +243,7 @@ def test_one_that_does_not_heed_a_request_to_end_is_forced_to(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.impatient("_MEASURE_STALL_S")
-    monkeypatch.setattr(server, "_TERMINATE_S", 0.5)
+    monkeypatch.setattr(processes, "_TERMINATE_S", 0.5)
     assert world.run([16], at="look", size=16, config=CONFIGS[3], do="deaf").restarts == 1
 
 
@@ -371,7 +372,7 @@ def test_a_process_that_cannot_be_noted_is_ended(world: World, error: BaseExcept
     groups: list[int] = []
 
     def note(group: int | None) -> None:
-        assert group is not None and server._alive(group)
+        assert group is not None and processes.group_is_running(group)
         groups.append(group)
         raise error
 
@@ -381,7 +382,7 @@ def test_a_process_that_cannot_be_noted_is_ended(world: World, error: BaseExcept
         tuner.run(SIZES, lambda size, config: None)
     assert (
         groups
-        and not server._alive(groups[0])
+        and not processes.group_is_running(groups[0])
         and world.noted("began") == []
         and open_descriptors() == before
     )
@@ -458,10 +459,10 @@ def test_the_process_dies_with_its_killed_parent_and_the_next_run_takes_its_jour
     parent = begin_parent(world, at="look", size=64, config=CONFIGS[4], do="hang")
     wait_for(lambda: world.noted("misbehaved"))
     group = int(world.noted("groups")[0])
-    assert server._alive(group)
+    assert processes.group_is_running(group)
     parent.kill()
     parent.wait()
-    wait_for(lambda: not server._alive(group))
+    wait_for(lambda: not processes.group_is_running(group))
     assert [json.loads(line) for line in world.noted("found")] == [[16, best_of(16)]]
     outcome = world.run()
     assert (
@@ -487,7 +488,7 @@ def test_a_kill_of_everything_loses_nothing_that_was_settled(world: World) -> No
         parent.kill()
         os.killpg(group, signal.SIGKILL)
         parent.wait()
-        wait_for(lambda ended=group: not server._alive(ended))
+        wait_for(lambda ended=group: not processes.group_is_running(ended))
     world.run()
     assert dict(world.found) == {size: best_of(size) for size in SIZES}
     looks = world.noted("looks")

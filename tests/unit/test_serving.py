@@ -16,9 +16,9 @@ import pytest
 
 from sgl_admin.base import files, locks, paths
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.base.processes import group_is_running, is_running
 from sgl_admin.commands import main as cli
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import _alive, is_running
 from tests.contract import validators
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,13 +68,13 @@ def admin(capsys: pytest.CaptureFixture[str]) -> Admin:
 def gone(group: int) -> bool:
     """Whether a process group has ended, reaping what was this process's own child."""
     deadline = time.monotonic() + 20
-    while _alive(group) and time.monotonic() < deadline:
+    while group_is_running(group) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not _alive(group)
+    return not group_is_running(group)
 
 
 def gone_now(group: int) -> bool:
-    return not _alive(group)
+    return not group_is_running(group)
 
 
 def test_it_starts_the_prepared_one_and_stops_all_of_it(

@@ -20,14 +20,13 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import request_flags
 
-from sgl_admin.base import detached, files, locks, paths
+from sgl_admin.base import detached, files, locks, paths, processes
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
 from sgl_admin.records import job, run
 from sgl_admin.records.request import Request
-from sgl_admin.serving import server
 from tests.contract import validators
 
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
@@ -576,7 +575,7 @@ def test_the_group_of_a_spoiled_record_is_not_killed(
 ) -> None:
     """0 would be sgl-admin's own."""
     killed: list[int] = []
-    monkeypatch.setattr(server, "end_group", killed.append)
+    monkeypatch.setattr(processes, "end_group", killed.append)
     made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
     made.update(server={"pgid": group, "start_ticks": None})
     job.settle(live_run, [])

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, locks, paths
+from sgl_admin.base import files, locks, paths, versions
 from sgl_admin.facts import devices
 from sgl_admin.moe import config_files
-from sgl_admin.sglang import versions
 from sgl_admin.stages import moe_tune
 from tests.unit.sharing import CPU, VERSIONS, Host, admin, on_a_gpu
 

@@ -23,14 +23,13 @@ import pytest
 import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
 
-from sgl_admin.base import files, locks, paths
+from sgl_admin.base import files, locks, paths, processes, versions
 from sgl_admin.contract.services import BY_NAME, SERVICES
 from sgl_admin.facts import devices, image_facts, model
 from sgl_admin.init import dcgm, publish, services, start, surfaces
 from sgl_admin.init.services import Settings
 from sgl_admin.records import job, run
-from sgl_admin.serving import server
-from sgl_admin.sglang import releases, tracing, versions
+from sgl_admin.sglang import releases
 from tests.contract import validators
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
@@ -213,13 +212,13 @@ def test_the_server_sends_its_traces_to_jaeger(
         ("0.5.3", "--oltp-traces-endpoint"),
         ("0.5.17", "--otlp-traces-endpoint"),
     ):
-        assert tracing.arguments(manifest, releases.of(version)[0]) == [
+        assert releases.of(version)[0].tracing_arguments(manifest) == [
             "--enable-trace",
             flag,
             endpoint,
         ]
     manifest["telemetry_surfaces"]["tracing"]["status"] = "failed"
-    assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
+    assert releases.of("0.5.17")[0].tracing_arguments(manifest) == []
 
 
 def test_a_server_that_cannot_send_traces_is_not_told_to(
@@ -236,7 +235,7 @@ def test_a_server_that_cannot_send_traces_is_not_told_to(
         and "its Python lacks opentelemetry-sdk" in surface["details"]
     )
     assert f"tracing: {surface['details']}" in manifest["warnings"]
-    assert tracing.arguments(manifest, releases.of("0.5.17")[0]) == []
+    assert releases.of("0.5.17")[0].tracing_arguments(manifest) == []
 
 
 def test_a_service_of_a_later_release_is_passed_over(container: Path) -> None:
@@ -477,7 +476,7 @@ def test_the_end_of_a_run_ends_its_prep(live_run: str, tmp_path: Path) -> None:
     record.update(pid=prep.pid, pid_start_ticks="another")
     publish.end_work(live_run)
     assert prep.poll() is None, "a process that only has the same number was ended"
-    record.update(pid=prep.pid, pid_start_ticks=server.start_time(prep.pid))
+    record.update(pid=prep.pid, pid_start_ticks=processes.start_time(prep.pid))
     publish.end_work(live_run)
     assert prep.wait(60) == 0
 

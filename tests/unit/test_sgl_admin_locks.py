@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, locks, paths
+from sgl_admin.base import files, locks, paths, processes
 from sgl_admin.records import job
 from sgl_admin.records.request import Request
-from sgl_admin.serving import server
 from tests.contract import validators
 
 HOLDER = """
@@ -130,19 +129,19 @@ def record(live_run: str, **changes: Any) -> None:
 def test_settling_ends_the_server_of_a_dead_prep(
     live_run: str, group: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
+    monkeypatch.setattr(processes, "_TERMINATE_S", 0.2)
     record(
         live_run,
         stage="inductor",
         server={
             "pgid": group.pid,
             "started_at": "2026-11-23T09:16:00Z",
-            "start_ticks": server.start_time(group.pid),
+            "start_ticks": processes.start_time(group.pid),
         },
     )
     warnings: list[str] = []
     job.settle(live_run, warnings)
-    assert not server._alive(group.pid)
+    assert not processes.group_is_running(group.pid)
     settled = files.read_json(paths.job(live_run))
     assert settled is not None and (settled["state"], settled["server"]) == ("interrupted", None)
     validators.validate_job(settled)
@@ -152,20 +151,20 @@ def test_settling_ends_the_server_of_a_dead_prep(
 def test_settling_ends_the_children_that_outlived_their_server(
     live_run: str, group: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_TERMINATE_S", 0.2)
+    monkeypatch.setattr(processes, "_TERMINATE_S", 0.2)
     record(
         live_run,
         server={
             "pgid": group.pid,
             "started_at": "2026-11-23T09:16:00Z",
-            "start_ticks": server.start_time(group.pid),
+            "start_ticks": processes.start_time(group.pid),
         },
     )
     group.kill()
     group.wait()
-    assert server._alive(group.pid), "the child went with its parent"
+    assert processes.group_is_running(group.pid), "the child went with its parent"
     job.settle(live_run, [])
-    assert not server._alive(group.pid)
+    assert not processes.group_is_running(group.pid)
 
 
 def test_settling_leaves_a_process_that_only_has_the_same_number(
@@ -207,10 +206,10 @@ def test_progress_that_comes_too_fast_is_left_out(live_run: str) -> None:
 
 
 def test_a_process_is_told_by_its_start(group: subprocess.Popen[bytes]) -> None:
-    ticks = server.start_time(group.pid)
-    assert ticks is not None and ticks == server.start_time(group.pid) != server.start_time(
+    ticks = processes.start_time(group.pid)
+    assert ticks is not None and ticks == processes.start_time(group.pid) != processes.start_time(
         os.getpid()
     )
     os.killpg(group.pid, signal.SIGKILL)
     group.wait()
-    assert server.start_time(group.pid) is None
+    assert processes.start_time(group.pid) is None

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import clock, files, gated, locks, paths
+from sgl_admin.base import clock, files, gated, locks, paths, processes, versions
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
@@ -32,7 +32,6 @@ from sgl_admin.records import caches, run
 from sgl_admin.records import job as job_module
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe, server, warmup
-from sgl_admin.sglang import versions
 from sgl_admin.stages import STAGES
 from sgl_admin.stages.base import Context, Stage
 from tests.contract import validators
@@ -832,9 +831,9 @@ def test_a_server_ends_with_who_started_it_even_when_nobody_noted_it(tmp_path: P
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 10
-    while server._alive(int(done.stdout)) and time.monotonic() < deadline:
+    while processes.group_is_running(int(done.stdout)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not server._alive(int(done.stdout))
+    assert not processes.group_is_running(int(done.stdout))
 
 
 def test_a_server_begins_only_when_it_is_noted(tmp_path: Path) -> None:
@@ -884,7 +883,7 @@ def test_a_server_that_never_gets_healthy_is_told(tmp_path: Path) -> None:
         assert caught.value.error_type == "server_unhealthy_timeout"
     finally:
         made.stop()
-    assert not server._alive(group)
+    assert not processes.group_is_running(group)
 
 
 def test_a_busy_port_is_told_before_anything_starts(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.serving import probe
+from sgl_admin.sglang import ENGINE
 from tests.contract import validators
 from tests.doubles.prometheus_api import PrometheusApi
 
@@ -36,7 +37,7 @@ def test_all_tokens_seen() -> None:
     assert proof["ok"] is True and proof["reason"] is None
     assert (proof["tokens_expected"], proof["tokens_seen"], proof["sample_count"]) == (98, 98, 2)
     assert (
-        proof["prometheus_query"] == probe.query_for(RUN_ID)
+        proof["prometheus_query"] == ENGINE.prompt_tokens_query(RUN_ID)
         and f'container_run="{RUN_ID}"' in proof["prometheus_query"]
     )
     assert prometheus.queries[0].startswith(proof["prometheus_query"] + "[")
@@ -163,7 +164,7 @@ def test_a_prometheus_that_is_gone_is_named() -> None:
 
 
 def test_the_query_takes_both_spellings_of_the_counter() -> None:
-    assert '__name__=~"sglang[:_]prompt_tokens_total"' in probe.query_for(RUN_ID)
+    assert '__name__=~"sglang[:_]prompt_tokens_total"' in ENGINE.prompt_tokens_query(RUN_ID)
 
 
 class Server:

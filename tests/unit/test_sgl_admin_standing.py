@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import detached, files, locks, paths
+from sgl_admin.base import detached, files, locks, paths, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_USAGE
 from sgl_admin.facts import devices
 from sgl_admin.records import job
-from sgl_admin.sglang import versions
 from sgl_admin.share import incoming
 from tests.contract import validators
 from tests.unit.sharing import CPU, VERSIONS, Host, admin, nothing_taken, wipe

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import files, locks, paths
+from sgl_admin.base.engine import Lookup
 from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_NO_RESULT
 from sgl_admin.moe import config_files
-from sgl_admin.moe.shape import Lookup
 from sgl_admin.records import archive as archives
+from sgl_admin.sglang import ENGINE
 from sgl_admin.share import incoming
 from sgl_admin.stages import moe_tune
 from tests.unit.sharing import (
@@ -408,7 +409,7 @@ def asked(host: MoeHost, model_folder: Path) -> MoeHost:
 
 
 def lookup(experts: int = 513) -> Lookup:
-    found = Lookup.from_file_name(file_name(experts))
+    found = ENGINE.moe.lookup(file_name(experts))
     assert found is not None
     return found
 

@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, locks, paths
+from sgl_admin.base import files, locks, paths, processes
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import smoke as smoke_cli
 from sgl_admin.records import run, scenario
 from sgl_admin.records import smokes as record
-from sgl_admin.serving import server
 from sgl_admin.smoke import runner
 from tests.contract import validators
 from tests.doubles import chat_server
@@ -442,7 +441,7 @@ def test_the_group_of_a_spoiled_summary_is_not_killed(
     site: Site, monkeypatch: pytest.MonkeyPatch, group: object
 ) -> None:
     killed: list[int] = []
-    monkeypatch.setattr(server, "end_group", killed.append)
+    monkeypatch.setattr(processes, "end_group", killed.append)
     summary = in_process(site).summary
     summary["server"].update(pgid=group)
     files.write_json(record.path(site.run_id, SMOKE_ID), summary)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import locks, paths
+from sgl_admin.base import locks, paths, processes
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
 from sgl_admin.records import standalone
@@ -121,7 +121,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "server.json").write_text(json.dumps({"journal": str(tmp_path / "journal")}))
     yield made
     for start in made.starts():
-        server.end_group(start["pid"])
+        processes.end_group(start["pid"])
 
 
 def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
@@ -163,7 +163,7 @@ def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
     }
     for cache in set(CACHES.values()):
         assert any(path.is_file() for path in (machine.root / "profiles" / cache).rglob("*")), cache
-    assert not server._alive(start["pid"])
+    assert not processes.group_is_running(start["pid"])
     # What the test itself put beside the root is still all there is.
     assert {path.name for path in machine.folder.iterdir()} == {
         "root",
@@ -293,7 +293,7 @@ def test_the_prepared_server_starts_and_stops_there(machine: Machine) -> None:
     started = json.loads(out)
     assert (code, started["healthy"]) == (0, True), err
     record = started["server"]
-    assert record["port"] == machine.port and server._alive(record["pgid"])
+    assert record["port"] == machine.port and processes.group_is_running(record["pgid"])
     of_prep, of_benchmark = machine.starts()
     assert of_benchmark["argv"] == of_prep["argv"] and of_benchmark["env"] == of_prep["env"], (
         "it finds what was prepared"
@@ -313,7 +313,7 @@ def test_the_prepared_server_starts_and_stops_there(machine: Machine) -> None:
     assert (
         code == 0
         and json.loads(out)["server"]["state"] == "stopped"
-        and not server._alive(record["pgid"])
+        and not processes.group_is_running(record["pgid"])
     )
 
 

@@ -1,4 +1,4 @@
-"""Versions of the server's packages, from their metadata: importing torch to learn its version
+"""Versions of installed packages, from their metadata: importing torch to learn its version
 would take a second.
 """
 
@@ -51,16 +51,6 @@ def cuda_runtime() -> str | None:
         if version := installed(distribution):
             return ".".join(version.split(".")[:2])
     return None
-
-
-def deep_gemm() -> str | None:
-    """DeepGEMM's version: its own distribution's, or the one that SGLang builds of it."""
-    return (
-        installed("deep_gemm")
-        or installed("sgl-deep-gemm")
-        or installed("sgl-kernel")
-        or installed("sglang-kernel")
-    )
 
 
 def package_folder(package: str) -> Path | None:

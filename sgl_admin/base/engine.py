@@ -1,0 +1,171 @@
+"""The interface between sgl_admin and the inference server that it starts: one engine is one wing,
+a folder that holds all that is the engine's own.
+
+`sgl_admin.sglang.ENGINE` is the only one. All that other folders know of it is declared here.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+# Where every engine's server listens: for the programs of this container only.
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Post:
+    """A request to the server: a path, and the body that is sent there as JSON."""
+
+    path: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a server looks launch configurations of its fused experts up by."""
+
+    E: int
+    N: int
+    dtype: str | None
+    block_shape: tuple[int, int] | None
+
+
+class FusedExperts(Protocol):
+    """The engine's fused experts in the tuner's own process, which has torch and a GPU."""
+
+    def configured(self, config: dict[str, int]) -> AbstractContextManager[None]:
+        """Calls in it are launched with this configuration."""
+
+    def topk_output(self, weights: Any, ids: Any, logits: Any) -> Any:
+        """The choice of experts that `call` takes."""
+
+    def call(self, tokens: Any, w1: Any, w2: Any, topk_output: Any, **quantisation: Any) -> None:
+        """Call them as the server does, in place."""
+
+
+class Release(Protocol):
+    """What depends on the engine's installed release."""
+
+    @property
+    def kernels(self) -> str:
+        """The module of the Triton kernels that the fused experts launch."""
+
+    def cuda_graph_arguments(self, batch_sizes: tuple[int, ...]) -> list[str]:
+        """Of the server: which batch sizes it captures CUDA graphs for; none leave it its own."""
+
+    def tracing_arguments(self, manifest: dict[str, Any]) -> list[str]:
+        """Of the server, where the run's manifest says that tracing runs."""
+
+    def fused_shared_experts(self, config: dict[str, Any], server_args: tuple[str, ...]) -> int:
+        """How many shared experts the server fuses into the routed ones, by the model's config."""
+
+    def built_in_moe_configs(self) -> Path | None:
+        """The folder of the MoE configurations that came with it; None where it is not installed
+        here.
+        """
+
+    def fused_experts(self, experts: int) -> FusedExperts:
+        """The fused experts of so many; imports the engine."""
+
+
+class MoeConfigs(Protocol):
+    """The files in which a server looks launch configurations of its fused experts up, and what its
+    log says of them.
+    """
+
+    # Names the server the folder that holds `folder`.
+    variable: str
+    # Below the folder that the variable names.
+    folder: str
+    # All of them, below `folder`.
+    pattern: str
+    # Of the server: it chooses what runs the experts.
+    backend_flag: str
+
+    def triton_folder(self, triton: str) -> str:
+        """Where those for this version of Triton are, below `folder`."""
+
+    def file_name(self, lookup: Lookup, device_name: str) -> str:
+        """The file that a server looks up on such a device."""
+
+    def lookup(self, file_name: str) -> Lookup | None:
+        """None for a name of another form: one of the down projection alone, or of weights that are
+        quantised by channel.
+        """
+
+    def down_name(self, file_name: str) -> str:
+        """Its neighbour, for the down projection alone."""
+
+    def main_name(self, file_name: str) -> str:
+        """The file whose neighbour for the down projection this is; itself where it is none."""
+
+    def looked_up(self, log: str) -> list[str]:
+        """The files that a server says it looked up, found or not."""
+
+    def read(self, log: str) -> list[str]:
+        """The files that a server says it read."""
+
+
+class Engine(Protocol):
+    """An inference server."""
+
+    # Also its key in records: manifest, signatures, facts of the image.
+    name: str
+    # They answer a GET.
+    health_path: str
+    metrics_path: str
+    # Of the server, which has a metrics page only with it.
+    metrics_flag: str
+
+    @property
+    def moe(self) -> MoeConfigs:
+        """Where the server looks launch configurations of its fused experts up."""
+
+    def version(self) -> str | None:
+        """The installed version; None where it is not installed."""
+
+    def deep_gemm_version(self) -> str | None:
+        """The version of the DeepGEMM that it brings."""
+
+    def release(self) -> tuple[Release, str | None]:
+        """What the installed release has, and a warning where that is not known."""
+
+    def command(self, model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
+        """The server's command line."""
+
+    def port(self, argv: list[str]) -> int:
+        """The port in a command line. Raises ValueError or IndexError where it has none."""
+
+    def gpu_environment(self, moe_configs: Path) -> dict[str, str]:
+        """What a server on a GPU has in its environment; its MoE configurations are below this
+        folder.
+        """
+
+    def kernel_arguments(self, arguments: tuple[str, ...]) -> list[str]:
+        """Those of the server's arguments that choose kernels, with their values, sorted."""
+
+    def missing_tracing_packages(self) -> list[str]:
+        """The packages without which the server of this image cannot send its traces."""
+
+    def is_ready(self, status: int) -> bool:
+        """Whether this HTTP status of the health page says that the server takes requests."""
+
+    def completion(self, prompt: str, temperature: float, max_tokens: int) -> Post:
+        """The request for a completion."""
+
+    def prompt_tokens_used(self, answer: bytes) -> int:
+        """The prompt tokens that a completion says it took. Raises ValueError, KeyError, TypeError,
+        OverflowError or RecursionError where it does not say.
+        """
+
+    def prompt_tokens_total(self, metrics: str) -> float:
+        """All prompt tokens so far, by the server's metrics page. Raises ValueError."""
+
+    def prompt_tokens_query(self, run_id: str) -> str:
+        """The same counter, as Prometheus' series of a run."""
+
+    def error_type(self, log_tail: list[str]) -> str:
+        """What a server died of while starting, by the last lines of its log."""

@@ -1,0 +1,30 @@
+"""What SGLang's server is asked over HTTP: whether it is ready, and for a completion."""
+
+from __future__ import annotations
+
+import json
+
+from sgl_admin.base.engine import Post
+
+HEALTH_PATH = "/health"
+
+
+def is_ready(status: int) -> bool:
+    """An open port, or other pages answering, does not count."""
+    return status == 200
+
+
+def completion(prompt: str, temperature: float, max_tokens: int) -> Post:
+    return Post(
+        "/v1/completions",
+        {
+            "model": "default",
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+        },
+    )
+
+
+def prompt_tokens_used(answer: bytes) -> int:
+    return int(json.loads(answer)["usage"]["prompt_tokens"])

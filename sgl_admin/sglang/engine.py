@@ -1,0 +1,44 @@
+"""SGLang behind the interface of base/engine.py: each part is a module beside this one."""
+
+from __future__ import annotations
+
+from sgl_admin.sglang import (
+    api,
+    command_line,
+    deaths,
+    kernels,
+    metrics,
+    packages,
+    releases,
+    tracing,
+)
+from sgl_admin.sglang.moe_configs import MoeConfigs
+
+
+class SGLang:
+    """As base.engine.Engine says."""
+
+    name = packages.NAME
+    moe = MoeConfigs()
+
+    version = staticmethod(packages.version)
+    deep_gemm_version = staticmethod(packages.deep_gemm_version)
+    release = staticmethod(releases.installed)
+
+    command = staticmethod(command_line.command)
+    port = staticmethod(command_line.port)
+    gpu_environment = staticmethod(command_line.gpu_environment)
+    kernel_arguments = staticmethod(kernels.kernel_arguments)
+    missing_tracing_packages = staticmethod(tracing.missing_packages)
+
+    health_path = api.HEALTH_PATH
+    is_ready = staticmethod(api.is_ready)
+    completion = staticmethod(api.completion)
+    prompt_tokens_used = staticmethod(api.prompt_tokens_used)
+
+    metrics_path = metrics.PATH
+    metrics_flag = metrics.FLAG
+    prompt_tokens_total = staticmethod(metrics.prompt_tokens_total)
+    prompt_tokens_query = staticmethod(metrics.prompt_tokens_query)
+
+    error_type = staticmethod(deaths.error_type)

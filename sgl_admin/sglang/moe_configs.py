@@ -1,0 +1,61 @@
+"""The files in which SGLang looks launch configurations of its fused experts up, and what its log
+says of them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sgl_admin.base.engine import Lookup
+
+VARIABLE = "SGLANG_MOE_CONFIG_DIR"
+FOLDER = "configs"
+_SUFFIX, _DOWN_SUFFIX = ".json", "_down.json"
+_NAME = re.compile(
+    r"E=(?P<E>\d{1,9}),N=(?P<N>\d{1,9}),device_name=(?P<device>[^,]+?)(?:,dtype=(?P<dtype>\w+?))?"
+    r"(?:,block_shape=\[(?P<n>\d{1,9}),"
+    r" ?(?P<k>\d{1,9})\])?(?P<channel>,per_channel_quant=True)?(?P<down>_down)?\.json"
+)
+# As every release since 0.5.3 says it (releases.py): read, taken from another Triton's folder, or
+# not found.
+_READ = re.compile(r"Using MoE kernel config from (\S.*?\.json)")
+_LOOKED_UP = re.compile(r"(?:Using MoE kernel config from|Config file not found at) (\S.*?\.json)")
+
+
+class MoeConfigs:
+    """As base.engine.MoeConfigs says."""
+
+    variable = VARIABLE
+    folder = FOLDER
+    pattern = f"triton_*/*{_SUFFIX}"
+    backend_flag = "--moe-runner-backend"
+
+    def triton_folder(self, triton: str) -> str:
+        return f"triton_{triton.replace('.', '_')}"
+
+    def file_name(self, lookup: Lookup, device_name: str) -> str:
+        device = device_name.replace(" ", "_")
+        dtype = f",dtype={lookup.dtype}" if lookup.dtype else ""
+        block = ""
+        if lookup.block_shape:
+            block = f",block_shape=[{lookup.block_shape[0]}, {lookup.block_shape[1]}]"
+        return f"E={lookup.E},N={lookup.N},device_name={device}{dtype}{block}{_SUFFIX}"
+
+    def lookup(self, file_name: str) -> Lookup | None:
+        found = _NAME.fullmatch(file_name)
+        if found is None or found["down"] or found["channel"]:
+            return None
+        block = (int(found["n"]), int(found["k"])) if found["n"] else None
+        return Lookup(int(found["E"]), int(found["N"]), found["dtype"], block)
+
+    def down_name(self, file_name: str) -> str:
+        return file_name.removesuffix(_SUFFIX) + _DOWN_SUFFIX
+
+    def main_name(self, file_name: str) -> str:
+        return file_name.replace(_DOWN_SUFFIX, _SUFFIX)
+
+    def looked_up(self, log: str) -> list[str]:
+        return _LOOKED_UP.findall(log)
+
+    def read(self, log: str) -> list[str]:
+        return _READ.findall(log)
