@@ -94,3 +94,24 @@ def test_the_flavours_are_those_that_there_are() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_the_role_has_a_readme(role: str) -> None:
     assert (ROLES_DIR / role / "README.md").read_text(encoding="utf-8").strip()
+
+
+OWN = re.compile(rf"(?<![.\w'\"])(?:{'|'.join(ROLES)})_\w+")
+EXPRESSION = re.compile(
+    r"\{\{.*?\}\}|^\s*(?:- |when: |until: |changed_when: ).*$", re.DOTALL | re.MULTILINE
+)
+DEFINED = re.compile(rf"^\s*(?:register: )?((?:{'|'.join(ROLES)})_\w+)(?::|$)", re.MULTILINE)
+
+
+def test_what_roles_and_plays_read_of_each_other_is_defined() -> None:
+    places = [*ROLES_DIR.glob("*/*/*.yml"), *(ROOT / "playbooks").glob("*.yml")]
+    texts = [path.read_text(encoding="utf-8") for path in places]
+    defined = {name for text in texts for name in DEFINED.findall(text)}
+    read = {
+        name
+        for text in texts
+        for expression in EXPRESSION.findall(text)
+        for name in OWN.findall(expression)
+    }
+    assert {"preflight_host", "stack_run", "provider_prep_done"} <= read
+    assert sorted(read - defined) == []
