@@ -10,9 +10,9 @@ import tempfile
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import INPUTS_LABEL
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import fits
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import INPUTS_LABEL
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import fits
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
     pulled_by_digest,
 )
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.image_context import digest, pack

@@ -23,9 +23,9 @@ from typing import IO, Any, cast
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import listing
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import listing
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
     SourceFile,
     read_source,
     survey,

@@ -21,7 +21,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
     prep_spec,
     request_document,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
     PrepClient,
     PrepError,
     did_work,

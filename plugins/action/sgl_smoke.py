@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils.smoke_client import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._smoke_client import (
     SmokeClient,
     SmokeError,
     failure,

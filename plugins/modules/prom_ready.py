@@ -198,7 +198,7 @@ import math
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prometheus_api import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     DEFAULT_POLL_INTERVAL_S,
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,

@@ -175,7 +175,7 @@ entries_checked:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 
 
 def main() -> None:

@@ -238,13 +238,13 @@ problems:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     INFO,
     READY_FOR,
     module_spec,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerError
 
 _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface_root")
 

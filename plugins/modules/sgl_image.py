@@ -176,18 +176,21 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     INPUTS_LABEL,
     DockerError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import (
     ImageBuild,
     Sources,
     alone,
     unpack,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import ImageError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import Loaded, Pulled
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import ImageError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
+    Loaded,
+    Pulled,
+)
 
 
 def main() -> None:

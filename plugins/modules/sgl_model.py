@@ -143,7 +143,7 @@ model:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 
 
 def main() -> None:

@@ -229,14 +229,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _model_digests as model_digests,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_hub import ContainerClient
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import ContainerClient
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import Request, Stage
 
 
 def main() -> None:

@@ -152,11 +152,14 @@ items:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import Host, ShareError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import (
+    Host,
+    ShareError,
+)
 
 
 def main() -> None:

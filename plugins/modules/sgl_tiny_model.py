@@ -93,7 +93,7 @@ size_bytes:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import tiny_model
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 
 
 def main() -> None:

@@ -24,8 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / ".ansible" / "collections")]
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests  # noqa: E402
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import (  # noqa: E402
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (  # noqa: E402
+    _model_digests as model_digests,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import (  # noqa: E402
     Request,
     Stage,
 )
@@ -39,7 +41,7 @@ FIRST_AT_MOST = 0.6
 AGAIN_AT_MOST = 1 / 50
 STAGE = (
     "import os, sys\nsys.path[:0] = sys.argv[1:3]\nfrom"
-    " ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request,"
+    " ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import Request,"
     " Stage\nStage(Request(path=sys.argv[4] + '/m', models_root=sys.argv[4], source='local',"
     " origin=sys.argv[3], uid=os.geteuid(), gid=os.getegid())).slice()\n"
 )

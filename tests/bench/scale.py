@@ -40,10 +40,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
     prep_spec,
     request_document,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (  # noqa: E402
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (  # noqa: E402
     INPUTS_LABEL,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (  # noqa: E402
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (  # noqa: E402
     FLAVOUR_LABEL,
     host_architecture,
 )

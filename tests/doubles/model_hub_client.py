@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_hub import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import (
     CLIENT,
     PROXY_VARIABLES,
 )

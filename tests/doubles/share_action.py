@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_share
-from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import ShareError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import ShareError
 from ansible_collections.slice_bench.sglang.plugins.modules.sgl_share import _step
 
 REGISTRY = "registry.example/team/caches"

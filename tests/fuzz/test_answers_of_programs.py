@@ -11,19 +11,20 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree, preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     request_document,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
     PrepClient,
     PrepError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import request_flags
+from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import request_flags
 from hypothesis import strategies as st
 
 from sgl_admin.base.errors import Refused

@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ET
 from typing import Any
 from unittest import mock
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import gpu_health
-from ansible_collections.slice_bench.sglang.plugins.module_utils.gpu_health import SmiError, Use
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
+from ansible_collections.slice_bench.sglang.plugins.module_utils._gpu_health import SmiError, Use
 from hypothesis import strategies as st
 
 from tests.doubles.nvidia_smi import Card, NvidiaSmi

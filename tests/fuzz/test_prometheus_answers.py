@@ -12,8 +12,10 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlsplit
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import prometheus_api
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prometheus_api import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _prometheus_api as prometheus_api,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     FinalError,
     PrometheusClient,
     Readiness,

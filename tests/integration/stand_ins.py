@@ -8,8 +8,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import build_client
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import build_client
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     DOCKER_ARCHITECTURES,
 )
 

@@ -24,8 +24,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
     prep_spec,
     request_document,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
-from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
+from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import (
     DIGEST_LABEL,
     SIGNATURE_LABEL,
     Host,

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import build_client
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import build_client
 from packaging.requirements import Requirement
 
 from tests.integration.installation import BIN, ROOT, docker

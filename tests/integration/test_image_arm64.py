@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
 
 from tests.contract import validators
 from tests.integration.installation import Play, Site, docker, installation

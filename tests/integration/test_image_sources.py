@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
 
 from tests.hosts.registry import Registry
 from tests.integration.installation import ROOT, ansible, docker

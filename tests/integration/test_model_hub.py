@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import Request, Stage
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import Staging
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import Request, Stage
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import Staging
 
 from tests.doubles.hub import COMMIT, Hub, serving
 from tests.doubles.model_folder import contents, flip, make_model, shard_name

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import quick
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import Staging
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import quick
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import Staging
 
 from tests.doubles.model_folder import INDEX, contents, flip, make_model, shard_name
 from tests.integration.installation import ROOT, Play, ansible, module

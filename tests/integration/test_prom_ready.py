@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prometheus_api import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     FinalError,
     PrometheusClient,
     Readiness,

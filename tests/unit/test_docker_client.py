@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import docker_cli, image_build
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _docker_cli as docker_cli
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     INPUTS_LABEL,
     DockerCli,
     DockerError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import ImageBuild
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import ImageBuild
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     ImageError,
     host_architecture,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prep_client import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
     PrepClient,
     PrepError,
     did_work,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import gpu_health
-from ansible_collections.slice_bench.sglang.plugins.module_utils.gpu_health import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
+from ansible_collections.slice_bench.sglang.plugins.module_utils._gpu_health import (
     SmiError,
     Use,
     Verdict,

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import host_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     HostTreeError,
     Spec,
     apply,

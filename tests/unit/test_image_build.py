@@ -23,25 +23,25 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.action.sgl_image import ActionModule
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    image_build,
-    image_downloads,
-    image_parts,
+    _image_downloads as image_downloads,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     INPUTS_LABEL,
     DockerCli,
     DockerError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_build import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import (
     ImageBuild,
     Sources,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     FLAVOUR_LABEL,
     ImageError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_sources import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
     Loaded,
     Pulled,
     pulled_by_digest,
@@ -914,7 +914,9 @@ def test_a_debian_base_is_named_for_its_architecture(docker: Docker, tmp_path: P
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ansible_collections.slice_bench.sglang.plugins.module_utils import image_sources
+    from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+        _image_sources as image_sources,
+    )
 
     monkeypatch.setattr(image_sources, "check_image", lambda *_: None)
 

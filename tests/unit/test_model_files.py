@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files, tiny_model
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
     model_identity,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
     ModelMissing,
     inspect_model,

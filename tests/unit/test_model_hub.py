@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_hub
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_hub as model_hub
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
 
 TOKEN = "hf_0123456789abcdefgh"
 

@@ -15,16 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_staging
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import quick
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import ModelError
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_stage import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _model_digests as model_digests,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _model_staging as model_staging,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import quick
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import (
     Request,
     Stage,
     listed,
     listing,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
     Staging,
     survey,
 )

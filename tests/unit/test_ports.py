@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import ports as host_ports
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as host_ports
 
 from sgl_admin.base import ports as container_ports
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    gpu_health,
-    model_digests,
-    preflight,
+    _model_digests as model_digests,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.preflight import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils._preflight import (
     Options,
     PreflightError,
     look,

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.slice_bench.sglang.plugins.module_utils import prometheus_api
-from ansible_collections.slice_bench.sglang.plugins.module_utils.prometheus_api import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _prometheus_api as prometheus_api,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     AnswerTimeoutError,
     FinalError,
     LocalFileError,

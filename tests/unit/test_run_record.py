@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, processes
-from ansible_collections.slice_bench.sglang.plugins.module_utils.run_record import RecordError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._run_record import RecordError
 
 from tests.contract import validators
 

@@ -18,7 +18,7 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     request_document,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import request_flags
+from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import request_flags
 
 from sgl_admin.base import detached, files, locks, paths, processes
 from sgl_admin.base.errors import Refused

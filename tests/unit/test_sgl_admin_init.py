@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 
 from sgl_admin.base import files, locks, paths, processes, versions
 from sgl_admin.contract.services import BY_NAME, SERVICES

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli
-from ansible_collections.slice_bench.sglang.plugins.module_utils.shared_work import Host, ShareError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
+from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import (
+    Host,
+    ShareError,
+)
 
 REQUEST = {"model": "/m", "stages": {"inductor": "ensure"}}
 ITEM = {"kind": "caches", "name": "inductor-1", "image": None, "request": REQUEST}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import tiny_model
-from ansible_collections.slice_bench.sglang.plugins.module_utils.tiny_model import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
+from ansible_collections.slice_bench.sglang.plugins.module_utils._tiny_model import (
     TinyModelError,
     inspect,
     make,

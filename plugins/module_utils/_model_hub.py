@@ -16,21 +16,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _model_digests as model_digests,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
     HUB_LOG,
     HUB_STATE,
     Digest,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import SourceFile
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import SourceFile
 
 PUBLIC_HUB = "https://huggingface.co"
 _PYTHON = "/opt/sglang/bin/python"

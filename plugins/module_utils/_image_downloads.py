@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible.module_utils.urls import open_url
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     ELF_HEAD_BYTES,
     ImageError,
     elf_architecture,

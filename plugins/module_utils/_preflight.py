@@ -15,18 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    gpu_health,
-    host_tree,
-    model_files,
-    ports,
-    run_record,
-)
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
     one_line,
     path_line,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
     Runner,
@@ -343,7 +341,9 @@ def _known_of(path: str, options: Options) -> dict[str, bool]:
     damage that nothing will mend.
     """
     # Compiling it on the host takes longer than most of what else is looked at.
-    from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests
+    from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+        _model_digests as model_digests,
+    )
 
     read = (
         model_digests.quick(path)

@@ -12,9 +12,12 @@ import os
 import tempfile
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import DockerCli, Runner
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    DockerCli,
+    Runner,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     ImageError,
     check_image,
 )

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     TEMP_NAME,
     HostTreeError,
     clean_path,

@@ -13,7 +13,7 @@ import tarfile
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.services import PROGRAMS
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
 )

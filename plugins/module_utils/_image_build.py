@@ -21,15 +21,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import image_downloads, image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _image_downloads as image_downloads,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     INPUTS_LABEL,
     DockerCli,
     Runner,
     build_client,
     explain,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     MACHINES,
     ImageError,
     check_image,

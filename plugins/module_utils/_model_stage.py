@@ -13,22 +13,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    model_digests,
-    model_files,
-    model_hub,
+    _model_digests as model_digests,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_hub as model_hub
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
     HUB_STATE,
     SHA256,
     Digest,
     Verification,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
     ModelMissing,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_staging import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
     Files,
     Slice,
     SourceFile,

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import Runner
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
 
 # Eight GPUs take 0.4 MB.
 _MAX_ANSWER = 8 * 2**20

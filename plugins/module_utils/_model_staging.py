@@ -24,15 +24,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import model_digests, model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _model_digests as model_digests,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils.host_tree import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     TEMP_NAME,
     HostTreeError,
     make_directory,
     missing_directories,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
     MEMO,
     RECORD,
     SOURCE_MEMO,
@@ -41,7 +44,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils.model_digests i
     Memo,
     Progress,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.model_files import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
     ModelMissing,
     several,

@@ -16,12 +16,12 @@ import subprocess
 import tarfile
 from typing import IO, Any, cast
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils.docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
     explain,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils.image_parts import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     repository_of,
     sha256_of,
 )
