@@ -13,7 +13,7 @@ from typing import Any
 from sgl_admin.base import files
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import request_fields
-from sgl_admin.commands.request_fields import FIELDS
+from sgl_admin.commands.request_fields import FIELDS, PASSED_THROUGH
 from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.contract.stages import MODES
 from sgl_admin.records.request import Request
@@ -118,4 +118,9 @@ def _request(
         server_timeout_s=fields["server_timeout"],
         probe_timeout_s=fields["probe_timeout"],
         warmup_port=fields["port"] or int(live.manifest["services"]["sglang"]["port"]),
+        options=tuple(
+            (name, fields[name])
+            for name, field in sorted(PASSED_THROUGH.items())
+            if fields[name] != field.default
+        ),
     )

@@ -1,6 +1,9 @@
 """The fields of a request for a prep, each declared once: as flags of the command line and as keys
 of the JSON document that `--request` reads.
 
+An option of the contract that is only passed through needs no entry here: its type, choices and
+text make the field (`passed_through`).
+
 A field's `check` takes the JSON value and returns what the Request holds. Its `parse` makes a JSON
 value of a flag's text. Both raise ValueError with a sentence about the value.
 """
@@ -15,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sgl_admin.contract import options
+from sgl_admin.contract.options import Option
 from sgl_admin.contract.stages import MODES, PROBES
 
 _LAST_PORT = 2**16 - 1
@@ -311,3 +316,55 @@ FIELDS = {
         ),
     )
 }
+
+
+# --- options of the contract that are only passed through
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{_shown(value)} is not a whole number")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{_shown(value)} is neither true nor false")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(_passable(_text(word)) for word in _list(value))
+
+
+def _truth(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+# By type and elements: what the value may be, and what a flag says.
+_BY_TYPE: dict[tuple[str, str], tuple[Callable[[Any], Any], Callable[[str], Any]]] = {
+    ("str", ""): (_text, str),
+    ("int", ""): (_whole, whole_number),
+    ("float", ""): (seconds, number),
+    ("bool", ""): (_flag, _truth),
+    ("list", "int"): (_sizes, _numbers),
+    ("list", "str"): (_texts, lambda text: text.split(",")),
+}
+
+
+def passed_through(name: str, option: Option) -> Field:
+    """The field of an option that needs no check of its own."""
+    check, parse = _BY_TYPE[option.type, option.elements]
+    if option.choices:
+        check = one_of(*option.choices)
+    default = tuple(option.default) if isinstance(option.default, list) else option.default
+    flag = f"--{name.replace('_', '-')}"
+    return Field(name, flag, check, option.text, parse, default)
+
+
+PASSED_THROUGH = {
+    name: passed_through(name, option)
+    for name, option in options.of_module(options.PREP)
+    if name not in FIELDS and name != "container"
+}
+FIELDS.update(PASSED_THROUGH)

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sgl_admin.contract import stages
+from sgl_admin.contract import options, stages
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,33 @@ class Request:
     moe_sample: int | None = None
     # Whether the kernels that were tuned are compiled and verified with a server: ensure or skip.
     moe_fusion: str = "ensure"
+    # Options that are only passed through, where they differ from their defaults.
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def option(self, name: str) -> Any:
+        """The value of an option of the contract that is only passed through."""
+        return dict(self.options).get(name, options.BY_NAME[f"{options.PREFIX}{name}"].default)
 
     @property
     def digest(self) -> str:
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        fields = asdict(self)
+        if not self.options:
+            del fields["options"]
+        return fields
 
     @classmethod
     def from_json(cls, text: str) -> Request:
         """Raises ValueError where it is none."""
         try:
             fields: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
+                key: _hashable(value) if isinstance(value, list) else value
                 for key, value in json.loads(text).items()
             }
             return cls(**fields)
@@ -75,4 +87,15 @@ class Request:
             *(["--moe-fusion=skip"] if self.moe_fusion == "skip" else []),
             *(f"--server-arg={arg}" for arg in self.server_args),
             *(f"--server-env={setting}" for setting in self.server_env),
+            *(f"--{name.replace('_', '-')}={_shown(value)}" for name, value in self.options),
         ]
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -268,7 +268,7 @@ def test_a_killed_reading_loses_at_most_what_is_being_read(recorded: Path) -> No
     """
     program = (
         "import os, signal, sys\nsys.path.insert(0, sys.argv[1] + '/.ansible/collections')\nfrom"
-        " ansible_collections.slice_bench.sglang.plugins.module_utils import _model_digests as model_digests as"
+        " ansible_collections.slice_bench.sglang.plugins.module_utils import _model_digests as"
         " m\nm._SAVE_EVERY_S, note, seen = 0, m.Memo.note, []\ndef noted(memo, name, entry):\n   "
         " note(memo, name, entry)\n    seen.append(name)\n    len(seen) == 4 and"
         " os.kill(os.getpid(), signal.SIGKILL)\nm.Memo.note = noted\nm.verify(sys.argv[2],"
