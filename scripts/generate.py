@@ -200,7 +200,76 @@ def schema_names() -> str:
             subsequent_indent=" " * 8,
         )
         blocks.append(f'    "{name}": {{\n      "enum": [\n{listed}\n      ]\n    }},\n')
+    codes = ",\n".join(f"        {_stage_code(stage)}" for stage in stages.STAGES)
+    blocks.append(f'    "stage_codes": {{\n      "allOf": [\n{codes}\n      ]\n    }},\n')
     return "".join(blocks)
+
+
+def _stage_code(stage: stages.Stage) -> str:
+    """A stage's results have its own exit code, or none, and a signature of this stage."""
+    name = {"const": stage.name}
+    holds = {
+        "status_code": {"enum": [0, stage.exit_code]},
+        "signature": {"properties": {"stage": name}},
+    }
+    return json.dumps({"if": {"properties": {"stage": name}}, "then": {"properties": holds}})
+
+
+# Names that schemas list: where three or more of one list stand together, all of it must.
+SCHEMA_LISTS = (
+    stages.NAMES,
+    tuple(places.CACHES),
+    services.SURFACES,
+)
+_REQUIRED = re.compile(r'"required": \[((?:"\w+"(?:, )?)+)\]')
+
+
+def schema(text: str) -> str:
+    """A schema's text with every such list whole."""
+    for names in SCHEMA_LISTS:
+        text = _REQUIRED.sub(lambda found, names=names: _required(found, names), text)
+        text = _whole_runs(text, names)
+    return text
+
+
+def _required(found: re.Match[str], names: tuple[str, ...]) -> str:
+    listed = json.loads(f"[{found[1]}]")
+    if len(listed) < 3 or not set(listed) <= set(names):
+        return found[0]
+    return f'"required": {json.dumps(list(names))}'
+
+
+def _whole_runs(text: str, names: tuple[str, ...]) -> str:
+    """Lines that follow each other and differ in one of these names only: one for each name."""
+    made: list[str] = []
+    run: list[str] = []
+    template = None
+    for line in [*text.split("\n"), ""]:
+        shape = _shape(line, names)
+        if run and shape != template:
+            made += _expanded(run, template, names)
+            run = []
+        template = shape
+        if shape is None:
+            made.append(line)
+        else:
+            run.append(line)
+    return "\n".join(made[:-1])
+
+
+def _shape(line: str, names: tuple[str, ...]) -> str | None:
+    """The line without its name and its comma; None where it does not name exactly one."""
+    named = {word for word in re.findall(r'"(\w+)"', line) if word in names}
+    if len(named) != 1:
+        return None
+    return line.rstrip(",").replace(f'"{named.pop()}"', '"NAME"')
+
+
+def _expanded(run: list[str], template: str | None, names: tuple[str, ...]) -> list[str]:
+    if len(run) < 3 or template is None:
+        return run
+    lines = [template.replace('"NAME"', f'"{name}"') + "," for name in names]
+    return lines if run[-1].endswith(",") else [*lines[:-1], lines[-1].rstrip(",")]
 
 
 # Whole files, and parts of files with the patterns of the lines around them.
@@ -240,6 +309,9 @@ def generated() -> dict[str, str]:
         if not found or not ends:
             raise SystemExit(f"{name} lacks the line {begin!r} or {end!r}")
         made[name] = before + begin + write() + end + after
+    for path in sorted((ROOT / "schemas").glob("*.json")):
+        name = f"schemas/{path.name}"
+        made[name] = schema(made.get(name) or path.read_text(encoding="utf-8"))
     return made
 
 
