@@ -56,11 +56,17 @@ def cuda_runtime() -> str | None:
 def package_folder(package: str) -> Path | None:
     """Where a package that is not imported here would be imported from; None where it is not
     installed.
+
+    Python's own finders are asked: SGLang's images install SGLang editable, which leaves no folder
+    of it on sys.path.
     """
-    for folder in sys.path:
-        if (found := Path(folder or ".") / package).joinpath("__init__.py").exists():
-            return found
-    return None
+    import importlib.util
+
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
 def _normal(distribution: str) -> str:
