@@ -39,7 +39,7 @@ print(json.dumps([versions.installed("sglang"), str(found), versions.package_fol
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """The Python of an environment into which SGLang was installed editable by setuptools itself."""
+    """The Python of an environment with SGLang installed editable, by setuptools itself."""
     project = tmp_path / "sgl-workspace" / "sglang" / "python"
     (project / "sglang").mkdir(parents=True)
     (project / "sglang" / "__init__.py").write_text("raise SystemExit('it was imported')\n")
