@@ -43,6 +43,8 @@ _SLOWDOWNS = (
     "sw_thermal_slowdown",
 )
 # The first driver of each major version of CUDA.
+# SGLang's last images for a version of CUDA (upstream's docs/get-started/install.mdx).
+_LAST_IMAGE = {12: " (SGLang's last is lmsysorg/sglang:v0.5.19-cu129; set sgl_image_base to it)"}
 _FIRST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 _XID = re.compile(
     r"NVRM: Xid \((?:PCI:)?([0-9a-f:.]{4,20})\): (\d{1,4})\b", re.ASCII | re.IGNORECASE
@@ -597,7 +599,7 @@ def _judge_cuda(health: dict[str, Any], use: Use, verdict: Verdict) -> None:
         )
         verdict.problems.append(
             f"{driver}, too old for the image, which has {image}: install a newer driver ({first}),"
-            f" or take an image of CUDA {supported[0]}"
+            f" or take an image of CUDA {supported[0]}{_LAST_IMAGE.get(supported[0], '')}"
         )
 
 
@@ -644,9 +646,16 @@ def _conditions(gpus: list[dict[str, Any]]) -> Iterator[str]:
     if off := [gpu for gpu in gpus if gpu["persistence"] is False]:
         yield (
             f"{_which(off)} not in persistence mode, so that the driver starts anew each time that"
-            " nobody uses them: `systemctl enable --now nvidia-persistenced`, or `nvidia-smi -pm"
-            " 1` until the next boot"
+            f" nobody uses them: {_persistence_remedy(off)}"
         )
+
+
+def _persistence_remedy(off: list[dict[str, Any]]) -> str:
+    now = "`nvidia-smi -pm 1` until the next boot"
+    if any(gpu["coherent"] for gpu in off):
+        # Its own user may not open auto_online_blocks (NVIDIA/nvidia-persistenced#11).
+        return f"{now}; nvidia-persistenced fails on Grace unless its unit runs it without --user"
+    return f"`systemctl enable --now nvidia-persistenced`, or {now}"
 
 
 def _strangers(processes: list[dict[str, Any]], gpus: list[dict[str, Any]]) -> Iterator[str]:

@@ -73,6 +73,8 @@ class Gh200Site(Site):
             **super().variables,
             **{f"sgl_{name}_port": port for name, port in self.ports.items()},
             "sgl_flavour": "gh200",
+            # The stand-ins for the bases are small.
+            "sgl_space_gb": {"docker": 8},
             # There is none here.
             "sgl_gpus": False,
             "sgl_image": GH200_IMAGE,

@@ -182,6 +182,7 @@ def test_a_driver_too_old_for_the_images_cuda_is_refused(root: Path) -> None:
         "driver 550.163.01 supports CUDA 12.4" in problem
         and "CUDA 13.0" in problem
         and "580.65.06 or later" in problem
+        and "v0.5.19-cu129" in problem
     )
     minor = judged(smi, root, image_cuda="12.9")
     assert minor.problems == [] and "PTX" in minor.warnings[0] and "12.9" in minor.warnings[0]
@@ -231,6 +232,11 @@ def test_an_image_says_which_cuda_it_has() -> None:
     ("card", "words"),
     [
         (Card(persistence="Disabled"), "GPU 0 is not in persistence mode"),
+        (Card(persistence="Disabled"), "`systemctl enable --now nvidia-persistenced`, or"),
+        (
+            Card(persistence="Disabled", addressing="ATS"),
+            "`nvidia-smi -pm 1` until the next boot; nvidia-persistenced fails on Grace unless",
+        ),
         (Card(uncorrectable=7), "7 uncorrectable ECC errors"),
         (Card(row_pending="Yes"), "a row remap is pending"),
         (Card(row_failure="Yes"), "a row remap failed: have it replaced"),

@@ -219,12 +219,12 @@ TREE = (
         "dict",
         "Free space, in GB, that must be there before something is written; those that are to be"
         " other than the numbers here: C(telemetry) 1, C(profiles) 2 and, where the image is"
-        " missing, C(docker) 8.",
+        " missing, C(docker) 8, or 120 for an image with GPUs.",
         {},
         parts=tuple(
             Option(name, "float", "In GB.") for name in ("telemetry", "profiles", "docker")
         ),
-        shown="`{telemetry: 1, profiles: 2, docker: 8}`",
+        shown="`{telemetry: 1, profiles: 2, docker: 8}`, with `gh200` docker 120",
     ),
 )
 
