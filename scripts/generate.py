@@ -5,6 +5,7 @@ Whole files have a first line that says so; parts of files stand between two mar
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -227,12 +228,12 @@ _REQUIRED = re.compile(r'"required": \[((?:"\w+"(?:, )?)+)\]')
 def schema(text: str) -> str:
     """A schema's text with every such list whole."""
     for names in SCHEMA_LISTS:
-        text = _REQUIRED.sub(lambda found, names=names: _required(found, names), text)
+        text = _REQUIRED.sub(functools.partial(_required, names), text)
         text = _whole_runs(text, names)
     return text
 
 
-def _required(found: re.Match[str], names: tuple[str, ...]) -> str:
+def _required(names: tuple[str, ...], found: re.Match[str]) -> str:
     listed = json.loads(f"[{found[1]}]")
     if len(listed) < 3 or not set(listed) <= set(names):
         return found[0]

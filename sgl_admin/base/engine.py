@@ -33,6 +33,18 @@ class Lookup:
     block_shape: tuple[int, int] | None
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Arguments of the server that were chosen for the operator, and why."""
+
+    arguments: tuple[str, ...]
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As records have it."""
+        return {"arguments": list(self.arguments), "reason": self.reason}
+
+
 class FusedExperts(Protocol):
     """The engine's fused experts in the tuner's own process, which has torch and a GPU."""
 
@@ -146,6 +158,9 @@ class Engine(Protocol):
 
     def kernel_arguments(self, arguments: tuple[str, ...]) -> list[str]:
         """Those of the server's arguments that choose kernels, with their values, sorted."""
+
+    def choices(self, arguments: tuple[str, ...], compute_capability: str | None) -> list[Choice]:
+        """What to add to the server's arguments, by the kernels that the image has."""
 
     def missing_tracing_packages(self) -> list[str]:
         """The packages without which the server of this image cannot send its traces."""

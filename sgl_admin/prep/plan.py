@@ -126,6 +126,7 @@ class Plan:
             "would_change": not self.nothing_to_do,
             "stages": {decision.stage.name: decision.to_json() for decision in self.decisions},
             "telemetry_probe": self._probe_status(),
+            "chosen": [choice.to_json() for choice in self.context.choices],
             "warnings": [*self.warnings, *(record.warning for record in self.unreadable)],
         }
 
@@ -200,6 +201,8 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
     release, unknown = ENGINE.release()
     if unknown:
         findings.warn(unknown)
+    arguments = _server_arguments(run, request, flavour["args"], release)
+    choices = tuple(ENGINE.choices(arguments, found.compute_capability))
     return Context(
         request,
         loaded,
@@ -207,7 +210,8 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
         request.cuda_graph_batch_sizes or tuple(flavour["batch_sizes"]),
         _NO_SERVER,
         lambda done, total, unit, message: None,
-        arguments=_server_arguments(run, request, flavour["args"], release),
+        arguments=(*arguments, *(word for choice in choices for word in choice.arguments)),
+        choices=choices,
         environment=tuple(_server_environment(environment, found).items()),
         release=release,
     )

@@ -155,7 +155,11 @@ def _run_section(plan: Plan, outcome: Outcome) -> Record:
         "finished_at": clock.utc(),
         "duration_s": outcome.duration_s,
         "settings": _settings(plan),
-        "server": {"argv": plan.server_argv, "env": plan.server_environment},
+        "server": {
+            "argv": plan.server_argv,
+            "env": plan.server_environment,
+            "chosen": [choice.to_json() for choice in plan.context.choices],
+        },
     }
 
 

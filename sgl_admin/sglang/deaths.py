@@ -32,6 +32,8 @@ _DEATHS = (
             "backendcompilerfailed",
         ),
     ),
+    # Of the traceback alone: servers log the same words for every model that they cannot load.
+    ("unsupported", ("importerror: can not import fa3",)),
 )
 
 

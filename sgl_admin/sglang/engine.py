@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sgl_admin.sglang import (
     api,
+    choices,
     command_line,
     deaths,
     kernels,
@@ -29,6 +30,7 @@ class SGLang:
     port = staticmethod(command_line.port)
     gpu_environment = staticmethod(command_line.gpu_environment)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
+    choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)
 
     health_path = api.HEALTH_PATH

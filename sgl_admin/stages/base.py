@@ -20,7 +20,7 @@ from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.sglang import ENGINE
 
 if TYPE_CHECKING:
-    from sgl_admin.base.engine import Release
+    from sgl_admin.base.engine import Choice, Release
     from sgl_admin.records.archive import Part
     from sgl_admin.records.request import Request
     from sgl_admin.serving.warmup import Warmup
@@ -43,6 +43,8 @@ class Context:
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     release: Release | None = None
+    # Of the arguments, those that were chosen for the operator.
+    choices: tuple[Choice, ...] = ()
     # Told the process group of what a stage starts itself, None when it has ended.
     on_group: Callable[[int | None], None] = lambda group: None
     # Told each batch size whose work is finished, while others are still being done.

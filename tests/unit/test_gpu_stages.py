@@ -333,6 +333,24 @@ def test_a_cold_prep_fills_every_cache_and_a_second_one_starts_nothing(world: Wo
     assert again["stages"]["moe_tune"]["artifacts"]["skipped_batch_sizes"] == [64]
 
 
+def test_what_was_chosen_for_the_operator_is_said(world: World, tmp_path: Path) -> None:
+    kernels = tmp_path / "arm64" / "sgl_kernel"
+    kernels.mkdir(parents=True)
+    (kernels / "__init__.py").touch()
+    world.monkeypatch.syspath_prepend(str(kernels.parent))
+    world.monkeypatch.delitem(sys.modules, "sgl_kernel", raising=False)
+    result, _ = world.execute()
+    server = result["run"]["server"]
+    [choice] = server["chosen"]
+    assert choice["arguments"] == ["--attention-backend", "flashinfer"] and choice["reason"]
+    assert server["argv"][-2:] == choice["arguments"]
+    signature = result["stages"]["flashinfer"]["signature"]
+    assert "--attention-backend flashinfer" in signature["kernel_arguments"]
+    # The operator's own argument always wins.
+    result, _ = world.execute("--server-arg=--attention-backend=triton")
+    assert result["run"]["server"]["chosen"] == []
+
+
 def test_one_server_serves_all_stages_but_for_the_one_that_reads_what_was_tuned(
     world: World,
 ) -> None:
