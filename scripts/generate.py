@@ -139,6 +139,38 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def doc_fragments() -> str:
+    """plugins/doc_fragments/options.py: options that are variables too, for the modules' manuals.
+
+    As text, because ansible-test reads it without running it.
+    """
+    named = {
+        "HOST_INFO": dict(options.of_module(options.INFO)),
+        "PREP": options.prep_options(),
+    }
+    constants = "".join(
+        f'    {name} = r"""\n{_fragment(fragment)}"""\n' for name, fragment in named.items()
+    )
+    return f"{_FRAGMENTS}{constants}"
+
+
+_FRAGMENTS = f"""\
+{HEADER}# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+"""
+
+
+def _fragment(named: dict[str, Option]) -> str:
+    documented = {name: option.documented() for name, option in named.items()}
+    text = yaml.dump({"options": documented}, Dumper=_Dumper, sort_keys=False, width=WIDTH - 4)
+    # A variable is no option of the module that has this text.
+    return text.replace("O(sgl_", "C(sgl_")
+
+
 def readme_table() -> str:
     """A table for each group of variables."""
     return "\n".join(_table(title, group) for title, group in options.GROUPS)
@@ -279,6 +311,7 @@ FILES: dict[str, Callable[[], str]] = {
     "roles/settings/vars/main.yml": role_vars,
     "roles/preflight/meta/argument_specs.yml": preflight_spec,
     "roles/dashboard/meta/argument_specs.yml": dashboard_spec,
+    "plugins/doc_fragments/options.py": doc_fragments,
 }
 PARTS: dict[str, tuple[str, str, Callable[[], str]]] = {
     "README.md": ("<!-- variables -->\n", "<!-- end of variables -->\n", readme_table),

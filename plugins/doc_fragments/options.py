@@ -1,20 +1,215 @@
+# Generated from plugins/module_utils/_contract by `make generate`.
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The documentation of options that are variables too: each text stands in the contract."""
-
 from __future__ import annotations
-
-import json
-
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options
-
-
-def _fragment(named: dict[str, options.Option]) -> str:
-    """YAML, of which JSON is a part. A variable is no option of the module that has this text."""
-    documented = {name: option.documented() for name, option in named.items()}
-    return json.dumps({"options": documented}).replace("O(sgl_", "C(sgl_")
 
 
 class ModuleDocFragment:
-    HOST_INFO = _fragment(dict(options.of_module(options.INFO)))
-    PREP = _fragment(options.prep_options())
+    HOST_INFO = r"""
+options:
+  model:
+    type: str
+    description: The model's folder under the models folder. A prep needs it; starting and stopping
+      does not.
+  model_source:
+    type: str
+    choices:
+      - present
+      - tiny
+      - local
+      - controller
+      - hub
+    default: present
+    description: Where the model comes from. V(present) takes what is there; V(local) copies from
+      a folder of the host, V(controller) from one of the controller by rsync, V(hub) downloads; V(tiny)
+      makes a tiny random Qwen3 on the spot, for hosts without a GPU.
+  model_from:
+    type: str
+    description: The folder, or for V(hub) the repository such as C(Qwen/Qwen3-8B).
+  model_revision:
+    type: str
+    default: main
+    description: The hub's branch, tag or commit. A model that was made from a branch is taken as
+      it is; the branch is not followed.
+  model_endpoint:
+    type: str
+    description: Address of a mirror of the hub.
+  model_verify:
+    type: str
+    choices:
+      - quick
+      - full
+    default: quick
+    description: V(quick) reads of a model what has changed since it was read; V(full) reads all of
+      it.
+  tp:
+    type: int
+    default: 1
+    description: Tensor parallel size; at most the number of GPUs, and 1 on a host without one.
+  user:
+    type: str
+    description: The service user, who owns the tree and whose uid and gid the container runs with.
+      By default the user who called sudo, or else the user who connects.
+  root:
+    type: path
+    description: Folder of the host tree. By default C(sglang-observability) in the service user's
+      home.
+  telemetry_root:
+    type: path
+    description: Metrics, traces, logs and the records of runs. By default C(telemetry) in C(sgl_root).
+  profiles_root:
+    type: path
+    description: Kernel caches. By default C(profiles) in C(sgl_root).
+  models_root:
+    type: path
+    description: Models. By default C(models) in C(sgl_root).
+  huggingface_root:
+    type: path
+    description: The Hugging Face cache. By default C(huggingface) in C(sgl_root).
+  ownership_ignore:
+    type: bool
+    default: false
+    description: Go on, with a warning, where something in the tree belongs to somebody else. HOST_DIR_OWNERSHIP_IGNORE=1
+      in the caller's environment does the same.
+  owner_uid:
+    type: int
+    description: Uid that the tree must belong to and that the container runs with, where it is not
+      the service user's.
+  owner_gid:
+    type: int
+    description: Gid that the tree must belong to and that the container runs with, where it is not
+      the service user's.
+  pointer_uid:
+    type: int
+    description: Uid that a pointer which is there must belong to, where it is not the tree's.
+  pointer_gid:
+    type: int
+    description: Gid that a pointer which is there must belong to, where it is not the tree's.
+  image:
+    type: str
+    default: sglang-dev:local
+    description: Name of the image. By default C(sglang-dev) with the flavour as its tag.
+  image_source:
+    type: str
+    choices:
+      - build
+      - pull
+      - load
+      - share
+    default: build
+    description: 'Where the image comes from: built on the host, pulled from a registry, loaded from
+      an archive on the host, or, with V(share), built on one host of each kind and taken by the others.'
+  image_pull:
+    type: str
+    description: What to pull, best with its digest (C(registry/name@sha256:...)); a tag is taken
+      with a warning, as it moves.
+  image_archive:
+    type: path
+    description: Path on the host of the archive to load, as C(docker save) writes it.
+  image_cuda:
+    type: str
+    description: The image's version of CUDA, such as V(13.0), so that a driver too old for it is
+      refused before anything changes. By default what the image itself says, once it is on the host.
+  container:
+    type: str
+    default: sglang-dev
+    description: Name of the container.
+  bind_address:
+    type: str
+    default: 127.0.0.1
+    description: Address that Prometheus, Jaeger and the exporters listen on. They have no password,
+      so think before you open them.
+"""
+    PREP = r"""
+options:
+  model:
+    type: str
+    required: true
+    description: The model's folder in the container.
+  deep_gemm:
+    type: str
+    choices:
+      - ensure
+      - rebuild
+      - skip
+    default: ensure
+    description: What to do about DeepGEMM's kernels.
+  moe:
+    type: str
+    choices:
+      - ensure
+      - rebuild
+      - skip
+    default: ensure
+    description: What to do about tuned configurations of the mixture-of-experts kernel.
+  flashinfer:
+    type: str
+    choices:
+      - ensure
+      - rebuild
+      - skip
+    default: ensure
+    description: What to do about FlashInfer's kernels.
+  inductor:
+    type: str
+    choices:
+      - ensure
+      - rebuild
+      - skip
+    default: ensure
+    description: What to do about TorchInductor's and Triton's kernels.
+  probe_timeout:
+    type: float
+    default: 30
+    description: Seconds for Prometheus to account for the tokens sent.
+  tp:
+    type: int
+    default: 1
+    description: Tensor parallel size; at most the number of GPUs, and 1 on a host without one.
+  moe_batch_sizes:
+    type: list
+    elements: int
+    default: []
+    description: Batch sizes to tune the mixture-of-experts kernel for.
+  moe_dtype:
+    type: str
+    default: auto
+    description: Data type of the expert weights.
+  moe_fusion:
+    type: str
+    choices:
+      - ensure
+      - skip
+    default: ensure
+    description: After tuning the mixture-of-experts kernel, whether the fused kernels are compiled
+      and verified with a server.
+  probe:
+    type: str
+    choices:
+      - auto
+      - always
+      - never
+    default: auto
+    description: Whether to prove METRICS_READY; V(auto) does while the run has no proof.
+  server_args:
+    type: list
+    elements: str
+    default: []
+    description: More arguments of the SGLang server, the same as in serving. They stand in the records,
+      so no key may be among them.
+  server_env:
+    type: dict
+    default: {}
+    description: More environment variables of the server, the same as in serving. They stand in the
+      records, so no secret may be among them.
+  cuda_graph_batch_sizes:
+    type: list
+    elements: int
+    default: []
+    description: Batch sizes that the server captures CUDA graphs for, and that it is warmed with.
+      By default those of the image.
+  server_timeout:
+    type: float
+    default: 1800
+    description: Seconds for the server to become healthy.
+"""
