@@ -166,7 +166,7 @@ class ModuleDocFragment:
 
 def _fragment(named: dict[str, Option]) -> str:
     documented = {name: option.documented() for name, option in named.items()}
-    text = yaml.dump({"options": documented}, Dumper=_Dumper, sort_keys=False, width=WIDTH - 4)
+    text = yaml.dump({"options": documented}, Dumper=_Dumper, sort_keys=False, width=WIDTH - 24)
     # A variable is no option of the module that has this text.
     return text.replace("O(sgl_", "C(sgl_")
 

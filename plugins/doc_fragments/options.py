@@ -9,8 +9,8 @@ class ModuleDocFragment:
 options:
   model:
     type: str
-    description: The model's folder under the models folder. A prep needs it; starting and stopping
-      does not.
+    description: The model's folder under the models folder. A prep needs it;
+      starting and stopping does not.
   model_source:
     type: str
     choices:
@@ -20,17 +20,18 @@ options:
       - controller
       - hub
     default: present
-    description: Where the model comes from. V(present) takes what is there; V(local) copies from
-      a folder of the host, V(controller) from one of the controller by rsync, V(hub) downloads; V(tiny)
-      makes a tiny random Qwen3 on the spot, for hosts without a GPU.
+    description: Where the model comes from. V(present) takes what is there; V(local)
+      copies from a folder of the host, V(controller) from one of the controller
+      by rsync, V(hub) downloads; V(tiny) makes a tiny random Qwen3 on the spot,
+      for hosts without a GPU.
   model_from:
     type: str
     description: The folder, or for V(hub) the repository such as C(Qwen/Qwen3-8B).
   model_revision:
     type: str
     default: main
-    description: The hub's branch, tag or commit. A model that was made from a branch is taken as
-      it is; the branch is not followed.
+    description: The hub's branch, tag or commit. A model that was made from a
+      branch is taken as it is; the branch is not followed.
   model_endpoint:
     type: str
     description: Address of a mirror of the hub.
@@ -40,23 +41,26 @@ options:
       - quick
       - full
     default: quick
-    description: V(quick) reads of a model what has changed since it was read; V(full) reads all of
-      it.
+    description: V(quick) reads of a model what has changed since it was read;
+      V(full) reads all of it.
   tp:
     type: int
     default: 1
-    description: Tensor parallel size; at most the number of GPUs, and 1 on a host without one.
+    description: Tensor parallel size; at most the number of GPUs, and 1 on a
+      host without one.
   user:
     type: str
-    description: The service user, who owns the tree and whose uid and gid the container runs with.
-      By default the user who called sudo, or else the user who connects.
+    description: The service user, who owns the tree and whose uid and gid the
+      container runs with. By default the user who called sudo, or else the user
+      who connects.
   root:
     type: path
-    description: Folder of the host tree. By default C(sglang-observability) in the service user's
-      home.
+    description: Folder of the host tree. By default C(sglang-observability) in
+      the service user's home.
   telemetry_root:
     type: path
-    description: Metrics, traces, logs and the records of runs. By default C(telemetry) in C(sgl_root).
+    description: Metrics, traces, logs and the records of runs. By default C(telemetry)
+      in C(sgl_root).
   profiles_root:
     type: path
     description: Kernel caches. By default C(profiles) in C(sgl_root).
@@ -69,26 +73,30 @@ options:
   ownership_ignore:
     type: bool
     default: false
-    description: Go on, with a warning, where something in the tree belongs to somebody else. HOST_DIR_OWNERSHIP_IGNORE=1
-      in the caller's environment does the same.
+    description: Go on, with a warning, where something in the tree belongs to
+      somebody else. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
+      the same.
   owner_uid:
     type: int
-    description: Uid that the tree must belong to and that the container runs with, where it is not
-      the service user's.
+    description: Uid that the tree must belong to and that the container runs
+      with, where it is not the service user's.
   owner_gid:
     type: int
-    description: Gid that the tree must belong to and that the container runs with, where it is not
-      the service user's.
+    description: Gid that the tree must belong to and that the container runs
+      with, where it is not the service user's.
   pointer_uid:
     type: int
-    description: Uid that a pointer which is there must belong to, where it is not the tree's.
+    description: Uid that a pointer which is there must belong to, where it is
+      not the tree's.
   pointer_gid:
     type: int
-    description: Gid that a pointer which is there must belong to, where it is not the tree's.
+    description: Gid that a pointer which is there must belong to, where it is
+      not the tree's.
   image:
     type: str
     default: sglang-dev:local
-    description: Name of the image. By default C(sglang-dev) with the flavour as its tag.
+    description: Name of the image. By default C(sglang-dev) with the flavour
+      as its tag.
   image_source:
     type: str
     choices:
@@ -97,19 +105,22 @@ options:
       - load
       - share
     default: build
-    description: 'Where the image comes from: built on the host, pulled from a registry, loaded from
-      an archive on the host, or, with V(share), built on one host of each kind and taken by the others.'
+    description: 'Where the image comes from: built on the host, pulled from a
+      registry, loaded from an archive on the host, or, with V(share), built on
+      one host of each kind and taken by the others.'
   image_pull:
     type: str
-    description: What to pull, best with its digest (C(registry/name@sha256:...)); a tag is taken
-      with a warning, as it moves.
+    description: What to pull, best with its digest (C(registry/name@sha256:...));
+      a tag is taken with a warning, as it moves.
   image_archive:
     type: path
-    description: Path on the host of the archive to load, as C(docker save) writes it.
+    description: Path on the host of the archive to load, as C(docker save) writes
+      it.
   image_cuda:
     type: str
-    description: The image's version of CUDA, such as V(13.0), so that a driver too old for it is
-      refused before anything changes. By default what the image itself says, once it is on the host.
+    description: The image's version of CUDA, such as V(13.0), so that a driver
+      too old for it is refused before anything changes. By default what the image
+      itself says, once it is on the host.
   container:
     type: str
     default: sglang-dev
@@ -117,8 +128,8 @@ options:
   bind_address:
     type: str
     default: 127.0.0.1
-    description: Address that Prometheus, Jaeger and the exporters listen on. They have no password,
-      so think before you open them.
+    description: Address that Prometheus, Jaeger and the exporters listen on.
+      They have no password, so think before you open them.
 """
     PREP = r"""
 options:
@@ -141,7 +152,8 @@ options:
       - rebuild
       - skip
     default: ensure
-    description: What to do about tuned configurations of the mixture-of-experts kernel.
+    description: What to do about tuned configurations of the mixture-of-experts
+      kernel.
   flashinfer:
     type: str
     choices:
@@ -165,7 +177,8 @@ options:
   tp:
     type: int
     default: 1
-    description: Tensor parallel size; at most the number of GPUs, and 1 on a host without one.
+    description: Tensor parallel size; at most the number of GPUs, and 1 on a
+      host without one.
   moe_batch_sizes:
     type: list
     elements: int
@@ -181,8 +194,8 @@ options:
       - ensure
       - skip
     default: ensure
-    description: After tuning the mixture-of-experts kernel, whether the fused kernels are compiled
-      and verified with a server.
+    description: After tuning the mixture-of-experts kernel, whether the fused
+      kernels are compiled and verified with a server.
   probe:
     type: str
     choices:
@@ -190,24 +203,25 @@ options:
       - always
       - never
     default: auto
-    description: Whether to prove METRICS_READY; V(auto) does while the run has no proof.
+    description: Whether to prove METRICS_READY; V(auto) does while the run has
+      no proof.
   server_args:
     type: list
     elements: str
     default: []
-    description: More arguments of the SGLang server, the same as in serving. They stand in the records,
-      so no key may be among them.
+    description: More arguments of the SGLang server, the same as in serving.
+      They stand in the records, so no key may be among them.
   server_env:
     type: dict
     default: {}
-    description: More environment variables of the server, the same as in serving. They stand in the
-      records, so no secret may be among them.
+    description: More environment variables of the server, the same as in serving.
+      They stand in the records, so no secret may be among them.
   cuda_graph_batch_sizes:
     type: list
     elements: int
     default: []
-    description: Batch sizes that the server captures CUDA graphs for, and that it is warmed with.
-      By default those of the image.
+    description: Batch sizes that the server captures CUDA graphs for, and that
+      it is warmed with. By default those of the image.
   server_timeout:
     type: float
     default: 1800
