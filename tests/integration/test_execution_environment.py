@@ -230,7 +230,11 @@ def packed(folder: Path) -> dict[str, str]:
         check=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_dir():
+            # A linked folder, which ansible-builder copies as what it leads to.
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / "source" / name, ignore=ignored)
+        elif (ROOT / name).is_file():
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / "source" / name)
     pack = [str(BIN / "ansible-galaxy"), "collection", "build", "--output-path", str(folder)]

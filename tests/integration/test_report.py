@@ -48,7 +48,7 @@ def test_a_host_that_is_refused_is_told_with_its_reason(bare: Site, tmp_path: Pa
     )
     assert (host["status"], host["failed_task"]) == (
         "failed",
-        "Look at the host, and refuse what cannot work",
+        "Inspect the host, and refuse what cannot work",
     )
     assert str(bare.root) in host["problem"] and host["problem"] in play.text
     assert [step["name"] for step in host["steps"]] == ["preflight"]
