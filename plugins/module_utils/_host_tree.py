@@ -214,7 +214,7 @@ def _wanted(spec: Spec) -> Iterator[tuple[str, str, int]]:
     yield "huggingface_root", spec.huggingface, spec.mode & _BITS_WRITTEN
 
 
-def _check_spec(spec: Spec) -> None:
+def _check_spec(spec: Spec) -> None:  # noqa: C901
     for name, number in (("owner_uid", spec.uid), ("owner_gid", spec.gid)):
         if not 0 <= number < 2**32 - 1:
             raise HostTreeError(
@@ -339,7 +339,7 @@ def _may(path: str, how: int) -> bool:
     return os.access(path, how, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:
+def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:  # noqa: C901
     """Look at each entry below top, without following links; a foreign directory is named and not
     entered.
     """
@@ -482,7 +482,7 @@ def ownership_text(spec: Spec, foreign: list[Foreign]) -> str:
     )
 
 
-def inspect(spec: Spec) -> Plan:
+def inspect(spec: Spec) -> Plan:  # noqa: C901
     """Read the host and decide. Raises HostTreeError, with nothing changed, for whatever must be
     refused.
     """

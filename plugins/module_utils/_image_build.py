@@ -355,7 +355,7 @@ class ImageBuild:
                 archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle()
             )
 
-    def build(self, context: str, git_revision: str) -> dict[str, Any]:
+    def build(self, context: str, git_revision: str) -> dict[str, Any]:  # noqa: C901
         """Build and check the image; returns it as it is then. Raises ImageError."""
         recipe = self._recipe(context)
         bases = self._bases(recipe)

@@ -468,7 +468,7 @@ class _Reading:
             raise model_files.unreadable(file, error) from error
 
 
-def read_files(
+def read_files(  # noqa: C901
     folder: str,
     files: Iterable[tuple[str, int, bool]],
     memo: Memo,

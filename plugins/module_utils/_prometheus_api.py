@@ -640,7 +640,7 @@ class PrometheusClient:
                 raise
         raise first or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
-    def _explained(self, error: Exception, took: float) -> PrometheusError:
+    def _explained(self, error: Exception, took: float) -> PrometheusError:  # noqa: C901
         """What went wrong below HTTP, with the remedy."""
         shown = self.endpoint.shown
         if isinstance(error, ssl.SSLCertVerificationError):

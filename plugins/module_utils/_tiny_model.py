@@ -443,7 +443,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = None) -> Plan:
+def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = None) -> Plan:  # noqa: C901
     """Read the host and decide. Raises TinyModelError, with nothing changed, for what must be
     refused.
     """

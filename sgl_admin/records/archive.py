@@ -356,7 +356,7 @@ def _describe(block: bytes, name: str, size: int) -> str:
     return "a header that export did not write"
 
 
-def parse(content: bytes) -> Manifest:
+def parse(content: bytes) -> Manifest:  # noqa: C901
     """A manifest's bytes. Raises Broken."""
     try:
         document = json.loads(content.decode())
