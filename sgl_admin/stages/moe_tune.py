@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from sgl_admin.stages.base import Context, Offer, Stage
 # What SLICE-Bench's provider-prep asks for.
 BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
 
+_RELEASE = re.compile(r"\d+(\.\d+)*")
+
 
 class MoeTune(Stage):
     name = "moe_tune"
@@ -39,6 +42,13 @@ class MoeTune(Stage):
         )
 
     def unsupported(self, context: Context) -> str | None:
+        triton = versions.installed("triton") or "unknown"
+        if not _RELEASE.fullmatch(triton):
+            # SGLang reads the numbers in the names of all these folders, and fails at any other.
+            return (
+                f"Triton's version is {triton}, and a server cannot start beside a folder of that"
+                " name: take an image with a release of Triton, or skip it (--moe skip)"
+            )
         try:
             _by_config(context)
         except shapes.Untunable as error:
@@ -327,7 +337,7 @@ def _settings(context: Context) -> str:
 
 def _path(context: Context, shape: MoeShape) -> Path:
     name = ENGINE.moe.file_name(shape.lookup, context.devices.name)
-    return config_files.folder(versions.installed("triton") or "unknown") / name
+    return config_files.folder(str(versions.installed("triton"))) / name
 
 
 def _proof(context: Context, shape: MoeShape) -> Path:

@@ -351,6 +351,16 @@ def test_what_was_chosen_for_the_operator_is_said(world: World, tmp_path: Path) 
     assert result["run"]["server"]["chosen"] == []
 
 
+@pytest.mark.parametrize("version", ["3.6.0+git8c5d", "3.6.0rc1"])
+def test_a_triton_that_is_no_release_gets_no_folder(world: World, version: str) -> None:
+    world.install(world.site(triton=version))
+    result, _ = world.execute()
+    kind, why = error(result, "moe_tune")
+    assert kind == "unsupported" and version in why and "--moe skip" in why
+    folders = [path.name for path in (config_files.root() / "configs").glob("triton_*")]
+    assert all(name.removeprefix("triton_").replace("_", "").isdigit() for name in folders)
+
+
 def test_one_server_serves_all_stages_but_for_the_one_that_reads_what_was_tuned(
     world: World,
 ) -> None:
