@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 _REAL = (
+    "sgl_admin",
     "playbooks",
     "plugins/filter",
     "plugins/callback",
