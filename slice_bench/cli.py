@@ -57,30 +57,12 @@ def parser() -> argparse.ArgumentParser:
     )
     command("stop", "stop and remove the container and its pointer; harmless where nothing runs")
 
-    prep = command(
-        "provider-prep", "warm the caches for a profile and prove that its server's metrics arrive"
+    _add_prep_arguments(
+        command(
+            "provider-prep",
+            "warm the caches for a profile and prove that its server's metrics arrive",
+        )
     )
-    prep.add_argument("profile", help="its name; `profiles` lists them")
-    prep.add_argument("--tune-moe", action="store_true", help="tune the mixture-of-experts kernel")
-    prep.add_argument("--skip-gemm-cache", action="store_true", help="leave DeepGEMM's kernels")
-    prep.add_argument(
-        "--skip-warmup-cache",
-        action="store_true",
-        help="leave FlashInfer's and TorchInductor's kernels",
-    )
-    prep.add_argument(
-        "--skip-moe-fusion-cache",
-        action="store_true",
-        help="after tuning, do not compile the fused kernels with a server",
-    )
-    prep.add_argument("--tp", type=int, help="tensor parallel size, instead of the profile's")
-    prep.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, and do nothing"
-    )
-    prep.add_argument(
-        "--json", action="store_true", help="print the prep_result before the RESULT lines"
-    )
-
     server = command(
         "server", "start exactly the server that was prepared, ask after it, or stop it"
     )
@@ -105,6 +87,29 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     return top
+
+
+def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
+    prep.add_argument("profile", help="its name; `profiles` lists them")
+    prep.add_argument("--tune-moe", action="store_true", help="tune the mixture-of-experts kernel")
+    prep.add_argument("--skip-gemm-cache", action="store_true", help="leave DeepGEMM's kernels")
+    prep.add_argument(
+        "--skip-warmup-cache",
+        action="store_true",
+        help="leave FlashInfer's and TorchInductor's kernels",
+    )
+    prep.add_argument(
+        "--skip-moe-fusion-cache",
+        action="store_true",
+        help="after tuning, do not compile the fused kernels with a server",
+    )
+    prep.add_argument("--tp", type=int, help="tensor parallel size, instead of the profile's")
+    prep.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
+    prep.add_argument(
+        "--json", action="store_true", help="print the prep_result before the RESULT lines"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

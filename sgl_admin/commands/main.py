@@ -93,6 +93,20 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="ACTION"
     )
 
+    _add_ensure(group)
+    share_cli.register(group)
+    inspect = group.add_parser("inspect", help="what the caches hold")
+    inspect.set_defaults(handler=_inspect)
+    inspect.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_status(commands)
+    server_cli.register(commands)
+    smoke_cli.register(commands)
+
+    commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
+    return parser
+
+
+def _add_ensure(group: Any) -> None:
     ensure = group.add_parser(
         "ensure", help="warm what is not warm, and prove that the server's metrics arrive",
         epilog="Without a stage flag every stage is ensured; with any, the others are skipped.",
@@ -126,12 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         help="with --detach: wait so long for the end first",
     )
 
-    share_cli.register(group)
 
-    inspect = group.add_parser("inspect", help="what the caches hold")
-    inspect.set_defaults(handler=_inspect)
-    inspect.add_argument("--json", action="store_true", help="print it as JSON")
-
+def _add_status(commands: Any) -> None:
     status = commands.add_parser("status", help="the prep that runs, or the last one")
     status.set_defaults(handler=_status)
     status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
@@ -147,12 +157,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="wait so long for it to end first",
     )
-
-    server_cli.register(commands)
-    smoke_cli.register(commands)
-
-    commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
-    return parser
 
 
 def _ensure(arguments: argparse.Namespace) -> int:

@@ -20,9 +20,7 @@ STILL_LONG = {
     "plugins/module_utils/_tiny_model.py: inspect",
     "plugins/modules/sgl_model_stage.py: main",
     "plugins/plugin_utils/report_data.py: _host",
-    "sgl_admin/commands/main.py: _parser",
     "sgl_admin/serving/probe.py: prove",
-    "slice_bench/cli.py: parser",
 }
 
 
