@@ -214,7 +214,7 @@ def _wanted(spec: Spec) -> Iterator[tuple[str, str, int]]:
     yield "huggingface_root", spec.huggingface, spec.mode & _BITS_WRITTEN
 
 
-def _check_spec(spec: Spec) -> None:  # noqa: C901
+def _check_spec(spec: Spec) -> None:
     for name, number in (("owner_uid", spec.uid), ("owner_gid", spec.gid)):
         if not 0 <= number < 2**32 - 1:
             raise HostTreeError(
@@ -225,27 +225,34 @@ def _check_spec(spec: Spec) -> None:  # noqa: C901
         ("root" if key == "root" else f"{key}_root"): path for key, path in spec.roots().items()
     }
     for option, path in named.items():
-        if not os.path.isabs(path) or "\0" in path:
-            raise HostTreeError(
-                f"{option} '{printable(path)}' is not an absolute path: set it to one such as"
-                " /srv/sglang-observability"
-            )
-        if path == "/":
-            raise HostTreeError(
-                f"{option} is the root of the filesystem: set it to a directory of its own"
-            )
+        _check_root(option, path)
     for option, path in named.items():
         for other, top in named.items():
-            if option == other:
-                continue
-            if path == top:
-                raise HostTreeError(
-                    f"{option} and {other} are both {path}: give each a directory of its own"
-                )
-            if other != "root" and path.startswith(top + "/"):
-                raise HostTreeError(
-                    f"{option} {path} lies inside {other} {top}: give each a directory of its own"
-                )
+            if option != other:
+                _check_apart(option, path, other, top)
+
+
+def _check_root(option: str, path: str) -> None:
+    if not os.path.isabs(path) or "\0" in path:
+        raise HostTreeError(
+            f"{option} '{printable(path)}' is not an absolute path: set it to one such as"
+            " /srv/sglang-observability"
+        )
+    if path == "/":
+        raise HostTreeError(
+            f"{option} is the root of the filesystem: set it to a directory of its own"
+        )
+
+
+def _check_apart(option: str, path: str, other: str, top: str) -> None:
+    if path == top:
+        raise HostTreeError(
+            f"{option} and {other} are both {path}: give each a directory of its own"
+        )
+    if other != "root" and path.startswith(top + "/"):
+        raise HostTreeError(
+            f"{option} {path} lies inside {other} {top}: give each a directory of its own"
+        )
 
 
 def _process_groups() -> set[int]:
@@ -339,51 +346,53 @@ def _may(path: str, how: int) -> bool:
     return os.access(path, how, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:  # noqa: C901
+def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:
     """Look at each entry below top, without following links; a foreign directory is named and not
     entered.
     """
-    uid, gid = spec.uid, spec.gid
+    owner = spec.uid, spec.gid
     pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
     parents = set(temp_parents)
     lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
-    checked = 0
     stack = [top]
     while stack:
         directory = stack.pop()
-        may_hold_temp = directory in parents
-        try:
-            entries = os.scandir(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # live services remove directories while we walk
-        except OSError as exc:
-            shown = printable(directory)
-            raise HostTreeError(
-                f"{shown} cannot be read ({exc.strerror}), so its ownership cannot be checked: run"
-                f" `chmod u+rwx {shlex.quote(shown)}`"
-            ) from exc
-        with entries:
-            for entry in entries:
-                try:
-                    info = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                checked += 1
-                is_directory = stat.S_ISDIR(info.st_mode)
-                if may_hold_temp and is_directory and _is_leftover(entry.path, entry.name):
-                    plan.leftovers.append(entry.path)
-                elif entry.path == spec.pointer and pointer_owner != (uid, gid):
-                    if (info.st_uid, info.st_gid) != pointer_owner:
-                        plan.foreign_pointer = Foreign(
-                            entry.path, info.st_uid, info.st_gid, top, recursive=False
-                        )
-                elif info.st_uid != uid or info.st_gid != gid:
-                    # mkfs makes it, for root, at the top of each ext4; no service goes there.
-                    if entry.path != lost_and_found:
-                        plan.foreign.append(Foreign(entry.path, info.st_uid, info.st_gid, top))
-                elif is_directory:
-                    stack.append(entry.path)
-    plan.entries_checked += checked
+        for entry, info in _entries(directory):
+            plan.entries_checked += 1
+            entry_owner = info.st_uid, info.st_gid
+            is_directory = stat.S_ISDIR(info.st_mode)
+            if directory in parents and is_directory and _is_leftover(entry.path, entry.name):
+                plan.leftovers.append(entry.path)
+            elif entry.path == spec.pointer and pointer_owner != owner:
+                if entry_owner != pointer_owner:
+                    plan.foreign_pointer = Foreign(entry.path, *entry_owner, top, recursive=False)
+            elif entry_owner != owner:
+                # mkfs makes it, for root, at the top of each ext4; no service goes there.
+                if entry.path != lost_and_found:
+                    plan.foreign.append(Foreign(entry.path, *entry_owner, top))
+            elif is_directory:
+                stack.append(entry.path)
+
+
+def _entries(directory: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    """Each entry of a directory with its own stat. Live services remove entries meanwhile."""
+    try:
+        entries = os.scandir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as exc:
+        shown = printable(directory)
+        raise HostTreeError(
+            f"{shown} cannot be read ({exc.strerror}), so its ownership cannot be checked: run"
+            f" `chmod u+rwx {shlex.quote(shown)}`"
+        ) from exc
+    with entries:
+        for entry in entries:
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            yield entry, info
 
 
 def _is_leftover(path: str, name: str) -> bool:
@@ -482,19 +491,55 @@ def ownership_text(spec: Spec, foreign: list[Foreign]) -> str:
     )
 
 
-def inspect(spec: Spec) -> Plan:  # noqa: C901
+def inspect(spec: Spec) -> Plan:
     """Read the host and decide. Raises HostTreeError, with nothing changed, for whatever must be
     refused.
     """
     _check_spec(spec)
     _check_process(spec)
     plan = Plan(spec)
+    bases = _inspect_directories(plan)
+    unscanned = {*plan.create, *(item.path for item in plan.foreign)}
+    for top, names in (
+        (spec.telemetry, places.TELEMETRY_FOLDERS),
+        (spec.profiles, places.PROFILES_FOLDERS),
+    ):
+        if top not in unscanned:
+            inside = {os.path.dirname(os.path.join(top, name)) for name in names}
+            _scan(top, spec, inside, plan)
+    plan.foreign.sort(key=lambda item: item.path)
+    _check_ownership(plan)
+    for base, option in bases.items():
+        if base not in plan.chmod and not _may(base, os.W_OK | os.X_OK):
+            raise HostTreeError(
+                f"{option} cannot be made: uid {os.geteuid()} may not write in {printable(base)}:"
+                f" run the task with become: true, or set {option} elsewhere"
+            )
+        if base not in (spec.telemetry, spec.profiles) and not base.startswith(
+            (spec.telemetry + "/", spec.profiles + "/")
+        ):
+            plan.leftovers.extend(_leftovers_in(base, ours_only=True))
+    if spec.root not in plan.create and spec.root not in bases:
+        plan.leftovers.extend(_leftovers_in(spec.root, ours_only=True))
+    if plan.changed and os.geteuid() != 0 and spec.gid not in _process_groups():
+        raise HostTreeError(
+            f"uid {os.geteuid()} is not in group {spec.gid}, so it cannot make directories for"
+            f" {owner_text(spec.uid, spec.gid)}: add the user to that group, set owner_gid to one"
+            " of its groups, or run the task with become: true"
+        )
+    return plan
+
+
+def _inspect_directories(plan: Plan) -> dict[str, str]:
+    """Plan what to make and which modes to change, and note the roots that others own.
+
+    Returns the existing directories in which something is to be made, with the option that needs
+    it.
+    """
+    spec = plan.spec
     roots = set(spec.roots().values())
     create: dict[str, None] = {}
     bases: dict[str, str] = {}
-    mode_of: dict[str, tuple[int, int]] = {}
-    top_is_foreign: set[str] = set()
-
     for option, path, bits in _wanted(spec):
         is_root = path in roots
         info = _stat_directory(option, path, follow=is_root)
@@ -504,69 +549,40 @@ def inspect(spec: Spec) -> Plan:  # noqa: C901
             bases.setdefault(base, option)
             continue
         plan.entries_checked += is_root
+        if (info.st_uid, info.st_gid) != (spec.uid, spec.gid):
+            if is_root:
+                recursive = path != spec.root or not _holds_strangers(spec)
+                plan.foreign.append(Foreign(path, info.st_uid, info.st_gid, path, recursive))
+            continue
         mode = stat.S_IMODE(info.st_mode)
-        if (info.st_uid, info.st_gid) == (spec.uid, spec.gid):
-            if bits & ~mode:
-                mode_of[path] = (mode, mode | bits)
-        elif is_root:
-            recursive = path != spec.root or not _holds_strangers(spec)
-            plan.foreign.append(Foreign(path, info.st_uid, info.st_gid, path, recursive))
-            top_is_foreign.add(path)
-        if (
-            is_root
-            and path != spec.root
-            and path not in top_is_foreign
-            and not _may(path, os.R_OK | os.X_OK)
-        ):
+        if bits & ~mode:
+            plan.chmod[path] = (mode, mode | bits)
+        if is_root and path != spec.root and not _may(path, os.R_OK | os.X_OK):
             raise HostTreeError(
                 f"{option} {path} cannot be read by uid {os.geteuid()}: run `chmod u+rwx"
                 f" {shlex.quote(path)}`"
             )
-
-    for top, names in (
-        (spec.telemetry, places.TELEMETRY_FOLDERS),
-        (spec.profiles, places.PROFILES_FOLDERS),
-    ):
-        if top not in create and top not in top_is_foreign:
-            inside = {os.path.dirname(os.path.join(top, name)) for name in names}
-            _scan(top, spec, inside, plan)
-    plan.foreign.sort(key=lambda item: item.path)
-    if plan.foreign or plan.foreign_pointer:
-        text = ownership_text(spec, plan.foreign) if plan.foreign else ""
-        if plan.foreign_pointer:
-            text = "; ".join(
-                filter(None, [text, ownership_text(spec.of_pointer(), [plan.foreign_pointer])])
-            )
-        if not spec.ownership_ignore:
-            paths = [printable(item.path) for item in (*plan.foreign, plan.foreign_pointer) if item]
-            raise ForeignOwner(
-                f"{text}, or set sgl_ownership_ignore: true to proceed all the same", paths
-            )
-        plan.warnings.append(
-            f"ownership is ignored as asked: {text}, or the services may be unable to write there"
-        )
-
-    plan.chmod = mode_of
-    for base, option in bases.items():
-        if base not in mode_of and not _may(base, os.W_OK | os.X_OK):
-            raise HostTreeError(
-                f"{option} cannot be made: uid {os.geteuid()} may not write in {printable(base)}:"
-                f" run the task with become: true, or set {option} elsewhere"
-            )
-        if base not in (spec.telemetry, spec.profiles) and not base.startswith(
-            (spec.telemetry + "/", spec.profiles + "/")
-        ):
-            plan.leftovers.extend(_leftovers_in(base, ours_only=True))
-    if spec.root not in create and spec.root not in bases:
-        plan.leftovers.extend(_leftovers_in(spec.root, ours_only=True))
     plan.create = list(create)
-    if plan.changed and os.geteuid() != 0 and spec.gid not in _process_groups():
-        raise HostTreeError(
-            f"uid {os.geteuid()} is not in group {spec.gid}, so it cannot make directories for"
-            f" {owner_text(spec.uid, spec.gid)}: add the user to that group, set owner_gid to one"
-            " of its groups, or run the task with become: true"
+    return bases
+
+
+def _check_ownership(plan: Plan) -> None:
+    """Raises ForeignOwner where others own a part of the tree, or warns where that is ignored."""
+    spec = plan.spec
+    texts = [ownership_text(spec, plan.foreign)] if plan.foreign else []
+    if plan.foreign_pointer:
+        texts.append(ownership_text(spec.of_pointer(), [plan.foreign_pointer]))
+    if not texts:
+        return
+    text = "; ".join(texts)
+    if not spec.ownership_ignore:
+        paths = [printable(item.path) for item in (*plan.foreign, plan.foreign_pointer) if item]
+        raise ForeignOwner(
+            f"{text}, or set sgl_ownership_ignore: true to proceed all the same", paths
         )
-    return plan
+    plan.warnings.append(
+        f"ownership is ignored as asked: {text}, or the services may be unable to write there"
+    )
 
 
 def make_directory(
