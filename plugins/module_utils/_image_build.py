@@ -355,13 +355,45 @@ class ImageBuild:
                 archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle()
             )
 
-    def build(self, context: str, git_revision: str) -> dict[str, Any]:  # noqa: C901
+    def build(self, context: str, git_revision: str) -> dict[str, Any]:
         """Build and check the image; returns it as it is then. Raises ImageError."""
         recipe = self._recipe(context)
         bases = self._bases(recipe)
         base = self._docker.image(bases["BASE"])
         if base is None:
             raise ImageError(f"the base image {bases['BASE']} vanished; run this again")
+        self._fill_context(context, recipe)
+        arguments = {
+            **bases,
+            "FLAVOUR": self.flavour,
+            "IMAGE_INPUTS": self.inputs,
+            "BASE_NAME": bases["BASE"],
+            "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
+            "GIT_REVISION": git_revision,
+        }
+        command = [*self._build_command(arguments), context]
+        self._step("docker build", command, environment={"DOCKER_BUILDKIT": "1"})
+        image = self.current()
+        if image is None:
+            raise ImageError(
+                f"docker build ended well, but {self.name} does not carry the inputs {self.inputs}:"
+                " is another build at work?"
+            )
+        try:
+            if image["architecture"] != self.architecture:
+                raise ImageError(
+                    f"{self.name} is for {image['architecture']}, and linux/{self.architecture} is"
+                    f" wanted: its base {bases['BASE']} is the wrong one"
+                )
+            check_image(self._docker, image, self.architecture, self.flavour)
+        except BaseException:
+            # By its label the next run would take it for a good one.
+            self._run([self._docker.binary, "image", "rm", self.name])
+            raise
+        return image
+
+    def _fill_context(self, context: str, recipe: dict[str, Any]) -> None:
+        """Add the requirements, the wheels and the programs to the build context."""
         requirements, wheelhouse = self._requirements(context), self._wheelhouse(context)
         with open(
             os.path.join(context, "flavours", self.flavour, "requirements.txt"),
@@ -382,19 +414,13 @@ class ImageBuild:
                 image_downloads.program(archive, self.build_dir),
                 os.path.join(programs, archive.program),
             )
-        arguments = {
-            **bases,
-            "FLAVOUR": self.flavour,
-            "IMAGE_INPUTS": self.inputs,
-            "BASE_NAME": bases["BASE"],
-            "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
-            "GIT_REVISION": git_revision,
-        }
+
+    def _build_command(self, arguments: dict[str, str]) -> list[str]:
         command = [*build_client(self._run), "--progress=plain", "--tag", self.name]
         if self._foreign:
             command += ["--platform", f"linux/{self.architecture}"]
             # Under emulation it takes minutes, which is more than it saves there.
-            arguments["PIP_OPTIONS"] = "--no-compile"
+            arguments = {**arguments, "PIP_OPTIONS": "--no-compile"}
         for key, value in arguments.items():
             command += ["--build-arg", f"{key}={value}"]
         # Their values, which may hold a password, come from the environment: everybody sees a
@@ -405,25 +431,7 @@ class ImageBuild:
         bundle = ca_bundle()
         if bundle:
             command += ["--secret", f"id=ca-bundle,src={bundle}"]
-        self._step("docker build", [*command, context], environment={"DOCKER_BUILDKIT": "1"})
-        image = self.current()
-        if image is None:
-            raise ImageError(
-                f"docker build ended well, but {self.name} does not carry the inputs {self.inputs}:"
-                " is another build at work?"
-            )
-        try:
-            if image["architecture"] != self.architecture:
-                raise ImageError(
-                    f"{self.name} is for {image['architecture']}, and linux/{self.architecture} is"
-                    f" wanted: its base {bases['BASE']} is the wrong one"
-                )
-            check_image(self._docker, image, self.architecture, self.flavour)
-        except BaseException:
-            # By its label the next run would take it for a good one.
-            self._run([self._docker.binary, "image", "rm", self.name])
-            raise
-        return image
+        return command
 
     def _requirements(self, context: str) -> str:
         """The flavour's requirements; those in a file for the architecture stand instead of those
