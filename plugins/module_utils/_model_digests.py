@@ -427,6 +427,20 @@ class _Reading:
             self.error = self.error or error
             self.stop.set()
 
+    def wait(
+        self, threads: list[threading.Thread], progress: Progress | None, done: tuple[int, int]
+    ) -> None:
+        """Report progress until all threads have ended. Raises the first error of theirs."""
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(_REPORT_EVERY_S)
+                if progress:
+                    progress(done[0] + self.bytes_read, done[1])
+        if self.error:
+            raise self.error
+        if progress:
+            progress(done[0] + self.bytes_read, done[1])
+
     def _read(self, file: str, with_git: bool, buffer: memoryview) -> Entry:
         try:
             fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -468,7 +482,7 @@ class _Reading:
             raise model_files.unreadable(file, error) from error
 
 
-def read_files(  # noqa: C901
+def read_files(
     folder: str,
     files: Iterable[tuple[str, int, bool]],
     memo: Memo,
@@ -498,15 +512,7 @@ def read_files(  # noqa: C901
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(_REPORT_EVERY_S)
-                if progress:
-                    progress(done[0] + reading.bytes_read, done[1])
-        if reading.error:
-            raise reading.error
-        if progress:
-            progress(done[0] + reading.bytes_read, done[1])
+        reading.wait(threads, progress, done)
     except BaseException:
         reading.stop.set()
         for thread in threads:
@@ -631,25 +637,8 @@ def verify(
     if found.missing or found.size_changed or not (found.unverified or full):
         raise_problems(path, found, record, memo)
         return found
-    if not full:
-        memo.full_since = None
-    elif memo.full_since is None:
-        memo.entries, memo.full_since = {}, time.time()
-    warnings = []
-    try:
-        memo.save()
-    except OSError as error:
-        warnings.append(
-            f"{path_line(memo.file)} cannot be written ({error.strerror}), so the model is read"
-            " again each time: make its folder writable"
-        )
-        budget_s, memo = None, _Unsaved(memo)
-    kinds = {name: record.files[name].kind if name in record.files else SHA256 for name in infos}
-    unread = [
-        (name, info.st_size, kinds[name] == GIT_SHA1)
-        for name, info in infos.items()
-        if (full or name in record.files) and not memo.vouches(name, info, kinds[name])
-    ]
+    memo, warnings = _begin_reading(memo, full)
+    unread = _unread(infos, record, memo, full)
     before = found.bytes_total - sum(size for _name, size, _git in unread)
     try:
         done, count = read_files(
@@ -657,7 +646,7 @@ def verify(
             unread,
             memo,
             jobs=jobs,
-            budget_s=budget_s,
+            budget_s=None if warnings else budget_s,
             progress=progress,
             done=(before, found.bytes_total),
         )
@@ -682,6 +671,36 @@ def verify(
             found, wrote = _look(path, read_record(path), memo)[0], True
     found.done, found.bytes_read, found.warnings, found.wrote_record = done, count, warnings, wrote
     return found
+
+
+def _begin_reading(memo: Memo, full: bool) -> tuple[Memo, list[str]]:
+    """The memo to read into, saved once; where it cannot be, one for this call alone and a
+    warning.
+    """
+    if not full:
+        memo.full_since = None
+    elif memo.full_since is None:
+        memo.entries, memo.full_since = {}, time.time()
+    try:
+        memo.save()
+    except OSError as error:
+        return _Unsaved(memo), [
+            f"{path_line(memo.file)} cannot be written ({error.strerror}), so the model is read"
+            " again each time: make its folder writable"
+        ]
+    return memo, []
+
+
+def _unread(
+    infos: dict[str, os.stat_result], record: Record, memo: Memo, full: bool
+) -> list[tuple[str, int, bool]]:
+    """The files that the memo does not vouch for, as :func:`read_files` takes them."""
+    kinds = {name: record.files[name].kind if name in record.files else SHA256 for name in infos}
+    return [
+        (name, info.st_size, kinds[name] == GIT_SHA1)
+        for name, info in infos.items()
+        if (full or name in record.files) and not memo.vouches(name, info, kinds[name])
+    ]
 
 
 class _Unsaved(Memo):
