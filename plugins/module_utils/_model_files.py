@@ -358,37 +358,11 @@ def inspect_model(
     ModelError for all else.
     """
     check_devices(tp, device_count, device_name)
-    shown = path_line(path)
-    if not os.path.isabs(path) or "\0" in path:
-        raise ModelError(
-            f"model '{shown}' is not an absolute path: set sgl_model to a folder below the models"
-            " root"
-        )
-    path = os.path.normpath(path)
-    shown = path_line(path)
     root = os.path.normpath(root) if root else None
-    if root is not None and (why := outside_mount(path, root)):
-        raise ModelError(
-            f"the container cannot see the model: {shown} {why}: move or copy the model to a folder"
-            f" below {path_line(root)}"
-        )
-    try:
-        info = os.stat(path)
-        names = os.listdir(path) if stat.S_ISDIR(info.st_mode) else []
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is a dangling symbolic link" if os.path.islink(path) else "does not exist"
-        raise ModelMissing(
-            f"the model {shown} {what}: put the model there, or set sgl_model to one that is there"
-        ) from None
-    except OSError as exc:
-        raise unreadable(path, exc) from exc
-    if not stat.S_ISDIR(info.st_mode):
-        raise ModelError(
-            f"the model {shown} is not a directory: set sgl_model to the folder that holds {CONFIG}"
-        )
-
+    path = _checked_path(path, root)
+    shown = path_line(path)
     config_path = os.path.join(path, CONFIG)
-    if CONFIG not in names:
+    if CONFIG not in _names_in(path):
         raise ModelError(
             f"the model {shown} has no {CONFIG}: set sgl_model to the folder of a complete Hugging"
             " Face model"
@@ -421,6 +395,44 @@ def inspect_model(
         "size_bytes": sum(sizes),
         "shards": len(shards),
     }
+
+
+def _checked_path(path: str, root: str | None) -> str:
+    """The normal form of the model's path. Raises ModelError where it is not absolute, or the
+    container does not see it.
+    """
+    if not os.path.isabs(path) or "\0" in path:
+        raise ModelError(
+            f"model '{path_line(path)}' is not an absolute path: set sgl_model to a folder below"
+            " the models root"
+        )
+    path = os.path.normpath(path)
+    if root is not None and (why := outside_mount(path, root)):
+        raise ModelError(
+            f"the container cannot see the model: {path_line(path)} {why}: move or copy the model"
+            f" to a folder below {path_line(root)}"
+        )
+    return path
+
+
+def _names_in(path: str) -> list[str]:
+    """What the model's folder holds. Raises ModelMissing where there is no such folder."""
+    shown = path_line(path)
+    try:
+        info = os.stat(path)
+        names = os.listdir(path) if stat.S_ISDIR(info.st_mode) else []
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is a dangling symbolic link" if os.path.islink(path) else "does not exist"
+        raise ModelMissing(
+            f"the model {shown} {what}: put the model there, or set sgl_model to one that is there"
+        ) from None
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
+    if not stat.S_ISDIR(info.st_mode):
+        raise ModelError(
+            f"the model {shown} is not a directory: set sgl_model to the folder that holds {CONFIG}"
+        )
+    return names
 
 
 def may_have_digests(path: str) -> bool:
