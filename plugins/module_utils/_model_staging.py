@@ -626,24 +626,28 @@ class Staging:
         except OSError as error:
             raise self._failed("write", self.memo_file, error) from error
         if done:
-            damaged = [
-                (name, file.digest)
-                for name, file in files.items()
-                if file.digest and memo.entries[name].digest(file.digest.kind) != file.digest.value
-            ]
-            if damaged:
-                texts = [
-                    model_digests.difference(name, digest, memo.entries[name])
-                    for name, digest in damaged
-                ]
-                for name, _digest in damaged:
-                    _remove(os.path.join(self.folder, name))
-                raise ModelError(
-                    f"what came from {path_line(source)} is not what it has to be,"
-                    f" {several(texts, len(files), 'files')}: run this again (only these are"
-                    " copied), and if they differ again, get the source anew"
-                )
+            self._refuse_damaged(files, source, memo)
         return Slice(done, before + count, total, count)
+
+    def _refuse_damaged(self, files: Files, source: str, memo: Memo) -> None:
+        """Remove the files whose digest differs. Raises ModelError that names those."""
+        damaged = [
+            (name, file.digest)
+            for name, file in files.items()
+            if file.digest and memo.entries[name].digest(file.digest.kind) != file.digest.value
+        ]
+        if not damaged:
+            return
+        texts = [
+            model_digests.difference(name, digest, memo.entries[name]) for name, digest in damaged
+        ]
+        for name, _digest in damaged:
+            _remove(os.path.join(self.folder, name))
+        raise ModelError(
+            f"what came from {path_line(source)} is not what it has to be,"
+            f" {several(texts, len(files), 'files')}: run this again (only these are"
+            " copied), and if they differ again, get the source anew"
+        )
 
     # --- into place -------------------------------------------------------------------------------
 
