@@ -640,31 +640,11 @@ class PrometheusClient:
                 raise
         raise first or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
-    def _explained(self, error: Exception, took: float) -> PrometheusError:  # noqa: C901
+    def _explained(self, error: Exception, took: float) -> PrometheusError:
         """What went wrong below HTTP, with the remedy."""
         shown = self.endpoint.shown
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return FinalError(
-                f"the certificate of {shown} is not trusted ({one_line(error.verify_message)}); "
-                "name its CA with ca_path, or set validate_certs: false where that is acceptable"
-            )
         if isinstance(error, ssl.SSLError):
-            text = reason_of(error)
-            if (
-                "wrong version number" in text
-                or "record layer failure" in text
-                or "http request" in text
-            ):
-                return FinalError(f"{shown} does not speak TLS ({text}); write http:// in url")
-            if "certificate" in text or "unknown ca" in text or "handshake failure" in text:
-                return FinalError(
-                    f"{shown} refuses the TLS handshake ({text}); set client_cert and client_key to"
-                    " ones that it accepts"
-                )
-            return NoAnswerError(
-                f"the TLS connection to {shown} failed ({text}); check that a TLS server listens"
-                " there"
-            )
+            return _explained_tls(shown, error)
         if isinstance(error, TimeoutError):
             return AnswerTimeoutError(
                 f"{shown} did not answer within {took:.1f} s; check the server's load, and the"
@@ -695,6 +675,26 @@ class PrometheusClient:
         return NoAnswerError(
             f"{shown} cannot be reached ({reason_of(error)}); check url and the network"
         )
+
+
+def _explained_tls(shown: str, error: ssl.SSLError) -> PrometheusError:
+    """What went wrong in TLS, with the remedy."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return FinalError(
+            f"the certificate of {shown} is not trusted ({one_line(error.verify_message)}); "
+            "name its CA with ca_path, or set validate_certs: false where that is acceptable"
+        )
+    text = reason_of(error)
+    if "wrong version number" in text or "record layer failure" in text or "http request" in text:
+        return FinalError(f"{shown} does not speak TLS ({text}); write http:// in url")
+    if "certificate" in text or "unknown ca" in text or "handshake failure" in text:
+        return FinalError(
+            f"{shown} refuses the TLS handshake ({text}); set client_cert and client_key to"
+            " ones that it accepts"
+        )
+    return NoAnswerError(
+        f"the TLS connection to {shown} failed ({text}); check that a TLS server listens there"
+    )
 
 
 class _BadRequestError(NotYetError):
