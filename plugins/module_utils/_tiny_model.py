@@ -443,11 +443,43 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = None) -> Plan:  # noqa: C901
+def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = None) -> Plan:
     """Read the host and decide. Raises TinyModelError, with nothing changed, for what must be
     refused.
     """
     path = clean_path(path)
+    _check_request(path, uid, gid)
+    plan = Plan(path, seed, uid, gid)
+    shown = printable(path)
+    info = None
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as exc:
+        raise TinyModelError(
+            f"{shown} cannot be read ({exc.strerror}): run the task with become: true"
+        ) from exc
+    if info is None:
+        base = _plan_folder(plan)
+    else:
+        if not stat.S_ISDIR(info.st_mode):
+            raise TinyModelError(
+                f"{shown} exists and is not a directory: set the path to a folder that does not"
+                " exist"
+            )
+        base = os.path.dirname(path)
+        plan.write = _differing(path, seed)
+        if plan.write:
+            plan.reason = (
+                "another seed or release" if len(plan.write) > len(file_names()) else "damaged"
+            )
+    plan.leftovers = _leftovers(path, base)
+    plan.size_bytes = sum(map(len, files(seed).values())) if plan.write else _size(path)
+    return plan
+
+
+def _check_request(path: str, uid: int | None, gid: int | None) -> None:
     if not os.path.isabs(path) or path == "/" or "\0" in path:
         raise TinyModelError(
             f"path '{printable(path)}' is not an absolute path of a folder: set it to one below the"
@@ -465,48 +497,24 @@ def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = 
             f"the task runs as {owner_text(euid, os.getegid())}, which cannot make files for uid"
             f" {uid}: run it with become: true, or set sgl_user to the user who connects"
         )
-    plan = Plan(path, seed, uid, gid)
-    shown = printable(path)
-    base = os.path.dirname(path)
-    info = None
+
+
+def _plan_folder(plan: Plan) -> str:
+    """Plan to make the folder with all its files; returns the nearest parent that exists."""
+    plan.create = True
+    plan.reason = "absent"
+    plan.write = [*file_names(), RECORD]
     try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as exc:
+        missing, base = missing_directories("path", plan.path)
+    except HostTreeError as exc:
+        raise TinyModelError(str(exc)) from exc
+    plan.parents = missing[:-1]
+    if not os.access(base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise TinyModelError(
-            f"{shown} cannot be read ({exc.strerror}): run the task with become: true"
-        ) from exc
-    if info is None:
-        plan.create = True
-        plan.reason = "absent"
-        plan.write = [*file_names(), RECORD]
-        try:
-            missing, base = missing_directories("path", path)
-        except HostTreeError as exc:
-            raise TinyModelError(str(exc)) from exc
-        plan.parents = missing[:-1]
-        if not os.access(
-            base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
-        ):
-            raise TinyModelError(
-                f"{shown} cannot be made: uid {euid} may not write in {printable(base)}: run the"
-                " task with become: true"
-            )
-    else:
-        if not stat.S_ISDIR(info.st_mode):
-            raise TinyModelError(
-                f"{shown} exists and is not a directory: set the path to a folder that does not"
-                " exist"
-            )
-        plan.write = _differing(path, seed)
-        if plan.write:
-            plan.reason = (
-                "another seed or release" if len(plan.write) > len(file_names()) else "damaged"
-            )
-    plan.leftovers = _leftovers(path, base)
-    plan.size_bytes = sum(map(len, files(seed).values())) if plan.write else _size(path)
-    return plan
+            f"{printable(plan.path)} cannot be made: uid {os.geteuid()} may not write in"
+            f" {printable(base)}: run the task with become: true"
+        )
+    return base
 
 
 def _size(path: str) -> int:
