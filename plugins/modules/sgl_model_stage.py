@@ -242,38 +242,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage im
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "path": {"type": "path", "required": True},
-            "models_root": {"type": "path", "required": True},
-            "source": {
-                "type": "str",
-                "choices": ["present", "local", "controller", "hub", "staged"],
-                "default": "present",
-            },
-            "from": {"type": "str"},
-            "revision": {"type": "str", "default": "main"},
-            "endpoint": {"type": "str"},
-            "token": {"type": "str", "no_log": True},
-            "image": {"type": "str"},
-            "owner_uid": {"type": "int"},
-            "owner_gid": {"type": "int"},
-            "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
-            "budget_s": {"type": "float"},
-            "tp": {"type": "int", "default": 1},
-            "device_count": {"type": "int", "default": 1},
-            "device_name": {"type": "str", "default": "CPU"},
-            "run_id": {"type": "str", "default": ""},
-            "manifest": {"type": "dict"},
-            "prepare": {"type": "bool", "default": False},
-        },
-        required_if=[
-            ("source", "local", ["from"]),
-            ("source", "controller", ["from"]),
-            ("source", "hub", ["from", "image"]),
-        ],
-        supports_check_mode=True,
-    )
+    module = _module()
     given = module.params
     if given["source"] == "controller":
         module.fail_json(
@@ -327,6 +296,41 @@ def main() -> None:
             "after": f"{path_line(request.path)}: {after}\n",
         }
     module.exit_json(**answer)
+
+
+def _module() -> AnsibleModule:
+    return AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "models_root": {"type": "path", "required": True},
+            "source": {
+                "type": "str",
+                "choices": ["present", "local", "controller", "hub", "staged"],
+                "default": "present",
+            },
+            "from": {"type": "str"},
+            "revision": {"type": "str", "default": "main"},
+            "endpoint": {"type": "str"},
+            "token": {"type": "str", "no_log": True},
+            "image": {"type": "str"},
+            "owner_uid": {"type": "int"},
+            "owner_gid": {"type": "int"},
+            "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
+            "budget_s": {"type": "float"},
+            "tp": {"type": "int", "default": 1},
+            "device_count": {"type": "int", "default": 1},
+            "device_name": {"type": "str", "default": "CPU"},
+            "run_id": {"type": "str", "default": ""},
+            "manifest": {"type": "dict"},
+            "prepare": {"type": "bool", "default": False},
+        },
+        required_if=[
+            ("source", "local", ["from"]),
+            ("source", "controller", ["from"]),
+            ("source", "hub", ["from", "image"]),
+        ],
+        supports_check_mode=True,
+    )
 
 
 def came_from(path: str) -> str:
