@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +34,7 @@ _VERSIONS = {
     for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")
 } | {"cuda": "cuda"}
 _STAGE_KEYS = ("status", "reason", "duration_s", "error_type", "errors")
+_SMOKE_KEYS = ("summary", "path", "exit_code")
 _PROBE_KEYS = ("ok", "tokens_expected", "tokens_seen", "waited_s", "reason")
 
 
@@ -221,12 +223,8 @@ class Report:
         unfinished = self._unfinished(name, entry)
         # What was found before counts only where nothing failed since, and the host went to its
         # end.
-        found = (
-            run.get("metrics_ready")
-            if run.get("live") and entry.status == "ok" and not unfinished
-            else None
-        )
-        ready = prep.get("metrics_ready", found)
+        counts = run.get("live") and entry.status == "ok" and not unfinished
+        found = run.get("metrics_ready") if counts else None
         warnings = [
             *entry.warnings,
             *(words for words in result.get("warnings") or [] if words not in entry.warnings),
@@ -241,51 +239,24 @@ class Report:
             "unfinished": unfinished,
             "group": entry.group,
             "work_s": work_s,
-            "shared": {
-                "made": [
-                    stage
-                    for stage in work_s
-                    if any(_made(stages, stage) for stages in entry.preps.values())
-                ],
-                "gave": entry.gave,
-                "took": entry.took,
-            },
+            "shared": _shared(entry, work_s),
             "run_id": run.get("run_id") if run.get("live") else None,
             "prep_id": prep.get("prep_id"),
-            "metrics_ready": ready,
+            "metrics_ready": prep.get("metrics_ready", found),
             "exit_code": prep.get("exit_code"),
             "prep_status": prep.get("status"),
             "notes": entry.notes,
-            "smoke": (
-                {key: smoke.get(key) for key in ("summary", "path", "exit_code")}
-                if "exit_code" in smoke
-                else None
-            ),
+            "smoke": {key: smoke.get(key) for key in _SMOKE_KEYS} if "exit_code" in smoke else None,
             "foreign": (info.get("tree") or {}).get("foreign") or [],
-            "model": (
-                {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]}
-                if about
-                else None
-            ),
-            "device": (
-                {key: value for key, value in info["devices"].items() if key in ("name", "count")}
-                if info.get("devices")
-                else None
-            ),
+            "model": _model(about),
+            "device": _device(info),
             "versions": (
                 {name: about.get(key) for name, key in _VERSIONS.items()} if about else None
             ),
             "started_at": _utc(self._wall(entry.first)) if entry.first is not None else None,
             "finished_at": _utc(self._wall(entry.last)) if entry.first is not None else None,
             "duration_s": round(entry.last - entry.first, 3) if entry.first is not None else None,
-            "steps": [
-                {
-                    **step,
-                    "start_s": round(step["start_s"], 3),
-                    "duration_s": round(step["duration_s"], 3),
-                }
-                for step in entry.steps
-            ],
+            "steps": _rounded(entry.steps),
             "stages": {
                 name: {key: stage.get(key) for key in _STAGE_KEYS}
                 for name, stage in (result.get("stages") or {}).items()
@@ -350,6 +321,44 @@ def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def _made(stages: dict[str, Any], stage: str) -> bool:
     return stage in stages and stages[stage].get("ran") is True and stages[stage]["status"] == "ok"
+
+
+def _shared(entry: _Host, stages: Iterable[str]) -> dict[str, Any]:
+    """Which of the stages the host made itself, and what it gave and took."""
+    return {
+        "made": [
+            stage
+            for stage in stages
+            if any(_made(results, stage) for results in entry.preps.values())
+        ],
+        "gave": entry.gave,
+        "took": entry.took,
+    }
+
+
+def _model(about: dict[str, Any]) -> dict[str, Any] | None:
+    if not about:
+        return None
+    return {"path": about["model"], "slug": about["model_slug"], "tp": about["tp"]}
+
+
+def _device(info: dict[str, Any]) -> dict[str, Any] | None:
+    devices = info.get("devices")
+    if not devices:
+        return None
+    return {key: value for key, value in devices.items() if key in ("name", "count")}
+
+
+def _rounded(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps with times in milliseconds' precision."""
+    return [
+        {
+            **step,
+            "start_s": round(step["start_s"], 3),
+            "duration_s": round(step["duration_s"], 3),
+        }
+        for step in steps
+    ]
 
 
 def _add_step(

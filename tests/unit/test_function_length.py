@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("plugins", "sgl_admin", "slice_bench", "scripts")
 LIMIT = 60
 STILL_LONG = {
-    "plugins/plugin_utils/report_data.py: _host",
     "sgl_admin/serving/probe.py: prove",
 }
 
