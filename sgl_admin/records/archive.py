@@ -356,7 +356,7 @@ def _describe(block: bytes, name: str, size: int) -> str:
     return "a header that export did not write"
 
 
-def parse(content: bytes) -> Manifest:  # noqa: C901
+def parse(content: bytes) -> Manifest:
     """A manifest's bytes. Raises Broken."""
     try:
         document = json.loads(content.decode())
@@ -369,24 +369,7 @@ def parse(content: bytes) -> Manifest:  # noqa: C901
     ):
         raise Broken("its manifest is of another form: it is of another release, or none")
     manifest = Manifest(tuple(_part(stage, found) for stage, found in document["stages"].items()))
-    sizes: dict[str, int] = {}
-    seen: set[str] = set()
-    for part in manifest.parts:
-        for entry in part.files:
-            if sizes.setdefault(entry.sha256, entry.size) != entry.size:
-                raise Broken(
-                    f"its manifest gives one content two sizes ({files.printable(entry.path)})"
-                )
-            if entry.path in seen:
-                raise Broken(f"its manifest names {files.printable(entry.path)} twice")
-            seen.add(entry.path)
-    for path in seen:
-        if (
-            folder := next(
-                (str(above) for above in PurePosixPath(path).parents if str(above) in seen), None
-            )
-        ) is not None:
-            raise Broken(f"its manifest names {files.printable(folder)} as a file and as a folder")
+    _check_entries(entry for part in manifest.parts for entry in part.files)
     try:
         same = manifest.content == content
     except (ValueError, RecursionError):
@@ -394,6 +377,26 @@ def parse(content: bytes) -> Manifest:  # noqa: C901
     if not same:
         raise Broken("its manifest is not written as export writes one")
     return manifest
+
+
+def _check_entries(entries: Iterable[Entry]) -> None:
+    """Raises Broken where the files of a manifest contradict each other."""
+    sizes: dict[str, int] = {}
+    seen: set[str] = set()
+    for entry in entries:
+        if sizes.setdefault(entry.sha256, entry.size) != entry.size:
+            raise Broken(
+                f"its manifest gives one content two sizes ({files.printable(entry.path)})"
+            )
+        if entry.path in seen:
+            raise Broken(f"its manifest names {files.printable(entry.path)} twice")
+        seen.add(entry.path)
+    for path in seen:
+        for folder in map(str, PurePosixPath(path).parents):
+            if folder in seen:
+                raise Broken(
+                    f"its manifest names {files.printable(folder)} as a file and as a folder"
+                )
 
 
 def _part(stage: str, found: Any) -> Part:
