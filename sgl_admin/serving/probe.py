@@ -124,19 +124,7 @@ def prove(
             )
             return {**result, "reason": reason, "probed_at": clock.utc()}
         try:
-            result["sample_count"], highest = _samples(
-                prometheus_url, query, ledger.since, time.time()
-            )
-            result["tokens_seen"] = max(0, round(highest - ledger.baseline))
-            result["reason"] = (
-                f"{result['tokens_seen']} of {ledger.tokens} prompt tokens arrived"
-                if result["sample_count"]
-                else (
-                    "Prometheus has no sample of this run's server since the first request: is the"
-                    f" {ENGINE.name} target scraped?"
-                )
-            )
-            if result["sample_count"] and result["tokens_seen"] >= ledger.tokens:
+            if _all_arrived(result, prometheus_url, query, ledger):
                 # Samples from the future are an earlier server's, from before the clock was set
                 # back: they count as seen only where they could not be taken for this one's.
                 earlier = _samples(
@@ -168,6 +156,22 @@ def prove(
         if result["waited_s"] >= timeout_s:
             return {**result, "probed_at": clock.utc()}
         time.sleep(_POLL_S)
+
+
+def _all_arrived(
+    result: dict[str, Any], prometheus_url: str, query: str, ledger: TokenLedger
+) -> bool:
+    """Note in the result how many of the ledger's tokens Prometheus has; whether that is all."""
+    result["sample_count"], highest = _samples(prometheus_url, query, ledger.since, time.time())
+    result["tokens_seen"] = max(0, round(highest - ledger.baseline))
+    if not result["sample_count"]:
+        result["reason"] = (
+            "Prometheus has no sample of this run's server since the first request: is the"
+            f" {ENGINE.name} target scraped?"
+        )
+        return False
+    result["reason"] = f"{result['tokens_seen']} of {ledger.tokens} prompt tokens arrived"
+    return bool(result["tokens_seen"] >= ledger.tokens)
 
 
 def _samples(prometheus_url: str, query: str, since: float, until: float) -> tuple[int, float]:
