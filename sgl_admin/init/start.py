@@ -159,14 +159,16 @@ def begin_run(settings: Settings, services: list[str]) -> str:
 def render_supervisor_config(settings: Settings, services: list[str], run_id: str) -> str:
     log = paths.log(run_id)
     sections = [
-        f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\npidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"
+        f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\n"
+        f"pidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"
     ]
 
     def program(name: str, command: list[str], priority: int, stop_wait_s: int) -> str:
         # supervisord expands % itself.
         line = shlex.join(command).replace("%", "%%")
         return (
-            f"[program:{name}]\ncommand={line}\npriority={priority}\nautorestart=true\nstopwaitsecs={stop_wait_s}\n"
+            f"[program:{name}]\ncommand={line}\npriority={priority}\n"
+            f"autorestart=true\nstopwaitsecs={stop_wait_s}\n"
             f"stdout_logfile={log}\nstdout_logfile_maxbytes=0\nredirect_stderr=true\n"
         )
 

@@ -139,7 +139,8 @@ class FusedExperts:
         """
         found: list[Launch] = []
 
-        def hook(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002 - Triton's name
+        # Triton names the arguments.
+        def hook(*, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
             found.append(
                 Launch(f"{fn.name} {key}", fn.module, fn.name, compile["specialization_data"])
             )

@@ -80,7 +80,8 @@ class Journal:
         if self._stream is None:
             # What follows a torn line would be lost with it.
             torn = not files.read_bytes(self.path).endswith(b"\n")
-            self._stream = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the tuning
+            # Open as long as the tuning.
+            self._stream = open(self.path, "a", encoding="utf-8")
             self._stream.write("\n" * torn)
         self._stream.write(json.dumps(line) + "\n")
         # Into the kernel's hands: what kills this process does not take it along.

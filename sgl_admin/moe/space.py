@@ -34,7 +34,7 @@ def configs(block_shape: tuple[int, int] | None, sample: int | None = None) -> l
     if block_shape is not None:
         found = [config for config in found if block_shape[1] % config["BLOCK_SIZE_K"] == 0]
     if sample is not None and sample < len(found):
-        chosen = set(random.Random(_SEED).sample(range(len(found)), sample))  # noqa: S311 - a sample, no secret
+        chosen = set(random.Random(_SEED).sample(range(len(found)), sample))
         found = [config for number, config in enumerate(found) if number in chosen]
     return found
 
