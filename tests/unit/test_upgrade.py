@@ -1,28 +1,39 @@
-"""A tree of the last release is taken over by this one: nothing is compiled again, and every record
-is read.
+"""This release takes over a tree of the last one: it reads every record and compiles nothing.
+
+tests/fixtures/README.md says where the tree comes from.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
+import re
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
 
-from sgl_admin.base import files, paths
-from sgl_admin.commands import main as cli
 from sgl_admin.contract import stages
-from sgl_admin.records import caches, job
-from sgl_admin.serving import benchmark_server
+from sgl_admin.contract.places import CACHES
 from tests.contract import validators
 
-# The fixtures make the machine that the tree is of.
-from tests.unit.test_gpu_stages import NAMES, World, port, statuses, world  # noqa: F401
+# The fixture makes the machine that the tree is put on.
+from tests.unit.test_standalone import Machine, machine  # noqa: F401
 
 TREE = Path(__file__).resolve().parents[1] / "fixtures" / "tree-1.0.0.tar.gz"
+# The cache that holds a stage's signature records.
+RECORDS = {
+    "deep_gemm": "deep_gemm",
+    "moe_tune": "moe_configs",
+    "flashinfer": "flashinfer",
+    "inductor": "torchinductor",
+}
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,68 +41,184 @@ pytestmark = [
 ]
 
 
-def everything(folder: Path) -> dict[str, tuple[int, float]]:
-    """Each file below a folder: bytes and modification time, but for locks."""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime)
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix != ".lock"
-    }
+class Tree:
+    """The tree of the last release on a machine of this one."""
+
+    def __init__(self, machine: Machine) -> None:  # noqa: F811 - the fixture's name
+        self.machine = machine
+        self.root = machine.root
+        with tarfile.open(TREE) as archive:
+            archive.extractall(self.root, filter="data")
+        for path in filter(Path.is_file, self.root.rglob("*")):
+            self._place(path)
+        [self.run_id] = machine.runs()
+        self.run_dir = self.telemetry / "container_runs" / self.run_id
+        self.manifest = self.json(self.run_dir.with_suffix(".json"))
+        self.result = self.json(self.run_dir / "prep_result.json")
+        self.job = self.json(self.run_dir / "job.json")
+
+    def _place(self, path: Path) -> None:
+        """Put this machine's paths into a record, and keep its modification time."""
+        status, text = path.stat(), path.read_text(encoding="utf-8")
+        placed = text.replace("@ROOT@", str(self.root)).replace("@PYTHON@", sys.executable)
+        assert not re.search("@[A-Z]+@", placed), path
+        if placed != text:
+            path.write_text(placed, encoding="utf-8")
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry"
+
+    @staticmethod
+    def json(path: Path) -> dict[str, Any]:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def record(self, stage: str) -> Path:
+        [path] = (self.root / "profiles" / RECORDS[stage] / ".signatures").glob("*.json")
+        return path
+
+    def change_signature(self, stage: str) -> None:
+        record = self.json(self.record(stage))
+        record["signature"]["sglang"] = "0.5.16"
+        self.record(stage).write_text(json.dumps(record), encoding="utf-8")
+
+    def profiles(self) -> dict[str, tuple[int, int]]:
+        """Each file below profiles/: bytes and modification time."""
+        folder = self.root / "profiles"
+        found = {}
+        for path in filter(Path.is_file, folder.rglob("*")):
+            status = path.stat()
+            found[str(path.relative_to(folder))] = (status.st_size, status.st_mtime_ns)
+        return found
+
+    def run(self, *words: str) -> dict[str, Any]:
+        """The JSON that a command of this release prints; it succeeds and says nothing else."""
+        code, out, err = self.machine.admin(*words, "--json")
+        assert (code, err) == (0, "")
+        document, _ = json.JSONDecoder().raw_decode(out)
+        return document
+
+    def ensure(self, *words: str) -> dict[str, Any]:
+        """The request that the job of the last release records, made again."""
+        return self.run("caches", "ensure", *self.job["arguments"], *words)
+
+    def corrupt(self) -> list[Path]:
+        return list(self.root.rglob("*.corrupt-*"))
 
 
 @pytest.fixture
-def old(world: World, container: Path) -> World:  # noqa: F811 - the fixture
-    """The tree of the last release, in place of what there is."""
-    with tarfile.open(TREE) as archive:
-        archive.extractall(container, filter="data")
-    for path in (container / "telemetry").rglob("*"):
-        if path.is_file():
-            text = path.read_text(encoding="utf-8")
-            path.write_text(text.replace("@ROOT@", str(container)), encoding="utf-8")
-    return world
+def tree(machine: Machine) -> Tree:  # noqa: F811 - the fixture
+    return Tree(machine)
 
 
-def test_every_stage_of_the_last_release_stands(
-    old: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = everything(paths.PROFILES)
-    assert sum(name.endswith((".cubin", ".so")) for name in before) >= 3
-    result, exit_code = old.execute()
-    assert exit_code == 0 and statuses(result) == ["noop"] * len(stages.NAMES)
-    assert {result["stages"][name]["reason"] for name in NAMES} == {"valid_signature"}
-    assert result["warnings"] == [] and old.starts() == [] and old.tunings == []
-    assert everything(paths.PROFILES) == before
-    assert not list(paths.TELEMETRY.rglob("*.corrupt-*"))
+def by_stage(result: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: stage[key] for name, stage in result["stages"].items()}
 
 
-def test_the_records_of_the_last_release_are_valid_and_read(old: World) -> None:
-    result = files.read_json(paths.prep_result(old.run_id))
-    assert result is not None
-    validators.validate_prep_result(result)
-    record = job.read(old.run_id)
-    assert record is not None and record["state"] == "done" and not job.alive(record)
-    validators.validate_job(record)
-    found = caches.snapshot()
-    filled = [name for name in stages.STAGE_OF_CACHE if found[name]["file_count"]]
-    assert len(filled) >= 4 and all(found[name]["valid"] for name in filled)
-    prepared = benchmark_server.prepared(old.plan().run)
-    assert prepared.argv[1:3] == ["-m", "sglang.launch_server"]
-    assert str(prepared.port) in prepared.argv
+def test_every_stage_ran_in_the_old_prep(tree: Tree) -> None:
+    assert by_stage(tree.result, "status") == dict.fromkeys(stages.NAMES, "ok")
+    assert tree.manifest["versions"]["sgl_admin"] == "1.0.0"
+    for stage in stages.NAMES:
+        assert (
+            tree.json(tree.record(stage))["signature"] == by_stage(tree.result, "signature")[stage]
+        )
 
 
-def test_status_tells_of_the_last_releases_prep(
-    old: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["status", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["job"]["state"] == "done"
+def test_every_stage_stands(tree: Tree) -> None:
+    before = tree.profiles()
+    result = tree.ensure()
+    assert by_stage(result, "status") == dict.fromkeys(stages.NAMES, "noop")
+    assert by_stage(result, "reason") == dict.fromkeys(stages.NAMES, "valid_signature")
+    assert by_stage(result, "signature") == by_stage(tree.result, "signature")
+    assert by_stage(result, "key") == by_stage(tree.result, "key")
+    assert by_stage(result, "warnings") == dict.fromkeys(stages.NAMES, [])
+    assert result["warnings"] == result["errors"] == []
+    assert tree.machine.runs() == [tree.run_id] == [result["run"]["run_id"]]
+    assert tree.machine.starts() == []
+    assert tree.profiles() == before
+    assert tree.corrupt() == []
 
 
-def test_another_signature_is_not_taken_over(old: World) -> None:
-    [record] = (paths.PROFILES / "deep_gemm" / caches.RECORDS).glob("*.json")
-    text = record.read_text(encoding="utf-8")
-    changed = text.replace('"cpu_arch": "x86_64"', '"cpu_arch": "aarch64"')
-    assert changed != text
-    record.write_text(changed, encoding="utf-8")
-    os.utime(record)
-    plan = old.plan()
-    assert [decision.action for decision in plan.decisions] == ["run", "noop", "noop", "noop"]
+@pytest.mark.parametrize("stage", stages.NAMES)
+def test_a_stage_with_another_signature_does_not_stand(tree: Tree, stage: str) -> None:
+    tree.change_signature(stage)
+    plan = tree.ensure("--dry-run")
+    assert by_stage(plan, "status") == {**dict.fromkeys(stages.NAMES, "noop"), stage: "would_run"}
+
+
+def test_a_stage_with_another_signature_is_done_again(tree: Tree) -> None:
+    """What test_every_stage_stands watches does change where a stage runs."""
+    before = tree.profiles()
+    tree.change_signature("deep_gemm")
+    code, out, _ = tree.machine.admin(
+        "caches", "ensure", "--json", *tree.job["arguments"], "--port", str(tree.machine.port)
+    )
+    result, _ = json.JSONDecoder().raw_decode(out)
+    assert code == 0 and by_stage(result, "status")["deep_gemm"] == "ok"
+    assert len(tree.machine.starts()) == 1
+    assert tree.profiles() != before
+
+
+def test_inspect_finds_every_cache_valid(tree: Tree) -> None:
+    found = tree.run("caches", "inspect")
+    sizes = tree.result["profile_cache"]["after"]
+    for cache in CACHES:
+        assert {key: found[cache][key] for key in sizes[cache]} == sizes[cache]
+    for stage, cache in RECORDS.items():
+        assert found[cache]["valid"] and not found[cache]["partial"]
+        assert found[cache]["signature"] == by_stage(tree.result, "signature")[stage]
+    assert tree.corrupt() == []
+
+
+def test_status_reports_the_old_prep(tree: Tree) -> None:
+    assert tree.run("status") == {"job": tree.job, "result": tree.result}
+    assert tree.corrupt() == []
+
+
+def test_the_prepared_server_is_the_old_one(tree: Tree) -> None:
+    assert tree.run("server", "start", "--dry-run") == tree.result["run"]["server"]
+    assert tree.machine.starts() == []
+
+
+def test_the_old_records_keep_the_contract(tree: Tree) -> None:
+    validators.validate_prep_result(tree.result)
+    validators.validate_job(tree.job)
+    for stage in stages.NAMES:
+        validators.validate_stage(tree.json(tree.run_dir / "stages" / f"{stage}.json"))
+    pointer = (tree.telemetry / "container_run_meta.env").read_text(encoding="utf-8")
+    validators.parse_and_validate_pointer(pointer)
+    # The schema knows the mounts of a container, where these folders are below the root.
+    text = json.dumps(tree.manifest).replace(str(tree.root), "")
+    manifest = json.loads(text.replace('"/huggingface"', '"/home/devuser/.cache/huggingface"'))
+    validators.validate_manifest(manifest)
+
+
+def test_the_host_reads_the_old_records(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run_record.read(str(tree.telemetry))
+    assert record is not None and record.run_id == tree.run_id
+    assert (record.manifest, record.prep_result) == (tree.manifest, tree.result)
+    container = {
+        "id": tree.manifest["container_id"],
+        "running": True,
+        "status": "running",
+        "pid": os.getpid(),
+        "started_at": tree.manifest["started_at"],
+    }
+    # The host sees the process that the manifest names.
+    monkeypatch.setattr(processes, "identity", lambda pid: tree.manifest["pid1"])
+    found = run_record.describe(str(tree.telemetry), container)
+    assert found["live"] and found["reason"] is None
+    assert found["prep"] is None and found["in_use"] == []
+    assert found["metrics_ready"] is False, "no proof was asked for"
+
+
+def test_the_host_reads_an_old_job_that_runs(tree: Tree) -> None:
+    (tree.run_dir / "job.json").write_text(json.dumps({**tree.job, "state": "running"}))
+    record = run_record.read(str(tree.telemetry))
+    assert record is not None
+    assert run_record.running_prep(record) is None, "its process was killed"
+    with open(tree.root / "profiles" / ".locks" / "prep.lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keys = ("prep_id", "pid", "stage", "arguments")
+        assert run_record.running_prep(record) == {key: tree.job[key] for key in keys}
