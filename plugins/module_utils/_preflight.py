@@ -20,6 +20,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tr
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
     one_line,
     path_line,
@@ -258,7 +259,7 @@ def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
     """The tree's folders: each where it is said to be, or else under the root, which is in the
     service user's home.
     """
-    root = options.roots["root"] or os.path.join(user["home"], "sglang-observability")
+    root = options.roots["root"] or os.path.join(user["home"], places.ROOT_NAME)
 
     def folder(name: str) -> str:
         return host_tree.clean_path(options.roots[name] or os.path.join(root, name))

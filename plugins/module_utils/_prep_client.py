@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
+    REFUSALS,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     InputRunner,
     explain,
 )
-
-# sgl-admin's exit codes for a prep that did not begin.
-_REFUSALS = {2: "usage", 3: "permission", 4: "no live run", 5: "busy"}
 
 
 class PrepError(Exception):
@@ -92,7 +92,7 @@ class PrepClient:
         if code:
             message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
             raise PrepError(
-                f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code
+                f"{problem} ({REFUSALS.get(code, f'exit code {code}')}): {message}", code
             )
         return output
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
+    EXIT_BUSY,
+    EXIT_NO_LIVE_RUN,
+    EXIT_USAGE,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     InputRunner,
     explain,
 )
 
-_REFUSALS = {2: "usage", 4: "no live run or no prep", 5: "busy"}
+_REFUSALS = {EXIT_USAGE: "usage", EXIT_NO_LIVE_RUN: "no live run or no prep", EXIT_BUSY: "busy"}
 
 
 class SmokeError(Exception):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.contract import processes
 
 _TERMINATE_S = 15.0
 _TAIL_BYTES = 1 << 16
@@ -22,10 +23,8 @@ def start_time(pid: int) -> str | None:
     """When a process began, in clock ticks since boot: with its pid, the identity of a process.
     None when it is gone.
     """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
+    ticks = processes.start_ticks(pid)
+    return None if ticks is None else str(ticks)
 
 
 def is_running(pid: int, ticks: str) -> bool:

@@ -210,13 +210,21 @@ def _shown(value: Any) -> str:
 
 # --- the fields
 
-_FUSIONS = ("ensure", "skip")
+_OPTIONS = options.prep_options()
+_FUSIONS = _OPTIONS["moe_fusion"].choices
 
 FIELDS = {
     field.name: field
     for field in (
         Field("model", "--model", _folder, "the model's folder in the container, under /models"),
-        Field("tp", "--tp", _positive, "tensor parallel size", whole_number, default=1),
+        Field(
+            "tp",
+            "--tp",
+            _positive,
+            "tensor parallel size",
+            whole_number,
+            default=_OPTIONS["tp"].default,
+        ),
         # Each stage has a flag of its own.
         Field("stages", None, _modes, "the mode of each stage by its name"),
         Field(
@@ -241,7 +249,7 @@ FIELDS = {
             "--moe-dtype",
             _text,
             "data type of the expert weights",
-            default="auto",
+            default=_OPTIONS["moe_dtype"].default,
         ),
         Field(
             "probe",
@@ -286,7 +294,7 @@ FIELDS = {
             "--moe-fusion",
             one_of(*_FUSIONS),
             "after tuning the MoE kernel, compile and verify the fused kernels with a server",
-            default="ensure",
+            default=_OPTIONS["moe_fusion"].default,
             metavar=f"{{{','.join(_FUSIONS)}}}",
         ),
         Field(
@@ -295,7 +303,7 @@ FIELDS = {
             seconds,
             "for the server to become healthy",
             number,
-            default=1800.0,
+            default=seconds(_OPTIONS["server_timeout"].default),
             metavar="S",
         ),
         Field(
@@ -304,7 +312,7 @@ FIELDS = {
             seconds,
             "for Prometheus to account for the tokens",
             number,
-            default=30.0,
+            default=seconds(_OPTIONS["probe_timeout"].default),
             metavar="S",
         ),
         Field(

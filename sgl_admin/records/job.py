@@ -12,9 +12,10 @@ from typing import Any
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
 from sgl_admin.base.processes import end_noted, start_time
+from sgl_admin.contract import places
 from sgl_admin.records.request import Request
 
-LOCK = "prep"
+LOCK = places.LOCK_PREP
 RUNNING = "running"
 SHAPE: files.Shape = {
     "prep_id": str,

@@ -12,11 +12,12 @@ from typing import Any
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.processes import end_noted, start_time
+from sgl_admin.contract import places
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records.run import Run
 from sgl_admin.records.scenario import Scenario, Test
 
-LOCK = "smoke"
+LOCK = places.LOCK_SMOKE
 RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
 PASSED, NOT_RUN = "passed", "not_run"
 _SHAPE: files.Shape = {

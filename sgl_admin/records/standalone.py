@@ -9,6 +9,7 @@ from pathlib import Path
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import Refused
 from sgl_admin.contract.exit_codes import EXIT_USAGE
+from sgl_admin.contract.services import BY_NAME, LOOPBACK, SGLANG
 from sgl_admin.records import caches, run
 
 _LOCK_TIMEOUT_S = 10.0
@@ -59,13 +60,14 @@ def _begin_run() -> None:
         "run_dir": str(paths.run_dir(run_id)),
         "log_file": str(paths.log(run_id)),
     }
+    prometheus = BY_NAME["prometheus"].ports[0].default
     manifest = {
         "schema_version": "1",
         "container_run_id": run_id,
         "started_at": clock.utc(),
         "services": {
-            "prometheus": {"port": 9090, "url": "http://127.0.0.1:9090"},
-            "sglang": {"port": 30000},
+            "prometheus": {"port": prometheus, "url": f"http://{LOOPBACK}:{prometheus}"},
+            SGLANG.name: {"port": SGLANG.default},
         },
         "paths": {"container": places, "host": dict(places)},
     }

@@ -14,6 +14,7 @@ from typing import Any
 from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted, is_running, start_time
+from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records import job
@@ -24,7 +25,7 @@ from sgl_admin.sglang import ENGINE
 
 # Held while a server is started or stopped, and by a prep or a smoke as long as it has one of its
 # own; and by the server that `sgl-admin server start` started, as long as anything of it lives.
-LOCK, SERVES = "server", "serving"
+LOCK, SERVES = places.LOCK_SERVER, places.LOCK_SERVING
 RUNNING, ENDED, STOPPED = "running", "ended", "stopped"
 _SHAPE: files.Shape = {
     "server_id": str,

@@ -17,12 +17,10 @@ EXIT_ARCHIVE = 9
 # What a shell reports for a program that SIGINT ended.
 EXIT_SIGINT = 130
 
-# Commands that did not begin, in one or two words.
+# Why a prep did not begin, in one or two words.
 REFUSALS = {
     EXIT_USAGE: "usage",
     EXIT_PERMISSION: "permission",
     EXIT_NO_LIVE_RUN: "no live run",
     EXIT_BUSY: "busy",
-    EXIT_SERVER_FAILED: "server",
-    EXIT_ARCHIVE: "archive",
 }

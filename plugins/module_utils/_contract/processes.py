@@ -11,7 +11,7 @@ from typing import Any
 def start_ticks(pid: int) -> int | None:
     """When a process began, in clock ticks since boot; None when it is gone or cannot be seen."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return int(fields[19])
     except (OSError, ValueError, IndexError):
         return None

@@ -69,4 +69,3 @@ ERROR_TYPES = (
     "interrupted",
     "unsupported",
 )
-REASONS = ("requested", "no_cuda_device", "no_moe_layers", "valid_signature")
