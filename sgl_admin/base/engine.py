@@ -6,6 +6,7 @@ a folder that holds all that is the engine's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,8 +157,23 @@ class Engine(Protocol):
         folder.
         """
 
-    def kernel_arguments(self, arguments: tuple[str, ...]) -> list[str]:
-        """Those of the server's arguments that choose kernels, with their values, sorted."""
+    @property
+    def lengths(self) -> frozenset[str]:
+        """The server's arguments that say for how many and how long requests it has memory."""
+
+    def kernel_arguments(
+        self, arguments: Iterable[str], inert: frozenset[str] = ...
+    ) -> list[list[str]]:
+        """Those of the server's arguments that can change what is compiled, each with its values.
+        `inert` are those that do not, beside what no compiler sees; by default `lengths`.
+        """
+
+    def kernel_environment(
+        self, settings: Mapping[str, str], inherited: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Those of the server's variables that can change what is compiled: of the ones that are
+        set for it, and of the ones that it inherits.
+        """
 
     def choices(self, arguments: tuple[str, ...], compute_capability: str | None) -> list[Choice]:
         """What to add to the server's arguments, by the kernels that the image has."""

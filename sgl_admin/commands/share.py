@@ -263,6 +263,7 @@ def difference(theirs: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     it is the same.
     """
     names = {"cpu_arch": "CPU architecture", "device_name": "GPU"}
+    theirs, wanted = _by_field(theirs, wanted), _by_field(wanted, theirs)
     found = [
         f"{_cut(names.get(key, key))}: made for {_shown(theirs, key)}, and this host wants"
         f" {_shown(wanted, key)}"
@@ -277,6 +278,17 @@ def difference(theirs: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         if found
         else None
     )
+
+
+def _by_field(signature: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A signature in which objects that both have are single fields: `model_config.hidden_size`."""
+    fields: dict[str, Any] = {}
+    for key, value in signature.items():
+        if isinstance(value, dict) and isinstance(other.get(key), dict):
+            fields.update((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            fields[key] = value
+    return fields
 
 
 def _shown(signature: dict[str, Any], key: str) -> str:

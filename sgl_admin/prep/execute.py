@@ -61,6 +61,8 @@ class Execution(Interruptible):
         self._warnings = list(plan.warnings)
         self._started, self._started_at = time.monotonic(), clock.utc()
         self._progress = Progress(job)
+        # What the caches held before anything ran.
+        self._cached: caches.Listing = {}
         self._warmup = Warmup(
             plan.run.run_id,
             plan.server_argv,
@@ -93,6 +95,8 @@ class Execution(Interruptible):
         self.job.update()
         set_aside(self.plan, self._warnings)
         before = caches.sizes()
+        if not self.plan.nothing_to_do:
+            self._cached = caches.listing()
         try:
             stages = self._run_stages()
             proof = self._proof()
@@ -143,6 +147,9 @@ class Execution(Interruptible):
             return self._not_begun(decision) if self._interrupted else self._run_stage(decision)
         record = result.stage_record(decision)
         if decision.action == "noop":
+            if decision.taken_over:
+                identity = self._context.served_identity
+                decision.record.write(decision.taken_over, served=identity)
             record["artifacts"] = {
                 **decision.stage.standing(self._context),
                 "files": decision.record.summary(),
@@ -186,7 +193,11 @@ class Execution(Interruptible):
                 # What the stage learned from the server may have changed its signature.
                 signature = stage.signature(self._context)
                 record = SignatureRecord(stage.name, stage.caches, signature)
-                artifacts["files"] = record.write(stage.content(self._context))
+                if stage.server_made:
+                    artifacts["compiled_files"] = caches.changed(stage.caches, self._cached)
+                artifacts["files"] = record.write(
+                    stage.content(self._context), served=self._context.served_identity
+                )
         return artifacts, signature
 
     @contextmanager

@@ -6,6 +6,7 @@ It writes nothing, sets no environment variable and uses no network.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,18 +20,22 @@ from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.facts import devices, gpu_fit, model
 from sgl_admin.facts.devices import Devices
 from sgl_admin.moe import config_files
-from sgl_admin.records import caches
+from sgl_admin.records import caches, served
 from sgl_admin.records.caches import SignatureRecord, dead_owner
 from sgl_admin.records.request import Request
 from sgl_admin.records.run import Run
 from sgl_admin.sglang import ENGINE
-from sgl_admin.stages import STAGES, Context, Stage
+from sgl_admin.stages import STAGES, Context, Stage, earlier, inputs
 
 if TYPE_CHECKING:
     from sgl_admin.serving.warmup import Warmup
 
 # A plan starts no server: the execution puts its own in this place.
 _NO_SERVER = cast("Warmup", None)
+_NEVER_SERVED = (
+    "this server (model, arguments, environment, image) has not run with these caches yet: it is"
+    " started once, and compiles only what is missing"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class Decision:
     # Why it runs, for a person.
     explanation: str | None = None
     missing_batch_sizes: list[int] | None = None
+    # The files of an earlier release's work, which this release takes over with a record of its
+    # own.
+    taken_over: tuple[Path, ...] = ()
 
     @property
     def record(self) -> SignatureRecord:
@@ -203,7 +211,7 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
         findings.warn(unknown)
     arguments = _server_arguments(run, request, flavour["args"], release)
     choices = tuple(ENGINE.choices(arguments, found.compute_capability))
-    return Context(
+    context = Context(
         request,
         loaded,
         found,
@@ -214,6 +222,21 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
         choices=choices,
         environment=tuple(_server_environment(environment, found).items()),
         release=release,
+        model_files=inputs.model_files(Path(loaded.path)),
+    )
+    return replace(context, served_identity=_served_identity(run, context))
+
+
+def _served_identity(run: Run, context: Context) -> str:
+    """The server that would run, wherever it listens."""
+    request, arguments = context.request, list(context.arguments)
+    image = [run.manifest.get("image_inputs"), run.manifest.get("base_image")]
+    environment = {**inputs.environment(context), **dict(context.environment)}
+    return served.identity(
+        json.dumps([context.model.identity, dict(context.model_files)]),
+        ENGINE.command(request.model, request.tp, 0, arguments),
+        environment,
+        json.dumps(image, sort_keys=True),
     )
 
 
@@ -247,7 +270,14 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
         key=stage.key(context),
         missing_batch_sizes=stage.missing_batch_sizes(context),
     )
-    explanation = findings.problem(decision.record) or stage.lacking(context)
+    record = decision.record
+    explanation = findings.problem(record)
+    if explanation is not None and (content := earlier.content(stage, context, record.signature)):
+        decision = replace(decision, taken_over=tuple(content))
+        explanation = None
+    elif explanation is None and not stage.trusts(context, record):
+        explanation = _NEVER_SERVED
+    explanation = explanation or stage.lacking(context)
     if dead_owner(stage.name):
         findings.warn(f"an earlier {stage.name} was killed before it finished; it is done again")
     elif mode == "ensure" and explanation is None:

@@ -22,6 +22,8 @@ _SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 RECORDS = ".signatures"
 # What a tuning keeps while it lasts.
 WORK = ".tuning"
+# Of one cache, how many servers a record names that ran with it: the last ones.
+_MOST_SERVERS = 64
 RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 
@@ -55,6 +57,8 @@ class SignatureRecord:
         self.caches = caches
         self.signature = signature
         self.path = paths.PROFILES / caches[0] / RECORDS / f"{stage}-{digest(signature)}.json"
+        # The servers that ran with this work; None before `problem` was asked.
+        self._served: list[str] | None = None
 
     def problem(self, unreadable: list[str]) -> str | None:
         """Why the caches do not hold this signature's work; None when they do.
@@ -62,19 +66,33 @@ class SignatureRecord:
         Reads only: a record that cannot be read counts as missing, and `unreadable` gets the
         reason.
         """
+        self._served = []
         try:
             record = files.read_record(self.path, RECORD_SHAPE)
         except ValueError as error:
             unreadable.append(str(error))
             record = None
-        if record is None or record.get("signature") != self.signature:
+        # As they are digested: to Python, true is 1, and NaN is not itself.
+        if record is None or digest(record["signature"]) != digest(self.signature):
             return "no finished work with this signature"
-        return missing_file(record)
+        problem = missing_file(record)
+        served = record.get("served")
+        if problem is None and isinstance(served, list):
+            self._served = [identity for identity in served if isinstance(identity, str)]
+        return problem
 
-    def write(self, content: Iterable[Path] | None = None) -> dict[str, Any]:
+    def trusted(self, identity: str) -> bool:
+        """Whether this server, by records.served.identity, ran with this work as it is now."""
+        if self._served is None:
+            self.problem([])
+        return identity in (self._served or ())
+
+    def write(self, content: Iterable[Path] | None = None, served: str = "") -> dict[str, Any]:
         """Vouch for these files, or for all that the caches hold now; returns the record's summary
-        of them.
+        of them. `served` is the server that ran with them.
         """
+        self.problem([])
+        known = [identity for identity in self._served or () if identity != served]
         listed: dict[str, int] = {}
         latest = 0.0
         everything = (found for cache in self.caches for found in cache_files(cache))
@@ -95,8 +113,10 @@ class SignatureRecord:
                 "signature": self.signature,
                 "summary": summary,
                 "files": listed,
+                "served": [*known, *filter(None, [served])][-_MOST_SERVERS:],
             },
         )
+        self._served = None
         return summary
 
     def summary(self) -> dict[str, Any] | None:
@@ -144,6 +164,27 @@ def sizes() -> dict[str, dict[str, int]]:
         listed = [stat.st_size for _, stat in cache_files(cache)]
         found[cache] = {"size_bytes": sum(listed), "file_count": len(listed)}
     return found
+
+
+# Each content file of the caches, with its size and modification time.
+Listing = dict[Path, tuple[int, int]]
+
+
+def listing() -> Listing:
+    return {
+        path: (stat.st_size, stat.st_mtime_ns)
+        for cache in CACHES
+        for path, stat in cache_files(cache)
+    }
+
+
+def changed(names: Iterable[str], before: Listing) -> int:
+    """How many files of these caches are new or other ones since."""
+    return sum(
+        before.get(path) != (stat.st_size, stat.st_mtime_ns)
+        for name in names
+        for path, stat in cache_files(name)
+    )
 
 
 def _describe(cache: str, stage: str) -> dict[str, Any]:

@@ -29,7 +29,9 @@ class SGLang:
     command = staticmethod(command_line.command)
     port = staticmethod(command_line.port)
     gpu_environment = staticmethod(command_line.gpu_environment)
+    lengths = kernels.LENGTHS
     kernel_arguments = staticmethod(kernels.kernel_arguments)
+    kernel_environment = staticmethod(kernels.kernel_environment)
     choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)
 

@@ -1,49 +1,108 @@
-"""Which of the server's arguments choose kernels; all others (context length, memory, ports, names)
-change no cache.
+"""Which of the server's arguments and environment variables can change what is compiled.
+
+The lists name what does not; whatever they do not name counts, so an argument or a variable that
+nobody here knows keeps two servers' kernels apart. Read in the packages of SGLang 0.5.9, 0.5.17 and
+0.5.23 (`server_args.py`, `environ.py`); tests/unit/test_inputs.py holds each name to them.
 """
 
 from __future__ import annotations
 
-# By how their names begin.
-_KERNEL_FLAGS = (
-    "--attention-backend",
-    "--prefill-attention-backend",
-    "--decode-attention-backend",
-    "--sampling-backend",
-    "--kv-cache-dtype",
-    "--moe-",
-    "--fp8-gemm",
-    "--fp4-gemm",
-    "--quantization",
-    "--dtype",
-    "--enable-torch-compile",
-    "--torch-compile",
-    "--speculative-",
-    "--disable-cuda-graph",
-    "--disable-shared-experts-fusion",
-    "--ep-size",
-    "--ep",
-    "--expert-parallel-size",
-    "--page-size",
-    "--mamba",
-    "--linear-attn",
-    "--chunked-prefill-size",
-    "--enable-deterministic",
-    "--device",
-    "--grammar-backend",
-    "--json-model-override-args",
+import re
+from collections.abc import Iterable, Mapping
+
+from sgl_admin.contract.places import CACHE_VARIABLES
+from sgl_admin.sglang import moe_configs
+
+# They are about the HTTP server, its logs, its metrics and its traces, or about what an answer
+# looks like. The schedulers, which compile, read none of them, or only to report.
+ARGUMENTS = frozenset(
+    """
+    --host --port --nccl-port --fastapi-root-path --api-key --admin-api-key
+    --ssl-certfile --ssl-keyfile --ssl-ca-certs --ssl-keyfile-password
+    --served-model-name --weight-version --file-storage-path --tool-server
+    --log-level --log-level-http --log-requests --log-requests-level --log-requests-format
+    --log-requests-target --uvicorn-access-log-exclude-prefixes --show-time-cost
+    --decode-log-interval --crash-dump-folder --gc-warning-threshold-secs
+    --enable-request-time-stats-logging
+    --enable-metrics --enable-metrics-for-all-schedulers --collect-tokens-histogram
+    --prompt-tokens-buckets --generation-tokens-buckets --bucket-time-to-first-token
+    --bucket-inter-token-latency --bucket-e2e-request-latency --extra-metric-labels
+    --tokenizer-metrics-custom-labels-header --tokenizer-metrics-allowed-custom-labels
+    --export-metrics-to-file --export-metrics-to-file-dir
+    --enable-trace --otlp-traces-endpoint --oltp-traces-endpoint
+    --watchdog-timeout --soft-watchdog-timeout --dist-timeout --max-queued-requests
+    --chat-template --completion-template --hf-chat-template-name --reasoning-parser
+    --tool-call-parser --enable-cache-report
+    --stream-interval --stream-output --incremental-streaming-output
+    --tokenizer-worker-num --random-seed
+    """.split()
+)
+# How much memory the server takes, for how many and how long requests. DeepGEMM compiles for N, K
+# and a range of M that follows from --chunked-prefill-size (deep_gemm_wrapper/compile_utils.py);
+# FlashInfer's kernels and SGLang's own (kernels/ops, make_cpp_args) have heads, types and page size
+# for parameters, and lengths only as sizes of buffers (flashinfer_backend.py, max_context_len).
+# What torch.compile makes may hold them: they are sizes of tensors.
+LENGTHS = frozenset(
+    """
+    --context-length --mem-fraction-static --max-total-tokens --max-running-requests
+    --cuda-graph-bs --cuda-graph-bs-decode --cuda-graph-max-bs --cuda-graph-max-bs-decode
+    """.split()
+)
+
+# Places, logs, downloads, credentials, telemetry, who talks to whom: nothing that is compiled
+# depends on them. This package's own variables begin with SGL_ as older ones of SGLang do.
+_INERT_VARIABLES = re.compile(
+    r"""
+    (HF|HUGGINGFACE)_(HOME|HUB_.*|TOKEN|ENDPOINT|DATASETS_.*|XET_.*) | HUGGING_FACE_HUB_TOKEN
+    | TRANSFORMERS_(CACHE|OFFLINE|VERBOSITY|NO_ADVISORY_WARNINGS) | TOKENIZERS_PARALLELISM
+    | (\w+_)?(LOG_LEVEL|LOGLEVEL|VERBOSITY) | NCCL_DEBUG(_\w+)? | (NCCL|GLOO)_SOCKET_IFNAME
+    | NCCL_IB_HCA | SGLANG_LOG_(GC|MS|REQUEST_\w+|SCHEDULER_\w+|FORWARD_ITERS)
+    | SGLANG_(TORCH_PROFILER_DIR|OTLP_\w+|WARMUP_TIMEOUT|TIMEOUT_KEEP_ALIVE)
+    | SGLANG_(PORT|GRPC_PORT|TCP_STORE_PORT|BACKUP_PORT_BASE) | MASTER_(ADDR|PORT)
+    | OTEL_\w+ | PROMETHEUS_MULTIPROC_DIR | (EXA|OPENAI|WANDB)_API_KEY
+    | (http|https|no|all)_proxy | (HTTP|HTTPS|NO|ALL)_PROXY
+    | PYTHON(UNBUFFERED|WARNINGS|DONTWRITEBYTECODE|FAULTHANDLER) | NO_COLOR | TERM | TQDM_\w+
+    | LANG | LC_\w+ | TZ | HOSTNAME | CUDA_(VISIBLE_DEVICES|DEVICE_ORDER)
+    | SGL_(ADMIN|HOST|TEST|REPORT)_\w+
+    | SGL_(ADMIN|CONTAINER_NAME|IMAGE|IMAGE_ID|PYTHON|BIND_ADDRESS|REPETITIONS|\w+_PORT)
+    | SGL_(SCRAPE_INTERVAL|RETENTION|TSDB_RETENTION\w*|TRACE_RETENTION|FUZZ_EXAMPLES|BENCH_CALLS)
+    """,
+    re.VERBOSE,
+)
+_PLACES = frozenset((*CACHE_VARIABLES, moe_configs.VARIABLE))
+# Of the environment that a server inherits: what SGLang, the compilers and the libraries that
+# compile read.
+_INHERITED = re.compile(
+    r"(SGLANG|SGL|FLASHINFER|DG|DEEP_GEMM|TORCH\w*|PYTORCH|TRITON|TVM|CUTE|CUTLASS|TILELANG|NVCC"
+    r"|CUDA|NVIDIA_TF32|USE_TRITON|USE_ROCM)_\w+|CUDAARCHS|(NVCC|HOST|CUDAHOST)?(CC|CXX)"
+    r"|(CPP|C|CXX|LD)FLAGS"
 )
 
 
-def kernel_arguments(arguments: tuple[str, ...]) -> list[str]:
-    """With their values, sorted."""
-    chosen: list[str] = []
-    taking = False
+def kernel_arguments(arguments: Iterable[str], inert: frozenset[str] = LENGTHS) -> list[list[str]]:
+    """The arguments that can change what is compiled, each flag with its values, in the order of
+    the flags' names; flags that are given twice keep their order, as the last one counts.
+    """
+    groups: list[list[str]] = [[]]
     for word in arguments:
-        if word.startswith("--"):
-            taking = word.partition("=")[0].startswith(_KERNEL_FLAGS)
-            if taking:
-                chosen.append(word)
-        elif taking:
-            chosen[-1] += f" {word}"
-    return sorted(chosen)
+        if re.match("--?[A-Za-z]", word):
+            flag, equals, value = word.partition("=")
+            groups.append([flag, value] if equals else [flag])
+        else:
+            groups[-1].append(word)
+    return sorted(
+        (group for group in groups if group and group[0] not in ARGUMENTS | inert),
+        key=lambda group: group[0],
+    )
+
+
+def kernel_environment(settings: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
+    """The variables that can change what is compiled: of the server's settings all that are not
+    known to be inert, of what it inherits those of SGLang and of compilers.
+    """
+    taken = {name: value for name, value in inherited.items() if _INHERITED.fullmatch(name)}
+    return {
+        name: value
+        for name, value in sorted({**taken, **settings}.items())
+        if name not in _PLACES and not _INERT_VARIABLES.fullmatch(name)
+    }

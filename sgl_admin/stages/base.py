@@ -5,7 +5,7 @@ work.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,16 @@ from sgl_admin.records import caches
 from sgl_admin.records.archive import Broken
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.sglang import ENGINE
+from sgl_admin.stages import inputs
 
 if TYPE_CHECKING:
     from sgl_admin.base.engine import Choice, Release
     from sgl_admin.records.archive import Part
     from sgl_admin.records.request import Request
     from sgl_admin.serving.warmup import Warmup
-
-# The numbers of a model's config that are sizes of its matrices.
-_SIZES = re.compile(r"(_size|_heads|_dim|_rank|_experts|_experts_per_tok|_head_num|_groups?)$")
+# In an archive's hints: the server that ran with what is in it.
+_SERVED = "served"
+_IDENTITY = re.compile("sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Context:
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     release: Release | None = None
+    # Of the model's files beside its config, those that change what is compiled, with digests.
+    model_files: Mapping[str, str] = field(default_factory=dict)
+    # Of the server that would run: model, argv, environment and image.
+    served_identity: str = ""
     # Of the arguments, those that were chosen for the operator.
     choices: tuple[Choice, ...] = ()
     # Told the process group of what a stage starts itself, None when it has ended.
@@ -66,6 +71,9 @@ class Stage:
     """One stage. Subclasses set `name`, as in the contract, and override what differs."""
 
     name: str
+    # Whether a server fills its caches while it runs. Such work stands for a server only when that
+    # server has run with it: what a server compiles is never known for certain beforehand.
+    server_made = True
 
     @property
     def contract(self) -> stages.Stage:
@@ -87,7 +95,9 @@ class Stage:
         return None
 
     def signature(self, context: Context) -> dict[str, Any]:
-        """All that changes this stage's cache, and nothing else; what every stage shares."""
+        """All that changes this stage's cache: what every stage shares, and what inputs.py declares
+        of this one.
+        """
         return {
             "schema_version": "1",
             "stage": self.name,
@@ -95,7 +105,15 @@ class Stage:
             "compute_capability": context.devices.compute_capability,
             "cpu_arch": context.devices.cpu_arch,
             ENGINE.name: ENGINE.version(),
+            **inputs.signature(self.name, context),
         }
+
+    def record(self, signature: dict[str, Any]) -> SignatureRecord:
+        return SignatureRecord(self.name, self.caches, signature)
+
+    def trusts(self, context: Context, record: SignatureRecord) -> bool:
+        """Whether the server that would run has already run with a record's work."""
+        return not self.server_made or record.trusted(context.served_identity)
 
     def lacking(self, context: Context) -> str | None:
         """What is wanted beyond the signature and is not there, in words; None when nothing is."""
@@ -126,12 +144,12 @@ class Stage:
     def offer(self, context: Context) -> Offer | None:
         """What of this stage is finished here; None where nothing is, or a prep is at it."""
         signature = self.signature(context)
-        content = SignatureRecord(self.name, self.caches, signature).content()
-        return (
-            Offer(signature, content)
-            if content and caches.partial_info(self.name) is None
-            else None
-        )
+        record = self.record(signature)
+        content = record.content()
+        if not content or caches.partial_info(self.name) is not None:
+            return None
+        hints = {_SERVED: context.served_identity} if self.trusts(context, record) else {}
+        return Offer(signature, content, hints=hints)
 
     def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
         """This host's own wanted signature, where it knows of another host's work what that learned
@@ -143,7 +161,8 @@ class Stage:
         """What another host's work of the same settings found out about the server, and this host
         does not know: `adopt` keeps it.
         """
-        return {}
+        served = hints.get(_SERVED)
+        return {_SERVED: served} if _is_identity(served) else {}
 
     def foreign(self, context: Context, part: Part) -> str | None:
         """Why a part's files are not what this stage makes, in words; None where they may be."""
@@ -167,30 +186,11 @@ class Stage:
                     f"{files.printable(entry.path)} has another size than it was placed with"
                 )
         if part.finished:
-            SignatureRecord(self.name, self.caches, part.signature).write(
-                paths.PROFILES / entry.path for entry in part.files
+            self.record(part.signature).write(
+                (paths.PROFILES / entry.path for entry in part.files),
+                served=part.hints.get(_SERVED, ""),
             )
 
 
-def matrix_sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """The sizes that a model's config gives, and how its weights are quantised; nested configs by
-    their names.
-    """
-    found: dict[str, Any] = {}
-    for name, value in sorted(config.items()):
-        if type(value) is int and _SIZES.search(name):
-            found[name] = value
-        elif (
-            isinstance(value, dict)
-            and name.endswith("_config")
-            and name != "quantization_config"
-            and (nested := matrix_sizes(value))
-        ):
-            found[name] = nested
-    quantisation = config.get("quantization_config")
-    if isinstance(quantisation, dict):
-        found["quantization"] = {
-            key: quantisation.get(key)
-            for key in ("quant_method", "weight_block_size", "activation_scheme")
-        }
-    return found
+def _is_identity(text: object) -> bool:
+    return isinstance(text, str) and _IDENTITY.fullmatch(text) is not None

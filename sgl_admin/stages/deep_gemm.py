@@ -8,24 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.base import versions
 from sgl_admin.records.caches import cache_files
-from sgl_admin.sglang import ENGINE
-from sgl_admin.stages.base import Context, Stage, matrix_sizes
+from sgl_admin.stages.base import Context, Stage
 
 
 class DeepGemm(Stage):
     name = "deep_gemm"
-
-    def signature(self, context: Context) -> dict[str, Any]:
-        return {
-            **super().signature(context),
-            "cuda": versions.cuda_runtime(),
-            "deep_gemm": ENGINE.deep_gemm_version(),
-            "model_shapes": matrix_sizes(context.model.config),
-            "kernel_arguments": ENGINE.kernel_arguments(context.arguments),
-            "tp": context.request.tp,
-        }
 
     def run(self, context: Context) -> dict[str, Any]:
         context.progress(0, 1, "servers", "the server starts, and compiles DeepGEMM's kernels")

@@ -7,28 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.base import versions
 from sgl_admin.records.caches import cache_files
-from sgl_admin.sglang import ENGINE
-from sgl_admin.stages.base import Context, Stage, matrix_sizes
+from sgl_admin.stages.base import Context, Stage
 
 
 class FlashInfer(Stage):
     name = "flashinfer"
-
-    def signature(self, context: Context) -> dict[str, Any]:
-        sizes = matrix_sizes(context.model.config)
-        return {
-            **super().signature(context),
-            "cuda": versions.cuda_runtime(),
-            "flashinfer": versions.installed("flashinfer-python"),
-            "tvm_ffi": versions.installed("apache-tvm-ffi"),
-            # SGLang's own kernels are built for the model's sizes.
-            "model_shapes": sizes,
-            "dtype": context.model.config.get("torch_dtype") or context.model.config.get("dtype"),
-            "kernel_arguments": ENGINE.kernel_arguments(context.arguments),
-            "tp": context.request.tp,
-        }
 
     def run(self, context: Context) -> dict[str, Any]:
         sent = context.warmup.exercise(

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.base import versions
-from sgl_admin.sglang import ENGINE
 from sgl_admin.stages.base import Context, Stage
 
 
@@ -19,19 +17,6 @@ class Inductor(Stage):
 
     def skip_reason(self, context: Context) -> str | None:
         return None
-
-    def signature(self, context: Context) -> dict[str, Any]:
-        return {
-            **super().signature(context),
-            "cpu_isa": context.devices.cpu_isa,
-            "cuda": versions.cuda_runtime() if context.devices.cuda else None,
-            "torch": versions.installed("torch"),
-            "triton": versions.installed("triton"),
-            "model_identity": context.model.identity,
-            "tp": context.request.tp,
-            "batch_sizes": list(context.batch_sizes),
-            "kernel_arguments": ENGINE.kernel_arguments(context.arguments),
-        }
 
     def run(self, context: Context) -> dict[str, Any]:
         requests = context.warmup.exercise(

@@ -35,6 +35,7 @@ _RELEASE = re.compile(r"\d+(\.\d+)*")
 
 class MoeTune(Stage):
     name = "moe_tune"
+    server_made = False
 
     def skip_reason(self, context: Context) -> str | None:
         return super().skip_reason(context) or (

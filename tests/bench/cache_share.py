@@ -34,8 +34,8 @@ from sgl_admin.commands import main as cli, request as request_cli
 from sgl_admin.prep.plan import plan_prep
 standalone.begin(sys.argv[1])
 parsed = cli._parser().parse_args(["caches", "ensure", "--model", sys.argv[2]])
-decision = plan_prep(run.live(), request_cli.of(parsed, run.live())).decisions[3]
-decision.record.write()
+plan = plan_prep(run.live(), request_cli.of(parsed, run.live()))
+plan.decisions[3].record.write(served=plan.context.served_identity)
 """
 
 

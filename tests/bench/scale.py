@@ -78,7 +78,8 @@ from sgl_admin.prep.execute import Execution
 from sgl_admin.prep.plan import plan_prep
 live = run.live()
 request = request_cli.of(cli._parser().parse_args(["caches", "ensure", "--request", "-"]), live)
-plan_prep(live, request).decisions[-1].record.write()
+plan = plan_prep(live, request)
+plan.decisions[-1].record.write(served=plan.context.served_identity)
 prep_id = clock.new_id("prep")
 begun = job.Job(live.run_id, request, prep_id)
 result, code = Execution(plan_prep(live, request), begun).run()

@@ -389,7 +389,7 @@ def test_whatever_lies_here_goes_there_and_is_the_same_archive_again(
             for name in names:
                 found, mtime_ns, mode = chosen[name]
                 lay(name, found, mtime_ns, mode)
-            here.record().write(paths.PROFILES / name for name in sorted(chosen))
+            here.vouch("inductor", (paths.PROFILES / name for name in sorted(chosen)))
 
         finish()
         before, archive = content(tree()), give(here)

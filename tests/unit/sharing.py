@@ -15,7 +15,7 @@ import stat
 import sys
 import tarfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,7 +134,13 @@ class Host:
         """Lay a finished stage's files and its record there, as a prep does."""
         for number, (name, each) in enumerate(content.items()):
             lay(name, each, mtime_ns=10**18 + number, mode=0o755 if name.endswith(".so") else 0o664)
-        self.record(stage).write(paths.PROFILES / name for name in sorted(content))
+        self.vouch(stage, (paths.PROFILES / name for name in sorted(content)))
+
+    def vouch(self, stage: str = "inductor", content: Iterable[Path] | None = None) -> None:
+        """Write the record of a stage's work, with which this host's server ran."""
+        plan = self.prep()
+        [decision] = [each for each in plan.decisions if each.stage.name == stage]
+        decision.record.write(content, served=plan.context.served_identity)
 
     def ensured(self) -> dict[str, str]:
         """What a dry run would do about each stage."""

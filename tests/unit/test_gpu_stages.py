@@ -40,6 +40,7 @@ pytestmark = pytest.mark.slow
 
 DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
 NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
+COMPILED = {"deep_gemm", "flashinfer", "inductor"}
 H100 = "NVIDIA H100 80GB HBM3"
 GPU_CACHES = ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs")
 DENSE: dict[str, Any] = {
@@ -345,7 +346,7 @@ def test_what_was_chosen_for_the_operator_is_said(world: World, tmp_path: Path) 
     assert choice["arguments"] == ["--attention-backend", "flashinfer"] and choice["reason"]
     assert server["argv"][-2:] == choice["arguments"]
     signature = result["stages"]["flashinfer"]["signature"]
-    assert "--attention-backend flashinfer" in signature["kernel_arguments"]
+    assert ["--attention-backend", "flashinfer"] in signature["arguments"]
     # The operator's own argument always wins.
     result, _ = world.execute("--server-arg=--attention-backend=triton")
     assert result["run"]["server"]["chosen"] == []
@@ -947,11 +948,24 @@ SHARED = {
 }
 
 
+# What inputs.py declares of every stage whose cache a server fills.
+SERVER = {
+    "inputs_version",
+    "cuda",
+    "sgl_kernel",
+    "model_config",
+    "model_files",
+    "arguments",
+    "environment",
+    "named_files",
+}
+
+
 def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: World) -> None:
     names = {name: set(signature) - SHARED for name, signature in signatures(world).items()}
     assert all(set(signature) >= SHARED for signature in signatures(world).values())
     assert names == {
-        "deep_gemm": {"cuda", "deep_gemm", "model_shapes", "kernel_arguments"},
+        "deep_gemm": {*SERVER, "deep_gemm"},
         "moe_tune": {
             "triton",
             "E",
@@ -962,34 +976,17 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
             "block_shape",
             "configurations",
         },
-        "flashinfer": {
-            "cuda",
-            "flashinfer",
-            "tvm_ffi",
-            "model_shapes",
-            "dtype",
-            "kernel_arguments",
-        },
-        "inductor": {
-            "cpu_isa",
-            "cuda",
-            "torch",
-            "triton",
-            "model_identity",
-            "batch_sizes",
-            "kernel_arguments",
-        },
+        "flashinfer": {*SERVER, "flashinfer", "tvm_ffi"},
+        "inductor": {*SERVER, "cpu_isa", "torch", "triton", "batch_sizes"},
     }
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--context-length", "32768"), ("--context-length=32768",),
-        ("--mem-fraction-static", "0.6"), ("--served-model-name", "name"),
-        ("--max-running-requests", "16"), ("--log-level", "debug"), ("--load-format", "dummy"),
-        ("--api-server-workers", "2"), ("--max-total-tokens", "4096"),
-        ("--model-loader-extra-config", "{}"), ("--watchdog-timeout", "600"),
+        ("--served-model-name", "name"), ("--served-model-name=name",), ("--log-level", "debug"),
+        ("--watchdog-timeout", "600"), ("--enable-cache-report",), ("--random-seed", "7"),
+        ("--extra-metric-labels", '{"a": "b"}'), ("--host", "::1"), ("--tool-call-parser", "qwen"),
     ],
 )  # fmt: skip
 def test_what_changes_no_kernel_changes_no_signature(
@@ -999,6 +996,24 @@ def test_what_changes_no_kernel_changes_no_signature(
     assert (
         changed(before, signatures(world, *(f"--server-arg={word}" for word in arguments))) == set()
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--context-length", "32768"), ("--context-length=32768",), ("--max-total-tokens", "4096"),
+        ("--mem-fraction-static", "0.6"), ("--max-running-requests", "16"),
+    ],
+)  # fmt: skip
+def test_how_long_a_context_is_costs_no_tuning_and_no_kernel(
+    world: World, arguments: tuple[str, ...]
+) -> None:
+    """What torch.compile makes may hold the sizes of its tensors."""
+    before = signatures(world)
+    after = signatures(world, *(f"--server-arg={word}" for word in arguments))
+    assert changed(before, after) == {"inductor"}
+    world.config({**NEXT, "max_position_embeddings": 4096})
+    assert changed(before, signatures(world)) == {"inductor"}
 
 
 def test_ports_timeouts_and_the_probe_change_no_signature(world: World) -> None:
@@ -1026,7 +1041,9 @@ def test_ports_timeouts_and_the_probe_change_no_signature(world: World) -> None:
         ("--attention-backend", "flashinfer"), ("--kv-cache-dtype=fp8_e5m2",),
         ("--chunked-prefill-size", "4096"), ("--disable-cuda-graph",),
         ("--moe-runner-backend", "triton"), ("--page-size", "64"),
-        ("--sampling-backend", "pytorch"), ("--ep-size", "1"),
+        ("--sampling-backend", "pytorch"), ("--ep-size", "1"), ("--load-format", "bitsandbytes"),
+        ("--model-loader-extra-config", "{}"), ("--preferred-sampling-params", '{"top_k": 1}'),
+        ("--a-flag-that-nobody-knows",), ("--api-server-workers", "2"), ("--log-level-x", "debug"),
     ],
 )  # fmt: skip
 def test_a_flag_that_chooses_kernels_changes_every_signature_but_the_tunings(
@@ -1037,7 +1054,8 @@ def test_a_flag_that_chooses_kernels_changes_every_signature_but_the_tunings(
         signatures(world, *(f"--server-arg={word}" for word in arguments)),
     )
     assert changed(before, after) == {"deep_gemm", "flashinfer", "inductor"}
-    assert after["inductor"]["kernel_arguments"] == [" ".join(arguments)]
+    flag, equals, value = arguments[0].partition("=")
+    assert after["inductor"]["arguments"] == [[flag, value] if equals else list(arguments)]
 
 
 def test_the_order_of_flags_changes_no_signature(world: World) -> None:
@@ -1137,9 +1155,9 @@ def test_tensor_parallelism_changes_every_signature(world: World) -> None:
 @pytest.mark.parametrize(
     ("difference", "stages"),
     [
-        ({"rope_theta": 5.0, "num_hidden_layers": 48}, {"inductor"}),
-        ({"torch_dtype": "float16"}, {"flashinfer", "inductor"}),
-        ({"num_key_value_heads": 2}, {"deep_gemm", "flashinfer", "inductor"}),
+        ({"rope_theta": 5.0, "num_hidden_layers": 48}, COMPILED),
+        ({"torch_dtype": "float16"}, COMPILED),
+        ({"num_key_value_heads": 2}, COMPILED),
         ({"num_experts": 256}, set(NAMES)),
         ({"moe_intermediate_size": 1024, "shared_expert_intermediate_size": 1024}, set(NAMES)),
         ({"hidden_size": 4096}, set(NAMES)),

@@ -156,7 +156,7 @@ def test_the_order_of_creation_changes_no_byte(host: Host, file: Path) -> None:
     wipe()
     for name in reversed(INDUCTOR):
         lay(name, INDUCTOR[name], kept[name].st_mtime_ns, kept[name].st_mode & 0o777)
-    host.record().write()
+    host.vouch()
     assert (host.share("export", file).document["digest"], file.read_bytes()) == one
 
 
@@ -176,7 +176,7 @@ def test_any_difference_is_another_archive(
     host.finish()
     one = host.share("export", file).document["digest"]
     change(paths.PROFILES / "triton/AB12/kernel.so")
-    host.record().write()
+    host.vouch()
     assert host.share("export", file).document["digest"] != one
 
 
@@ -294,7 +294,7 @@ def test_a_file_that_is_written_to_meanwhile_is_packed_as_it_is_then(
 
     def change() -> None:
         found.write_bytes(b"y" * (size or 1))
-        host.record().write()
+        host.vouch()
 
     tries = changing(monkeypatch, 1, change)
     assert host.share("export", file).code == 0 and len(tries) == 2
@@ -408,7 +408,7 @@ def test_a_name_that_no_archive_takes_is_told(
     host: Host, file: Path, name: bytes, why: str
 ) -> None:
     lay(os.fsdecode(name), b"x")
-    host.record().write([paths.PROFILES / os.fsdecode(name)])
+    host.vouch("inductor", [paths.PROFILES / os.fsdecode(name)])
     answer = host.share("export", file)
     assert answer.code == EXIT_NO_RESULT and why in answer.error
 

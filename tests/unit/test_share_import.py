@@ -56,10 +56,6 @@ from tests.unit.sharing import (
 SO, EMPTY, GRAPH = "triton/AB12/kernel.so", "triton/AB12/empty.json", "torchinductor/ab/graph.py"
 
 
-# The archive that is sent, once it is packed: its bytes are the same in each test.
-SENT: list[bytes] = []
-
-
 class Receiver(Host):
     """A host with work of another model, that is sent a file."""
 
@@ -89,12 +85,10 @@ def host(
     monkeypatch.setattr(devices, "find", lambda visible: CPU)
     made = Receiver(model_folder)
     made.file = tmp_path / "caches.tar"
-    if not SENT:
-        made.finish()
-        assert made.share("export", made.file).code == 0
-        SENT.append(made.file.read_bytes())
-        wipe()
-    made.archive = SENT[0]
+    made.finish()
+    assert made.share("export", made.file).code == 0
+    made.archive = made.file.read_bytes()
+    wipe()
     # Of another model's, in the same folders.
     other = paths.MODELS / "other"
     other.mkdir()
@@ -624,7 +618,7 @@ def test_each_field_of_the_signature_counts(host: Receiver) -> None:
         "sglang",
         "torch",
         "triton",
-        "model_identity",
+        "model_config",
         "tp",
         "batch_sizes",
     } <= set(signature)
@@ -640,6 +634,34 @@ def test_each_field_of_the_signature_counts(host: Receiver) -> None:
         assert refused(host, document).startswith(
             f"its signature differs in {name}: made for nothing, and this host wants "
         )
+
+
+def test_a_key_of_the_models_config_is_named_by_itself(host: Receiver) -> None:
+    document = manifest(host.archive)
+    config = document["stages"]["inductor"]["signature"]["model_config"]
+    config["attn_logit_softcapping"] = 50.0
+    assert refused(host, document) == (
+        "its signature differs in model_config.attn_logit_softcapping: made for 50.0, and this host"
+        " wants nothing"
+    )
+
+
+def test_a_server_that_ran_elsewhere_counts_and_what_says_nothing_of_one_does_not(
+    host: Receiver,
+) -> None:
+    """An archive of an earlier release, or of a server with other arguments."""
+    given = manifest(host.archive)
+    for hints in ({}, {"served": 5}, {"served": "sha256:x"}, {"served": "sha256:" + 64 * "0"}):
+        wipe()
+        document = {**given, "stages": {"inductor": {**given["stages"]["inductor"]}}}
+        document["stages"]["inductor"]["hints"] = hints
+        answer = host.take(resigned(host.archive, document))
+        status, reason = answer.status()
+        assert answer.code == 0 and status == "imported", hints
+        assert reason is not None and "has not run with these caches" in reason, hints
+        assert host.ensured()["inductor"] == "would_run", hints
+    assert host.take(host.archive).status() == ("imported", None)
+    assert host.ensured()["inductor"] == "noop"
 
 
 @pytest.mark.parametrize("other", [True, 1.0, "1", [1]])

@@ -1,0 +1,89 @@
+"""Work that a release recorded whose signatures held less (before inputs.VERSION 2).
+
+It is taken over where the record of a prep shows that it was made for just this server: the same
+model, command line and environment, and nothing beside the model's config to tell how its weights
+are quantised, which that release did not look at. Otherwise a server has to run with it once, which
+compiles nothing that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgl_admin.base import files, paths
+from sgl_admin.contract.records import RESULT_SHAPE
+from sgl_admin.records import caches
+from sgl_admin.records.caches import RECORD_SHAPE
+from sgl_admin.sglang import ENGINE
+
+if TYPE_CHECKING:
+    from sgl_admin.stages.base import Context, Stage
+
+
+def content(stage: Stage, context: Context, signature: dict[str, Any]) -> list[Path]:
+    """The files that an earlier release's record vouches for, where that record is of the work that
+    this signature describes; none otherwise.
+    """
+    if not stage.server_made or context.model_files or signature.get("named_files"):
+        return []
+    recorded = {
+        caches.digest(record["signature"]): record
+        for record in _records(stage)
+        if _agrees(record["signature"], signature) and caches.missing_file(record) is None
+    }
+    if not recorded:
+        return []
+    for result in _results():
+        made = result["stages"].get(stage.name)
+        if not isinstance(made, dict) or made.get("status") != "ok":
+            continue
+        record = recorded.get(caches.digest(made.get("signature") or {}))
+        if record is not None and _same_server(result["run"], context):
+            return [paths.PROFILES / name for name in record["files"]]
+    return []
+
+
+def _records(stage: Stage) -> Iterator[dict[str, Any]]:
+    folder = paths.PROFILES / stage.caches[0] / caches.RECORDS
+    for path in sorted(folder.glob(f"{stage.name}-*.json")):
+        if record := _read(path, RECORD_SHAPE):
+            if "inputs_version" not in record["signature"]:
+                yield record
+
+
+def _results() -> Iterator[dict[str, Any]]:
+    """What preps of this host ended with."""
+    for path in sorted(paths.RUNS.glob("*/prep_result.json"), reverse=True):
+        if result := _read(path, RESULT_SHAPE):
+            yield result
+
+
+def _read(path: Path, shape: files.Shape) -> dict[str, Any] | None:
+    try:
+        return files.read_record(path, shape)
+    except (OSError, ValueError):
+        return None
+
+
+def _agrees(earlier: dict[str, Any], signature: dict[str, Any]) -> bool:
+    """Whether two signatures say the same wherever both say something."""
+    shared = earlier.keys() & signature.keys()
+    return "device_name" in shared and caches.digest(
+        {key: earlier[key] for key in shared}
+    ) == caches.digest({key: signature[key] for key in shared})
+
+
+def _same_server(run: dict[str, Any], context: Context) -> bool:
+    """Whether a prep's server was the one that would run here, but for its port."""
+    server = run.get("server")
+    if run.get("model_identity") != context.model.identity or not isinstance(server, dict):
+        return False
+    argv, request = server.get("argv"), context.request
+    try:
+        port = ENGINE.port(argv)
+        expected = ENGINE.command(request.model, request.tp, port, list(context.arguments))
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
+    return argv == expected and server.get("env") == dict(context.environment)

@@ -1,0 +1,262 @@
+"""What the work of each stage depends on: the one declaration that signatures follow from.
+
+What is not known splits rather than shares. Of a model's config, of the server's arguments and of
+its environment, the declaration names what is known not to matter; everything else is an input.
+The tuning of fused experts is the exception: its inputs are few and known (stages/moe_tune.py), so
+nothing but them costs hours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgl_admin.base import files, versions
+from sgl_admin.sglang import ENGINE
+
+if TYPE_CHECKING:
+    from sgl_admin.stages.base import Context
+
+# Changes with what the stages in TABLE declare or how it is written down; hosts find each other's
+# work by it, and work that was recorded under another one is looked at by stages/earlier.py.
+VERSION = 2
+
+# --- keys of a model's config that change nothing that is compiled, at any depth but within its
+# quantisation. tests/unit/test_inputs.py holds them to the configs of transformers and SGLang.
+
+# Names, and who wrote the file.
+_NAMES = """
+    _name_or_path name_or_path _commit_hash transformers_version tokenizer_class finetuning_task
+    task_specific_params
+"""
+# Training alone reads them: dropout, initial weights, losses, gradients, the cache of transformers'
+# own generate().
+_TRAINING = """
+    attention_dropout activation_dropout hidden_dropout hidden_dropout_prob dropout
+    attention_probs_dropout_prob attn_pdrop resid_pdrop embd_pdrop emb_pdrop classifier_dropout
+    embedding_dropout embed_dropout output_dropout residual_dropout projector_dropout
+    summary_first_dropout initializer_range initializer_factor init_std weight_init
+    router_aux_loss_coef aux_loss_alpha seq_aux moe_loss_weight output_router_logits
+    router_jitter_noise gradient_checkpointing pretraining_tp tf_legacy_loss use_cache
+"""
+# Defaults of generate(); `top_k` and `temperature` are not among them, as routers have such keys.
+_GENERATION = """
+    do_sample max_length min_length early_stopping num_beams num_beam_groups diversity_penalty
+    length_penalty repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    num_return_sequences typical_p bad_words_ids forced_bos_token_id forced_eos_token_id
+    return_dict_in_generate output_scores remove_invalid_values exponential_decay_length_penalty
+    suppress_tokens begin_suppress_tokens
+"""
+# Numbers of tokens, and how long a context may be: values that kernels get when they are called.
+# torch.compile may make constants of them.
+_TOKENS_AND_LENGTHS = """
+    bos_token_id eos_token_id pad_token_id sep_token_id eod_token_id decoder_start_token_id
+    image_token_id image_token_index video_token_id video_token_index audio_token_id
+    audio_token_index vision_start_token_id vision_end_token_id vision_token_id
+    image_start_token_id image_end_token_id video_start_token_id video_end_token_id
+    audio_start_token_id audio_end_token_id boi_token_id boi_token_index eoi_token_id
+    eoi_token_index boa_token_id eoa_token_id
+    max_position_embeddings n_positions
+"""
+ALWAYS_IGNORED = frozenset((_NAMES + _TRAINING + _GENERATION).split())
+IGNORED_BY_KERNELS = ALWAYS_IGNORED | frozenset(_TOKENS_AND_LENGTHS.split())
+# What says how weights are quantised is an input as a whole: bits, groups, exceptions, schemes.
+_QUANTISATION = re.compile("quant|compress", re.IGNORECASE)
+
+# --- files beside the config
+
+# Of a model: how it is quantised (SGLang's get_config_filenames: hf_quant_config.json,
+# quantize_config.json, quant_config.json, quantization_config.json, quant_model_description.json),
+# Mistral's own config, and code that --trust-remote-code runs.
+_MODEL_FILE = re.compile(r".*quant.*\.(json|ya?ml|toml)|params\.json|.*\.py", re.IGNORECASE)
+# Of a folder that an argument names, a draft model or an adapter, all that configures it.
+_OTHER_FILE = re.compile(
+    r"(?!tokenizer|vocab|merges|special_tokens|added_tokens|generation_config|chat_template"
+    r"|preprocessor|processor).*(?<!\.index)\.(json|ya?ml|toml|py)",
+    re.IGNORECASE,
+)
+_LARGEST = 16 << 20
+
+_SHARED_SOFTWARE: dict[str, Callable[[], str | None]] = {
+    "cuda": versions.cuda_runtime,
+    "sgl_kernel": lambda: versions.installed("sgl-kernel") or versions.installed("sglang-kernel"),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage's compiled code depends on, beside the device and the engine's version."""
+
+    # By the name that signatures have for it.
+    software: dict[str, Callable[[], str | None]]
+    # What else of the context: a field of the signature, and its value.
+    facts: dict[str, Callable[[Context], Any]]
+    # Keys of a model's config, and flags of the server, that do not matter.
+    ignored_config: frozenset[str]
+    inert_arguments: frozenset[str]
+
+
+TABLE: dict[str, Inputs] = {
+    "deep_gemm": Inputs(
+        software={**_SHARED_SOFTWARE, "deep_gemm": lambda: ENGINE.deep_gemm_version()},
+        facts={},
+        ignored_config=IGNORED_BY_KERNELS,
+        inert_arguments=ENGINE.lengths,
+    ),
+    "flashinfer": Inputs(
+        software={
+            **_SHARED_SOFTWARE,
+            "flashinfer": lambda: versions.installed("flashinfer-python"),
+            "tvm_ffi": lambda: versions.installed("apache-tvm-ffi"),
+        },
+        facts={},
+        ignored_config=IGNORED_BY_KERNELS,
+        inert_arguments=ENGINE.lengths,
+    ),
+    "inductor": Inputs(
+        software={
+            **_SHARED_SOFTWARE,
+            "torch": lambda: versions.installed("torch"),
+            "triton": lambda: versions.installed("triton"),
+        },
+        facts={
+            "cpu_isa": lambda context: context.devices.cpu_isa,
+            "batch_sizes": lambda context: list(context.batch_sizes),
+        },
+        ignored_config=ALWAYS_IGNORED,
+        inert_arguments=frozenset(),
+    ),
+}
+
+
+def signature(stage: str, context: Context) -> dict[str, Any]:
+    """What the declaration says of a stage; nothing for a stage that is not in it."""
+    if (declared := TABLE.get(stage)) is None:
+        return {}
+    return {
+        "inputs_version": VERSION,
+        **{name: version() for name, version in declared.software.items()},
+        **{name: value(context) for name, value in declared.facts.items()},
+        "tp": context.request.tp,
+        "model_config": _shortened(relevant(context.model.config, declared.ignored_config)),
+        "model_files": dict(context.model_files),
+        "arguments": ENGINE.kernel_arguments(context.arguments, declared.inert_arguments),
+        "environment": environment(context),
+        "named_files": _named_files(context, declared.inert_arguments),
+    }
+
+
+def environment(context: Context) -> dict[str, str]:
+    """The variables that may matter to what a server compiles, also those that it inherits."""
+    return ENGINE.kernel_environment(dict(context.environment), os.environ)
+
+
+def relevant(config: Mapping[str, Any], ignored: frozenset[str]) -> dict[str, Any]:
+    """A model's config, and the configs in it, without these keys."""
+    return {
+        key: relevant(value, ignored)
+        if isinstance(value, dict) and not _QUANTISATION.search(key)
+        else value
+        for key, value in config.items()
+        if key not in ignored
+    }
+
+
+def _shortened(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with digests for lists and quantisations that nobody would read in a record."""
+    short: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and not _QUANTISATION.search(key):
+            short[key] = _shortened(value)
+        else:
+            text = json.dumps(value, sort_keys=True)
+            short[key] = value if len(text) <= 400 else _digest(text.encode())
+    return short
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def model_files(folder: Path) -> dict[str, str]:
+    """The files of a model, beside its config, that change what is compiled, with digests."""
+    return dict(_configuring(folder, _MODEL_FILE))
+
+
+def _configuring(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    for name in names:
+        if pattern.fullmatch(name) and (found := _content(folder / name)):
+            yield name, found
+
+
+def _content(path: Path) -> str | None:
+    """The digest of a file: as JSON where it is JSON. None for what is not a file of a size that
+    configures something.
+    """
+    try:
+        content = files.read_bytes(path, _LARGEST)
+    except (OSError, ValueError):
+        return None
+    try:
+        return _digest(json.dumps(json.loads(content), sort_keys=True).encode())
+    except (ValueError, RecursionError):
+        return _digest(content)
+
+
+def _named_files(context: Context, inert: frozenset[str]) -> dict[str, str]:
+    """The content of what arguments and variables name: a draft model, an adapter, a file of
+    arguments, of scales or of experts' places. A folder that a variable names may be a cache.
+    """
+    words = [
+        word for group in ENGINE.kernel_arguments(context.arguments, inert) for word in group[1:]
+    ]
+    found = {path: _behind(path) for path in _paths(words)}
+    found.update((path, _content(Path(path))) for path in _paths(environment(context).values()))
+    return {path: content for path, content in sorted(found.items()) if content}
+
+
+def _paths(words: Iterable[str]) -> Iterator[str]:
+    for word in words:
+        for text in (word, word.partition("=")[2], *_texts(word)):
+            if text.startswith("/"):
+                yield text
+
+
+def _texts(word: str) -> Iterator[str]:
+    """The texts in a value that is JSON."""
+    try:
+        values = [json.loads(word)] if word[:1] in ("[", "{") else []
+    except (ValueError, RecursionError):
+        return
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, str):
+            yield value
+
+
+def _behind(path: str) -> str | None:
+    place = Path(path)
+    try:
+        if not place.is_dir():
+            return _content(place)
+    except (OSError, ValueError):
+        return None
+    configuring = dict(_configuring(place, _OTHER_FILE))
+    return _digest(json.dumps(configuring).encode()) if configuring else None
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
