@@ -41,24 +41,24 @@ _TRAINING = """
     attention_dropout activation_dropout hidden_dropout hidden_dropout_prob dropout
     attention_probs_dropout_prob attn_pdrop resid_pdrop embd_pdrop emb_pdrop classifier_dropout
     embedding_dropout embed_dropout output_dropout residual_dropout projector_dropout
-    summary_first_dropout initializer_range initializer_factor init_std weight_init
+    summary_first_dropout initializer_range initializer_factor weight_init
     router_aux_loss_coef aux_loss_alpha seq_aux moe_loss_weight output_router_logits
     router_jitter_noise gradient_checkpointing pretraining_tp tf_legacy_loss use_cache
 """
 # Defaults of generate(); `top_k` and `temperature` are not among them, as routers have such keys.
 _GENERATION = """
     do_sample max_length min_length early_stopping num_beams num_beam_groups diversity_penalty
-    length_penalty repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
     num_return_sequences typical_p bad_words_ids forced_bos_token_id forced_eos_token_id
     return_dict_in_generate output_scores remove_invalid_values exponential_decay_length_penalty
-    suppress_tokens begin_suppress_tokens
+    begin_suppress_tokens
 """
 # Numbers of tokens, and how long a context may be: values that kernels get when they are called.
 # torch.compile may make constants of them.
 _TOKENS_AND_LENGTHS = """
     bos_token_id eos_token_id pad_token_id sep_token_id eod_token_id decoder_start_token_id
     image_token_id image_token_index video_token_id video_token_index audio_token_id
-    audio_token_index vision_start_token_id vision_end_token_id vision_token_id
+    audio_token_index vision_start_token_id vision_end_token_id
     image_start_token_id image_end_token_id video_start_token_id video_end_token_id
     audio_start_token_id audio_end_token_id boi_token_id boi_token_index eoi_token_id
     eoi_token_index boa_token_id eoa_token_id
