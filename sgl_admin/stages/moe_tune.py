@@ -331,7 +331,8 @@ def _settings(context: Context) -> str:
         context.model.identity,
         context.request.tp,
         ENGINE.version(),
-        ENGINE.kernel_arguments(context.arguments),
+        [" ".join(group) for group in ENGINE.kernel_arguments(context.arguments)],
+        *([dict(context.model_files)] if context.model_files else []),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

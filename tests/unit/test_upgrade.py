@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,19 +126,103 @@ def test_every_stage_ran_in_the_old_prep(tree: Tree) -> None:
         )
 
 
+# Their records hold more than those of 1.0.0 did.
+COMPILED = ("deep_gemm", "flashinfer", "inductor")
+
+
 def test_every_stage_stands(tree: Tree) -> None:
+    """The prep of 1.0.0 made it for just this server: its work is taken over."""
     before = tree.profiles()
     result = tree.ensure()
     assert by_stage(result, "status") == dict.fromkeys(stages.NAMES, "noop")
     assert by_stage(result, "reason") == dict.fromkeys(stages.NAMES, "valid_signature")
-    assert by_stage(result, "signature") == by_stage(tree.result, "signature")
-    assert by_stage(result, "key") == by_stage(tree.result, "key")
+    for part in ("signature", "key"):
+        now, then = by_stage(result, part), by_stage(tree.result, part)
+        assert {name for name in stages.NAMES if now[name] != then[name]} == set(COMPILED)
     assert by_stage(result, "warnings") == dict.fromkeys(stages.NAMES, [])
     assert result["warnings"] == result["errors"] == []
     assert tree.machine.runs() == [tree.run_id] == [result["run"]["run_id"]]
     assert tree.machine.starts() == []
-    assert tree.profiles() == before
+    after = tree.profiles()
+    assert {name: after[name] for name in before} == before
+    assert {Path(name).parent for name in after.keys() - before.keys()} == {
+        Path(RECORDS[stage]) / ".signatures" for stage in COMPILED
+    }
     assert tree.corrupt() == []
+    again = tree.ensure()
+    assert by_stage(again, "status") == dict.fromkeys(stages.NAMES, "noop"), "by its own records"
+    assert tree.profiles() == after and tree.machine.starts() == []
+
+
+def rename(tree: Tree, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what the prep of 1.0.0 recorded."""
+    change(tree.result)
+    (tree.run_dir / "prep_result.json").write_text(json.dumps(tree.result), encoding="utf-8")
+
+
+def beside_the_config(tree: Tree) -> None:
+    path = tree.root / "models" / "model" / "hf_quant_config.json"
+    path.write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+
+
+def of_no_prep(tree: Tree) -> None:
+    (tree.run_dir / "prep_result.json").unlink()
+
+
+UNPROVEN: dict[str, Callable[[Tree], None]] = {
+    "another model": lambda tree: rename(
+        tree, lambda result: result["run"].update(model_identity="sha256:other")
+    ),
+    "other arguments": lambda tree: rename(
+        tree, lambda result: result["run"]["server"]["argv"].append("--log-requests")
+    ),
+    "another environment": lambda tree: rename(
+        tree, lambda result: result["run"]["server"]["env"].update(NCCL_DEBUG="INFO")
+    ),
+    "no command line": lambda tree: rename(
+        tree, lambda result: result["run"]["server"].update(argv=None)
+    ),
+    "no server": lambda tree: rename(tree, lambda result: result["run"].pop("server")),
+    "a no-op, which proves nothing": lambda tree: rename(
+        tree, lambda result: [stage.update(status="noop") for stage in result["stages"].values()]
+    ),
+    "stages of another form": lambda tree: rename(
+        tree, lambda result: result.update(stages=dict.fromkeys(stages.NAMES, 5))
+    ),
+    "a quantisation that 1.0.0 did not look at": beside_the_config,
+    "no result of a prep": of_no_prep,
+}
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_what_was_made_for_an_unknown_server_is_not_taken_over(tree: Tree, name: str) -> None:
+    UNPROVEN[name](tree)
+    plan = tree.ensure("--dry-run")
+    assert by_stage(plan, "status") == {
+        **dict.fromkeys(COMPILED, "would_run"),
+        "moe_tune": "noop",
+    }
+
+
+def test_work_for_an_unknown_server_is_shown_to_be_warm_by_a_start(tree: Tree) -> None:
+    """Its server starts once, reads what 1.0.0 compiled, and adds nothing to it."""
+    of_no_prep(tree)
+    before = tree.profiles()
+    port = ("--port", str(tree.machine.port))
+    code, out, _ = tree.machine.admin("caches", "ensure", "--json", *tree.job["arguments"], *port)
+    result, _ = json.JSONDecoder().raw_decode(out)
+    assert code == 0
+    assert by_stage(result, "status") == {**dict.fromkeys(COMPILED, "ok"), "moe_tune": "noop"}
+    for stage in COMPILED:
+        artifacts = result["stages"][stage]["artifacts"]
+        assert artifacts["compiled_files"] == 0, stage
+        assert artifacts["files"]["count"] > 0
+    assert len(tree.machine.starts()) == 1
+    after = tree.profiles()
+    kernels = {name for name in before if "/.signatures/" not in name and ".locks" not in name}
+    assert {name: after[name] for name in kernels} == {name: before[name] for name in kernels}
+    assert by_stage(tree.ensure(*port), "status") == dict.fromkeys(stages.NAMES, "noop")
+    assert len(tree.machine.starts()) == 1
 
 
 @pytest.mark.parametrize("stage", stages.NAMES)
