@@ -80,7 +80,6 @@ class Ask:
 class Site:
     """A host with GPUs on which any request can be planned, and its stages finished."""
 
-    run_id: str
     patch: pytest.MonkeyPatch
 
     def plan(self, ask: Ask) -> Plan:
@@ -90,8 +89,7 @@ class Site:
         for name, content in {"config.json": ask.config, **ask.files}.items():
             text = content if isinstance(content, str) else json.dumps(content)
             (model / name).write_text(text)
-        manifest = files.read_json(paths.manifest(self.run_id)) or {}
-        files.write_json(paths.manifest(self.run_id), {**manifest, "image_inputs": ask.image})
+        files.write_json(paths.IMAGE_FACTS, {"image_inputs": ask.image})
         words = (f"--server-arg={word}" for word in ask.arguments)
         settings = (f"--server-env={each}" for each in ask.environment)
         with self.patch.context() as patch:
@@ -135,7 +133,7 @@ def site(live_run: str, monkeypatch: pytest.MonkeyPatch) -> Site:
     flavour = {"flavour": "gh200", "services": []}
     server = {"args": [], "env": {"HF_HUB_OFFLINE": "1"}, "batch_sizes": [1, 2]}
     files.write_json(paths.FLAVOUR, {**flavour, "server": server})
-    return Site(live_run, monkeypatch)
+    return Site(monkeypatch)
 
 
 # --- what changes the compiled code -------------------------------------------------------------

@@ -101,8 +101,10 @@ class Tree:
         return document
 
     def ensure(self, *words: str) -> dict[str, Any]:
-        """The request that the job of the last release records, made again."""
-        return self.run("caches", "ensure", *self.job["arguments"], *words)
+        """The request that the job of the last release records, made again for its port."""
+        argv = self.result["run"]["server"].get("argv")
+        port = argv[argv.index("--port") + 1] if argv else "30000"
+        return self.run("caches", "ensure", *self.job["arguments"], "--port", port, *words)
 
     def corrupt(self) -> list[Path]:
         return list(self.root.rglob("*.corrupt-*"))
@@ -182,7 +184,7 @@ UNPROVEN: dict[str, Callable[[Tree], None]] = {
     "no command line": lambda tree: rename(
         tree, lambda result: result["run"]["server"].update(argv=None)
     ),
-    "no server": lambda tree: rename(tree, lambda result: result["run"].pop("server")),
+    "no server": lambda tree: rename(tree, lambda result: result["run"].update(server={})),
     "a no-op, which proves nothing": lambda tree: rename(
         tree, lambda result: [stage.update(status="noop") for stage in result["stages"].values()]
     ),
