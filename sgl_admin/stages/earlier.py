@@ -81,9 +81,11 @@ def _same_server(run: dict[str, Any], context: Context) -> bool:
     if run.get("model_identity") != context.model.identity or not isinstance(server, dict):
         return False
     argv, request = server.get("argv"), context.request
+    if not isinstance(argv, list):
+        return False
     try:
         port = ENGINE.port(argv)
-        expected = ENGINE.command(request.model, request.tp, port, list(context.arguments))
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (IndexError, TypeError, ValueError):
         return False
+    expected = ENGINE.command(request.model, request.tp, port, list(context.arguments))
     return argv == expected and server.get("env") == dict(context.environment)

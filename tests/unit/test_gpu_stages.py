@@ -308,6 +308,7 @@ def test_a_cold_prep_fills_every_cache_and_a_second_one_starts_nothing(world: Wo
     )
     artifacts = {name: result["stages"][name]["artifacts"] for name in NAMES}
     assert artifacts["deep_gemm"]["kernels"] == 1 and artifacts["deep_gemm"]["server_ready_s"] > 0
+    assert all(artifacts[name]["compiled_files"] > 0 for name in COMPILED)
     # What sampling needs is built by the first request that samples.
     assert (
         artifacts["flashinfer"]["libraries"] == 3
@@ -350,6 +351,28 @@ def test_what_was_chosen_for_the_operator_is_said(world: World, tmp_path: Path) 
     # The operator's own argument always wins.
     result, _ = world.execute("--server-arg=--attention-backend=triton")
     assert result["run"]["server"]["chosen"] == []
+
+
+def test_another_server_is_started_once_and_shows_what_it_compiles(world: World) -> None:
+    world.execute()
+    servers = len(world.starts())
+    arguments = ("--server-arg=--served-model-name=name",)
+    result, _ = world.execute(*arguments)
+    assert statuses(result) == ["ok", "noop", "ok", "ok"] and len(world.starts()) == servers + 1
+    assert len(world.tunings) == 1
+    for name in COMPILED:
+        assert result["stages"][name]["artifacts"]["compiled_files"] == 0, name
+    for words in (arguments, ()):
+        again, _ = world.execute(*words)
+        assert statuses(again) == ["noop"] * 4 and len(world.starts()) == servers + 1
+
+
+def test_a_nonsense_argument_is_never_warm(world: World) -> None:
+    """The double, as SGLang, ends at an argument that it does not know."""
+    world.execute()
+    result, exit_code = world.execute("--server-arg=--nonsense-flag")
+    assert exit_code != 0 and statuses(result) == ["error", "noop", "error", "error"]
+    assert statuses(world.execute()[0]) == ["noop"] * 4
 
 
 @pytest.mark.parametrize("version", ["3.6.0+git8c5d", "3.6.0rc1"])
