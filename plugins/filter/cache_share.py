@@ -26,13 +26,14 @@ def cache_group(done: Mapping[str, Any]) -> str:
 
 def cache_lacks(done: Mapping[str, Any], modes: Mapping[str, str]) -> list[dict[str, Any]]:
     """The stages that are not finished on a host and that another host may have; what is to be
-    built anew is each host's own work.
+    built anew is each host's own work, and so is the start that shows that whole caches are warm.
     """
     return [
         {"stage": stage, "name": f"{stage}-{found['key']}"}
         for stage, found in _stages(done).items()
         if found.get("key")
         and found["status"] == "would_run"
+        and not found.get("cached")
         and modes.get(stages.OPTIONS[stage]) != "rebuild"
     ]
 
@@ -91,7 +92,9 @@ def _has_all(done: Mapping[str, Any]) -> bool:
     matter.
     """
     return all(
-        found["status"] in ("noop", "ok") for found in _stages(done).values() if found.get("key")
+        found["status"] in ("noop", "ok") or found.get("cached")
+        for found in _stages(done).values()
+        if found.get("key")
     )
 
 

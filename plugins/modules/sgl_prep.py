@@ -97,8 +97,8 @@ exit_code:
 plan:
   description:
     - What is left to do. For each stage C(status), C(reason), C(signature), and C(key), by which
-      hosts of the same kind find each other's
-      work.
+      hosts of the same kind find each other's work. C(cached) is true where a stage's files are
+      whole and only a start has to show that they are what this server needs.
   returned: with O(standing), when something is
   type: dict
 job:

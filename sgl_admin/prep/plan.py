@@ -54,6 +54,8 @@ class Decision:
     # The files of an earlier release's work, which this release takes over with a record of its
     # own.
     taken_over: tuple[Path, ...] = ()
+    # Its files are whole: it runs only to show that they are what this server needs.
+    cached: bool = False
 
     @property
     def record(self) -> SignatureRecord:
@@ -69,6 +71,8 @@ class Decision:
         }
         if self.missing_batch_sizes is not None:
             document["missing_batch_sizes"] = self.missing_batch_sizes
+        if self.cached:
+            document["cached"] = True
         return document
 
 
@@ -281,7 +285,7 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
         decision = replace(decision, taken_over=tuple(content))
         explanation = None
     elif explanation is None and not stage.trusts(context, record):
-        explanation = _NEVER_SERVED
+        decision, explanation = replace(decision, cached=True), _NEVER_SERVED
     explanation = explanation or stage.lacking(context)
     if dead_owner(stage.name):
         findings.warn(f"an earlier {stage.name} was killed before it finished; it is done again")

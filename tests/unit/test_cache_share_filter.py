@@ -98,6 +98,18 @@ def test_a_host_lacks_what_would_run_and_is_not_its_own_work() -> None:
     assert cache_lacks(result(inductor="a"), {}) == []
 
 
+def test_a_host_with_whole_caches_lacks_nothing_and_can_give_them() -> None:
+    """Its server only has to show that they are warm, which each host's own does."""
+    cached = {"plan": {"stages": {"inductor": {"status": "would_run", "key": "a", "cached": True}}}}
+    cold = plan(inductor="a")
+    states = {
+        host: {"done": done, "lacks": cache_lacks(done, {}), "asked": False}
+        for host, done in (("cold", cold), ("cached", cached))
+    }
+    assert states["cached"]["lacks"] == []
+    assert cache_round(states) == {"cold": {"maker": "cold", "giver": "cached", "shards": []}}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_that_is_to_be_rebuilt_is_not_taken(stage: str) -> None:
     done = plan(**dict.fromkeys(STAGES, "a"))
