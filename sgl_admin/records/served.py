@@ -35,7 +35,7 @@ def identity(argv: Sequence[str], environment: Mapping[str, str], image: str) ->
     """`sha256:` and the digest of a server: its command line, what it has in its environment beside
     this process's own, and its image. Raises OSError where a file that it names cannot be read.
     """
-    named = sorted({path for word in (*argv[1:], *environment.values()) for path in _paths(word)})
+    named = sorted({path for word in (*argv[1:], *environment.values()) for path in paths_in(word)})
     return _digest(
         {
             "argv": list(argv),
@@ -76,7 +76,7 @@ def fingerprint(place: Path) -> str:
     return _digest({str(path.relative_to(place)): _file(path) for path in _below(place)})
 
 
-def _paths(word: str) -> Iterator[str]:
+def paths_in(word: str) -> Iterator[str]:
     """The files and folders that a word of a command line names, such as a chat template: alone,
     behind `=`, or within JSON. Caches are left out: they are what a prep changes.
     """

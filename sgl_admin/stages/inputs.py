@@ -12,12 +12,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_admin.base import files, versions
+from sgl_admin.records import served
 from sgl_admin.sglang import ENGINE
 
 if TYPE_CHECKING:
@@ -216,35 +217,15 @@ def _named_files(context: Context, inert: frozenset[str]) -> dict[str, str]:
     """The content of what arguments and variables name: a draft model, an adapter, a file of
     arguments, of scales or of experts' places. A folder that a variable names may be a cache.
     """
-    words = [
-        word for group in ENGINE.kernel_arguments(context.arguments, inert) for word in group[1:]
-    ]
-    found = {path: _behind(path) for path in _paths(words)}
-    found.update((path, _content(Path(path))) for path in _paths(environment(context).values()))
-    return {path: content for path, content in sorted(found.items()) if content}
+    groups = ENGINE.kernel_arguments(context.arguments, inert)
+    named = {path: _behind(path) for word in _values(groups) for path in served.paths_in(word)}
+    for value in environment(context).values():
+        named.update((path, _content(Path(path))) for path in served.paths_in(value))
+    return {path: content for path, content in sorted(named.items()) if content}
 
 
-def _paths(words: Iterable[str]) -> Iterator[str]:
-    for word in words:
-        for text in (word, word.partition("=")[2], *_texts(word)):
-            if text.startswith("/"):
-                yield text
-
-
-def _texts(word: str) -> Iterator[str]:
-    """The texts in a value that is JSON."""
-    try:
-        values = [json.loads(word)] if word[:1] in ("[", "{") else []
-    except (ValueError, RecursionError):
-        return
-    while values:
-        value = values.pop()
-        if isinstance(value, dict):
-            values += value.values()
-        elif isinstance(value, list):
-            values += value
-        elif isinstance(value, str):
-            yield value
+def _values(groups: list[list[str]]) -> Iterator[str]:
+    return (word for group in groups for word in group[1:])
 
 
 def _behind(path: str) -> str | None:
