@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import strategies as st
 
 from sgl_admin.base import paths
 from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_NO_RESULT
+from sgl_admin.records import served
 from tests.fuzz.fuzzing import damaged, encoded, fuzz, mostly, one_line, put, reached, spoiled, text
 from tests.fuzz.test_records_of_a_container import GOOD, LIVE, MODEL, NAMED, POINTER, container
 from tests.unit.sharing import (
@@ -61,7 +63,9 @@ def host() -> Iterator[Host]:
         lay("triton/AB12/own.so", b"own")
         lay("torchinductor/own.py", b"own")
         (inside / OUTSIDE).write_bytes(b"precious")
-        yield Host(inside / MODEL)
+        # In containers a model has one path; here each host has a folder of its own.
+        with mock.patch.object(served, "with_caches", lambda *_: f"sha256:{64 * '1'}"):
+            yield Host(inside / MODEL)
         assert (inside / OUTSIDE).read_bytes() == b"precious"
 
 
