@@ -11,6 +11,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _docker_health as docker_health,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
@@ -32,9 +35,18 @@ from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.records import run
 from tests.contract import validators
-from tests.doubles import docker_words
+from tests.doubles import docker_daemon, docker_words
 from tests.doubles.prep_action import PrepAction
-from tests.fuzz.fuzzing import documents, encoded, files_of, fuzz, mostly, reached, text
+from tests.fuzz.fuzzing import (
+    documents,
+    encoded,
+    files_of,
+    fuzz,
+    mostly,
+    one_line,
+    reached,
+    text,
+)
 
 PREP_ID = validators.example("prep_result")["run"]["prep_id"]
 INSPECTED = {
@@ -108,6 +120,37 @@ def test_docker_describes_a_thing_or_says_why_not(
         )
         assert type(found["pid"]) is int and type(found["exit_code"]) is int
         list(preflight._taken_ports({**found, "running": True}, SimpleNamespace(ports={})))  # type: ignore[arg-type]
+
+
+@fuzz(
+    deep=0.1,
+    printed=output(
+        {
+            **docker_daemon.INFO,
+            "Name": "vm",
+            "OperatingSystem": "Debian GNU/Linux 12 (bookworm)",
+            "SecurityOptions": ["name=seccomp,profile=default", "name=userns", "name=rootless"],
+            "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+        }
+    ),
+    code=codes(),
+    folders=st.lists(text(), max_size=2),
+)
+def test_a_daemon_that_describes_itself_is_judged_by_what_can_be_read(
+    printed: str, code: int, folders: list[str]
+) -> None:
+    info = DockerCli(lambda command: (code, printed, ""), "docker").info()
+    verdict = docker_health.judge(info, folders)
+    for message in [*verdict.problems, *verdict.warnings]:
+        one_line(message)
+    assert docker_health.version(info) is None or info["ServerVersion"]
+    folder = docker_health.image_folder(info)
+    assert folder is None or folder.startswith("/")
+    said = "\n".join(verdict.problems)
+    options = info.get("SecurityOptions")
+    if isinstance(options, list):
+        assert ("runs rootless" in said) is ("name=rootless" in options)
+        reached()
 
 
 # --- sgl-admin ------------------------------------------------------------------------------------
