@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from types import NoneType
 from typing import Any
+from urllib.parse import unquote
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
@@ -235,6 +236,19 @@ _UNREACHABLE = re.compile(
 )
 
 
+def _address(error: str) -> str | None:
+    """Where the client looked for the daemon."""
+    found = _ADDRESS.search(error)
+    if found is None:
+        return None
+    scheme, _slashes, rest = found[0].partition("://")
+    if not scheme.startswith("http"):
+        return found[0]
+    # A request: the host, which may be a socket's path, and then what was asked of it.
+    host = unquote(rest.partition("/")[0])
+    return f"unix://{host}" if host.startswith("/") else host
+
+
 def _remedy(error: str) -> str | None:
     """What helps where no daemon can be asked; None for any other error."""
     for words, remedy in _REMEDIES:
@@ -242,11 +256,11 @@ def _remedy(error: str) -> str | None:
             return remedy
     if not _UNREACHABLE.search(error):
         return None
-    address = _ADDRESS.search(error)
-    if address is None or address[0] in _SYSTEM_SOCKETS:
+    address = _address(error)
+    if address is None or address in _SYSTEM_SOCKETS:
         return "the Docker daemon does not answer: start it (`systemctl start docker`)"
     return (
-        f"no Docker daemon answers at {address[0]}: start it there (`systemctl start docker`), or"
+        f"no Docker daemon answers at {address}: start it there (`systemctl start docker`), or"
         " unset DOCKER_HOST and `docker context use default` for this host's own"
     )
 

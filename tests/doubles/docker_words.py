@@ -61,7 +61,12 @@ SILENT = {
     "28, a host without a name": (
         'error during connect: Get "http://gpu7:2375/v1.50/images/box/json": dial tcp: lookup gpu7'
         " on 10.0.0.2:53: no such host",
-        "unset DOCKER_HOST",
+        "no Docker daemon answers at gpu7:2375: start it there (`systemctl start docker`)",
+    ),
+    "24, a daemon that ends meanwhile": (
+        'error during connect: Get "http://%2Fvar%2Frun%2Fdocker.sock/v1.43/containers/box/json":'
+        " EOF",
+        "the Docker daemon does not answer: start it",
     ),
     "20, no permission": (
         f"Got permission denied while trying to connect to the Docker daemon socket at {SOCKET}:"
