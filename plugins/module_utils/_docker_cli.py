@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from types import NoneType
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,6 +28,8 @@ _STRANGE = (
     " must be Docker"
 )
 
+# types.NoneType, which Python 3.9 does not have.
+_NONE = type(None)
 INPUTS_LABEL = "org.slice-bench.image-inputs"
 
 
@@ -166,7 +167,7 @@ def describe_image(name: str, found: dict[str, Any]) -> dict[str, Any]:
         "repo_digests": [
             str(digest)
             for digest in (
-                _part({"RepoDigests": None, **found}, (list, NoneType), "RepoDigests") or []
+                _part({"RepoDigests": None, **found}, (list, _NONE), "RepoDigests") or []
             )
         ],
     }
@@ -195,7 +196,7 @@ def _labels(found: dict[str, Any]) -> dict[str, Any]:
     labels: dict[str, Any] = (
         _part(
             {"Labels": None, **_part({"Config": {}, **found}, dict, "Config")},
-            (dict, NoneType),
+            (dict, _NONE),
             "Labels",
         )
         or {}
