@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
-from types import NoneType
 from typing import Any
+from urllib.parse import unquote
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
 # Runs an argument list; returns exit code, standard output, standard error.
 Runner = Callable[[list[str]], tuple[int, str, str]]
@@ -25,20 +28,42 @@ _STRANGE = (
     " must be Docker"
 )
 
+# types.NoneType, which Python 3.9 does not have.
+_NONE = type(None)
 INPUTS_LABEL = "org.slice-bench.image-inputs"
+
+
+# A daemon's 404 as the user reads it: of clients 20.10 to 27 ("Error: ..."), and of clients from 28
+# on ("Error response from daemon: ..."). Only a daemon that answers says either.
+_NO_SUCH = re.compile(
+    r"(?:Error|Error response from daemon): "
+    r"(?:no such image: \S+: )?No such (?P<kind>container|image): (?P<name>\S+)",
+    re.IGNORECASE,
+)
+_ADDRESS = re.compile(r"\b(?:unix|tcp|ssh|https?|npipe)://[^\s;\"]*[^\s;:.,\"]")
+_SYSTEM_SOCKETS = ("unix:///var/run/docker.sock", "unix:///run/docker.sock")
 
 
 class DockerError(Exception):
     """Docker cannot be used, or refused; the message names the reason and the remedy."""
 
 
+class DockerMissing(DockerError):
+    """There is no Docker client on this host."""
+
+
+class DockerSilent(DockerError):
+    """No daemon answers, or none that this user may ask: what exists is unknown."""
+
+
 class DockerCli:
     def __init__(self, run: Runner, binary: str | None = None) -> None:
-        """Raises DockerError where there is no client."""
+        """Raises DockerMissing where there is no client."""
         self._run = run
+        self._info: dict[str, Any] | None = None
         found = binary or shutil.which("docker")
         if found is None:
-            raise DockerError(
+            raise DockerMissing(
                 "Docker is not installed: run `make prep` from the checkout, or `apt-get install"
                 " docker.io`, on this host"
             )
@@ -48,28 +73,38 @@ class DockerCli:
         """Standard output of a docker command. Raises DockerError."""
         code, output, error = self._run([self.binary, *arguments])
         if code:
-            raise DockerError(
-                explain(
-                    error.strip()
-                    or output.strip()
-                    or f"docker {arguments[0]} ended with exit code {code}"
-                )
+            raise failure(
+                error.strip()
+                or output.strip()
+                or f"docker {arguments[0]} ended with exit code {code}"
             )
         return output
 
-    def version(self) -> str:
-        """The daemon's version. Raises DockerError where it does not answer."""
-        return self.call("version", "--format", "{{.Server.Version}}").strip()
+    def info(self) -> dict[str, Any]:
+        """What `docker info` says of the daemon; empty where it cannot be read. Asked once."""
+        if self._info is None:
+            code, output, _ignored = self._run([self.binary, "info", "--format", "{{json .}}"])
+            try:
+                document = json.loads(output)
+            except (ValueError, RecursionError):
+                document = None
+            # A client that reaches no daemon describes itself.
+            answered = code == 0 and isinstance(document, dict) and not document.get("ServerErrors")
+            self._info = document if answered else {}
+        return self._info
 
     def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
-        """`docker <kind> inspect <name>`; None where there is no such thing."""
+        """`docker <kind> inspect <name>`; None where there is no such thing. Raises DockerError."""
         code, output, error = self._run([self.binary, kind, "inspect", name])
         if code:
-            if "no such" in error.lower() or "not found" in error.lower():
-                return None
-            raise DockerError(
-                explain(error.strip() or f"docker {kind} inspect ended with exit code {code}")
+            refusal = failure(
+                one_line(error, 300) or f"docker {kind} inspect ended with exit code {code}"
             )
+            if isinstance(refusal, DockerSilent):
+                raise refusal
+            if _says_absent(error, kind, name) or not self._lists(kind, name):
+                return None
+            raise refusal
         try:
             document = json.loads(output)
         except (ValueError, RecursionError):
@@ -79,27 +114,24 @@ class DockerCli:
         found: dict[str, Any] = document[0]
         return found
 
+    def _lists(self, kind: str, name: str) -> bool:
+        """Whether Docker lists it: an empty list means the same in every version. Raises
+        DockerError.
+        """
+        words = [kind, "ls", "--all", "--no-trunc", "--quiet"]
+        if kind == "container":
+            words += ["--filter", f"name=^/?{re.escape(name)}$"]
+        elif not name.startswith("sha256:"):
+            words += ["--filter", f"reference={name}"]
+        listed = self.call(*words).split()
+        return name in listed if name.startswith("sha256:") else bool(listed)
+
     def image(self, name: str) -> dict[str, Any] | None:
         """What the roles need of an image: name, id, labels, architecture, created, and by which
         digests registries know it.
         """
         found = self.inspect("image", name)
-        if found is None:
-            return None
-        return {
-            "name": name,
-            "id": _part(found, str, "Id"),
-            "labels": _labels(found),
-            "architecture": _part(found, str, "Architecture"),
-            # Not every image has it.
-            "created": _part({"Created": "", **found}, str, "Created"),
-            "repo_digests": [
-                str(name)
-                for name in (
-                    _part({"RepoDigests": None, **found}, (list, NoneType), "RepoDigests") or []
-                )
-            ],
-        }
+        return None if found is None else describe_image(name, found)
 
     def container(self, name: str) -> dict[str, Any] | None:
         """What the roles need of a container: id, image id, labels, whether and since when it runs,
@@ -123,6 +155,34 @@ class DockerCli:
         }
 
 
+def describe_image(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """DockerCli.image() of what `docker image inspect` printed. Raises DockerError."""
+    return {
+        "name": name,
+        "id": _part(found, str, "Id"),
+        "labels": _labels(found),
+        "architecture": _part(found, str, "Architecture"),
+        # Not every image has it.
+        "created": _part({"Created": "", **found}, str, "Created"),
+        "repo_digests": [
+            str(digest)
+            for digest in (
+                _part({"RepoDigests": None, **found}, (list, _NONE), "RepoDigests") or []
+            )
+        ],
+    }
+
+
+def _says_absent(error: str, kind: str, name: str) -> bool:
+    """Whether Docker's last line is its own sentence for a thing that does not exist."""
+    lines = error.strip().splitlines()
+    sentence = _NO_SUCH.fullmatch(lines[-1].strip()) if lines else None
+    if sentence is None or sentence["kind"].lower() != kind:
+        return False
+    # Docker completes the name of an image.
+    return kind == "image" or sentence["name"] == name
+
+
 def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:
     """A part of a description. Raises DockerError where it is missing or of another type."""
     for key in keys:
@@ -136,7 +196,7 @@ def _labels(found: dict[str, Any]) -> dict[str, Any]:
     labels: dict[str, Any] = (
         _part(
             {"Labels": None, **_part({"Config": {}, **found}, dict, "Config")},
-            (dict, NoneType),
+            (dict, _NONE),
             "Labels",
         )
         or {}
@@ -144,24 +204,77 @@ def _labels(found: dict[str, Any]) -> dict[str, Any]:
     return labels
 
 
+# What keeps this user from asking a daemon at all, in the words of docker/cli 20.10 to 29
+# (client/errors.go, client/request.go), of moby (version negotiation) and of podman's docker.
+_REMEDIES = tuple(
+    (re.compile(words, re.IGNORECASE), remedy)
+    for words, remedy in (
+        (
+            "permission denied while trying to connect to the docker",
+            "no permission to use Docker: add the user to the docker group and log in again, or"
+            " set ansible_become",
+        ),
+        (
+            "unable to resolve docker endpoint:",
+            "docker's context names no daemon: `docker context use default`, and unset"
+            " DOCKER_CONTEXT",
+        ),
+        (
+            r"client version \S+ is too (?:old|new)",
+            "Docker's client and daemon speak different versions: install both from one source,"
+            " and unset DOCKER_API_VERSION",
+        ),
+        (
+            r"the server probably has client authentication \(--tlsverify\) enabled",
+            "the Docker daemon does not accept this client's certificate: correct DOCKER_CERT_PATH",
+        ),
+    )
+)
+_UNREACHABLE = re.compile(
+    "cannot connect to (?:the docker daemon|podman)|is the docker daemon running"
+    "|failed to connect to the docker api|error during connect:",
+    re.IGNORECASE,
+)
+
+
+def _address(error: str) -> str | None:
+    """Where the client looked for the daemon."""
+    found = _ADDRESS.search(error)
+    if found is None:
+        return None
+    scheme, _slashes, rest = found[0].partition("://")
+    if not scheme.startswith("http"):
+        return found[0]
+    # A request: the host, which may be a socket's path, and then what was asked of it.
+    host = unquote(rest.partition("/")[0])
+    return f"unix://{host}" if host.startswith("/") else host
+
+
+def _remedy(error: str) -> str | None:
+    """What helps where no daemon can be asked; None for any other error."""
+    for words, remedy in _REMEDIES:
+        if words.search(error):
+            return remedy
+    if not _UNREACHABLE.search(error):
+        return None
+    address = _address(error)
+    if address is None or address in _SYSTEM_SOCKETS:
+        return "the Docker daemon does not answer: start it (`systemctl start docker`)"
+    return (
+        f"no Docker daemon answers at {address}: start it there (`systemctl start docker`), or"
+        " unset DOCKER_HOST and `docker context use default` for this host's own"
+    )
+
+
+def failure(error: str) -> DockerError:
+    """The error that Docker's words stand for, with the remedy."""
+    remedy = _remedy(error)
+    return DockerError(error) if remedy is None else DockerSilent(f"{remedy} ({error})")
+
+
 def explain(error: str) -> str:
     """Docker's words for the common failures, with the remedy."""
-    lowered = error.lower()
-    if "permission denied" in lowered and "sock" in lowered:
-        return (
-            "no permission to use Docker: add the user to the docker group and log in again, or"
-            f" set ansible_become ({error})"
-        )
-    if any(
-        word in lowered
-        for word in (
-            "cannot connect to the docker daemon",
-            "error during connect",
-            "is the docker daemon running",
-        )
-    ):
-        return f"the Docker daemon does not answer: start it (`systemctl start docker`) ({error})"
-    return error
+    return str(failure(error))
 
 
 def build_client(run: Runner) -> list[str]:

@@ -3,28 +3,31 @@
 """The health of a host's NVIDIA GPUs: what nvidia-smi, the kernel's log and /proc say of them, and
 what stands in the way of using them.
 
-One `nvidia-smi -q -x` tells all of the GPUs. Its elements are those of drivers 535 to 595; what a
-driver does not tell is not known, and never counts as bad. Xid numbers are those of NVIDIA's "XID
-Errors" and its catalog. What is advised on Grace is in NVIDIA's "Grace Performance Tuning Guide"
-(Operating System Settings: 64 KiB pages, and transparent huge pages being too large with them) and
-in its "Grace CPU Benchmarking Guide" (Platform Configuration: init_on_alloc and numa_balancing
-off). Which CUDA runs on which driver is in "CUDA Compatibility". Memory is in MiB.
+One `nvidia-smi -q -x` describes all GPUs. Its elements are those of drivers 535 to 595; fields that
+a driver does not report are unknown, never faults. nvidia-smi's exit codes are NVML's
+(nvmlReturn_t), and so are its words for them (nvmlErrorString). Xid numbers are those of NVIDIA's
+"XID Errors" and its catalog. What is advised on Grace is in NVIDIA's "Grace Performance Tuning
+Guide" (Operating System Settings: 64 KiB pages, and transparent huge pages being too large with
+them) and in its "Grace CPU Benchmarking Guide" (Platform Configuration: init_on_alloc and
+numa_balancing off). Which CUDA runs on which driver is in "CUDA Compatibility". Memory is in MiB.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import shutil
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    DockerCli,
+    Runner,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import Log, Part
 
 # Eight GPUs take 0.4 MB.
 _MAX_ANSWER = 8 * 2**20
@@ -34,21 +37,80 @@ _MAX_FILE = 2**20
 _MAX_LOG = 16 * 2**20
 _MAX_RECORDS = 200_000
 _MAX_TEXT = 120
-# nvidia-smi's code for a corrupt infoROM; it describes the GPUs all the same.
+_UNKNOWN = "unknown"
 _CORRUPT_INFOROM = 14
+# What helps where nvidia-smi fails, by its exit code.
+_SMI_REMEDIES = {
+    4: (
+        "this user may not open the GPUs' device files: set ansible_become, or let the user open"
+        " /dev/nvidia* (the driver's option NVreg_DeviceFileMode)"
+    ),
+    6: (
+        "no GPU is bound to the driver: `lspci -k -d 10de:` shows which driver holds them, `dmesg |"
+        " grep NVRM` why"
+    ),
+    9: (
+        "the driver is not loaded: `modprobe nvidia` as root; if that fails, `dmesg` says why (a"
+        " kernel that it was not built for, Secure Boot)"
+    ),
+    12: "the driver's library is missing: install all of the driver's packages, of one version",
+    15: "a GPU is lost to the driver: reboot the host, and have the hardware checked",
+    16: "a GPU requires a reset: `nvidia-smi -r` as root, or reboot the host",
+    17: (
+        "the operating system keeps the GPUs' devices from this process: prepare the host itself,"
+        " not a container on it"
+    ),
+    18: (
+        "the driver was updated while the old one is still loaded: reboot the host, or end what"
+        " uses the GPUs and reload the driver's modules"
+    ),
+}
+# Older releases end with 1 or 255 whatever it is, and "No devices" may even end with 0.
+_SMI_WORDS = (
+    ("Insufficient Permissions", 4),
+    ("No devices were found", 6),
+    ("couldn't communicate with the NVIDIA driver", 9),
+    ("couldn't find libnvidia-ml.so", 12),
+    ("GPU is lost", 15),
+    ("GPU requires reset", 16),
+    ("Driver/library version mismatch", 18),
+)
+# nvidia-smi's line for a GPU that it leaves out.
+_LEFT_OUT = "Unable to determine the device handle for"
+# States of a fabric in which CUDA cannot use a GPU (nvmlGpuFabricState_t).
+_FABRIC_UNREADY = ("Not Started", "In Progress")
+# What takes a value's place where there is none.
+_NO_VALUE = (
+    *("", "N/A", "None", "Not Found", "Not Supported", "Not Available", "Unknown Error"),
+    *("GPU is lost", "GPU requires reset", "Insufficient Permissions"),
+    "Requested functionality has been deprecated",
+)
+# Fields that decide, with what they may hold; another value must not pass for a good one.
+_VALUES = {
+    "current_mig": ("MIG mode", ("Enabled", "Disabled")),
+    "pending_mig": ("pending MIG mode", ("Enabled", "Disabled")),
+    "persistence_mode": ("persistence mode", ("Enabled", "Disabled")),
+    "compute_mode": (
+        "compute mode",
+        ("Default", "Exclusive_Process", "Exclusive_Thread", "Prohibited"),
+    ),
+    "fabric/state": ("fabric state", (*_FABRIC_UNREADY, "Completed")),
+}
 _SLOWDOWNS = (
     "hw_slowdown",
     "hw_thermal_slowdown",
     "hw_power_brake_slowdown",
     "sw_thermal_slowdown",
 )
-# The first driver of each major version of CUDA.
 # SGLang's last images for a version of CUDA (upstream's docs/get-started/install.mdx).
 _LAST_IMAGE = {12: " (SGLang's last is lmsysorg/sglang:v0.5.19-cu129; set sgl_image_base to it)"}
+# The first driver of each major version of CUDA.
 _FIRST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 _XID = re.compile(
     r"NVRM: Xid \((?:PCI:)?([0-9a-f:.]{4,20})\): (\d{1,4})\b", re.ASCII | re.IGNORECASE
 )
+# journalctl's words where this user may not read the kernel's messages.
+_JOURNAL_CLOSED = ("insufficient permissions", "You are currently not seeing messages")
 _PROGRAM = "look at the program that ran then; the GPU itself is seldom the cause"
 _XIDS = {
     13: f"a program made the GPU's engine fail (an illegal instruction or address): {_PROGRAM}",
@@ -115,7 +177,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as nvidia-smi describes it; None is what it does not tell."""
+    """A GPU as nvidia-smi describes it; what it does not report is None, or empty."""
 
     index: int
     name: str
@@ -125,6 +187,14 @@ class Gpu:
     lost: bool
     persistence: bool | None
     mig: bool | None
+    # What it will be after the next reset.
+    pending_mig: bool | None
+    compute_mode: str
+    # Of a GPU behind NVSwitches: how far it has joined their fabric, and what kept it out.
+    fabric_state: str
+    fabric_status: str
+    # Of a vGPU; None on any other GPU.
+    licensed: bool | None
     ecc: bool | None
     # Since the driver was loaded, or the GPU reset.
     uncorrectable: int
@@ -142,6 +212,14 @@ class Smi:
     cuda: str | None
     gpus: list[Gpu]
     processes: list[Process]
+    # How many GPUs the driver has.
+    attached: int | None
+    # Whether parts of the answer could not be read.
+    damaged: bool
+    # Fields whose value is none that they may hold.
+    strange: list[str]
+    # What was printed beside the description.
+    around: str
 
 
 @dataclass
@@ -171,139 +249,219 @@ class Use:
 def ask(tool: str, run: Runner) -> tuple[Smi, list[str]]:
     """What nvidia-smi says, with warnings of its own. Raises SmiError."""
     code, output, error = run([tool, "-q", "-x"])
-    if code not in (0, _CORRUPT_INFOROM):
-        raise SmiError(
-            one_line(error, 400) or one_line(output, 400) or f"it ended with exit code {code}"
-        )
-    warnings = []
+    try:
+        smi = parse(output)
+    except SmiError:
+        if code:
+            raise SmiError(smi_refusal(code, output, error)) from None
+        raise
+    return smi, list(_doubts(smi, code, one_line(error, 200)))
+
+
+def smi_refusal(code: int, output: str, error: str) -> str:
+    """nvidia-smi's words for a failure, with the remedy where it is known."""
+    words = one_line(error, 200) or one_line(output, 200) or f"it ended with exit code {code}"
+    known = next((number for phrase, number in _SMI_WORDS if phrase in words), code)
+    return f"{words}: {_SMI_REMEDIES[known]}" if known in _SMI_REMEDIES else words
+
+
+def names(smi: Smi, tool: str, run: Runner) -> list[str]:
+    """The GPUs' names; nvidia-smi is asked for them again where its description lacks some."""
+    described = [gpu.name for gpu in smi.gpus]
+    if smi.damaged and (_UNKNOWN in described or (smi.attached or 0) > len(described)):
+        code, output, _ignored = run([tool, "--query-gpu=name", "--format=csv,noheader"])
+        return names_of(code, output) or described
+    return described
+
+
+def names_of(code: int, output: str) -> list[str]:
+    """The GPUs that `nvidia-smi --query-gpu=name` names; none where it failed."""
+    names = [one_line(line) for line in output.splitlines() if line.strip()]
+    # "No devices were found" goes to standard output, with exit code 0 in some releases.
+    failed = any(phrase in name for name in names for phrase, _ignored in _SMI_WORDS)
+    return [] if failed or code not in (0, _CORRUPT_INFOROM) else names
+
+
+def _doubts(smi: Smi, code: int, error: str) -> Iterator[str]:
+    """What keeps a description from being taken for the whole."""
     if code == _CORRUPT_INFOROM:
-        warnings.append(
+        yield (
             "nvidia-smi says that the infoROM of a GPU is corrupt: `nvidia-smi -q` shows which;"
             " have that GPU looked at"
         )
-    return parse(output), warnings
+    elif code:
+        words = smi_refusal(code, smi.around, error)
+        yield f"nvidia-smi describes GPUs and fails all the same ({words})"
+    elif _LEFT_OUT in smi.around:
+        yield (
+            f"nvidia-smi leaves out a GPU ({one_line(smi.around, 200)}): `dmesg | grep NVRM` says"
+            " why; reboot the host, and have that GPU looked at if it stays so"
+        )
+    if smi.attached is not None and smi.attached > len(smi.gpus):
+        yield (
+            f"the driver has {smi.attached} GPUs and nvidia-smi describes {len(smi.gpus)}: look at"
+            " `nvidia-smi -L`; the others were not checked"
+        )
+    if smi.strange:
+        yield (
+            f"nvidia-smi reports values that are unknown here, {', '.join(smi.strange[:4])}: they"
+            " were not checked; look at `nvidia-smi -q`"
+        )
+    if smi.damaged:
+        yield (
+            "what nvidia-smi prints of the GPUs is damaged: what could not be read counts as"
+            " unknown, and was not checked; look at `nvidia-smi -q`"
+        )
 
 
 def parse(answer: str) -> Smi:
-    """What the XML of `nvidia-smi -q -x` says. Raises SmiError for whatever else it may be."""
+    """What the XML of `nvidia-smi -q -x` says. Raises SmiError where it describes no GPU."""
     if len(answer) > _MAX_ANSWER:
         raise SmiError(
             f"it prints {len(answer)} characters, more than any description of GPUs takes"
         )
-    # Warnings may stand before and after it.
-    start, end = answer.find("<nvidia_smi_log"), answer.rfind("</nvidia_smi_log>")
-    if start < 0 or end < start:
-        raise SmiError(f"it prints no description of GPUs, but {one_line(answer) or 'nothing'!r}")
-    try:
-        # Without the document type there is no entity to expand.
-        log = ET.fromstring(  # noqa: S314
-            answer[start : end + len("</nvidia_smi_log>")].encode("utf-8", "replace")
-        )
-    except ET.ParseError as error:
-        raise SmiError(f"its description of GPUs is no whole XML: {error}") from error
-    gpus = [_gpu(element, index) for index, element in enumerate(log.findall("gpu")[:_MAX_GPUS])]
-    if not gpus:
-        raise SmiError("it describes no GPU")
-    processes = [
-        process
-        for index, element in enumerate(log.findall("gpu")[:_MAX_GPUS])
-        for process in _processes(element, index)
-    ]
+    log = Log(answer)
+    parts = log.gpus[:_MAX_GPUS]
+    if not parts or (log.damaged and all(part.empty for part in parts)):
+        raise SmiError(f"it describes no GPU, but prints {one_line(answer, 200) or 'nothing'!r}")
+    processes = [process for index, part in enumerate(parts) for process in _processes(part, index)]
+    head = log.head
     # Newer drivers have both names of each version, and are to drop the first.
-    cuda = _version(_text(log, "cuda_version")) or _version(_text(log, "cuda_umd_version"))
+    cuda = _version(head.text("cuda_version")) or _version(head.text("cuda_umd_version"))
     return Smi(
-        driver=_text(log, "driver_version") or _text(log, "kmd_version") or "unknown",
+        driver=head.text("driver_version") or head.text("kmd_version") or "unknown",
         cuda=".".join(map(str, cuda)) if cuda else None,
-        gpus=gpus,
+        gpus=[_gpu(part, index) for index, part in enumerate(parts)],
         processes=processes[:_MAX_PROCESSES],
+        attached=_number(head.text("attached_gpus")),
+        damaged=log.damaged,
+        strange=[*_strange_versions(head), *_strange_values(parts)],
+        around=log.around,
     )
 
 
-def _gpu(element: ET.Element, index: int) -> Gpu:
-    def says(*paths: str) -> bool:
-        return any(_text(element, path).lower() == "yes" for path in paths)
+def _strange_versions(head: Part) -> Iterator[str]:
+    for path in ("cuda_version", "cuda_umd_version"):
+        text = head.text(path)
+        if text not in _NO_VALUE and _version(text) is None:
+            yield f"CUDA version {one_line(text, 40)}"
 
-    wants_reset = [
-        word
-        for word, yes in (
-            ("a row remap is pending", says("remapped_rows/remapped_row_pending")),
-            (
-                "a page retirement is pending",
-                says("retired_pages/pending_retirement", "retired_pages/pending_blacklist"),
-            ),
-            (
-                "a repair is pending",
-                says("ecc_errors/channel_repair_pending", "ecc_errors/tpc_repair_pending"),
-            ),
-            ("a reset is required", says("gpu_reset_status/reset_required")),
-        )
-        if yes
-    ]
-    action = _text(element, "gpu_recovery_action")
-    if any(word in action.lower() for word in ("reset", "reboot", "drain")):
-        wants_reset.append(f"the driver asks for {action!r}")
-    broken = [
-        word
-        for word, yes in (
-            ("a row remap failed", says("remapped_rows/remapped_row_failure")),
-            ("memory is beyond repair", says("ecc_errors/unrepairable_memory")),
-            (
-                "errors of its SRAM are over the threshold",
-                says("ecc_errors/aggregate/sram_threshold_exceeded"),
-            ),
-        )
-        if yes
-    ]
-    # Driver 535 and older call them throttle reasons.
-    reasons = [
-        child.tag.rpartition("_reason_")[2]
-        for name in ("clocks_event_reasons", "clocks_throttle_reasons")
-        for child in element.findall(f"{name}/*")
-        if (child.text or "").strip() == "Active"
-    ]
+
+def _strange_values(parts: list[Part]) -> Iterator[str]:
+    for index, part in enumerate(parts):
+        for path, (name, values) in _VALUES.items():
+            text = part.text(path).strip("[]")
+            if text not in (*_NO_VALUE, *values):
+                yield f"{name} {one_line(text, 40)} of GPU {index}"
+
+
+def _gpu(part: Part, index: int) -> Gpu:
     return Gpu(
         index=index,
-        name=_text(element, "product_name") or "unknown",
-        uuid=_text(element, "uuid"),
-        bus=one_line(element.get("id", "")).lower() or _text(element, "pci/pci_bus_id").lower(),
-        memory_mib=_number(_text(element, "fb_memory_usage/total")),
-        lost="lost" in _text(element, "fb_memory_usage/total").lower(),
-        persistence=_enabled(_text(element, "persistence_mode")),
-        mig=_enabled(_text(element, "mig_mode/current_mig")),
-        ecc=_enabled(_text(element, "ecc_mode/current_ecc")),
-        uncorrectable=_uncorrectable(element),
-        wants_reset=wants_reset,
-        broken=broken,
-        slowdown=[name for name in _SLOWDOWNS if name in reasons],
-        coherent=_text(element, "addressing_mode") == "ATS",
+        name=part.text("product_name") or _UNKNOWN,
+        uuid=part.text("uuid"),
+        bus=(part.id or part.text("pci_bus_id")).lower(),
+        memory_mib=_number(part.text("fb_memory_usage/total")),
+        lost=_says_anywhere(part, "GPU is lost"),
+        persistence=_enabled(part.text("persistence_mode")),
+        mig=_enabled(part.text("current_mig")),
+        pending_mig=_enabled(part.text("pending_mig")),
+        compute_mode=part.text("compute_mode"),
+        fabric_state=part.text("fabric/state"),
+        fabric_status=part.text("fabric/status"),
+        licensed=_licensed(part),
+        ecc=_enabled(part.text("current_ecc")),
+        uncorrectable=_uncorrectable(part),
+        wants_reset=list(_reasons_to_reset(part)),
+        broken=list(_damages(part)),
+        slowdown=_slowdowns(part),
+        coherent=part.text("addressing_mode") == "ATS",
     )
 
 
-def _uncorrectable(element: ET.Element) -> int:
+def _says_anywhere(part: Part, words: str) -> bool:
+    """Whether a field holds NVML's words for an error in place of its value."""
+    return any(
+        text.strip().strip("[]") == words
+        for path, text in part.texts()
+        if not path.endswith("/process_name")
+    )
+
+
+def _licensed(part: Part) -> bool | None:
+    if part.text("virtualization_mode").upper() != "VGPU":
+        return None
+    status = part.text("license_status").partition(" ")[0]
+    return {"Licensed": True, "Unlicensed": False}.get(status)
+
+
+def _reasons_to_reset(part: Part) -> Iterator[str]:
+    for words, tags in (
+        ("a row remap is pending", ("remapped_row_pending",)),
+        ("a page retirement is pending", ("pending_retirement", "pending_blacklist")),
+        ("a repair is pending", ("channel_repair_pending", "tpc_repair_pending")),
+        ("a reset is required", ("reset_required",)),
+    ):
+        if any(_yes(part, tag) for tag in tags):
+            yield words
+    if _says_anywhere(part, "GPU requires reset"):
+        yield "the GPU requires it"
+    action = part.text("gpu_recovery_action")
+    if any(word in action.lower() for word in ("reset", "reboot", "drain")):
+        yield f"the driver asks for {action!r}"
+
+
+def _damages(part: Part) -> Iterator[str]:
+    for words, tag in (
+        ("a row remap failed", "remapped_row_failure"),
+        ("memory is beyond repair", "unrepairable_memory"),
+        ("errors of its SRAM are over the threshold", "sram_threshold_exceeded"),
+    ):
+        if _yes(part, tag):
+            yield words
+
+
+def _yes(part: Part, path: str) -> bool:
+    return part.text(path).lower() == "yes"
+
+
+def _slowdowns(part: Part) -> list[str]:
+    """The causes of a slowdown that is active now. Driver 535 and older call them throttle
+    reasons.
+    """
+    return [
+        name
+        for name in _SLOWDOWNS
+        if "Active"
+        in (
+            part.text(f"clocks_event_reason_{name}"),
+            part.text(f"clocks_throttle_reason_{name}"),
+        )
+    ]
+
+
+def _uncorrectable(part: Part) -> int:
+    """The uncorrectable ECC errors since the driver was loaded."""
     counts = [
-        child.text
-        for child in element.findall("ecc_errors/volatile/*")
-        if "uncorrectable" in child.tag
+        text
+        for path, text in part.texts()
+        if "/volatile/" in path and "/aggregate/" not in path and "uncorrectable" in path
     ]
     # GPUs before Turing.
-    counts.append(_text(element, "ecc_errors/volatile/double_bit/total"))
-    return sum(_number(count or "") or 0 for count in counts)
+    counts.append(part.text("volatile/double_bit/total"))
+    return sum(_number(count) or 0 for count in counts)
 
 
-def _processes(element: ET.Element, index: int) -> Iterator[Process]:
-    for entry in element.findall("processes/process_info")[:_MAX_PROCESSES]:
-        pid = _number(_text(entry, "pid"))
+def _processes(part: Part, index: int) -> Iterator[Process]:
+    for entry in list(part.parts("process_info"))[:_MAX_PROCESSES]:
+        pid = _number(entry.text("pid"))
         # What only draws (type G), such as a display server, takes no part.
-        if not pid or pid >= 2**31 or _text(entry, "type") == "G":
+        if not pid or pid >= 2**31 or entry.text("type") == "G":
             continue
-        name = _text(entry, "process_name")
+        name = entry.text("process_name")
         # A name in brackets says why there is none.
         name = name if name.startswith("[") else name.partition(" ")[0]
-        yield Process(index, pid, name or "unknown", _number(_text(entry, "used_memory")))
-
-
-def _text(element: ET.Element, path: str) -> str:
-    return one_line(element.findtext(path) or "")
+        yield Process(index, pid, name or "unknown", _number(entry.text("used_memory")))
 
 
 def _number(text: str) -> int | None:
@@ -390,10 +548,10 @@ def _kernel_log(run: Runner, root: str) -> str | None:
     code, output, error = run(
         [tool, "-k", "--no-pager", "-o", "cat", "-n", "2000", "--grep", "NVRM: Xid"]
     )
-    if "permission" in error.lower() or "not seeing messages" in error.lower():
+    if any(words in error for words in _JOURNAL_CLOSED):
         return None
     # Code 1 is also that of no match.
-    return output if code == 0 or "No entries" in output else None
+    return output if code == 0 or output.strip() == "-- No entries --" else None
 
 
 def _kernel_buffer(path: str) -> str | None:
@@ -488,12 +646,8 @@ def judge(health: dict[str, Any], use: Use) -> Verdict:
             f"{_which(lost)} lost to the driver: reboot the host, and have the hardware checked if"
             " it is lost again"
         )
-    if partitioned := [gpu for gpu in gpus if gpu["mig"]]:
-        commands = " && ".join(f"nvidia-smi -i {gpu['index']} -mig 0" for gpu in partitioned)
-        verdict.problems.append(
-            f"{_which(partitioned)} in MIG mode, but a server needs whole ones: end what uses them,"
-            f" and turn it off (`{commands}` as root)"
-        )
+    _judge_modes(gpus, verdict)
+    _judge_fabric(gpus, use, verdict)
     _judge_kinds(gpus, use, verdict)
     _judge_cuda(health, use, verdict)
     verdict.warnings.extend(_conditions(gpus))
@@ -511,6 +665,69 @@ def judge(health: dict[str, Any], use: Use) -> Verdict:
     if health["grace"]:
         verdict.warnings.extend(_grace_advice(health["grace"]))
     return verdict
+
+
+def _judge_modes(gpus: list[dict[str, Any]], verdict: Verdict) -> None:
+    """Modes that an administrator has set, or has set for after the next reset."""
+    partitioned = [gpu for gpu in gpus if gpu["mig"]]
+    if whole := [gpu for gpu in partitioned if gpu["pending_mig"] is not False]:
+        verdict.problems.append(
+            f"{_which(whole)} in MIG mode, but a server needs whole ones: end what uses them,"
+            f" and turn it off (`{_for_each(whole, '-mig 0')}` as root)"
+        )
+    if waiting := [gpu for gpu in partitioned if gpu["pending_mig"] is False]:
+        verdict.problems.append(
+            f"{_which(waiting)} in MIG mode until the next reset: end what uses them, and reset"
+            f" them (`{_for_each(waiting, '-r')}` as root), or reboot"
+        )
+    if coming := [gpu for gpu in gpus if gpu["mig"] is False and gpu["pending_mig"]]:
+        verdict.warnings.append(
+            f"{_which(coming)} in MIG mode after the next reset or reboot, when no server runs on"
+            f" them any more: `{_for_each(coming, '-mig 0')}` as root takes that back"
+        )
+    if closed := [gpu for gpu in gpus if gpu["compute_mode"] == "Prohibited"]:
+        verdict.problems.append(
+            f"{_which(closed)} in compute mode Prohibited, in which nothing can compute on them:"
+            f" `{_for_each(closed, '-c 0')}` as root"
+        )
+    if single := [gpu for gpu in gpus if gpu["compute_mode"].startswith("Exclusive")]:
+        verdict.warnings.append(
+            f"{_which(single)} in compute mode {single[0]['compute_mode']}, in which a second"
+            " process on one fails, such as a compiler's beside the server:"
+            f" `{_for_each(single, '-c 0')}` as root"
+        )
+    if unlicensed := [gpu for gpu in gpus if gpu["licensed"] is False]:
+        verdict.warnings.append(
+            f"{_which(unlicensed)} without a vGPU license, and the driver slows them down and may"
+            " refuse CUDA: put the client configuration token into /etc/nvidia/ClientConfigToken,"
+            " and `systemctl restart nvidia-gridd`"
+        )
+
+
+def _for_each(gpus: Iterable[dict[str, Any]], flags: str) -> str:
+    return " && ".join(f"nvidia-smi -i {gpu['index']} {flags}" for gpu in gpus)
+
+
+def _judge_fabric(gpus: list[dict[str, Any]], use: Use, verdict: Verdict) -> None:
+    """GPUs behind NVSwitches compute only once the fabric manager has let them in."""
+    manager = "`systemctl status nvidia-fabricmanager`; it must be of the driver's version"
+    if outside := [gpu for gpu in gpus if gpu["fabric_state"] in _FABRIC_UNREADY]:
+        verdict.problems.append(
+            f"{_which(outside)} not in the NVLink fabric (state {outside[0]['fabric_state']}), and"
+            " CUDA fails with error 802 until they are: wait for the fabric manager, or start it"
+            f" ({manager})"
+        )
+    failed = [
+        gpu
+        for gpu in gpus
+        if gpu["fabric_state"] == "Completed" and gpu["fabric_status"] not in ("", "N/A", "Success")
+    ]
+    if failed:
+        message = (
+            f"{_which(failed)} refused by the NVLink fabric ({failed[0]['fabric_status']}): look at"
+            f" the fabric manager ({manager}), and reset the GPUs (`nvidia-smi -r` as root)"
+        )
+        (verdict.problems if use.tp > 1 else verdict.warnings).append(message)
 
 
 def _which(gpus: Iterable[dict[str, Any]]) -> str:
@@ -698,7 +915,7 @@ def _grace_advice(grace: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def toolkit_problem(run: Runner, docker: str, root: str = "/") -> str | None:
+def toolkit_problem(docker: DockerCli, root: str = "/") -> str | None:
     """What to install where Docker cannot give GPUs to a container; None where it can, or where
     Docker does not say.
     """
@@ -715,16 +932,19 @@ def toolkit_problem(run: Runner, docker: str, root: str = "/") -> str | None:
             continue
         if any("nvidia" in name and name.endswith((".yaml", ".yml", ".json")) for name in names):
             return None
-    code, output, _ignored = run([docker, "info", "--format", "{{json .Runtimes}}"])
-    try:
-        runtimes = json.loads(output)
-    except (ValueError, RecursionError):
-        return None
-    if (
-        code
-        or not isinstance(runtimes, dict)
-        or any(name.startswith("nvidia") for name in runtimes)
-    ):
+    info = docker.info()
+    runtimes = info.get("Runtimes")
+    # Docker 29 lists the CDI devices that it has found.
+    devices = info.get("DiscoveredDevices")
+    known = [
+        *(runtimes if isinstance(runtimes, dict) else ()),
+        *(
+            str(device.get("ID"))
+            for device in (devices if isinstance(devices, list) else ())
+            if isinstance(device, dict)
+        ),
+    ]
+    if not isinstance(runtimes, dict) or any(name.startswith("nvidia") for name in known):
         return None
     return (
         "Docker cannot give this host's GPUs to a container without the NVIDIA container toolkit:"

@@ -15,23 +15,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _docker_health as docker_health,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _file_systems as file_systems,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    one_line,
-    path_line,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    Runner,
-)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
 
 _GB = 10**9
+# A prep writes thousands of files.
+_LEAST_INODES = 10_000
 # Sources of a model that need to be told where from.
 _FROM = ("local", "controller", "hub")
 
@@ -97,11 +98,10 @@ def look(options: Options, run: Runner) -> Findings:
         user=user, acting=os.geteuid(), architecture=platform.machine(), devices=devices
     )
     spec = _tree_spec(options, user)
-    found.facts.update(
-        _docker(found, options, run) if options.ready_for != "tree" else _docker_not_asked()
-    )
+    docker = _look_at_docker(found, options, run)
+    found.facts.update(docker.facts())
     if described is not None:
-        _look_at_gpus(found, described, options, run)
+        _look_at_gpus(found, described, docker, options, run)
     found.facts["tree"] = {
         "paths": spec.roots(),
         "owner": {"uid": spec.uid, "gid": spec.gid},
@@ -109,7 +109,7 @@ def look(options: Options, run: Runner) -> Findings:
         "foreign": [],
     }
     found.facts["model"] = None
-    found.facts["run"] = run_record.describe(spec.telemetry, found.facts["container"])
+    found.facts["run"] = run_record.describe(spec.telemetry, docker.container, docker.unknown)
     if options.ready_for == "smoke" and not found.facts["run"]["live"]:
         found.problems.append(
             f"no run is live in container {options.container}: {found.facts['run']['reason']};"
@@ -125,8 +125,10 @@ def look(options: Options, run: Runner) -> Findings:
         _look_at_tree(found, spec)
     if options.ready_for in ("start", "prep"):
         _look_at_image_source(found, options)
-        found.problems.extend(_taken_ports(found.facts["container"], options))
-        found.problems.extend(_short_of_space(found.facts, options, run))
+        if docker.unknown is None:
+            found.problems.extend(_taken_ports(docker.container, options))
+        _look_at_daemon(found, docker, spec)
+        _look_at_space(found, docker, options)
     if options.ready_for == "prep":
         _look_at_model(found, spec, options)
     return found
@@ -149,45 +151,39 @@ def service_user(name: str | None) -> dict[str, Any]:
 def _devices(
     found: Findings, options: Options, run: Runner
 ) -> tuple[dict[str, Any], gpu_health.Smi | None]:
-    """GPUs as nvidia-smi names them, and all that it tells of them where they are to be used."""
+    """GPUs as nvidia-smi names them, and all that it reports of them where they are to be used."""
+    cpu = {"count": 1, "name": "cpu", "cuda": False, "health": None}
     tool = shutil.which("nvidia-smi")
-    # Without its device file there is no driver, and the tool need not be asked.
-    if tool is None or not os.path.exists("/dev/nvidiactl"):
+    if tool is None:
         if options.needs_gpus:
-            lack = "/dev/nvidiactl is missing" if tool else "there is no nvidia-smi on the PATH"
-            # Going on would make the container anew without its GPUs, and skip what it is for.
-            found.problems.append(
-                f"the image is one for GPUs, and this host has no working NVIDIA driver ({lack}):"
-                " install or load it (modprobe nvidia), set sgl_flavour to local, or sgl_gpus to"
-                " false for a host that is to go without"
-            )
-        return {"count": 1, "name": "cpu", "cuda": False, "health": None}, None
+            found.problems.append(_no_driver("there is no nvidia-smi on the PATH"))
+        return cpu, None
     unknown = None
     if options.needs_gpus:
         try:
             smi, warnings = gpu_health.ask(tool, run)
         except gpu_health.SmiError as refusal:
             unknown = (
-                "the GPUs' health is not known, as `nvidia-smi -q -x` does not describe them"
+                "the GPUs' health is unknown, as `nvidia-smi -q -x` does not describe them"
                 f" ({refusal}): look at `nvidia-smi -q`"
             )
         else:
             found.warnings.extend(warnings)
-            return {
-                "count": len(smi.gpus),
-                "name": smi.gpus[0].name,
-                "cuda": True,
-                "health": None,
-            }, smi
+            names = gpu_health.names(smi, tool, run)
+            return {"count": len(names), "name": names[0], "cuda": True, "health": None}, smi
+    elif not os.path.exists("/dev/nvidiactl"):
+        # Nothing here needs the driver, and nobody has used it since the host was started.
+        return cpu, None
     code, output, error = run([tool, "--query-gpu=name", "--format=csv,noheader"])
-    names = [one_line(line) for line in output.splitlines() if line.strip()]
-    if code or not names:
-        # What needs no GPU goes on without.
-        told = found.warnings if options.ready_for in ("tree", "stop") else found.problems
-        words = one_line(error, 400) or one_line(output, 400) or f"it ended with exit code {code}"
-        told.append(
-            f"nvidia-smi names no GPU: {words}; mend the driver first (dmesg tells of Xid errors)"
-        )
+    names = gpu_health.names_of(code, output)
+    if not names:
+        words = gpu_health.smi_refusal(code, output, error)
+        if options.needs_gpus:
+            found.problems.append(_no_driver(f"nvidia-smi names no GPU: {words}"))
+        else:
+            # What needs no GPU goes on without.
+            told = found.warnings if options.ready_for in ("tree", "stop") else found.problems
+            told.append(f"nvidia-smi names no GPU: {words}")
     elif unknown:
         found.warnings.append(unknown)
     return {
@@ -198,9 +194,44 @@ def _devices(
     }, None
 
 
-def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: Runner) -> None:
+def _no_driver(reason: str) -> str:
+    """Going on would recreate the container without its GPUs, and skip what it is for."""
+    return (
+        f"the image is one for GPUs, and this host has no working NVIDIA driver ({reason}): install"
+        " or load it (modprobe nvidia), set sgl_flavour to local, or sgl_gpus to false for a host"
+        " that is to go without"
+    )
+
+
+def _look_at_docker(found: Findings, options: Options, run: Runner) -> docker_health.Docker:
+    """The container, the image, and where one of them is missing the daemon."""
+    docker = docker_health.Docker()
+    if options.ready_for == "tree":
+        docker.errors.append("not asked")
+        return docker
+    docker.look(run, options.container, options.image)
+    neither = docker.container is None and docker.image is None
+    if docker.answers and not docker.settled:
+        if neither or options.ready_for in ("nothing", "start", "prep"):
+            docker.version = docker_health.version(docker.info)
+    found.lacking.extend(docker.errors)
+    if importlib.util.find_spec("requests") is None:
+        found.lacking.append(
+            "this host's Python lacks the requests package, which Ansible's Docker modules need:"
+            " `apt-get install python3-requests`"
+        )
+    return docker
+
+
+def _look_at_gpus(
+    found: Findings,
+    smi: gpu_health.Smi,
+    docker: docker_health.Docker,
+    options: Options,
+    run: Runner,
+) -> None:
     """Their health, and whether the container and the image can use them."""
-    container, image = found.facts["container"], found.facts["image"]
+    container, image = docker.container, docker.image
     health = gpu_health.describe(smi, run, container["id"] if container else None)
     found.facts["devices"]["health"] = health
     cuda, requires = options.image_cuda, ""
@@ -211,13 +242,12 @@ def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: R
         and image is not None
         and container["image_id"] == image["id"]
     )
-    if found.facts["docker"]["available"] and options.ready_for != "smoke" and not served:
-        docker = DockerCli(run)
-        if lacking := gpu_health.toolkit_problem(run, docker.binary):
+    if docker.cli is not None and docker.answers and options.ready_for != "smoke" and not served:
+        if lacking := gpu_health.toolkit_problem(docker.cli):
             found.lacking.append(lacking)
-        if image is not None:
+        if docker.inspected is not None:
             # Which drivers it makes do with, only the image itself can say.
-            its, requires = gpu_health.image_cuda(docker.inspect("image", options.image) or {})
+            its, requires = gpu_health.image_cuda(docker.inspected)
             cuda = cuda or its
     verdict = gpu_health.judge(
         health, gpu_health.Use(options.tp, options.visible_devices, cuda, requires)
@@ -226,33 +256,25 @@ def _look_at_gpus(found: Findings, smi: gpu_health.Smi, options: Options, run: R
     found.warnings.extend(verdict.warnings)
 
 
-def _docker_not_asked() -> dict[str, Any]:
-    return {
-        "docker": {"available": False, "version": None, "problem": "not asked"},
-        "container": None,
-        "image": None,
-    }
-
-
-def _docker(found: Findings, options: Options, run: Runner) -> dict[str, Any]:
-    """Facts `docker`, `container` and `image`."""
-    docker: dict[str, Any] = {"available": False, "version": None, "problem": None}
-    container = image = None
-    try:
-        cli = DockerCli(run)
-        container, image = cli.container(options.container), cli.image(options.image)
-        # A container or an image is answer enough that the daemon is there: its version is asked
-        # only for the others.
-        docker.update(available=True, version=None if container or image else cli.version())
-    except DockerError as error:
-        docker["problem"] = str(error)
-        found.lacking.append(str(error))
-    if importlib.util.find_spec("requests") is None:
-        found.lacking.append(
-            "this host's Python lacks the requests package, which Ansible's Docker modules need:"
-            " `apt-get install python3-requests`"
+def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tree.Spec) -> None:
+    """What keeps a daemon from running the container that is about to be made."""
+    if not docker.answers or docker.settled:
+        return
+    folders = list(spec.roots().values())
+    if not (info := docker.info):
+        found.warnings.append(
+            "`docker info` does not describe the daemon: whether it is rootless, and how it stores"
+            " images, was not checked; look at `docker info`"
         )
-    return {"docker": docker, "container": container, "image": image}
+    verdict = docker_health.judge(info, folders)
+    found.problems.extend(verdict.problems)
+    found.warnings.extend(verdict.warnings)
+    for folder, reason, certain in file_systems.closed_to_root(folders, file_systems.mounts()):
+        message = (
+            f"Docker's daemon, which is root, {'cannot' if certain else 'may not'} enter {folder},"
+            f" which {reason}: set sgl_root to a folder on a local disk, or `chmod o+x` that one"
+        )
+        (found.problems if certain else found.warnings).append(message)
 
 
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
@@ -421,36 +443,48 @@ def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator
             )
 
 
-def _short_of_space(facts: dict[str, Any], options: Options, run: Runner) -> Iterator[str]:
+def _look_at_space(found: Findings, docker: docker_health.Docker, options: Options) -> None:
     """What is about to be written needs room; on a host where all is done nothing is."""
+    run, paths = found.facts["run"], found.facts["tree"]["paths"]
     wanted: list[tuple[str, str]] = []
-    if not (facts["run"]["live"] and facts["run"]["metrics_ready"]):
-        wanted += [
-            ("telemetry", facts["tree"]["paths"]["telemetry"]),
-            ("profiles", facts["tree"]["paths"]["profiles"]),
-        ]
-    if facts["docker"]["available"] and facts["image"] is None:
-        wanted.append(
-            ("docker", DockerCli(run).call("info", "--format", "{{.DockerRootDir}}").strip())
-        )
+    if not (run["live"] and run["metrics_ready"]):
+        wanted += [("telemetry", paths["telemetry"]), ("profiles", paths["profiles"])]
+    if docker.lacks_image:
+        folder = docker_health.image_folder(docker.info)
+        if folder is not None:
+            wanted.append(("docker", folder))
+    refused: set[int] = set()
     for name, path in wanted:
+        try:
+            room = file_systems.room(path)
+        except OSError as error:
+            found.warnings.append(
+                f"what is free in {path_line(path)} is unknown ({error.strerror}): look at the file"
+                " system that holds it (`df`, `mount`)"
+            )
+            continue
+        if (reason := _unwritable(path, room)) and room.device not in refused:
+            refused.add(room.device)
+            found.problems.append(reason)
         need = options.space_gb.get(name, 0.0) * _GB
-        free = _free(path)
-        if free is not None and free < need:
-            yield (
-                f"{path} has {free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted there"
-                f" before anything is written: free some, or set sgl_space_gb: {{{name}:"
-                f" {free / _GB:.1f}}} to go on with less"
+        if room.free < need:
+            found.problems.append(
+                f"{path} has {room.free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted"
+                f" there before anything is written: free some, or set sgl_space_gb: {{{name}:"
+                f" {room.free / _GB:.1f}}} to go on with less"
             )
 
 
-def _free(path: str) -> int | None:
-    """Bytes that an ordinary user may still write at `path`, or where it will be made; None where
-    that cannot be seen.
-    """
-    while not os.path.isdir(path) and path != os.path.dirname(path):
-        path = os.path.dirname(path)
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
+def _unwritable(path: str, room: file_systems.Room) -> str | None:
+    """Why nothing, or too few files, can be written there whatever is free."""
+    if room.read_only:
+        return (
+            f"{path_line(path)} is on a file system that is mounted read-only: remount it (an error"
+            " of the disk may have made it so; `dmesg` says), or set sgl_root elsewhere"
+        )
+    if room.inodes is not None and room.inodes < _LEAST_INODES:
+        return (
+            f"{path_line(path)} is on a file system with {room.inodes} inodes left (`df -i`), and a"
+            f" prep makes up to {_LEAST_INODES} files: remove some there, or set sgl_root elsewhere"
+        )
+    return None

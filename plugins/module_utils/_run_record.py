@@ -90,9 +90,11 @@ def read(telemetry_root: str) -> RunRecord | None:
     return RunRecord(run_id, manifest, _prep_result(manifest, run_id))
 
 
-def describe(telemetry_root: str, container: dict[str, Any] | None) -> dict[str, Any]:
+def describe(
+    telemetry_root: str, container: dict[str, Any] | None, unknown: str | None = None
+) -> dict[str, Any]:
     """What the records say of the container's run, and whether it is the live one; `container` as
-    docker_cli describes it.
+    docker_cli describes it, `unknown` why Docker could not say whether it exists.
     """
     try:
         record = read(telemetry_root)
@@ -101,6 +103,12 @@ def describe(telemetry_root: str, container: dict[str, Any] | None) -> dict[str,
         return summary(None, str(error))
     if record is None:
         return summary(None, f"there is no pointer {places.POINTER} in {telemetry_root}")
+    if unknown is not None:
+        return summary(
+            record,
+            f"whether container {one_line(record.manifest['container_name'])} runs is unknown:"
+            f" {unknown}",
+        )
     return summary(record, not_live_because(record, container))
 
 

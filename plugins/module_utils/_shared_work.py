@@ -12,14 +12,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import tarfile
 from typing import IO, Any, cast
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
+    EXIT_NO_RESULT,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
+    DockerSilent,
     explain,
+    failure,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     repository_of,
@@ -33,21 +39,19 @@ SIGNATURE_LABEL = "org.slice-bench.shared-signature"
 _MEMBER = "sgl-caches.tar"
 # What a saved image is called in its archive, whatever its name is on the two hosts.
 _SAVED = "sgl-shared"
-# The registries' words, and those of Docker with containerd's image store, for what they do not
-# have.
-_ABSENT = ("manifest unknown", "name unknown")
-_ABSENT_END = "not found"
-# How it looks where no registry is, or none that can be reached.
-_SILENT = (
-    "connection refused",
-    "no such host",
-    "no route to host",
-    "network is unreachable",
-    "timeout",
-    "deadline exceeded",
-    "eof",
-    "reset by peer",
+# The registries' words for what they do not have (distribution's error codes MANIFEST_UNKNOWN and
+# NAME_UNKNOWN), those of Harbor, and of Docker with containerd's image store.
+_ABSENT = re.compile(
+    r"\b(?:manifest|name) unknown\b|: not found$|\bartifact \S+ not found$", re.IGNORECASE
 )
+# How it looks where no registry is, or none that can be reached.
+_SILENT = re.compile(
+    r"connection refused|no such host|no route to host|network is unreachable|timeout"
+    r"|deadline exceeded|\beof\b|reset by peer",
+    re.IGNORECASE,
+)
+# sgl-admin's sentence; docker exec ends with the same code for failures of its own.
+_NOTHING = re.compile(r"^sgl-admin: nothing to export: ", re.MULTILINE)
 _CHUNK = 1 << 20
 # What sgl-admin calls these on its command line.
 _FLAGS = {"moe_tune": "moe", "cuda_graph_batch_sizes": "cuda-graph-bs"}
@@ -72,7 +76,7 @@ class Host:
             return self._save(item, path)
         with open(path, "wb") as output:
             code, error = self._export(item["request"], output)
-        if code == 1 and "nothing to export" in error:
+        if code == EXIT_NO_RESULT and _NOTHING.search(error):
             os.unlink(path)
             return None
         if code:
@@ -140,7 +144,7 @@ class Host:
                 self._forget(reference)
         except DockerError as error:
             raise ShareError(
-                f"{item['name']} cannot be pushed to {reference}: {registry_error(str(error))}"
+                f"{item['name']} cannot be pushed to {reference}: {registry_error(error)}"
             ) from error
 
     def _wrap(self, path: str, reference: str, digest: str | None, signature: str | None) -> None:
@@ -172,7 +176,7 @@ class Host:
                 target.close()
             error = said.read().decode(errors="replace")
             if process.wait():
-                raise DockerError(explain(error.strip()))
+                raise failure(error.strip())
 
     def _pushed(self, reference: str) -> str:
         image = self._docker.image(reference)
@@ -237,11 +241,9 @@ class Host:
         try:
             self._docker.call("pull", "--quiet", reference)
         except DockerError as error:
-            if _is_absent(str(error)):
+            if not isinstance(error, DockerSilent) and _is_absent(str(error)):
                 return False
-            raise ShareError(
-                f"{reference} cannot be pulled: {registry_error(str(error))}"
-            ) from error
+            raise ShareError(f"{reference} cannot be pulled: {registry_error(error)}") from error
         return True
 
     def _unwrap(self, image: str, reference: str, path: str) -> None:
@@ -356,16 +358,17 @@ def request_flags(request: dict[str, Any]) -> list[str]:
 
 def _is_absent(said: str) -> bool:
     """Whether a registry says that it has no such thing."""
-    lowered = said.lower()
-    return "denied" not in lowered and (
-        any(word in lowered for word in _ABSENT) or lowered.endswith(_ABSENT_END)
-    )
+    return "denied" not in said.lower() and _ABSENT.search(said) is not None
 
 
-def registry_error(said: str) -> str:
+def registry_error(error: DockerError) -> str:
     """Docker's words for a registry that cannot be used, with the remedy."""
+    said = str(error)
+    if isinstance(error, DockerSilent):
+        # It is Docker itself that does not answer.
+        return said
     lowered = said.lower()
-    if any(word in lowered for word in _SILENT):
+    if _SILENT.search(said):
         return f"the registry does not answer: start it, or set sgl_cache_share to relay ({said})"
     if "http response to https" in lowered:
         return (

@@ -46,16 +46,21 @@ options:
   gpus:
     description:
       - Whether the container is to use the host's GPUs. Then their health is looked at, and what
-        keeps them from being used is refused.
+        keeps them from being used is refused. C(nvidia-smi) is asked even where the driver's device
+        files are missing, since it makes them.
         V(tree) and V(stop) of O(ready_for) need no GPU, and do not look.
       - GPUs in MIG mode, GPUs that the driver lost, and a driver too old for the CUDA of the image
         are problems; so are GPUs of
-        different kinds where O(tp) is more than 1, and a Docker without the NVIDIA container
-        toolkit.
+        different kinds where O(tp) is more than 1, a Docker without the NVIDIA container
+        toolkit, compute mode Prohibited, and GPUs that have not joined the fabric of their
+        NVSwitches.
       - What may spoil a measurement is a warning. That is Xid errors, uncorrectable ECC errors, row
         remaps that wait for a reset, a
-        slowdown, persistence mode that is off, processes of others on a GPU, and on Grace what
-        NVIDIA advises against.
+        slowdown, persistence mode that is off, an exclusive compute mode, a pending MIG mode, a
+        vGPU without a license, processes of others on a GPU, and on Grace what NVIDIA advises
+        against.
+      - A part of C(nvidia-smi)'s answer that is missing or damaged costs that part; a warning says
+        so.
     type: bool
     default: false
   visible_devices:
@@ -115,9 +120,8 @@ acting:
   sample: 1000
 docker:
   description: >-
-    Whether Docker can be used, and otherwise the reason with the remedy. The version is asked only
-    where neither
-    container nor image exists.
+    Whether Docker can be used, and otherwise the reason with the remedy. The daemon, and with
+    it its version, is asked only where the container does not run or the image is missing.
   returned: always
   type: dict
   sample: {available: true, version: 28.2.2, problem: null}
@@ -162,6 +166,11 @@ devices:
             lost: false
             persistence: true
             mig: false
+            pending_mig: false
+            compute_mode: Default
+            fabric_state: N/A
+            fabric_status: N/A
+            licensed: null
             ecc: true
             uncorrectable: 0
             wants_reset: []
@@ -184,7 +193,8 @@ devices:
             Each GPU; null is what the driver does not tell. C(uncorrectable) counts uncorrectable
             ECC errors since the driver was loaded,
             C(wants_reset) and C(broken) hold reasons, C(slowdown) the causes of one that is active
-            now, C(coherent) is true on Grace.
+            now, C(coherent) is true on Grace, C(pending_mig) is what C(mig) becomes with the next
+            reset, and C(licensed) is null on whatever is no vGPU.
           type: list
           elements: dict
         processes:

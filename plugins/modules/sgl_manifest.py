@@ -26,7 +26,8 @@ options:
   state:
     description:
       - V(live) waits until the pointer names the container's live run.
-      - V(absent) removes a pointer whose run is over, and refuses to remove that of a live run.
+      - V(absent) removes a pointer whose run is over, and refuses to remove that of a live run, or
+        of a container that Docker cannot be asked about.
     type: str
     choices: [live, absent]
     default: live
@@ -116,6 +117,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
+    DockerMissing,
 )
 
 _POLL_S = 0.05
@@ -126,20 +128,31 @@ class ManifestModule:
         self.module = module
         self.telemetry_root: str = module.params["telemetry_root"]
         self.name: str = module.params["container"]
+        # Why Docker could not say whether the container exists.
+        self.unknown: str | None = None
 
     def look(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The run by its records, compared with the container, which is returned too."""
-        container = self._container()
+        try:
+            container = DockerCli(self.module.run_command).container(self.name)
+        except DockerMissing:
+            if self.module.params["state"] == "live" and not self.module.check_mode:
+                raise
+            # No Docker, no live run.
+            container = None
+        except DockerError as error:
+            # A container outlives its daemon (live-restore), and may be one that this user may not
+            # see: its run counts as live.
+            if not self.module.check_mode and (
+                self.module.params["state"] == "live" or self.has_pointer()
+            ):
+                raise
+            self.unknown = str(error)
+            return run_record.describe(self.telemetry_root, None, self.unknown), None
         return run_record.describe(self.telemetry_root, container), container
 
-    def _container(self) -> dict[str, Any] | None:
-        try:
-            return DockerCli(self.module.run_command).container(self.name)
-        except DockerError:
-            if self.module.check_mode or self.module.params["state"] == "absent":
-                # No Docker, no live run.
-                return None
-            raise
+    def has_pointer(self) -> bool:
+        return os.path.lexists(os.path.join(self.telemetry_root, places.POINTER))
 
     def live(self) -> dict[str, Any]:
         started = time.monotonic()
@@ -170,7 +183,7 @@ class ManifestModule:
                 f"{run['run_id']} is live: stop it first (playbooks/stop.yml), which removes its"
                 " pointer"
             )
-        present = os.path.lexists(os.path.join(self.telemetry_root, places.POINTER))
+        present = self.has_pointer() and self.unknown is None
         if present and run["run_id"] is None and container is not None and container["running"]:
             # It cannot be followed, so it may be the running container's.
             raise run_record.RecordError(f"container {self.name} runs, and {run['reason']}")

@@ -26,6 +26,16 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 API = "1.41"
+# What `docker info` asks for, of a daemon as a distribution installs it.
+INFO = {
+    "ServerVersion": "20.10.24",
+    "Driver": "overlay2",
+    "DriverStatus": [["Backing Filesystem", "extfs"], ["Supports d_type", "true"]],
+    "DockerRootDir": "/",
+    "OSType": "linux",
+    "Runtimes": {"io.containerd.runc.v2": {"path": "runc"}, "runc": {"path": "runc"}},
+    "SecurityOptions": ["name=seccomp,profile=default"],
+}
 _STDOUT, _STDERR = 1, 2
 _CHUNK = 1 << 16
 _STARTED_AT = "2026-11-23T09:15:00.000000000Z"
@@ -134,8 +144,10 @@ class Daemon:
                     },
                 ),
             ),
+            ("GET", r"/info", lambda: (200, INFO)),
+            ("GET", r"/images/json", lambda: (200, [self.image])),
             ("GET", r"/images/(.+)/json", self._image),
-            ("GET", r"/containers/json", self._list),
+            ("GET", r"/containers/json", lambda: self._list(request)),
             ("GET", r"/containers/([^/]+)/json", self._inspect),
             ("POST", r"/containers/create", lambda: self._create(request)),
             ("POST", r"/containers/([^/]+)/start", self._start),
@@ -162,8 +174,14 @@ class Daemon:
             return 200, self.image
         return 404, {"message": f"No such image: {name}"}
 
-    def _list(self) -> Answer:
-        return 200, [{"Id": self._made.id, "Names": [f"/{self._made.name}"]}] if self._made else []
+    def _list(self, request: _Request) -> Answer:
+        made = self._made
+        filters = json.loads(request.query.get("filters", ["{}"])[0])
+        if made is None or not all(
+            re.search(pattern, f"/{made.name}") for pattern in filters.get("name", {})
+        ):
+            return 200, []
+        return 200, [{"Id": made.id, "Names": [f"/{made.name}"]}]
 
     def _inspect(self, name: str) -> Answer:
         made = self._named(name)

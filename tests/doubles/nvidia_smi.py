@@ -3,7 +3,12 @@ the element names of a real driver.
 
 The elements are those of real answers of drivers 535 (throttle reasons), 550 (event reasons), 570
 (recovery action, the reset status deprecated), 580 (no reset status, repairs) and 595, without
-those that nobody here reads. What a GPU does not support says N/A.
+those that nobody here reads. What a GPU does not support says N/A. Real answers lie in telegraf's
+plugins/inputs/nvidia_smi/testdata. The fabric's states are those of nvmlGpuFabricState_t, as
+NVSentinel meets them ("Not Started", "In Progress", "Completed" with status "Success").
+
+FAILURES holds how nvidia-smi ends without describing anything: exit code (nvmlReturn_t), standard
+output, standard error.
 """
 
 from __future__ import annotations
@@ -27,6 +32,37 @@ _REASONS = (
 )
 
 
+FAILURES: dict[str, Answer] = {
+    "no module": (
+        9,
+        "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure"
+        " that the latest NVIDIA driver is installed and running.\n\n",
+        "",
+    ),
+    "an updated driver": (
+        18,
+        "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.9\n",
+        "",
+    ),
+    "no library": (
+        12,
+        "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the"
+        " NVIDIA Display Driver is properly installed and present in your system.\nPlease also try"
+        " adding directory that contains libnvidia-ml.so to your system PATH.\n",
+        "",
+    ),
+    "no permission": (4, "Failed to initialize NVML: Insufficient Permissions\n", ""),
+    "no device": (6, "No devices were found\n", ""),
+    "no device, in a release that calls that success": (0, "No devices were found\n", ""),
+    "a GPU that fell off the bus": (
+        15,
+        "Unable to determine the device handle for GPU 0000:53:00.0: GPU is lost.  Reboot the"
+        " system to recover this GPU\n",
+        "",
+    ),
+}
+
+
 @dataclass
 class Card:
     """One GPU and what it says of itself."""
@@ -38,6 +74,14 @@ class Card:
     compute_cap: str = "9.0"
     persistence: str = "Enabled"
     mig: str = "Disabled"
+    # As `mig`, unless it is to change with the next reset.
+    pending_mig: str = ""
+    compute_mode: str = "Default"
+    fabric_state: str = "N/A"
+    fabric_status: str = "N/A"
+    virtualization: str = "None"
+    # Only a vGPU's driver says anything of one.
+    license_status: str = ""
     addressing: str = "HMM"
     uncorrectable: int = 0
     row_pending: str = "No"
@@ -84,6 +128,13 @@ class Card:
             "<sram_uncorrectable_secded>0</sram_uncorrectable_secded><dram_correctable>3</dram_correctable>"
             f"<dram_uncorrectable>{self.uncorrectable}</dram_uncorrectable>"
         )
+        license_ = (
+            "<vgpu_software_licensed_product><licensed_product_name>NVIDIA Virtual Compute Server"
+            f"</licensed_product_name><license_status>{self.license_status}</license_status>"
+            "</vgpu_software_licensed_product>"
+            if self.license_status
+            else ""
+        )
         return f"""
     <gpu id="{self.bus}">
         <product_name>{self.name}</product_name>
@@ -91,19 +142,24 @@ class Card:
         <product_architecture>Hopper</product_architecture>
         <persistence_mode>{self.persistence}</persistence_mode>
         <addressing_mode>{self.addressing}</addressing_mode>
-        <mig_mode><current_mig>{self.mig}</current_mig><pending_mig>{self.mig}</pending_mig></mig_mode>
+        <mig_mode><current_mig>{self.mig}</current_mig>\
+<pending_mig>{self.pending_mig or self.mig}</pending_mig></mig_mode>
         <mig_devices>
             None
         </mig_devices>
         <uuid>{self.uuid}</uuid>
         <minor_number>0</minor_number>
         <vbios_version>96.00.A5.00.1A</vbios_version>
+        <gpu_virtualization_mode><virtualization_mode>{self.virtualization}</virtualization_mode>
+            <host_vgpu_mode>N/A</host_vgpu_mode></gpu_virtualization_mode>
+        {license_}
         {reset if major < 580 else ""}
         {recovery}
         <pci><pci_device_id>233510DE</pci_device_id><pci_bus_id>{self.bus}</pci_bus_id></pci>
         <clocks_{what}_reasons>{reasons}</clocks_{what}_reasons>
         <fb_memory_usage><total>{self.memory}</total><used>1 MiB</used>\
 <free>{self.memory}</free></fb_memory_usage>
+        <compute_mode>{self.compute_mode}</compute_mode>
         <ecc_mode><current_ecc>Enabled</current_ecc><pending_ecc>Enabled</pending_ecc></ecc_mode>
         <ecc_errors>
             <volatile>{counts}</volatile>
@@ -115,6 +171,7 @@ class Card:
             <remapped_row_pending>{self.row_pending}</remapped_row_pending>
             <remapped_row_failure>{self.row_failure}</remapped_row_failure>
         </remapped_rows>
+        <fabric><state>{self.fabric_state}</state><status>{self.fabric_status}</status></fabric>
         <processes>{processes}</processes>
     </gpu>"""
 
@@ -126,8 +183,12 @@ class NvidiaSmi:
     cards: list[Card] = field(default_factory=lambda: [Card()])
     driver: str = "580.105.08"
     cuda: str = "13.0"
+    # Ends like this, whatever it is asked.
+    failure: Answer | None = None
 
     def __call__(self, command: list[str]) -> Answer:
+        if self.failure is not None:
+            return self.failure
         if command[1:] == ["-q", "-x"]:
             return 0, self.xml(), ""
         fields = (

@@ -11,6 +11,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _docker_health as docker_health,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
@@ -32,8 +35,18 @@ from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.records import run
 from tests.contract import validators
+from tests.doubles import docker_daemon, docker_words
 from tests.doubles.prep_action import PrepAction
-from tests.fuzz.fuzzing import documents, encoded, files_of, fuzz, mostly, reached, text
+from tests.fuzz.fuzzing import (
+    documents,
+    encoded,
+    files_of,
+    fuzz,
+    mostly,
+    one_line,
+    reached,
+    text,
+)
 
 PREP_ID = validators.example("prep_result")["run"]["prep_id"]
 INSPECTED = {
@@ -66,7 +79,14 @@ def codes() -> st.SearchStrategy[int]:
     deep=0.15,
     printed=output([INSPECTED]),
     code=codes(),
-    error=text() | st.just("Error: No such object: x"),
+    error=text()
+    | st.sampled_from(
+        [
+            *(words.replace("box:local", "x") for words in docker_words.IMAGE.values()),
+            *(words.replace("box", "x") for words in docker_words.CONTAINER.values()),
+            *(words for words, _remedy in docker_words.SILENT.values()),
+        ]
+    ),
     kind=st.sampled_from(["container", "image"]),
 )
 def test_docker_describes_a_thing_or_says_why_not(
@@ -79,7 +99,10 @@ def test_docker_describes_a_thing_or_says_why_not(
         assert str(refusal)
         return
     if found is None:
-        assert code and "no such" in error.lower()
+        # Only a sentence of Docker's own makes a thing missing while every call fails.
+        last = error.strip().splitlines()[-1]
+        assert code and last.startswith(("Error: ", "Error response from daemon: "))
+        assert last.lower().endswith(f"no such {kind}: x") or kind == "image"
         return
     reached()
     inspected = json.loads(printed)[0]
@@ -97,6 +120,37 @@ def test_docker_describes_a_thing_or_says_why_not(
         )
         assert type(found["pid"]) is int and type(found["exit_code"]) is int
         list(preflight._taken_ports({**found, "running": True}, SimpleNamespace(ports={})))  # type: ignore[arg-type]
+
+
+@fuzz(
+    deep=0.1,
+    printed=output(
+        {
+            **docker_daemon.INFO,
+            "Name": "vm",
+            "OperatingSystem": "Debian GNU/Linux 12 (bookworm)",
+            "SecurityOptions": ["name=seccomp,profile=default", "name=userns", "name=rootless"],
+            "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+        }
+    ),
+    code=codes(),
+    folders=st.lists(text(), max_size=2),
+)
+def test_a_daemon_that_describes_itself_is_judged_by_what_can_be_read(
+    printed: str, code: int, folders: list[str]
+) -> None:
+    info = DockerCli(lambda command: (code, printed, ""), "docker").info()
+    verdict = docker_health.judge(info, folders)
+    for message in [*verdict.problems, *verdict.warnings]:
+        one_line(message)
+    assert docker_health.version(info) is None or info["ServerVersion"]
+    folder = docker_health.image_folder(info)
+    assert folder is None or folder.startswith("/")
+    said = "\n".join(verdict.problems)
+    options = info.get("SecurityOptions")
+    if isinstance(options, list):
+        assert ("runs rootless" in said) is ("name=rootless" in options)
+        reached()
 
 
 # --- sgl-admin ------------------------------------------------------------------------------------

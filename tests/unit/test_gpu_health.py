@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
 from ansible_collections.slice_bench.sglang.plugins.module_utils._gpu_health import (
     SmiError,
     Use,
     Verdict,
 )
 
-from tests.doubles.nvidia_smi import Answer, Card, NvidiaSmi
+from tests.doubles.nvidia_smi import FAILURES, Answer, Card, NvidiaSmi
 
 SECOND = "GPU-529b3263-c96d-b557-bc75-697f04917eda"
 GH200 = Card(
@@ -108,8 +109,9 @@ def test_the_newer_names_of_the_versions_are_read() -> None:
         ("", "nothing"),
         ("NVIDIA H200\n", "NVIDIA H200"),
         ("<nvidia_smi_log></nvidia_smi_log>", "no GPU"),
-        ("<nvidia_smi_log><gpu></nvidia_smi_log>", "no whole XML"),
-        ("<nvidia_smi_log>&bomb;</nvidia_smi_log>", "no whole XML"),
+        ("<nvidia_smi_log><gpu></nvidia_smi_log>", "no GPU"),
+        ("<nvidia_smi_log>&bomb;</nvidia_smi_log>", "no GPU"),
+        ("No devices were found\n", "No devices were found"),
         ("<nvidia_smi_log>" + " " * 9 * 2**20 + "</nvidia_smi_log>", "more than any"),
     ],
 )
@@ -121,22 +123,190 @@ def test_what_describes_no_gpu_is_said_to(answer: str, word: str) -> None:
 
 def test_entities_are_not_expanded() -> None:
     bomb = '<!DOCTYPE nvidia_smi_log [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]>'
-    with pytest.raises(SmiError, match="undefined entity"):
-        gpu_health.parse(
-            bomb + "<nvidia_smi_log><gpu><product_name>&b;</product_name></gpu></nvidia_smi_log>"
-        )
+    smi = gpu_health.parse(
+        bomb + "<nvidia_smi_log><gpu><product_name>&b; &amp; &lt;</product_name></gpu>"
+        "</nvidia_smi_log>"
+    )
+    assert smi.gpus[0].name == "&b; & <"
+
+
+def asked(code: int, output: str, error: str = "") -> tuple[gpu_health.Smi, list[str]]:
+    return gpu_health.ask("nvidia-smi", lambda command: (code, output, error))
 
 
 def test_a_driver_that_does_not_answer_is_told_and_a_corrupt_inforom_only_warned_of() -> None:
     with pytest.raises(SmiError, match="ended with exit code 1"):
-        gpu_health.ask("nvidia-smi", lambda command: (1, "\n", "\0"))
-    with pytest.raises(SmiError, match="couldn't communicate"):
-        gpu_health.ask(
-            "nvidia-smi", lambda command: (9, "couldn't communicate\nwith the NVIDIA driver", "")
-        )
+        asked(1, "\n", "\0")
     text = "WARNING: infoROM is corrupted at gpu 0000:53:00.0\n" + NvidiaSmi().xml()
-    smi, [warning] = gpu_health.ask("nvidia-smi", lambda command: (14, text, ""))
+    smi, [warning] = asked(14, text)
     assert len(smi.gpus) == 1 and "infoROM" in warning
+
+
+@pytest.mark.parametrize(
+    ("failure", "remedy"),
+    [
+        ("no module", "`modprobe nvidia` as root"),
+        ("an updated driver", "reboot the host, or end what uses the GPUs and reload"),
+        ("no library", "install all of the driver's packages"),
+        ("no permission", "set ansible_become"),
+        ("no device", "lspci -k -d 10de:"),
+        ("no device, in a release that calls that success", "lspci -k -d 10de:"),
+        ("a GPU that fell off the bus", "reboot the host, and have the hardware checked"),
+    ],
+)
+@pytest.mark.parametrize("code", [None, 1, 255])
+def test_each_failure_of_nvidia_smi_has_its_remedy(
+    failure: str, remedy: str, code: int | None
+) -> None:
+    """By its exit code, and where a release ends with 1 or 255 whatever it is, by its words."""
+    own, output, error = FAILURES[failure]
+    if (own if code is None else code) != 0:
+        with pytest.raises(SmiError) as refusal:
+            asked(own if code is None else code, output, error)
+        assert remedy in str(refusal.value) and len(str(refusal.value)) < 400
+    message = gpu_health.smi_refusal(own if code is None else code, output, error)
+    assert remedy in message and "\n" not in message
+    assert gpu_health.names_of(own if code is None else code, output) == []
+
+
+def test_a_code_alone_is_enough_for_the_remedy() -> None:
+    assert "nvidia-smi -r" in gpu_health.smi_refusal(16, "", "")
+    assert "not a container on it" in gpu_health.smi_refusal(17, "", "")
+
+
+def test_a_failure_beside_a_description_is_a_warning() -> None:
+    two = NvidiaSmi([Card(), Card(uuid=SECOND)]).xml()
+    one = two[: two.index('<gpu id="', two.index("</gpu>"))] + "</nvidia_smi_log>"
+    left_out = "Unable to determine the device handle for GPU1: 0000:54:00.0: Unknown Error\n" + one
+    for code, word in ((0, "leaves out a GPU"), (15, "reboot the host")):
+        smi, warnings = asked(code, left_out)
+        assert len(smi.gpus) == 1 and not smi.damaged
+        assert word in warnings[0] and "GPU1: 0000:54:00.0" in warnings[0]
+        assert "the driver has 2 GPUs and nvidia-smi describes 1" in warnings[1]
+
+
+# --- an answer that is damaged --------------------------------------------------------------------
+
+# Three GPUs, of which each is refused, or warned of, for another reason.
+SICK = NvidiaSmi(
+    [
+        Card(mig="Enabled"),
+        Card(memory="GPU is lost", uuid=SECOND, bus="00000000:54:00.0"),
+        Card(
+            compute_mode="Prohibited",
+            persistence="Disabled",
+            uncorrectable=4,
+            uuid="GPU-3",
+            bus="00000000:55:00.0",
+        ),
+    ],
+    driver="550.163.01",
+    cuda="12.4",
+)
+VERDICT = {
+    "mig": "GPU 0 is in MIG mode",
+    "lost": "GPU 1 is lost to the driver",
+    "mode": "GPU 2 is in compute mode Prohibited",
+    "driver": "too old for the image",
+    "persistence": "GPU 2 is not in persistence mode",
+    "ecc": "GPU 2 had 4 uncorrectable ECC errors",
+}
+
+
+def verdict_of(answer: str, root: Path) -> set[str]:
+    """What of VERDICT is still said of an answer."""
+    smi, warnings = asked(0, answer)
+    health = gpu_health.describe(smi, nobody, None, str(root))
+    verdict = gpu_health.judge(health, Use(image_cuda="13.0"))
+    text = "\n".join([*verdict.problems, *verdict.warnings])
+    said = {name for name, words in VERDICT.items() if words in text}
+    doubts = ("is damaged", "values that are unknown here")
+    assert said == set(VERDICT) or any(doubt in warning for doubt in doubts for warning in warnings)
+    return said
+
+
+def test_all_of_a_sound_answer_is_judged_without_a_doubt(root: Path) -> None:
+    assert verdict_of(SICK.xml(), root) == set(VERDICT)
+    assert asked(0, SICK.xml())[1] == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "costs"),
+    [
+        # FIELD: one malformed element, one control character.
+        ("NVIDIA H200", "NVIDIA\x07 H200", set()),
+        ("<vbios_version>", "<vbios_version", set()),
+        ("</uuid>", "", set()),
+        ("<uuid>", "", set()),
+        ("</product_brand>", "</product_brnad>", set()),
+        ("<minor_number>0</minor_number>", "<minor_number>0 & <1></minor_number>", set()),
+        ("</mig_mode>", "", set()),
+        ("<current_mig>Enabled", "<current_mig>Ena\x00bled", set()),
+        ("<current_mig>Enabled", "<current_mig>Enab\ufffdled", {"mig"}),
+        ("<current_mig>", "<current_m", {"mig"}),
+        ("<total>GPU is lost</total>", "", set()),
+        ("<fb_memory_usage>", "", set()),
+        ("<compute_mode>Prohibited", "<compute_mode>Proh", {"mode"}),
+        ("<cuda_version>12.4", "<cuda_version>twelve", {"driver"}),
+        ("<driver_version>550.163.01", "<driver_version", set()),
+        ("</pci>", "\nNVRM: GPU at PCI:0000:53:00: something else\n</pci>", set()),
+        ("</gpu>", "", set()),
+        ('<gpu id="00000000:54:00.0">', "", set()),
+        ('<gpu id="00000000:53:00.0">', '<gpu id="00000000:53:00.0"', set()),
+        ("<product_name>", "<product_nam>", set()),
+        ("</nvidia_smi_log>", "", set()),
+        ("<nvidia_smi_log>", "", set()),
+        ('<?xml version="1.0" ?>', "\ufeff<?xml version='1.1' encoding='latin-1'?>", set()),
+        ("<processes></processes>", "<processes><process_info><pid>1</processes>", set()),
+        ("<ecc_errors>", "<ecc_errors>" * 20, set()),
+    ],
+)
+def test_what_is_damaged_costs_itself_alone(
+    root: Path, old: str, new: str, costs: set[str]
+) -> None:
+    answer = SICK.xml()
+    assert old in answer
+    assert set(VERDICT) - verdict_of(answer.replace(old, new, 1), root) == costs
+    if "cuda" not in old and "current_mig" not in old and "compute_mode" not in old:
+        # Of each GPU at once.
+        assert verdict_of(answer.replace(old, new), root) == set(VERDICT)
+
+
+def test_an_answer_that_is_cut_off_costs_what_was_cut(root: Path) -> None:
+    answer = SICK.xml()
+    last = answer.index("00000000:55:00.0")
+    assert verdict_of(answer[:last], root) == {"mig", "lost", "driver"}
+    smi, warnings = asked(0, answer[:last])
+    assert "the driver has 3 GPUs and nvidia-smi describes" in warnings[0] or len(smi.gpus) == 3
+
+
+def test_a_partition_of_a_gpu_says_nothing_of_the_gpu_itself() -> None:
+    """As a real A100 in MIG mode prints it, before its own memory."""
+    partition = (
+        "<mig_devices><mig_device><index>0</index><ecc_error_count><volatile_count>"
+        "<sram_uncorrectable>7</sram_uncorrectable></volatile_count></ecc_error_count>"
+        "<fb_memory_usage><total>19968 MiB</total></fb_memory_usage></mig_device></mig_devices>"
+    )
+    whole = NvidiaSmi([Card(mig="Enabled")]).xml()
+    answer = whole.replace("<mig_devices>\n            None\n        </mig_devices>", partition)
+    assert answer != whole
+    for text in (answer, answer.replace("</mig_device>", "")):
+        [gpu] = gpu_health.parse(text).gpus
+        assert (gpu.memory_mib, gpu.uncorrectable, gpu.mig) == (143771, 0, True)
+
+
+def test_names_that_a_damaged_answer_lacks_are_asked_for() -> None:
+    smi = NvidiaSmi([Card(), Card(name="NVIDIA L4", uuid=SECOND)])
+    sound = gpu_health.parse(smi.xml())
+    assert gpu_health.names(sound, "nvidia-smi", nobody) == ["NVIDIA H200", "NVIDIA L4"]
+    damaged = gpu_health.parse(smi.xml().replace("product_name>", "", 1))
+    assert damaged.gpus[0].name == "unknown"
+    assert gpu_health.names(damaged, "nvidia-smi", smi) == ["NVIDIA H200", "NVIDIA L4"]
+    smi.failure = FAILURES["no module"]
+    assert gpu_health.names(damaged, "nvidia-smi", smi) == ["unknown", "NVIDIA L4"]
+
+
+# --- what is refused and warned of ----------------------------------------------------------------
 
 
 def test_mig_is_refused_with_the_way_to_turn_it_off(root: Path) -> None:
@@ -147,6 +317,97 @@ def test_mig_is_refused_with_the_way_to_turn_it_off(root: Path) -> None:
         judged(NvidiaSmi([Card(), Card(mig="Enabled", uuid=SECOND)]), root, visible="0")
         == Verdict()
     )
+
+
+def test_mig_that_is_about_to_change_is_told_as_it_will_be(root: Path) -> None:
+    coming = judged(NvidiaSmi([Card(), Card(pending_mig="Enabled", uuid=SECOND)]), root)
+    assert coming.problems == []
+    assert "GPU 1 is in MIG mode after the next reset" in coming.warnings[0]
+    assert "`nvidia-smi -i 1 -mig 0` as root" in coming.warnings[0]
+    [problem] = judged(NvidiaSmi([Card(mig="Enabled", pending_mig="Disabled")]), root).problems
+    assert "until the next reset" in problem and "`nvidia-smi -i 0 -r` as root" in problem
+    assert "-mig 0" not in problem
+
+
+@pytest.mark.parametrize(
+    ("card", "problem", "warning"),
+    [
+        (
+            Card(compute_mode="Prohibited"),
+            "GPU 0 is in compute mode Prohibited, in which nothing can compute on them:"
+            " `nvidia-smi -i 0 -c 0` as root",
+            None,
+        ),
+        (
+            Card(compute_mode="Exclusive_Process"),
+            None,
+            "GPU 0 is in compute mode Exclusive_Process",
+        ),
+        (Card(compute_mode="Exclusive_Thread"), None, "`nvidia-smi -i 0 -c 0` as root"),
+        (
+            Card(fabric_state="In Progress"),
+            "GPU 0 is not in the NVLink fabric (state In Progress), and CUDA fails with error 802",
+            None,
+        ),
+        (Card(fabric_state="Not Started"), "`systemctl status nvidia-fabricmanager`", None),
+        (
+            Card(fabric_state="Completed", fabric_status="Insufficient Resources"),
+            None,
+            "GPU 0 is refused by the NVLink fabric (Insufficient Resources)",
+        ),
+        (
+            Card(virtualization="VGPU", license_status="Unlicensed (Unrestricted)"),
+            None,
+            "GPU 0 is without a vGPU license",
+        ),
+        (
+            Card(virtualization="VGPU", license_status="Unlicensed (Restricted)"),
+            None,
+            "systemctl restart nvidia-gridd",
+        ),
+        (Card(memory="[GPU requires reset]"), None, "GPU 0 is to be reset, the GPU requires it"),
+    ],
+)
+def test_each_mode_and_state_has_its_word(
+    root: Path, card: Card, problem: str | None, warning: str | None
+) -> None:
+    verdict = judged(NvidiaSmi([card]), root)
+    for said, words in ((verdict.problems, problem), (verdict.warnings, warning)):
+        assert len(said) == (words is not None)
+        assert words is None or (words in said[0] and len(said[0]) < 400)
+    assert judged(NvidiaSmi([card, Card(uuid=SECOND)]), root, visible="1") == Verdict(), (
+        "GPUs that are not used are not judged"
+    )
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        Card(fabric_state="Completed", fabric_status="Success"),
+        Card(fabric_state="Not Supported"),
+        Card(fabric_state=""),
+        Card(virtualization="VGPU", license_status="Licensed (Expiry: 2026-12-7 16:1:44 GMT)"),
+        # What a GPU that is passed through whole says, and one on bare metal.
+        Card(virtualization="Pass-Through", license_status="Unlicensed"),
+        Card(license_status="Unlicensed"),
+        Card(compute_mode="N/A"),
+        Card(mig="N/A"),
+    ],
+)
+def test_modes_and_states_that_are_well_are_left_alone(root: Path, card: Card) -> None:
+    assert judged(NvidiaSmi([card]), root, tp=2) == Verdict()
+
+
+def test_a_gpu_that_its_fabric_refused_cannot_work_with_others(root: Path) -> None:
+    card = Card(fabric_state="Completed", fabric_status="Unknown Error")
+    [problem] = judged(NvidiaSmi([card]), root, tp=2).problems
+    assert "refused by the NVLink fabric" in problem
+
+
+@pytest.mark.parametrize("field", ["memory", "persistence", "mig", "row_pending"])
+def test_a_lost_gpu_is_one_whatever_field_says_so(root: Path, field: str) -> None:
+    card = Card(**{field: "GPU is lost"})  # type: ignore[arg-type]
+    assert "GPU 0 is lost" in judged(NvidiaSmi([card]), root).problems[0]
 
 
 def test_a_lost_gpu_is_refused(root: Path) -> None:
@@ -469,12 +730,17 @@ def test_how_the_kernel_was_built_counts_where_its_command_line_says_nothing(gra
     assert described(NvidiaSmi([GH200]), grace)["grace"]["init_on_alloc"] is False
 
 
-def test_a_missing_container_toolkit_says_what_to_install(root: Path) -> None:
-    def docker(command: list[str]) -> Answer:
-        assert command == ["docker", "info", "--format", "{{json .Runtimes}}"]
-        return 0, '{"io.containerd.runc.v2":{"path":"runc"},"runc":{"path":"runc"}}\n', ""
+def docker(info: object) -> DockerCli:
+    def run(command: list[str]) -> Answer:
+        assert command == ["docker", "info", "--format", "{{json .}}"]
+        return 0, json.dumps(info), ""
 
-    problem = gpu_health.toolkit_problem(docker, "docker", str(root))
+    return DockerCli(run, "docker")
+
+
+def test_a_missing_container_toolkit_says_what_to_install(root: Path) -> None:
+    runtimes = {"io.containerd.runc.v2": {"path": "runc"}, "runc": {"path": "runc"}}
+    problem = gpu_health.toolkit_problem(docker({"Runtimes": runtimes}), str(root))
     assert problem is not None
     assert all(
         word in problem
@@ -487,24 +753,30 @@ def test_a_missing_container_toolkit_says_what_to_install(root: Path) -> None:
 
 
 def test_a_container_toolkit_is_known_by_docker_by_its_hook_or_by_its_devices(root: Path) -> None:
-    def with_runtime(command: list[str]) -> Answer:
-        return 0, '{"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}', ""
-
-    assert gpu_health.toolkit_problem(with_runtime, "docker", str(root)) is None
+    for info in (
+        {"Runtimes": {"nvidia": {"path": "nvidia-container-runtime"}, "runc": {"path": "runc"}}},
+        {
+            "Runtimes": {"runc": {}},
+            "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}],
+        },
+    ):
+        assert gpu_health.toolkit_problem(docker(info), str(root)) is None
+    unasked = DockerCli(nobody, "docker")
     lay(root, "etc/cdi/nvidia.yaml", "cdiVersion: 0.5.0\n")
-    assert gpu_health.toolkit_problem(nobody, "docker", str(root)) is None
+    assert gpu_health.toolkit_problem(unasked, str(root)) is None
     (root / "etc/cdi/nvidia.yaml").unlink()
     lay(root, "usr/bin/nvidia-container-runtime-hook", "")
-    assert gpu_health.toolkit_problem(nobody, "docker", str(root)) is None
+    assert gpu_health.toolkit_problem(unasked, str(root)) is None
 
 
 @pytest.mark.parametrize(
-    "answer", [(1, "", "no daemon"), (0, "", ""), (0, "[]", ""), (1, "{}", "")]
+    "answer", [(1, "", "no daemon"), (0, "", ""), (0, "[]", ""), (1, "{}", ""), (0, "{}", "")]
 )
 def test_a_docker_that_does_not_say_is_not_held_against_the_host(
     root: Path, answer: Answer
 ) -> None:
-    assert gpu_health.toolkit_problem(lambda command: answer, "docker", str(root)) is None
+    cli = DockerCli(lambda command: answer, "docker")
+    assert gpu_health.toolkit_problem(cli, str(root)) is None
 
 
 def test_a_process_of_another_user_that_cannot_be_seen_counts(

@@ -47,6 +47,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     pulled_by_digest,
 )
 
+from tests.doubles.docker_words import absent
+
 FILES = Path(__file__).resolve().parents[2] / "roles" / "image" / "files"
 RECIPE = json.loads((FILES / "flavours/gh200/build.json").read_text(encoding="utf-8"))
 DIGEST = "sha256:" + "d" * 64
@@ -68,7 +70,7 @@ class Docker:
         for words, answer in self.answers.items():
             if line.startswith(words):
                 return answer
-        return 1, "", f"Error: No such object: {line}"
+        return absent(command)
 
 
 @pytest.fixture

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
 import pwd
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _docker_health as docker_health,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _file_systems as file_systems,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
@@ -22,8 +31,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._preflight impo
     look,
 )
 
+from tests.doubles import docker_words
+from tests.doubles.docker_daemon import INFO
+from tests.doubles.docker_words import absent
 from tests.doubles.model_folder import make_model
-from tests.doubles.nvidia_smi import Card, NvidiaSmi
+from tests.doubles.nvidia_smi import FAILURES, Card, NvidiaSmi
 
 Answer = tuple[int, str, str]
 ROOTS = ("root", "telemetry", "profiles", "models", "huggingface")
@@ -35,14 +47,19 @@ class Docker:
     """
 
     def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {"version": (0, "28.2.2\n", ""), "info": (0, "/\n", "")}
+        self.answers: dict[str, Answer] = {}
+        self.info: dict[str, Any] = {**INFO, "ServerVersion": "28.2.2"}
+        self.ran: list[str] = []
 
     def __call__(self, command: list[str]) -> Answer:
         line = " ".join(command)
-        return next(
-            (answer for words, answer in self.answers.items() if words in line),
-            (1, "", "Error: No such object"),
-        )
+        self.ran.append(" ".join([os.path.basename(command[0]), *command[1:]]))
+        for words, answer in self.answers.items():
+            if words in line:
+                return answer
+        if "docker info" in line:
+            return 0, json.dumps(self.info), ""
+        return absent(command)
 
 
 @pytest.fixture
@@ -54,6 +71,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("SUDO_USER", raising=False)
+    # What this machine lies on is not the question.
+    monkeypatch.setattr(file_systems, "mounts", lambda: [])
+    monkeypatch.setattr(docker_health, "_APPARMOR", str(tmp_path / "none"))
     return Docker()
 
 
@@ -203,7 +223,7 @@ def test_space_is_wanted_until_all_is_done(
     )
     assert look(options(tmp_path / "tree", space_gb={what: free / 2}), host).problems == []
     done = {"live": True, "metrics_ready": True}
-    monkeypatch.setattr(preflight.run_record, "describe", lambda telemetry, container: done)
+    monkeypatch.setattr(preflight.run_record, "describe", lambda *_: done)
     assert look(wanted, host).problems == []
 
 
@@ -260,7 +280,7 @@ def gpus(host: Docker, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl" or exists(path))
     # Whether this machine has the toolkit is not the question.
-    monkeypatch.setattr(gpu_health, "toolkit_problem", lambda run, docker: None)
+    monkeypatch.setattr(gpu_health, "toolkit_problem", lambda docker: None)
     # Nor are errors that its own kernel tells of.
     monkeypatch.setattr(gpu_health, "_kernel_log", lambda run, root: "")
     return GpuHost(host, NvidiaSmi())
@@ -342,7 +362,7 @@ def test_a_host_without_the_container_toolkit_lacks_it(
     monkeypatch.setattr(
         gpu_health,
         "toolkit_problem",
-        lambda run, docker: f"{os.path.basename(docker)} lacks the toolkit",
+        lambda docker: f"{os.path.basename(docker.binary)} lacks the toolkit",
     )
     found = look(options(tmp_path / "tree", gpus=True), gpus)
     assert (found.problems, found.lacking) == ([], ["docker lacks the toolkit"])
@@ -362,7 +382,7 @@ def test_an_answer_that_describes_no_gpu_is_made_up_for_by_their_names(
         "health": None,
     }
     [warning] = found.warnings
-    assert "health is not known" in warning
+    assert "health is unknown" in warning
 
 
 def test_a_broken_driver_is_told_once(host: Docker, gpus: GpuHost, tmp_path: Path) -> None:
@@ -375,22 +395,365 @@ def test_a_broken_driver_is_told_once(host: Docker, gpus: GpuHost, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("failure", FAILURES)
 def test_an_image_for_gpus_on_a_host_without_a_driver_is_refused(
-    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: Docker, gpus: GpuHost, tmp_path: Path, failure: str
 ) -> None:
-    exists = os.path.exists
-    monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/nvidiactl" and exists(path))
-    found = look(options(tmp_path / "tree", gpus=True), host)
-    assert (
-        len(found.problems) == 1
-        and "no working NVIDIA driver (/dev/nvidiactl is missing)" in found.problems[0]
-    )
-    assert "sgl_gpus to false" in found.problems[0] and found.warnings == []
-    assert found.facts["devices"] == {"count": 1, "name": "cpu", "cuda": False, "health": None}
-    assert look(options(tmp_path / "tree"), host).problems == []
-    assert look(options(tmp_path / "tree", ready_for="stop", gpus=True), host).problems == [], (
+    gpus.smi.failure = FAILURES[failure]
+    found = look(options(tmp_path / "tree", gpus=True), gpus)
+    [problem] = found.problems
+    assert "no working NVIDIA driver (nvidia-smi names no GPU: " in problem
+    assert "sgl_gpus to false" in problem and found.warnings == []
+    assert look(options(tmp_path / "tree", ready_for="stop", gpus=True), gpus).problems == [], (
         "what ends a run needs no GPU"
     )
+
+
+def test_an_image_for_gpus_on_a_host_without_nvidia_smi_is_refused(
+    host: Docker, tmp_path: Path
+) -> None:
+    (tmp_path / "bin" / "nvidia-smi").unlink()
+    found = look(options(tmp_path / "tree", gpus=True), host)
+    [problem] = found.problems
+    assert "no working NVIDIA driver (there is no nvidia-smi on the PATH)" in problem
+    assert found.facts["devices"] == {"count": 1, "name": "cpu", "cuda": False, "health": None}
+    assert look(options(tmp_path / "tree"), host).problems == []
+
+
+@pytest.fixture
+def unopened(gpus: GpuHost, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
+    """A host on which nobody has used the driver yet, so that it has no device files."""
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/nvidiactl" and exists(path))
+    return gpus
+
+
+def test_a_freshly_started_host_is_asked_for_its_gpus(unopened: GpuHost, tmp_path: Path) -> None:
+    """nvidia-smi makes the device files itself."""
+    found = look(options(tmp_path / "tree", gpus=True), unopened)
+    assert (found.problems, found.warnings) == ([], [])
+    assert found.facts["devices"]["health"]["gpus"][0]["name"] == "NVIDIA H200"
+    unopened.smi.cards = [Card(mig="Enabled")]
+    assert "MIG" in look(options(tmp_path / "tree", gpus=True), unopened).problems[0]
+
+
+def test_a_driver_that_nobody_needs_is_not_started(unopened: GpuHost, tmp_path: Path) -> None:
+    for wanted in (options(tmp_path / "t"), options(tmp_path / "t", ready_for="stop", gpus=True)):
+        found = look(wanted, unopened)
+        assert found.problems == [] and found.facts["devices"]["name"] == "cpu"
+    assert [line for line in unopened.ran if line.startswith("nvidia-smi")] == []
+
+
+@pytest.mark.parametrize(
+    "garble",
+    [
+        lambda text: text.replace("NVIDIA H200", "NVIDIA\x00 H200"),
+        lambda text: text.replace("<vbios_version>", "<vbios_version"),
+        lambda text: text[: text.rindex("<processes>")],
+        lambda text: text.replace("</uuid>", ""),
+        lambda text: text.replace("product_name>", ">"),
+    ],
+)
+def test_a_damaged_description_costs_no_refusal(
+    gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, garble: Any
+) -> None:
+    gpus.smi.cards = [Card(mig="Enabled")]
+    gpus.smi.driver, gpus.smi.cuda = "550.163.01", "12.4"
+    whole = gpus.smi.xml()
+    monkeypatch.setattr(NvidiaSmi, "xml", lambda self: garble(whole))
+    monkeypatch.setattr(gpu_health, "toolkit_problem", lambda docker: "lacks the toolkit")
+    found = look(options(tmp_path / "tree", gpus=True, image_cuda="13.0"), gpus)
+    assert len(found.problems) == 2 and found.lacking == ["lacks the toolkit"]
+    assert "MIG" in found.problems[0] and "too old for the image" in found.problems[1]
+    assert any("is damaged" in warning for warning in found.warnings)
+    assert (found.facts["devices"]["count"], found.facts["devices"]["name"]) == (1, "NVIDIA H200")
+
+
+# --- Docker ---------------------------------------------------------------------------------------
+
+
+def test_a_converged_run_asks_docker_twice_and_nvidia_smi_once(
+    gpus: GpuHost, tmp_path: Path
+) -> None:
+    gpus.docker.answers = {
+        "container inspect": container(running=True),
+        "image inspect": image("13.0.1"),
+    }
+    look(options(tmp_path / "tree", gpus=True), gpus)
+    assert gpus.ran == [
+        "nvidia-smi -q -x",
+        "docker container inspect sglang-dev",
+        "docker image inspect sglang-dev:local",
+    ]
+
+
+def test_a_bare_host_is_asked_for_everything_in_three_calls(gpus: GpuHost, tmp_path: Path) -> None:
+    look(options(tmp_path / "tree", gpus=True), gpus)
+    assert gpus.ran == [
+        "nvidia-smi -q -x",
+        "docker container inspect sglang-dev",
+        "docker image inspect sglang-dev:local",
+        "docker info --format {{json .}}",
+    ]
+
+
+@pytest.mark.parametrize("release", docker_words.SILENT)
+@pytest.mark.parametrize("wanted", ["stop", "smoke", "start", "prep"])
+def test_a_silent_daemon_is_told_once_and_nothing_is_taken_for_missing(
+    host: Docker, tmp_path: Path, release: str, wanted: str
+) -> None:
+    words, remedy = docker_words.SILENT[release]
+    host.answers = {"docker": (1, "[]\n", words)}
+    found = look(options(tmp_path / "tree", ready_for=wanted, space_gb={"docker": 1e9}), host)
+    [lacking] = found.lacking
+    assert remedy in lacking
+    assert found.facts["docker"] == {"available": False, "version": None, "problem": lacking}
+    assert len([line for line in host.ran if line.startswith("docker")]) == 1
+    assert not any("GB free" in problem for problem in found.problems)
+
+
+def test_a_part_that_docker_does_not_say_costs_that_part(host: Docker, tmp_path: Path) -> None:
+    host.answers = {"container inspect": (0, "[{}]", ""), "image inspect": image("13.0.1")}
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = {"prometheus": holder.getsockname()[1]}
+        found = look(options(tmp_path / "tree", ports=port), host)
+    assert found.facts["image"]["id"] == "sha256:1" and found.facts["docker"]["available"]
+    [lacking] = found.lacking
+    assert "no valid Id" in lacking
+    assert found.problems == [], "who holds a port is unknown without the container"
+    host.answers = {"container inspect": container(running=True), "image inspect": (0, "?", "")}
+    found = look(options(tmp_path / "tree", space_gb={"docker": 1e9}), host)
+    assert found.facts["container"]["running"] is True
+    assert len(found.lacking) == 1 and found.problems == []
+
+
+def test_info_that_cannot_be_read_costs_what_it_would_tell(host: Docker, tmp_path: Path) -> None:
+    host.answers = {" info --format": (0, "Client: Docker Engine - Community\n", "")}
+    found = look(options(tmp_path / "tree", space_gb={"docker": 1e9}), host)
+    assert found.problems == found.lacking == []
+    assert "`docker info` does not describe the daemon" in found.warnings[0]
+    assert found.facts["docker"] == {"available": True, "version": None, "problem": None}
+
+
+SNAP = "/var/snap/docker/common/var-lib-docker"
+
+
+@pytest.mark.parametrize(
+    ("info", "problem", "warning"),
+    [
+        ({"SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"]}, "rootless", None),
+        ({"SecurityOptions": ["name=apparmor", "name=userns"]}, "userns-remap", None),
+        ({"OperatingSystem": "Docker Desktop"}, "Docker Desktop's", None),
+        ({"DockerRootDir": SNAP}, "`snap remove docker`", None),
+        ({"Driver": "vfs"}, None, "storage driver is vfs"),
+        ({"DriverStatus": [["Backing Filesystem", "nfs"]]}, None, "local disk"),
+        ({"Name": "gpu7"}, None, "the Docker daemon runs on gpu7"),
+        # A field that is missing, or of another type, costs itself.
+        ({"SecurityOptions": None, "Driver": "vfs"}, None, "storage driver is vfs"),
+        ({"SecurityOptions": "name=rootless", "Driver": "vfs"}, None, "storage driver is vfs"),
+        ({"DriverStatus": {"a": 1}, "SecurityOptions": [1, "name=rootless"]}, "rootless", None),
+        ({"DockerRootDir": 7, "Driver": ["vfs"], "Name": {}}, None, None),
+        ({"Name": platform.node(), "SecurityOptions": ["name=apparmor"]}, None, None),
+    ],
+)
+def test_what_a_daemon_says_of_itself_is_judged_before_anything_is_built(
+    host: Docker, tmp_path: Path, info: dict[str, Any], problem: str | None, warning: str | None
+) -> None:
+    host.info.update(info)
+    found = look(options(tmp_path / "tree"), host)
+    for said, words in ((found.problems, problem), (found.warnings, warning)):
+        assert len(said) == (words is not None)
+        assert words is None or (words in said[0] and len(said[0]) < 400)
+    host.answers = {
+        "container inspect": container(running=True),
+        "image inspect": image("13.0.1"),
+    }
+    assert look(options(tmp_path / "tree"), host).problems == [], "a running container shows it"
+
+
+def test_the_snap_reaches_folders_in_home(host: Docker, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = docker_health.judge({"DockerRootDir": SNAP}, ["/home/u/a", "/home/u/b"])
+    assert verdict.problems == [] and "neither hidden folders" in verdict.warnings[0]
+    verdict = docker_health.judge({"DockerRootDir": SNAP}, ["/home/u/a", "/srv/b"])
+    assert "such as /srv/b" in verdict.problems[0]
+
+
+def test_apparmor_without_its_parser_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "enabled").write_text("Y\n")
+    parser = tmp_path / "apparmor_parser"
+    monkeypatch.setattr(docker_health, "_APPARMOR", str(tmp_path / "enabled"))
+    monkeypatch.setattr(docker_health, "_APPARMOR_PARSERS", (str(parser),))
+    assert "`apt-get install apparmor`" in docker_health.judge({}, []).warnings[0]
+    parser.touch()
+    assert docker_health.judge({}, []).warnings == []
+
+
+def test_images_of_containerd_are_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_health, "_CONTAINERD", str(tmp_path))
+    store = {"DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    root = {"DockerRootDir": str(tmp_path / "docker")}
+    assert docker_health.image_folder(root) == str(tmp_path / "docker")
+    assert docker_health.image_folder({**root, **store}) == str(tmp_path)
+    (tmp_path / "docker" / "containerd" / "daemon").mkdir(parents=True)
+    own = str(tmp_path / "docker" / "containerd" / "daemon")
+    assert docker_health.image_folder({**root, **store}) == own
+    for nowhere in ({}, {"DockerRootDir": None}, {"DockerRootDir": ""}):
+        assert docker_health.image_folder(nowhere) is None
+
+
+# --- file systems ---------------------------------------------------------------------------------
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
+    """Have the look at file systems ask these functions in place of the operating system's."""
+    monkeypatch.setattr(file_systems, "os", SimpleNamespace(**{**vars(os), **functions}))
+
+
+def statvfs(**given: int) -> Any:
+    fields = {"f_bavail": 10**9, "f_frsize": 4096, "f_files": 10**7, "f_favail": 10**6}
+    return SimpleNamespace(**{**fields, "f_flag": 0, **given})
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem", "warning"),
+    [
+        (statvfs(), None, None),
+        (statvfs(f_flag=os.ST_RDONLY), "mounted read-only", None),
+        (statvfs(f_favail=0), "with 0 inodes left (`df -i`)", None),
+        (statvfs(f_favail=9_999), "with 9999 inodes left", None),
+        # btrfs, and NFS of such a server, make inodes as they need them.
+        (statvfs(f_files=0, f_favail=0), None, None),
+        (statvfs(f_bavail=0), "has 0.0 GB free", None),
+        (OSError(errno.EIO, "Input/output error"), None, "is unknown (Input/output error)"),
+        (OSError(errno.ESTALE, "Stale file handle"), None, "is unknown (Stale file handle)"),
+        (OSError(errno.EACCES, "Permission denied"), None, "is unknown (Permission denied)"),
+    ],
+)
+def test_what_a_file_system_does_not_allow_or_say_is_told(
+    host: Docker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Any,
+    problem: str | None,
+    warning: str | None,
+) -> None:
+    def ask(path: str) -> Any:
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    host.answers["image inspect"] = image("13.0.1")
+    answering(monkeypatch, statvfs=ask)
+    found = look(options(tmp_path / "tree", space_gb={"telemetry": 1}), host)
+    assert [problem is not None, True] == [
+        len(found.problems) == 1,
+        problem is None or problem in found.problems[0],
+    ]
+    assert all(warning is not None and warning in said for said in found.warnings)
+    assert len(found.warnings) == (0 if warning is None else 2)
+
+
+def test_a_folder_that_cannot_be_seen_is_not_taken_for_the_one_above(
+    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = str(tmp_path / "stale")
+
+    def stat(path: str) -> os.stat_result:
+        if path.startswith(stale):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return os.stat(path)
+
+    answering(monkeypatch, stat=stat)
+    host.answers["image inspect"] = image("13.0.1")
+    roots = {**dict.fromkeys(ROOTS), "root": str(tmp_path), "telemetry": f"{stale}/telemetry"}
+    found = look(options(tmp_path, roots=roots), host)
+    assert any(f"{stale}/telemetry is unknown (Stale" in said for said in found.warnings)
+
+
+MOUNTS = """22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p1 rw,discard
+40 22 0:33 / /home rw,relatime shared:20 - nfs4 filer:/home rw,vers=4.2,sec=sys
+41 22 0:34 / /krb rw - nfs4 filer:/krb rw,vers=4.2,sec=krb5p
+42 22 0:35 / /mnt/my\\040disk rw,nosuid - fuse.sshfs u@h:/ rw,user_id=1000,group_id=1000
+43 22 0:36 / /mnt/open rw,nosuid - fuse.sshfs u@h:/ rw,user_id=1000,allow_other
+44 22 8:1 / /mnt/ntfs rw - fuseblk /dev/sda1 rw,user_id=0,group_id=0
+45 22 0:37 / /home/local rw - ext4 /dev/sdb rw
+a line of another kernel
+46 22 0:38 / /over rw - nfs filer:/a rw
+47 22 0:39 / /over rw - ext4 /dev/sdc rw
+"""
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> list[file_systems.Mount]:
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+    return file_systems.mounts(str(tmp_path / "mountinfo"))
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "said"),
+    [
+        ("/home/u/sglang-observability/models", 0o700, "/home/u may not enter, mode 0700"),
+        ("/home/u/sglang-observability/models", 0o750, "/home/u may not enter, mode 0750"),
+        ("/home/u/sglang-observability/models", 0o711, None),
+        ("/home/u/sglang-observability/models", 0o755, None),
+        ("/home/local/u/models", 0o700, None),
+        ("/var/lib/models", 0o700, None),
+        ("/over/u/models", 0o700, None),
+        ("/krb/u/models", 0o755, "/krb may not enter, Kerberos"),
+        ("/mnt/my disk/models", 0o755, "/mnt/my disk cannot enter, for one user alone"),
+        ("/mnt/open/u/models", 0o700, None),
+        ("/mnt/ntfs/u/models", 0o700, None),
+    ],
+)
+def test_folders_that_are_closed_to_dockers_root(
+    mounts: list[file_systems.Mount],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    mode: int,
+    said: str | None,
+) -> None:
+    homes = ("/home/u", "/home/local/u", "/over/u", "/mnt/open/u", "/mnt/ntfs/u", "/krb/u")
+
+    def stat(folder: str) -> Any:
+        return SimpleNamespace(st_mode=0o40000 | (mode if folder in homes else 0o755))
+
+    answering(monkeypatch, stat=stat, geteuid=lambda: 1000)
+    found = list(file_systems.closed_to_root([path, f"{path}/x"], mounts))
+    if said is None:
+        assert found == []
+        return
+    [(folder, reason, certain)] = found
+    assert said.startswith(f"{folder} {'cannot' if certain else 'may not'} enter")
+    assert said.rpartition(", ")[2] in reason
+
+
+def test_root_tries_whether_a_network_folder_lets_it_in(
+    mounts: list[file_systems.Mount], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(monkeypatch, geteuid=lambda: 0, access=lambda folder, how: folder != "/home/u")
+    [(folder, reason, certain)] = file_systems.closed_to_root(["/home/u/models"], mounts)
+    assert (folder, certain) == ("/home/u", True) and "closed to root" in reason
+    answering(monkeypatch, geteuid=lambda: 0, access=lambda folder, how: True)
+    assert list(file_systems.closed_to_root(["/home/u/models"], mounts)) == []
+
+
+def test_a_home_that_is_closed_to_docker_is_told_before_anything_is_built(
+    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = [("/home/u", "is on nfs4 with mode 0700", False), ("/x", "is on fuse.sshfs", True)]
+    monkeypatch.setattr(file_systems, "closed_to_root", lambda paths, known: closed)
+    found = look(options(tmp_path / "tree"), host)
+    assert "may not enter /home/u, which is on nfs4" in found.warnings[0]
+    assert "cannot enter /x, which is on fuse.sshfs: set sgl_root" in found.problems[0]
+
+
+# --- image and model ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", ["start", "prep"])

@@ -279,6 +279,13 @@ def test_no_container_another_or_a_stopped_one(records: Records) -> None:
     assert "earlier container" in str(why_not(records, records.container(id="f" * 64)))
 
 
+def test_a_container_that_docker_says_nothing_of_is_not_called_missing(records: Records) -> None:
+    found = run_record.describe(str(records.telemetry), None, "no daemon answers")
+    assert found["live"] is found["metrics_ready"] is False
+    assert found["run_id"] == records.run_id
+    assert found["reason"] == "whether container sglang-dev runs is unknown: no daemon answers"
+
+
 @pytest.mark.parametrize(
     ("file", "lock", "words"),
     [("server.json", "serving", "server stop"), ("smokes", "smoke", "smoke status")],

@@ -15,6 +15,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work im
     ShareError,
 )
 
+from tests.doubles import docker_words
+
 REQUEST = {"model": "/m", "stages": {"inductor": "ensure"}}
 ITEM = {"kind": "caches", "name": "inductor-1", "image": None, "request": REQUEST}
 REFERENCE = "registry.example/team/caches:inductor-1"
@@ -95,6 +97,10 @@ LOGIN = "no permission: `docker login` on this host"
             "docker-credential-x",
         ),
         ("no space left on device", "no space left on device"),
+        # "not found", and not of what was asked for.
+        ("error getting credentials: docker-credential-pass not found", "docker-credential-pass"),
+        ("plugin registry-mirror not found", "registry-mirror"),
+        ("failed to register layer: exec: zstd: executable not found", "zstd"),
     ],
 )
 def test_a_registry_that_cannot_be_used_is_told_with_the_remedy(
@@ -114,6 +120,18 @@ def test_a_registry_that_cannot_be_used_is_told_with_the_remedy(
             and REFERENCE in str(failed.value)
         )
         assert "systemctl start docker" not in str(failed.value), "it is the registry, not Docker"
+
+
+@pytest.mark.parametrize("release", docker_words.SILENT)
+def test_a_docker_that_does_not_answer_is_not_called_a_registry(release: str) -> None:
+    words, remedy = docker_words.SILENT[release]
+    for step in (
+        lambda: saying(words).look(REFERENCE),
+        lambda: saying(words).fetch(ITEM, REFERENCE, "/none"),
+    ):
+        with pytest.raises(ShareError) as failed:
+            step()
+        assert remedy in str(failed.value) and "the registry does not" not in str(failed.value)
 
 
 IMAGE = {"kind": "image", "name": "image-1", "image": "sglang-dev:local", "request": None}

@@ -1,0 +1,92 @@
+"""The module sgl_manifest where Docker cannot say whether the container runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    DockerMissing,
+    DockerSilent,
+)
+from ansible_collections.slice_bench.sglang.plugins.modules.sgl_manifest import ManifestModule
+
+from tests.doubles import docker_words
+from tests.doubles.docker_words import absent
+from tests.doubles.nvidia_smi import Answer
+
+
+@pytest.fixture
+def telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A telemetry folder with the pointer of some run, on a host with a docker client."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "docker").write_text("#!/bin/false\n")
+    (tmp_path / "bin" / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "telemetry").mkdir()
+    (tmp_path / "telemetry" / places.POINTER).write_text("CONTAINER_RUN_META_JSON_HOST=/x.json\n")
+    return tmp_path / "telemetry"
+
+
+def manifest(
+    telemetry: Path, state: str, answer: Answer | None, check_mode: bool = False
+) -> ManifestModule:
+    """The module with a docker that answers so when it is asked for the container."""
+
+    def run(command: list[str]) -> Answer:
+        return absent(command) if answer is None or "inspect" not in command else answer
+
+    params: dict[str, Any] = {
+        "telemetry_root": str(telemetry),
+        "container": "box",
+        "state": state,
+        "timeout": 0,
+    }
+    module = SimpleNamespace(params=params, check_mode=check_mode, run_command=run)
+    return ManifestModule(cast(AnsibleModule, module))
+
+
+@pytest.mark.parametrize("release", docker_words.SILENT)
+def test_a_pointer_stays_where_docker_does_not_answer(telemetry: Path, release: str) -> None:
+    words, remedy = docker_words.SILENT[release]
+    for state in ("absent", "live"):
+        with pytest.raises(DockerSilent) as refusal:
+            getattr(manifest(telemetry, state, (1, "[]\n", words)), state)()
+        assert remedy in str(refusal.value)
+    assert (telemetry / places.POINTER).exists()
+
+
+@pytest.mark.parametrize("release", docker_words.SILENT)
+def test_a_dry_run_says_that_nothing_is_known(telemetry: Path, release: str) -> None:
+    words, _remedy = docker_words.SILENT[release]
+    for state in ("absent", "live"):
+        result = getattr(manifest(telemetry, state, (1, "", words), check_mode=True), state)()
+        assert result["changed"] is result["live"] is False
+    assert (telemetry / places.POINTER).exists()
+
+
+def test_without_a_pointer_docker_need_not_answer(telemetry: Path) -> None:
+    (telemetry / places.POINTER).unlink()
+    words, _remedy = docker_words.SILENT["29, no socket"]
+    assert manifest(telemetry, "absent", (1, "", words)).absent()["changed"] is False
+
+
+@pytest.mark.parametrize("release", docker_words.CONTAINER)
+def test_the_pointer_of_a_container_that_is_gone_is_removed(telemetry: Path, release: str) -> None:
+    gone = manifest(telemetry, "absent", (1, "[]\n", docker_words.CONTAINER[release]))
+    assert gone.absent()["changed"] is True
+    assert not (telemetry / places.POINTER).exists()
+
+
+def test_the_pointer_of_a_host_without_docker_is_removed(
+    telemetry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/none")
+    with pytest.raises(DockerMissing):
+        manifest(telemetry, "live", None).live()
+    assert manifest(telemetry, "absent", None).absent()["changed"] is True
+    assert not (telemetry / places.POINTER).exists()
