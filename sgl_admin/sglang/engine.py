@@ -11,6 +11,7 @@ from sgl_admin.sglang import (
     metrics,
     packages,
     releases,
+    split,
     tracing,
 )
 from sgl_admin.sglang.moe_configs import MoeConfigs
@@ -30,6 +31,7 @@ class SGLang:
     port = staticmethod(command_line.port)
     gpu_environment = staticmethod(command_line.gpu_environment)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
+    experts_split = staticmethod(split.split)
     choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)
 

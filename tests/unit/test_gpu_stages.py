@@ -34,6 +34,7 @@ from sgl_admin.serving import benchmark_server, server
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import STAGES, moe_tune
 from tests.contract import validators
+from tests.unit.model_files import write_model
 
 # It starts processes, and mostly waits for them.
 pytestmark = pytest.mark.slow
@@ -121,8 +122,7 @@ class World:
         )
 
     def config(self, config: dict[str, Any]) -> None:
-        self.model.mkdir(exist_ok=True)
-        (self.model / "config.json").write_text(json.dumps(config))
+        write_model(self.model, config)
 
     def install(self, site: Path) -> None:
         """Have this folder's SGLang be the installed one, for this process and the server's."""
