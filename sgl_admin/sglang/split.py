@@ -10,8 +10,8 @@ from __future__ import annotations
 from sgl_admin.base.engine import Split
 from sgl_admin.contract.model.arguments import flag_value
 
-_TP = ("--tensor-parallel-size", "--tp-size", "--tp")
-_EP = ("--expert-parallel-size", "--ep-size", "--ep")
+_TP = ("--tensor-parallel-size", "--tp", "--tp-size")
+_EP = ("--expert-parallel-size", "--ep", "--ep-size")
 _DP = ("--moe-data-parallel-size", "--moe-dp-size")
 _REDUNDANT = "--ep-num-redundant-experts"
 _DISPATCH, _RUNNER = "--moe-a2a-backend", "--moe-runner-backend"
@@ -35,7 +35,7 @@ def split(arguments: tuple[str, ...], tp: int) -> Split:
     if tp % (ranks * copies):
         return Split(
             reason=f"the {tp} GPUs cannot be divided among {ranks} parts of the experts"
-            f" ({_EP[1]}) with {copies} copies of each ({_DP[1]})"
+            f" ({_EP[-1]}) with {copies} copies of each ({_DP[-1]})"
         )
     return Split(ranks, tp // (ranks * copies), redundant)
 
