@@ -51,7 +51,7 @@ _UNFINISHED = (".incomplete", ".part", ".aria2", ".crdownload")
 _DOWNLOADS = (".cache/huggingface/download", "../../blobs")
 # PyTorch's files are ZIP archives, whose end has this mark at most a comment before the last byte.
 _ZIP_START, _ZIP_END, _ZIP_TAIL = b"PK\x03\x04", b"PK\x05\x06", 22 + 65535
-_LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d{1,6})\.")
+_LAYER = re.compile(r"^model\.(?:language_model\.)?layers\.(\d{1,6})\.", re.MULTILINE)
 
 
 if TYPE_CHECKING:
@@ -121,12 +121,16 @@ def _tensors(path: str, index: dict[str, Any]) -> dict[str, set[str]]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{path_line(path)} has no weight_map that names the shards: {AGAIN}")
     files: dict[str, set[str]] = {}
+    # A large model has 150,000 tensors in a hundred files.
     for tensor, name in weight_map.items():
+        if isinstance(name, str) and name in files:
+            files[name].add(tensor)
+            continue
         if not isinstance(name, str) or not _is_file_name(name):
             raise ModelError(
                 f"{path_line(path)} names {brief(name)} as the file of {brief(tensor)}: {AGAIN}"
             )
-        files.setdefault(name, set()).add(tensor)
+        files[name] = {tensor}
     for name in files:
         if os.path.isabs(name) or ".." in name.split("/"):
             raise ModelError(
@@ -285,7 +289,7 @@ def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not _is_place(offsets):
             return None, "its header gives a tensor no place"
-        end = max(end, *offsets)
+        end = max(end, offsets[1])
     expected = 8 + length + end
     if size < expected:
         return tensors, f"cut off: {size} of {expected} bytes"
@@ -295,12 +299,10 @@ def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _is_place(offsets: Any) -> TypeGuard[list[int]]:
-    return (
-        isinstance(offsets, list)
-        and len(offsets) == 2
-        and all(type(number) is int for number in offsets)
-        and 0 <= offsets[0] <= offsets[1] < 1 << 63
-    )
+    if type(offsets) is not list or len(offsets) != 2:
+        return False
+    start, end = offsets
+    return type(start) is int and type(end) is int and 0 <= start <= end < 1 << 63
 
 
 def _pytorch_problem(path: str, size: int) -> str | None:
@@ -431,7 +433,7 @@ def unfinished(folder: str) -> str | None:
 
 
 def _layers(tensors: Iterable[str]) -> set[int]:
-    return {int(match[1]) for tensor in tensors if (match := _LAYER.match(tensor))}
+    return set(map(int, set(_LAYER.findall("\n".join(tensors)))))
 
 
 def _missing_layers(layers: set[int], config: dict[str, Any]) -> str | None:
