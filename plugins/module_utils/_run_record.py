@@ -60,8 +60,15 @@ class RunRecord:
 
     @property
     def metrics_ready(self) -> bool:
-        """telemetry_probe.ok of the latest prep of this run."""
-        return self.prep_result is not None and self.prep_result["telemetry_probe"]["ok"] is True
+        """Whether the latest prep of this run recorded the proof of its own server. `sgl-admin
+        ready` says whether it still holds.
+        """
+        if self.prep_result is None:
+            return False
+        proof, server = self.prep_result["telemetry_probe"], self.prep_result["run"].get("server")
+        # Releases before 1.1 name no server in either.
+        proven = server.get("identity") if isinstance(server, dict) else None
+        return proof["ok"] is True and proof.get("server") == proven
 
 
 def read(telemetry_root: str) -> RunRecord | None:

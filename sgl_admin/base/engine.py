@@ -6,6 +6,7 @@ a folder that holds all that is the engine's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,8 +207,13 @@ class Engine(Protocol):
     def prompt_tokens_total(self, metrics: str) -> float:
         """All prompt tokens so far, by the server's metrics page. Raises ValueError."""
 
-    def prompt_tokens_query(self, run_id: str) -> str:
-        """The same counter, as Prometheus' series of a run."""
+    def total(self, series: Iterable[tuple[Mapping[str, str], float]]) -> float:
+        """The count of Prometheus' series of that counter, by labels and value: no label makes the
+        same tokens count twice.
+        """
+
+    def prompt_tokens_query(self, run_id: str, address: str) -> str:
+        """The same counter, as Prometheus' series of a run's server at an address (host:port)."""
 
     def error_type(self, log_tail: list[str]) -> str:
         """What a server died of while starting, by the last lines of its log."""

@@ -1,42 +1,122 @@
-"""Who holds a port. The network is the host's, so it may be a process that this container cannot
-see.
+"""Who listens on a port. The network is the host's, so it may be a process that this container
+cannot see.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _LISTEN = "0A"
+_ANY = frozenset({"0" * 8, "0" * 32})
+_MAPPED = "0000000000000000FFFF0000"
+
+
+@dataclass(frozen=True)
+class _Listener:
+    # In hexadecimal, as the kernel's tables write it.
+    address: str
+    inode: str
+    uid: str
+
+    @property
+    def link(self) -> str:
+        """As a descriptor's link in /proc names it."""
+        return f"socket:[{self.inode}]"
 
 
 def holder(port: int) -> str:
     """The process of this container that listens on `port`, or else what the kernel tells of
     another one: its user.
     """
+    for listener in _listeners(port):
+        for pid in _pids():
+            if listener.link in _descriptors(pid):
+                return f"{_name(pid)} (pid {pid} in this container)"
+        return f"a process of uid {listener.uid} outside this container"
+    return "a process that cannot be seen from here"
+
+
+def held_by_group(host: str, port: int, group: int) -> bool | None:
+    """Whether whoever answers at an IP address and port is of this process group, or of the
+    session that it leads; None where nobody does.
+    """
+    return _held(host, port, lambda pid: _is_of(pid, group))
+
+
+def held_here(host: str, port: int) -> bool | None:
+    """Whether whoever answers at an IP address and port is a process that can be seen from here:
+    in a container, one of its own. None where nobody does.
+    """
+    return _held(host, port, lambda pid: True)
+
+
+def _held(host: str, port: int, counts: Callable[[int], bool]) -> bool | None:
+    """Several sockets may share a port: all of them have to be held by processes that count."""
+    wanted = {listener.link for listener in _answering(host, port)}
+    if not wanted:
+        return None
+    held = {link for pid in _pids() if counts(pid) for link in wanted & _descriptors(pid)}
+    return held == wanted
+
+
+def _answering(host: str, port: int) -> list[_Listener]:
+    """The kernel takes a socket of this very address before one of all addresses."""
+    found = list(_listeners(port))
+    exact = _in_table(host)
+    return [one for one in found if one.address in exact] or [
+        one for one in found if one.address in _ANY
+    ]
+
+
+def _in_table(host: str) -> set[str]:
+    """How the kernel's tables write an address: each 32 bits in the machine's own order."""
+    packed = ipaddress.ip_address(host).packed
+    words = [packed[start : start + 4] for start in range(0, len(packed), 4)]
+    text = "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
+    return {text, _MAPPED + text} if len(words) == 1 else {text}
+
+
+def _listeners(port: int) -> Iterator[_Listener]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
         except OSError:
             continue
         for fields in map(str.split, lines):
-            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                return (
-                    _process_with(f"socket:[{fields[9]}]")
-                    or f"a process of uid {fields[7]} outside this container"
-                )
-    return "a process that cannot be seen from here"
+            address, _, number = fields[1].rpartition(":")
+            if fields[3] == _LISTEN and int(number, 16) == port:
+                yield _Listener(address, fields[9], fields[7])
 
 
-def _process_with(link: str) -> str | None:
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            if any(os.readlink(entry) == link for entry in folder.iterdir()):
-                return (
-                    f"{(folder.parent / 'comm').read_text().strip()} (pid {folder.parent.name} in"
-                    " this container)"
-                )
-        except OSError:
-            # It has ended meanwhile.
-            continue
-    return None
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _descriptors(pid: int) -> set[str]:
+    """What a process has open, as links; none where it ended meanwhile or is another user's."""
+    links = set()
+    try:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            links.add(os.readlink(entry.path))
+    except OSError:
+        pass
+    return links
+
+
+def _is_of(pid: int, group: int) -> bool:
+    try:
+        return group in (os.getpgid(pid), os.getsid(pid))
+    except OSError:
+        return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return "a process"

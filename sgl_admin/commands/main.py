@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from sgl_admin import __version__
 from sgl_admin.base import clock, detached, files, locks, paths
 from sgl_admin.base.errors import Refused
-from sgl_admin.commands import argument_types
+from sgl_admin.commands import argument_types, ready
 from sgl_admin.commands import request as request_cli
 from sgl_admin.commands import server as server_cli
 from sgl_admin.commands import share as share_cli
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(handler=_inspect)
     inspect.add_argument("--json", action="store_true", help="print it as JSON")
     _add_status(commands)
+    ready.register(commands)
     server_cli.register(commands)
     smoke_cli.register(commands)
 

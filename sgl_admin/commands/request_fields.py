@@ -109,7 +109,10 @@ def _text(value: Any) -> str:
 
 
 def _folder(value: Any) -> str:
-    return _text(value).rstrip("/")
+    folder = _text(value)
+    if not folder.strip():
+        raise ValueError("no folder is named")
+    return folder.rstrip("/") or "/"
 
 
 def _positive(value: Any) -> int:

@@ -30,8 +30,8 @@ def register(commands: Any) -> None:
         "start",
         help="start it, detached, where it does not run, and wait until it is healthy",
         epilog=(
-            "Its command and environment are those of the run's latest prep: what the caches are"
-            " warm for."
+            "Its command and environment are those of the run's latest prep, or of the one that"
+            " --identity names: what the caches are warm for."
         ),
     )
     start.set_defaults(handler=_start)
@@ -41,6 +41,11 @@ def register(commands: Any) -> None:
         default=1800.0,
         metavar="S",
         help="to become healthy (default: %(default)s)",
+    )
+    start.add_argument(
+        "--identity",
+        metavar="DIGEST",
+        help="an earlier prepared server of this run, by run.server.identity of its prep_result",
     )
     start.add_argument("--detach", action="store_true", help="return as soon as it is started")
     start.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
@@ -67,7 +72,7 @@ def register(commands: Any) -> None:
 
 def _start(arguments: argparse.Namespace) -> int:
     live = run.live()
-    wanted = benchmark_server.prepared(live)
+    wanted = benchmark_server.prepared(live, arguments.identity)
     if arguments.dry_run:
         words = [*(f"{key}={value}" for key, value in wanted.env.items()), *wanted.argv]
         print(

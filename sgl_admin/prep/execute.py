@@ -33,15 +33,17 @@ _LOCK_TIMEOUT_S = 3600.0
 
 
 def confirm_proof(plan: Plan) -> Plan:
-    """The plan after asking Prometheus whether it still answers for the recorded proof; where it
-    does not, the proof is made again.
+    """The plan after asking Prometheus whether it stands by the recorded proof; where it does not,
+    the proof is made again.
     """
-    if plan.probe_wanted or plan.request.probe == "never" or probe.answers(plan.prometheus_url):
+    if plan.probe_wanted or plan.standing_proof is None:
         return plan
-    return replace(plan, probe_wanted=True).with_warning(
-        f"Prometheus at {plan.prometheus_url} does not answer: the proof of before does not count,"
-        " and is made anew"
-    )
+    problem = probe.lost(plan.prometheus_url, plan.standing_proof)
+    if problem is None:
+        return plan
+    if plan.request.probe == "never":
+        return replace(plan, standing_proof=None)
+    return replace(plan, probe_wanted=True).with_warning(f"{problem}: the proof is made again")
 
 
 def set_aside(plan: Plan, warnings: list[str]) -> None:
@@ -110,7 +112,7 @@ class Execution(Interruptible):
             self._warnings,
         )
         document = result.aggregate(self.plan, outcome)
-        result.write(self.plan.run, document)
+        result.write(self.plan, document)
         exit_code = outcome.exit_code(self.plan.probe_wanted)
         self._end_job(outcome.status, exit_code)
         return document, exit_code
@@ -208,14 +210,20 @@ class Execution(Interruptible):
     # --- proof and server
 
     def _proof(self) -> Record:
-        plan, prep_id = self.plan, self.job.record["prep_id"]
-        if plan.probe_wanted:
-            return {**self._make_proof(), "prep_id": prep_id}
-        if plan.standing_proof is not None:
+        plan = self.plan
+        if not plan.probe_wanted and plan.standing_proof is not None:
             return plan.standing_proof
-        reason = "no proof was asked for (--probe never)"
-        unproven = probe.unproven(plan.run.run_id, plan.prometheus_url, reason)
-        return {**unproven, "prep_id": prep_id}
+        if plan.probe_wanted:
+            proof = self._make_proof()
+        else:
+            reason = "no proof was asked for (--probe never)"
+            proof = probe.unproven(*self._asked, reason)
+        return {**proof, "server": plan.server, "prep_id": self.job.record["prep_id"]}
+
+    @property
+    def _asked(self) -> tuple[str, str, str]:
+        """Of which run, which Prometheus is asked, and for the server of which address."""
+        return self.plan.run.run_id, self.plan.prometheus_url, self.plan.server_address
 
     def _make_proof(self) -> Record:
         plan = self.plan
@@ -230,7 +238,7 @@ class Execution(Interruptible):
                 )
         except (StageFailure, OSError) as error:
             self._interrupted = self._interrupted or isinstance(error, Interrupted)
-            return probe.failure(plan.run.run_id, plan.prometheus_url, as_stage_failure(error))
+            return probe.failure(*self._asked, as_stage_failure(error))
 
     def _close_server(self) -> str | None:
         try:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sgl_admin.base import files, paths
-from sgl_admin.base.engine import Release
+from sgl_admin.base.engine import HOST, Release
 from sgl_admin.base.errors import Refused
 from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.facts import devices, gpu_fit, model
 from sgl_admin.facts.devices import Devices
 from sgl_admin.moe import config_files
-from sgl_admin.records import caches
+from sgl_admin.records import caches, prepared, served
 from sgl_admin.records.caches import SignatureRecord, dead_owner
 from sgl_admin.records.request import Request
 from sgl_admin.records.run import Run
@@ -85,7 +85,9 @@ class Plan:
     # Its server and its callbacks are those of the execution.
     context: Context
     decisions: tuple[Decision, ...]
-    # The proof that an earlier prep of this run recorded.
+    # Which server this is a plan for (records/served.py).
+    server: str
+    # The proof of this server that an earlier prep of this run recorded.
     standing_proof: dict[str, Any] | None
     probe_wanted: bool
     unreadable: tuple[UnreadableRecord, ...] = ()
@@ -108,9 +110,11 @@ class Plan:
 
     @property
     def server_argv(self) -> list[str]:
-        request = self.request
-        arguments = list(self.context.arguments)
-        return ENGINE.command(request.model, request.tp, request.warmup_port, arguments)
+        return _server_argv(self.request, self.context)
+
+    @property
+    def server_address(self) -> str:
+        return f"{HOST}:{self.request.warmup_port}"
 
     def with_warning(self, warning: str) -> Plan:
         """Once: the process that plans a prep and the one that executes it warn of the same."""
@@ -174,15 +178,19 @@ def plan_prep(run: Run, request: Request, warnings: Iterable[str] = ()) -> Plan:
     try:
         context = _context(run, request, findings)
         decisions = tuple(_decide(stage, context, findings) for stage in STAGES)
-        proof = _standing_proof(run.run_id, findings)
     except (ValueError, RuntimeError) as error:
         # tp does not fit the devices, or NVML does not answer.
         raise Refused(EXIT_USAGE, str(error)) from error
+    argv, environment = _server_argv(request, context), dict(context.environment)
+    server = served.identity(argv, environment, served.image())
+    proof = _standing_proof(run.run_id, server, findings)
+    _compare_with_previous(run.run_id, argv, environment, findings)
     return Plan(
         run,
         request,
         context,
         decisions,
+        server=server,
         standing_proof=proof,
         probe_wanted=request.probe == "always" or (request.probe == "auto" and proof is None),
         unreadable=tuple(findings.unreadable),
@@ -256,13 +264,37 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
     return replace(decision, explanation=explanation)
 
 
-def _standing_proof(run_id: str, findings: _Findings) -> dict[str, Any] | None:
-    """The proof of this run by the record of an earlier prep. Whether Prometheus still answers for
-    it is not asked here.
+def _server_argv(request: Request, context: Context) -> list[str]:
+    arguments = list(context.arguments)
+    return ENGINE.command(request.model, request.tp, request.warmup_port, arguments)
+
+
+def _standing_proof(run_id: str, server: str, findings: _Findings) -> dict[str, Any] | None:
+    """The proof of this server by the record of an earlier prep of this run. Whether Prometheus
+    still stands by it is not asked here.
     """
-    previous = findings.read(paths.prep_result(run_id), RESULT_SHAPE)
-    # A result that was copied from another run carries that run's proof.
-    if previous is None or previous["run"].get("run_id") != run_id:
+    record = findings.read(prepared.path(run_id, server), prepared.SHAPE)
+    # A record that was copied from another run carries that run's proof.
+    if record is None or (record["run_id"], record["identity"]) != (run_id, server):
         return None
-    proof: dict[str, Any] = previous["telemetry_probe"]
-    return proof if proof.get("ok") is True else None
+    proof: dict[str, Any] = record["telemetry_probe"]
+    return proof if proof.get("ok") is True and proof.get("server") == server else None
+
+
+def _compare_with_previous(
+    run_id: str, argv: list[str], environment: dict[str, str], findings: _Findings
+) -> None:
+    """Warn where this prep changes which server `sgl-admin server start` starts."""
+    previous = findings.read(paths.prep_result(run_id), RESULT_SHAPE)
+    before = previous["run"].get("server") if previous else None
+    if not isinstance(before, dict) or (before.get("argv"), before.get("env")) == (
+        argv,
+        environment,
+    ):
+        return
+    identity = str(before.get("identity", ""))
+    remedy = f" (the one before: --identity {prepared.short(identity)})" if identity else ""
+    findings.warn(
+        "the prepared server changes: its command line or environment is not that of the latest"
+        f" prep; sgl-admin server start starts the new one{remedy}"
+    )

@@ -11,7 +11,7 @@ from sgl_admin.base import clock, files, paths, versions
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED
 from sgl_admin.prep.plan import Decision, Plan
-from sgl_admin.records.run import Run
+from sgl_admin.records import prepared
 from sgl_admin.sglang import ENGINE
 
 Record = dict[str, Any]
@@ -124,8 +124,16 @@ def aggregate(plan: Plan, outcome: Outcome) -> Record:
     }
 
 
-def write(run: Run, document: Record) -> None:
-    """The aggregate, and then its paths in the manifest."""
+def write(plan: Plan, document: Record) -> None:
+    """The record of the prepared server, the aggregate, and then its paths in the manifest."""
+    run, section = plan.run, document["run"]
+    prepared.write(
+        run.run_id,
+        section["server"],
+        section["model"],
+        section["prep_id"],
+        document["telemetry_probe"],
+    )
     files.write_json(paths.prep_result(run.run_id), document)
     run.add_prep_result_paths()
 
@@ -158,6 +166,7 @@ def _run_section(plan: Plan, outcome: Outcome) -> Record:
         "server": {
             "argv": plan.server_argv,
             "env": plan.server_environment,
+            "identity": plan.server,
             "chosen": [choice.to_json() for choice in plan.context.choices],
         },
     }

@@ -14,7 +14,7 @@ from sgl_admin.base import files, paths
 from sgl_admin.base.detached import PREFIX
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import plan_prep
-from sgl_admin.records import caches, run
+from sgl_admin.records import caches, prepared, run
 from sgl_admin.records.job import Job
 from sgl_admin.records.request import Request
 
@@ -51,7 +51,8 @@ def sweep(run_id: str) -> None:
     records = [paths.PROFILES / cache / caches.RECORDS for cache in caches.CACHES]
     for record in (paths.job(run_id), paths.prep_result(run_id)):
         files.sweep_temporaries(record.parent, record.name)
-    for folder in (paths.run_dir(run_id) / "stages", paths.IN_PROGRESS, *records):
+    stages = paths.run_dir(run_id) / "stages"
+    for folder in (stages, prepared.folder(run_id), paths.IN_PROGRESS, *records):
         files.sweep_temporaries(folder)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
@@ -18,6 +19,7 @@ from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records import job
+from sgl_admin.records import prepared as servers
 from sgl_admin.records import smokes as smoke
 from sgl_admin.records.run import Run
 from sgl_admin.serving.server import Server
@@ -38,6 +40,7 @@ _SHAPE: files.Shape = {
     "log_start": int,
 }
 _LOCK_TIMEOUT_S = 10.0
+_PREPARE = "prepare it first (playbooks/prep.yml, or sgl-admin caches ensure)"
 _HELD = "a prep, a smoke or another command has the place of the server"
 
 
@@ -56,35 +59,47 @@ class Prepared:
         return ENGINE.port(self.argv)
 
 
-def prepared(live: Run) -> Prepared:
-    """The server of the run's latest prep. Raises Refused where none was made, or its record cannot
-    be read.
+def prepared(live: Run, identity: str | None = None) -> Prepared:
+    """The server of the run's latest prep, or the one of an earlier prep with this identity (or
+    the beginning of it). Raises Refused where none was made, or its record cannot be read.
     """
-    remedy = "prepare it first (playbooks/prep.yml, or sgl-admin caches ensure)"
-    path = paths.prep_result(live.run_id)
     try:
-        result = files.read_record(path, RESULT_SHAPE)
+        server, model, source = (
+            _of_latest_prep(live.run_id) if identity is None else _of_identity(live, identity)
+        )
     except ValueError as error:
-        raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {remedy}") from error
-    if result is None:
-        raise Refused(EXIT_NO_LIVE_RUN, f"nothing was prepared in {live.run_id} yet: {remedy}")
-    server, model = result["run"].get("server"), result["run"].get("model")
+        raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {_PREPARE}") from error
     argv, env = (
         (server.get("argv"), server.get("env")) if isinstance(server, dict) else (None, None)
     )
     if not (isinstance(argv, list) and isinstance(env, dict) and isinstance(model, str)) or not all(
         isinstance(word, str) for word in (*argv, *env, *env.values())
     ):
-        raise Refused(EXIT_NO_LIVE_RUN, f"{path} names no server; {remedy}")
+        raise Refused(EXIT_NO_LIVE_RUN, f"{source} names no server; {_PREPARE}")
     made = Prepared(argv, env, model)
     try:
         if made.port not in range(1, 2**16):
             raise ValueError
     except (ValueError, IndexError):
         raise Refused(
-            EXIT_NO_LIVE_RUN, f"the server that {path} names has no port; {remedy}"
+            EXIT_NO_LIVE_RUN, f"the server that {source} names has no port; {_PREPARE}"
         ) from None
     return made
+
+
+def _of_latest_prep(run_id: str) -> tuple[Any, Any, Path]:
+    path = paths.prep_result(run_id)
+    result = files.read_record(path, RESULT_SHAPE)
+    if result is None:
+        raise ValueError(f"nothing was prepared in {run_id} yet")
+    return result["run"].get("server"), result["run"].get("model"), path
+
+
+def _of_identity(live: Run, identity: str) -> tuple[Any, Any, Path]:
+    record = servers.read(live.run_id, identity)
+    if record is None:
+        raise ValueError(f"no server {identity} was prepared in {live.run_id}")
+    return record, record["model"], servers.path(live.run_id, record["identity"])
 
 
 def read(run_id: str) -> dict[str, Any] | None:
@@ -216,7 +231,12 @@ def stop(run_id: str) -> dict[str, Any] | None:
 def handle(run_id: str, record: dict[str, Any]) -> Server:
     """The server of a record, to be asked and for its log; it is not this process's child."""
     return Server(
-        record["argv"], record["env"], record["port"], paths.log(run_id), record["log_start"]
+        record["argv"],
+        record["env"],
+        record["port"],
+        paths.log(run_id),
+        record["log_start"],
+        group=record["pgid"],
     )
 
 

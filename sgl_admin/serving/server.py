@@ -22,6 +22,15 @@ from sgl_admin.sglang import ENGINE
 # Where the cause of a death is looked for: the traceback of the process that died first is followed
 # by the others'.
 _LAST_LINES = 400
+_MOST_BYTES = 16 << 20
+
+
+def limited(response: http.client.HTTPResponse) -> bytes:
+    """An answer's body. Raises ValueError above 16 MiB: no answer that is asked for is so large."""
+    body = response.read(_MOST_BYTES + 1)
+    if len(body) > _MOST_BYTES:
+        raise ValueError(f"an answer of more than {_MOST_BYTES} bytes")
+    return body
 
 
 class Server:
@@ -35,11 +44,13 @@ class Server:
         log: Path,
         log_start: int = 0,
         inherits: tuple[int, ...] = (),
+        group: int | None = None,
     ) -> None:
         """`inherits` are descriptors that stay open as long as the server, or anything of it,
-        lives: a lock.
+        lives: a lock. `group` is that of a server which another process started.
         """
         self._inherits = inherits
+        self._group = group
         self.argv = argv
         self.environment = environment
         self.port = port
@@ -52,7 +63,7 @@ class Server:
 
     @property
     def group(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._process.pid if self._process else self._group
 
     def start(self) -> None:
         with socket.socket() as probe:
@@ -100,6 +111,7 @@ class Server:
                 )
             if self.healthy():
                 return
+            self._demand_the_port()
             tick()
             time.sleep(0.1)
         raise StageFailure(
@@ -109,11 +121,31 @@ class Server:
         )
 
     def healthy(self) -> bool:
-        """Whether its health page says so now."""
+        """Whether its health page says so now: whatever another process answers there is none."""
         try:
-            return ENGINE.is_ready(self._request("GET", ENGINE.health_path, timeout_s=5)[0])
+            ready = ENGINE.is_ready(self._request("GET", ENGINE.health_path, timeout_s=5)[0])
         except (OSError, http.client.HTTPException, ValueError):
             return False
+        return ready and self._has_the_port() is True
+
+    def _has_the_port(self) -> bool | None:
+        """Whether it is this server that answers at its port; None where nobody does. One that
+        nobody here started is known only as a process of this container.
+        """
+        if self.group is None:
+            return ports.held_here(HOST, self.port)
+        return ports.held_by_group(HOST, self.port, self.group)
+
+    def _demand_the_port(self) -> None:
+        """Raises StageFailure(port_busy) where another process listens at this server's port."""
+        # Twice, as a listener that just ends is seen without its process.
+        if self._has_the_port() is False and self._has_the_port() is False:
+            raise StageFailure(
+                "port_busy",
+                f"port {self.port} on {HOST} is answered by {ports.holder(self.port)} instead of"
+                " the server that was started: stop that process, and run this again",
+                self.log_tail(),
+            )
 
     def release(self) -> None:
         """Let the server begin, and outlive this process: it is noted where others will find it."""
@@ -155,9 +187,10 @@ class Server:
     def prompt_tokens(self) -> float:
         """The server's own count of prompt tokens, as Prometheus scrapes it."""
         page = ENGINE.metrics_path
+        self._demand_the_port()
         try:
             status, answer = self._request("GET", page, timeout_s=10)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise StageFailure(
                 "request_failed",
                 f"the server's {page} does not answer: {error!r}",
@@ -216,6 +249,6 @@ class Server:
                 {"Content-Type": "application/json"} if body else {},
             )
             response = connection.getresponse()
-            return response.status, response.read()
+            return response.status, limited(response)
         finally:
             connection.close()

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from sgl_admin.base import paths
@@ -90,31 +91,32 @@ class Warmup:
         sent = 2
         for number, (size, temperature) in enumerate(rounds):
             progress(number, len(rounds))
-            with ThreadPoolExecutor(size) as pool:
-                prompts = [
-                    f"Request {index} of {size}: count from {index} upwards."
-                    for index in range(size)
-                ]
-                try:
-                    tokens = list(
-                        pool.map(
-                            lambda prompt, temperature=temperature: self._server.complete(
-                                prompt, temperature
-                            ),
-                            prompts,
-                        )
-                    )
-                except Interrupted:
-                    # The pool waits for its requests, of which the first may compile for minutes:
-                    # without their server they end at once.
-                    self._server.stop()
-                    raise
-            self.ledger.tokens += sum(tokens)
+            self.ledger.add(partial(self._send_at_once, size, temperature))
             sent += size
         return sent
 
+    def _send_at_once(self, size: int, temperature: float) -> int:
+        """Send so many requests at once; returns their tokens."""
+        prompts = [
+            f"Request {index} of {size}: count from {index} upwards." for index in range(size)
+        ]
+        with ThreadPoolExecutor(size) as pool:
+            try:
+                return sum(
+                    pool.map(lambda prompt: self._server.complete(prompt, temperature), prompts)
+                )
+            except Interrupted:
+                # The pool waits for its requests, of which the first may compile for minutes:
+                # without their server they end at once.
+                self._server.stop()
+                raise
+
     def ensure_requests(self, batch_sizes: tuple[int, ...]) -> TokenLedger:
-        """The ledger of a server that was asked something: by a stage already, or now."""
+        """The ledger of a server that was asked something: by a stage already, or now. A new one is
+        begun where requests of a failed stage are missing in it.
+        """
+        if not self.ledger.whole:
+            self.ledger = TokenLedger(self._server)
         if not self.ledger.tokens:
             self.exercise(batch_sizes)
         return self.ledger

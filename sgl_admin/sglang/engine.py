@@ -43,6 +43,7 @@ class SGLang:
     metrics_path = metrics.PATH
     metrics_flag = metrics.FLAG
     prompt_tokens_total = staticmethod(metrics.prompt_tokens_total)
+    total = staticmethod(metrics.total)
     prompt_tokens_query = staticmethod(metrics.prompt_tokens_query)
 
     error_type = staticmethod(deaths.error_type)

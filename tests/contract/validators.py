@@ -81,11 +81,21 @@ def validate_stage(document: Any) -> None:
 def validate_prep_result(document: Any) -> None:
     _validate("prep_result", document)
     probe = document["telemetry_probe"]
-    if probe["ok"] and probe["tokens_seen"] < probe["tokens_expected"]:
+    if probe["ok"] and probe["tokens_seen"] != probe["tokens_expected"]:
         raise ValidationError(
             f"telemetry_probe.ok with {probe['tokens_seen']} tokens seen of"
             f" {probe['tokens_expected']} expected"
         )
+    if "server" in probe:
+        _same("telemetry_probe.server", probe["server"], document["run"]["server"]["identity"])
+
+
+def validate_prepared(document: Any) -> None:
+    _validate("prepared", document)
+
+
+def validate_readiness(document: Any) -> None:
+    _validate("readiness", document)
 
 
 def validate_job(document: Any) -> None:

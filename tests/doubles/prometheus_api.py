@@ -12,6 +12,7 @@ import json
 import re
 import threading
 import urllib.parse
+from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -28,8 +29,13 @@ class PrometheusApi:
         blank: int = 0,
         status: int = 200,
         body: str | None = None,
+        labels: Sequence[Mapping[str, str]] | None = None,
     ) -> None:
+        """`labels` are those of each series; by default they differ in is_streaming, as SGLang's
+        do from 0.5.23 on.
+        """
         self.series = series
+        self.labels = labels
         self.blank = blank
         self.status = status
         self.body = body
@@ -73,14 +79,15 @@ class PrometheusApi:
             if values:
                 found.append(
                     {
-                        "metric": {
-                            "__name__": "sglang:prompt_tokens_total",
-                            "instance": str(number),
-                        },
+                        "metric": self._metric(number),
                         "values": values,
                     }
                 )
         return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": found}})
+
+    def _metric(self, number: int) -> dict[str, str]:
+        own = {"is_streaming": str(number)} if self.labels is None else self.labels[number]
+        return {"__name__": "sglang:prompt_tokens_total", "instance": "127.0.0.1:30000", **own}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         double = self

@@ -283,6 +283,8 @@ class Clock:
 class Ledger(probe.TokenLedger):
     """Tokens that were sent five seconds ago to a server that had counted `baseline` before."""
 
+    address = "127.0.0.1:30000"
+
     def __init__(self, tokens: int, baseline: float) -> None:
         self.tokens = tokens
         self.since, self._since_monotonic = Clock.time() - 5, Clock.monotonic() - 5
@@ -297,10 +299,10 @@ def matrix(*series: list[tuple[float, str]]) -> dict[str, Any]:
     now = Clock.time()
     found = [
         {
-            "metric": {"job": "sglang"},
+            "metric": {"job": "sglang", "is_streaming": str(number)},
             "values": [[now + moment, value] for moment, value in samples],
         }
-        for samples in series
+        for number, samples in enumerate(series)
     ]
     return {"status": "success", "data": {"resultType": "matrix", "result": found}}
 
@@ -371,33 +373,47 @@ def test_there_is_a_proof_only_when_the_tokens_are_accounted_for(
         one_line(proof["reason"])
         return
     assert status == 200 and proof["reason"] is None
-    assert 0 < tokens <= accounted(body, ledger)
-    assert proof["tokens_seen"] >= proof["tokens_expected"] > 0 and proof["sample_count"] > 0
+    assert 0 < tokens == round(accounted(body, ledger))
+    assert proof["tokens_seen"] == proof["tokens_expected"] > 0 and proof["sample_count"] > 0
 
 
 @fuzz(
     deep=0.05,
     url=mostly(
+        st.just(URL),
         st.builds(
             "http://{}:{}{}".format,
             st.sampled_from(["127.0.0.1", "[::1]", "h\u00e9", "\0", "a b"]),
             st.integers(-9, 99999),
             text(),
-        ),
-        text(),
+        )
+        | text(),
     ),
-    status=st.sampled_from([200, 503]),
+    status=statuses(),
+    body=samples(),
+    seen=st.integers(1, 200),
 )
-def test_a_proof_of_before_stands_only_where_prometheus_answers(url: str, status: int) -> None:
-    """What cannot be asked does not answer."""
+def test_a_proof_of_before_stands_only_where_prometheus_has_its_samples(
+    url: str, status: int, body: bytes, seen: int
+) -> None:
+    """What cannot be asked has none."""
+    ledger = Ledger(seen, 12.0)
+    proof = {
+        "prometheus_query": "x",
+        "tokens_seen": seen,
+        "window": {"since": ledger.since, "until": Clock.time(), "baseline": 12.0},
+    }
     connected: list[bool] = []
 
     def connect(*_: Any, **__: Any) -> Any:
         connected.append(True)
-        return Socket(response(status, b""))
+        return Socket(response(status, body))
 
     with mock.patch("socket.create_connection", connect):
-        found = probe.answers(url)
+        problem = probe.lost(url, proof)
     if connected:
         reached()
-    assert found is (bool(connected) and status == 200)
+    if problem is None:
+        assert connected and status == 200 and round(accounted(body, ledger)) == seen
+    else:
+        one_line(problem)

@@ -23,7 +23,7 @@ from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.facts import devices
 from sgl_admin.prep.plan import Plan, plan_prep
-from sgl_admin.records import caches, job, run
+from sgl_admin.records import caches, job, run, served
 from sgl_admin.serving import probe
 from sgl_admin.stages import STAGES
 from tests.contract import validators
@@ -60,6 +60,9 @@ MANIFEST = {
 }
 
 
+IDENTITY: str = validators.example("prepared")["identity"]
+
+
 @contextmanager
 def container() -> Iterator[Path]:
     """Every path of sgl_admin.base.paths under a folder of its own, on a host without a GPU, and
@@ -92,6 +95,8 @@ def container() -> Iterator[Path]:
             lambda visible: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"),
         )
         patch.setattr(versions, "installed", lambda name: "1.0")
+        # The folder is another one for each example, and its name is in the server's command line.
+        patch.setattr(served, "identity", lambda *_: IDENTITY)
         yield inside
 
 
@@ -146,6 +151,7 @@ RESULT, STAGE, SKIPPED = (
     f"{RUN}/stages/inductor.json",
     f"{RUN}/stages/moe_tune.json",
 )
+PREPARED = f"{RUN}/prepared/{IDENTITY.removeprefix('sha256:')[:16]}.json"
 RECORD, FINISHED = _record()
 MARKER = "profiles/.in_progress/inductor.json"
 STAGE_RECORD = {
@@ -157,6 +163,7 @@ GOOD: dict[str, bytes | str] = {
     NAMED: encoded(MANIFEST),
     JOB: encoded(record_of_a_job()),
     RESULT: encoded(result()),
+    PREPARED: encoded(validators.example("prepared")),
     STAGE: encoded(STAGE_RECORD),
     SKIPPED: encoded(STAGE_RECORD),
     f"profiles/{GRAPH}": b"x = 1\n",
@@ -178,6 +185,12 @@ STRANGE: dict[str, st.SearchStrategy[Any]] = {
     NAMED: things(files_of(MANIFEST)),
     JOB: things(files_of(record_of_a_job()) | files_of(RUNNING) | st.just(encoded(RUNNING))),
     RESULT: things(files_of(result(), keys=["telemetry_probe", "ok", "run"])),
+    PREPARED: things(
+        files_of(
+            validators.example("prepared"),
+            keys=["telemetry_probe", "ok", "server", "identity", "run_id"],
+        )
+    ),
     STAGE: things(files_of(STAGE_RECORD)),
     SKIPPED: things(files_of(STAGE_RECORD)),
     f"profiles/{GRAPH}": things(st.binary(max_size=7)),
@@ -187,7 +200,7 @@ STRANGE: dict[str, st.SearchStrategy[Any]] = {
     ),
 }
 # What is set aside when it cannot be read, by who reads it in a prep that has nothing to do.
-RECORDS = (JOB, RESULT, STAGE, SKIPPED, RECORD)
+RECORDS = (JOB, RESULT, PREPARED, STAGE, SKIPPED, RECORD)
 
 
 class Outcome:
@@ -222,7 +235,8 @@ def nothing_begins(answers: bool) -> Iterator[list[Plan]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "_spawn", lambda plan, prep_id, lock: begun.append(plan))
         patch.setattr(processes, "end_group", end_group)
-        patch.setattr(probe, "answers", lambda url: answers)
+        lost = None if answers else "Prometheus does not answer"
+        patch.setattr(probe, "lost", lambda url, proof: lost)
         patch.setattr(cli, "_START_PATIENCE_S", -1.0)
         yield begun
 
@@ -250,8 +264,10 @@ def is_warm(inside: Path, files: dict[str, Any]) -> bool:
 
 
 def is_proven(files: dict[str, Any]) -> bool:
-    result = parsed(files[RESULT])
-    return result["telemetry_probe"]["ok"] is True and result["run"]["run_id"] == RUN_ID
+    record = parsed(files[PREPARED])
+    proof = record["telemetry_probe"]
+    known = (record["run_id"], record["identity"], proof["server"])
+    return proof["ok"] is True and known == (RUN_ID, IDENTITY, IDENTITY)
 
 
 def nothing_lost(inside: Path, files: dict[str, Any]) -> None:

@@ -62,7 +62,8 @@ def manifest() -> dict[str, Any]:
 
 def prep_result() -> dict[str, Any]:
     example = validators.example("prep_result")
-    return {**example, "run": {"run_id": RUN_ID}, "stages": {"inductor": {"status": "ok"}}}
+    run = {"run_id": RUN_ID, "server": {"identity": example["run"]["server"]["identity"]}}
+    return {**example, "run": run, "stages": {"inductor": {"status": "ok"}}}
 
 
 def job() -> dict[str, Any]:
@@ -146,9 +147,12 @@ def is_live(root: Path, container: dict[str, Any] | None) -> bool:
 
 def is_ready(found: dict[str, Any]) -> bool:
     result = parsed(found["paths"]["host"]["prep_result"])
+    server = result["run"].get("server")
+    identity = server.get("identity") if isinstance(server, dict) else None
     return (
         result["telemetry_probe"]["ok"] is True
         and result["run"]["run_id"] == found["container_run_id"]
+        and result["telemetry_probe"].get("server") == identity
     )
 
 

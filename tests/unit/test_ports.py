@@ -55,7 +55,7 @@ def test_another_users_process_is_known_by_its_user(
     listening: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_ports, "_owner_of", lambda link: None)
-    monkeypatch.setattr(container_ports, "_process_with", lambda link: None)
+    monkeypatch.setattr(container_ports, "_descriptors", lambda pid: set())
     assert (
         host_ports.taken("127.0.0.1", listening) == f"a process of {host_ports._user(os.getuid())}"
     )

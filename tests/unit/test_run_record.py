@@ -77,6 +77,20 @@ def test_the_pointer_leads_to_manifest_and_result(records: Records) -> None:
     assert found.metrics_ready is records.result["telemetry_probe"]["ok"]
 
 
+def test_a_proof_of_another_server_is_none_of_this_preps(records: Records) -> None:
+    records.result["telemetry_probe"]["server"] = "sha256:" + "0" * 64
+    records.write()
+    found = records.read()
+    assert found is not None and found.metrics_ready is False
+
+
+def test_a_proof_of_a_release_that_names_no_server_is_read_as_before(records: Records) -> None:
+    del records.result["telemetry_probe"]["server"], records.result["run"]["server"]["identity"]
+    records.write()
+    found = records.read()
+    assert found is not None and found.metrics_ready is True
+
+
 def test_no_pointer_is_no_run(records: Records) -> None:
     records.pointer.unlink()
     assert records.read() is None

@@ -19,6 +19,8 @@ VALIDATE: dict[str, Callable[[Any], None]] = {
     "job": validators.validate_job,
     "smoke_summary": validators.validate_smoke_summary,
     "report": validators.validate_report,
+    "prepared": validators.validate_prepared,
+    "readiness": validators.validate_readiness,
 }
 
 # The keys of the examples that a writer may leave out; every other one is required.
@@ -28,6 +30,10 @@ OPTIONAL = {
     # What else a signature holds is each stage's own; the environment is the server's.
     "prep_result": (
         "run.server.env.*",
+        # Records of releases before 1.1 lack them.
+        "run.server.identity",
+        "telemetry_probe.server",
+        "telemetry_probe.window",
         "stages.deep_gemm.signature.*",
         "stages.flashinfer.signature.*",
         "stages.inductor.signature.*",
@@ -35,6 +41,8 @@ OPTIONAL = {
     "job": (),
     "smoke_summary": (),
     "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
+    "prepared": ("env.*", "telemetry_probe.server", "telemetry_probe.window"),
+    "readiness": (),
 }
 IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")
 

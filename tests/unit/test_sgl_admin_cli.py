@@ -534,6 +534,18 @@ def test_no_secret_and_no_nonsense_becomes_the_servers_environment(
     assert why in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["", " ", "\n"])
+def test_a_model_without_a_name_ends_with_2(
+    live_run: str, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    request = json.dumps({"model": name})
+    with pytest.raises(Refused, match="no folder is named"):
+        request_cli.from_json(request.encode())
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["caches", "ensure", "--model", name])
+    assert caught.value.code == 2 and "no folder is named" in capsys.readouterr().err
+
+
 def test_a_model_with_a_name_that_none_can_have_ends_with_2(
     live_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 from sgl_admin.base import files, locks, paths, versions
 from sgl_admin.facts import devices
 from sgl_admin.moe import config_files
+from sgl_admin.records import prepared
 from sgl_admin.stages import moe_tune
 from tests.unit.sharing import CPU, VERSIONS, Host, admin, on_a_gpu
 
@@ -70,19 +71,16 @@ def dry_run(host: Host, container: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     return plan
 
 
-def prove(live_run: str) -> None:
-    """Leave the result of a prep whose proof was made."""
-    files.write_json(
-        paths.prep_result(live_run),
-        {
-            "status": "ok",
-            "run": {"run_id": live_run},
-            "stages": {},
-            "telemetry_probe": {"ok": True},
-            "errors": [],
-            "warnings": [],
-        },
-    )
+def prove(host: Host, live_run: str) -> None:
+    """Leave the record of a prep whose proof was made."""
+    plan = host.prep()
+    server = {
+        "identity": plan.server,
+        "argv": plan.server_argv,
+        "env": plan.server_environment,
+    }
+    proof = {"ok": True, "server": plan.server}
+    prepared.write(live_run, server, plan.request.model, "prep-1", proof)
 
 
 def test_of_a_bare_tree(host: Host, container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +96,7 @@ def test_of_a_standing_proof(
 ) -> None:
     """Its record is believed: whether Prometheus still answers, the prep itself asks."""
     host.finish()
-    prove(live_run)
+    prove(host, live_run)
     plan = dry_run(host, container, monkeypatch)
     assert plan["telemetry_probe"] == "stands" and plan["would_change"] is False
 
@@ -122,11 +120,11 @@ def signature_record(host: Host, run_id: str) -> Path:
     return host.record().path
 
 
-def result(host: Host, run_id: str) -> Path:
-    return paths.prep_result(run_id)
+def prepared_server(host: Host, run_id: str) -> Path:
+    return prepared.path(run_id, host.prep().server)
 
 
-@pytest.mark.parametrize("record", [signature_record, result])
+@pytest.mark.parametrize("record", [signature_record, prepared_server])
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_of_a_corrupt_record_that_planning_reads(
     host: Host,
@@ -137,7 +135,7 @@ def test_of_a_corrupt_record_that_planning_reads(
     content: str,
 ) -> None:
     host.finish()
-    prove(live_run)
+    prove(host, live_run)
     path = record(host, live_run)
     path.write_text(content)
     plan = dry_run(host, container, monkeypatch)

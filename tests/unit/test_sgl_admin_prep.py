@@ -28,7 +28,7 @@ from sgl_admin.prep import plan as plan_module
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.prep.progress import Progress
-from sgl_admin.records import caches, run
+from sgl_admin.records import caches, prepared, run
 from sgl_admin.records import job as job_module
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe, server, warmup
@@ -139,10 +139,14 @@ class World:
     def prove(self, run_id: str, url: str, ledger: object, timeout_s: float) -> dict[str, Any]:
         if isinstance(self.proof, StageFailure):
             raise self.proof
-        found = probe.unproven(run_id, url, "nothing came", 98)
+        found = probe.unproven(run_id, url, "127.0.0.1:31999", "nothing came", 98)
         if self.proof["ok"]:
-            found.update(ok=True, reason=None, sample_count=3, tokens_seen=98)
+            window = {"since": 1.0, "until": 2.0, "baseline": 0.0}
+            found.update(ok=True, reason=None, sample_count=3, tokens_seen=98, window=window)
         return found
+
+    def lost(self, url: str, proof: dict[str, Any]) -> str | None:
+        return None if self.prometheus_answers else f"Prometheus at {url} does not answer"
 
 
 @pytest.fixture
@@ -156,7 +160,7 @@ def world(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(plan_module, "STAGES", tuple(made.stages.values()))
     monkeypatch.setattr(execute_module, "Warmup", FakeWarmup)
     monkeypatch.setattr(probe, "prove", made.prove)
-    monkeypatch.setattr(probe, "answers", lambda url: made.prometheus_answers)
+    monkeypatch.setattr(probe, "lost", made.lost)
     monkeypatch.setattr(versions, "installed", lambda name: "1.0")
     return made
 
@@ -610,10 +614,56 @@ def test_a_proof_does_not_stand_where_prometheus_does_not_answer(world: World) -
 def test_the_proof_of_another_run_is_none_of_this_ones(world: World) -> None:
     world.execute()
     assert world.plan().nothing_to_do
-    result = files.read_json(paths.prep_result(world.run_id)) or {}
-    result["run"]["run_id"] = "container-run-20261123T091500Z-00000000"
-    files.write_json(paths.prep_result(world.run_id), result)
+    (record,) = prepared.folder(world.run_id).iterdir()
+    document = files.read_json(record) or {}
+    files.write_json(record, {**document, "run_id": "container-run-20261123T091500Z-00000000"})
     assert world.plan().probe_wanted
+
+
+def test_another_request_in_the_same_run_has_no_proof_until_its_own(world: World) -> None:
+    """Each keeps its own: the first request's stands again afterwards."""
+    first, _ = world.execute()
+    other = ("--server-arg=--max-running-requests", "--server-arg=8")
+    result, exit_code = world.execute(*other, "--probe", "never")
+    assert exit_code == 0 and result["telemetry_probe"]["ok"] is False
+    assert result["telemetry_probe"]["server"] == result["run"]["server"]["identity"]
+    assert any("the prepared server changes" in warning for warning in result["warnings"])
+    assert world.plan(*other).probe_wanted
+    world.proof = {"ok": False}
+    result, exit_code = world.execute(*other)
+    assert exit_code == EXIT_PROOF_FAILED and result["telemetry_probe"]["ok"] is False
+    assert world.plan().nothing_to_do, "the first one's proof stands"
+    again, exit_code = world.execute()
+    assert exit_code == 0 and again["telemetry_probe"] == first["telemetry_probe"]
+    world.proof = {"ok": True}
+    world.execute(*other)
+    assert world.plan().nothing_to_do and world.plan(*other).nothing_to_do
+
+
+def test_a_model_that_changes_under_its_proof_is_proven_again(world: World) -> None:
+    for name, content in (
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1"),
+        ("hf_quant_config.json", '{"quantization": {"quant_algo": "FP8"}}'),
+        ("model.safetensors", "weights"),
+        ("model.safetensors", "Weights"),
+        ("chat_template.jinja", "{{ messages }}"),
+        ("config.json", '{"architectures": ["Qwen3ForCausalLM"], "sliding_window": 4}'),
+    ):
+        world.execute()
+        assert world.plan().nothing_to_do
+        (world.model / name).write_text(content)
+        assert world.plan().probe_wanted, (name, content)
+
+
+def test_a_corrupt_record_of_a_prepared_server_is_set_aside(world: World) -> None:
+    world.execute()
+    (record,) = prepared.folder(world.run_id).iterdir()
+    record.write_text("{")
+    assert world.plan().probe_wanted
+    result, exit_code = world.execute()
+    assert exit_code == 0 and any(str(record) in warning for warning in result["warnings"])
+    assert files.read_json(record)
 
 
 def test_progress_is_counted_and_estimated(world: World) -> None:

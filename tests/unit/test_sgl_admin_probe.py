@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import time
+from typing import Any
 
 import pytest
 
@@ -15,16 +16,29 @@ from sgl_admin.sglang import ENGINE
 from tests.contract import validators
 from tests.doubles.prometheus_api import PrometheusApi
 
+ADDRESS = "127.0.0.1:30000"
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 
 
 class Ledger(probe.TokenLedger):
     """Tokens that were sent `ago` seconds ago to a server that had counted `baseline` before."""
 
+    address = ADDRESS
+
     def __init__(self, tokens: int, baseline: float = 0.0, ago: float = 5.0) -> None:
         self.tokens = tokens
         self.since, self._since_monotonic = time.time() - ago, time.monotonic() - ago
         self._baseline = baseline
+
+
+def proven() -> dict[str, Any]:
+    """A proof by samples of the last five seconds: 98 tokens after a baseline of 12."""
+    return {
+        "ok": True,
+        "prometheus_query": ENGINE.prompt_tokens_query(RUN_ID, ADDRESS),
+        "tokens_seen": 98,
+        "window": {"since": time.time() - 5, "until": time.time(), "baseline": 12.0},
+    }
 
 
 def at(ago: float, value: float) -> tuple[float, float]:
@@ -37,7 +51,7 @@ def test_all_tokens_seen() -> None:
     assert proof["ok"] is True and proof["reason"] is None
     assert (proof["tokens_expected"], proof["tokens_seen"], proof["sample_count"]) == (98, 98, 2)
     assert (
-        proof["prometheus_query"] == ENGINE.prompt_tokens_query(RUN_ID)
+        proof["prometheus_query"] == ENGINE.prompt_tokens_query(RUN_ID, ADDRESS)
         and f'container_run="{RUN_ID}"' in proof["prometheus_query"]
     )
     assert prometheus.queries[0].startswith(proof["prometheus_query"] + "[")
@@ -164,7 +178,9 @@ def test_a_prometheus_that_is_gone_is_named() -> None:
 
 
 def test_the_query_takes_both_spellings_of_the_counter() -> None:
-    assert '__name__=~"sglang[:_]prompt_tokens_total"' in ENGINE.prompt_tokens_query(RUN_ID)
+    assert '__name__=~"sglang[:_]prompt_tokens_total"' in ENGINE.prompt_tokens_query(
+        RUN_ID, ADDRESS
+    )
 
 
 class Server:
@@ -239,5 +255,125 @@ def test_a_server_whose_count_is_no_number_gives_no_baseline(count: float) -> No
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:99999", "http://[::1", "http://127.0.0.1:9/\u00e9"]
 )
-def test_a_url_that_cannot_be_asked_does_not_answer(url: str) -> None:
-    assert probe.answers(url) is False
+def test_a_url_that_cannot_be_asked_does_not_stand_by_a_proof(url: str) -> None:
+    assert "does not answer" in str(probe.lost(url, proven()))
+
+
+# Labels that repeat one count: (labels of each series, its highest sample), of a ledger of 40.
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [{"tp_rank": str(rank)} for rank in range(4)],
+        [{"tp_rank": "0", "pp_rank": str(rank)} for rank in range(4)],
+        [{"moe_ep_rank": str(rank), "engine_type": "unified"} for rank in range(4)],
+        [{"instance": f"127.0.0.1:{port}"} for port in range(4)],
+        [{"job": job} for job in ("sglang", "again", "router", "x")],
+        [{"__name__": f"sglang{mark}prompt_tokens_total", "tp_rank": mark} for mark in ":_:_"],
+    ],
+)
+def test_labels_that_repeat_a_count_do_not_multiply_it(labels: list[dict[str, str]]) -> None:
+    quarter = [[at(2, 10.0)] for _ in labels]
+    with PrometheusApi(quarter, labels=labels) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(40), 0.0)
+    assert proof["ok"] is False and proof["tokens_seen"] == 10
+    whole = [[at(2, 40.0)] for _ in labels]
+    with PrometheusApi(whole, labels=labels) as prometheus:
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(40), 0.0)
+    assert proof["ok"] is True and proof["tokens_seen"] == 40
+
+
+@pytest.mark.parametrize("label", ["dp_rank", "is_streaming", "model_name", "priority"])
+def test_labels_that_split_a_count_are_summed(label: str) -> None:
+    with PrometheusApi([[at(2, 30.0)], [at(2, 10.0)]], labels=[{label: "0"}, {label: "1"}]) as api:
+        proof = probe.prove(RUN_ID, api.url, Ledger(40), 0.0)
+    assert proof["ok"] is True and proof["tokens_seen"] == 40
+
+
+class Multiplied(Ledger):
+    """Whose samples come twice, under a label that nobody knows."""
+
+    def __init__(self, prometheus: PrometheusApi, tokens: int) -> None:
+        super().__init__(tokens)
+        self._prometheus = prometheus
+
+    def complete(self, prompt: str, temperature: float) -> None:
+        self.tokens += 500
+        for samples in self._prometheus.series:
+            samples.append(at(0, float(self.tokens)))
+
+
+def test_more_seen_than_sent_is_no_proof() -> None:
+    twice = [{"replica": "a"}, {"replica": "b"}]
+    with PrometheusApi([[at(2, 98.0)], [at(2, 98.0)]], labels=twice) as prometheus:
+        ledger = Multiplied(prometheus, 98)
+        proof = probe.prove(RUN_ID, prometheus.url, ledger, 60.0)
+    assert proof["ok"] is False and proof["tokens_seen"] == 2 * ledger.tokens
+    assert f"{ledger.tokens} were sent" in proof["reason"]
+
+
+def test_a_count_that_another_grows_gives_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_SETTLE_S", 0.3)
+    server = Server()
+    counts = iter(float(number) for number in range(100))
+    server.prompt_tokens = lambda: next(counts)  # type: ignore[method-assign]
+    with pytest.raises(StageFailure, match="something else sends requests"):
+        probe.TokenLedger(server).complete("a", 0.0)  # type: ignore[arg-type]
+
+
+def test_a_late_count_of_the_servers_own_warm_up_is_waited_for() -> None:
+    server = Server()
+    counts = iter([0.0, 5.0, 12.0, 12.0])
+    server.prompt_tokens = lambda: next(counts)  # type: ignore[method-assign]
+    ledger = probe.TokenLedger(server)  # type: ignore[arg-type]
+    ledger.complete("a", 0.0)
+    assert ledger.baseline == 12.0
+
+
+def test_a_ledger_lacks_the_tokens_of_a_request_that_failed() -> None:
+    ledger = probe.TokenLedger(Server())  # type: ignore[arg-type]
+    ledger.complete("a", 0.0)
+    assert ledger.whole
+
+    def fail() -> int:
+        raise StageFailure("request_failed", "no answer")
+
+    with pytest.raises(StageFailure):
+        ledger.add(fail)
+    assert not ledger.whole
+
+
+# --- a proof of before ------------------------------------------------------------------------
+
+
+def test_a_proof_stands_as_long_as_prometheus_has_its_samples() -> None:
+    with PrometheusApi([[at(3, 12.0), at(2, 110.0)]]) as prometheus:
+        assert probe.lost(prometheus.url, proven()) is None
+
+
+@pytest.mark.parametrize(
+    "samples", [[], [(2, 60.0)], [(2, 111.0)], [(900, 110.0)]], ids=["none", "less", "more", "old"]
+)
+def test_a_proof_whose_samples_are_gone_or_others_does_not_stand(
+    samples: list[tuple[float, float]],
+) -> None:
+    with PrometheusApi([[at(ago, value) for ago, value in samples]]) as prometheus:
+        assert "has lost the samples" in str(probe.lost(prometheus.url, proven()))
+
+
+def test_a_proof_of_a_release_without_a_window_does_not_stand() -> None:
+    with PrometheusApi([[at(2, 110.0)]]) as prometheus:
+        for proof in ({**proven(), "window": None}, {"ok": True}):
+            assert probe.lost(prometheus.url, proof) is not None
+
+
+def test_another_process_at_prometheus_port_is_no_prometheus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A neighbour of the host took the port: its process cannot be seen from the container."""
+    with PrometheusApi([[at(2, 98.0)]]) as prometheus:
+        monkeypatch.setattr(probe.ports, "held_here", lambda host, port: False)
+        proof = probe.prove(RUN_ID, prometheus.url, Ledger(98), 60.0)
+        lost = probe.lost(prometheus.url, proven())
+        monkeypatch.undo()
+    assert proof["ok"] is False and "instead of this container's Prometheus" in proof["reason"]
+    assert "instead of this container's Prometheus" in str(lost) and prometheus.queries == []

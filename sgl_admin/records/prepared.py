@@ -1,0 +1,68 @@
+"""The servers that the preps of a run prepared, one record for each: how it is started, and the
+proof of it. The latest is the one that the aggregate prep_result.json is of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.base import files, paths
+
+SHAPE: files.Shape = {
+    "run_id": str,
+    "identity": str,
+    "model": str,
+    "argv": list,
+    "env": dict,
+    "telemetry_probe": dict,
+}
+_FOLDER = "prepared"
+
+
+def short(identity: str) -> str:
+    """The 16 hexadecimal digits by which a person names a server."""
+    return identity.rpartition(":")[2][:16]
+
+
+def folder(run_id: str) -> Path:
+    return paths.run_dir(run_id) / _FOLDER
+
+
+def path(run_id: str, identity: str) -> Path:
+    return folder(run_id) / f"{short(identity)}.json"
+
+
+def write(
+    run_id: str, server: dict[str, Any], model: str, prep_id: str, proof: dict[str, Any]
+) -> None:
+    """Raises OSError."""
+    document = {
+        "schema_version": "1",
+        "run_id": run_id,
+        "identity": server["identity"],
+        "prep_id": prep_id,
+        "model": model,
+        "argv": server["argv"],
+        "env": server["env"],
+        "telemetry_probe": proof,
+    }
+    files.write_json(path(run_id, server["identity"]), document)
+
+
+def read(run_id: str, name: str) -> dict[str, Any] | None:
+    """The record of the server with this identity, or the beginning of it in hexadecimal; None
+    where no server of the run, or more than one, has it. Raises ValueError for one that cannot be
+    read.
+    """
+    digits = name.rpartition(":")[2]
+    found = [place for place in folder(run_id).glob("*.json") if place.stem.startswith(digits[:16])]
+    if not digits or len(found) != 1:
+        return None
+    record = files.read_record(found[0], SHAPE)
+    if record is None or record["run_id"] != run_id or short(record["identity"]) != found[0].stem:
+        return None
+    env = record["env"]
+    if not all(isinstance(word, str) for word in (*record["argv"], *env, *env.values())):
+        raise ValueError(f"{found[0]} has no valid argv or env")
+    return record

@@ -1,0 +1,85 @@
+"""Whether METRICS_READY holds now: the run is live, the prepared server is still the one that was
+proven, and Prometheus stands by the proof.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgl_admin.base import clock, files, paths
+from sgl_admin.base.errors import Refused
+from sgl_admin.contract.records import RESULT_SHAPE
+from sgl_admin.records import prepared, served
+from sgl_admin.records.run import Run
+from sgl_admin.serving import benchmark_server, probe
+
+_AGAIN = "run the prep again (playbooks/prep.yml)"
+
+
+def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
+    """Of the latest prepared server, or of the one with this identity: `ready`, and the `reason`
+    where it is not. Reads and asks; starts and writes nothing.
+    """
+    answer: dict[str, Any] = {
+        "schema_version": "1",
+        "ready": False,
+        "reason": None,
+        "run_id": live.run_id,
+        "prep_id": None,
+        "model": None,
+        "server": None,
+        "proven_at": None,
+        "checked_at": clock.utc(),
+    }
+    try:
+        record = _record(live, identity)
+        proof = record["telemetry_probe"]
+        answer.update(
+            prep_id=record.get("prep_id"),
+            model=record["model"],
+            server=record["identity"],
+            proven_at=proof.get("probed_at") if proof.get("ok") is True else None,
+        )
+        reason = _problem(live, record, proof)
+    except (ValueError, Refused) as error:
+        reason = f"{error}; {_AGAIN}"
+    except OSError as error:
+        reason = f"{files.reason(error)}; {_AGAIN}"
+    return {**answer, "ready": reason is None, "reason": reason}
+
+
+def _record(live: Run, identity: str | None) -> dict[str, Any]:
+    """Raises ValueError where there is none, or it cannot be read."""
+    if identity is None:
+        result = files.read_record(paths.prep_result(live.run_id), RESULT_SHAPE)
+        if result is None:
+            raise ValueError(f"nothing was prepared in {live.run_id} yet")
+        server = result["run"].get("server")
+        identity = server.get("identity") if isinstance(server, dict) else None
+        if not isinstance(identity, str):
+            raise ValueError(f"the prep of {live.run_id} is of a release that names no server")
+    record = prepared.read(live.run_id, identity)
+    if record is None:
+        raise ValueError(f"no server {identity} was prepared in {live.run_id}")
+    return record
+
+
+def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | None:
+    if proof.get("ok") is not True or proof.get("server") != record["identity"]:
+        return f"the metrics of this server are not proven: {proof.get('reason')}; {_AGAIN}"
+    now = served.identity(record["argv"], record["env"], served.image())
+    if now != record["identity"]:
+        return (
+            f"{record['model']}, a file that the server's arguments name, or the container's"
+            f" environment has changed since the proof; {_AGAIN}"
+        )
+    running = benchmark_server.read(live.run_id)
+    if running is not None and running["state"] == benchmark_server.RUNNING:
+        if (running["argv"], running["env"]) != (record["argv"], record["env"]):
+            return (
+                f"{running['server_id']} runs with other settings than the prepared server: stop"
+                " it (sgl-admin server stop)"
+            )
+    if lost := probe.lost(live.manifest["services"]["prometheus"]["url"], proof):
+        return f"{lost}; {_AGAIN}"
+    return None

@@ -1,0 +1,190 @@
+"""Who answers at a port: only a process of the group that was started counts as the server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgl_admin.base import ports
+from sgl_admin.base.errors import StageFailure
+from sgl_admin.serving.server import Server
+
+_LISTEN = """
+import socket, sys, time
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+listener = socket.socket(family)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+if family == socket.AF_INET6 and len(sys.argv) > 3:
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+listener.bind((sys.argv[1], int(sys.argv[2])))
+listener.listen()
+print(listener.getsockname()[1], flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def listening(address: str, port: int = 0, *more: str) -> Iterator[tuple[int, int]]:
+    """A process in a group of its own that listens; yields its port and its group."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LISTEN, address, str(port), *more],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline()), process.pid
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "127.0.0.1"),
+        ("::1", "::1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_a_port_is_held_by_the_group_that_listens_and_by_no_other(address: str, asked: str) -> None:
+    with listening(address) as (port, group):
+        assert ports.held_by_group(asked, port, group) is True
+        assert ports.held_by_group(asked, port, os.getpgid(0)) is False
+        assert ports.held_here(asked, port) is True
+        assert f"pid {group} in this container" in ports.holder(port)
+    assert ports.held_by_group(asked, port, group) is None
+    assert ports.held_here(asked, port) is None
+
+
+def test_of_two_sockets_the_one_of_the_very_address_answers() -> None:
+    with (
+        listening("127.0.0.1") as (port, ours),
+        listening("0.0.0.0", port) as (_, other),
+    ):
+        assert ports.held_by_group("127.0.0.1", port, ours) is True
+        assert ports.held_by_group("127.0.0.1", port, other) is False
+
+
+def test_where_two_share_the_address_it_is_neithers() -> None:
+    """The kernel gives each connection to either."""
+    with listening("127.0.0.1") as (port, ours), listening("127.0.0.1", port) as (_, other):
+        assert ports.held_by_group("127.0.0.1", port, ours) is False
+        assert ports.held_by_group("127.0.0.1", port, other) is False
+
+
+def test_a_process_that_cannot_be_seen_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening("127.0.0.1") as (port, _):
+        monkeypatch.setattr(ports, "_descriptors", lambda pid: set())
+        assert ports.held_here("127.0.0.1", port) is False
+        assert "outside this container" in ports.holder(port)
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    """Another's program that says that it is healthy, whatever it is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"sglang:prompt_tokens_total 999999971\n")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def fake_server(port: int) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Healthy)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
+def loading(port: int, log: Path) -> Server:
+    """A server that loads for a long time."""
+    log.touch()
+    return Server([sys.executable, "-c", "import time; time.sleep(600)"], {}, port, log)
+
+
+def test_another_that_answers_while_the_server_loads_is_never_taken_for_it(
+    port: int, tmp_path: Path
+) -> None:
+    server = loading(port, tmp_path / "log")
+    server.start()
+    try:
+        with fake_server(port):
+            assert not server.healthy()
+            with pytest.raises(StageFailure, match="instead of the server") as caught:
+                server.wait_healthy(60.0, lambda: None)
+            assert caught.value.error_type == "port_busy"
+            with pytest.raises(StageFailure, match="instead of the server"):
+                server.prompt_tokens()
+    finally:
+        server.stop()
+
+
+def test_another_that_comes_later_is_told_too(port: int, tmp_path: Path) -> None:
+    """At ten moments of the wait."""
+    for moment in range(10):
+        server = loading(port, tmp_path / "log")
+        server.start()
+        ticks = iter(range(1000))
+        fake = fake_server(port)
+
+        def tick(fake: Any = fake, ticks: Iterator[int] = ticks, moment: int = moment) -> None:
+            if next(ticks) == moment:
+                fake.__enter__()
+
+        try:
+            with pytest.raises(StageFailure, match="instead of the server"):
+                server.wait_healthy(60.0, tick)
+        finally:
+            server.stop()
+            fake.__exit__(None, None, None)
+
+
+def test_an_answer_without_end_is_cut(port: int, tmp_path: Path) -> None:
+    class Endless(_Healthy):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            try:
+                for _ in range(64):
+                    self.wfile.write(b"x" * (1 << 20))
+            except OSError:
+                pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Endless)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    (tmp_path / "log").touch()
+    try:
+        asked = Server([], {}, port, tmp_path / "log", group=os.getpgid(0))
+        with pytest.raises(StageFailure, match="more than 16777216 bytes"):
+            asked.prompt_tokens()
+    finally:
+        server.shutdown()
+        server.server_close()
