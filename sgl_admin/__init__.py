@@ -4,4 +4,4 @@ metrics arrive.
 A folder imports from the folders before it only; tests/unit/test_layers.py holds their order.
 """
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
