@@ -38,7 +38,7 @@ def load(path: str, arguments: Sequence[str] = ()) -> Model:
     PermissionError.
     """
     try:
-        found = folder.load(path, arguments)
+        found = folder.load(path, arguments, config_alone=True)
     except ModelMissing:
         raise UnusableModel(
             f"no model folder at {path} in the container; put it under the host's models folder"

@@ -302,6 +302,16 @@ def test_mistrals_own_file_beside_those_of_transformers_is_not_read(path: Path) 
     assert taken(path) == [] and inspect_model(str(path))["shards"] == 1
 
 
+def test_a_config_alone_is_enough_for_a_plan_and_for_no_host(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+    (path / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has no \*.safetensors file"):
+        inspect_model(str(path))
+    assert model.load(str(path)).config == CONFIG
+    (path / INDEX).write_text("{}")
+    assert "has no weight_map" in refused(path)
+
+
 def test_a_server_that_reads_no_weights_needs_none(path: Path) -> None:
     (path / "model.safetensors").unlink()
     assert taken(path, "--load-format", "dummy") == []

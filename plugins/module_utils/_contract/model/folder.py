@@ -46,8 +46,11 @@ class Reading:
         return [*(name for name, _ in self.parts), *self.files]
 
 
-def load(path: str, arguments: Sequence[str] = ()) -> Reading:
+def load(path: str, arguments: Sequence[str] = (), config_alone: bool = False) -> Reading:
     """Read the model in the folder `path`, for a server with these arguments.
+
+    With `config_alone` a folder without any weights and tokenizer will do, as a description of a
+    model: it is enough for a plan, and a server of it ends at once.
 
     Raises ModelMissing where there is no such folder, ModelError for a model that no server could
     be started with, or only on weights that were never set, and OSError for what cannot be read.
@@ -58,9 +61,11 @@ def load(path: str, arguments: Sequence[str] = ()) -> Reading:
     config_path = os.path.join(path, MODEL_CONFIG)
     config_data = read(config_path)
     config = json_object(config_path, config_data)
-    architecture(config_path, config)
     parts = [(MODEL_CONFIG, config_data)]
     modelopt = _modelopt(path, names)
+    if config_alone and not (weights.any_of(names) or tokenizer.any_of(names)):
+        return Reading(path, config, parts, modelopt)
+    architecture(config_path, config)
     files: list[str] = []
     sizes: list[int] = []
     warnings: list[str] = []

@@ -42,6 +42,11 @@ _OPTIONAL = (
 _NEEDED = "tokenizer.json, tokenizer.model, tekken.json, or vocab.json with merges.txt"
 
 
+def any_of(names: Collection[str]) -> bool:
+    """Whether a folder holds anything of a tokenizer."""
+    return any(_ALONE.fullmatch(name) or name in (*_PAIR, *_BESIDE) for name in names)
+
+
 def check(folder: str, names: Collection[str]) -> Iterator[str]:
     """Warnings. Raises ModelError where a server cannot start with what is there, and OSError."""
     own = sorted(name for name in names if _ALONE.fullmatch(name))

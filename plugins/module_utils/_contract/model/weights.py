@@ -40,6 +40,7 @@ _CONSOLIDATED_INDEX = "consolidated.safetensors.index.json"
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin")
 # The digests of a model that was staged.
 _STAGED = ".sgl-model.json"
+_OTHER_FORMATS = (".gguf", ".pt", ".pth", ".h5", ".msgpack")
 # Linux' own, with the NUL at the end.
 _MAX_PATH = 4096
 # The safetensors library's own limit for a header.
@@ -83,6 +84,15 @@ class Shards:
 
 
 # --- which files ----------------------------------------------------------------------------------
+
+
+def any_of(names: Collection[str]) -> bool:
+    """Whether a folder holds anything of a model's weights, be it an index or a part of a file."""
+    return any(
+        name.endswith((".safetensors", ".bin", *_OTHER_FORMATS, *_UNFINISHED))
+        or name in (MODEL_INDEX, _PYTORCH_INDEX, _CONSOLIDATED_INDEX)
+        for name in names
+    )
 
 
 def find(folder: str, names: Collection[str]) -> Weights:
@@ -202,9 +212,7 @@ def check(
 
 def _no_weights(folder: str, names: Collection[str], why: str) -> ModelError:
     """For a folder without weights that a server can read; what other formats hold is named."""
-    others = sorted(
-        name for name in names if name.endswith((".gguf", ".pt", ".pth", ".h5", ".msgpack"))
-    )
+    others = sorted(name for name in names if name.endswith(_OTHER_FORMATS))
     held = f" (it has {path_line(others[0])})" if others and not why else why
     return ModelError(
         f"the model {path_line(folder)} has no *.safetensors file: use a model in the safetensors"
