@@ -130,6 +130,12 @@ options:
     default: 127.0.0.1
     description: Address that Prometheus, Jaeger and the exporters listen on.
       They have no password, so think before you open them.
+  server_args:
+    type: list
+    elements: str
+    default: []
+    description: More arguments of the SGLang server, the same as in serving.
+      They stand in the records, so no key may be among them.
 """
     PREP = r"""
 options:

@@ -543,10 +543,10 @@ def counting_files(path: str, record: Record) -> list[str]:
     """The files that have to be there: config, index, the weights, and what the record names.
     Raises ModelError.
     """
-    index, shards = model_files.weight_files(path)
-    names = {model_files.CONFIG, *map(os.path.normpath, shards), *record.files}
-    if index is not None:
-        names.add(model_files.INDEX)
+    weights = model_files.weight_files(path)
+    names = {model_files.CONFIG, *map(os.path.normpath, weights.files), *record.files}
+    if weights.index is not None:
+        names.add(weights.index)
     return sorted(names)
 
 

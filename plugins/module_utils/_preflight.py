@@ -11,7 +11,7 @@ import os
 import platform
 import pwd
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,7 @@ class Options:
     image_source: str = "build"
     image_pull: str | None = None
     image_archive: str | None = None
+    server_args: Sequence[str] = ()
 
     @property
     def needs_gpus(self) -> bool:
@@ -327,9 +328,16 @@ def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> N
         )
         return
     devices = found.facts["devices"]
-    fitting = {"tp": options.tp, "device_count": devices["count"], "device_name": devices["name"]}
+    fitting = {
+        "tp": options.tp,
+        "device_count": devices["count"],
+        "device_name": devices["name"],
+        "server_args": options.server_args,
+    }
     try:
-        model = _model_that_is_there(path, spec, fitting, options)
+        model = _model_that_is_there(
+            path, spec, {**fitting, "warn": found.warnings.append}, options
+        )
         found.facts["model"] = {**model, "stage": _to_be_staged(model, fitting, options)}
     except model_files.ModelError as error:
         found.problems.append(str(error))

@@ -13,8 +13,11 @@ author: "slice_bench.sglang contributors (@slice-bench)"
 description:
   - Verifies a model in the Hugging Face layout before a server spends minutes on loading it.
   - C(config.json) must parse and name an architecture. Every shard that
-    C(model.safetensors.index.json) names must be there and as long as
-    its own header says; without an index there must be at least one C(*.safetensors) file.
+    C(model.safetensors.index.json) names must be there, as long as its own header says, and hold
+    the tensors that the index expects in it; without an index the C(-of-N) in the names says how
+    many there are. A PyTorch model needs its C(*.bin) files whole.
+  - A tokenizer must be there, and its files must be readable.
+  - What a server may survive is a warning.
   - Verifies that O(tp) is at most the number of devices and divides the model's attention heads.
   - Changes nothing. Of the weights only the headers are read.
 options:
@@ -45,6 +48,14 @@ options:
       - The name of the device, for the message when O(tp) does not fit.
     type: str
     default: CPU
+  server_args:
+    description:
+      - The arguments that the server is started with. With C(--tokenizer-path) or
+        C(--skip-tokenizer-init) the folder needs no tokenizer, and with a C(--load-format) of other
+        files no weights that are read here.
+    type: list
+    elements: str
+    default: []
   owner_uid:
     description:
       - The numeric user id as which the server runs. When given, the mode bits must let it read the
@@ -154,6 +165,7 @@ def main() -> None:
             "tp": {"type": "int", "default": 1},
             "device_count": {"type": "int", "default": 1},
             "device_name": {"type": "str", "default": "CPU"},
+            "server_args": {"type": "list", "elements": "str", "default": []},
             "owner_uid": {"type": "int"},
             "owner_gid": {"type": "int"},
             "may_be_missing": {"type": "bool", "default": False},
@@ -170,6 +182,8 @@ def main() -> None:
             root=params["models_root"],
             uid=params["owner_uid"],
             gid=params["owner_gid"],
+            server_args=params["server_args"],
+            warn=module.warn,
         )
     except model_files.ModelMissing as exc:
         if not params["may_be_missing"]:

@@ -101,6 +101,14 @@ options:
       - The tensor parallel size, in devices.
     type: int
     default: 1
+  server_args:
+    description:
+      - The arguments that the server is started with. With C(--tokenizer-path) or
+        C(--skip-tokenizer-init) the folder needs no tokenizer, and with a C(--load-format) of other
+        files no weights that are read here.
+    type: list
+    elements: str
+    default: []
   device_count:
     description:
       - The number of GPUs that the host has; V(0) is taken as V(1).
@@ -270,7 +278,9 @@ def main() -> None:
         uid=uid,
         gid=gid,
         full=given["verify"] == "full",
-        fitting={name: given[name] for name in ("tp", "device_count", "device_name")},
+        fitting={
+            name: given[name] for name in ("tp", "device_count", "device_name", "server_args")
+        },
         run=given["run_id"] or str(os.getpid()),
         manifest=given["manifest"],
         prepare=given["prepare"],
@@ -318,6 +328,7 @@ def _module() -> AnsibleModule:
             "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
             "budget_s": {"type": "float"},
             "tp": {"type": "int", "default": 1},
+            "server_args": {"type": "list", "elements": "str", "default": []},
             "device_count": {"type": "int", "default": 1},
             "device_name": {"type": "str", "default": "CPU"},
             "run_id": {"type": "str", "default": ""},

@@ -35,6 +35,20 @@ class Lookup:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How a server splits the experts of a layer among its GPUs."""
+
+    # Each GPU has the routed experts of one of so many ranks.
+    ranks: int = 1
+    # Of each expert it has one of so many parts.
+    parts: int = 1
+    # Copies of routed experts, which count as experts.
+    redundant: int = 0
+    # Why the server looks up no launch configurations at all; empty where it may.
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Choice:
     """Arguments of the server that were chosen for the operator, and why."""
 
@@ -72,16 +86,26 @@ class Release(Protocol):
     def tracing_arguments(self, manifest: dict[str, Any]) -> list[str]:
         """Of the server, where the run's manifest says that tracing runs."""
 
-    def fused_shared_experts(self, config: dict[str, Any], server_args: tuple[str, ...]) -> int:
-        """How many shared experts the server fuses into the routed ones, by the model's config."""
+    @property
+    def ungated(self) -> bool:
+        """Whether its fused experts may lack the gate (Nemotron-H)."""
+
+    def fused_shared_experts(
+        self, config: dict[str, Any], server_args: tuple[str, ...], ranks: int = 1
+    ) -> int:
+        """How many shared experts the server fuses into the routed ones, by the model's config and
+        the ranks that these are spread over.
+        """
 
     def built_in_moe_configs(self) -> Path | None:
         """The folder of the MoE configurations that came with it; None where it is not installed
         here.
         """
 
-    def fused_experts(self, experts: int) -> FusedExperts:
-        """The fused experts of so many; imports the engine."""
+    def fused_experts(
+        self, experts: int, everywhere: int | None = None, gated: bool = True
+    ) -> FusedExperts:
+        """The fused experts of one GPU, of `everywhere` on all ranks; imports the engine."""
 
 
 class MoeConfigs(Protocol):
@@ -174,6 +198,9 @@ class Engine(Protocol):
         """Those of the server's variables that can change what is compiled: of the ones that are
         set for it, and of the ones that it inherits.
         """
+
+    def experts_split(self, arguments: tuple[str, ...], tp: int) -> Split:
+        """How a server with these arguments splits its experts."""
 
     def choices(self, arguments: tuple[str, ...], compute_capability: str | None) -> list[Choice]:
         """What to add to the server's arguments, by the kernels that the image has."""

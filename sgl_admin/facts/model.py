@@ -1,19 +1,16 @@
-"""The model that a prep is for: its slug, its identity and what its config says of experts."""
+"""The model that a prep is for: its slug, its identity, its config."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files
 from sgl_admin.contract import records
-
-# How the architectures that SGLang knows call their number of experts, and the language model's
-# part of a config.
-EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-_LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
+from sgl_admin.contract.model import experts, folder
+from sgl_admin.contract.model.text import ModelError, ModelMissing, unreadable
 
 
 class UnusableModel(Exception):
@@ -26,54 +23,51 @@ class Model:
     slug: str
     identity: str
     config: dict[str, Any]
+    # ModelOpt's hf_quant_config.json, where the model has one.
+    modelopt: dict[str, Any] | None = None
+    # What a server may survive.
+    warnings: tuple[str, ...] = ()
 
     @property
     def has_experts(self) -> bool:
-        parts = (self.config, language_part(self.config))
-        return any(
-            type(part.get(key)) is int and part[key] > 0 for part in parts for key in EXPERTS
-        )
+        return experts.has_experts(self.config)
 
 
-def language_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a config: multimodal models keep it in a config of its own."""
-    return next((config[key] for key in _LANGUAGE if isinstance(config.get(key), dict)), config)
-
-
-def load(path: str) -> Model:
-    folder = Path(path)
+def load(path: str, arguments: Sequence[str] = ()) -> Model:
+    """The model in a folder, for a server with these arguments. Raises UnusableModel, and
+    PermissionError.
+    """
     try:
-        present = folder.is_dir()
-    except PermissionError:
-        raise
-    except OSError:
-        # Such a name no folder can have.
-        present = False
-    if not present:
+        found = folder.load(path, arguments, config_alone=True)
+    except ModelMissing:
         raise UnusableModel(
             f"no model folder at {path} in the container; put it under the host's models folder"
             " (mounted at /models)"
-        )
-    try:
-        config = json.loads(files.read_bytes(folder / "config.json").decode("utf-8"))
-        known_as = identity(folder)
-    except FileNotFoundError:
-        raise UnusableModel(
-            f"{path} has no config.json: not a model folder, or not a whole one"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnusableModel(f"the config or the index of {path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise UnusableModel(f"{path}/config.json does not hold a JSON object")
-    return Model(path=str(folder), slug=folder.name, identity=known_as, config=config)
+    except ModelError as error:
+        raise UnusableModel(str(error)) from error
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError):
+            raise UnusableModel(f"{path!r} is no name of a folder ({error})") from error
+        raise UnusableModel(str(unreadable(str(error.filename or path), error))) from error
+    return Model(
+        found.path,
+        Path(path).name,
+        records.model_identity(found.parts),
+        found.config,
+        found.modelopt,
+        tuple(found.warnings),
+    )
 
 
-def identity(folder: Path) -> str:
+def identity(folder_path: Path) -> str:
     """The model's identity, as the host computes it too. Raises OSError and ValueError."""
     parts = []
     for name in (records.MODEL_CONFIG, records.MODEL_INDEX):
         try:
-            parts.append((name, files.read_bytes(folder / name)))
+            parts.append((name, files.read_bytes(folder_path / name)))
         except FileNotFoundError:
             continue
     return records.model_identity(parts)

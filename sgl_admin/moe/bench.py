@@ -36,14 +36,16 @@ class FusedExperts:
         self._shape = shape
         self._device = torch.device("cuda", torch.cuda.current_device())
         torch.manual_seed(0)
-        self._experts = release.fused_experts(shape.lookup.E)
+        everywhere = shape.routed * shape.ranks + shape.shared
+        self._experts = release.fused_experts(shape.lookup.E, everywhere, shape.gated)
         self._weights = self._make_weights()
         self._inputs: dict[int, tuple[torch.Tensor, torch.Tensor, list[torch.Tensor], Any]] = {}
 
     def _make_weights(self) -> dict[str, Any]:
         lookup, hidden = self._shape.lookup, self._shape.hidden_size
         dtype = getattr(torch, self._shape.torch_dtype)
-        shapes = {"w1": (lookup.E, 2 * lookup.N, hidden), "w2": (lookup.E, hidden, lookup.N)}
+        first = 2 * lookup.N if self._shape.gated else lookup.N
+        shapes = {"w1": (lookup.E, first, hidden), "w2": (lookup.E, hidden, lookup.N)}
         made: dict[str, Any] = {}
         for name, (experts, rows, columns) in shapes.items():
             weight = torch.empty(
@@ -89,14 +91,16 @@ class FusedExperts:
             shape = self._shape
             dtype = getattr(torch, shape.torch_dtype)
             tokens = torch.randn((size, shape.hidden_size), dtype=dtype, device=self._device)
-            routed = shape.lookup.E - shape.shared
+            routed, everywhere = shape.routed, shape.routed * shape.ranks
             choices = []
             for _ in range(_ROUTINGS):
                 chosen = (
-                    torch.rand((size, routed), device=self._device)
+                    torch.rand((size, everywhere), device=self._device)
                     .topk(shape.chosen, dim=1)
                     .indices
                 )
+                # As SGLang's dispatcher names the experts of other ranks.
+                chosen[chosen >= routed] = -1
                 # Every token takes the shared experts, which are the last ones.
                 always = torch.arange(routed, shape.lookup.E, device=self._device).expand(
                     size, shape.shared
@@ -105,7 +109,7 @@ class FusedExperts:
             weights = torch.full(
                 (size, shape.rows_per_token), 1 / shape.rows_per_token, device=self._device
             )
-            logits = torch.zeros((size, routed), device=self._device)
+            logits = torch.zeros((size, everywhere), device=self._device)
             self._inputs[size] = (
                 tokens,
                 tokens.clone(),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sgl_admin.base.engine import Lookup, Release
-from sgl_admin.facts.model import EXPERTS, language_part
+from sgl_admin.base.engine import Lookup, Release, Split
+from sgl_admin.contract.model import experts, quantisation
+from sgl_admin.contract.model.arguments import flag_value, overridden
+from sgl_admin.contract.model.config import language_parts
+from sgl_admin.moe import space
+from sgl_admin.sglang import ENGINE
 
-# How the architectures that SGLang knows call these (their Hugging Face configs).
-_CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k")
-_INTERMEDIATE = ("moe_intermediate_size", "expert_hidden_dim", "intermediate_size")
+# The server's names of its data types.
+_DTYPES = {"half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
+# The server's other names of a quantisation that a config declares.
+_SAME = {"modelopt": "modelopt_fp8", "compressed_tensors": "compressed-tensors"}
 
 
 class Untunable(Exception):
@@ -23,16 +29,27 @@ class MoeShape:
 
     lookup: Lookup
     hidden_size: int
-    # Routed experts that each token chooses; with a fused shared expert, which every token takes,
-    # there are more rows.
+    # Routed experts that each token chooses, of all ranks; with a fused shared expert, which every
+    # token takes, there are more rows.
     chosen: int
     shared: int
     # Of activations and, where nothing is quantised, of weights.
     torch_dtype: str
+    # The ranks of expert parallelism: each has as many routed experts.
+    ranks: int = 1
+    # Whether the first projection is twice as large, one half to gate the other.
+    gated: bool = True
+    # More shared experts than these no server fuses.
+    most_shared: int = 2
 
     @property
     def rows_per_token(self) -> int:
         return self.chosen + self.shared
+
+    @property
+    def routed(self) -> int:
+        """The routed experts of one rank."""
+        return self.lookup.E - self.shared
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,83 +62,122 @@ class MoeShape:
 
 
 def of(
-    config: dict[str, Any], tp: int, moe_dtype: str, server_args: tuple[str, ...], release: Release
+    config: dict[str, Any],
+    tp: int,
+    moe_dtype: str,
+    server_args: tuple[str, ...],
+    release: Release,
+    modelopt: dict[str, Any] | None = None,
 ) -> MoeShape:
     """The shape that a server of this release is expected to fuse. Raises Untunable.
 
     The server's log has the last word (`seen`): which shared experts are fused depends on the
-    release and on its flags.
+    release and on its flags. `modelopt` is the model's hf_quant_config.json.
     """
-    text = language_part(config)
-    routed, chosen, intermediate = (
-        _first(text, keys) for keys in (EXPERTS, _CHOSEN, _INTERMEDIATE)
-    )
-    hidden = text.get("hidden_size")
-    if not (routed and chosen and intermediate and isinstance(hidden, int)):
+    config = overridden(config, server_args)
+    split = ENGINE.experts_split(server_args, tp)
+    if split.reason:
+        raise Untunable(split.reason)
+    try:
+        found = experts.read(config)
+        weights = _weights(config, modelopt, server_args)
+    except (experts.UnknownExperts, quantisation.UnknownQuantisation) as error:
+        raise Untunable(str(error)) from error
+    if moe_dtype not in ("auto", weights.dtype or "bf16"):
         raise Untunable(
-            "the model's config does not tell the shape of its experts (their number, how many are"
-            " chosen, their sizes)"
+            f"--moe-dtype {moe_dtype}: the model's experts are"
+            f" {weights.dtype or 'not quantised (bf16)'}; leave it away, or use auto"
         )
-    if intermediate % tp:
-        raise Untunable(
-            f"the experts' intermediate size {intermediate} cannot be divided among {tp} GPUs"
-        )
-    dtype, block = _quantisation(config)
-    if moe_dtype not in ("auto", dtype or "bf16"):
-        raise Untunable(
-            f"--moe-dtype {moe_dtype}: the model's experts are {dtype or 'not quantised (bf16)'};"
-            " leave it away, or use auto"
-        )
-    shared = release.fused_shared_experts(config, server_args)
-    torch_dtype = (
-        text.get("torch_dtype") or text.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    )
+    if not found.gated and not release.ungated:
+        raise Untunable("the model's experts have no gate, and this SGLang fuses only gated ones")
+    if not space.count(weights.block):
+        raise Untunable(f"no launch configuration fits scales of blocks of {weights.block}")
+    shared = release.fused_shared_experts(config, server_args, split.ranks)
     return MoeShape(
-        Lookup(routed + shared, intermediate // tp, dtype, block), hidden, chosen, shared,
-        torch_dtype if torch_dtype in ("bfloat16", "float16") else "bfloat16",
-    )  # fmt: skip
+        _lookup(found, split, shared, weights),
+        found.hidden,
+        found.chosen,
+        shared,
+        _torch_dtype(config, server_args),
+        split.ranks,
+        found.gated,
+        max(2, found.shared),
+    )
 
 
-def seen(expected: MoeShape, lookups: list[Lookup]) -> MoeShape | None:
-    """The expected shape as the server asks for it; None where none of its lookups can be of these
-    experts.
+def _lookup(
+    found: experts.Experts, split: Split, shared: int, weights: quantisation.ExpertWeights
+) -> Lookup:
+    routed = found.routed + split.redundant
+    if routed % split.ranks:
+        raise Untunable(f"{routed} experts cannot be divided among {split.ranks} ranks (--ep-size)")
+    if found.intermediate % split.parts:
+        raise Untunable(
+            f"the experts' intermediate size {found.intermediate} cannot be divided among"
+            f" {split.parts} GPUs"
+        )
+    return Lookup(
+        routed // split.ranks + shared,
+        found.intermediate // split.parts,
+        weights.dtype,
+        weights.block,
+    )
+
+
+def _weights(
+    config: dict[str, Any], modelopt: dict[str, Any] | None, server_args: tuple[str, ...]
+) -> quantisation.ExpertWeights:
+    """The experts' data type: by the model's config, or as the server is asked to make it."""
+    declared = quantisation.find(config, modelopt)
+    asked = flag_value(server_args, "--quantization")
+    if asked is None or (declared and _SAME.get(asked, asked) == declared.method):
+        return quantisation.of_experts(declared, config)
+    if asked == "fp8" and declared is None:
+        return quantisation.ExpertWeights("fp8_w8a8")
+    raise Untunable(
+        f"experts that the server quantises by --quantization {asked} have no tuning here: only fp8"
+        " and unquantised ones have"
+    )
+
+
+def _torch_dtype(config: dict[str, Any], server_args: tuple[str, ...]) -> str:
+    asked = flag_value(server_args, "--dtype") or "auto"
+    if asked.startswith("float32") or asked == "float":
+        raise Untunable(f"experts of 32 bits (--dtype {asked}) have no tuning here")
+    if asked != "auto":
+        return _DTYPES.get(asked, "bfloat16")
+    named = (
+        part[key]
+        for part in reversed(language_parts(config))
+        for key in ("torch_dtype", "dtype")
+        if isinstance(part.get(key), str)
+    )
+    return _DTYPES.get(next(named, "bfloat16"), "bfloat16")
+
+
+def seen(expected: MoeShape, lookups: Sequence[Lookup]) -> MoeShape | None:
+    """The expected shape as the server asks for it: it may fuse other shared experts. None where
+    none of its lookups can be of these experts.
     """
-    routed = expected.lookup.E - expected.shared
-    for lookup in lookups:
-        if lookup.N == expected.lookup.N and lookup.E >= routed:
-            return MoeShape(
-                lookup,
-                expected.hidden_size,
-                expected.chosen,
-                lookup.E - routed,
-                expected.torch_dtype,
-            )
+    for lookup in sorted(lookups, key=lambda each: each != expected.lookup):
+        shared = lookup.E - expected.routed
+        alike = replace(lookup, E=expected.lookup.E) == expected.lookup
+        if alike and 0 <= shared <= expected.most_shared:
+            return replace(expected, lookup=lookup, shared=shared)
     return None
 
 
-def _first(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    values = [config[key] for key in keys if type(config.get(key)) is int and config[key] > 0]
-    return values[0] if values else None
-
-
-def _quantisation(config: dict[str, Any]) -> tuple[str | None, tuple[int, int] | None]:
-    """SGLang's name of the experts' data type, None where they are not quantised, and the block
-    shape of their scales.
-    """
-    found = config.get("quantization_config")
-    if not isinstance(found, dict):
-        return None, None
-    method, block = found.get("quant_method"), found.get("weight_block_size")
-    if method != "fp8":
-        raise Untunable(
-            f"experts quantised by {method} have no tuning here: only fp8 and unquantised ones have"
-        )
-    if block is None:
-        return "fp8_w8a8", None
-    if not (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(type(number) is int and number > 0 for number in block)
-    ):
-        raise Untunable(f"weight_block_size {block} of the model's config is no pair of numbers")
-    return "fp8_w8a8", (block[0], block[1])
+def mismatch(expected: MoeShape, names: Sequence[str]) -> str:
+    """Why none of the files that a server looked up is of the expected shape."""
+    if not names:
+        return f"its experts are not run by the Triton kernel ({ENGINE.moe.backend_flag})"
+    lookups = [lookup for name in names if (lookup := ENGINE.moe.lookup(name)) is not None]
+    if not lookups:
+        return "a file of that name has no tuning here"
+    scales = (expected.lookup.dtype, expected.lookup.block_shape)
+    if all((lookup.dtype, lookup.block_shape) != scales for lookup in lookups):
+        return "its experts are of another data type than the model's config says"
+    return (
+        "it builds or splits its experts in another way than the model's config and its arguments"
+        " say"
+    )

@@ -213,14 +213,15 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
     flavour = (files.read_json(paths.FLAVOUR) or {})["server"]
     settings = dict(line.split("=", 1) for line in request.server_env)
     environment: dict[str, str] = {**flavour["env"], **settings}
-    loaded = model.load(request.model)
+    release, unknown = ENGINE.release()
+    arguments = _server_arguments(run, request, flavour["args"], release)
+    loaded = model.load(request.model, arguments)
     # The prep is for the devices that its server will see.
     found = devices.find(environment.get(devices.VISIBLE))
     gpu_fit.check(found, request.tp, findings.warn)
-    release, unknown = ENGINE.release()
-    if unknown:
-        findings.warn(unknown)
-    arguments = _server_arguments(run, request, flavour["args"], release)
+    for warning in (unknown, *loaded.warnings):
+        if warning:
+            findings.warn(warning)
     choices = tuple(ENGINE.choices(arguments, found.compute_capability))
     context = Context(
         request,

@@ -11,6 +11,7 @@ from sgl_admin.sglang import (
     metrics,
     packages,
     releases,
+    split,
     tracing,
 )
 from sgl_admin.sglang.moe_configs import MoeConfigs
@@ -32,6 +33,7 @@ class SGLang:
     lengths = kernels.LENGTHS
     kernel_arguments = staticmethod(kernels.kernel_arguments)
     kernel_environment = staticmethod(kernels.kernel_environment)
+    experts_split = staticmethod(split.split)
     choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)
 

@@ -15,14 +15,26 @@ from typing import Any
 class FusedExperts:
     """As base.engine.FusedExperts says."""
 
-    def __init__(self, module: str, override: str, experts: int) -> None:
-        """`module` holds the call; `override` is the package whose `override_config` it heeds."""
+    def __init__(
+        self, module: str, override: str, experts: int, everywhere: int, gated: bool
+    ) -> None:
+        """`module` holds the call; `override` is the package whose `override_config` it heeds.
+
+        Where there are more experts `everywhere` than here, SGLang compiles another kernel, which
+        leaves out the tokens of the others.
+        """
         _publish_server_args()
         self._module = importlib.import_module(module)
         # Where the configuration is overridden is a package that the module belongs to.
         self._override = importlib.import_module(override)
         runner = importlib.import_module("sglang.srt.layers.moe.moe_runner")
-        wanted = {"num_experts": experts, "num_local_experts": experts, "inplace": True}
+        wanted: dict[str, Any] = {
+            "num_experts": everywhere,
+            "num_local_experts": experts,
+            "inplace": True,
+        }
+        if not gated:
+            wanted.update(is_gated=False, activation="relu2")
         known = inspect.signature(runner.MoeRunnerConfig).parameters
         self._runner_config = runner.MoeRunnerConfig(
             **{name: value for name, value in wanted.items() if name in known}

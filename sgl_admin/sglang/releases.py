@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgl_admin.contract.model.config import architecture_name
 from sgl_admin.sglang import moe_configs, packages, tracing
 
 if TYPE_CHECKING:
@@ -37,8 +38,11 @@ class Release:
     kernels: str
     # The folder in the package whose `configs` holds the MoE configurations that come with it.
     moe_configs: str
-    # How many shared experts the server fuses into the routed ones, by the model's config.
-    fused_shared: Callable[[dict[str, Any]], int]
+    # How many shared experts the server fuses into the routed ones, by the model's config and the
+    # ranks of expert parallelism.
+    fused_shared: Callable[[dict[str, Any], int], int]
+    # Whether fused experts may lack the gate (`MoeRunnerConfig.is_gated`).
+    ungated: bool = True
 
     def cuda_graph_arguments(self, batch_sizes: tuple[int, ...]) -> list[str]:
         return [self.cuda_graph_flag, *map(str, batch_sizes)] if batch_sizes else []
@@ -46,37 +50,43 @@ class Release:
     def tracing_arguments(self, manifest: dict[str, Any]) -> list[str]:
         return tracing.arguments(manifest, self.otlp_flag)
 
-    def fused_shared_experts(self, config: dict[str, Any], server_args: tuple[str, ...]) -> int:
-        return 0 if _NO_FUSION_FLAG in server_args else self.fused_shared(config)
+    def fused_shared_experts(
+        self, config: dict[str, Any], server_args: tuple[str, ...], ranks: int = 1
+    ) -> int:
+        return 0 if _NO_FUSION_FLAG in server_args else self.fused_shared(config, ranks)
 
     def built_in_moe_configs(self) -> Path | None:
         package = packages.folder()
         return package / self.moe_configs / moe_configs.FOLDER if package else None
 
-    def fused_experts(self, experts: int) -> FusedExperts:
+    def fused_experts(
+        self, experts: int, everywhere: int | None = None, gated: bool = True
+    ) -> FusedExperts:
         # Not above: only the tuner's process needs it, and `inspect` is slow to import.
         from sgl_admin.sglang.fused_experts import FusedExperts
 
-        return FusedExperts(self.fused_moe, self.moe_override, experts)
+        return FusedExperts(
+            self.fused_moe, self.moe_override, experts, everywhere or experts, gated
+        )
 
 
-def _deepseek(config: dict[str, Any]) -> int:
-    architecture = (config.get("architectures") or [None])[0]
-    if architecture not in (
-        "DeepseekV3ForCausalLM",
-        "DeepseekV32ForCausalLM",
-        "Glm4MoeForCausalLM",
-    ):
+def _deepseek(config: dict[str, Any], ranks: int) -> int:
+    """Expert parallelism keeps the shared expert apart on NVIDIA GPUs."""
+    architecture = architecture_name(config)
+    if ranks > 1 or config.get("n_shared_experts") != 1:
         return 0
-    return 1 if config.get("n_shared_experts") == 1 else 0
+    if architecture in ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM"):
+        # Kimi-K2, of the same architecture with 384 experts, keeps it apart.
+        return 1 if config.get("n_routed_experts") == 256 else 0
+    return 1 if architecture == "Glm4MoeForCausalLM" else 0
 
 
-def _deepseek_and_qwen_next(config: dict[str, Any]) -> int:
-    if (config.get("architectures") or [None])[0] == "Qwen3NextForCausalLM":
-        # Where a shared expert is as large as a routed one.
+def _deepseek_and_qwen_next(config: dict[str, Any], ranks: int) -> int:
+    if architecture_name(config) == "Qwen3NextForCausalLM":
+        # Where a shared expert is as large as a routed one; each rank has it.
         size = config.get("shared_expert_intermediate_size")
         return 1 if size and size == config.get("moe_intermediate_size") else 0
-    return _deepseek(config)
+    return _deepseek(config, ranks)
 
 
 _OLD_MOE = "sglang.srt.layers.moe.fused_moe_triton"
@@ -91,6 +101,7 @@ RELEASES = (
         f"{_OLD_MOE}.fused_moe_triton_kernels",
         "srt/layers/moe/fused_moe_triton",
         _deepseek,
+        ungated=False,
     ),
     Release(
         (0, 5, 9),

@@ -124,11 +124,11 @@ class MoeTune(Stage):
         shape = shapes.seen(expected, lookups)
         if shape is None:
             named = ", ".join(dict.fromkeys(names)) or "none"
+            wanted = ENGINE.moe.file_name(expected.lookup, "*")
             raise StageFailure(
                 "unsupported",
-                f"the server looks up no MoE configuration for N={expected.lookup.N} (it asks for"
-                f" {named}): its experts are not run by the Triton kernel"
-                f" ({ENGINE.moe.backend_flag}), so tuning would change nothing; skip it"
+                f"the server does not look up {wanted}, which would be tuned (it asks for {named}):"
+                f" {shapes.mismatch(expected, names)}, so tuning would change nothing; skip it"
                 " (--moe skip)",
             )
         config_files.remember(_settings(context), shape.lookup)
@@ -302,6 +302,7 @@ def _by_config(context: Context) -> MoeShape:
         context.request.moe_dtype,
         context.arguments,
         context.release,
+        context.model.modelopt,
     )
 
 
@@ -318,6 +319,8 @@ def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
         "block_shape": list(shape.lookup.block_shape) if shape.lookup.block_shape else None,
         "tp": context.request.tp,
         "configurations": space.count(shape.lookup.block_shape, context.request.moe_sample),
+        **({"ep": shape.ranks} if shape.ranks > 1 else {}),
+        **({} if shape.gated else {"gated": False}),
     }
 
 

@@ -22,6 +22,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.unit.model_files import write_model  # noqa: E402
 
 RUNS = 5
 AT_MOST = 2.0
@@ -115,9 +118,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         base = Path(folder)
-        model = base / "model"
-        model.mkdir()
-        (model / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+        model = write_model(base / "model")
         (base / "source").mkdir()
         fill(base / "source", model, arguments.files, arguments.mb * 10**6)
         tars, exports, imports = [], [], []

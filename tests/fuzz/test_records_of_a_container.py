@@ -40,6 +40,7 @@ from tests.fuzz.fuzzing import (
     text,
     things,
 )
+from tests.unit.model_files import write_model
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 PREP_ID = validators.example("prep_result")["run"]["prep_id"]
@@ -85,7 +86,7 @@ def container() -> Iterator[Path]:
             paths.LOGS,
         ):
             made.mkdir(parents=True)
-        put(inside / MODEL / "config.json", CONFIG)
+        write_model(inside / MODEL, json.loads(CONFIG))
         put(paths.FLAVOUR, encoded(FLAVOUR))
         put(paths.log(RUN_ID), b"")
         patch.setattr(

@@ -37,6 +37,7 @@ from tests.bench.cache_share import fill
 from tests.hosts.registry import Registry
 from tests.integration.installation import ROOT, ansible, docker
 from tests.integration.stand_ins import run
+from tests.unit.model_files import write_model
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     as a small model's.
     """
     folder = tmp_path_factory.mktemp("made")
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
+    write_model(folder / "model")
     (folder / "one").mkdir()
     fill(folder / "one", folder / "model", 40, 4_000_000)
     return folder

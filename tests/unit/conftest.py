@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sgl_admin.base import files, paths
+from tests.unit.model_files import write_model
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 
@@ -68,8 +69,5 @@ def live_run(container: Path) -> str:
 
 @pytest.fixture
 def model_folder(container: Path) -> Path:
-    """A model's folder in the container, with its config and nothing else."""
-    folder = paths.MODELS / "tiny" / "qwen3-tiny"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"]}')
-    return folder
+    """The folder of a small model in the container."""
+    return write_model(paths.MODELS / "tiny" / "qwen3-tiny")

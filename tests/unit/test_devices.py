@@ -15,6 +15,7 @@ import pytest
 from sgl_admin.base import versions
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.sglang import ENGINE
+from tests.unit.model_files import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
@@ -403,8 +404,7 @@ def test_torch_is_never_imported(machine: Machine, tmp_path: Path) -> None:
         False,
     ], asked.stderr
     model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text('{"architectures": ["Qwen3ForCausalLM"], "hidden_size": 64}')
+    write_model(model, {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 64})
     planned = python(
         "-m",
         "sgl_admin",

@@ -18,8 +18,11 @@ CONFIG = {"BLOCK_SIZE_M": 16}
 
 
 class RunnerConfig:
-    def __init__(self, num_experts: int, inplace: bool) -> None:
+    def __init__(
+        self, num_experts: int, inplace: bool, is_gated: bool = True, activation: str = "silu"
+    ) -> None:
         self.given = (num_experts, inplace)
+        self.kind = (is_gated, activation)
 
 
 class Installed:
@@ -71,6 +74,15 @@ def test_a_call_is_the_servers_with_the_configuration_that_is_tried(installed: I
     assert options == {"use_fp8_w8a8": True}
     assert config == CONFIG
     assert installed.published == ["dummy"]
+
+
+def test_experts_of_other_ranks_and_a_missing_gate_are_told_to_the_release(
+    installed: Installed,
+) -> None:
+    experts = RELEASE.fused_experts(8, 32, gated=False)
+    experts.call("tokens", "w1", "w2", "topk")
+    [(words, _, _)] = installed.calls
+    assert (words[4].given, words[4].kind) == ((32, True), (False, "relu2"))
 
 
 def test_a_configuration_whose_call_fails_is_taken_back(installed: Installed) -> None:

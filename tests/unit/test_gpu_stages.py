@@ -34,6 +34,7 @@ from sgl_admin.serving import benchmark_server, server
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import STAGES, moe_tune
 from tests.contract import validators
+from tests.unit.model_files import write_model
 
 # It starts processes, and mostly waits for them.
 pytestmark = pytest.mark.slow
@@ -122,8 +123,7 @@ class World:
         )
 
     def config(self, config: dict[str, Any]) -> None:
-        self.model.mkdir(exist_ok=True)
-        (self.model / "config.json").write_text(json.dumps(config))
+        write_model(self.model, config)
 
     def install(self, site: Path) -> None:
         """Have this folder's SGLang be the installed one, for this process and the server's."""
@@ -616,6 +616,60 @@ def test_experts_without_a_tuning_are_unsupported_in_plan_and_result(world: Worl
         and result["stages"]["moe_tune"]["signature"] is None
     )
     assert len(world.starts()) == 1
+
+
+# Qwen/Qwen3-30B-A3B, whose server asks for E=32,N=768 on each of four GPUs with --ep-size 4.
+QWEN3_30B = {
+    **DENSE,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 2048,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+}
+FOUR_WITH_EP = ("--tp", "4", "--server-arg=--ep-size", "--server-arg=4")
+
+
+@pytest.mark.parametrize("fusion", ["ensure", "skip"])
+def test_with_expert_parallelism_the_file_that_the_server_asks_for_is_tuned(
+    world: World, fusion: str
+) -> None:
+    world.config(QWEN3_30B)
+    world.nvml(gpus=[{"uuid": f"GPU-{number}"} for number in range(4)])
+    result, _ = world.execute("--moe", "ensure", "--moe-fusion", fusion, *FOUR_WITH_EP)
+    found = result["stages"]["moe_tune"]["artifacts"]
+    path = Path(found["config_file"]["container_path"])
+    assert path.name == f"E=32,N=768,device_name={H100.replace(' ', '_')}.json"
+    assert found["verified_in_log"] is (True if fusion == "ensure" else None)
+    [(shape, sizes)] = world.tunings
+    assert (shape.ranks, shape.routed, shape.lookup.N, sizes) == (4, 32, 768, [64])
+    result, _ = world.execute("--moe", "ensure", *FOUR_WITH_EP)
+    found = result["stages"]["moe_tune"]["artifacts"]
+    assert found["verified_in_log"] is True and len(world.tunings) == 1
+    assert f"Using MoE kernel config from {path}." in paths.log(world.run_id).read_text()
+
+
+@pytest.mark.parametrize("kind", [",dtype=int8_w8a16", ",dtype=int4_w4a16,block_shape=[0, 128]"])
+def test_a_server_that_asks_for_another_data_type_gets_no_file_of_that_name(
+    world: World, kind: str
+) -> None:
+    world.config(QWEN3_30B)
+    world.server(moe_kind=kind)
+    result, exit_code = world.execute("--moe", "ensure")
+    why, words = error(result, "moe_tune")
+    assert (why, exit_code, world.tunings) == ("unsupported", 11, [])
+    asked = f"E=128,N=768,device_name={H100.replace(' ', '_')}"
+    assert f"it asks for {asked}{kind}.json" in words
+    assert "its experts are of another data type than the model's config says" in words
+
+
+def test_experts_that_are_tuned_without_a_gate_have_a_signature_of_their_own(world: World) -> None:
+    world.config({**QWEN3_30B, "architectures": ["NemotronHForCausalLM"], "hidden_act": "relu2"})
+    found = world.plan("--moe", "ensure").decisions[1].signature
+    assert found is not None and found["gated"] is False and "ep" not in found
+    world.config(QWEN3_30B)
+    found = world.plan("--moe", "ensure").decisions[1].signature
+    assert found is not None and not found.keys() & {"gated", "ep"}, "as of earlier releases"
 
 
 def test_a_server_that_does_not_read_our_file_fails_the_tuning(world: World) -> None:

@@ -350,7 +350,8 @@ def test_a_file_that_changes_while_it_is_read_is_no_verdict(
     os.utime(shard(recorded), (1, 1))
     monkeypatch.setattr(model_digests.os, "fstat", changing)
     # Each small file that is loaded as a whole is looked at too: count from the reading on.
-    monkeypatch.setattr(model_digests.model_files, "_read", lambda path: Path(path).read_bytes())
+    for reading in (model_digests.model_files.text, model_digests.model_files.weights):
+        monkeypatch.setattr(reading, "read", lambda path: Path(path).read_bytes())
     assert "changed while it was read" in refused(recorded)
 
 

@@ -345,10 +345,11 @@ def test_the_plan_knows_that_a_full_reading_records(root: Path, source: Path) ->
 
 
 def test_a_new_version_takes_over_what_is_the_same(root: Path, source: Path) -> None:
+    (source / "README.md").write_text("the first version")
     stage(root, source)
     config = json.loads((source / "config.json").read_bytes())
     (source / "config.json").write_text(json.dumps({**config, "rope_theta": 7}))
-    (source / "tokenizer.json").unlink()
+    (source / "README.md").unlink()
     answer = stage(root, source)
     assert answer["changed"] and answer["bytes_moved"] == (source / "config.json").stat().st_size
     assert contents(model(root)) == contents(source)

@@ -559,7 +559,7 @@ def test_an_index_that_is_no_file_ends_with_2(
 ) -> None:
     (model_folder / "model.safetensors.index.json").mkdir()
     assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 2
-    assert "model.safetensors.index.json is not a file" in capsys.readouterr().err
+    assert "model.safetensors.index.json cannot be read by uid" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from sgl_admin.init.services import Settings
 from sgl_admin.records import job, run
 from sgl_admin.sglang import releases
 from tests.contract import validators
+from tests.unit.model_files import CONFIG
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 ALL = ["prometheus", "node_exporter", "dcgm_exporter"]
@@ -684,7 +685,7 @@ def test_both_sides_compute_the_same_identity(model_folder: Path) -> None:
     ],
 )
 def test_experts(model_folder: Path, config: dict[str, Any], experts: bool) -> None:
-    (model_folder / "config.json").write_text(json.dumps(config))
+    (model_folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     loaded = model.load(str(model_folder))
     assert loaded.has_experts is experts and loaded.slug == "qwen3-tiny"
 

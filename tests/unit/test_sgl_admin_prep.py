@@ -35,6 +35,7 @@ from sgl_admin.serving import probe, server, warmup
 from sgl_admin.stages import STAGES
 from sgl_admin.stages.base import Context, Stage
 from tests.contract import validators
+from tests.unit.model_files import safetensors
 
 NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 CACHES = {
@@ -642,11 +643,11 @@ def test_another_request_in_the_same_run_has_no_proof_until_its_own(world: World
 
 def test_a_model_that_changes_under_its_proof_is_proven_again(world: World) -> None:
     for name, content in (
-        ("tokenizer.json", "{}"),
-        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1"),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}'),
+        ("tokenizer_config.json", "{}"),
         ("hf_quant_config.json", '{"quantization": {"quant_algo": "FP8"}}'),
-        ("model.safetensors", "weights"),
-        ("model.safetensors", "Weights"),
+        ("model.safetensors", safetensors(["a"]).decode()),
+        ("model.safetensors", safetensors(["b"]).decode()),
         ("chat_template.jinja", "{{ messages }}"),
         ("config.json", '{"architectures": ["Qwen3ForCausalLM"], "sliding_window": 4}'),
     ):

@@ -26,6 +26,7 @@ from sgl_admin.facts import devices
 from sgl_admin.records import job
 from sgl_admin.records.archive import Manifest
 from sgl_admin.share import incoming
+from tests.unit.model_files import write_model
 from tests.unit.sharing import (
     CPU,
     INDUCTOR,
@@ -91,8 +92,7 @@ def host(
     wipe()
     # Of another model's, in the same folders.
     other = paths.MODELS / "other"
-    other.mkdir()
-    (other / "config.json").write_text("{}")
+    write_model(other, {"architectures": ["LlamaForCausalLM"]})
     Host(other).finish(
         "inductor",
         {"triton/AB12/other.so": b"other", GRAPH: b"x = 1\n", "torchinductor/cd/other.py": b""},

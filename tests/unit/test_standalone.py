@@ -20,6 +20,7 @@ from sgl_admin.commands import main as cli
 from sgl_admin.records import standalone
 from sgl_admin.serving import server
 from tests.contract import validators
+from tests.unit.model_files import write_model
 
 # It starts processes, and mostly waits for them.
 pytestmark = pytest.mark.slow
@@ -113,10 +114,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     with socket.socket() as trial:
         trial.bind((server.HOST, 0))
         made = Machine(tmp_path, tmp_path / "root", int(trial.getsockname()[1]))
-    made.model.mkdir(parents=True)
-    (made.model / "config.json").write_text(
-        json.dumps({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024})
-    )
+    write_model(made.model, {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024})
     (tmp_path / "nvml.json").write_text("{}")
     (tmp_path / "server.json").write_text(json.dumps({"journal": str(tmp_path / "journal")}))
     yield made

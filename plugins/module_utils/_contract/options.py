@@ -471,7 +471,7 @@ REQUEST = (
         " so no key may be among them.",
         [],
         elements="str",
-        module={PREP: "server_args"},
+        module={INFO: "server_args", PREP: "server_args"},
     ),
     Option(
         "sgl_server_env",

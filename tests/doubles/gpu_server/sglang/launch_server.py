@@ -9,7 +9,8 @@ is a process of its group that outlives it when it is killed. As the real one:
   code 2 at others (FLAGS);
 - a start and the first sampled request leave a file in each cache that the environment names, where
   it is not there yet (COMPILED);
-- it fuses a shared expert that is as large as a routed one, looks the MoE configuration of that
+- it fuses a shared expert that is as large as a routed one, gives each rank of expert parallelism
+  its part of the routed ones, whole (FusedMoE.__init__), looks the MoE configuration of that
   shape up in SGLANG_MOE_CONFIG_DIR, once for each start, and says what it found in a release's own
   words (seen in 0.5.17 on an H100); without `configs` there it dies.
 
@@ -24,6 +25,7 @@ out:
     silent      says nothing and never becomes ready
     holds_port  SIGTERM does nothing, to it and its helper
     device_name what torch calls the GPU, where that is not what NVML calls it
+    moe_kind    what the name of the MoE configuration says of the experts' data type
     http_500    answers HTTP 500 to completions
 """
 
@@ -67,6 +69,7 @@ SAMPLED = {
 _COMMON = (
     "--model-path",
     "--tp-size",
+    "--ep-size",
     "--host",
     "--port",
     "--load-format",
@@ -125,14 +128,23 @@ def compile_into(caches: dict[str, str]) -> None:
 class Experts:
     """The lookup of a MoE model's configuration, and what the server says of it."""
 
-    def __init__(self, config: dict[str, Any], tp: int, fusion: bool, device_name: str) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        tp: int,
+        ep: int,
+        fusion: bool,
+        device_name: str,
+        kind: str | None,
+    ) -> None:
         same_size = config.get("shared_expert_intermediate_size") == config["moe_intermediate_size"]
-        experts = config["num_experts"] + (1 if fusion and same_size else 0)
+        experts = config["num_experts"] // ep + (1 if fusion and same_size else 0)
         quantised = config.get("quantization_config")
-        kind = f",dtype=fp8_w8a8,block_shape={quantised['weight_block_size']}" if quantised else ""
+        if kind is None and quantised:
+            kind = f",dtype=fp8_w8a8,block_shape={quantised['weight_block_size']}"
         self.stem = (
-            f"E={experts},N={config['moe_intermediate_size'] // tp}"
-            f",device_name={device_name.replace(' ', '_')}{kind}"
+            f"E={experts},N={config['moe_intermediate_size'] // (tp // ep)}"
+            f",device_name={device_name.replace(' ', '_')}{kind or ''}"
         )
 
     def look_up(self, version: str, triton: str) -> None:
@@ -307,7 +319,12 @@ def main() -> None:
             " quant_method=Fp8MoEMethod)."
         )
         experts = Experts(
-            config, int(arguments.tp_size), not arguments.disable_shared_experts_fusion, device_name
+            config,
+            int(arguments.tp_size),
+            int(arguments.ep_size or 1),
+            not arguments.disable_shared_experts_fusion,
+            device_name,
+            told.get("moe_kind"),
         )
         experts.look_up(version, installed("triton"))
     listener = Listener((arguments.host, int(arguments.port)), Handler)
