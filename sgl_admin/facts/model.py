@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files
+from sgl_admin.base.errors import Explained
 from sgl_admin.contract import records
 
 # How the architectures that SGLang knows call their number of experts, and the language model's
@@ -16,7 +17,7 @@ EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_expe
 _LANGUAGE = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
-class UnusableModel(Exception):
+class UnusableModel(Explained):
     """The model's folder or its config cannot be used (exit code 2)."""
 
 

@@ -66,6 +66,8 @@ class Stage:
     """One stage. Subclasses set `name`, as in the contract, and override what differs."""
 
     name: str
+    # What an error of its work is called that nothing foresaw.
+    failure_type = "server_start_failed"
 
     @property
     def contract(self) -> stages.Stage:

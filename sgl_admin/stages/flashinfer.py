@@ -15,6 +15,7 @@ from sgl_admin.stages.base import Context, Stage, matrix_sizes
 
 class FlashInfer(Stage):
     name = "flashinfer"
+    failure_type = "request_failed"
 
     def signature(self, context: Context) -> dict[str, Any]:
         sizes = matrix_sizes(context.model.config)
