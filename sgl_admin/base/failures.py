@@ -36,7 +36,7 @@ def from_error(error: BaseException, otherwise: str = OTHERWISE) -> StageFailure
         return StageFailure(otherwise, files.reason(error))
     return StageFailure(
         otherwise,
-        f"{one_line(describe(error), 200)}: a fault of sgl-admin that its authors want to know of",
+        f"{one_line(describe(error), 200)}: this is a bug in sgl-admin, please report it",
     )
 
 

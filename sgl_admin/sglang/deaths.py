@@ -259,7 +259,7 @@ CAUSES = (
     Cause(
         "compile_failed",
         (r"corrupted jit cache directory",),
-        "make DeepGEMM's kernels anew (sgl_stages: {deep_gemm: rebuild})",
+        "rebuild DeepGEMM's kernels (sgl_stages: {deep_gemm: rebuild})",
     ),
     Cause(
         "compile_failed",

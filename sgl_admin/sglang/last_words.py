@@ -38,8 +38,9 @@ _BARE = re.compile(
 _CHILD = re.compile(r"\bcrashed with exit code -?\d+|scheduler died during init\w* \(exit code: ")
 # Said by those that lost a process which died before them, or that are being ended.
 _CONSEQUENCE = re.compile(
-    r"connection (closed|reset) by peer|remote process exited|broken ?pipe|eoferror|cancellederror"
-    r"|keyboardinterrupt|connectionreseterror|recvvalue failed|\bother ranks that did",
+    r"connection (closed|reset) by peer|remote process exit(ed|ing)|broken ?pipe|eoferror"
+    r"|cancellederror|keyboardinterrupt|connectionreseterror|recvvalue failed"
+    r"|\bother ranks that did",
     re.IGNORECASE,
 )
 # SGLang's parent process says these after any death of a child, and kills itself with SIGKILL.
@@ -74,7 +75,9 @@ class Statement:
 
     @property
     def is_consequence(self) -> bool:
-        return _CONSEQUENCE.search(self.last) is not None
+        # Its message too: NCCL says on its second line that the other side is gone.
+        own = self.lines[self.lines.index(self.last) :] if self.last in self.lines else [self.last]
+        return any(_CONSEQUENCE.search(line) for line in own)
 
     def was_handled(self, by_signal: bool) -> bool:
         """Whether it is an exception that ended nothing: a signal did, or there is more to read."""
