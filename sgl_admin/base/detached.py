@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
-from sgl_admin.base import paths
-from sgl_admin.base.errors import Refused
+from sgl_admin.base import failures, logs, paths
+from sgl_admin.base.errors import Explained, Refused
+from sgl_admin.base.processes import ended
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
+from sgl_admin.contract.texts import one_line
 
 # Of the line in the run's log that says why such a process could not go on.
 PREFIX = "sgl-admin: "
@@ -48,12 +51,25 @@ def begin(
         if ended:
             break
         time.sleep(0.02)
-    said = paths.log(run_id).read_bytes()[logged:].decode(errors="replace").splitlines()
-    why = [line.removeprefix(PREFIX) for line in said if line.startswith(PREFIX)] or [
-        f"exit code {process.returncode}"
-    ]
     raise Refused(
         EXIT_NO_RESULT,
-        f"{work_id} ended before it began: {why[-1]}; the log is"
-        f" {paths.to_host(paths.log(run_id))}",
+        f"{work_id} ended before it began: {_last_words(run_id, logged, process.returncode)};"
+        f" the log is {paths.to_host(paths.log(run_id))}",
     )
+
+
+def complain(error: Exception) -> None:
+    """Say in such a process's log why it could not go on, where `begin` finds it."""
+    if not failures.is_foreseen(error):
+        traceback.print_exception(error)
+    words = error if isinstance(error, Explained) else failures.from_error(error)
+    print(f"{PREFIX}{words}", file=sys.stderr)
+
+
+def _last_words(run_id: str, start: int, exit_code: int) -> str:
+    """What the process says that stopped it, or how it ended and the last line of its traceback."""
+    said = list(filter(str.strip, logs.last_lines(paths.log(run_id), start)))
+    for line in reversed(said):
+        if line.startswith(PREFIX):
+            return line.removeprefix(PREFIX)
+    return one_line(", ".join([ended(exit_code), *said[-1:]]), 300)

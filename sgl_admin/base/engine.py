@@ -60,6 +60,17 @@ class Choice:
         return {"arguments": list(self.arguments), "reason": self.reason}
 
 
+@dataclass(frozen=True)
+class Death:
+    """What a server died of: its type by the contract's list, the line that says so, and what to do
+    about it; each of the last two may be empty.
+    """
+
+    error_type: str
+    words: str
+    remedy: str
+
+
 class FusedExperts(Protocol):
     """The engine's fused experts in the tuner's own process, which has torch and a GPU."""
 
@@ -139,11 +150,11 @@ class MoeConfigs(Protocol):
     def main_name(self, file_name: str) -> str:
         """The file whose neighbour for the down projection this is; itself where it is none."""
 
-    def looked_up(self, log: str) -> list[str]:
-        """The files that a server says it looked up, found or not."""
+    def looked_up(self, lines: Iterable[str]) -> list[str]:
+        """The files that a server says in its log that it looked up, found or not."""
 
-    def read(self, log: str) -> list[str]:
-        """The files that a server says it read."""
+    def read(self, lines: Iterable[str]) -> list[str]:
+        """The files that a server says in its log that it read."""
 
 
 class Engine(Protocol):
@@ -230,5 +241,7 @@ class Engine(Protocol):
     def prompt_tokens_query(self, run_id: str, address: str) -> str:
         """The same counter, as Prometheus' series of a run's server at an address (host:port)."""
 
-    def error_type(self, log_tail: list[str]) -> str:
-        """What a server died of while starting, by the last lines of its log."""
+    def death(self, log_tail: list[str], exit_code: int | None = None, oom_kills: int = 0) -> Death:
+        """What a server died of, by the last lines of its log, its exit code (negative for a
+        signal), and how many processes the kernel ended for want of memory meanwhile.
+        """

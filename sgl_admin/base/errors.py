@@ -26,7 +26,15 @@ class Interrupted(StageFailure):
         )
 
 
-class Refused(Exception):
+class GpuUnavailable(RuntimeError):
+    """A GPU is there, or should be, and does not answer; the message names the remedy."""
+
+
+class Explained(Exception):
+    """Its message names the thing and the remedy."""
+
+
+class Refused(Explained):
     """The command cannot be done; the message names the thing and the remedy."""
 
     def __init__(self, exit_code: int, message: str) -> None:

@@ -40,6 +40,22 @@ __all__ = [
 ]
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_MOUNT = "the mount of {where} is gone: mount it again, and recreate the container"
+_WORDS = {
+    errno.ENOSPC: "no space left on {where}: free some and run again",
+    errno.EROFS: "{where} is on a read-only file system: mount it writable and run again",
+    errno.EIO: (
+        "{where} cannot be read or written (input/output error): check its disk (dmesg) and run"
+        " again"
+    ),
+    errno.ESTALE: _MOUNT,
+    errno.ENOTCONN: _MOUNT,
+    errno.ENOMEM: "no memory left for {where}: free some on the host and run again",
+    errno.EMFILE: "too many files are open for {where}: raise the limit (ulimit -n) and run again",
+    errno.ENFILE: "too many files are open on the host for {where}: raise fs.file-max there",
+    errno.EACCES: "no permission for {where}: let the container's user use it (chown)",
+    errno.EPERM: "no permission for {where}: let the container's user use it (chown)",
+}
 
 
 def reason(error: OSError) -> str:
@@ -49,16 +65,31 @@ def reason(error: OSError) -> str:
         if error.filename
         else "a file system of the container"
     )
-    if error.errno in NO_SPACE:
-        return f"no space left on {where}: free some and run again"
-    if error.errno == errno.EROFS:
-        return f"{where} is on a read-only file system: mount it writable and run again"
-    if error.errno == errno.EIO:
+    if error.errno == errno.ENOSPC and error.filename and _has_no_inodes(error.filename):
+        return f"no inodes left on {where} (df -i): remove some files and run again"
+    if error.errno == errno.EDQUOT:
+        return f"the disk quota for {where} is used up: raise it, or free some, and run again"
+    if error.errno == errno.ENOLCK:
         return (
-            f"{where} cannot be read or written (input/output error): check its disk (dmesg) and"
-            " run again"
+            f"{where} is on a file system without locks: keep the root (sgl_root) on a local one,"
+            " or start the NFS server's lock service"
         )
+    if (words := _WORDS.get(error.errno or 0)) is not None:
+        return words.format(where=where)
     return f"{where}: {error.strerror or error}"
+
+
+def _has_no_inodes(name: str | bytes) -> bool:
+    """Whether what is full is the table of files, and not the space."""
+    path = Path(os.fsdecode(name))
+    for folder in (path, *path.parents):
+        try:
+            found = os.statvfs(folder)
+        except OSError:
+            continue
+        # Some file systems make inodes as they are wanted, and count none.
+        return found.f_files > 0 and found.f_favail == 0 and found.f_bavail > 0
+    return False
 
 
 def read_or_set_aside(path: Path, shape: Shape, warnings: list[str]) -> dict[str, Any] | None:

@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from sgl_admin.base import paths
 
 
+class LockTimeout(TimeoutError):
+    """Another process holds a lock for longer than was waited for."""
+
+
 def try_lock(name: str) -> int | None:
     """A descriptor that holds the lock as long as it is open in some process, or None where another
     holds it.
@@ -43,13 +47,13 @@ def held(name: str) -> bool:
 
 
 def acquire(name: str, timeout_s: float) -> int:
-    """A descriptor that holds the lock `name`; raises TimeoutError when another holds it for longer
+    """A descriptor that holds the lock `name`; raises LockTimeout when another holds it for longer
     than `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
     while (descriptor := try_lock(name)) is None:
         if time.monotonic() > deadline:
-            raise TimeoutError(
+            raise LockTimeout(
                 f"{paths.LOCKS / name}.lock is held by another process for more than"
                 f" {timeout_s:.0f} s"
             )
@@ -59,7 +63,7 @@ def acquire(name: str, timeout_s: float) -> int:
 
 @contextmanager
 def locked(name: str, timeout_s: float) -> Iterator[None]:
-    """Holds the lock `name`; raises TimeoutError as `acquire` does."""
+    """Holds the lock `name`; raises LockTimeout as `acquire` does."""
     descriptor = acquire(name, timeout_s)
     try:
         yield

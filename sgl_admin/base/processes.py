@@ -1,11 +1,12 @@
-"""Processes and process groups: who they are, how they end, and the last lines of their logs."""
+"""Processes and process groups: who they are, and how they end."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract import processes
 
 _TERMINATE_S = 15.0
-_TAIL_BYTES = 1 << 16
+# More than any of the kernel's counters takes.
+_COUNTERS = 1 << 16
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 # A signal to group 0 would go to this process's own, and 1 is the init's; the kernel gives no
 # number above the last.
 _GROUPS = range(2, 2**22)
@@ -79,10 +82,51 @@ def group_is_running(group: int) -> bool:
     return False
 
 
-def last_lines(log: Path, start: int, lines: int = 20) -> list[str]:
-    """The last lines of what a log holds from `start` on, in bytes."""
-    with open(log, "rb") as stream:
-        # A server that served for days has written more than anyone wants to read for its last
-        # words.
-        stream.seek(max(start, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return stream.read().decode(errors="replace").splitlines()[-lines:]
+def ended(exit_code: int) -> str:
+    """How a process ended, by its exit code as Popen gives it."""
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return f"killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
+    except ValueError:
+        return f"killed by signal {-exit_code}"
+
+
+def oom_kills() -> int | None:
+    """How many processes of this container the kernel's out-of-memory killer has ended so far; None
+    where the kernel does not say.
+    """
+    for counter in _oom_counters():
+        try:
+            with open(counter, encoding="ascii", errors="replace") as stream:
+                found = re.search(r"^oom_kill (\d+)$", stream.read(_COUNTERS), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return None
+
+
+def oom_kills_since(before: int | None) -> int:
+    """How many more than `before`; 0 where that is not known."""
+    now = oom_kills()
+    return 0 if now is None or before is None else max(0, now - before)
+
+
+def _oom_counters() -> Iterator[Path]:
+    """The files that count it, by cgroup's version 2 and 1; a container mostly sees its own cgroup
+    as the root.
+    """
+    try:
+        memberships = (_PROC / "self/cgroup").read_text(errors="replace").splitlines()
+    except OSError:
+        memberships = []
+    paths: dict[str, str] = {}
+    for line in memberships:
+        _, _, membership = line.partition(":")
+        controllers, _, path = membership.partition(":")
+        paths[controllers] = path
+    for path in (paths.get("", "/"), "/"):
+        yield _CGROUP / path.lstrip("/") / "memory.events"
+    for path in (paths.get("memory", "/"), "/"):
+        yield _CGROUP / "memory" / path.lstrip("/") / "memory.oom_control"

@@ -57,11 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except model.UnusableModel as error:
         return _complain(EXIT_USAGE, str(error))
     except PermissionError as error:
-        return _complain(
-            EXIT_PERMISSION,
-            f"no permission for {error.filename}: it must belong to {os.getuid()}:{os.getgid()},"
-            " this container's user",
-        )
+        # A write to a file that is open names none.
+        whose = f": it must belong to {os.getuid()}:{os.getgid()}, this container's user"
+        named = f"no permission for {error.filename}{whose}" if error.filename else None
+        return _complain(EXIT_PERMISSION, named or files.reason(error))
     except OSError as error:
         return _complain(EXIT_NO_RESULT, files.reason(error))
     except KeyboardInterrupt:

@@ -117,26 +117,13 @@ def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: flo
     """Raises Refused: why the server did not become healthy, with its last words. One that still
     starts is left running.
     """
-    if record is None or record["state"] == benchmark_server.STOPPED:
-        raise Refused(EXIT_SERVER_FAILED, "the server was stopped while it started; start it again")
-    if record["state"] == benchmark_server.ENDED:
+    if record is not None and record["state"] == benchmark_server.ENDED:
         # Its children may have outlived it.
         end_noted(record["pgid"], record["start_ticks"])
-    tail = "\n".join(benchmark_server.handle(run_id, record).log_tail())
-    log = paths.to_host(paths.log(run_id)) or paths.log(run_id)
-    what = (
-        "ended while starting"
-        if record["state"] == benchmark_server.ENDED
-        else (
-            f"is not healthy after {timeout_s:.0f} s (it goes on: sgl-admin server status --wait"
-            " 600, or sgl-admin server stop)"
-        )
-    )
-    print(tail, file=sys.stderr)
-    raise Refused(
-        EXIT_SERVER_FAILED,
-        f"{record['server_id']} {what}; its last lines are above, the log is {log}",
-    )
+    failure = benchmark_server.unhealthy(run_id, record, timeout_s)
+    for line in failure.log_tail:
+        print(line, file=sys.stderr)
+    raise Refused(EXIT_SERVER_FAILED, str(failure))
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from sgl_admin.base.errors import GpuUnavailable
+
+_T = TypeVar("_T")
 
 # There wherever NVIDIA's driver is, and in a container that was started with its GPUs.
 CONTROL = Path("/dev/nvidiactl")
@@ -23,6 +27,40 @@ _THROTTLES = {
     0x20: "thermal, by software",
     0x40: "thermal, by hardware",
     0x80: "power brake",
+}
+# Where the driver's library is older than nvidia-ml-py's structures; no NVMLError.
+_MISMATCH = "NVMLLibraryMismatchError"
+# NVML's errors, by nvidia-ml-py's classes, that say only that this GPU, driver or container cannot
+# be asked this: they cost the answer, and nothing else.
+_UNANSWERED = (
+    "NVMLError_NotSupported",
+    "NVMLError_FunctionNotFound",
+    "NVMLError_NoPermission",
+    "NVMLError_NotFound",
+    "NVMLError_NoData",
+    "NVMLError_ArgumentVersionMismatch",
+    "NVMLError_Deprecated",
+    _MISMATCH,
+)
+_RECREATE = (
+    "the container has lost its GPUs' devices, as after systemctl daemon-reload: recreate it"
+    " (playbooks/stop.yml, prep.yml), and see nvidia-ctk system create-dev-char-symlinks"
+)
+_RESET = "see its Xid in dmesg on the host, and reset the GPU (nvidia-smi --gpu-reset) or reboot"
+# What helps where NVML fails as a whole.
+_REMEDIES = {
+    "NVMLError_LibRmVersionMismatch": (
+        "the driver was updated under the running system: reboot the host, or load its new modules,"
+        " and recreate the container"
+    ),
+    "NVMLError_GpuIsLost": _RESET,
+    "NVMLError_ResetRequired": _RESET,
+    "NVMLError_NoPermission": (
+        "this container's user may not open the GPU's device files (/dev/nvidia0): have the driver"
+        " open them to all (NVreg_DeviceFileMode=0666)"
+    ),
+    "NVMLError_Unknown": _RECREATE,
+    "NVMLError_OperatingSystem": _RECREATE,
 }
 
 
@@ -57,38 +95,54 @@ def find(visible: str | None = None) -> Devices:
     """The devices that a server started from here would see; `visible` is its
     CUDA_VISIBLE_DEVICES, by default this process's own.
 
-    Raises RuntimeError where an NVIDIA driver is there and NVML fails, or where a GPU is cut up by
-    MIG.
+    Raises GpuUnavailable where an NVIDIA driver is there and NVML fails, or where a GPU is cut up
+    by MIG. What NVML cannot be asked here is None.
     """
     if not CONTROL.exists():
         return Devices(name="cpu", count=1, cuda=False, cpu_isa=_cpu_isa())
     with _nvml() as nvml:
         gpus = list(_visible(nvml, visible))
         if not gpus:
-            raise RuntimeError(
+            raise GpuUnavailable(
                 "NVML shows no GPU here: is the container started with its GPUs, and does"
                 " CUDA_VISIBLE_DEVICES name one?"
             )
         for gpu in gpus:
-            if _mig_is_on(nvml, gpu):
-                # By its UUID: its number here need not be the host's.
-                uuid = nvml.nvmlDeviceGetUUID(gpu)
-                raise RuntimeError(
-                    f"MIG is on for GPU {uuid} ({nvml.nvmlDeviceGetName(gpu)}), and its kernels"
-                    " would be tuned for a slice of it: turn it off on the host (nvidia-smi -i"
-                    f" {uuid} -mig 0), or hide that GPU (CUDA_VISIBLE_DEVICES)"
-                )
-        names = [nvml.nvmlDeviceGetName(gpu) for gpu in gpus]
-        cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
+            _refuse_mig(nvml, gpu)
+        names = [_answer(nvml, nvml.nvmlDeviceGetName, gpu) for gpu in gpus]
+        cuda = _answer(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+        capability = _answer(nvml, nvml.nvmlDeviceGetCudaComputeCapability, gpus[0])
         return Devices(
-            name=names[0],
+            name=_name(nvml, gpus[0]),
             count=len(gpus),
             cuda=True,
-            compute_capability=".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(gpus[0]))),
-            driver_version=nvml.nvmlSystemGetDriverVersion(),
-            cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}",
-            kinds=tuple(dict.fromkeys(names)),
+            compute_capability=".".join(map(str, capability)) if capability else None,
+            driver_version=_answer(nvml, nvml.nvmlSystemGetDriverVersion),
+            cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+            kinds=tuple(dict.fromkeys(filter(None, names))),
         )
+
+
+def _refuse_mig(nvml: Any, gpu: Any) -> None:
+    """Raises GpuUnavailable where the GPU is cut up; one that cannot be has no such mode."""
+    mode = _answer(nvml, nvml.nvmlDeviceGetMigMode, gpu)
+    if mode is None or not mode[0]:
+        return
+    # By its UUID: its number here need not be the host's.
+    uuid = _answer(nvml, nvml.nvmlDeviceGetUUID, gpu) or "its UUID"
+    raise GpuUnavailable(
+        f"MIG is on for GPU {uuid} ({_name(nvml, gpu)}), and its kernels would be tuned for a slice"
+        f" of it: turn it off on the host (nvidia-smi -i {uuid} -mig 0), or hide that GPU"
+        " (CUDA_VISIBLE_DEVICES)"
+    )
+
+
+def _name(nvml: Any, gpu: Any) -> str:
+    """The product's name. Kernels are shared by it, so GPUs that do not tell theirs share none."""
+    name: str | None = _answer(nvml, nvml.nvmlDeviceGetName, gpu)
+    if name is not None:
+        return name
+    return f"NVIDIA GPU {_answer(nvml, nvml.nvmlDeviceGetUUID, gpu) or 'of unknown name'}"
 
 
 def processes(
@@ -104,7 +158,7 @@ def processes(
     held: dict[int, int] = {}
     with _nvml() as nvml:
         for gpu in _visible(nvml, visible):
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu):
+            for process in _answer(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, gpu) or ():
                 held[process.pid] = held.get(process.pid, 0) + (process.usedGpuMemory or 0)
         return [
             GpuProcess(pid, _process_name(nvml, pid), memory // _MIB)
@@ -116,20 +170,30 @@ def processes(
 def throttles(visible: str | None = None) -> list[str]:
     """What holds the first GPU's clocks down now, in words."""
     with _nvml() as nvml:
-        try:
-            reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(next(_visible(nvml, visible)))
-        except (nvml.NVMLError, StopIteration):
-            return []
-    return [words for bit, words in _THROTTLES.items() if reasons & bit]
+        gpu = next(_visible(nvml, visible), None)
+        reasons = None
+        if gpu is not None:
+            reasons = _answer(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu)
+    return [words for bit, words in _THROTTLES.items() if (reasons or 0) & bit]
+
+
+def _answer(nvml: Any, question: Callable[..., _T], *of: Any) -> _T | None:
+    """NVML's answer; None where it cannot be asked that here. Raises NVMLError where it fails."""
+    try:
+        return question(*of)
+    except Exception as error:
+        if type(error).__name__ in _UNANSWERED or isinstance(error, UnicodeDecodeError):
+            return None
+        raise
 
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """NVML, initialised. Raises RuntimeError where it cannot be, or where it fails."""
+    """NVML, initialised. Raises GpuUnavailable where it cannot be, or where it fails."""
     try:
         import pynvml
     except ImportError as error:
-        raise RuntimeError(
+        raise GpuUnavailable(
             "an NVIDIA driver is here, but this image lacks nvidia-ml-py, which names the GPU"
         ) from error
     try:
@@ -138,10 +202,11 @@ def _nvml() -> Iterator[Any]:
             yield pynvml
         finally:
             pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise RuntimeError(
-            f"NVML does not answer: {error}; is the container started with its GPUs?"
-        ) from error
+    except (pynvml.NVMLError, getattr(pynvml, _MISMATCH, pynvml.NVMLError)) as error:
+        remedy = _REMEDIES.get(
+            type(error).__name__, "is the container started with its GPUs (nvidia-smi in it)?"
+        )
+        raise GpuUnavailable(f"NVML does not answer: {error}; {remedy}") from error
 
 
 def _visible(nvml: Any, visible: str | None = None) -> Iterator[Any]:
@@ -159,7 +224,7 @@ def _visible(nvml: Any, visible: str | None = None) -> Iterator[Any]:
                 if name.isdigit()
                 else _by_uuid(nvml, name)
             )
-        except nvml.NVMLError:
+        except (nvml.NVMLError_InvalidArgument, nvml.NVMLError_NotFound):
             gpu = None
         if gpu is None:
             # CUDA takes a name that it does not know for the end of the list.
@@ -173,24 +238,17 @@ def _every(nvml: Any) -> Iterator[Any]:
 
 def _by_uuid(nvml: Any, name: str) -> Any | None:
     """CUDA takes the beginning of a UUID too, where one GPU alone has it; NVML takes whole ones."""
-    found = [gpu for gpu in _every(nvml) if nvml.nvmlDeviceGetUUID(gpu).startswith(name)]
+    found = [
+        gpu
+        for gpu in _every(nvml)
+        if (_answer(nvml, nvml.nvmlDeviceGetUUID, gpu) or "").startswith(name)
+    ]
     return found[0] if len(found) == 1 else None
 
 
-def _mig_is_on(nvml: Any, gpu: Any) -> bool:
-    try:
-        return bool(nvml.nvmlDeviceGetMigMode(gpu)[0])
-    except nvml.NVMLError:
-        # A GPU that cannot do it has no such mode.
-        return False
-
-
 def _process_name(nvml: Any, pid: int) -> str:
-    try:
-        name = nvml.nvmlSystemGetProcessName(pid)
-    except nvml.NVMLError:
-        return "a process of another container"
-    return str(name).rpartition("/")[2]
+    name = _answer(nvml, nvml.nvmlSystemGetProcessName, pid)
+    return "a process of another container" if name is None else str(name).rpartition("/")[2]
 
 
 def _group(pid: int) -> int | None:

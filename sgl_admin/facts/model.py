@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files
+from sgl_admin.base.errors import Explained
 from sgl_admin.contract import records
 from sgl_admin.contract.model import experts, folder
 from sgl_admin.contract.model.text import ModelError, ModelMissing, unreadable
 
 
-class UnusableModel(Exception):
+class UnusableModel(Explained):
     """The model's folder or its config cannot be used (exit code 2)."""
 
 

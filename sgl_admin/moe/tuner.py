@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files, gated, paths
+from sgl_admin.base import files, gated, logs, paths
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.base.processes import end_group, last_lines
+from sgl_admin.base.processes import end_group, ended, oom_kills, oom_kills_since
+from sgl_admin.contract.texts import one_line
 from sgl_admin.facts import devices
 from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
+from sgl_admin.sglang import ENGINE
 
 # How the process ends where beginning it again would not help.
 EXIT_CANNOT_RUN, EXIT_MEMORY = 3, 4
@@ -33,6 +35,12 @@ COMPILE_LIMIT_S = 120.0
 # The longest silence of the process: it starts up, or one configuration compiles or runs.
 _STALL_S = 600.0
 _MEASURE_STALL_S = 60.0
+# What a configuration may be to blame for, by the words of the process that died of it.
+_OF_CONFIGURATIONS = ("compile_failed", "unsupported")
+# A death of a server's kind is this one's of its own.
+_OWN_TYPE = {"server_start_failed": "tuner_failed"}
+# Where the cause of a death is looked for, and what a message quotes of its words.
+_LAST_LINES, _WORDS = 400, 160
 # So many configurations may bring the process down before something else must be wrong.
 _FALLS = 25
 _PROCESS = "sgl_admin.moe.tune_process"
@@ -163,7 +171,7 @@ class Tuner:
             os.close(read)
         if hung is None and process.returncode == 0:
             return True
-        self._ended = hung or f"exit code {process.returncode}"
+        self._ended = hung or ended(process.returncode)
         self._raise_hopeless(process.returncode if hung is None else None, measured)
         return False
 
@@ -179,6 +187,7 @@ class Tuner:
             "PYTHONPATH": python_path,
         }
         command = [sys.executable, "-P", "-m", _PROCESS, str(tells)]
+        self._oom_kills = oom_kills()
         with open(self._log, "ab") as output:
             self._log_start = output.tell()
             process, word = gated.start(
@@ -223,17 +232,23 @@ class Tuner:
                 tail[-1].removeprefix("sgl-admin: ") if tail else "no configuration can be used",
                 tail,
             )
-        if any("No space left on device" in line for line in tail):
-            where = paths.to_host(self.folder)
+        said = logs.last_lines(self._log, self._log_start, _LAST_LINES)
+        death = ENGINE.death(said, code, oom_kills_since(self._oom_kills))
+        words = one_line(death.words, _WORDS)
+        known = death.remedy and death.error_type not in _OF_CONFIGURATIONS
+        if code is not None and known:
             raise StageFailure(
-                "insufficient_disk",
-                f"no space left for compiled kernels at {where}: free some and run again",
+                _OWN_TYPE.get(death.error_type, death.error_type),
+                f"the tuner's process ended ({self._ended}): {words or 'it said nothing'};"
+                f" {death.remedy} (its kernels are in {paths.to_host(self.folder)})",
                 tail,
             )
         if self._measured() == measured:
+            cause = f": {words}" if words and code is not None else ""
             raise StageFailure(
                 "tuner_failed",
-                f"the tuner's process ended before it measured anything: {self._ended}",
+                f"the tuner's process ended before it measured anything: {self._ended}{cause}; the"
+                f" log is {paths.to_host(self._log) or self._log}",
                 tail,
             )
 
@@ -311,7 +326,7 @@ class Tuner:
         )
 
     def _tail(self) -> list[str]:
-        return last_lines(self._log, self._log_start)
+        return logs.last_lines(self._log, self._log_start)
 
 
 def _processors() -> int:

@@ -11,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, failures, files, paths
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.locks import locked
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
-from sgl_admin.prep import result
+from sgl_admin.prep import result, summary
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.prep.progress import Progress
 from sgl_admin.prep.result import Outcome, Record
@@ -118,17 +118,17 @@ class Execution(Interruptible):
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)
         exit_code = outcome.exit_code(self.plan.probe_wanted)
-        self._end_job(outcome.status, exit_code)
+        self._end_job(summary.message(outcome, exit_code), exit_code)
         return document, exit_code
 
-    def _end_job(self, status: str, exit_code: int) -> None:
+    def _end_job(self, message: str, exit_code: int) -> None:
         self.job.update(
             state="interrupted" if self._interrupted else "failed" if exit_code else "done",
             stage=None,
             exit_code=exit_code,
             eta_s=0,
             server=None,
-            message=status,
+            message=message,
         )
 
     # --- stages
@@ -175,7 +175,9 @@ class Execution(Interruptible):
         try:
             record["artifacts"], record["signature"] = self._work(decision.stage)
         except Exception as error:
-            record.update(result.error_fields(as_stage_failure(error)))
+            log = paths.log(self.plan.run.run_id)
+            failure = failures.recorded(error, log, decision.stage.failure_type)
+            record.update(result.error_fields(failure))
         duration_s = round(time.monotonic() - started, 3)
         record.update(finished_at=clock.utc(), duration_s=duration_s)
         return record
@@ -249,7 +251,7 @@ class Execution(Interruptible):
                 )
         except (StageFailure, OSError) as error:
             self._interrupted = self._interrupted or isinstance(error, Interrupted)
-            return probe.failure(*self._asked, as_stage_failure(error))
+            return probe.failure(*self._asked, failures.from_error(error))
 
     def _close_server(self) -> str | None:
         try:
@@ -274,16 +276,3 @@ def _clear(stage: Stage) -> None:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-
-
-def as_stage_failure(error: Exception) -> StageFailure:
-    """Any error of a stage by the contract's list of types."""
-    if isinstance(error, StageFailure):
-        return error
-    if isinstance(error, TimeoutError):
-        return StageFailure("lock_timeout", str(error))
-    if isinstance(error, OSError) and error.errno in files.NO_SPACE:
-        return StageFailure("insufficient_disk", files.reason(error))
-    if isinstance(error, PermissionError):
-        return StageFailure("permissions_unexpected", str(error))
-    return StageFailure("compile_failed", repr(error))

@@ -10,8 +10,7 @@ import signal
 import sys
 from collections.abc import Iterable
 
-from sgl_admin.base import files, paths
-from sgl_admin.base.detached import PREFIX
+from sgl_admin.base import detached, files, paths
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import plan_prep
 from sgl_admin.records import caches, prepared, run
@@ -38,8 +37,8 @@ def main() -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: execution.interrupt())
         return execution.run()[1]
-    except OSError as error:
-        print(f"{PREFIX}{files.reason(error)}", file=sys.stderr)
+    except Exception as error:
+        detached.complain(error)
         return 1
 
 

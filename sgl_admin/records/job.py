@@ -9,7 +9,7 @@ import time
 from types import NoneType
 from typing import Any
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, failures, files, paths
 from sgl_admin.base.locks import held
 from sgl_admin.base.processes import end_noted, start_time
 from sgl_admin.contract import places
@@ -75,7 +75,7 @@ class Job:
         """Say that the prep ends without a result, where that can be written: where not, the next
         one sees that its process is gone.
         """
-        words = files.reason(error) if isinstance(error, OSError) else repr(error)
+        words = str(failures.from_error(error))
         try:
             self.update(state="failed", exit_code=1, server=None, eta_s=None, message=words)
         except OSError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_admin.base import files, paths
+from sgl_admin.base.errors import Explained
 from sgl_admin.contract import records
 
 # What a prep builds on.
@@ -17,7 +18,7 @@ _PARTS = {
 }
 
 
-class NoLiveRun(Exception):
+class NoLiveRun(Explained):
     """The pointer or the manifest is missing, stale or unreadable (exit code 4)."""
 
 

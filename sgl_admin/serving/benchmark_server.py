@@ -240,6 +240,24 @@ def handle(run_id: str, record: dict[str, Any]) -> Server:
     )
 
 
+def unhealthy(run_id: str, record: dict[str, Any] | None, waited_s: float) -> StageFailure:
+    """Why the server of a record, as `wait` gave it, is not healthy."""
+    if record is None or record["state"] == STOPPED:
+        return StageFailure(
+            "server_start_failed", "the server was stopped while it started; start it again"
+        )
+    server = handle(run_id, record)
+    if record["state"] == ENDED:
+        said = server.obituary(f"{record['server_id']} ended while starting")
+        return StageFailure(server.death().error_type, said, server.log_tail())
+    return StageFailure(
+        "server_unhealthy_timeout",
+        f"{record['server_id']} is not healthy after {waited_s:.0f} s (it goes on: sgl-admin server"
+        f" status --wait 600, or sgl-admin server stop); the log is {server.log_name()}",
+        server.log_tail(),
+    )
+
+
 def settle_dead(run_id: str) -> None:
     """End what a prep or a smoke that was killed left of its server; its record says then that it
     ended.

@@ -9,19 +9,25 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import gated, ports
-from sgl_admin.base.engine import HOST
+from sgl_admin.base import gated, logs, paths, ports
+from sgl_admin.base.engine import HOST, Death
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.base.processes import end_group, last_lines
+from sgl_admin.base.processes import end_group, ended, oom_kills, oom_kills_since
+from sgl_admin.contract.texts import one_line
 from sgl_admin.sglang import ENGINE
 
 # Where the cause of a death is looked for: the traceback of the process that died first is followed
-# by the others'.
-_LAST_LINES = 400
+# by the others', and a compiler's output by the words of who wanted it.
+_LAST_LINES, _LAST_BYTES = 4000, 1 << 19
+# What a message quotes of the server's last words.
+_WORDS = 160
+# For a server that broke a connection off to be gone.
+_GONE_S = 2.0
+# Of an answer's body.
 _MOST_BYTES = 16 << 20
 
 
@@ -60,6 +66,8 @@ class Server:
         self.log_start = log_start
         # Where the process waits for the word to begin, as long as it does.
         self._word: int | None = None
+        # What the kernel had ended for want of memory before it began.
+        self._oom_kills: int | None = None
 
     @property
     def group(self) -> int | None:
@@ -76,6 +84,7 @@ class Server:
                     f"port {self.port} on {HOST} is taken by {ports.holder(self.port)}: stop it"
                     f" (sgl-admin server stop, where it is one of ours; {error})",
                 ) from error
+        self._oom_kills = oom_kills()
         with open(self.log, "ab") as output:
             self.log_start = output.tell()
             # A group of its own, so that it ends as a whole; and with its parent, should that be
@@ -104,11 +113,7 @@ class Server:
         started = time.monotonic()
         while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
-                raise StageFailure(
-                    ENGINE.error_type(self.log_tail(_LAST_LINES)),
-                    f"the server ended while starting, exit code {self._process.returncode}",
-                    self.log_tail(),
-                )
+                raise self._died("the server ended while starting", "server_start_failed")
             if self.healthy():
                 return
             self._demand_the_port()
@@ -116,9 +121,46 @@ class Server:
             time.sleep(0.1)
         raise StageFailure(
             "server_unhealthy_timeout",
-            f"the server did not become healthy within {timeout_s:.0f} s",
+            self._with_log(
+                f"the server did not become healthy within {timeout_s:.0f} s", self._last_line()
+            ),
             self.log_tail(),
         )
+
+    def death(self) -> Death:
+        """What it died of, by its log and its exit code."""
+        return ENGINE.death(
+            logs.last_lines(self.log, self.log_start, _LAST_LINES, _LAST_BYTES),
+            None if self._process is None else self._process.poll(),
+            oom_kills_since(self._oom_kills),
+        )
+
+    def obituary(self, problem: str) -> str:
+        """The problem with the dead server's last words, the remedy and its log, for a person."""
+        death = self.death()
+        return self._with_log(problem, death.words, death.remedy)
+
+    def _died(self, problem: str, otherwise: str) -> StageFailure:
+        """What its death is called, and `otherwise` where its last words are not known."""
+        assert self._process is not None
+        error_type = self.death().error_type
+        return StageFailure(
+            otherwise if error_type == "server_start_failed" else error_type,
+            self.obituary(f"{problem} ({ended(self._process.returncode)})"),
+            self.log_tail(),
+        )
+
+    def _last_line(self) -> str:
+        return next(filter(str.strip, reversed(self.log_tail())), "")
+
+    def _with_log(self, problem: str, words: str, remedy: str = "") -> str:
+        words = one_line(words, _WORDS)
+        parts = (f"{problem}: {words}" if words else problem, remedy)
+        return "; ".join([*filter(None, parts), f"the log is {self.log_name()}"])
+
+    def log_name(self) -> str:
+        """Its log's path on the host, where that is known."""
+        return paths.to_host(self.log) or str(self.log)
 
     def healthy(self) -> bool:
         """Whether its health page says so now: whatever another process answers there is none."""
@@ -175,12 +217,22 @@ class Server:
             OverflowError,
             RecursionError,
         ) as error:
-            raise StageFailure(
-                "request_failed", f"a warm-up request failed: {error!r}", self.log_tail()
-            ) from error
-        raise StageFailure(
+            raise self._unanswered(f"a warm-up request failed: {error!r}") from error
+        said = one_line(answer.decode(errors="replace"), _WORDS)
+        raise self._unanswered(f"a warm-up request got HTTP {status}: {said}")
+
+    def _unanswered(self, problem: str) -> StageFailure:
+        """Why a request failed: by the server's death, where it ended over it."""
+        deadline = time.monotonic() + _GONE_S
+        while self._process is not None and time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                return self._died("the server ended while it served", "request_failed")
+            if self.healthy():
+                break
+            time.sleep(0.05)
+        return StageFailure(
             "request_failed",
-            f"a warm-up request got HTTP {status}: {answer[:300]!r}",
+            self._with_log(problem, self._last_line()),
             self.log_tail(),
         )
 
@@ -191,11 +243,7 @@ class Server:
         try:
             status, answer = self._request("GET", page, timeout_s=10)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise StageFailure(
-                "request_failed",
-                f"the server's {page} does not answer: {error!r}",
-                self.log_tail(),
-            ) from error
+            raise self._unanswered(f"the server's {page} does not answer: {error!r}") from error
         if status != 200:
             raise StageFailure(
                 "request_failed", f"the server's {page} answers HTTP {status}", self.log_tail()
@@ -229,13 +277,11 @@ class Server:
             self._word = None
 
     def log_tail(self, lines: int = 20) -> list[str]:
-        return last_lines(self.log, self.log_start, lines)
+        return logs.last_lines(self.log, self.log_start, lines)
 
-    def own_log(self) -> str:
-        """All that it has written."""
-        with open(self.log, "rb") as stream:
-            stream.seek(self.log_start)
-            return stream.read().decode(errors="replace")
+    def own_lines(self) -> Iterator[str]:
+        """All that it has written, line by line."""
+        return logs.lines_from(self.log, self.log_start)
 
     def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -125,9 +125,9 @@ class Warmup:
     def started(self) -> bool:
         return self._started
 
-    def log(self) -> str:
+    def log_lines(self) -> Iterator[str]:
         """What the server that runs has written so far."""
-        return self._server.own_log()
+        return self._server.own_lines()
 
     def log_tail(self) -> list[str]:
         return self._server.log_tail()

@@ -48,4 +48,4 @@ class SGLang:
     total = staticmethod(metrics.total)
     prompt_tokens_query = staticmethod(metrics.prompt_tokens_query)
 
-    error_type = staticmethod(deaths.error_type)
+    death = staticmethod(deaths.death)

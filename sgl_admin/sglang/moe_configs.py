@@ -5,6 +5,7 @@ says of them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from sgl_admin.base.engine import Lookup
 
@@ -54,8 +55,8 @@ class MoeConfigs:
     def main_name(self, file_name: str) -> str:
         return file_name.replace(_DOWN_SUFFIX, _SUFFIX)
 
-    def looked_up(self, log: str) -> list[str]:
-        return _LOOKED_UP.findall(log)
+    def looked_up(self, lines: Iterable[str]) -> list[str]:
+        return [name for line in lines for name in _LOOKED_UP.findall(line)]
 
-    def read(self, log: str) -> list[str]:
-        return _READ.findall(log)
+    def read(self, lines: Iterable[str]) -> list[str]:
+        return [name for line in lines for name in _READ.findall(line)]

@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, failures, files, paths
 from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.processes import start_time
@@ -108,12 +108,7 @@ class Smoke(Interruptible):
         with self._may_be_interrupted():
             found, healthy = benchmark_server.wait(self._live.run_id, self._server_timeout_s)
         if not healthy:
-            tail = benchmark_server.handle(self._live.run_id, found).log_tail() if found else []
-            raise StageFailure(
-                "server_unhealthy_timeout",
-                "the server that was started (sgl-admin server start) is not healthy",
-                tail,
-            )
+            raise benchmark_server.unhealthy(self._live.run_id, found, self._server_timeout_s)
 
     def _start_server(self, used: dict[str, Any]) -> None:
         try:
@@ -217,9 +212,7 @@ class Smoke(Interruptible):
         """Say that the smoke ends without a result, where that can be written: where not, the next
         one sees that its process is gone.
         """
-        self.summary["errors"].append(
-            files.reason(error) if isinstance(error, OSError) else repr(error)
-        )
+        self.summary["errors"].append(str(failures.from_error(error)))
         try:
             self._end(record.FAILED, EXIT_NO_RESULT)
         except OSError:

@@ -9,8 +9,7 @@ import os
 import signal
 import sys
 
-from sgl_admin.base import files
-from sgl_admin.base.detached import PREFIX
+from sgl_admin.base import detached
 from sgl_admin.records import run, scenario
 from sgl_admin.smoke.runner import Smoke
 
@@ -33,8 +32,8 @@ def main() -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: smoke.interrupt())
         return smoke.execute()
-    except OSError as error:
-        print(f"{PREFIX}{files.reason(error)}", file=sys.stderr)
+    except Exception as error:
+        detached.complain(error)
         return 1
 
 

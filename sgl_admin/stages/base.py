@@ -74,6 +74,8 @@ class Stage:
     # Whether a server fills its caches while it runs. Such work stands for a server only when that
     # server has run with it: what a server compiles is never known for certain beforehand.
     server_made = True
+    # What an error of its work is called that nothing foresaw.
+    failure_type = "server_start_failed"
 
     @property
     def contract(self) -> stages.Stage:

@@ -13,6 +13,7 @@ from sgl_admin.stages.base import Context, Stage
 
 class FlashInfer(Stage):
     name = "flashinfer"
+    failure_type = "request_failed"
 
     def run(self, context: Context) -> dict[str, Any]:
         sent = context.warmup.exercise(

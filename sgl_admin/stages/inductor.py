@@ -14,6 +14,7 @@ from sgl_admin.stages.base import Context, Stage
 
 class Inductor(Stage):
     name = "inductor"
+    failure_type = "request_failed"
 
     def skip_reason(self, context: Context) -> str | None:
         return None

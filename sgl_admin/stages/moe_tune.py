@@ -36,6 +36,7 @@ _RELEASE = re.compile(r"\d+(\.\d+)*")
 class MoeTune(Stage):
     name = "moe_tune"
     server_made = False
+    failure_type = "tuner_failed"
 
     def skip_reason(self, context: Context) -> str | None:
         return super().skip_reason(context) or (
@@ -115,7 +116,7 @@ class MoeTune(Stage):
             0, 1, "servers", "the server starts, and says which MoE configuration it looks up"
         )
         context.warmup.start()
-        names = [Path(found).name for found in ENGINE.moe.looked_up(context.warmup.log())]
+        names = [Path(found).name for found in ENGINE.moe.looked_up(context.warmup.log_lines())]
         lookups = [
             lookup
             for name in dict.fromkeys(names)
@@ -165,7 +166,7 @@ class MoeTune(Stage):
             0, 1, "servers", "the server starts, to show that it reads the tuned configurations"
         )
         context.warmup.start()
-        if path not in ENGINE.moe.read(context.warmup.log()):
+        if path not in ENGINE.moe.read(context.warmup.log_lines()):
             raise StageFailure(
                 "tuner_failed",
                 f"the server started, but did not say that it read {path}: its log names what it"

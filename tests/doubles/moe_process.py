@@ -60,6 +60,12 @@ def _misbehave(at: str, size: int = 0, config: Config | None = None) -> None:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
         case "no space":
             raise OSError(28, "No space left on device", "/profiles/kernel.cubin")
+        case "no permission":
+            raise PermissionError(13, "Permission denied", "/profiles/kernel.cubin")
+        case "no gpu":
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "cannot run":
             raise CannotRun("none of 12 configurations can be used at batch size 16")
         case "raise":

@@ -1,5 +1,5 @@
-"""Stands for nvidia-ml-py, the Python names of NVIDIA's management library (NVML), on a machine
-without a GPU.
+"""Stands for nvidia-ml-py 13.615.71, the Python names of NVIDIA's management library (NVML), on a
+machine without a GPU.
 
 The environment variable SGL_TEST_NVML names a JSON file, read at each call, that says what the
 machine has; each key may be left out:
@@ -12,7 +12,7 @@ machine has; each key may be left out:
     process_names   pid -> path; of any other process NVML knows no name, as of one outside the
                     container's process ids
     fails           name of a function -> name of the error that it raises: {"nvmlInit":
-                    "DriverNotLoaded"}
+                    "DriverNotLoaded"}, or "LibraryMismatch"
 
 As the real one, a call before nvmlInit or after nvmlShutdown raises NVMLError_Uninitialized. It is
 loaded through PYTHONPATH.
@@ -39,40 +39,26 @@ _initialised = 0
 
 
 class NVMLError(Exception):
-    """As NVML words it; the classes below are those that its callers meet here."""
+    """As nvidia-ml-py makes it: a class for each code, which is made without arguments."""
 
-    text = "Unknown Error"
+    value, text = 999, ""
 
     def __str__(self) -> str:
-        return self.text
+        return self.text or f"NVML Error with code {self.value}"
 
 
-class NVMLError_Uninitialized(NVMLError):
-    text = "Uninitialized"
+class NVMLLibraryMismatchError(Exception):
+    """Raised in place of NVMLError_FunctionNotFound by functions that come in versions; it is no
+    NVMLError.
+    """
 
 
-class NVMLError_InvalidArgument(NVMLError):
-    text = "Invalid Argument"
-
-
-class NVMLError_NotSupported(NVMLError):
-    text = "Not Supported"
-
-
-class NVMLError_NotFound(NVMLError):
-    text = "Not Found"
-
-
-class NVMLError_DriverNotLoaded(NVMLError):
-    text = "Driver Not Loaded"
-
-
-class NVMLError_LibRmVersionMismatch(NVMLError):
-    text = "RM has detected an NVML/RM version mismatch."
-
-
-class NVMLError_GpuIsLost(NVMLError):
-    text = "GPU is lost"
+# Taken from the real module, with their codes and words.
+_ERRORS = json.loads(
+    (Path(__file__).parents[1] / "fixtures" / "nvml_errors.json").read_text(encoding="utf-8")
+)["errors"]
+for _name, (_value, _text) in _ERRORS.items():
+    globals()[_name] = type(_name, (NVMLError,), {"value": _value, "text": _text or ""})
 
 
 @dataclass(frozen=True)
@@ -88,12 +74,19 @@ class c_nvmlProcessInfo_t:
     usedGpuMemory: int | None
 
 
+def _error(name: str) -> Exception:
+    if name == "LibraryMismatch":
+        return NVMLLibraryMismatchError("Unversioned function called")
+    error: Exception = globals()[f"NVMLError_{name}"]()
+    return error
+
+
 def _machine(function: str) -> dict[str, Any]:
     machine = json.loads(Path(os.environ[VARIABLE]).read_text(encoding="utf-8"))
     if error := machine.get("fails", {}).get(function):
-        raise globals()[f"NVMLError_{error}"]
+        raise _error(error)
     if not _initialised and function != "nvmlInit":
-        raise NVMLError_Uninitialized
+        raise _error("Uninitialized")
     return {"driver": "580.159.04", "cuda": 13000, "gpus": [{}], "process_names": {}, **machine}
 
 
@@ -125,7 +118,7 @@ def nvmlSystemGetCudaDriverVersion_v2() -> int:
 def nvmlSystemGetProcessName(pid: int) -> str:
     names = _machine("nvmlSystemGetProcessName")["process_names"]
     if str(pid) not in names:
-        raise NVMLError_NotFound
+        raise _error("NotFound")
     return str(names[str(pid)])
 
 
@@ -135,7 +128,7 @@ def nvmlDeviceGetCount() -> int:
 
 def nvmlDeviceGetHandleByIndex(index: int) -> Handle:
     if index not in range(len(_machine("nvmlDeviceGetHandleByIndex")["gpus"])):
-        raise NVMLError_InvalidArgument
+        raise _error("InvalidArgument")
     return Handle(index)
 
 
@@ -144,7 +137,7 @@ def nvmlDeviceGetHandleByUUID(uuid: str) -> Handle:
     for number, gpu in enumerate(_machine("nvmlDeviceGetHandleByUUID")["gpus"]):
         if {**GPU, **gpu}["uuid"] == uuid:
             return Handle(number)
-    raise NVMLError_NotFound
+    raise _error("NotFound")
 
 
 def nvmlDeviceGetName(handle: Handle) -> str:
@@ -169,7 +162,7 @@ def nvmlDeviceGetMigMode(handle: Handle) -> list[int]:
     """The mode now, and the one after the next reset."""
     mode = _gpu("nvmlDeviceGetMigMode", handle)["mig"]
     if mode is None:
-        raise NVMLError_NotSupported
+        raise _error("NotSupported")
     return [mode, mode]
 
 

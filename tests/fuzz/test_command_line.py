@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -243,6 +245,7 @@ class Answering(Server):
     """Stands for a server that gives this answer to every request."""
 
     def __init__(self, answer: bytes) -> None:
+        super().__init__([], {}, 9, Path(os.devnull))
         self.answer = answer
 
     def _request(

@@ -72,6 +72,7 @@ IGNORED = (
 
 
 def test_a_server_that_dies_for_want_of_fa3_is_told_apart() -> None:
-    assert ENGINE.error_type(["Traceback (most recent call last):", FA3]) == "unsupported"
-    assert ENGINE.error_type([IGNORED, "Killed"]) == "server_start_failed"
-    assert ENGINE.error_type([IGNORED, "torch.OutOfMemoryError: CUDA out of memory"]) == "oom"
+    assert ENGINE.death(["Traceback (most recent call last):", FA3]).error_type == "unsupported"
+    assert ENGINE.death([IGNORED, "Killed"]).error_type == "server_start_failed"
+    memory = "torch.OutOfMemoryError: CUDA out of memory"
+    assert ENGINE.death([IGNORED, memory]).error_type == "oom"

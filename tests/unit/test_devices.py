@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sgl_admin.base import versions
+from sgl_admin.base import failures, versions
+from sgl_admin.base.errors import GpuUnavailable
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.sglang import ENGINE
 from tests.unit.model_files import write_model
@@ -163,17 +165,122 @@ def test_no_pynvml_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
-        ("nvmlInit", "DriverNotLoaded", "Driver Not Loaded"),
-        ("nvmlInit", "LibRmVersionMismatch", "version mismatch"),
-        ("nvmlDeviceGetName", "GpuIsLost", "GPU is lost"),
+        ("nvmlInit", "DriverNotLoaded", "Driver Not Loaded; is the container started with its"),
+        ("nvmlInit", "LibraryNotFound", "NVML Shared Library Not Found; is the container"),
+        ("nvmlInit", "LibRmVersionMismatch", "version mismatch.; the driver was updated"),
+        # As Docker's containers say it after systemd has reloaded its units.
+        ("nvmlInit", "Unknown", "Unknown Error; the container has lost its GPUs' devices"),
+        ("nvmlDeviceGetHandleByIndex", "GpuIsLost", "GPU is lost; see its Xid in dmesg"),
+        ("nvmlDeviceGetName", "GpuIsLost", "GPU is lost; see its Xid in dmesg"),
+        ("nvmlDeviceGetMigMode", "GpuIsLost", "GPU is lost; see its Xid in dmesg"),
+        ("nvmlDeviceGetName", "ResetRequired", "requires restart; see its Xid"),
+        ("nvmlDeviceGetCount", "OperatingSystem", "blocked the request.; the container has lost"),
+        ("nvmlInit", "NoPermission", "Insufficient Permissions; this container's user may not"),
+        ("nvmlShutdown", "Uninitialized", "Uninitialized"),
     ],
 )
 def test_an_nvml_that_fails_is_told_in_its_words(
     machine: Machine, function: str, error: str, words: str
 ) -> None:
     machine(fails={function: error})
-    with pytest.raises(RuntimeError, match=f"NVML does not answer: .*{words}"):
+    with pytest.raises(GpuUnavailable, match="NVML does not answer: ") as caught:
         devices.find()
+    assert words in str(caught.value) and len(str(caught.value)) < 400
+
+
+UNANSWERED = (
+    "NotSupported",
+    "FunctionNotFound",
+    "NoPermission",
+    "NotFound",
+    "NoData",
+    "ArgumentVersionMismatch",
+    "Deprecated",
+    "LibraryMismatch",
+)
+
+
+@pytest.mark.parametrize("error", UNANSWERED)
+@pytest.mark.parametrize(
+    ("function", "field", "value"),
+    [
+        ("nvmlDeviceGetCudaComputeCapability", "compute_capability", None),
+        ("nvmlSystemGetDriverVersion", "driver_version", None),
+        ("nvmlSystemGetCudaDriverVersion_v2", "cuda_version", None),
+        ("nvmlDeviceGetMigMode", "count", 1),
+        ("nvmlDeviceGetName", "name", f"NVIDIA GPU {FIRST}"),
+        ("nvmlDeviceGetUUID", "name", "NVIDIA H100 80GB HBM3"),
+    ],
+)
+def test_what_nvml_cannot_be_asked_costs_that_answer_alone(
+    machine: Machine, torch_for_cuda: Any, function: str, field: str, value: Any, error: str
+) -> None:
+    whole = devices.find()
+    machine(fails={function: error})
+    found = devices.find()
+    assert getattr(found, field) == value
+    kinds = () if field == "name" and value != whole.name else whole.kinds
+    assert replace(found, **{field: getattr(whole, field)}) == replace(whole, kinds=kinds)
+    assert check() == [], "what is not known refuses nothing"
+
+
+@pytest.mark.parametrize("error", UNANSWERED)
+def test_a_gpu_that_does_not_tell_its_processes_is_taken_for_free(
+    machine: Machine, error: str
+) -> None:
+    """As on GPUs of some kinds of vGPU and beside older drivers."""
+    machine(
+        gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}],
+        fails={"nvmlDeviceGetComputeRunningProcesses": error},
+    )
+    assert devices.processes() == []
+    gpu_fit.wait_until_free()
+    machine(
+        gpus=[{"processes": [{"pid": 4999999, "memory": 70 << 30}]}],
+        fails={"nvmlSystemGetProcessName": error},
+    )
+    assert [found.name for found in devices.processes()] == ["a process of another container"]
+    machine(fails={"nvmlDeviceGetCurrentClocksThrottleReasons": error})
+    assert devices.throttles() == []
+
+
+def test_mig_is_refused_though_the_gpu_does_not_tell_its_uuid(machine: Machine) -> None:
+    machine(gpus=[{"mig": 1}], fails={"nvmlDeviceGetUUID": "NotSupported"})
+    with pytest.raises(GpuUnavailable, match="MIG is on for GPU its UUID .*-mig 0"):
+        devices.find()
+
+
+def test_gpus_without_names_share_no_kernels(machine: Machine) -> None:
+    """What is unknown splits rather than shares: the name is part of each signature."""
+    machine(fails={"nvmlDeviceGetName": "NotSupported"})
+    first = devices.find()
+    machine(gpus=[{"uuid": SECOND}], fails={"nvmlDeviceGetName": "NotSupported"})
+    assert devices.find().name != first.name
+
+
+def test_an_nvml_that_fails_while_a_stage_waits_for_the_gpu_is_no_compilers_fault(
+    machine: Machine,
+) -> None:
+    machine(fails={"nvmlDeviceGetComputeRunningProcesses": "GpuIsLost"})
+    with pytest.raises(GpuUnavailable) as caught:
+        gpu_fit.wait_until_free()
+    failure = failures.from_error(caught.value)
+    assert failure.error_type == "server_start_failed" and "GPU is lost" in str(failure)
+
+
+def test_the_doubles_errors_are_nvidias(machine: Machine) -> None:
+    """By the fixture, which is read from the wheel; all names that devices.py knows are in it."""
+    import pynvml
+
+    known = json.loads((ROOT / "tests" / "fixtures" / "nvml_errors.json").read_text())["errors"]
+    assert len(known) > 25
+    for name, (value, text) in known.items():
+        error = getattr(pynvml, name)()
+        assert isinstance(error, pynvml.NVMLError) and error.value == value
+        assert str(error) == (text or f"NVML Error with code {value}")
+    assert not issubclass(pynvml.NVMLLibraryMismatchError, pynvml.NVMLError)
+    names = {*devices._UNANSWERED, *devices._REMEDIES}
+    assert names - known.keys() == {"NVMLLibraryMismatchError"}
 
 
 def test_nvml_is_shut_down_after_each_question(machine: Machine) -> None:
@@ -373,7 +480,8 @@ def test_a_distribution_is_found_by_any_spelling_of_its_name(site: Any) -> None:
 ALL_THAT_ASKS = """
 import json, sys
 from sgl_admin.facts import devices, gpu_fit
-from sgl_admin.base import versions
+from sgl_admin.base import failures, versions
+from sgl_admin.base.errors import GpuUnavailable
 found = devices.find()
 gpu_fit.check(found, 1, print)
 devices.processes(), devices.throttles()

@@ -136,7 +136,8 @@ def test_one_that_ends_while_it_starts_is_told_with_its_last_words(
         ],
     )
     code, _, error = admin("start")
-    assert code == 7 and "CUDA out of memory" in error and "ended while starting" in error
+    assert code == 7 and "ended while starting: CUDA out of memory; free the GPU's" in error
+    assert f"the log is {paths.to_host(paths.log(live_run))}" in error
     code, out, _ = admin("status", "--json")
     assert (
         code == 0

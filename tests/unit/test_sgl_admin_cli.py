@@ -220,11 +220,28 @@ def test_a_system_error_is_one_line(
     )
 
 
+def test_a_refused_write_that_names_no_file_is_told_without_one(
+    live_run: str,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(name: str) -> int | None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(locks, "try_lock", refuse)
+    assert cli.main(["caches", "ensure", "--model", str(model_folder)]) == 3
+    error = capsys.readouterr().err
+    assert "None" not in error and "no permission for a file system of the container" in error
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
         ("sgl-admin: no space left on /host/x: free some", "no space left on /host/x: free some"),
         ("", "exit code 1"),
+        ("Traceback (most recent call last):\nKeyError: 'x\x1b[2J'", "exit code 1, KeyError: 'x'"),
+        ("sgl-admin: first\nsgl-admin: second\nother", "second"),
     ],
 )
 def test_a_prep_that_ends_before_it_begins_is_told_with_its_reason(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,7 +93,15 @@ def test_a_write_that_fails_names_the_file_on_the_host(
     ("number", "words"),
     [
         (errno.ENOSPC, "no space left on /host/profiles/x: free some"),
-        (errno.EDQUOT, "no space left on /host/profiles/x: free some"),
+        (errno.EDQUOT, "the disk quota for /host/profiles/x is used up: raise it, or free some"),
+        (errno.ENOLCK, "/host/profiles/x is on a file system without locks: keep the root"),
+        (errno.ESTALE, "the mount of /host/profiles/x is gone: mount it again"),
+        (errno.ENOTCONN, "the mount of /host/profiles/x is gone: mount it again"),
+        (errno.ENOMEM, "no memory left for /host/profiles/x: free some on the host"),
+        (errno.EMFILE, "too many files are open for /host/profiles/x: raise the limit"),
+        (errno.ENFILE, "too many files are open on the host for /host/profiles/x: raise"),
+        (errno.EACCES, "no permission for /host/profiles/x: let the container's user use it"),
+        (errno.EPERM, "no permission for /host/profiles/x: let the container's user use it"),
         (errno.EROFS, "/host/profiles/x is on a read-only file system: mount it writable"),
         (
             errno.EIO,
@@ -106,6 +115,34 @@ def test_reasons_name_the_place_and_the_remedy(container: Path, number: int, wor
         words
     )
     assert files.reason(OSError(number, os.strerror(number)))
+
+
+@pytest.mark.parametrize(
+    ("total", "left", "space", "words"),
+    [
+        (1000, 0, 10**6, "no inodes left on /host/profiles/new/x (df -i): remove some files"),
+        (1000, 1, 10**6, "no space left on /host/profiles/new/x: free some"),
+        (1000, 0, 0, "no space left on /host/profiles/new/x: free some"),
+        # btrfs and some network file systems count none.
+        (0, 0, 10**6, "no space left on /host/profiles/new/x: free some"),
+    ],
+)
+def test_a_file_system_without_inodes_is_told_from_a_full_one(
+    container: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    total: int,
+    left: int,
+    space: int,
+    words: str,
+) -> None:
+    def statvfs(folder: Path) -> SimpleNamespace:
+        if "new" in Path(folder).parts:
+            raise FileNotFoundError(folder)
+        return SimpleNamespace(f_files=total, f_favail=left, f_bavail=space)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    full = OSError(errno.ENOSPC, "No space left on device", str(paths.PROFILES / "new" / "x"))
+    assert files.reason(full).startswith(words)
 
 
 def test_only_the_temporaries_of_the_named_file_are_swept(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import clock, files, gated, locks, paths, processes, versions
-from sgl_admin.base.errors import Interrupted, StageFailure
+from sgl_admin.base.errors import GpuUnavailable, Interrupted, StageFailure
+from sgl_admin.base.locks import LockTimeout
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.contract import records, stages
@@ -51,6 +52,8 @@ class FakeStage(Stage):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        [real] = [stage for stage in STAGES if stage.name == name]
+        self.failure_type = real.failure_type
         self.failure: BaseException | None = None
         self.reason: str | None = None
         self.during: Callable[[Context], None] = lambda context: None
@@ -356,15 +359,25 @@ def test_a_proof_can_be_asked_for_again(world: World) -> None:
 @pytest.mark.parametrize(
     ("error", "error_type"),
     [
-        (TimeoutError("lock"), "lock_timeout"),
+        (LockTimeout("lock"), "lock_timeout"),
         (OSError(errno.ENOSPC, "No space left on device", "/profiles/x"), "insufficient_disk"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "insufficient_disk"),
         (
             PermissionError(errno.EACCES, "Permission denied", "/profiles/x"),
             "permissions_unexpected",
         ),
-        (RuntimeError("whatever"), "compile_failed"),
+        (OSError(errno.EROFS, "Read-only file system", "/profiles/x"), "permissions_unexpected"),
+        (OSError(errno.EPERM, "Operation not permitted", "/profiles/x"), "permissions_unexpected"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "oom"),
+        (OSError(errno.ENOLCK, "No locks available", "/profiles/.locks/x.lock"), "unsupported"),
+        (MemoryError(), "oom"),
+        (GpuUnavailable("NVML does not answer: GPU is lost"), "server_start_failed"),
         (StageFailure("gpu_busy", "x"), "gpu_busy"),
+        # What nothing foresaw: by what the stage does, and never a compiler's fault.
+        (RuntimeError("whatever"), "request_failed"),
+        (TimeoutError("timed out"), "request_failed"),
+        (OSError(errno.EIO, "Input/output error", "/profiles/x"), "request_failed"),
+        (KeyError("x"), "request_failed"),
     ],
 )
 def test_any_error_gets_a_type_of_the_contracts_list(
@@ -372,7 +385,48 @@ def test_any_error_gets_a_type_of_the_contracts_list(
 ) -> None:
     world.stages["inductor"].failure = error
     result, _ = world.execute("--inductor", "ensure")
-    assert result["stages"]["inductor"]["error_type"] == error_type
+    stage = result["stages"]["inductor"]
+    assert stage["error_type"] == error_type and len(stage["errors"][0]) < 400
+    validators.validate_stage(stage)
+
+
+def test_the_traceback_of_an_error_that_nothing_foresaw_is_in_the_runs_log(world: World) -> None:
+    world.stages["inductor"].failure = KeyError("some_key\x1b[31m")
+    result, _ = world.execute("--inductor", "ensure")
+    [message] = result["stages"]["inductor"]["errors"]
+    assert "KeyError: 'some_key" in message and "\x1b" not in message
+    log = paths.log(world.run_id)
+    assert message.endswith(f"the traceback is in {paths.to_host(log)}")
+    assert "Traceback (most recent call last):" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "words"),
+    [
+        (None, None, "ok"),
+        ("inductor", StageFailure("oom", "no memory"), "inductor failed, oom: no memory"),
+        ("moe_tune", OSError(errno.ENOSPC, "x", "/p"), "moe_tune failed, insufficient_disk: no sp"),
+    ],
+)
+def test_the_jobs_last_message_says_what_failed(
+    world: World, stage: str | None, error: Exception | None, words: str
+) -> None:
+    if stage is not None:
+        world.stages[stage].failure = error
+    world.execute()
+    record = world.job()
+    assert record["message"].startswith(words) and len(record["message"]) <= 400
+    assert f"{record['state']}: {words}" in job_module.describe(record)
+
+
+def test_the_job_says_that_the_proof_failed_and_why(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.proof = {"ok": False}
+    _, exit_code = world.execute()
+    assert exit_code == EXIT_PROOF_FAILED
+    assert cli.main(["status"]) == 0
+    assert "failed: METRICS_READY is not proven: nothing came (" in capsys.readouterr().out
 
 
 def test_what_is_interrupted_ends_and_the_rest_is_not_begun(world: World) -> None:
