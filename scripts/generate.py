@@ -90,7 +90,7 @@ def preflight_spec() -> str:
     """roles/preflight/meta/argument_specs.yml: the manual of every variable."""
     return _role_spec(
         {
-            "short_description": "Every variable of every role",
+            "short_description": "Inspect the host and refuse what cannot work",
             "description": [
                 "Registers C(preflight_host), which the other roles take the service user,"
                 " Docker's state and the devices from.",
@@ -126,9 +126,7 @@ def _documented(wanted: Any) -> dict[str, Any]:
 
 
 def _role_spec(main: dict[str, Any]) -> str:
-    # Ansible checks an entry point's options by itself, and shows the whole specification where one
-    # is wrong. Under a name that no tasks file has they are documentation, and sgl_values checks.
-    document = {"argument_specs": {"variables": main}}
+    document = {"argument_specs": {"main": main}}
     text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=WIDTH - 4)
     return f"---\n{HEADER}{text}"
 

@@ -72,4 +72,3 @@ class ActionModule(ActionBase):
                 shown = one_line(value, _LONGEST_REASON)
                 missing.append(f"{name} is {shown}, and the controller has no such file")
         return missing
-

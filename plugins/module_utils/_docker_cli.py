@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
+
 # Runs an argument list; returns exit code, standard output, standard error.
 Runner = Callable[[list[str]], tuple[int, str, str]]
 # The same with a text on standard input; without one where that is empty.
@@ -120,6 +122,7 @@ class DockerCli:
             "started_at": _part(found, str, "State", "StartedAt"),
             "exit_code": _part(found, int, "State", "ExitCode"),
             "pid": _part(found, int, "State", "Pid"),
+            **_listening(found),
         }
 
 
@@ -130,6 +133,13 @@ def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         raise DockerError(f"docker's description has no valid {'.'.join(keys)}: {_STRANGE}")
     return found
+
+
+def _listening(found: dict[str, Any]) -> dict[str, Any]:
+    """Where its services listen; the rest of its environment may hold tokens."""
+    environment = _part({"Env": None, **_part(found, dict, "Config")}, (list, NoneType), "Env")
+    address, numbers = ports.of_container(map(str, environment or []))
+    return {"bind_address": address, "ports": numbers}
 
 
 def _labels(found: dict[str, Any]) -> dict[str, Any]:

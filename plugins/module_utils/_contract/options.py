@@ -448,8 +448,10 @@ CONTAINER = (
     Option(
         "sgl_shm_size",
         "str",
-        "Size of /dev/shm, for NCCL, where the host's IPC is not shared.",
-        "32g",
+        "Size of a /dev/shm of the container's own, for NCCL. By default the container shares the"
+        " host's IPC, and with it the host's /dev/shm and that one's size.",
+        "",
+        shown="the host's /dev/shm",
         kind="docker_size",
     ),
     Option(

@@ -26,9 +26,12 @@ _BOOLEANS = ("y", "yes", "on", "1", "true", "t", "n", "no", "off", "0", "false",
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_VARIABLE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 _SECRET_FLAG = re.compile(r"(api-key|-token|password|secret)$")
-# argparse takes an unambiguous beginning of a flag for the flag.
-_SECRET_FLAGS = ("--api-key", "--admin-api-key", "--ssl-keyfile-password")
-_SHORTEST_BEGINNING = len("--ap")
+# argparse takes an unambiguous beginning of a flag for the flag: each with its shortest one.
+_SECRET_FLAGS = {
+    "--api-key": "--ap",
+    "--admin-api-key": "--ad",
+    "--ssl-keyfile-password": "--ssl-keyfile-",
+}
 # Names that Ansible would take for a variable of this collection if they were spelled right.
 _MISSPELLED_PREFIX = re.compile(r"(sgl|slg|gsl|gls|lsg|lgs|sglang)[-_.]")
 
@@ -89,7 +92,7 @@ def _unknown_variable(name: str, meant: str) -> str:
 
 
 def _problems_of(name: str, option: Option, value: Any) -> list[str]:
-    if value == option.default and isinstance(value, bool) == isinstance(option.default, bool):
+    if _is_default(option, value):
         return []
     try:
         if option.type == "list":
@@ -100,6 +103,13 @@ def _problems_of(name: str, option: Option, value: Any) -> list[str]:
     except Wrong as reason:
         return [_sentence(name, option, value, str(reason), expected(option))]
     return []
+
+
+def _is_default(option: Option, value: Any) -> bool:
+    # What is computed by default, and a part of a mapping, cannot be left empty.
+    if value is None and (option.jinja or option.name not in options.BY_NAME):
+        return False
+    return value == option.default and isinstance(value, bool) == isinstance(option.default, bool)
 
 
 def _of_list(name: str, option: Option, value: Any) -> Iterator[str]:
@@ -490,8 +500,9 @@ def _check_variable(name: Any, setting: Any) -> None:
 def secret_flag(word: str) -> str | None:
     """The flag of a server's argument that would put a secret in the records; None for others."""
     name = word.partition("=")[0]
-    beginning = len(name) >= _SHORTEST_BEGINNING and any(
-        flag.startswith(name) for flag in _SECRET_FLAGS
+    beginning = any(
+        flag.startswith(name) and name.startswith(shortest)
+        for flag, shortest in _SECRET_FLAGS.items()
     )
     return name if beginning or (name.startswith("-") and _SECRET_FLAG.search(name)) else None
 
@@ -529,7 +540,7 @@ def _downloads(value: Any) -> None:
 
 KINDS: dict[str, Kind] = {
     "line": Kind("one line of text", _line),
-    "word": Kind("one word of letters, digits, _ and -", _pattern(r"[A-Za-z0-9_-]+")),
+    "word": Kind("one word of letters, digits, _ and -", _pattern(r"[A-Za-z0-9][A-Za-z0-9_-]*")),
     "token": Kind("a token, without spaces", _token),
     "model": Kind("a folder under the models folder, such as Qwen/Qwen3-8B", _model),
     "revision": Kind("a branch, tag or commit", _revision),
