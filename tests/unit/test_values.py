@@ -20,7 +20,7 @@ WRONG_KINDS: dict[str, tuple[Any, ...]] = {
     "line": ("a\nb", "a\0b", "   ", "\x1b[31m", ["a"], None),
     "word": ("fp8 w8a8", "", "bf16\n", "--x", {}),
     "token": ("two words", "a\nb", "käse", ["t"], 3.5j),
-    "model": ("/abs/model", "../model", "a//b", "a/./b", "~/m", "", "a\nb"),
+    "model": ("/abs/model", "../model", "a//b", "a/./b", "~/m", "a\nb"),
     "revision": ("-f", "a b", "a..b", "refs/heads/", "x^", "a:b", "v1~2"),
     "user": ("a b", "root:root", "-u", "a/b", "x\n", ""),
     "host_path": ("relative/path", "a", "/a\nb", "/a\0b", "", ["/a"], "./x"),
@@ -149,7 +149,7 @@ def test_defaults_are_right() -> None:
 
 
 RIGHT: dict[str, tuple[Any, ...]] = {
-    "sgl_model": ("Qwen/Qwen3-8B", "tiny/qwen3-tiny", "lab/m", "a.b_c"),
+    "sgl_model": ("", "Qwen/Qwen3-8B", "tiny/qwen3-tiny", "lab/m", "a.b_c"),
     "sgl_model_revision": ("main", "v1.0", 40 * "a", "feature/x"),
     "sgl_hub_token": ("", "hf_abc"),
     "sgl_hub_endpoint": ("http://127.0.0.1:8080", "https://mirror.example.com/hub"),

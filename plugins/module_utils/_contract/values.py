@@ -291,6 +291,9 @@ def _token(value: Any) -> None:
 
 
 def _model(value: Any) -> None:
+    # A prep needs one, and says so; starting and stopping does not.
+    if not value:
+        return
     _line(value)
     parts = value.rstrip("/").split("/")
     if any(part in ("", ".", "..") for part in parts) or value.startswith("~"):
