@@ -34,7 +34,8 @@ class ActionModule(ActionBase):
         return {**result, "changed": False}
 
     def _of_this_host(self, known: Mapping[str, Any]) -> list[str]:
-        given, unreadable = {}, []
+        given: dict[str, Any] = {}
+        unreadable: list[str] = []
         for name in known:
             if name not in options.BY_NAME:
                 given[name] = None
@@ -50,7 +51,8 @@ class ActionModule(ActionBase):
     def _of_host(self, host: str, known: Mapping[str, Any]) -> list[str]:
         """Of another host, what its inventory sets."""
         variables = known["hostvars"][host]
-        given, unreadable = {}, []
+        given: dict[str, Any] = {}
+        unreadable: list[str] = []
         for name in variables:
             if not str(name).startswith(options.PREFIX):
                 continue
