@@ -4,6 +4,11 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
+# Ansible does not run under a locale that is not installed; `locale` complains of one.
+ifneq ($(shell locale 2>&1 >/dev/null),)
+export LC_ALL := C.UTF-8
+endif
+
 BIN := $(CURDIR)/.venv/bin
 # ansible-lint, molecule and ansible-test call their neighbours by name.
 WITH_PATH := env PATH="$(BIN):$$PATH"

@@ -53,22 +53,22 @@ def role_vars() -> str:
         for mount in places.MOUNTS
     }
     blocks = {
-        "# Ports by service, of every flavour.\nsgl_ports": _ports(always),
-        "# Those that only a flavour for GPUs has.\nsgl_gpu_ports": _ports(gpu),
-        "# The container's environment.\nsgl_container_environment": {
+        "# Ports by service, of every flavour.\nsettings_ports": _ports(always),
+        "# Those that only a flavour for GPUs has.\nsettings_gpu_ports": _ports(gpu),
+        "# The container's environment.\nsettings_container_environment": {
             option.variable: _jinja(f"{option.name} | string")
             for option in options.OPTIONS
             if option.variable
         }
         | roots,
     }
-    blocks["# What a prep is asked for.\nsgl_prep_request"] = _prep_request()
+    blocks["# What a prep is asked for.\nsettings_prep_request"] = _prep_request()
     volumes = [f'{roots[mount.variable][:-1]}:{mount.target}"' for mount in places.MOUNTS]
     text = "".join(
         f"{title}:\n" + "".join(f"  {key}: {value}\n" for key, value in block.items())
         for title, block in blocks.items()
     )
-    text += "# Bind mounts.\nsgl_volumes:\n" + "".join(f"  - {volume}\n" for volume in volumes)
+    text += "# Bind mounts.\nsettings_volumes:\n" + "".join(f"  - {volume}\n" for volume in volumes)
     return f"---\n{HEADER}{text}"
 
 
@@ -87,14 +87,15 @@ def _ports(ports: dict[str, services.Port]) -> dict[str, str]:
 
 
 def preflight_spec() -> str:
-    """roles/preflight/meta/argument_specs.yml: the one that checks every variable."""
+    """roles/preflight/meta/argument_specs.yml: the manual of every variable."""
     return _role_spec(
         {
             "short_description": "Inspect the host and refuse what cannot work",
             "description": [
                 "Registers C(preflight_host), which the other roles take the service user,"
                 " Docker's state and the devices from.",
-                "Checks every variable of every role before anything changes on a host.",
+                "Checks every variable of every role before anything changes on a host"
+                " (M(slice_bench.sglang.sgl_values)).",
             ],
             "options": {
                 "preflight_ready_for": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
 import re
 import subprocess
@@ -158,9 +159,23 @@ def _environment(outcome: Path) -> dict[str, str]:
     enabled = {*filter(None, os.environ.get("ANSIBLE_CALLBACKS_ENABLED", "").split(",")), _REPORT}
     return {
         **os.environ,
+        **_usable_locale(),
         "SGL_REPORT_OUTCOME": str(outcome),
         "ANSIBLE_CALLBACKS_ENABLED": ",".join(sorted(enabled)),
     }
+
+
+def _usable_locale() -> dict[str, str]:
+    """What makes Ansible start where the caller's locale is not installed or is not UTF-8."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, "")
+        usable = locale.nl_langinfo(locale.CODESET).upper() in ("UTF-8", "UTF8")
+    except locale.Error:
+        usable = False
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+    return {} if usable else {"LC_ALL": "C.UTF-8"}
 
 
 def _program(name: str) -> Path:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
 # Runs an argument list; returns exit code, standard output, standard error.
@@ -152,6 +153,7 @@ class DockerCli:
             "started_at": _part(found, str, "State", "StartedAt"),
             "exit_code": _part(found, int, "State", "ExitCode"),
             "pid": _part(found, int, "State", "Pid"),
+            **_listening(found),
         }
 
 
@@ -190,6 +192,14 @@ def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         raise DockerError(f"docker's description has no valid {'.'.join(keys)}: {_STRANGE}")
     return found
+
+
+def _listening(found: dict[str, Any]) -> dict[str, Any]:
+    """Where its services listen; the rest of its environment may hold tokens."""
+    config = _part({"Config": {}, **found}, dict, "Config")
+    environment = _part({"Env": None, **config}, (list, _NONE), "Env")
+    address, numbers = ports.of_container(map(str, environment or []))
+    return {"bind_address": address, "ports": numbers}
 
 
 def _labels(found: dict[str, Any]) -> dict[str, Any]:

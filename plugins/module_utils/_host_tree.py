@@ -20,7 +20,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, values
 
 TEMP_PREFIX = ".sgl-new-"
 TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
@@ -238,6 +238,8 @@ def _check_root(option: str, path: str) -> None:
             f"{option} '{printable(path)}' is not an absolute path: set it to one such as"
             " /srv/sglang-observability"
         )
+    if problem := values.unmountable(path):
+        raise HostTreeError(f"{option} {problem}")
     if path == "/":
         raise HostTreeError(
             f"{option} is the root of the filesystem: set it to a directory of its own"

@@ -1,16 +1,57 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Which TCP ports of this host are taken, and by whom: the container is on the host's network."""
+"""Addresses and TCP ports of this host: whether a service can listen there, and who does already.
+The container is on the host's network.
+"""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import pwd
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, services
 
 _LISTEN = "0A"
+_UNPRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+
+
+def of_container(environment: Iterable[str]) -> tuple[str | None, dict[str, int]]:
+    """Where a container's services listen, by its environment: their address, and ports by name."""
+    settings = dict(line.partition("=")[::2] for line in environment)
+    numbers = {port.name: settings.get(port.variable, "") for port in services.PORTS}
+    return settings.get(options.BY_NAME["sgl_bind_address"].variable), {
+        name: int(number)
+        for name, number in numbers.items()
+        if number.isascii() and number.isdigit()
+    }
+
+
+def not_ours(address: str) -> str | None:
+    """Why no service can listen on an address of this host; None where one can."""
+    try:
+        found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return f"{address}, which this host cannot resolve"
+    for family, kind, protocol, _name, place in found:
+        try:
+            with socket.socket(family, kind, protocol) as trial:
+                trial.bind(place)
+        except OSError:
+            return f"{address}, which is no address of this host"
+    return None
+
+
+def first_unprivileged() -> int:
+    """The first port at which a program without capabilities may listen."""
+    try:
+        with open(_UNPRIVILEGED, encoding="ascii") as stream:
+            return int(stream.read())
+    except (OSError, ValueError):
+        return 0
 
 
 def taken(address: str, port: int) -> str | None:
@@ -29,17 +70,41 @@ def taken(address: str, port: int) -> str | None:
     return None
 
 
+def taken_beside(address: str, port: int, own: str) -> str | None:
+    """Who but the service that listens on `own` holds `port` where another would listen on
+    `address`; None where nobody does.
+    """
+    for inode, uid, place in _listeners(port):
+        ours = place == own or own in services.ANY_ADDRESS
+        if not ours and _overlap(place, address):
+            return _shown(inode, uid)
+    return None
+
+
+def _overlap(place: str, other: str) -> bool:
+    return place == other or place in services.ANY_ADDRESS or other in services.ANY_ADDRESS
+
+
 def holder(port: int) -> str:
     """The process that listens on `port`, as far as this user may see it: another user's is known
     by its uid alone.
     """
-    for inode, uid in _listeners(port):
-        found = _owner_of(f"socket:[{inode}]")
-        return found or f"a process of {_user(uid)}"
+    for inode, uid, _address in _listeners(port):
+        return _shown(inode, uid)
     return "a process that cannot be seen from here"
 
 
-def _listeners(port: int) -> Iterator[tuple[str, int]]:
+def _shown(inode: str, uid: int) -> str:
+    return _owner_of(f"socket:[{inode}]") or f"a process of {_user(uid)}"
+
+
+def _address(text: str) -> str:
+    """An address of the kernel's tables: hexadecimal, each 32 bits in the host's byte order."""
+    words = [bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8)]
+    return str(ipaddress.ip_address(b"".join(words)))
+
+
+def _listeners(port: int) -> Iterator[tuple[str, int, str]]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(table, encoding="ascii") as stream:
@@ -48,8 +113,9 @@ def _listeners(port: int) -> Iterator[tuple[str, int]]:
             continue
         for line in lines:
             fields = line.split()
-            if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                yield fields[9], int(fields[7])
+            local, _colon, number = fields[1].rpartition(":")
+            if fields[3] == _LISTEN and int(number, 16) == port:
+                yield fields[9], int(fields[7]), _address(local)
 
 
 def _owner_of(link: str) -> str | None:

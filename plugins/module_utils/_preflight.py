@@ -26,7 +26,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tr
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, services
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
 
@@ -126,6 +126,11 @@ def look(options: Options, run: Runner) -> Findings:
         _look_at_tree(found, spec)
     if options.ready_for in ("start", "prep"):
         _look_at_image_source(found, options)
+        if problem := ports.not_ours(options.bind_address):
+            found.problems.append(
+                f"sgl_bind_address is {problem}: set it to an address that `ip address` shows"
+                " there, or to 127.0.0.1"
+            )
         if docker.unknown is None:
             found.problems.extend(_taken_ports(docker.container, options))
         _look_at_daemon(found, docker, spec)
@@ -137,16 +142,35 @@ def look(options: Options, run: Runner) -> Findings:
 
 def service_user(name: str | None) -> dict[str, Any]:
     """The passwd entry of the service user. Raises PreflightError where there is none."""
-    if name is None and os.geteuid() == 0:
+    uid = os.geteuid()
+    if name is None and uid == 0:
         name = os.environ.get("SUDO_USER")
+        uid = calling_uid()
     try:
-        entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
+        entry = pwd.getpwnam(name) if name else pwd.getpwuid(uid)
     except KeyError as error:
         raise PreflightError(
-            f"no user {name or os.geteuid()} on this host: create it, or set sgl_user to one that"
-            " exists"
+            f"no user {name or uid} on this host: create it, or set sgl_user to one that exists"
         ) from error
     return {"name": entry.pw_name, "uid": entry.pw_uid, "gid": entry.pw_gid, "home": entry.pw_dir}
+
+
+def calling_uid(proc: str = "/proc") -> int:
+    """The uid of who became root, by su or doas as well as by sudo; root's own where nobody did.
+
+    It is the real uid of the nearest process above this one that is not root's.
+    """
+    pid = os.getpid()
+    while pid > 0:
+        try:
+            with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as stream:
+                fields = dict(line.partition(":")[::2] for line in stream)
+            uid, pid = int(fields["Uid"].split()[0]), int(fields["PPid"])
+        except (OSError, LookupError, ValueError):
+            break
+        if uid != 0:
+            return uid
+    return 0
 
 
 def _devices(
@@ -434,17 +458,39 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
 
 
 def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:
-    """A running container holds its ports itself; sgl-admin sees to the server's when it starts
-    one.
+    """A running container holds its own ports, and gives them up where it is replaced; sgl-admin
+    sees to the server's when it starts one.
     """
+    own = {}
     if container is not None and container["running"]:
-        return
+        if not container["ports"]:
+            # One that does not say which ports it has: it may hold them all.
+            return
+        at = container["bind_address"] or services.LOOPBACK
+        own = {
+            port: services.LOOPBACK if name == services.SGLANG.name else at
+            for name, port in container["ports"].items()
+        }
     for name, port in options.ports.items():
+        if port < ports.first_unprivileged():
+            yield (
+                f"port {port}, which {name} needs, is one for root, and the container's programs"
+                f" have no such right: set sgl_{name}_port to one from"
+                f" {ports.first_unprivileged()} on"
+            )
+            continue
         if name == "sglang" and options.ready_for != "prep":
             continue
         # The SGLang server of a prep always listens on loopback.
-        address = "127.0.0.1" if name == "sglang" else options.bind_address
-        if (who := ports.taken(address, port)) is not None:
+        address = services.LOOPBACK if name == "sglang" else options.bind_address
+        if own.get(port) == address:
+            continue
+        who = (
+            ports.taken_beside(address, port, own[port])
+            if port in own
+            else ports.taken(address, port)
+        )
+        if who is not None:
             yield (
                 f"port {port} on {address}, which {name} needs, is taken by {who}: stop it, or set"
                 f" sgl_{name}_port to another port"

@@ -20,7 +20,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stage
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import fleet
 
 # The modules whose results say what a host is and what was done on it.
-_HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
+_VALUES, _HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
+    "sgl_values",
     "sgl_host_info",
     "sgl_manifest",
     "sgl_prep",
@@ -28,7 +29,7 @@ _HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
     "sgl_share",
     "debug",
 )
-KNOWN = (_HOST_INFO, _MANIFEST, _PREP, _SMOKE)
+KNOWN = (_VALUES, _HOST_INFO, _MANIFEST, _PREP, _SMOKE)
 _VERSIONS = {
     name: f"{name}_version"
     for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")

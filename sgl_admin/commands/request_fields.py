@@ -18,14 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin.contract import options
+from sgl_admin.contract import options, values
 from sgl_admin.contract.options import Option
 from sgl_admin.contract.stages import MODES, PROBES
 
 _LAST_PORT = 2**16 - 1
 _LONGEST_SHOWN = 100
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,7 @@ def _server_arguments(value: Any) -> tuple[str, ...]:
 
 
 def _server_argument(word: str) -> str:
-    name = word.partition("=")[0]
-    if name.endswith("api-key"):
+    if name := values.secret_flag(word):
         raise ValueError(
             f"{name} would stand in the records; the server of a prep listens on loopback and needs"
             " no key"
@@ -176,7 +174,7 @@ def _server_setting(name: str, value: str) -> str:
     setting = f"{name}={value}"
     if not _VARIABLE.fullmatch(name):
         raise ValueError(f"{setting!r} is not KEY=VALUE")
-    if _SECRET.search(name):
+    if values.secret_variable(name):
         raise ValueError(
             f"{name} would stand in the records: give it to the container instead (sgl_environment)"
         )

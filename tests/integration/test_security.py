@@ -133,7 +133,9 @@ def test_no_secret_in_any_log_or_record(bare: Site) -> None:
     assert again.changed > 0 and token not in again.output
     # One that fails says why all the same.
     refused = bare.play(
-        "start", "-vvv", variables={"sgl_environment": {"HF_TOKEN": token}, "sgl_shm_size": "much"}
+        "start",
+        "-vvv",
+        variables={"sgl_environment": {"HF_TOKEN": token}, "sgl_ulimits": ["nofile:99999999999"]},
     )
     assert refused.code != 0 and token not in refused.output
 

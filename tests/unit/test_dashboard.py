@@ -363,4 +363,4 @@ def test_grafana_that_is_not_to_be_restarted(wall: Wall) -> None:
 @pytest.mark.slow
 def test_a_variable_of_the_wrong_type_is_named(wall: Wall) -> None:
     wall.variables["sgl_grafana_restart"] = "maybe"
-    assert "argument 'sgl_grafana_restart' is of type str" in wall.refused()
+    assert "sgl_grafana_restart is 'maybe': set it to true or false" in wall.refused()

@@ -109,6 +109,17 @@ def test_every_variable_is_one_that_the_preflight_knows_and_the_manual_names() -
     assert [name for name in tables if name not in caller.MANUAL] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [("xx_YY.UTF-8", "C.UTF-8"), ("C", "C.UTF-8"), ("C.UTF-8", None)],
+)
+def test_ansible_starts_where_the_callers_locale_is_not_installed(
+    given: str, added: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", given)
+    assert playbook._usable_locale().get("LC_ALL") == added
+
+
 @pytest.mark.parametrize("given", ["root", "-1", "1.5", "²"])
 def test_a_number_that_is_none_is_wrong_usage(
     given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -64,3 +64,30 @@ def test_another_users_process_is_known_by_its_user(
         == f"a process of uid {os.getuid()} outside this container"
     )
     assert host_ports._user(4_000_000_000) == "uid 4000000000"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "localhost", "127.0.0.9"])
+def test_an_address_of_this_host(address: str) -> None:
+    assert host_ports.not_ours(address) is None
+
+
+@pytest.mark.parametrize("address", ["10.99.99.99", "192.0.2.1", "2001:db8::1", "no.such.invalid"])
+def test_an_address_that_is_not_this_hosts_is_refused(address: str) -> None:
+    assert (host_ports.not_ours(address) or "").startswith(f"{address}, which")
+
+
+def test_a_containers_ports_are_read_of_its_environment() -> None:
+    environment = ["SGL_BIND_ADDRESS=::", "SGL_PROMETHEUS_PORT=19090", "SGL_SGLANG_PORT=x", "A"]
+    assert host_ports.of_container(environment) == ("::", {"prometheus": 19090})
+    assert host_ports.of_container([]) == (None, {})
+
+
+def test_a_foreign_listener_beside_our_own_is_seen(listening: int) -> None:
+    """The container listens on one address, and is to listen on all of them."""
+    assert host_ports.taken_beside("0.0.0.0", listening, own="127.0.0.1") is None
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.7", listening))
+        foreign.listen()
+        who = host_ports.taken_beside("0.0.0.0", listening, own="127.0.0.1")
+        assert f"(pid {os.getpid()})" in (who or "")
+        assert host_ports.taken_beside("127.0.0.8", listening, own="127.0.0.1") is None

@@ -103,7 +103,8 @@ def options(root: Path, **given: Any) -> Options:
     return Options(**{**fields, **given})
 
 
-def container(running: bool) -> Answer:
+def container(running: bool, environment: tuple[str, ...] = ()) -> Answer:
+    config = {"Labels": {}, "Env": list(environment)}
     state = {
         "Running": running,
         "Status": "running" if running else "exited",
@@ -113,9 +114,7 @@ def container(running: bool) -> Answer:
     }
     return (
         0,
-        json.dumps(
-            [{"Id": "c" * 64, "Image": "sha256:1", "Config": {"Labels": {}}, "State": state}]
-        ),
+        json.dumps([{"Id": "c" * 64, "Image": "sha256:1", "Config": config, "State": state}]),
         "",
     )
 
@@ -196,6 +195,100 @@ def test_a_running_container_holds_its_ports_itself(host: Docker, tmp_path: Path
         assert look(wanted, host).problems == []
         host.answers["container inspect"] = container(running=False)
         assert len(look(wanted, host).problems) == 1
+
+
+def test_a_new_port_of_a_running_container_must_be_free(host: Docker, tmp_path: Path) -> None:
+    """The container would be replaced by one that cannot listen there."""
+    with socket.socket() as foreign, socket.socket() as own:
+        for holder in (foreign, own):
+            holder.bind(("127.0.0.1", 0))
+            holder.listen()
+        taken, node_exporter = foreign.getsockname()[1], own.getsockname()[1]
+        host.answers["container inspect"] = container(
+            True, ("SGL_BIND_ADDRESS=127.0.0.1", f"SGL_NODE_EXPORTER_PORT={node_exporter}")
+        )
+        # What its own node_exporter holds is given up with the container.
+        mine = {"prometheus": node_exporter, "sglang": 1 + node_exporter}
+        assert look(options(tmp_path / "tree", ports=mine), host).problems == []
+        [problem] = look(options(tmp_path / "tree", ports={"prometheus": taken}), host).problems
+        assert f"port {taken} on 127.0.0.1" in problem and "sgl_prometheus_port" in problem
+
+
+def test_a_port_for_root_is_refused(
+    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = tmp_path / "ip_unprivileged_port_start"
+    setting.write_text("1024\n")
+    monkeypatch.setattr(preflight.ports, "_UNPRIVILEGED", str(setting))
+    wanted = options(tmp_path / "tree", ports={"prometheus": 443})
+    [problem] = look(wanted, host).problems
+    assert "port 443" in problem and "sgl_prometheus_port" in problem and "1024" in problem
+    setting.write_text("0\n")
+    assert look(wanted, host).problems == []
+
+
+@pytest.mark.parametrize("address", ["10.99.99.99", "2001:db8::7", "no.such.invalid"])
+def test_an_address_of_another_host_is_refused(host: Docker, tmp_path: Path, address: str) -> None:
+    [problem] = look(options(tmp_path / "tree", bind_address=address), host).problems
+    assert f"sgl_bind_address is {address}" in problem and len(problem) < 400
+    assert look(options(tmp_path, ready_for="stop", bind_address=address), host).problems == []
+
+
+def test_a_colon_in_the_tree_is_refused(host: Docker, tmp_path: Path) -> None:
+    for roots in (
+        {"root": f"{tmp_path}/a:b"},
+        {"root": f"{tmp_path}/a", "models": f"{tmp_path}/m:n"},
+    ):
+        wanted = options(tmp_path, ready_for="tree", roots={**dict.fromkeys(ROOTS), **roots})
+        [problem] = look(wanted, host).problems
+        assert "with a colon" in problem and len(problem) < 400
+    assert list(tmp_path.glob("a*")) == []
+
+
+def processes(proc: Path, *uids: int) -> str:
+    """A folder like /proc: this process, and above it one for each real uid."""
+    pids = [os.getpid(), *range(2, 1 + len(uids))]
+    for pid, above, uid in zip(pids, [*pids[1:], 0], uids, strict=True):
+        (proc / str(pid)).mkdir(parents=True)
+        text = f"Name:\tx\nPPid:\t{above}\nUid:\t{uid}\t0\t0\t0\n"
+        (proc / str(pid) / "status").write_text(text)
+    return str(proc)
+
+
+@pytest.mark.parametrize(
+    ("uids", "caller"),
+    [
+        # python, sh, su, the user's shell, sshd: su and doas leave no SUDO_USER.
+        ((0, 0, 1000, 1000, 0), 1000),
+        ((0, 0, 0, 1001, 1001, 0, 0), 1001),
+        ((0, 1002), 1002),
+        # Who logs in as root is root.
+        ((0, 0, 0, 0), 0),
+        ((0,), 0),
+    ],
+)
+def test_who_became_root_is_the_service_user(
+    tmp_path: Path, uids: tuple[int, ...], caller: int
+) -> None:
+    assert preflight.calling_uid(processes(tmp_path / "proc", *uids)) == caller
+
+
+def test_a_process_that_cannot_be_read_ends_the_search(tmp_path: Path) -> None:
+    proc = processes(tmp_path / "proc", 0, 0, 1000)
+    (tmp_path / "proc" / "2" / "status").write_text("garbage")
+    assert preflight.calling_uid(proc) == 0
+    assert preflight.calling_uid(str(tmp_path / "none")) == 0
+
+
+def test_the_user_who_called_su_owns_the_tree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nobody = pwd.getpwnam("nobody")
+    monkeypatch.setattr(preflight.os, "geteuid", lambda: 0)
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    monkeypatch.setattr(preflight, "calling_uid", lambda: nobody.pw_uid)
+    assert preflight.service_user(None)["name"] == "nobody"
+    assert preflight.service_user("root")["name"] == "root"
 
 
 def test_the_servers_port_matters_to_a_prep_alone(host: Docker, tmp_path: Path) -> None:

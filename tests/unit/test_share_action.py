@@ -175,7 +175,7 @@ def test_the_role_packs_and_takes_what_the_prep_is_asked_for() -> None:
     [task] = yaml.safe_load((ROLES / "provider_prep" / "tasks" / "main.yml").read_text())
     asked = task["slice_bench.sglang.sgl_prep"]
     shared = yaml.safe_load((ROLES / "settings" / "vars" / "main.yml").read_text())[
-        "sgl_prep_request"
+        "settings_prep_request"
     ]
     # No variable says how long Prometheus is waited for.
     assert set(shared) == set(prep_spec()) - {"probe_timeout"} == set(asked) & set(prep_spec())

@@ -15,6 +15,9 @@ from typing import Any
 from . import services, stages
 
 PREFIX = "sgl_"
+LAST_PORT, LAST_ID, A_DAY_S = 2**16 - 1, 2**32 - 2, 86400
+# More than any server schedules or any kernel is tuned for.
+LAST_BATCH_SIZE = 2**20
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class Option:
 
     `jinja` is the expression that computes the default where it is no constant, `shown` its
     description for the README. `module` lists the modules that have it as an option, by the name
-    there; `variable` the container's environment variable that carries it.
+    there; `variable` the container's environment variable that carries it. `kind` is a key of
+    values.KINDS: what a text, each item of a list or a mapping must be; `minimum` and `maximum`
+    bound a number, or each number of a list.
     """
 
     name: str
@@ -39,6 +44,9 @@ class Option:
     shown: str = ""
     module: dict[str, str] = field(default_factory=dict)
     variable: str = ""
+    kind: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
 
     def spec(self) -> dict[str, Any]:
         """As an argument specification of Ansible, without description."""
@@ -85,6 +93,7 @@ MODEL = (
         "The model's folder under the models folder. A prep needs it; starting and stopping does"
         " not.",
         module={INFO: "model"},
+        kind="model",
     ),
     Option(
         "sgl_model_source",
@@ -101,6 +110,7 @@ MODEL = (
         "str",
         "The folder, or for V(hub) the repository such as C(Qwen/Qwen3-8B).",
         module={INFO: "model_from"},
+        kind="line",
     ),
     Option(
         "sgl_model_revision",
@@ -109,6 +119,7 @@ MODEL = (
         " the branch is not followed.",
         "main",
         module={INFO: "model_revision"},
+        kind="revision",
     ),
     Option(
         "sgl_hub_endpoint",
@@ -116,8 +127,9 @@ MODEL = (
         "Address of a mirror of the hub.",
         shown="the public hub",
         module={INFO: "model_endpoint"},
+        kind="url",
     ),
-    Option("sgl_hub_token", "str", "Access token for the hub.", no_log=True),
+    Option("sgl_hub_token", "str", "Access token for the hub.", no_log=True, kind="token"),
     Option(
         "sgl_model_verify",
         "str",
@@ -132,6 +144,8 @@ MODEL = (
         "Tensor parallel size; at most the number of GPUs, and 1 on a host without one.",
         1,
         module={INFO: "tp", PREP: "tp"},
+        minimum=1,
+        maximum=1024,
     ),
 )
 
@@ -143,6 +157,7 @@ TREE = (
         " default the user who called sudo, or else the user who connects.",
         shown="who called sudo, or else who connects",
         module={INFO: "user"},
+        kind="user",
     ),
     Option(
         "sgl_root",
@@ -150,30 +165,35 @@ TREE = (
         "Folder of the host tree. By default C(sglang-observability) in the service user's home.",
         shown="`~/sglang-observability` of that user",
         module={INFO: "root"},
+        kind="mounted",
     ),
     Option(
         "sgl_telemetry_root",
         "path",
         "Metrics, traces, logs and the records of runs. By default C(telemetry) in O(sgl_root).",
         module={INFO: "telemetry_root"},
+        kind="mounted",
     ),
     Option(
         "sgl_profiles_root",
         "path",
         "Kernel caches. By default C(profiles) in O(sgl_root).",
         module={INFO: "profiles_root"},
+        kind="mounted",
     ),
     Option(
         "sgl_models_root",
         "path",
         "Models. By default C(models) in O(sgl_root).",
         module={INFO: "models_root"},
+        kind="mounted",
     ),
     Option(
         "sgl_huggingface_root",
         "path",
         "The Hugging Face cache. By default C(huggingface) in O(sgl_root).",
         module={INFO: "huggingface_root"},
+        kind="mounted",
     ),
     Option(
         "sgl_ownership_ignore",
@@ -191,6 +211,8 @@ TREE = (
         " service user's.",
         shown="the service user's",
         module={INFO: "owner_uid"},
+        minimum=0,
+        maximum=LAST_ID,
     ),
     Option(
         "sgl_owner_gid",
@@ -199,6 +221,8 @@ TREE = (
         " service user's.",
         shown="the service user's",
         module={INFO: "owner_gid"},
+        minimum=0,
+        maximum=LAST_ID,
     ),
     Option(
         "sgl_pointer_owner_uid",
@@ -206,6 +230,8 @@ TREE = (
         "Uid that a pointer which is there must belong to, where it is not the tree's.",
         shown="the tree's owner",
         module={INFO: "pointer_uid"},
+        minimum=0,
+        maximum=LAST_ID,
     ),
     Option(
         "sgl_pointer_owner_gid",
@@ -213,6 +239,8 @@ TREE = (
         "Gid that a pointer which is there must belong to, where it is not the tree's.",
         shown="the tree's group",
         module={INFO: "pointer_gid"},
+        minimum=0,
+        maximum=LAST_ID,
     ),
     Option(
         "sgl_space_gb",
@@ -222,7 +250,8 @@ TREE = (
         " missing, C(docker) 8, or 120 for an image with GPUs.",
         {},
         parts=tuple(
-            Option(name, "float", "In GB.") for name in ("telemetry", "profiles", "docker")
+            Option(name, "float", "In GB.", minimum=0)
+            for name in ("telemetry", "profiles", "docker")
         ),
         shown="`{telemetry: 1, profiles: 2, docker: 8}`, with `gh200` docker 120",
     ),
@@ -245,6 +274,7 @@ IMAGE = (
         jinja="'sglang-dev:' ~ sgl_flavour",
         shown="`sglang-dev:<flavour>`",
         module={INFO: "image"},
+        kind="image_name",
     ),
     Option(
         "sgl_gpus",
@@ -270,14 +300,16 @@ IMAGE = (
         "What to pull, best with its digest (C(registry/name@sha256:...)); a tag is taken with a"
         " warning, as it moves.",
         module={INFO: "image_pull"},
+        kind="image",
     ),
     Option(
         "sgl_image_archive",
         "path",
         "Path on the host of the archive to load, as C(docker save) writes it.",
         module={INFO: "image_archive"},
+        kind="host_path",
     ),
-    Option("sgl_image_archive_sha256", "str", "Digest that the archive must have."),
+    Option("sgl_image_archive_sha256", "str", "Digest that the archive must have.", kind="sha256"),
     Option(
         "sgl_image_platform",
         "str",
@@ -293,12 +325,14 @@ IMAGE = (
         " (C(lmsysorg/sglang@sha256:...)). By default the flavour's; one that is on the host is"
         " taken as it is.",
         shown="the flavour's",
+        kind="image",
     ),
     Option(
         "sgl_image_dcgm",
         "str",
         "The image that dcgm-exporter comes from. By default the flavour's.",
         shown="the flavour's",
+        kind="image",
     ),
     Option(
         "sgl_image_cuda",
@@ -307,6 +341,7 @@ IMAGE = (
         " before anything changes. By default what the image itself says, once it is on the host.",
         shown="what the image says",
         module={INFO: "image_cuda"},
+        kind="cuda_version",
     ),
     Option(
         "sgl_image_downloads",
@@ -314,24 +349,28 @@ IMAGE = (
         "Versions and sha256 digests of release archives in place of the flavour's, by name, such"
         " as C({jaeger: {sha256: ...}}).",
         {},
+        kind="downloads",
     ),
     Option(
         "sgl_download_mirror",
         "str",
         "Address of a mirror of C(https://github.com), with the same paths below it, for release"
         " archives.",
+        kind="url",
     ),
     Option(
         "sgl_download_dir",
         "path",
         "Folder on the host with release archives that somebody put there, for a lab that cannot"
         " fetch them.",
+        kind="host_path",
     ),
     Option(
         "sgl_image_build_dir",
         "path",
         "Folder on the host that keeps what the next build needs, about 0.5 GB.",
         "~/.cache/slice_bench.sglang",
+        kind="host_path",
     ),
 )
 
@@ -343,6 +382,7 @@ CONTAINER = (
         "sglang-dev",
         module={INFO: "container", PREP: "container"},
         variable="SGL_CONTAINER_NAME",
+        kind="container_name",
     ),
     Option(
         "sgl_keep_running",
@@ -359,9 +399,18 @@ CONTAINER = (
         services.LOOPBACK,
         module={INFO: "bind_address"},
         variable="SGL_BIND_ADDRESS",
+        kind="address",
     ),
     *(
-        Option(port.option, "int", port.text, port.default, variable=port.variable)
+        Option(
+            port.option,
+            "int",
+            port.text,
+            port.default,
+            variable=port.variable,
+            minimum=1,
+            maximum=LAST_PORT,
+        )
         for port in services.PORTS
     ),
     Option(
@@ -370,6 +419,7 @@ CONTAINER = (
         "How often Prometheus scrapes.",
         "1s",
         variable="SGL_SCRAPE_INTERVAL",
+        kind="scrape_interval",
     ),
     Option(
         "sgl_tsdb_retention_size",
@@ -377,6 +427,7 @@ CONTAINER = (
         "Size above which Prometheus drops the oldest samples of a run.",
         "10GB",
         variable="SGL_TSDB_RETENTION_SIZE",
+        kind="prometheus_size",
     ),
     Option(
         "sgl_trace_retention",
@@ -384,6 +435,7 @@ CONTAINER = (
         "Time after which Jaeger drops a trace of a run.",
         "72h",
         variable="SGL_TRACE_RETENTION",
+        kind="go_duration",
     ),
     Option(
         "sgl_capabilities",
@@ -391,12 +443,16 @@ CONTAINER = (
         "Linux capabilities that the container's programs may have; all others are dropped.",
         [],
         elements="str",
+        kind="capability",
     ),
     Option(
         "sgl_shm_size",
         "str",
-        "Size of /dev/shm, for NCCL, where the host's IPC is not shared.",
-        "32g",
+        "Size of a /dev/shm of the container's own, for NCCL. By default the container shares the"
+        " host's IPC, and with it the host's /dev/shm and that one's size.",
+        "",
+        shown="the host's /dev/shm",
+        kind="docker_size",
     ),
     Option(
         "sgl_ulimits",
@@ -407,6 +463,7 @@ CONTAINER = (
         elements="str",
         jinja="['memlock:-1', 'stack:67108864', 'nofile:1048576'] if sgl_gpus | bool else []",
         shown="with GPUs: memlock unlimited, stack 64 MiB, nofile 1048576",
+        kind="ulimit",
     ),
     Option(
         "sgl_environment",
@@ -414,6 +471,7 @@ CONTAINER = (
         "More environment variables of the container; a token (C(HF_TOKEN)) may be among them.",
         {},
         no_log=True,
+        kind="environment",
     ),
     Option(
         "sgl_stop_timeout",
@@ -421,12 +479,16 @@ CONTAINER = (
         "Seconds in which the container ends a running prep and its services before Docker kills"
         " it.",
         60,
+        minimum=1,
+        maximum=A_DAY_S,
     ),
     Option(
         "sgl_start_timeout",
         "int",
         "Seconds for the container to publish its run, and again for Prometheus to become ready.",
         60,
+        minimum=1,
+        maximum=A_DAY_S,
     ),
 )
 
@@ -439,6 +501,8 @@ REQUEST = (
         [],
         elements="int",
         module={PREP: "moe_batch_sizes"},
+        minimum=1,
+        maximum=LAST_BATCH_SIZE,
     ),
     Option(
         "sgl_moe_dtype",
@@ -446,6 +510,7 @@ REQUEST = (
         "Data type of the expert weights.",
         "auto",
         module={PREP: "moe_dtype"},
+        kind="word",
     ),
     Option(
         "sgl_moe_fusion",
@@ -472,6 +537,7 @@ REQUEST = (
         [],
         elements="str",
         module={INFO: "server_args", PREP: "server_args"},
+        kind="server_argument",
     ),
     Option(
         "sgl_server_env",
@@ -480,6 +546,7 @@ REQUEST = (
         " records, so no secret may be among them.",
         {},
         module={PREP: "server_env"},
+        kind="server_environment",
     ),
     Option(
         "sgl_cuda_graph_batch_sizes",
@@ -490,6 +557,8 @@ REQUEST = (
         elements="int",
         shown="those of the image",
         module={PREP: "cuda_graph_batch_sizes"},
+        minimum=1,
+        maximum=LAST_BATCH_SIZE,
     ),
     Option(
         "sgl_server_timeout",
@@ -497,6 +566,8 @@ REQUEST = (
         "Seconds for the server to become healthy.",
         1800,
         module={PREP: "server_timeout"},
+        minimum=1,
+        maximum=A_DAY_S,
     ),
 )
 
@@ -517,6 +588,7 @@ PREPARATION = (
         " smoke has.",
         "",
         shown="that of the role `smoke`",
+        kind="controller_file",
     ),
 )
 
@@ -537,12 +609,14 @@ FLEET = (
         "str",
         "A repository in an OCI registry, without a tag, for what hosts share.",
         "",
+        kind="repository",
     ),
     Option(
         "sgl_cache_dir",
         "str",
         "The controller's folder of what hosts share.",
         "~/.cache/slice_bench.sglang/caches",
+        kind="controller_path",
     ),
     Option(
         "sgl_cache_sign_key",
@@ -550,6 +624,7 @@ FLEET = (
         "A secret key of minisign, without a password, on the controller. What is shared is signed"
         " with it.",
         "",
+        kind="controller_path",
     ),
     Option(
         "sgl_cache_verify_key",
@@ -557,6 +632,7 @@ FLEET = (
         "A public key of minisign on the controller. What is shared is taken only with a signature"
         " of its secret key.",
         "",
+        kind="controller_path",
     ),
     Option(
         "sgl_tune_shards",
@@ -564,6 +640,7 @@ FLEET = (
         "Over how many hosts of a group the batch sizes of the mixture-of-experts kernel are"
         " spread.",
         1,
+        minimum=1,
     ),
     Option(
         "sgl_canary",
@@ -571,6 +648,7 @@ FLEET = (
         "So many hosts go first, through to METRICS_READY, before the others begin. Read of the"
         " first host of the group.",
         0,
+        minimum=0,
     ),
     Option(
         "sgl_batch",
@@ -578,6 +656,7 @@ FLEET = (
         "How many hosts go at once after that, as a number or a share such as V(25%). Read of the"
         " first host of the group.",
         "100%",
+        kind="batch",
     ),
     Option(
         "sgl_max_fail_percentage",
@@ -585,12 +664,15 @@ FLEET = (
         "Where more of a batch's hosts fail, the batches after it are not begun. Read of the first"
         " host of the group.",
         100,
+        minimum=0,
+        maximum=100,
     ),
     Option(
         "sgl_throttle",
         "int",
         "How many hosts at once get an image, a model or caches; V(0) is no limit.",
         0,
+        minimum=0,
     ),
 )
 
@@ -604,20 +686,29 @@ GRAFANA = (
         " them, its C(ansible_host) or its name in the inventory.",
         default="",
         shown="at `sgl_bind_address`",
+        kind="url",
     ),
     Option(
         "sgl_grafana_provisioning_dir",
         "path",
         "The folder that Grafana's setting C(paths.provisioning) names.",
         "/etc/grafana/provisioning",
+        kind="host_path",
     ),
     Option(
         "sgl_grafana_dashboards_dir",
         "path",
         "Folder for the dashboards.",
         "/var/lib/grafana/dashboards/sglang",
+        kind="host_path",
     ),
-    Option("sgl_grafana_folder", "str", "Folder in Grafana that shows the dashboards.", "SGLang"),
+    Option(
+        "sgl_grafana_folder",
+        "str",
+        "Folder in Grafana that shows the dashboards.",
+        "SGLang",
+        kind="line",
+    ),
     Option(
         "sgl_grafana_restart",
         "bool",

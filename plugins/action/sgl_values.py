@@ -1,0 +1,76 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Checks a host's variables on the controller, by what the contract declares of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleError, AnsibleValueOmittedError
+from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+
+ARGUMENT_SPEC: dict[str, Any] = {"hosts": {"type": "list", "elements": "str", "default": []}}
+_LONGEST_REASON = 200
+
+
+class ActionModule(ActionBase):
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        known = task_vars or {}
+        problems = self._of_this_host(known)
+        for host in given["hosts"]:
+            problems += [f"host {host}: {text}" for text in self._of_host(host, known)]
+        if problems:
+            return {**result, "failed": True, "msg": "; ".join(problems)}
+        return {**result, "changed": False}
+
+    def _of_this_host(self, known: Mapping[str, Any]) -> list[str]:
+        given: dict[str, Any] = {}
+        unreadable: list[str] = []
+        for name in known:
+            if name not in options.BY_NAME:
+                given[name] = None
+                continue
+            try:
+                given[name] = self._templar.template(known[name])
+            except AnsibleValueOmittedError:
+                continue
+            except AnsibleError as error:
+                unreadable.append(f"{name} cannot be read: {one_line(error, _LONGEST_REASON)}")
+        return unreadable or [*values.problems(given), *self._missing_files(given)]
+
+    def _of_host(self, host: str, known: Mapping[str, Any]) -> list[str]:
+        """Of another host, what its inventory sets."""
+        variables = known["hostvars"][host]
+        given: dict[str, Any] = {}
+        unreadable: list[str] = []
+        for name in variables:
+            if not str(name).startswith(options.PREFIX):
+                continue
+            try:
+                given[name] = variables[name]
+            except AnsibleError as error:
+                unreadable.append(f"{name} cannot be read: {one_line(error, _LONGEST_REASON)}")
+        return [*unreadable, *values.problems(given)]
+
+    def _missing_files(self, given: Mapping[str, Any]) -> list[str]:
+        missing = []
+        for name, value in given.items():
+            option = options.BY_NAME.get(name)
+            if option is None or option.kind != "controller_file" or not value:
+                continue
+            try:
+                self._find_needle("files", str(value))
+            except AnsibleError:
+                shown = one_line(value, _LONGEST_REASON)
+                missing.append(f"{name} is {shown}, and the controller has no such file")
+        return missing

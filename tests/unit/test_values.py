@@ -1,0 +1,284 @@
+"""Each variable of the contract refuses what it cannot be, in one sentence, and takes its default
+and the examples of its kind.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from sgl_admin.contract import options, values
+from sgl_admin.contract.options import Option
+
+LONGEST = 400
+LONG = "x" * 5000
+
+# Wrong values of each kind: of a text, of one item, or of the mapping.
+WRONG_KINDS: dict[str, tuple[Any, ...]] = {
+    "line": ("a\nb", "a\0b", "   ", "\x1b[31m", ["a"], None),
+    "word": ("fp8 w8a8", "", "bf16\n", "--x", {}),
+    "token": ("two words", "a\nb", "käse", ["t"], 3.5j),
+    "model": ("/abs/model", "../model", "a//b", "a/./b", "~/m", "a\nb"),
+    "revision": ("-f", "a b", "a..b", "refs/heads/", "x^", "a:b", "v1~2"),
+    "user": ("a b", "root:root", "-u", "a/b", "x\n", ""),
+    "host_path": ("relative/path", "a", "/a\nb", "/a\0b", "", ["/a"], "./x"),
+    "mounted": ("relative", "/a:b", "/a\nb", "/", "//", "", "C:/x", {"p": 1}),
+    "controller_path": ("a\nb", "a\0b", "  ", ["x"], {}),
+    "controller_file": ("a\nb", "a\0b", "  ", ["x"], {}),
+    "url": ("hub", "ftp://x", "https://", "http://a b", "https://h:99999", "//x/y", "http:///p"),
+    "image": ("a/UPPER", "a b", "x:", "x@sha256:12", "-x", "a//b", ":tag"),
+    "image_name": ("UPPER", "a b", "x@sha256:" + 64 * "a", "x:t:t", "/x", "x:" + 129 * "t"),
+    "repository": ("caches", "reg.example.com/x:tag", "library/caches", "a b", "http://r.io/x"),
+    "sha256": ("abc", "sha256:" + 64 * "a", 64 * "A", 63 * "a", "", 64 * "g"),
+    "cuda_version": ("13", "cuda13", "13.0.1", "v13.0", "13.x"),
+    "downloads": (
+        {"jeager": {"sha256": 64 * "a"}},
+        {"jaeger": {"sha": 1}},
+        {"jaeger": {"sha256": "abc"}},
+        {"jaeger": "1.73.0"},
+        {"jaeger": {"version": "../x"}},
+        "jaeger",
+    ),
+    "container_name": ("bad name", "a", "-ab", "a/b", "a:b", "ab\n", "käse", 200 * "a"),
+    "address": ("[::1]", "300.1.1.1", "fe80::1%eth0", "a b", "127.0.0.1:9090", "x_y", "", "1.2"),
+    "scrape_interval": ("often", "0", "0s", "1.5s", "5", "1h", "1s1h", "16s", "-1s", "1 s"),
+    "prometheus_size": ("huge", "10", "10gb", "10 GB", "0GB", "-1GB", "1.5.GB", "10kB"),
+    "go_duration": ("3d", "72", "0h", "h", "-1h", "1h 30m", "1w"),
+    "capability": ("SYS_FOO", "SYS ADMIN", "", "CAP_", 7, None),
+    "docker_size": ("lots", "-1g", "0", "32 g", "32x", "32gb", "1.g"),
+    "ulimit": ("nofile", "nofile=1024", "nofiles:1", "nofile:10:5", "nofile:-1:5", "stack:x"),
+    "environment": (
+        {"A-B": "x"},
+        {"1A": "x"},
+        {"A": 1},
+        {"A": None},
+        {"A": "x\0"},
+        {"A=B": "x"},
+        {"SGL_PROMETHEUS_PORT": "1"},
+        {"TRITON_CACHE_DIR": "/x"},
+        "A=x",
+        ["A=x"],
+    ),
+    "server_environment": (
+        {"A B": "x"},
+        {"HF_TOKEN": "x"},
+        {"my_password": "x"},
+        {"A": ["x"]},
+        {"A": True},
+        {1: "x"},
+        {"TRITON_CACHE_DIR": "/x"},
+        "A=x",
+    ),
+    "server_argument": (
+        "--api-key=x",
+        "--api-key",
+        "--api-k=x",
+        "--admin-api-key",
+        "--ssl-keyfile-password=x",
+        "",
+        "a\0b",
+        "a\nb",
+        7.5j,
+    ),
+    "batch": ("lots", "0", "0%", "101%", "-1", "1.5", "50 %", -3),
+}
+WRONG_TYPES: dict[str, tuple[Any, ...]] = {
+    "int": ("one", "1.5", 1.5, True, None, "", [1], {}, "1e3", 10**30, math.inf, "٣"),
+    "float": ("one", "nan", "inf", math.nan, math.inf, None, True, [1], "1,5", 10**400),
+    "bool": ("maybe", 2, "", None, [True], "tru", 1.5),
+}
+
+
+def wrong_items(option: Option) -> list[Any]:
+    """Wrong values of a text, a number or a choice, or of each item of a list."""
+    kind = option.elements or option.type
+    if option.choices:
+        near = option.choices[0][:-1]
+        return [f"{near}x", near.upper(), "", None, 3, [option.choices[0]], "x\ny"]
+    if kind in WRONG_TYPES:
+        wrong = list(WRONG_TYPES[kind])
+        if option.minimum is not None:
+            wrong += [option.minimum - 1, str(int(option.minimum) - 1)]
+        if option.maximum is not None:
+            wrong += [option.maximum + 1, str(int(option.maximum) + 1)]
+        return wrong
+    return list(WRONG_KINDS[option.kind])
+
+
+def wrong_values(option: Option) -> list[Any]:
+    if option.type == "list":
+        other_types = [{"a": 1}, True, 1.5, None]
+        # A comma in a text parts it into items.
+        return [[item] for item in wrong_items(option)] + other_types
+    if option.type == "dict":
+        wrong: list[Any] = ["text", ["a"], 3, None]
+        wrong += [{"no_such_key": 1}] if option.parts else []
+        wrong += [{part.name: item} for part in option.parts for item in wrong_items(part)]
+        return wrong + list(WRONG_KINDS.get(option.kind, ()))
+    # What is left out, or empty as its default is, is right.
+    return [item for item in wrong_items(option) if item is not None and item != option.default]
+
+
+@pytest.mark.parametrize("name", sorted(options.BY_NAME))
+def test_each_wrong_value_is_one_sentence(name: str) -> None:
+    option = options.BY_NAME[name]
+    wrong = wrong_values(option)
+    assert len(wrong) >= 3
+    for value in wrong:
+        found = values.problems({name: value})
+        assert len(found) == 1, (value, found)
+        assert name in found[0] and len(found[0]) < LONGEST, (value, found)
+        assert found[0].isprintable() and not found[0].endswith("."), found
+        # It says what to do.
+        assert any(word in found[0] for word in (": ", "must be")), found
+
+
+@pytest.mark.parametrize("name", sorted(options.BY_NAME))
+def test_a_long_value_is_cut_in_the_sentence(name: str) -> None:
+    for value in (LONG + "\n", [LONG], {LONG: LONG}):
+        assert all(len(text) < LONGEST for text in values.problems({name: value}))
+
+
+def test_defaults_are_right() -> None:
+    given = {option.name: option.default for option in options.OPTIONS if not option.jinja}
+    assert (
+        values.problems({name: value for name, value in given.items() if value is not None}) == []
+    )
+
+
+RIGHT: dict[str, tuple[Any, ...]] = {
+    "sgl_model": ("", "Qwen/Qwen3-8B", "tiny/qwen3-tiny", "lab/m", "a.b_c"),
+    "sgl_model_revision": ("main", "v1.0", 40 * "a", "feature/x"),
+    "sgl_hub_token": ("", "hf_abc"),
+    "sgl_hub_endpoint": ("http://127.0.0.1:8080", "https://mirror.example.com/hub"),
+    "sgl_tp": (1, "2", 8),
+    "sgl_root": ("/srv/x", "~/x", "$HOME/x", "/a b/c,d", "/data/é"),
+    "sgl_user": ("bench", "dom\\user", "u.v-w", "svc$", "user@lab"),
+    "sgl_owner_uid": (0, "1000", 2**32 - 2),
+    "sgl_space_gb": ({"docker": 10**6, "telemetry": 0.5}, {"profiles": "1.5"}),
+    "sgl_image": ("sglang-dev:local", "reg.example.com:5000/a/b:t", "localhost/x"),
+    "sgl_image_pull": ("a/b@sha256:" + 64 * "a", "r.io/x:1", "[::1]:5000/x"),
+    "sgl_image_cuda": ("13.0", 13.0, "12.9"),
+    "sgl_image_downloads": ({"jaeger": {"sha256": 64 * "a", "version": "1.73.0"}},),
+    "sgl_container": ("sglang-dev", "a1", "x_y.z"),
+    "sgl_bind_address": ("127.0.0.1", "0.0.0.0", "::", "10.0.0.5", "gh200-01.lab", "localhost"),
+    "sgl_prometheus_port": (1, "9091", 65535),
+    "sgl_scrape_interval": ("1s", "500ms", "15s", "1s500ms"),
+    "sgl_tsdb_retention_size": ("10GB", "512MB", "1TiB", "1024B"),
+    "sgl_trace_retention": ("72h", "1h30m", "1.5h", "500ms"),
+    "sgl_capabilities": (["SYS_ADMIN", "cap_sys_nice"], "SYS_ADMIN,NET_ADMIN", ["ALL"]),
+    "sgl_shm_size": ("", "32g", "512M", "1.5g", "64GB", 1073741824),
+    "sgl_ulimits": (["memlock:-1", "nofile:1024:2048"], "stack:67108864"),
+    "sgl_environment": ({"HF_TOKEN": "x", "A": "line\nline"},),
+    "sgl_server_env": ({"SGLANG_X": 1, "B": "y"},),
+    "sgl_server_args": (
+        ["--ssl-keyfile", "/k.pem"],
+        ["--attention-backend", "fa3", "--tokenizer-path=/x"],
+        ["--json-model-override-args", '{"a": 1}'],
+    ),
+    "sgl_moe_batch_sizes": ([1, 2], "1,2,4", ["8"], 16),
+    "sgl_cache_registry": ("r.example.com/x", "localhost:5000/x/y", "r:5000/caches"),
+    "sgl_batch": ("25%", "100%", 5, "3"),
+    "sgl_max_fail_percentage": (0, 100, "20", 12.5),
+    "sgl_keep_running": (True, "yes", "False", 0, 1),
+    "sgl_stages": ({"moe": "skip"}, {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, row in RIGHT.items() for value in row]
+)
+def test_a_right_value_passes(name: str, value: Any) -> None:
+    assert values.problems({name: value}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("sgl_modle", "sgl_model"),
+        ("sgl_protmetheus_port", "sgl_prometheus_port"),
+        ("sgl_conatiner", "sgl_container"),
+        ("sgl_promethues_port", "sgl_prometheus_port"),
+        ("sgl_sever_args", "sgl_server_args"),
+        ("sgl-model", "sgl_model"),
+        ("slg_model", "sgl_model"),
+        ("SGL_MODEL", "sgl_model"),
+        ("sglang_container", "sgl_container"),
+        ("sgl_stages.moe", '{"sgl_stages": {"moe": ...}}'),
+        ("sgl_space_gb.docker", '{"sgl_space_gb": {"docker": ...}}'),
+        ("sgl_volumes", "not a variable of this collection"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name: str, meant: str) -> None:
+    [problem] = values.problems({name: "x"})
+    assert problem.startswith(name) and meant in problem and len(problem) < LONGEST
+
+
+@pytest.mark.parametrize("name", ["lab_model", "vault_hub_token", "ansible_user", "sql_model", "x"])
+def test_another_name_is_nobodys_business(name: str) -> None:
+    assert values.problems({name: "x"}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("sgl_stages", {"inducter": "skip"}, "inductor"),
+        ("sgl_stages", {"moe": "skipp"}, "did you mean skip?"),
+        ("sgl_space_gb", {"dokcer": 1}, "docker"),
+        ("sgl_flavour", "gh201", "did you mean gh200?"),
+        ("sgl_capabilities", ["SYS_ADMN"], "did you mean SYS_ADMIN?"),
+        ("sgl_image_source", "pul", "did you mean pull?"),
+    ],
+)
+def test_the_nearest_choice_is_named(name: str, value: Any, meant: str) -> None:
+    [problem] = values.problems({name: value})
+    assert meant in problem
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sgl_hub_token": "hunter2 hunter2"},
+        {"sgl_environment": {"A": "hunter2\0"}},
+        {"sgl_environment": {"A-B": "hunter2"}},
+        {"sgl_environment": "TOKEN=hunter2"},
+        {"sgl_server_args": ["--api-key=hunter2"]},
+        {"sgl_server_env": {"HF_TOKEN": "hunter2"}},
+    ],
+)
+def test_a_secret_is_never_shown(given: dict[str, Any]) -> None:
+    [problem] = values.problems(given)
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sgl_prometheus_port": 9100}, ("sgl_prometheus_port", "sgl_node_exporter_port", "9100")),
+        ({"sgl_sglang_port": "9090"}, ("sgl_prometheus_port", "sgl_sglang_port", "9090")),
+        (
+            {"sgl_flavour": "gh200", "sgl_jaeger_ui_port": 9400},
+            ("sgl_jaeger_ui_port", "sgl_dcgm_exporter_port"),
+        ),
+        (
+            {"sgl_flavour": "gh200", "sgl_otlp_grpc_port": 30000},
+            ("sgl_otlp_grpc_port", "sgl_sglang_port"),
+        ),
+        ({"sgl_model_source": "hub", "sgl_model_from": "/mnt/x"}, ("sgl_model_from", "hub")),
+        ({"sgl_model_source": "local", "sgl_model_from": "x/y"}, ("sgl_model_from", "local")),
+    ],
+)
+def test_values_that_contradict_each_other(given: dict[str, Any], words: tuple[str, ...]) -> None:
+    [problem] = values.problems(given)
+    assert all(word in problem for word in words) and len(problem) < LONGEST
+
+
+def test_a_port_of_another_flavour_does_not_collide() -> None:
+    assert values.problems({"sgl_prometheus_port": 9400}) == []
+
+
+def test_everything_wrong_is_said_at_once() -> None:
+    found = values.problems({"sgl_tp": 0, "sgl_modle": "x", "sgl_capabilities": ["A", "B"]})
+    assert len(found) == 4
