@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from types import NoneType
@@ -25,7 +26,17 @@ _STRANGE = (
     " must be Docker"
 )
 
+# Of one name that does not exist; "no such file" is a daemon that does not answer.
+_NO_SUCH_CONTAINER = re.compile(r"no such (container|object): ", re.IGNORECASE)
+
 INPUTS_LABEL = "org.slice-bench.image-inputs"
+
+
+def beside(name: str) -> tuple[str, str]:
+    """What a container's replacement is called until it takes the name, and what the container is
+    called from then on until it is removed.
+    """
+    return f"{name}.next", f"{name}.replaced"
 
 
 class DockerError(Exception):
@@ -106,21 +117,43 @@ class DockerCli:
         and its pid on the host.
         """
         found = self.inspect("container", name)
-        if found is None:
-            return None
-        return {
-            "id": _part(found, str, "Id"),
-            "image_id": _part(found, str, "Image"),
-            "labels": _labels(found),
-            "running": (
-                _part(found, bool, "State", "Running")
-                and not found["State"].get("Restarting", False)
-            ),
-            "status": _part(found, str, "State", "Status"),
-            "started_at": _part(found, str, "State", "StartedAt"),
-            "exit_code": _part(found, int, "State", "ExitCode"),
-            "pid": _part(found, int, "State", "Pid"),
-        }
+        return None if found is None else _container(found)
+
+    def containers(self, *names: str) -> dict[str, dict[str, Any] | None]:
+        """Several of them, in one call of the client; None for each that does not exist. Raises
+        DockerError.
+        """
+        code, output, error = self._run([self.binary, "container", "inspect", *names])
+        complaints = [line for line in error.splitlines() if line.strip()]
+        if code and not (complaints and all(map(_NO_SUCH_CONTAINER.search, complaints))):
+            raise DockerError(
+                explain(error.strip() or f"docker container inspect ended with exit code {code}")
+            )
+        try:
+            document = json.loads(output) if output.strip() or not code else []
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, list) or not all(isinstance(each, dict) for each in document):
+            raise DockerError(
+                f"docker container inspect {' '.join(names)} prints no description: {_STRANGE}"
+            )
+        found = {_part(each, str, "Name").lstrip("/"): _container(each) for each in document}
+        return {name: found.get(name) for name in names}
+
+
+def _container(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": _part(found, str, "Id"),
+        "image_id": _part(found, str, "Image"),
+        "labels": _labels(found),
+        "running": (
+            _part(found, bool, "State", "Running") and not found["State"].get("Restarting", False)
+        ),
+        "status": _part(found, str, "State", "Status"),
+        "started_at": _part(found, str, "State", "StartedAt"),
+        "exit_code": _part(found, int, "State", "ExitCode"),
+        "pid": _part(found, int, "State", "Pid"),
+    }
 
 
 def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:

@@ -6,7 +6,6 @@ would stop it, at once.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import pwd
@@ -29,6 +28,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerCli,
     DockerError,
     Runner,
+    beside,
 )
 
 _GB = 10**9
@@ -230,6 +230,7 @@ def _docker_not_asked() -> dict[str, Any]:
     return {
         "docker": {"available": False, "version": None, "problem": "not asked"},
         "container": None,
+        "container_leftovers": False,
         "image": None,
     }
 
@@ -238,21 +239,24 @@ def _docker(found: Findings, options: Options, run: Runner) -> dict[str, Any]:
     """Facts `docker`, `container` and `image`."""
     docker: dict[str, Any] = {"available": False, "version": None, "problem": None}
     container = image = None
+    leftovers: list[dict[str, Any] | None] = []
     try:
         cli = DockerCli(run)
-        container, image = cli.container(options.container), cli.image(options.image)
+        names = (options.container, *beside(options.container))
+        container, *leftovers = cli.containers(*names).values()
+        image = cli.image(options.image)
         # A container or an image is answer enough that the daemon is there: its version is asked
         # only for the others.
         docker.update(available=True, version=None if container or image else cli.version())
     except DockerError as error:
         docker["problem"] = str(error)
         found.lacking.append(str(error))
-    if importlib.util.find_spec("requests") is None:
-        found.lacking.append(
-            "this host's Python lacks the requests package, which Ansible's Docker modules need:"
-            " `apt-get install python3-requests`"
-        )
-    return {"docker": docker, "container": container, "image": image}
+    return {
+        "docker": docker,
+        "container": container,
+        "container_leftovers": any(leftovers),
+        "image": image,
+    }
 
 
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:

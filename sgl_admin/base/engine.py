@@ -157,6 +157,18 @@ class Engine(Protocol):
         folder.
         """
 
+    def owned_argument(self, word: str) -> str | None:
+        """Why an operator may not give this argument of the server: sgl-admin sets it itself, or it
+        is a secret. None where he may.
+        """
+
+    def argument_problem(
+        self, arguments: tuple[str, ...], environment: Mapping[str, str]
+    ) -> str | None:
+        """Why the installed server does not take these arguments, by its own parser, in one
+        sentence; None where it does. Takes as long as importing the server.
+        """
+
     def kernel_arguments(self, arguments: tuple[str, ...]) -> list[str]:
         """Those of the server's arguments that choose kernels, with their values, sorted."""
 

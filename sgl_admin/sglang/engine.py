@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sgl_admin.sglang import (
     api,
+    arguments,
     choices,
     command_line,
     deaths,
@@ -29,6 +30,8 @@ class SGLang:
     command = staticmethod(command_line.command)
     port = staticmethod(command_line.port)
     gpu_environment = staticmethod(command_line.gpu_environment)
+    owned_argument = staticmethod(arguments.owned)
+    argument_problem = staticmethod(arguments.problem)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
     choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)
