@@ -365,7 +365,8 @@ class Stack:
         words, _line, log = why.partition(" The end of its log:\n")
         log = log or (live_run.log(self._docker_run, new) if status != "absent" else "")
         shown = f"\nThe end of its log:\n{log}" if log else ""
-        error = _last_error(log)
+        # The log of one that runs may hold any error.
+        error = _last_error(log) if status != "running" else ""
         reason = advise(words).rstrip(".") + (f" ({error})" if error else "")
         if old is None:
             if status != "running":
@@ -380,7 +381,7 @@ class Stack:
         The new one goes last: it says what is going on to a run that finds this one killed.
         """
         current = self._look()[0]
-        if current is not None and current["id"] == new:
+        if new is not None and current is not None and current["id"] == new:
             self._quietly("stop", "-t", str(self._stop_timeout), new)
             self._quietly("rename", new, self.next)
         back = self._bring_back(old)

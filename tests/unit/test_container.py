@@ -58,7 +58,7 @@ class Ready:
     """Stands for a Prometheus that is ready."""
 
     def __init__(self, *_arguments: object) -> None:
-        self.ready, self.reason = True, None
+        self.ready, self.reason = True, ""
 
     def wait(self, _timeout_s: float) -> Ready:
         return self
