@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files
 from sgl_admin.base.errors import Refused
 from sgl_admin.contract.exit_codes import EXIT_USAGE
-from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.prep.plan import Plan
+from sgl_admin.records import prepared
 from sgl_admin.sglang import ENGINE
 
 
@@ -23,14 +23,15 @@ def refuse_unknown(plan: Plan) -> None:
 
 
 def _planned_before(plan: Plan) -> bool:
-    """Whether the run's latest prep had the same server. Its container, and so its SGLang, is this
-    one.
+    """Whether an earlier prep of the run had the same server. The run's container, and so its
+    SGLang, is this one.
     """
-    try:
-        result = files.read_record(paths.prep_result(plan.run.run_id), RESULT_SHAPE)
-    except ValueError:
-        return False
-    if result is None or result["run"].get("run_id") != plan.run.run_id:
-        return False
-    server = result["run"].get("server")
-    return isinstance(server, dict) and server.get("argv") == plan.server_argv
+    run_id = plan.run.run_id
+    for path in prepared.folder(run_id).glob("*.json"):
+        try:
+            record = files.read_record(path, prepared.SHAPE)
+        except ValueError:
+            continue
+        if record and record["run_id"] == run_id and record["argv"] == plan.server_argv:
+            return True
+    return False

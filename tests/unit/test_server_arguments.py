@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import paths
 from sgl_admin.commands import main as cli
 from sgl_admin.facts import devices
+from sgl_admin.records import prepared
 from sgl_admin.sglang import ENGINE, argument_parser, arguments
 from tests.doubles.server_arguments import ACCEPTED, OWNED, REFUSED, server_args_source
 
@@ -124,10 +125,9 @@ def test_arguments_of_a_prep_that_left_a_result_are_not_asked_for_once_more(
     assert cli.main(request) == 0 and len(asked) == 1
     server = asked[0]
     argv = ENGINE.command(prep[-1], 1, 31999, list(server))
-    run = {"run_id": live_run, "prep_id": "p", "server": {"argv": argv, "env": {}}}
-    document = {"schema_version": "1", "run": run, "stages": {}, "telemetry_probe": {"ok": False}}
-    document |= {"status": "ok", "errors": [], "warnings": []}
-    files.write_json(paths.prep_result(live_run), document)
+    record = {"identity": "sha256:" + "a" * 64, "argv": argv, "env": {}}
+    prepared.folder(live_run).mkdir(parents=True)
+    prepared.write(live_run, record, prep[-1], "p", {"ok": False})
     assert cli.main(request) == 0 and len(asked) == 1
     assert cli.main([*request, "--server-arg=--page-size=16"]) == 0 and len(asked) == 2
     assert cli.main([*prep, "--dry-run"]) == 0 and len(asked) == 2, "none is given"
