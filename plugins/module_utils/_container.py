@@ -195,7 +195,7 @@ class Stack:
         while True:
             allowed |= self._settle(deadline)
             current = self._look()[0]
-            if _fits(current, wanted):
+            if fits(current, wanted):
                 return self._taken_as_it_is(current)
             if current is not None and current["id"] not in allowed:
                 raise ContainerError(
@@ -223,6 +223,10 @@ class Stack:
     def present(self) -> bool:
         """Whether there is a container, or something that a replacement left."""
         return any(self._look())
+
+    def left_something(self) -> bool:
+        """Whether a replacement goes on, or was killed."""
+        return any(self._look()[1:])
 
     def refuse_in_use(self, container: Container | None) -> None:
         """Raises ContainerError where a prep, a smoke or a benchmark's server would end with the
@@ -452,6 +456,7 @@ class Stack:
             if self._lives(current):
                 self._quietly("rm", "--force", replaced["id"])
                 return {current["id"]}
+            self.refuse_in_use(current)
             new = current
         old = replaced if replaced is not None else current
         if old is None:
@@ -512,7 +517,8 @@ def advise(error: str) -> str:
     return f"{remedy} Docker says: {said}" if remedy else said
 
 
-def _fits(container: Container | None, wanted: Definition) -> bool:
+def fits(container: Container | None, wanted: Definition) -> bool:
+    """Whether it runs and was made so."""
     return (
         container is not None
         and bool(container["running"])

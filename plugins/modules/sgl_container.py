@@ -204,6 +204,12 @@ class ContainerModule:
 
     def _would_start(self) -> dict[str, Any]:
         found = DockerCli(self.module.run_command).container(self.params["name"])
+        if container.fits(found, self.wanted()):
+            # What a killed run left beside it would be removed, or its run would begin anew.
+            run = run_record.describe(self.params["telemetry_root"], found)
+            changed = self.stack.left_something() or not run["live"]
+            shown = {"before": _shown(found), "after": _shown(found)}
+            return {"changed": changed, "container": found, "diff": shown, **run}
         self.stack.refuse_in_use(found)
         if found is not None and found["running"] and not self.params["checked"]:
             self.stack.check(self.wanted(), self.params["server_args"])

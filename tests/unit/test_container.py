@@ -338,6 +338,26 @@ def test_while_another_run_replaces_it_this_one_waits_and_takes_what_came(
     check_one(docker, "new")
 
 
+def test_a_new_one_in_which_a_prep_runs_is_not_given_up_for_the_old_one(
+    docker: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run was killed after its container was ready; Prometheus does not answer just now."""
+    prep = {"prep_id": "prep-1", "pid": 7, "arguments": ["--tp=1"]}
+    labels = {DIGEST_LABEL: "new", CREATOR_LABEL: DEAD}
+    new = docker.add(NAME, "sha256:new", **labels)
+    docker.add(f"{NAME}.replaced", "sha256:old", "exited", **{DIGEST_LABEL: "old"})
+    dead = {"live": False, "reason": "x", "manifest": None, "in_use": [], "prep": prep}
+    monkeypatch.setattr(run_record, "describe", lambda root, found: dead)
+    monkeypatch.setattr(container.live_run, "wait", _not_live)
+    with pytest.raises(ContainerError, match="prep-1"):
+        stack(docker).started(definition(), new.id, [])
+    assert docker.running == [NAME] and len(docker.containers) == 2
+
+
+def _not_live(*_arguments: object) -> tuple[dict[str, Any], float]:
+    raise run_record.RecordError("no live run")
+
+
 def test_one_that_another_run_made_with_other_options_stays(docker: Docker) -> None:
     docker.add(NAME, "sha256:x", **{DIGEST_LABEL: "other"})
     with pytest.raises(ContainerError, match="created by another run meanwhile"):
