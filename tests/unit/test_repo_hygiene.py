@@ -146,8 +146,8 @@ def test_repository_is_read(files):
 
 
 def version_in_changelog(text: str) -> str | None:
-    """Of the top entry but Unreleased: `## 1.0.0`, `## v1.0.0 (date)`, `## [1.0.0] - date`."""
-    top = re.search(r"^## (?!Unreleased$)\[?v?([^\s\]]+)", text, re.MULTILINE)
+    """Of the top entry: `## 1.0.0`, `## v1.0.0 (date)`, `## [1.0.0] - date`."""
+    top = re.search(r"^## \[?v?([^\s\]]+)", text, re.MULTILINE)
     return top and top.group(1)
 
 
