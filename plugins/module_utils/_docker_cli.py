@@ -45,6 +45,13 @@ _ADDRESS = re.compile(r"\b(?:unix|tcp|ssh|https?|npipe)://[^\s;\"]*[^\s;:.,\"]")
 _SYSTEM_SOCKETS = ("unix:///var/run/docker.sock", "unix:///run/docker.sock")
 
 
+def beside(name: str) -> tuple[str, str]:
+    """What a container's replacement is called until it takes the name, and what the container is
+    called from then on until it is removed.
+    """
+    return f"{name}.next", f"{name}.replaced"
+
+
 class DockerError(Exception):
     """Docker cannot be used, or refused; the message names the reason and the remedy."""
 
@@ -139,22 +146,60 @@ class DockerCli:
         and its pid on the host.
         """
         found = self.inspect("container", name)
-        if found is None:
-            return None
-        return {
-            "id": _part(found, str, "Id"),
-            "image_id": _part(found, str, "Image"),
-            "labels": _labels(found),
-            "running": (
-                _part(found, bool, "State", "Running")
-                and not found["State"].get("Restarting", False)
-            ),
-            "status": _part(found, str, "State", "Status"),
-            "started_at": _part(found, str, "State", "StartedAt"),
-            "exit_code": _part(found, int, "State", "ExitCode"),
-            "pid": _part(found, int, "State", "Pid"),
-            **_listening(found),
-        }
+        return None if found is None else _container(found)
+
+    def containers(self, *names: str) -> dict[str, dict[str, Any] | None]:
+        """Several of them, in one call of the client; None for each that does not exist. Raises
+        DockerError.
+        """
+        code, output, error = self._run([self.binary, "container", "inspect", *names])
+        try:
+            document = json.loads(output) if output.strip() or not code else []
+        except (ValueError, RecursionError):
+            document = None
+        if code:
+            self._demand_absence(code, error, names, document)
+        if not isinstance(document, list) or not all(isinstance(each, dict) for each in document):
+            raise DockerError(
+                f"docker container inspect {' '.join(names)} prints no description: {_STRANGE}"
+            )
+        found = {_part(each, str, "Name").lstrip("/"): _container(each) for each in document}
+        return {name: found.get(name) for name in names}
+
+    def _demand_absence(self, code: int, error: str, names: tuple[str, ...], document: Any) -> None:
+        """Raises DockerError where anything but missing containers made the client fail."""
+        refusal = failure(
+            one_line(error, 300) or f"docker container inspect ended with exit code {code}"
+        )
+        if isinstance(refusal, DockerSilent):
+            raise refusal
+        described = [
+            str(each.get("Name", "")).lstrip("/")
+            for each in (document if isinstance(document, list) else [])
+            if isinstance(each, dict)
+        ]
+        lines = error.splitlines()
+        for name in names:
+            if name in described or any(_says_absent(line, "container", name) for line in lines):
+                continue
+            if self._lists("container", name):
+                raise refusal
+
+
+def _container(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": _part(found, str, "Id"),
+        "image_id": _part(found, str, "Image"),
+        "labels": _labels(found),
+        "running": (
+            _part(found, bool, "State", "Running") and not found["State"].get("Restarting", False)
+        ),
+        "status": _part(found, str, "State", "Status"),
+        "started_at": _part(found, str, "State", "StartedAt"),
+        "exit_code": _part(found, int, "State", "ExitCode"),
+        "pid": _part(found, int, "State", "Pid"),
+        **_listening(found),
+    }
 
 
 def describe_image(name: str, found: dict[str, Any]) -> dict[str, Any]:

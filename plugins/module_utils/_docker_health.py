@@ -21,6 +21,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerError,
     DockerSilent,
     Runner,
+    beside,
     describe_image,
 )
 
@@ -41,6 +42,8 @@ class Docker:
     # A daemon answered.
     answers: bool = False
     container: dict[str, Any] | None = None
+    # Of a replacement of the container that was killed.
+    leftovers: bool = False
     image: dict[str, Any] | None = None
     # The image as Docker describes it.
     inspected: dict[str, Any] | None = None
@@ -59,7 +62,10 @@ class Docker:
             # Without Docker there is neither.
             self.errors.append(str(error))
             return
-        self.container, self.unknown = self._part(lambda: cli.container(container))
+        names = (container, *beside(container))
+        containers, self.unknown = self._part(lambda: cli.containers(*names))
+        self.container, *others = (containers or dict.fromkeys(names)).values()
+        self.leftovers = any(others)
         if not self._silent:
             self.inspected, self.image_unknown = self._part(lambda: cli.inspect("image", image))
         if self.inspected is not None:
@@ -100,6 +106,7 @@ class Docker:
         return {
             "docker": {"available": self.answers, "version": self.version, "problem": problem},
             "container": self.container,
+            "container_leftovers": self.leftovers,
             "image": self.image,
         }
 

@@ -6,7 +6,6 @@ would stop it, at once.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import pwd
@@ -240,11 +239,6 @@ def _look_at_docker(found: Findings, options: Options, run: Runner) -> docker_he
         if neither or options.ready_for in ("nothing", "start", "prep"):
             docker.version = docker_health.version(docker.info)
     found.lacking.extend(docker.errors)
-    if importlib.util.find_spec("requests") is None:
-        found.lacking.append(
-            "this host's Python lacks the requests package, which Ansible's Docker modules need:"
-            " `apt-get install python3-requests`"
-        )
     return docker
 
 

@@ -22,7 +22,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
     processes,
     records,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    one_line,
+    path_line,
+)
 
 _HOST_PATHS = (
     "telemetry_root",
@@ -147,6 +150,24 @@ def in_use(record: RunRecord) -> list[str]:
     ):
         found.append(f"a smoke (wait for it: {admin} smoke status --wait 600)")
     return found
+
+
+def held_locks(profiles_root: str) -> list[str]:
+    """What runs on the caches by its lock alone, in words: for a run whose records cannot be
+    read.
+    """
+    folder = Path(profiles_root) / places.LOCKS
+    names = {
+        places.LOCK_PREP: "a prep",
+        places.LOCK_SMOKE: "a smoke",
+        places.LOCK_SERVING: "a server that was started for a benchmark",
+    }
+    return [
+        f"{what}, which holds {path_line(str(folder / name))}.lock (wait for its end, or end it:"
+        " playbooks/stop.yml)"
+        for name, what in names.items()
+        if _held(folder / f"{name}.lock")
+    ]
 
 
 def _held(lock: Path) -> bool:

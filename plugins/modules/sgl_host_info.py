@@ -130,6 +130,10 @@ container:
   returned: always
   type: dict
   sample: {id: 4b1f0c..., running: true, started_at: '2026-11-23T09:15:00Z', labels: {}}
+container_leftovers:
+  description: Whether a run that was killed while it replaced the container left one beside it.
+  returned: always
+  type: bool
 image:
   description: The image as it is, or null.
   returned: always

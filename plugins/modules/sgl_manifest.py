@@ -108,10 +108,10 @@ waited_s:
 """
 
 import os
-import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
@@ -119,8 +119,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerError,
     DockerMissing,
 )
-
-_POLL_S = 0.05
 
 
 class ManifestModule:
@@ -155,26 +153,12 @@ class ManifestModule:
         return os.path.lexists(os.path.join(self.telemetry_root, places.POINTER))
 
     def live(self) -> dict[str, Any]:
-        started = time.monotonic()
-        while True:
-            run, container = self.look()
-            waited = time.monotonic() - started
-            if run["live"] or self.module.check_mode:
-                return {"changed": False, "waited_s": round(waited, 3), **run}
-            status = container["status"] if container else "absent"
-            # A container that starts again and again for longer than this will not come up by
-            # itself.
-            patience = {
-                "running": self.module.params["timeout"],
-                "restarting": min(10.0, self.module.params["timeout"]),
-            }.get(status, 0.0)
-            if waited >= patience:
-                what = (
-                    f"container {self.name} ({status}) has no live run after {waited:.0f} s:"
-                    f" {run['reason']}"
-                )
-                raise run_record.RecordError(f"{what}. The end of its log:\n{self.container_log()}")
-            time.sleep(_POLL_S)
+        if self.module.check_mode:
+            return {"changed": False, "waited_s": 0.0, **self.look()[0]}
+        run, waited = live_run.wait(
+            self.module.run_command, self.telemetry_root, self.name, self.module.params["timeout"]
+        )
+        return {"changed": False, "waited_s": round(waited, 3), **run}
 
     def absent(self) -> dict[str, Any]:
         run, container = self.look()
@@ -190,19 +174,6 @@ class ManifestModule:
         if present and not self.module.check_mode:
             run_record.remove_pointer(self.telemetry_root)
         return {"changed": present, "waited_s": 0.0, **run}
-
-    def container_log(self) -> str:
-        try:
-            cli = DockerCli(self.module.run_command)
-            _ignored, output, error = self.module.run_command(
-                [cli.binary, "logs", "--tail", "50", self.name]
-            )
-            return (
-                "\n".join(line for line in (output + error).splitlines() if line.strip())
-                or "(empty)"
-            )
-        except DockerError as error:
-            return str(error)
 
 
 def main() -> None:

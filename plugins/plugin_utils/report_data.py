@@ -20,16 +20,17 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stage
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import fleet
 
 # The modules whose results say what a host is and what was done on it.
-_VALUES, _HOST_INFO, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
+_VALUES, _HOST_INFO, _CONTAINER, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
     "sgl_values",
     "sgl_host_info",
+    "sgl_container",
     "sgl_manifest",
     "sgl_prep",
     "sgl_smoke",
     "sgl_share",
     "debug",
 )
-KNOWN = (_VALUES, _HOST_INFO, _MANIFEST, _PREP, _SMOKE)
+KNOWN = (_VALUES, _HOST_INFO, _CONTAINER, _MANIFEST, _PREP, _SMOKE)
 _VERSIONS = {
     name: f"{name}_version"
     for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")
@@ -64,6 +65,12 @@ class _Host:
     took: list[dict[str, Any]] = field(default_factory=list)
     last_task: str | None = None
     stopped: bool = False
+
+
+def _run(known: dict[str, dict[str, Any]], info: dict[str, Any]) -> dict[str, Any]:
+    """The container's run as a task found or made it, or else as the preflight found it."""
+    told = (known.get(_CONTAINER) or {}, known.get(_MANIFEST) or {}, info.get("run") or {})
+    return next((each for each in told if "live" in each), {})
 
 
 class Report:
@@ -216,7 +223,7 @@ class Report:
 
     def _host(self, name: str, entry: _Host) -> dict[str, Any]:
         info, prep = entry.known.get(_HOST_INFO, {}), entry.known.get(_PREP, {})
-        run = entry.known.get(_MANIFEST) or info.get("run") or {}
+        run = _run(entry.known, info)
         smoke = entry.known.get(_SMOKE, {})
         result = prep.get("result") or {}
         about = result.get("run") or {}

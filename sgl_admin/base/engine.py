@@ -192,6 +192,18 @@ class Engine(Protocol):
         folder.
         """
 
+    def owned_argument(self, word: str) -> str | None:
+        """Why an operator may not give this argument of the server: sgl-admin sets it itself, or it
+        is a secret. None where he may.
+        """
+
+    def argument_problem(
+        self, arguments: tuple[str, ...], environment: Mapping[str, str]
+    ) -> str | None:
+        """Why the installed server does not take these arguments, by its own parser, in one
+        sentence; None where it does. Takes as long as importing the server.
+        """
+
     @property
     def lengths(self) -> frozenset[str]:
         """The server's arguments that say for how many and how long requests it has memory."""

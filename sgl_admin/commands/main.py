@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from sgl_admin import __version__
 from sgl_admin.base import clock, detached, files, locks, paths
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types, ready
+from sgl_admin.commands import check as check_cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.commands import server as server_cli
 from sgl_admin.commands import share as share_cli
@@ -29,6 +30,7 @@ from sgl_admin.contract.exit_codes import (
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.facts import model
 from sgl_admin.prep import worker
+from sgl_admin.prep.arguments import refuse_unknown
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import caches, job, run, standalone
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(commands)
     ready.register(commands)
     server_cli.register(commands)
+    check_cli.register(commands)
     smoke_cli.register(commands)
 
     commands.add_parser("version", help="the version of sgl-admin").set_defaults(handler=_version)
@@ -164,7 +167,7 @@ def _ensure(arguments: argparse.Namespace) -> int:
     request = request_cli.of(arguments, live)
     _check_ownership()
     if arguments.dry_run:
-        return _print_dry_run(plan_prep(live, request).to_json(), arguments.json)
+        return _print_dry_run(_plan(live, request).to_json(), arguments.json)
     found, attached = _begin_or_attach(live, request, arguments.detach and arguments.standing)
     if isinstance(found, Plan):
         return _print_envelope(live.run_id, None, attached=False, plan=found.to_json())
@@ -212,7 +215,7 @@ def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | 
     job.settle(live.run_id, warnings)
     incoming.settle(warnings)
     benchmark_server.settle_dead(live.run_id)
-    plan = confirm_proof(plan_prep(live, request, warnings))
+    plan = confirm_proof(_plan(live, request, warnings))
     worker.sweep(live.run_id)
     if standing and not plan.nothing_to_do:
         return plan
@@ -222,6 +225,13 @@ def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | 
     else:
         _spawn(plan, prep_id, lock)
     return prep_id
+
+
+def _plan(live: run.Run, request: Request, warnings: Iterable[str] = ()) -> Plan:
+    """What is to be done, once it is known that the server takes its arguments. Raises Refused."""
+    plan = plan_prep(live, request, warnings)
+    refuse_unknown(plan)
+    return plan
 
 
 def _spawn(plan: Plan, prep_id: str, lock: int) -> None:

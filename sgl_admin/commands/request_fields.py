@@ -21,6 +21,7 @@ from typing import Any
 from sgl_admin.contract import options, values
 from sgl_admin.contract.options import Option
 from sgl_admin.contract.stages import MODES, PROBES
+from sgl_admin.sglang import ENGINE
 
 _LAST_PORT = 2**16 - 1
 _LONGEST_SHOWN = 100
@@ -163,6 +164,8 @@ def _server_argument(word: str) -> str:
             f"{name} would stand in the records; the server of a prep listens on loopback and needs"
             " no key"
         )
+    if why := ENGINE.owned_argument(word):
+        raise ValueError(why)
     return _passable(word)
 
 

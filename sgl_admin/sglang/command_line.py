@@ -8,18 +8,18 @@ from pathlib import Path
 from sgl_admin.base.engine import HOST
 from sgl_admin.sglang import metrics, moe_configs
 
-_PORT_FLAG = "--port"
+HOST_FLAG, PORT_FLAG = "--host", "--port"
 
 
 def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
     return [
         sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--tp-size", str(tp),
-        "--host", HOST, _PORT_FLAG, str(port), metrics.FLAG, *arguments,
+        HOST_FLAG, HOST, PORT_FLAG, str(port), metrics.FLAG, *arguments,
     ]  # fmt: skip
 
 
 def port(argv: list[str]) -> int:
-    return int(argv[argv.index(_PORT_FLAG) + 1])
+    return int(argv[argv.index(PORT_FLAG) + 1])
 
 
 def gpu_environment(configs: Path) -> dict[str, str]:

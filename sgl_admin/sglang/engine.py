@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sgl_admin.sglang import (
     api,
+    arguments,
     choices,
     command_line,
     deaths,
@@ -31,6 +32,8 @@ class SGLang:
     port = staticmethod(command_line.port)
     gpu_environment = staticmethod(command_line.gpu_environment)
     lengths = kernels.LENGTHS
+    owned_argument = staticmethod(arguments.owned)
+    argument_problem = staticmethod(arguments.problem)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
     kernel_environment = staticmethod(kernels.kernel_environment)
     experts_split = staticmethod(split.split)

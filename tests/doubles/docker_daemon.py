@@ -150,6 +150,7 @@ class Daemon:
             ("GET", r"/containers/json", lambda: self._list(request)),
             ("GET", r"/containers/([^/]+)/json", self._inspect),
             ("POST", r"/containers/create", lambda: self._create(request)),
+            ("POST", r"/containers/([^/]+)/rename", lambda name: self._rename(name, request)),
             ("POST", r"/containers/([^/]+)/start", self._start),
             ("POST", r"/containers/([^/]+)/exec", lambda name: self._prepare(name, request)),
             ("GET", r"/exec/(\w+)/json", self._exec),
@@ -223,6 +224,13 @@ class Daemon:
         made_id = hashlib.sha256(f"{self.socket}{name}".encode()).hexdigest()
         self._made = _Made(made_id, name, request.document)
         return 201, {"Id": made_id, "Warnings": []}
+
+    def _rename(self, name: str, request: _Request) -> Answer:
+        made = self._named(name)
+        if made is None:
+            return 404, {"message": f"No such container: {name}"}
+        made.name = request.query["name"][0]
+        return 204, None
 
     async def _start(self, name: str) -> Answer:
         made = self._named(name)

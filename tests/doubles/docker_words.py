@@ -105,7 +105,9 @@ def absent(command: list[str]) -> Answer:
     """What docker answers where nothing exists: a sentence to `inspect`, an empty list to `ls`."""
     kind, verb = [*command[1:], "", ""][:2]
     if verb == "inspect":
-        return 1, "[]\n", f"Error response from daemon: No such {kind}: {command[-1]}"
+        names = [word for word in command[3:] if not word.startswith("-")]
+        said = [f"Error response from daemon: No such {kind}: {name}" for name in names]
+        return 1, "[]\n", "\n".join(said)
     if verb == "ls":
         return 0, "", ""
     return 1, "", f"unknown command: {' '.join(command)}"

@@ -88,7 +88,10 @@ class FaultSite(Site):
             str(host["ShmSize"]),
             *(f"--cap-drop={name}" for name in host["CapDrop"]),
             *(f"--security-opt={option}" for option in host["SecurityOpt"]),
-            *(f"--volume={own(bind)}" for bind in host["Binds"]),
+            *(
+                f"--mount=type=bind,source={own(mount['Source'])},target={mount['Target']}"
+                for mount in host["Mounts"]
+            ),
             f"--volume={self.shim}:{SHIM}",
             *(f"--env={key}={value}" for key, value in environment.items()),
             FAULT_IMAGE,

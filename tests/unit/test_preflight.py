@@ -103,7 +103,7 @@ def options(root: Path, **given: Any) -> Options:
     return Options(**{**fields, **given})
 
 
-def container(running: bool, environment: tuple[str, ...] = ()) -> Answer:
+def container(running: bool, environment: tuple[str, ...] = (), name: str = "sglang-dev") -> Answer:
     config = {"Labels": {}, "Env": list(environment)}
     state = {
         "Running": running,
@@ -114,7 +114,17 @@ def container(running: bool, environment: tuple[str, ...] = ()) -> Answer:
     }
     return (
         0,
-        json.dumps([{"Id": "c" * 64, "Image": "sha256:1", "Config": config, "State": state}]),
+        json.dumps(
+            [
+                {
+                    "Id": "c" * 64,
+                    "Name": f"/{name}",
+                    "Image": "sha256:1",
+                    "Config": config,
+                    "State": state,
+                }
+            ]
+        ),
         "",
     )
 
@@ -161,10 +171,9 @@ def test_what_a_bare_host_lacks_is_no_problem_of_its_own(
     host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
     found = look(options(tmp_path / "tree"), host)
-    assert found.problems == [] and len(found.lacking) == 2
-    assert "Docker is not installed" in found.lacking[0] and "python3-requests" in found.lacking[1]
+    assert found.problems == [] and len(found.lacking) == 1
+    assert "Docker is not installed" in found.lacking[0]
 
 
 def test_all_problems_are_found(host: Docker, tmp_path: Path) -> None:
@@ -184,6 +193,15 @@ def test_all_problems_are_found(host: Docker, tmp_path: Path) -> None:
     words = ("is a file", "set sgl_model", "sgl_sglang_port", "GB free")
     assert [word for word in words if not any(word in problem for problem in found.problems)] == []
     assert len(found.problems) == len(words)
+
+
+@pytest.mark.parametrize("name", ["sglang-dev.next", "sglang-dev.replaced"])
+def test_what_a_killed_replacement_left_is_seen_in_the_same_call(
+    host: Docker, tmp_path: Path, name: str
+) -> None:
+    host.answers["container inspect"] = container(running=False, name=name)
+    facts = look(options(tmp_path / "tree"), host).facts
+    assert (facts["container"], facts["container_leftovers"]) == (None, True)
 
 
 def test_a_running_container_holds_its_ports_itself(host: Docker, tmp_path: Path) -> None:

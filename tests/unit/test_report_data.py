@@ -79,9 +79,8 @@ class Told:
 def prepared(told: Told, host: str) -> None:
     told.task(host, "sgl_host_info", "preflight", **INFO)
     told.task(host, "sgl_image", "image", "changed")
-    told.task(host, "docker_container", "stack", "skipped")
-    told.task(host, "docker_container", "stack", "changed")
-    told.task(host, "sgl_manifest", "stack", **RUN)
+    told.task(host, "sgl_container", "stack", "ok")
+    told.task(host, "sgl_container", "stack", "changed", **RUN)
     told.task(host, "sgl_prep", "provider_prep", "changed", **PREP)
     told.task(host, "debug", None, msg={"METRICS_READY": True})
 
@@ -136,7 +135,7 @@ def test_hosts_that_failed_or_were_never_reached_are_there_with_their_reasons() 
     assert (a["status"], b["status"], c["status"]) == ("ok", "failed", "unreachable")
     assert (b["problem"], b["failed_task"], b["foreign"]) == (
         "port 9090 is taken",
-        "task 8",
+        "task 7",
         ["/x"],
     )
     assert c["problem"] == "no route to host" and c["run_id"] is None and c["stages"] == {}
@@ -144,8 +143,8 @@ def test_hosts_that_failed_or_were_never_reached_are_there_with_their_reasons() 
 
 def test_a_failure_that_was_rescued_is_none() -> None:
     told = Told()
-    told.task("a", "sgl_manifest", "stack", "failed", msg="no live run")
-    told.task("a", "sgl_manifest", "stack", **RUN)
+    told.task("a", "sgl_container", "stack", "failed", msg="no live run")
+    told.task("a", "sgl_container", "stack", **RUN)
     host = told.host()
     assert (host["status"], host["problem"], host["failed_task"]) == ("ok", None, None)
 

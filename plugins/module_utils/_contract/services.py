@@ -55,6 +55,8 @@ class Service:
     # Its manifest entry has the URL too.
     has_url: bool = False
     gpu: bool = False
+    # An operator chooses more of it than where it listens.
+    configured: bool = False
 
     @property
     def program(self) -> str:
@@ -72,6 +74,7 @@ SERVICES = (
         surface="sglang_metrics",
         version=("prometheus", "--version"),
         has_url=True,
+        configured=True,
     ),
     Service(
         "jaeger",
@@ -92,6 +95,7 @@ SERVICES = (
         scraped=False,
         has_url=True,
         gpu=True,
+        configured=True,
     ),
     Service(
         "node_exporter",

@@ -66,6 +66,7 @@ class FleetCheckout:
         for name, tasks in {**dict.fromkeys(_EMPTY, "[]\n"), "stack": _STACK}.items():
             (self.root / "roles" / name / "tasks").mkdir(parents=True)
             (self.root / "roles" / name / "tasks" / "main.yml").write_text(f"---\n{tasks}")
+        (self.root / "roles" / "stack" / "tasks" / "check.yml").write_text("---\n[]\n")
         collections = self.root / ".ansible" / "collections" / "ansible_collections" / "slice_bench"
         collections.mkdir(parents=True)
         (collections / "sglang").symlink_to(self.root)
