@@ -197,9 +197,9 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
                 isinstance(named.get(key), str) and named[key].startswith("/"),
                 f"paths.{side}.{key} is not an absolute path",
             )
-        result = named.get("prep_result", "/")
+        result = named.get("prep_result")
         demand(
-            isinstance(result, str) and result.startswith("/"),
+            result is None or (isinstance(result, str) and result.startswith("/")),
             f"paths.{side}.prep_result is not an absolute path",
         )
 

@@ -155,8 +155,12 @@ def test_a_manifest_that_breaks_the_contract_is_refused(
     assert words in records.refusal()
 
 
-def test_before_the_first_prep_there_is_no_result(records: Records) -> None:
-    del records.manifest["paths"]["host"]["prep_result"]
+@pytest.mark.parametrize("key", ["null", "missing, as in release 1.0.0"])
+def test_before_the_first_prep_there_is_no_result(records: Records, key: str) -> None:
+    for side in records.manifest["paths"].values():
+        side["prep_result"] = None
+        if key != "null":
+            del side["prep_result"]
     records.write()
     found = records.read()
     assert found is not None and found.prep_result is None and found.metrics_ready is False
