@@ -26,6 +26,8 @@ _STRANGE = (
 )
 
 INPUTS_LABEL = "org.slice-bench.image-inputs"
+# A container that the role stack created has it.
+CONTAINER_LABEL = "org.slice-bench.container-inputs"
 
 
 class DockerError(Exception):
@@ -102,25 +104,45 @@ class DockerCli:
         }
 
     def container(self, name: str) -> dict[str, Any] | None:
-        """What the roles need of a container: id, image id, labels, whether and since when it runs,
-        and its pid on the host.
+        """What the roles need of a container: id, name, image id, labels, whether and since when it
+        runs, its pid on the host, and the host's folders by where they are mounted.
+
+        A paused container does not run: nothing in it answers.
         """
         found = self.inspect("container", name)
         if found is None:
             return None
         return {
             "id": _part(found, str, "Id"),
+            "name": _part({"Name": name, **found}, str, "Name").lstrip("/"),
             "image_id": _part(found, str, "Image"),
             "labels": _labels(found),
             "running": (
                 _part(found, bool, "State", "Running")
                 and not found["State"].get("Restarting", False)
+                and not found["State"].get("Paused", False)
             ),
             "status": _part(found, str, "State", "Status"),
             "started_at": _part(found, str, "State", "StartedAt"),
             "exit_code": _part(found, int, "State", "ExitCode"),
             "pid": _part(found, int, "State", "Pid"),
+            "mounts": {
+                _part(mount, str, "Destination"): _part(mount, str, "Source")
+                for mount in _part({"Mounts": [], **found}, list, "Mounts")
+            },
         }
+
+    def holder_of(self, variable: str, value: str) -> str | None:
+        """The name of a running container of this collection that has this in its environment;
+        None without one.
+        """
+        listed = self.call("ps", "--filter", f"label={CONTAINER_LABEL}", "--format", "{{.Names}}")
+        for name in listed.split():
+            config = (self.inspect("container", name) or {}).get("Config")
+            environment = config.get("Env") if isinstance(config, dict) else None
+            if isinstance(environment, list) and f"{variable}={value}" in environment:
+                return name
+        return None
 
 
 def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:

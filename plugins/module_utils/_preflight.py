@@ -20,7 +20,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tr
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, services
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
     one_line,
     path_line,
@@ -107,10 +107,13 @@ def look(options: Options, run: Runner) -> Findings:
         "owner": {"uid": spec.uid, "gid": spec.gid},
         "incomplete": False,
         "foreign": [],
+        "ignored": [],
     }
+    found.facts["container_name"] = options.container
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, found.facts["container"])
-    if options.ready_for == "smoke" and not found.facts["run"]["live"]:
+    elsewhere = _look_at_container(found, spec, options, run)
+    if options.ready_for == "smoke" and not found.facts["run"]["live"] and not elsewhere:
         found.problems.append(
             f"no run is live in container {options.container}: {found.facts['run']['reason']};"
             " prepare the host first (playbooks/prep.yml)"
@@ -125,7 +128,8 @@ def look(options: Options, run: Runner) -> Findings:
         _look_at_tree(found, spec)
     if options.ready_for in ("start", "prep"):
         _look_at_image_source(found, options)
-        found.problems.extend(_taken_ports(found.facts["container"], options))
+        if not elsewhere:
+            found.problems.extend(_taken_ports(found.facts["container"], options, run))
         found.problems.extend(_short_of_space(found.facts, options, run))
     if options.ready_for == "prep":
         _look_at_model(found, spec, options)
@@ -255,6 +259,39 @@ def _docker(found: Findings, options: Options, run: Runner) -> dict[str, Any]:
     return {"docker": docker, "container": container, "image": image}
 
 
+def _container(name: str, run: Runner) -> dict[str, Any] | None:
+    """A container by its name or id; None where Docker knows none, or cannot be asked."""
+    try:
+        return DockerCli(run).container(name)
+    except DockerError:
+        return None
+
+
+def _look_at_container(
+    found: Findings, spec: host_tree.Spec, options: Options, run: Runner
+) -> bool:
+    """Whether it is the tree's, and not paused. Returns whether the tree's run is live in another
+    one.
+    """
+    if options.ready_for not in ("stop", "smoke", "start", "prep"):
+        return False
+    container = found.facts["container"]
+    if found.facts["docker"]["available"]:
+        run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(name, run))
+    if other := found.facts["run"].get("elsewhere"):
+        found.problems.append(
+            f"sgl_container is {options.container}, but the run of {path_line(spec.telemetry)} is"
+            f" live in container {other}: set sgl_container to {other}, or stop that container"
+            " first"
+        )
+    elif container is not None and container["status"] == "paused" and options.ready_for != "stop":
+        found.problems.append(
+            f"container {options.container} is paused: run `docker unpause {options.container}`, or"
+            " stop it (playbooks/stop.yml)"
+        )
+    return bool(other)
+
+
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
     """The tree's folders: each where it is said to be, or else under the root, which is in the
     service user's home.
@@ -288,6 +325,7 @@ def _look_at_tree(found: Findings, spec: host_tree.Spec) -> None:
         return
     found.warnings.extend(plan.warnings)
     found.facts["tree"]["incomplete"] = plan.changed
+    found.facts["tree"]["ignored"] = plan.foreign_paths()
 
 
 def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> None:
@@ -403,22 +441,39 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
             )
 
 
-def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:
+def _taken_ports(container: dict[str, Any] | None, options: Options, run: Runner) -> Iterator[str]:
     """A running container holds its ports itself; sgl-admin sees to the server's when it starts
     one.
     """
-    if container is not None and container["running"]:
+    if container is not None and run_record.is_up(container):
         return
     for name, port in options.ports.items():
         if name == "sglang" and options.ready_for != "prep":
             continue
         # The SGLang server of a prep always listens on loopback.
         address = "127.0.0.1" if name == "sglang" else options.bind_address
-        if (who := ports.taken(address, port)) is not None:
+        if (who := ports.taken(address, port)) is None:
+            continue
+        if (other := _container_at(name, port, run)) is not None:
+            yield (
+                f"port {port} on {address}, which {name} needs, is held by container {other}, which"
+                f" this collection made too: set sgl_container to {other}, stop that container, or"
+                f" set sgl_{name}_port to another port"
+            )
+        else:
             yield (
                 f"port {port} on {address}, which {name} needs, is taken by {who}: stop it, or set"
                 f" sgl_{name}_port to another port"
             )
+
+
+def _container_at(name: str, port: int, run: Runner) -> str | None:
+    """Another container of this collection that is set to have the port of this service."""
+    variables = {known.name: known.variable for known in services.PORTS}
+    try:
+        return DockerCli(run).holder_of(variables.get(name, name), str(port))
+    except DockerError:
+        return None
 
 
 def _short_of_space(facts: dict[str, Any], options: Options, run: Runner) -> Iterator[str]:

@@ -225,6 +225,9 @@ class Report:
         # end.
         counts = run.get("live") and entry.status == "ok" and not unfinished
         found = run.get("metrics_ready") if counts else None
+        if self._check_mode and "probe" in prep:
+            # As it would be: what was found counts only where it stands for this request.
+            found = found if prep["probe"] == "stands" else None
         warnings = [
             *entry.warnings,
             *(words for words in result.get("warnings") or [] if words not in entry.warnings),
@@ -248,6 +251,9 @@ class Report:
             "notes": entry.notes,
             "smoke": {key: smoke.get(key) for key in _SMOKE_KEYS} if "exit_code" in smoke else None,
             "foreign": (info.get("tree") or {}).get("foreign") or [],
+            "ignored": (info.get("tree") or {}).get("ignored") or [],
+            "container": _container(info),
+            "in_use": _in_use(info),
             "model": _model(about),
             "device": _device(info),
             "versions": (
@@ -347,6 +353,20 @@ def _device(info: dict[str, Any]) -> dict[str, Any] | None:
     if not devices:
         return None
     return {key: value for key, value in devices.items() if key in ("name", "count")}
+
+
+def _container(info: dict[str, Any]) -> dict[str, Any] | None:
+    """The container by the inventory's name, and its id where it is there."""
+    if not (name := info.get("container_name")):
+        return None
+    return {"name": name, "id": (info.get("container") or {}).get("id")}
+
+
+def _in_use(info: dict[str, Any]) -> list[str]:
+    """What ran in the container as the playbook began, in words."""
+    run = info.get("run") or {}
+    prep = run.get("prep") or {}
+    return [*([f"prep {prep.get('prep_id')}"] if prep else []), *(run.get("in_use") or [])]
 
 
 def _rounded(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -67,9 +67,7 @@ class Checkout:
             "[defaults]\ncollections_path = .ansible/collections\n"
         )
 
-    def run(
-        self, hosts: dict[str, dict[str, Any]], serial: str = "100%", **settings: Any
-    ) -> Ran:
+    def run(self, hosts: dict[str, dict[str, Any]], serial: str = "100%", **settings: Any) -> Ran:
         """Run it on these hosts; for each, its variable `double`, and whether it `has` the
         image. `settings` are variables of all.
         """
