@@ -107,7 +107,7 @@ def note_elsewhere(
     """Note in a run that `describe` returned the container in which it is live, where that is
     another one than `container`; `find` describes a container by its id.
     """
-    manifest = run["manifest"]
+    manifest = run.get("manifest")
     if run["live"] or manifest is None:
         return
     if container is not None and container["id"] == manifest["container_id"]:

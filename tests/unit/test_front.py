@@ -172,13 +172,18 @@ def test_a_pointer_of_another_owner_than_expected(
     assert run(monkeypatch, Plays(links=links), "start") == 0
 
 
-@pytest.mark.parametrize("command", ["start", "stop"])
-@pytest.mark.parametrize("words", [["--force"], ["now"], ["-x"]])
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("start", ["--force"]),
+        *((command, given) for command in ("start", "stop") for given in (["now"], ["-x"])),
+    ],
+)
 def test_any_other_argument_is_wrong_usage(
-    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+    command: str, given: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main([command, *words])
+        cli.main([command, *given])
     assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
@@ -368,23 +373,129 @@ def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str)
 # --- running a playbook ---------------------------------------------------------------------------
 
 
-def test_a_playbook_that_ends_before_it_says_anything_shows_what_it_printed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+# What ansible-playbook of ansible-core 2.19.14 printed, shortened, for -e sgl_root='{{ nowhere }}', for
+# -e sgl_tp=many, for an inventory that is no YAML, and for one without the group.
+UNDEFINED = """\
+PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+
+TASK [slice_bench.sglang.preflight : Validating arguments against arg spec 'main'] ***
+[ERROR]: Task failed: 'nowhere' is undefined
+
+Task failed.
+Origin: <unknown>
+
+fatal: [localhost]: FAILED! =>
+    changed: false
+    msg: 'Task failed: ''nowhere'' is undefined'
+"""
+NO_NUMBER = """\
+[ERROR]: Task failed: Action failed: Validation of arguments failed:
+argument 'sgl_tp' is of type str and we were unable to convert to int: "'many'" cannot be \
+converted to an int
+Origin: <unknown>
+
+{'action': 'ansible.builtin.validate_argument_spec'}
+"""
+NO_YAML = """\
+[WARNING]: Failed to parse inventory with 'auto' plugin: YAML parsing failed: While parsing a flow \
+sequence did not find expected ',' or ']'.
+
+[WARNING]: Failed to parse inventory with 'yaml' plugin: YAML parsing failed: While parsing a flow \
+sequence did not find expected ',' or ']'.
+
+Failed to parse inventory with 'yaml' plugin.
+Origin: <inventory plugin 'yaml' with source '/tmp/hosts.yml'>
+
+[WARNING]: Could not match supplied host pattern, ignoring: sglang
+
+PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+skipping: no hosts matched
+"""
+NO_GROUP = NO_YAML[NO_YAML.index("[WARNING]: Could not match") :]
+NO_LOCALE = "ERROR: Ansible could not initialize the preferred locale: unsupported locale setting\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "said"),
+    [
+        (UNDEFINED, 2, "'nowhere' is undefined"),
+        (
+            NO_NUMBER,
+            2,
+            "argument '--tp' is of type str and we were unable to convert to int: \"'many'\" cannot"
+            " be converted to an int",
+        ),
+        (
+            NO_YAML,
+            0,
+            "Failed to parse inventory with 'yaml' plugin: YAML parsing failed: While parsing a"
+            " flow sequence did not find expected ',' or ']'.",
+        ),
+        (NO_GROUP, 0, "the inventory names no host of the group sglang (or --limit leaves none)"),
+        (
+            NO_LOCALE,
+            1,
+            "Ansible could not initialize the preferred locale: unsupported locale setting",
+        ),
+        ("no such inventory\n", 4, "no such inventory"),
+        ("", 250, "ansible-playbook ended without a word"),
+    ],
+)
+def test_a_playbook_that_ends_before_it_says_anything_is_one_sentence_and_a_file(
+    printed: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "printed").write_text(printed)
     program = tmp_path / "ansible-playbook"
-    program.write_text("#!/bin/sh\necho no such inventory; exit 4\n")
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/printed; exit {code}\n")
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
-    with pytest.raises(Failed, match=r"exit code 4:\nno such inventory"):
+    monkeypatch.setenv("SGL_REPORT_DIR", str(tmp_path / "reports"))
+    with pytest.raises(Failed) as caught:
         playbook.play("start", {})
+    [log] = (tmp_path / "reports").glob("start-*.log")
+    assert str(caught.value) == f"{said}; all that was printed is in {log}"
+    assert log.read_text() == printed
+    assert caught.value.exit_code == (1 if code else 2)
 
 
-def test_a_quiet_playbook_has_a_heartbeat_that_names_its_task(
+def test_where_no_report_may_be_written_the_log_is_a_temporary_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(playbook.tempfile, "gettempdir", lambda: str(tmp_path))
+    for kept in (str(tmp_path / "file" / "below"), ""):
+        monkeypatch.setenv("SGL_REPORT_DIR", kept)
+        log = playbook._write_log("stop", ["a\n"])
+        assert log is not None and log.parent == tmp_path and log.read_text() == "a\n"
+
+
+def test_a_playbook_that_fails_on_its_host_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    problem = "no live run: it died. The end of its log:\nValueError: none"
+    program = tmp_path / "ansible-playbook"
+    host = {**validators.example("report")["hosts"][1], "problem": problem, "foreign": []}
+    (tmp_path / "outcome").write_text(json.dumps({"hosts": [host]}))
+    program.write_text(
+        f'#!/bin/sh\ncp {tmp_path}/outcome "$SGL_REPORT_OUTCOME"; echo much; exit 2\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+    monkeypatch.setenv("SGL_REPORT_DIR", str(tmp_path))
+    assert cli.main(["start"]) == 1
+    [log] = tmp_path.glob("start-*.log")
+    assert capsys.readouterr().err == (
+        "ERROR: no live run: it died. The end of its log:\nValueError: none\n"
+        f"All that was printed is in {log}\n"
+    )
+
+
+def test_a_quiet_playbook_has_a_heartbeat_that_says_what_it_is_at(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = tmp_path / "ansible-playbook"
     program.write_text(
-        f"#!{sys.executable}\nimport os, sys, time\nprint('TASK [slice : Build the image] ***',"
+        f"#!{sys.executable}\nimport os, sys, time\nprint('TASK [a.b.image : Build it] ***',"
         " flush=True)\nprint('ok: [localhost]\\nlocalhost: image: pulling',"
         " flush=True)\ntime.sleep(1)\nopen(os.environ['SGL_REPORT_OUTCOME'],"
         ' \'w\').write(\'{"hosts": [{"host": "a"}]}\')\n'
@@ -396,7 +507,7 @@ def test_a_quiet_playbook_has_a_heartbeat_that_names_its_task(
     said = capsys.readouterr().err
     assert (
         "localhost: image: pulling\n" in said
-        and "start: 0 s: Build the image\n" in said
+        and "start: 0 s: getting the image\n" in said
         and "ok: [localhost]" not in said
     )
 
