@@ -48,10 +48,10 @@ def whose(host: dict[str, Any]) -> str:
     ignored = host.get("ignored") or []
     if not ignored:
         return "belongs to whom it should"
-    count = "1 path" if len(ignored) == 1 else f"{len(ignored)} paths"
+    count = "1 path in it does" if len(ignored) == 1 else f"{len(ignored)} paths in it do"
     return (
-        f"{count} in it does not belong to whom it should, which HOST_DIR_OWNERSHIP_IGNORE=1"
-        f" ignores ({ignored[0]}{', ...' if len(ignored) > 1 else ''})"
+        f"{count} not belong to whom it should, which HOST_DIR_OWNERSHIP_IGNORE=1 ignores"
+        f" ({ignored[0]}{', ...' if len(ignored) > 1 else ''})"
     )
 
 

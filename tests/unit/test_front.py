@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from slice_bench import caller, cli, commands, fleet, playbook, profiles
+from sgl_admin.contract import options
+from slice_bench import caller, cli, commands, fleet, playbook, profiles, words
 from slice_bench.caller import WrongUsage
 from slice_bench.playbook import Failed, Outcome
 from tests.contract import validators
@@ -205,6 +207,244 @@ def test_stop_without_docker_has_nothing_to_do(
     assert run(monkeypatch, plays, "stop") == 0 and plays.asked == []
 
 
+# --- which host, which container ------------------------------------------------------------------
+
+
+def test_options_of_a_host_go_to_ansible_playbook_from_wherever_the_caller_stands(
+    monkeypatch: pytest.MonkeyPatch, inventory: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(commands, "docker_up", lambda: pytest.fail("Docker was looked for"))
+    monkeypatch.chdir(tmp_path)
+    given = ["-i", "hosts.yml", "-i", "a,b", "-l", "a", "-e", "sgl_tp=2", "-e", "@more.yml"]
+    wanted = (
+        *("--inventory", inventory, "--inventory", "a,b", "--limit", "a"),
+        *("--extra-vars", "sgl_tp=2", "--extra-vars", f"@{tmp_path}/more.yml"),
+    )
+    for command in (["start"], ["stop"], ["smoke"], ["provider-prep", BASELINE]):
+        plays = Plays(smoke={"summary": None, "path": None, "exit_code": 5})
+        run(monkeypatch, plays, *command, *given)
+        assert [flags for *_, flags in plays.asked] == [wanted], command
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("command", ["start", "stop", "smoke", "server status"])
+def test_an_inventory_that_is_missing_is_wrong_usage(
+    how: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = ["-i", "inventories/gh20"] if how == "option" else []
+    if how == "environment":
+        monkeypatch.setenv("ANSIBLE_INVENTORY", "inventories/gh20")
+    name, *action = command.split()
+    plays = Plays()
+    assert run(monkeypatch, plays, name, *option, *action) == 2 and plays.asked == []
+    assert capsys.readouterr().err == "ERROR: there is no inventory inventories/gh20\n"
+
+
+class Docker:
+    """Stands for this machine's Docker, which has one container by this id; keeps what was done in
+    it.
+    """
+
+    def __init__(self, folder: Path, container_id: str, refuses: str = "") -> None:
+        folder.mkdir()
+        self._asked = folder / "asked"
+        state = {"Running": True, "Status": "running", "StartedAt": "x", "ExitCode": 0, "Pid": 7}
+        found = {"Id": container_id, "Image": "i", "State": state}
+        (folder / "inspected").write_text(json.dumps([found]))
+        program = folder / "docker"
+        program.write_text(
+            f"#!/bin/sh\n[ -z '{refuses}' ] || {{ echo '{refuses}' >&2; exit 1; }}\n"
+            f'case "$1 $3" in\n"container {container_id}") exec cat {folder}/inspected;;\n'
+            'container*) echo "Error: No such container: $3" >&2; exit 1;;\n'
+            f'*) echo "$*" >> {self._asked}; exit 7;;\nesac\n'
+        )
+        program.chmod(0o755)
+
+    @property
+    def done(self) -> list[str]:
+        return self._asked.read_text().splitlines() if self._asked.exists() else []
+
+
+def test_the_server_is_that_of_the_inventorys_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    docker = Docker(tmp_path / "bin", "c" * 64)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
+    assert run(monkeypatch, plays, "server", "-e", "x=1", "status", "--json", "--wait", "5") == 7
+    assert docker.done == [f"exec {'c' * 64} sgl-admin server status --json --wait 5"]
+    assert plays.asked == [("look", {}, ("--extra-vars", "x=1"))]
+
+
+@pytest.mark.parametrize(
+    ("container_id", "refuses", "code", "said"),
+    [
+        (None, "", 4, "there is no container sglang-gpu7, so no server"),
+        # A container of that name, or of the default one, is here all the same.
+        ("d" * 64, "", 1, "container sglang-gpu7 is on gh200-01, which is another machine"),
+        ("c" * 64, "permission denied: /var/run/docker.sock", 1, "no permission to use Docker"),
+        ("c" * 64, "Cannot connect to the Docker daemon at x", 1, "daemon does not answer"),
+    ],
+)
+@pytest.mark.parametrize("action", ["start", "status", "stop"])
+def test_no_other_containers_server_is_touched(
+    action: str,
+    container_id: str | None,
+    refuses: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    docker = Docker(tmp_path / "bin", "c" * 64, refuses)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    container = {"name": "sglang-gpu7", "id": container_id}
+    plays = Plays(container=container, host="gh200-01")
+    assert run(monkeypatch, plays, "server", action) == code
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and docker.done == []
+
+
+@pytest.mark.parametrize(
+    ("given", "in_use", "status", "code"),
+    [
+        ([], ["a smoke"], "failed", 5),
+        ([], [], "failed", 1),
+        (["--force"], ["a smoke"], "failed", 1),
+        (["--force"], ["a smoke"], "ok", 0),
+        ([], [], "ok", 0),
+    ],
+)
+def test_stop_has_a_code_for_what_runs_and_a_flag_that_ends_it(
+    given: list[str], in_use: list[str], status: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays = Plays(
+        status=status,
+        problem="Container c is not stopped: set sgl_stop_force to true",
+        in_use=in_use,
+        container={"name": "c", "id": "c" * 64},
+    )
+    assert run(monkeypatch, plays, "stop", *given) == code
+    assert plays.asked == [("stop", {"sgl_stop_force": True} if given else {}, ())]
+
+
+@pytest.mark.parametrize("container_id", [None, "c" * 64])
+def test_stop_names_the_inventorys_container_and_what_it_did(
+    container_id: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, Plays(container={"name": "mine", "id": container_id}), "stop") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "Container mine is stopped and removed"
+        if container_id
+        else "Nothing runs: there is no container mine."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ignored", "said"),
+    [
+        ([], "is there and belongs to whom it should;"),
+        (["/o/x"], "1 path in it does not belong to whom it should, which HOST_DIR_OWNERSHIP"),
+        (["/o/x", "/o/y"], "2 paths in it do not belong"),
+    ],
+)
+def test_validate_only_says_whether_the_owner_is_right(
+    ignored: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VALIDATE_ONLY", "1")
+    monkeypatch.setenv("HOST_DIR_OWNERSHIP_IGNORE", "1")
+    assert run(monkeypatch, Plays(ignored=ignored), "start") == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("belongs to whom it should" in out) is not bool(ignored)
+
+
+# What Docker's client said in 20.10, in 28 and in 29 (client/request.go of moby).
+REFUSED = (
+    "Got permission denied while trying to connect to the Docker daemon socket at"
+    " unix:///var/run/docker.sock: Get http://x/version: connect: permission denied",
+    "permission denied while trying to connect to the Docker daemon socket at"
+    " unix:///var/run/docker.sock",
+    "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock",
+)
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_docker_that_runs_and_refuses_this_user_is_told_as_that(
+    words: str, tmp_path: Path
+) -> None:
+    for name in ("bash", "dirname", "grep", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    answers = {
+        "id": '[ "$1" = -u ] && echo 1000 || echo ops',
+        "docker": f"echo '{words}' >&2; exit 1",
+    }
+    for name, text in answers.items():
+        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "docker_up.sh")],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stderr == (
+        "docker_up.sh: Docker runs, but ops has no permission to use it: run 'sudo usermod -aG"
+        " docker ops' (or ask an administrator to), log in again, and repeat.\n"
+    )
+
+
+# --- the caller's words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("2 devices: set sgl_tp to 1", "2 devices: set --tp to 1"),
+        ("set sgl_container to x", "set CONTAINER_NAME to x"),
+        ("or set sgl_ownership_ignore: true", "or set HOST_DIR_OWNERSHIP_IGNORE=1"),
+        ("no model: set sgl_model to it", "no model: set model.name of the profile to it"),
+        ("set sgl_stop_force to true to end it", "pass --force to end it"),
+        ("stop it (playbooks/stop.yml) first", "stop it (slice_bench stop) first"),
+        ("prepare it (playbooks/prep.yml)", "prepare it (slice_bench provider-prep)"),
+        (
+            "log in again, or set ansible_become (denied)",
+            "log in again, or run this with sudo (denied)",
+        ),
+        (
+            "port 9090 is taken: set sgl_prometheus_port to another port",
+            "port 9090 is taken: set sgl_prometheus_port to another port (-e NAME=VALUE sets a"
+            " variable sgl_..., and so does the inventory)",
+        ),
+        ("it died\nlog: sgl_tp", "it died\nlog: --tp"),
+        ("run `chown -R a:b /x`", "run `chown -R a:b /x`"),
+    ],
+)
+def test_a_caller_reads_its_own_words(
+    said: str, heard: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, Plays(1, problem=said, notes=[said]), "start")
+    assert capsys.readouterr().err == f"ERROR: {heard}\n"
+    run(monkeypatch, Plays(notes=[said]), "provider-prep", BASELINE)
+    assert capsys.readouterr().err.startswith(f"{heard}\n")
+
+
+def test_each_word_of_a_caller_stands_for_a_variable_that_there_is() -> None:
+    assert set(words.NAMES) <= set(options.BY_NAME)
+
+
+@pytest.mark.parametrize("role", [path.name for path in sorted((ROOT / "roles").iterdir())])
+def test_a_callers_heartbeat_says_what_each_role_is_at(role: str) -> None:
+    quiet = {"dashboard", "settings"}  # No command of the front plays them.
+    assert (words.doing(role) == "working") is (role in quiet)
+
+
 # --- profiles and provider-prep -------------------------------------------------------------------
 
 
@@ -373,8 +613,8 @@ def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str)
 # --- running a playbook ---------------------------------------------------------------------------
 
 
-# What ansible-playbook of ansible-core 2.19.14 printed, shortened, for -e sgl_root='{{ nowhere }}', for
-# -e sgl_tp=many, for an inventory that is no YAML, and for one without the group.
+# What ansible-playbook of ansible-core 2.19.14 printed, shortened: for -e sgl_root='{{ nowhere }}',
+# for -e sgl_tp=many, for an inventory that is no YAML, and for one without the group.
 UNDEFINED = """\
 PLAY [Make the host tree and check its owner, without asking Docker anything] ***
 
