@@ -456,9 +456,9 @@ def _taken_ports(container: dict[str, Any] | None, options: Options, run: Runner
             continue
         if (other := _container_at(name, port, run)) is not None:
             yield (
-                f"port {port} on {address}, which {name} needs, is held by container {other}, which"
-                f" this collection made too: set sgl_container to {other}, stop that container, or"
-                f" set sgl_{name}_port to another port"
+                f"port {port} on {address}, which {name} needs, is taken by {who}, and container"
+                f" {other} of this collection is set to have it: set sgl_container to {other}, stop"
+                f" that container, or set sgl_{name}_port to another port"
             )
         else:
             yield (

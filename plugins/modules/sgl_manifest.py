@@ -30,6 +30,12 @@ options:
     type: str
     choices: [live, absent]
     default: live
+  expected:
+    description:
+      - What a container that has to be created gets, C(image) (its id) and C(inputs) (the digest of
+        its options).
+      - In check mode the difference to the container as it is, and to its run, is shown.
+    type: dict
   timeout:
     description: Seconds to wait for the live run. A container that is not running is not waited
       for.
@@ -42,7 +48,7 @@ attributes:
       RV(live) tells.
   diff_mode:
     support: full
-    description: The only thing that it changes is the pointer, which it removes.
+    description: Shows the pointer that it removes, and with O(expected) what a start would change.
 author:
   - slice_bench.sglang contributors (@slice-bench)
 """
@@ -121,6 +127,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    CONTAINER_LABEL,
     DockerCli,
     DockerError,
 )
@@ -156,7 +163,8 @@ class ManifestModule:
             run, container = self.look()
             waited = time.monotonic() - started
             if run["live"] or self.module.check_mode:
-                return {"changed": False, "waited_s": round(waited, 3), **run}
+                diff = self.foretold(run, container) if self.module.check_mode else {}
+                return {"changed": False, "waited_s": round(waited, 3), **diff, **run}
             status = container["status"] if container else "absent"
             # A container that starts again and again for longer than this will not come up by
             # itself.
@@ -171,6 +179,29 @@ class ManifestModule:
                 )
                 raise run_record.RecordError(f"{what}. The end of its log:\n{self.container_log()}")
             time.sleep(_POLL_S)
+
+    def foretold(
+        self, run: dict[str, Any], container: dict[str, Any] | None
+    ) -> dict[str, dict[str, Any]]:
+        """The difference that a start would make; empty where nothing is expected."""
+        expected = self.module.params["expected"]
+        if expected is None:
+            return {}
+        before: dict[str, Any] = {"container": "absent"}
+        if container is not None:
+            before = {
+                "container": container["status"],
+                "image": container["image_id"],
+                "options": str(container["labels"].get(CONTAINER_LABEL, "unknown")),
+                "run": run["run_id"] or "none",
+            }
+        after = {
+            "container": "running",
+            "image": str(expected.get("image")),
+            "options": str(expected.get("inputs")),
+            "run": "a new one, which the pointer names",
+        }
+        return {"diff": {"before": before, "after": after}}
 
     def absent(self) -> dict[str, Any]:
         run, container = self.look()
@@ -215,6 +246,7 @@ def main() -> None:
             "telemetry_root": {"type": "path", "required": True},
             "container": {"type": "str", "default": "sglang-dev"},
             "state": {"type": "str", "choices": ["live", "absent"], "default": "live"},
+            "expected": {"type": "dict"},
             "timeout": {"type": "float", "default": 60},
         },
         supports_check_mode=True,

@@ -42,7 +42,11 @@ class Plays:
 
     def __init__(self, number: int = 0, **changes: Any) -> None:
         self.asked: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
-        self.host = {**validators.example("report")["hosts"][number], **changes}
+        self.host = {
+            **validators.example("report")["hosts"][number],
+            "container": {"name": "sglang-dev", "id": "c" * 64},
+            **changes,
+        }
 
     def __call__(self, name: str, variables: dict[str, Any], *flags: str, **_: Any) -> Outcome:
         self.asked.append((name, variables, flags))
