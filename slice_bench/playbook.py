@@ -25,6 +25,8 @@ _TASK = re.compile(r"^TASK \[(?:(?:[\w.]*\.)?(\w+) : )?.*\] \**$")
 # What the collection's actions say of long work, "<host>: ...", and not Ansible's own "ok:
 # [<host>]".
 _PROGRESS = re.compile(r"^(?!included: )[\w.-]+: [^\s\[]")
+# What follows is an error's, which may hold lines of any form.
+_ERROR = re.compile(r"^(?:\[ERROR\]:|ERROR[!:]|fatal: )")
 
 
 class Failed(Exception):
@@ -129,7 +131,7 @@ def _with_log(problem: str, log: Path | None) -> str:
         return problem
     if "\n" in problem:
         return f"{problem}\nAll that was printed is in {log}"
-    return f"{problem}; all that was printed is in {log}"
+    return f"{problem.rstrip('.')}; all that was printed is in {log}"
 
 
 def _write_log(name: str, output: list[str]) -> Path | None:
@@ -211,12 +213,14 @@ def _follow(process: subprocess.Popen[str], name: str, verbose: bool, heartbeat:
     beat = _Heartbeat(name)
     if heartbeat:
         beat.start()
+    is_error = False
     assert process.stdout is not None
     for line in process.stdout:
         output.append(line)
+        is_error = is_error or bool(_ERROR.match(line))
         if found := _TASK.match(line):
-            beat.doing = words.doing(found[1])
-        if verbose or _PROGRESS.match(line):
+            beat.doing, is_error = words.doing(found[1]), False
+        if verbose or (_PROGRESS.match(line) and not is_error):
             beat.say(line.rstrip())
     process.wait()
     beat.ended.set()

@@ -187,7 +187,7 @@ def in_use_by_locks(container: dict[str, Any]) -> list[str]:
         return []
     locks = Path(profiles) / places.LOCKS
     return [
-        f"{words} (its record cannot be read, and {locks / name}.lock is held)"
+        f"{words} ({locks / name}.lock is held)"
         for name, words in _HOLDERS.items()
         if _held(locks / f"{name}.lock")
     ]

@@ -164,7 +164,7 @@ class ManifestModule:
             waited = time.monotonic() - started
             if run["live"] or self.module.check_mode:
                 diff = self.foretold(run, container) if self.module.check_mode else {}
-                return {"changed": False, "waited_s": round(waited, 3), **diff, **run}
+                return {"changed": bool(diff), "waited_s": round(waited, 3), **diff, **run}
             status = container["status"] if container else "absent"
             # A container that starts again and again for longer than this will not come up by
             # itself.

@@ -239,7 +239,7 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
     if reason := stage.skip_reason(context):
         return Decision(stage, "skipped", reason)
     if why := stage.unsupported(context):
-        return Decision(stage, "run", explanation=why)
+        return Decision(stage, "run", explanation=f"it would fail, as it is unsupported: {why}")
     decision = Decision(
         stage,
         "run",
@@ -247,12 +247,16 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
         key=stage.key(context),
         missing_batch_sizes=stage.missing_batch_sizes(context),
     )
-    explanation = findings.problem(decision.record) or stage.lacking(context)
+    problem = findings.problem(decision.record)
+    # What is lacking agrees with the missing batch sizes; a record's problem may be of all of them.
+    explanation = stage.lacking(context) or problem
     if dead_owner(stage.name):
-        findings.warn(f"an earlier {stage.name} was killed before it finished; it is done again")
+        killed = f"an earlier {stage.name} was killed before it finished"
+        findings.warn(f"{killed}; it is done again")
+        explanation = explanation or killed
     elif mode == "ensure" and explanation is None:
         return replace(decision, action="noop", reason="valid_signature")
-    return replace(decision, explanation=explanation)
+    return replace(decision, explanation=explanation or f"{mode} was requested")
 
 
 def _standing_proof(run_id: str, findings: _Findings) -> dict[str, Any] | None:

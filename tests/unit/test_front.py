@@ -673,7 +673,7 @@ NO_LOCALE = "ERROR: Ansible could not initialize the preferred locale: unsupport
             NO_YAML,
             0,
             "Failed to parse inventory with 'yaml' plugin: YAML parsing failed: While parsing a"
-            " flow sequence did not find expected ',' or ']'.",
+            " flow sequence did not find expected ',' or ']'",
         ),
         (NO_GROUP, 0, "the inventory names no host of the group sglang (or --limit leaves none)"),
         (
@@ -686,7 +686,12 @@ NO_LOCALE = "ERROR: Ansible could not initialize the preferred locale: unsupport
     ],
 )
 def test_a_playbook_that_ends_before_it_says_anything_is_one_sentence_and_a_file(
-    printed: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    printed: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "printed").write_text(printed)
     program = tmp_path / "ansible-playbook"
@@ -700,6 +705,7 @@ def test_a_playbook_that_ends_before_it_says_anything_is_one_sentence_and_a_file
     assert str(caught.value) == f"{said}; all that was printed is in {log}"
     assert log.read_text() == printed
     assert caught.value.exit_code == (1 if code else 2)
+    assert capsys.readouterr().err == "", "an error's lines are no progress"
 
 
 def test_where_no_report_may_be_written_the_log_is_a_temporary_file(
