@@ -24,7 +24,7 @@ _REPORT = "slice_bench.sglang.report"
 _TASK = re.compile(r"^TASK \[(?:(?:[\w.]*\.)?(\w+) : )?.*\] \**$")
 # What the collection's actions say of long work, "<host>: ...", and not Ansible's own "ok:
 # [<host>]".
-_PROGRESS = re.compile(r"^(?!included: )[\w.-]+: [^\s\[]")
+_PROGRESS = re.compile(r"^(?!(?:included|skipping|Origin): )[\w.-]+: [^\s\[]")
 # What follows is an error's, which may hold lines of any form.
 _ERROR = re.compile(r"^(?:\[ERROR\]:|ERROR[!:]|fatal: )")
 
@@ -75,18 +75,6 @@ def play(
     with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
         given, outcome = Path(folder) / "variables.json", Path(folder) / "outcome.json"
         given.write_text(json.dumps(variables), encoding="utf-8")
-        environment = {
-            **_environment(outcome),
-            "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-        }
-        for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
-            # The caller may stand elsewhere than the checkout; an inventory may be a list of hosts,
-            # too.
-            if environment.get(place) and (
-                place == "SGL_REPORT_DIR" or os.path.exists(environment[place])
-            ):
-                environment[place] = os.path.abspath(environment[place])
         process = subprocess.Popen(
             [
                 str(_program("ansible-playbook")),
@@ -101,7 +89,7 @@ def play(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=environment,
+            env=_environment_of_checkout(outcome),
         )
         try:
             output = _follow(process, name, verbose, heartbeat)
@@ -123,6 +111,22 @@ def play(
             " use `slice_bench fleet` to prepare all"
         )
     return Outcome(hosts[0], log)
+
+
+def _environment_of_checkout(outcome: Path) -> dict[str, str]:
+    """The environment of a playbook that runs in the checkout, wherever the caller stands."""
+    environment = {
+        **_environment(outcome),
+        "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
+        # An inventory may be a list of hosts, too.
+        if environment.get(place) and (
+            place == "SGL_REPORT_DIR" or os.path.exists(environment[place])
+        ):
+            environment[place] = os.path.abspath(environment[place])
+    return environment
 
 
 def _with_log(problem: str, log: Path | None) -> str:

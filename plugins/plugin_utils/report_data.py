@@ -224,10 +224,9 @@ class Report:
         # What was found before counts only where nothing failed since, and the host went to its
         # end.
         counts = run.get("live") and entry.status == "ok" and not unfinished
+        # In check mode as it would be: what was found counts only where it stands for this request.
+        counts = counts and not (self._check_mode and prep.get("probe", "stands") != "stands")
         found = run.get("metrics_ready") if counts else None
-        if self._check_mode and "probe" in prep:
-            # As it would be: what was found counts only where it stands for this request.
-            found = found if prep["probe"] == "stands" else None
         warnings = [
             *entry.warnings,
             *(words for words in result.get("warnings") or [] if words not in entry.warnings),
@@ -250,10 +249,7 @@ class Report:
             "prep_status": prep.get("status"),
             "notes": entry.notes,
             "smoke": {key: smoke.get(key) for key in _SMOKE_KEYS} if "exit_code" in smoke else None,
-            "foreign": (info.get("tree") or {}).get("foreign") or [],
-            "ignored": (info.get("tree") or {}).get("ignored") or [],
-            "container": _container(info),
-            "in_use": _in_use(info),
+            **_as_found(info),
             "model": _model(about),
             "device": _device(info),
             "versions": (
@@ -353,6 +349,17 @@ def _device(info: dict[str, Any]) -> dict[str, Any] | None:
     if not devices:
         return None
     return {key: value for key, value in devices.items() if key in ("name", "count")}
+
+
+def _as_found(info: dict[str, Any]) -> dict[str, Any]:
+    """What the look at the host says, before anything was done."""
+    tree = info.get("tree") or {}
+    return {
+        "foreign": tree.get("foreign") or [],
+        "ignored": tree.get("ignored") or [],
+        "container": _container(info),
+        "in_use": _in_use(info),
+    }
 
 
 def _container(info: dict[str, Any]) -> dict[str, Any] | None:
