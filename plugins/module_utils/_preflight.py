@@ -441,9 +441,11 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
             )
 
 
-def _taken_ports(container: dict[str, Any] | None, options: Options, run: Runner) -> Iterator[str]:
+def _taken_ports(
+    container: dict[str, Any] | None, options: Options, run: Runner | None = None
+) -> Iterator[str]:
     """A running container holds its ports itself; sgl-admin sees to the server's when it starts
-    one.
+    one. `run` asks Docker for another container that has a taken port.
     """
     if container is not None and run_record.is_up(container):
         return
@@ -454,7 +456,7 @@ def _taken_ports(container: dict[str, Any] | None, options: Options, run: Runner
         address = "127.0.0.1" if name == "sglang" else options.bind_address
         if (who := ports.taken(address, port)) is None:
             continue
-        if (other := _container_at(name, port, run)) is not None:
+        if run is not None and (other := _container_at(name, port, run)) is not None:
             yield (
                 f"port {port} on {address}, which {name} needs, is taken by {who}, and container"
                 f" {other} of this collection is set to have it: set sgl_container to {other}, stop"

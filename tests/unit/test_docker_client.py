@@ -146,7 +146,8 @@ def test_a_container_is_described(docker: Docker) -> None:
         "ExitCode": 0,
         "Pid": 7,
     }
-    found = {"Id": "c" * 64, "Image": "sha256:1", "Config": {"Labels": None}, "State": state}
+    found: dict[str, Any] = {"Id": "c" * 64, "Image": "sha256:1", "State": state}
+    found["Config"] = {"Labels": None}
     docker.answers = {"container inspect": (0, json.dumps([found]), "")}
     described = DockerCli(docker).container("x")
     assert (

@@ -24,7 +24,7 @@ class Manifest(ManifestModule):
         params = {"telemetry_root": str(telemetry), "container": "sglang-dev", "timeout": 0}
         params = {**params, "state": "live", "expected": None, **given}
         check_mode = params.pop("check_mode", False)
-        super().__init__(SimpleNamespace(params=params, check_mode=check_mode))  # type: ignore[arg-type]
+        super().__init__(SimpleNamespace(params=params, check_mode=check_mode))
         self._there = there
 
     def _container(self, name: str) -> dict[str, Any] | None:

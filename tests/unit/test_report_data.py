@@ -196,8 +196,8 @@ def test_check_mode_tells_readiness_as_it_would_be(probe: str, ready: bool | Non
     """A run that is ready as it was found is not ready for a request that it has no proof of."""
     told = Told(check_mode=True)
     told.task("a", "sgl_host_info", "preflight", **{**INFO, "run": {**RUN, "metrics_ready": True}})
-    plan = {"stages": {"inductor": "noop"}, "probe": probe, "exit_code": 0}
-    told.task("a", "sgl_prep", "provider_prep", **plan)
+    stages = {"inductor": "noop"}
+    told.task("a", "sgl_prep", "provider_prep", stages=stages, probe=probe, exit_code=0)
     assert told.host()["metrics_ready"] is ready
 
 
