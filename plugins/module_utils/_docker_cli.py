@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import NoneType
 from typing import Any
 
@@ -114,7 +114,8 @@ class DockerCli:
             return None
         return {
             "id": _part(found, str, "Id"),
-            "name": _part({"Name": name, **found}, str, "Name").lstrip("/"),
+            # A description without them costs but these parts.
+            "name": found["Name"].lstrip("/") if isinstance(found.get("Name"), str) else name,
             "image_id": _part(found, str, "Image"),
             "labels": _labels(found),
             "running": (
@@ -126,10 +127,7 @@ class DockerCli:
             "started_at": _part(found, str, "State", "StartedAt"),
             "exit_code": _part(found, int, "State", "ExitCode"),
             "pid": _part(found, int, "State", "Pid"),
-            "mounts": {
-                _part(mount, str, "Destination"): _part(mount, str, "Source")
-                for mount in _part({"Mounts": [], **found}, list, "Mounts")
-            },
+            "mounts": dict(_mounts(found.get("Mounts"))),
         }
 
     def holder_of(self, variable: str, value: str) -> str | None:
@@ -152,6 +150,15 @@ def _part(found: Any, kind: type | tuple[type, ...], *keys: str) -> Any:
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         raise DockerError(f"docker's description has no valid {'.'.join(keys)}: {_STRANGE}")
     return found
+
+
+def _mounts(found: Any) -> Iterator[tuple[str, str]]:
+    """Where each of the host's folders is mounted, and which it is."""
+    for mount in found if isinstance(found, list) else []:
+        if isinstance(mount, dict):
+            target, source = mount.get("Destination"), mount.get("Source")
+            if isinstance(target, str) and isinstance(source, str):
+                yield target, source
 
 
 def _labels(found: dict[str, Any]) -> dict[str, Any]:
