@@ -206,6 +206,7 @@ def test_no_exit_code_has_two_meanings() -> None:
     commands = [code for name, code in vars(exit_codes).items() if name.startswith("EXIT_")]
     codes = [*commands, *(stage.exit_code for stage in stages.STAGES)]
     assert len(codes) == len(set(codes)) > len(RELEASED)
+    assert set(commands) == set(exit_codes.MEANINGS)
     # What a shell says of a program that it cannot start, or that a signal ended, is at 126 on.
     assert {code for code in codes if code > 125} == {exit_codes.EXIT_SIGINT}
 
