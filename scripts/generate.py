@@ -5,7 +5,6 @@ Whole files have a first line that says so; parts of files stand between two mar
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import sys
@@ -15,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sgl_admin.contract import options, places, services, stages  # noqa: E402
+from sgl_admin.contract import exit_codes, options, places, services, stages  # noqa: E402
 from sgl_admin.contract.options import Option  # noqa: E402
 
 HEADER = "# Generated from plugins/module_utils/_contract by `make generate`.\n"
 WIDTH = 100
+EXAMPLES = "tests/contract/examples"
 
 
 def role_defaults() -> str:
@@ -199,6 +201,15 @@ def _text(option: Option) -> str:
     return plain + choices
 
 
+def exit_code_table() -> str:
+    """The exit codes of sgl-admin."""
+    meanings = {**exit_codes.MEANINGS}
+    for stage in stages.STAGES:
+        meanings[stage.exit_code] = f"`{stage.name}` is the first stage that failed"
+    rows = [f"| {code} | {meaning} |" for code, meaning in sorted(meanings.items())]
+    return "\n".join(["| exit code | meaning |", "|---|---|", *rows, ""])
+
+
 def prep_task() -> str:
     """What the role provider_prep passes to sgl_prep as it is."""
     mode = "provider_prep_modes.{} | default(provider_prep_default_mode)"
@@ -216,6 +227,11 @@ def dockerfile_caches() -> str:
         f"{variable}=/profiles/{cache}" for variable, cache in places.CACHE_VARIABLES.items()
     ]
     return "ENV " + " \\\n    ".join(settings) + "\n"
+
+
+def share_stages() -> str:
+    """The choices of a stage in sgl_share's documentation."""
+    return f"        choices: [{', '.join(stages.NAMES)}]\n"
 
 
 def schema_names() -> str:
@@ -249,61 +265,103 @@ def _stage_code(stage: stages.Stage) -> str:
     return json.dumps({"if": {"properties": {"stage": name}}, "then": {"properties": holds}})
 
 
-# Names that schemas list: where three or more of one list stand together, all of it must.
-SCHEMA_LISTS = (
-    stages.NAMES,
-    tuple(places.CACHES),
-    services.SURFACES,
-)
-_REQUIRED = re.compile(r'"required": \[((?:"\w+"(?:, )?)+)\]')
+# Names that schemas list, and how many of one list must stand together to be that list.
+SCHEMA_LISTS = {
+    stages.NAMES: 3,
+    tuple(places.CACHES): 3,
+    services.SURFACES: 3,
+    services.NAMES: 3,
+    services.EXPORTERS: 2,
+}
+SCHEMA_NAMES = {name for names in SCHEMA_LISTS for name in names}
+_REQUIRED = re.compile(r'"required": \[([^\]]+)\]')
 
 
 def schema(text: str) -> str:
-    """A schema's text with every such list whole."""
-    for names in SCHEMA_LISTS:
-        text = _REQUIRED.sub(functools.partial(_required, names), text)
-        text = _whole_runs(text, names)
-    return text
+    """A schema's text with every such list whole, in `required` and where each has its own line."""
+    return _whole_runs(_REQUIRED.sub(_required, text))
 
 
-def _required(names: tuple[str, ...], found: re.Match[str]) -> str:
+def _list_of(found: list[str]) -> tuple[str, ...]:
+    """The list that these names are of: the one that has most of them, or the shortest such."""
+    matches = [(sum(name in names for name in found), names) for names in SCHEMA_LISTS]
+    enough = [(count, names) for count, names in matches if count >= SCHEMA_LISTS[names]]
+    return max(enough, key=lambda match: (match[0], -len(match[1])), default=(0, ()))[1]
+
+
+def _required(found: re.Match[str]) -> str:
+    """The list with all of its names, in their order, from where the first of them stood."""
     listed = json.loads(f"[{found[1]}]")
-    if len(listed) < 3 or not set(listed) <= set(names):
+    names = _list_of(listed)
+    ours = [name for name in listed if name in names]
+    if ours == list(names):
         return found[0]
-    return f'"required": {json.dumps(list(names))}'
+    first = listed.index(ours[0])
+    rest = [name for name in listed[first:] if name not in names]
+    return f'"required": {json.dumps([*listed[:first], *names, *rest])}'
 
 
-def _whole_runs(text: str, names: tuple[str, ...]) -> str:
+def _whole_runs(text: str) -> str:
     """Lines that follow each other and differ in one of these names only: one for each name."""
     made: list[str] = []
     run: list[str] = []
+    named: list[str] = []
     template = None
     for line in [*text.split("\n"), ""]:
-        shape = _shape(line, names)
+        name, shape = _shape(line)
         if run and shape != template:
-            made += _expanded(run, template, names)
-            run = []
+            made += _expanded(run, template, _list_of(named))
+            run, named = [], []
         template = shape
-        if shape is None:
+        if name is None:
             made.append(line)
         else:
             run.append(line)
+            named.append(name)
     return "\n".join(made[:-1])
 
 
-def _shape(line: str, names: tuple[str, ...]) -> str | None:
-    """The line without its name and its comma; None where it does not name exactly one."""
-    named = {word for word in re.findall(r'"(\w+)"', line) if word in names}
+def _shape(line: str) -> tuple[str | None, str | None]:
+    """A line's name, and the line without it and its comma; None where it does not name one."""
+    named = SCHEMA_NAMES.intersection(re.findall(r'"(\w+)"', line))
     if len(named) != 1:
-        return None
-    return line.rstrip(",").replace(f'"{named.pop()}"', '"NAME"')
+        return None, None
+    [name] = named
+    return name, line.rstrip(",").replace(f'"{name}"', '"NAME"')
 
 
 def _expanded(run: list[str], template: str | None, names: tuple[str, ...]) -> list[str]:
-    if len(run) < 3 or template is None:
+    if template is None or not names:
         return run
     lines = [template.replace('"NAME"', f'"{name}"') + "," for name in names]
     return lines if run[-1].endswith(",") else [*lines[:-1], lines[-1].rstrip(",")]
+
+
+def example(name: str, schemas: dict[str, str], text: str) -> str:
+    """A contract's example with all keys that its schema requires: a new stage, exporter or cache
+    is there as the one before it.
+    """
+    documents = {path.rpartition("/")[2]: json.loads(made) for path, made in schemas.items()}
+    resources = [(key, Resource.from_contents(document)) for key, document in documents.items()]
+    registry: Registry[Any] = Registry().with_resources(resources)
+    validator = Draft202012Validator(documents[f"{name}.schema.json"], registry=registry)
+    document = json.loads(text)
+    errors = [error for error in validator.iter_errors(document) if error.validator == "required"]
+    completed = [_complete(error.instance, error.validator_value) for error in errors]
+    return json.dumps(document, indent=2) + "\n" if any(completed) else text
+
+
+def _complete(part: dict[str, Any], required: list[str]) -> bool:
+    """Add the names that a part of an example lacks, each as a copy of the one before it."""
+    lacking = [name for name in required if name in SCHEMA_NAMES and name not in part]
+    for name in lacking:
+        place = required.index(name)
+        before = required[place - 1] if place else required[1]
+        part[name] = json.loads(json.dumps(part[before]).replace(f'"{before}"', f'"{name}"'))
+    others = [name for name in part if name not in required]
+    for name in [*(name for name in required if name in part), *others]:
+        part[name] = part.pop(name)
+    return bool(lacking)
 
 
 # Whole files, and parts of files with the patterns of the lines around them.
@@ -314,31 +372,41 @@ FILES: dict[str, Callable[[], str]] = {
     "roles/dashboard/meta/argument_specs.yml": dashboard_spec,
     "plugins/doc_fragments/options.py": doc_fragments,
 }
-PARTS: dict[str, tuple[str, str, Callable[[], str]]] = {
-    "README.md": ("<!-- variables -->\n", "<!-- end of variables -->\n", readme_table),
-    "roles/provider_prep/tasks/main.yml": (
+PARTS: list[tuple[str, str, str, Callable[[], str]]] = [
+    ("README.md", "<!-- variables -->\n", "<!-- end of variables -->\n", readme_table),
+    ("README.md", "<!-- exit codes -->\n", "<!-- end of exit codes -->\n", exit_code_table),
+    (
+        "roles/provider_prep/tasks/main.yml",
         "    # Generated from the contract by `make generate`.\n",
         "    # End of generated lines.\n",
         prep_task,
     ),
-    "roles/image/files/Dockerfile": (
+    (
+        "roles/image/files/Dockerfile",
         "# Cache variables, generated by `make generate`.\n",
         "# End of cache variables.\n",
         dockerfile_caches,
     ),
-    "schemas/common.schema.json": (
+    (
+        "plugins/modules/sgl_share.py",
+        "        # Stages, generated by `make generate`.\n",
+        "        # End of stages.\n",
+        share_stages,
+    ),
+    (
+        "schemas/common.schema.json",
         '      "type": ["string", "null"],\n      "pattern": "^[0-9]+\\\\.[0-9]+$"\n    },\n',
         '    "signature": {\n',
         schema_names,
     ),
-}
+]
 
 
 def generated() -> dict[str, str]:
     """Each file's name and what it must hold."""
     made = {name: write() for name, write in FILES.items()}
-    for name, (begin, end, write) in PARTS.items():
-        text = (ROOT / name).read_text(encoding="utf-8")
+    for name, begin, end, write in PARTS:
+        text = made.get(name) or (ROOT / name).read_text(encoding="utf-8")
         before, found, rest = text.partition(begin)
         _old, ends, after = rest.partition(end)
         if not found or not ends:
@@ -347,6 +415,10 @@ def generated() -> dict[str, str]:
     for path in sorted((ROOT / "schemas").glob("*.json")):
         name = f"schemas/{path.name}"
         made[name] = schema(made.get(name) or path.read_text(encoding="utf-8"))
+    schemas = {name: text for name, text in made.items() if name.startswith("schemas/")}
+    for path in sorted((ROOT / EXAMPLES).glob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        made[f"{EXAMPLES}/{path.name}"] = example(path.stem, schemas, text)
     return made
 
 

@@ -124,11 +124,12 @@ def note_elsewhere(
     another one than `container`; `find` describes a container by its id.
     """
     manifest = run.get("manifest")
-    if run["live"] or manifest is None:
+    recorded = None if manifest is None else manifest.get("container_id")
+    if run["live"] or recorded is None:
         return
-    if container is not None and container["id"] == manifest["container_id"]:
+    if container is not None and container["id"] == recorded:
         return
-    other = find(manifest["container_id"])
+    other = find(recorded)
     if other is not None and is_up(other):
         run["elsewhere"] = other["name"]
         run["reason"] = f"{run['run_id']} is live in container {other['name']}"

@@ -20,9 +20,8 @@ description:
     O(models_root) and O(huggingface_root) are large and not walked; only they themselves are
     checked.
   - Below O(telemetry_root) it makes C(container_runs), C(logs), C(prometheus) and C(jaeger). Below
-    O(profiles_root) it makes C(triton),
-    C(torchinductor), C(flashinfer), C(deep_gemm), C(tvm_ffi), C(moe_configs/configs), C(.locks) and
-    C(.in_progress).
+    O(profiles_root) it makes a folder for each kernel cache, such as C(triton), and
+    C(moe_configs/configs), C(.locks) and C(.in_progress).
   - Nothing that existed is ever chowned. An existing directory of the tree that lacks the owner's
     or the group's permission bits of O(mode)
     gets them, and keeps whatever else it grants. In O(root) only the owner's bits are added, since

@@ -17,6 +17,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    prep_options,
     request_document,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
@@ -33,6 +34,7 @@ from hypothesis import strategies as st
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
+from sgl_admin.contract import stages
 from sgl_admin.records import run
 from tests.contract import validators
 from tests.doubles import docker_daemon, docker_words
@@ -283,9 +285,10 @@ _MODES = st.sampled_from(["ensure", "rebuild", "skip"])
     deep=0.3,
     options=st.fixed_dictionaries(
         {
+            **{name: st.just(option.default) for name, option in prep_options().items()},
             "model": mostly(st.just("/models/m"), text()),
             "tp": mostly(st.integers(1, 8), st.integers(), 90),
-            **dict.fromkeys(("deep_gemm", "moe", "flashinfer", "inductor"), _MODES),
+            **dict.fromkeys(stages.OPTIONS.values(), _MODES),
             "moe_batch_sizes": st.lists(
                 mostly(st.integers(1, 9000), st.integers(), 95), max_size=3
             ),
@@ -324,10 +327,7 @@ def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(
         and made.tp == options["tp"]
         and made.moe_dtype == options["moe_dtype"]
     )
-    assert made.stages == {
-        name: options[name.removesuffix("_tune")]
-        for name in ("deep_gemm", "moe_tune", "flashinfer", "inductor")
-    }
+    assert made.stages == {name: options[option] for name, option in stages.OPTIONS.items()}
     assert made.moe_batch_sizes == tuple(
         sorted(set(options["moe_batch_sizes"]))
     ) and made.server_args == tuple(options["server_args"])

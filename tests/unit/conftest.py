@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract import places
 from tests.unit.model_files import write_model
 
 RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
@@ -28,19 +29,10 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for root, variable in roots:
         root.mkdir(parents=True)
         monkeypatch.setenv(variable, f"/host/{root.name}")
-    for cache in (
-        "triton",
-        "torchinductor",
-        "flashinfer",
-        "deep_gemm",
-        "tvm_ffi",
-        "moe_configs",
-        ".locks",
-        ".in_progress",
-    ):
-        (paths.PROFILES / cache).mkdir()
-    for folder in (paths.RUNS, paths.LOGS, paths.STATE):
-        folder.mkdir(parents=True)
+    for folder in (*places.CACHES, places.LOCKS, places.IN_PROGRESS):
+        (paths.PROFILES / folder).mkdir()
+    for place in (paths.RUNS, paths.LOGS, paths.STATE):
+        place.mkdir(parents=True)
     return inside
 
 

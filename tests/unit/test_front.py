@@ -297,7 +297,12 @@ def test_the_server_is_that_of_the_inventorys_container(
         (None, "", 4, "there is no container sglang-gpu7, so no server"),
         # A container of that name, or of the default one, is here all the same.
         ("d" * 64, "", 1, "container sglang-gpu7 is on gh200-01, which is another machine"),
-        ("c" * 64, "permission denied: /var/run/docker.sock", 1, "no permission to use Docker"),
+        (
+            "c" * 64,
+            "permission denied while trying to connect to the Docker daemon socket",
+            1,
+            "no permission to use Docker",
+        ),
         ("c" * 64, "Cannot connect to the Docker daemon at x", 1, "daemon does not answer"),
     ],
 )

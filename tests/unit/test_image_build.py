@@ -611,9 +611,9 @@ def test_the_recipes_archives_are_pinned_or_asked_for(architecture: str) -> None
         if not entry["sha256"][architecture]
     }
     found = {one.name: one for one in image_downloads.archives(RECIPE, given, architecture, None)}
-    assert {name: entry["version"] for name, entry in RECIPE["downloads"].items()} == {
-        "prometheus": "3.5.0", "node_exporter": "1.9.1", "jaeger": "1.73.0",
-    }  # fmt: skip
+    versions = {name: entry["version"] for name, entry in RECIPE["downloads"].items()}
+    released = {"prometheus": "3.5.0", "node_exporter": "1.9.1", "jaeger": "1.73.0"}
+    assert versions.items() >= released.items()
     assert set(found) == set(RECIPE["downloads"]) and set(given) <= {"jaeger"}
     for one in found.values():
         assert (
@@ -642,17 +642,14 @@ def test_a_mirror_has_the_same_paths() -> None:
     assert [
         one.url.replace("https://mirror.example/github/", "https://github.com/") for one in mirrored
     ] == [one.url for one in plain]
-    assert all(
-        one.url.startswith("https://mirror.example/github/p") or "jaeger" in one.url
-        for one in mirrored
-    )
+    assert all(one.url.startswith("https://mirror.example/github/") for one in mirrored)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"grafana": {}},
-         "names grafana, and this flavour downloads prometheus, node_exporter, jaeger"),
+         f"names grafana, and this flavour downloads {', '.join(RECIPE['downloads'])}"),
         ({"prometheus": {"version": "3.6.0"}},
          "linux-arm64.tar.gz is pinned: take it from its project's sha256sums.txt"),
         ({"prometheus": {"sha256": "ABC"}}, "is no sha256 digest: 'ABC'"),
@@ -794,11 +791,9 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
         "everybody sees a command line, and a proxy's address may hold a password"
     )
     assert command[command.index("--platform") + 1] == "linux/arm64"
-    assert sorted(os.listdir(context / "programs")) == [
-        "jaeger-all-in-one",
-        "node_exporter",
-        "prometheus",
-    ]
+    assert set(os.listdir(context / "programs")) == {
+        entry["program"] for entry in RECIPE["downloads"].values()
+    }
 
 
 def test_the_hosts_own_platform_is_not_named(

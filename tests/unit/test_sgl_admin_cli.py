@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
+    prep_options,
     request_document,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import request_flags
@@ -24,12 +25,12 @@ from sgl_admin.base import detached, files, locks, paths, processes
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
+from sgl_admin.contract.stages import NAMES
 from sgl_admin.facts import devices
 from sgl_admin.records import job, run
 from sgl_admin.records.request import Request
 from tests.contract import validators
 
-STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 LIVE = run.Run("r", {"services": {"sglang": {"port": 31999}}})
 
 
@@ -39,7 +40,7 @@ def request(arguments: Sequence[str] = (), model: str = "/models/m") -> Request:
 
 
 def test_without_a_stage_flag_every_stage_is_ensured() -> None:
-    assert request().stages == dict.fromkeys(STAGES, "ensure")
+    assert request().stages == dict.fromkeys(NAMES, "ensure")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_without_a_stage_flag_every_stage_is_ensured() -> None:
 def test_with_a_stage_flag_the_others_are_skipped(
     arguments: list[str], stages: dict[str, str]
 ) -> None:
-    assert request(arguments).stages == {**dict.fromkeys(STAGES, "skip"), **stages}
+    assert request(arguments).stages == {**dict.fromkeys(NAMES, "skip"), **stages}
 
 
 def test_what_is_not_given_has_the_documented_default() -> None:
@@ -344,7 +345,7 @@ def test_the_description_asks_for_the_same_again() -> None:
 
 
 OPTIONS: dict[str, Any] = {
-    **dict.fromkeys(("flashinfer", "inductor"), "ensure"),
+    **{name: option.default for name, option in prep_options().items()},
     **{"deep_gemm": "skip", "moe": "rebuild"},
     **{"moe_batch_sizes": [512, 64], "moe_dtype": "fp8_w8a8", "moe_fusion": "skip"},
     **{"model": "/models/m", "tp": 2, "probe": "never"},
@@ -365,10 +366,9 @@ def by_json(document: Any, monkeypatch: pytest.MonkeyPatch) -> Request:
 def test_the_modules_document_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     made = by_json(request_document(OPTIONS), monkeypatch)
     assert made.stages == {
+        **dict.fromkeys(NAMES, "ensure"),
         "deep_gemm": "skip",
         "moe_tune": "rebuild",
-        "flashinfer": "ensure",
-        "inductor": "ensure",
     }
     assert (made.tp, made.probe, made.moe_batch_sizes, made.moe_dtype) == (
         2,
@@ -420,7 +420,7 @@ def test_a_stage_that_the_document_does_not_name_is_ensured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = by_json({"model": "m", "stages": {"inductor": "rebuild"}}, monkeypatch)
-    assert made.stages == {**dict.fromkeys(STAGES, "ensure"), "inductor": "rebuild"}
+    assert made.stages == {**dict.fromkeys(NAMES, "ensure"), "inductor": "rebuild"}
 
 
 @pytest.mark.parametrize(

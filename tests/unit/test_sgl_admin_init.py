@@ -24,7 +24,7 @@ import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 
 from sgl_admin.base import files, locks, paths, processes, versions
-from sgl_admin.contract.services import BY_NAME, SERVICES
+from sgl_admin.contract.services import BY_NAME, SERVICES, SURFACES
 from sgl_admin.facts import devices, image_facts, model
 from sgl_admin.init import dcgm, publish, services, start, surfaces
 from sgl_admin.init.services import Settings
@@ -421,10 +421,9 @@ def test_the_manifest_keeps_the_contract(container: Path, image: dict[str, Any])
     assert {
         name: surface["status"] for name, surface in manifest["telemetry_surfaces"].items()
     } == {
+        **dict.fromkeys(SURFACES, "unavailable"),
         "sglang_metrics": "expected",
-        "tracing": "unavailable",
         "node_metrics": "running",
-        "dcgm_metrics": "unavailable",
     }
     assert manifest["telemetry_surfaces"]["tracing"]["details"] == "it is not there"
     assert manifest["warnings"] == []

@@ -21,13 +21,13 @@ from sgl_admin.base.errors import GpuUnavailable, Interrupted, StageFailure
 from sgl_admin.base.locks import LockTimeout
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
-from sgl_admin.contract import records, stages
+from sgl_admin.contract import exit_codes, records, stages
 from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED
 from sgl_admin.facts import devices
 from sgl_admin.prep import execute as execute_module
 from sgl_admin.prep import plan as plan_module
 from sgl_admin.prep.execute import Execution, confirm_proof
-from sgl_admin.prep.plan import Plan, plan_prep
+from sgl_admin.prep.plan import Decision, Plan, plan_prep
 from sgl_admin.prep.progress import Progress
 from sgl_admin.records import caches, prepared, run
 from sgl_admin.records import job as job_module
@@ -38,12 +38,13 @@ from sgl_admin.stages.base import Context, Stage
 from tests.contract import validators
 from tests.unit.model_files import safetensors
 
-NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
-CACHES = {
-    "deep_gemm": ("deep_gemm",),
-    "moe_tune": ("moe_configs",),
-    "flashinfer": ("flashinfer", "tvm_ffi"),
-    "inductor": ("torchinductor", "triton"),
+NAMES = stages.NAMES
+# What callers of a release know: flag and exit code of each stage, in their order.
+RELEASED = {
+    "deep_gemm": ("--deep-gemm", 10),
+    "moe_tune": ("--moe", 11),
+    "flashinfer": ("--flashinfer", 12),
+    "inductor": ("--inductor", 13),
 }
 
 
@@ -169,21 +170,50 @@ def world(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     return made
 
 
-def statuses(result: dict[str, Any]) -> list[str]:
-    return [result["stages"][name]["status"] for name in NAMES]
+def statuses(result: dict[str, Any]) -> dict[str, str]:
+    return {name: stage["status"] for name, stage in result["stages"].items()}
+
+
+def each(status: Any, **others: Any) -> dict[str, Any]:
+    """What is true of every stage but these."""
+    return {**dict.fromkeys(NAMES, status), **others}
+
+
+def until(name: str, before: Any, after: Any) -> dict[str, Any]:
+    """What is true of the stages before this one, and of it and those after it."""
+    at = NAMES.index(name)
+    return {other: before if number < at else after for number, other in enumerate(NAMES)}
+
+
+def decision(plan: Plan, name: str) -> Decision:
+    return next(decision for decision in plan.decisions if decision.stage.name == name)
+
+
+def following(name: str) -> stages.Stage:
+    return stages.STAGES[NAMES.index(name) + 1]
 
 
 def test_the_stages_are_the_contracts_in_their_order() -> None:
-    assert tuple(stage.name for stage in STAGES) == NAMES
-    flags = [stage.contract.flag for stage in STAGES]
-    assert flags == ["--deep-gemm", "--moe", "--flashinfer", "--inductor"]
-    assert [stage.contract.exit_code for stage in STAGES] == [10, 11, 12, 13]
     assert tuple(stage.contract for stage in STAGES) == stages.STAGES
+
+
+def test_a_released_stage_keeps_its_flag_and_its_exit_code() -> None:
+    public = {stage.name: (stage.flag, stage.exit_code) for stage in stages.STAGES}
+    assert [(name, public[name]) for name in public if name in RELEASED] == [*RELEASED.items()]
+
+
+def test_no_exit_code_has_two_meanings() -> None:
+    commands = [code for name, code in vars(exit_codes).items() if name.startswith("EXIT_")]
+    codes = [*commands, *(stage.exit_code for stage in stages.STAGES)]
+    assert len(codes) == len(set(codes)) > len(RELEASED)
+    assert set(commands) == set(exit_codes.MEANINGS)
+    # What a shell says of a program that it cannot start, or that a signal ended, is at 126 on.
+    assert {code for code in codes if code > 125} == {exit_codes.EXIT_SIGINT}
 
 
 def test_first_everything_runs_then_nothing(world: World) -> None:
     result, exit_code = world.execute()
-    assert (statuses(result), result["status"], exit_code) == (["ok"] * 4, "ok", 0)
+    assert (statuses(result), result["status"], exit_code) == (each("ok"), "ok", 0)
     assert (
         result["telemetry_probe"]["ok"] is True
         and result["telemetry_probe"]["prep_id"] == result["run"]["prep_id"]
@@ -191,8 +221,8 @@ def test_first_everything_runs_then_nothing(world: World) -> None:
     assert world.job()["state"] == "done"
     assert world.plan().nothing_to_do
     again, exit_code = world.execute()
-    assert (statuses(again), again["status"], exit_code) == (["noop"] * 4, "ok", 0)
-    assert [stage.runs for stage in world.stages.values()] == [1, 1, 1, 1]
+    assert (statuses(again), again["status"], exit_code) == (each("noop"), "ok", 0)
+    assert {name: stage.runs for name, stage in world.stages.items()} == each(1)
     assert {stage["reason"] for stage in again["stages"].values()} == {"valid_signature"}
     assert again["stages"]["inductor"]["artifacts"]["files"]["count"] == 2
     assert again["telemetry_probe"] == result["telemetry_probe"], (
@@ -220,9 +250,8 @@ def test_stage_files_are_written_before_the_aggregate_and_that_before_the_manife
         "prep_result.json",
         f"{world.run_id}.json",
     ]
-    stages = [path for path in order if path in wanted]
     # Each stage's marker has the stage's name too, and comes before its file.
-    assert stages == [
+    assert [path for path in order if path in wanted] == [
         *(f"{name}.json" for name in NAMES for _ in range(2)),
         "prep_result.json",
         f"{world.run_id}.json",
@@ -233,15 +262,12 @@ def test_skips_have_their_reasons(world: World) -> None:
     world.stages["moe_tune"].reason = "no_moe_layers"
     result, exit_code = world.execute("--moe", "ensure", "--inductor", "ensure")
     assert (
-        statuses(result) == ["skipped", "skipped", "skipped", "ok"]
+        statuses(result) == each("skipped", inductor="ok")
         and exit_code == 0
         and result["status"] == "ok"
     )
-    assert [result["stages"][name]["reason"] for name in NAMES[:3]] == [
-        "requested",
-        "no_moe_layers",
-        "requested",
-    ]
+    reasons = {name: stage["reason"] for name, stage in result["stages"].items()}
+    assert reasons == each("requested", moe_tune="no_moe_layers", inductor=None)
 
 
 def test_rebuild_empties_the_stages_caches_and_no_others(world: World) -> None:
@@ -249,10 +275,7 @@ def test_rebuild_empties_the_stages_caches_and_no_others(world: World) -> None:
     (paths.PROFILES / "triton" / "old" / "deep").mkdir(parents=True)
     (paths.PROFILES / "deep_gemm" / "other").write_text("x")
     result, _ = world.execute("--inductor", "rebuild")
-    assert (
-        statuses(result) == ["skipped", "skipped", "skipped", "ok"]
-        and world.stages["inductor"].runs == 2
-    )
+    assert statuses(result) == each("skipped", inductor="ok") and world.stages["inductor"].runs == 2
     assert (
         not (paths.PROFILES / "triton" / "old").exists()
         and (paths.PROFILES / "deep_gemm" / "other").exists()
@@ -265,27 +288,26 @@ def test_a_stage_that_was_not_asked_for_keeps_its_record(world: World) -> None:
     assert (files.read_json(paths.stage_file(world.run_id, "flashinfer")) or {})["status"] == "ok"
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_one_failed_stage_makes_partial_and_its_exit_code(world: World, number: int) -> None:
-    world.stages[NAMES[number]].failure = StageFailure("tuner_failed", "it broke", ["last line"])
+@pytest.mark.parametrize("stage", stages.STAGES, ids=NAMES)
+def test_one_failed_stage_makes_partial_and_its_exit_code(
+    world: World, stage: stages.Stage
+) -> None:
+    world.stages[stage.name].failure = StageFailure("tuner_failed", "it broke", ["last line"])
     result, exit_code = world.execute()
-    assert (result["status"], exit_code) == ("partial", 10 + number)
-    failed = result["stages"][NAMES[number]]
+    assert (result["status"], exit_code) == ("partial", stage.exit_code)
+    failed = result["stages"][stage.name]
     assert (failed["status"], failed["status_code"], failed["error_type"]) == (
         "error",
-        10 + number,
+        stage.exit_code,
         "tuner_failed",
     )
     assert failed["errors"] == ["it broke"] and failed["log_tail"] == ["last line"]
-    assert result["errors"] == [f"{NAMES[number]}: it broke"]
-    assert [status for index, status in enumerate(statuses(result)) if index != number] == [
-        "ok"
-    ] * 3, "stages are independent"
+    assert result["errors"] == [f"{stage.name}: it broke"]
+    assert statuses(result) == each("ok", **{stage.name: "error"}), "stages are independent"
     assert world.job()["state"] == "failed"
     # What failed is not vouched for; what did not, is.
-    assert [decision.action for decision in world.plan().decisions] == [
-        "run" if index == number else "noop" for index in range(4)
-    ]
+    planned = {decision.stage.name: decision.action for decision in world.plan().decisions}
+    assert planned == each("noop", **{stage.name: "run"})
 
 
 def test_the_first_of_several_failures_gives_the_exit_code(world: World) -> None:
@@ -295,7 +317,7 @@ def test_the_first_of_several_failures_gives_the_exit_code(world: World) -> None
     assert (result["status"], exit_code, statuses(result)) == (
         "partial",
         11,
-        ["ok", "error", "ok", "error"],
+        each("ok", moe_tune="error", inductor="error"),
     )
 
 
@@ -303,7 +325,7 @@ def test_all_failed_is_error(world: World) -> None:
     for stage in world.stages.values():
         stage.failure = StageFailure("server_start_failed", "no")
     result, exit_code = world.execute()
-    assert (result["status"], exit_code) == ("error", 10)
+    assert (result["status"], exit_code) == ("error", stages.STAGES[0].exit_code)
 
 
 def test_the_only_wanted_one_failed_is_error(world: World) -> None:
@@ -353,7 +375,7 @@ def test_a_proof_can_be_asked_for_again(world: World) -> None:
     first, _ = world.execute()
     again, _ = world.execute("--probe", "always")
     assert again["telemetry_probe"]["prep_id"] == again["run"]["prep_id"] != first["run"]["prep_id"]
-    assert statuses(again) == ["noop"] * 4
+    assert statuses(again) == each("noop")
 
 
 @pytest.mark.parametrize(
@@ -425,7 +447,7 @@ def test_the_job_says_that_the_proof_failed_and_why(
     world.proof = {"ok": False}
     _, exit_code = world.execute()
     assert exit_code == EXIT_PROOF_FAILED
-    assert cli.main(["status"]) == 0
+    assert cli.main(["status"]) == EXIT_PROOF_FAILED
     assert "failed: METRICS_READY is not proven: nothing came (" in capsys.readouterr().out
 
 
@@ -433,13 +455,21 @@ def test_what_is_interrupted_ends_and_the_rest_is_not_begun(world: World) -> Non
     world.stages["moe_tune"].failure = Interrupted()
     result, exit_code = world.execute()
     assert (
-        statuses(result) == ["ok", "error", "error", "error"]
+        statuses(result) == until("moe_tune", "ok", "error")
         and exit_code == 11
         and result["status"] == "partial"
     )
-    assert [world.stages[name].runs for name in NAMES] == [1, 1, 0, 0]
-    assert {result["stages"][name]["error_type"] for name in NAMES[1:]} == {"interrupted"}
-    assert [result["stages"][name]["status_code"] for name in NAMES] == [0, 11, 12, 13]
+    assert {name: stage.runs for name, stage in world.stages.items()} == {
+        **until("moe_tune", 1, 0),
+        "moe_tune": 1,
+    }
+    assert {name: stage["error_type"] for name, stage in result["stages"].items()} == until(
+        "moe_tune", None, "interrupted"
+    )
+    assert {name: stage["status_code"] for name, stage in result["stages"].items()} == {
+        name: stages.BY_NAME[name].exit_code if status == "error" else 0
+        for name, status in statuses(result).items()
+    }
     assert world.job()["state"] == "interrupted" and result["telemetry_probe"]["ok"] is False
     assert FakeWarmup.closed >= 1
 
@@ -478,8 +508,9 @@ def test_an_interruption_between_two_stages_ends_with_a_result(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, exit_code = interrupted_when_it_writes(world, monkeypatch, "moe_tune.json")
-    assert statuses(result) == ["ok", "ok", "error", "error"] and exit_code == 12
-    assert [world.stages[name].runs for name in NAMES] == [1, 1, 0, 0]
+    cut = following("moe_tune")
+    assert statuses(result) == until(cut.name, "ok", "error") and exit_code == cut.exit_code
+    assert {name: stage.runs for name, stage in world.stages.items()} == until(cut.name, 1, 0)
     assert world.job()["state"] == "interrupted" and result["telemetry_probe"]["ok"] is False
 
 
@@ -488,7 +519,7 @@ def test_an_interruption_while_the_result_is_written_does_not_take_it_back(
 ) -> None:
     result, exit_code = interrupted_when_it_writes(world, monkeypatch, "prep_result.json")
     assert (
-        statuses(result) == ["ok"] * 4
+        statuses(result) == each("ok")
         and exit_code == 0
         and result["telemetry_probe"]["ok"] is True
     )
@@ -513,7 +544,7 @@ def test_an_interruption_cuts_a_stage_short(world: World) -> None:
     made = world.execution()
     world.stages["moe_tune"].during = lambda context: made.interrupt()
     result, exit_code = made.run()
-    assert statuses(result) == ["ok", "error", "error", "error"] and exit_code == 11
+    assert statuses(result) == until("moe_tune", "ok", "error") and exit_code == 11
     assert not (paths.PROFILES / "moe_configs" / "kernel").exists() and not list(
         paths.IN_PROGRESS.iterdir()
     )
@@ -623,7 +654,7 @@ def test_the_work_of_a_killed_owner_is_done_again(world: World) -> None:
     world.execute()
     files.write_json(paths.IN_PROGRESS / "inductor.json", {"stage": "inductor", "owner_pid": 1})
     result, _ = world.execute()
-    assert statuses(result) == ["noop", "noop", "noop", "ok"]
+    assert statuses(result) == each("noop", inductor="ok")
     assert any("killed before it finished" in warning for warning in result["warnings"])
 
 
@@ -631,19 +662,19 @@ def test_a_corrupt_aggregate_costs_the_proof_and_nothing_else(world: World) -> N
     world.execute()
     paths.prep_result(world.run_id).write_text("{")
     result, _ = world.execute()
-    assert statuses(result) == ["noop"] * 4 and result["telemetry_probe"]["ok"] is True
+    assert statuses(result) == each("noop") and result["telemetry_probe"]["ok"] is True
     assert any("corrupt-1" in warning for warning in result["warnings"])
 
 
 def test_a_corrupt_signature_record_is_set_aside_when_the_stage_runs(world: World) -> None:
     world.execute()
-    record = world.plan().decisions[3].record.path
+    record = decision(world.plan(), "inductor").record.path
     record.write_text("{")
     plan = world.plan()
-    assert plan.decisions[3].action == "run" and record.read_text() == "{"
+    assert decision(plan, "inductor").action == "run" and record.read_text() == "{"
     assert [found.path for found in plan.unreadable] == [record]
     result, _ = world.execute()
-    assert statuses(result) == ["noop", "noop", "noop", "ok"]
+    assert statuses(result) == each("noop", inductor="ok")
     aside = record.with_name(f"{record.name}.corrupt-1")
     assert aside.read_text() == "{" and files.read_json(record) is not None
     assert [warning for warning in result["warnings"] if "set aside" in warning] == [
@@ -768,7 +799,7 @@ def test_a_dry_run_tells_and_does_nothing(world: World) -> None:
 
 
 def test_the_real_inductor_signature_follows_what_changes_its_cache(world: World) -> None:
-    real = STAGES[3]
+    [real] = [stage for stage in STAGES if stage.name == "inductor"]
     signature = real.signature(world.plan().context)
     assert (
         signature["cpu_isa"] == "avx2"
@@ -785,7 +816,8 @@ def test_the_real_inductor_signature_follows_what_changes_its_cache(world: World
 
 def test_without_a_gpu_only_inductor_applies(world: World) -> None:
     context = world.plan().context
-    assert [stage.skip_reason(context) for stage in STAGES] == ["no_cuda_device"] * 3 + [None]
+    reasons = {stage.name: stage.skip_reason(context) for stage in STAGES if stage.name in RELEASED}
+    assert reasons == {**dict.fromkeys(RELEASED, "no_cuda_device"), "inductor": None}
 
 
 # --- the warm-up and its server -------------------------------------------------------------------

@@ -16,6 +16,7 @@ import yaml
 from ansible.errors import AnsibleActionFail
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_prep as sgl_prep_action
 from ansible_collections.slice_bench.sglang.plugins.doc_fragments.options import ModuleDocFragment
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import prep_spec
 from ansible_collections.slice_bench.sglang.plugins.modules import sgl_prep
 
@@ -138,12 +139,7 @@ def test_several_items_go_in_one_run_and_each_host_asks_for_its_stage_alone(
     assert list(taken["items"]) == [TUNING["name"], INDUCTOR["name"]] and left(fleet) == []
     inductor, tuning, again, once_more = fleet.requests
     assert (again, once_more) == (tuning, inductor), "what is wanted is what was packed"
-    assert inductor["stages"] == {
-        "deep_gemm": "skip",
-        "moe_tune": "skip",
-        "flashinfer": "skip",
-        "inductor": "rebuild",
-    }
+    assert inductor["stages"] == {**dict.fromkeys(stages.NAMES, "skip"), "inductor": "rebuild"}
     assert tuning["stages"]["moe_tune"] == "ensure" and tuning["stages"]["inductor"] == "skip"
     assert all(
         request["tp"] == 2 and request["server_args"] == ["--x"] for request in fleet.requests
@@ -183,7 +179,7 @@ def test_the_role_packs_and_takes_what_the_prep_is_asked_for() -> None:
         name: shared[name]
         for name in set(shared)
         # A share of a tuning has these of its own.
-        - {"deep_gemm", "moe", "flashinfer", "inductor", "moe_batch_sizes", "probe", "model"}
+        - {*stages.OPTIONS.values(), "moe_batch_sizes", "probe", "model"}
     }
 
 

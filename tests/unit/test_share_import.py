@@ -28,10 +28,10 @@ from sgl_admin.records.archive import Manifest
 from sgl_admin.share import incoming
 from tests.unit.model_files import write_model
 from tests.unit.sharing import (
+    ALL,
     CPU,
     INDUCTOR,
     KILLED,
-    OTHERS,
     UNDISTURBED,
     Answer,
     Host,
@@ -739,7 +739,7 @@ def test_of_several_stages_those_that_fit_are_taken(
 ) -> None:
     on_a_gpu(monkeypatch)
     wipe()
-    for stage, found in {**OTHERS, "inductor": INDUCTOR}.items():
+    for stage, found in ALL.items():
         host.finish(stage, found)
     assert host.share("export", host.file).code == 0
     archive = host.file.read_bytes()
@@ -749,17 +749,13 @@ def test_of_several_stages_those_that_fit_are_taken(
     answer = host.take(resigned(archive, document))
     assert answer.code == EXIT_ARCHIVE and {
         name: answer.status(name)[0] for name in document["stages"]
-    } == {
-        "deep_gemm": "imported",
-        "flashinfer": "refused",
-        "inductor": "imported",
-    }
+    } == {**dict.fromkeys(ALL, "imported"), "flashinfer": "refused"}
     assert "flashinfer: made for 0.1, and this host wants 0.6.15" in str(
         answer.status("flashinfer")[1]
     )
     assert {
         name for name, thing in tree().items() if thing.content is not None and "/." not in name
-    } == {*INDUCTOR, *OTHERS["deep_gemm"]}
+    } == {name for stage, found in ALL.items() if stage != "flashinfer" for name in found}
     # A content that a stage which is refused has too came with the other.
     assert (
         entry(document, GRAPH)["sha256"] == document["stages"]["flashinfer"]["files"][2]["sha256"]
@@ -770,7 +766,7 @@ def test_of_several_stages_those_that_fit_are_taken(
     number = next(
         number
         for number, (_, content) in enumerate(sent)
-        if content == OTHERS["flashinfer"]["tvm_ffi/norm.so"]
+        if content == ALL["flashinfer"]["tvm_ffi/norm.so"]
     )
     sent[number] = sent[number][0], sent[number][1][::-1]
     with nothing_taken():

@@ -14,6 +14,7 @@ import pytest
 
 from sgl_admin.base import files, locks, paths
 from sgl_admin.base.engine import Lookup
+from sgl_admin.contract import stages
 from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_NO_RESULT
 from sgl_admin.moe import config_files
 from sgl_admin.records import archive as archives
@@ -21,9 +22,8 @@ from sgl_admin.sglang import ENGINE
 from sgl_admin.share import incoming
 from sgl_admin.stages import moe_tune
 from tests.unit.sharing import (
-    INDUCTOR,
+    ALL,
     KILLED,
-    OTHERS,
     UNDISTURBED,
     Answer,
     Host,
@@ -156,14 +156,14 @@ def test_after_a_finished_tuning_is_taken_nothing_is_left_to_do(host: MoeHost) -
 def test_all_stages_of_a_model_with_experts_are_one_archive(host: MoeHost) -> None:
     host.words = tuple(word for word in host.words if word not in ("--moe", "ensure"))
     host.finish_tuning(16, 64)
-    for stage, found in {**OTHERS, "inductor": INDUCTOR}.items():
+    for stage, found in ALL.items():
         host.finish(stage, found)
     before, archive = content(tree()), host.give()
     wipe()
     answer = host.take(archive)
     assert answer.code == 0 and {
         name: answer.status(name) for name in answer.document["stages"]
-    } == dict.fromkeys(("deep_gemm", "flashinfer", "inductor", "moe_tune"), ("imported", None))
+    } == dict.fromkeys(stages.NAMES, ("imported", None))
     assert content(tree()) == before and set(host.ensured().values()) == {"noop"}
 
 
@@ -716,7 +716,7 @@ def test_a_host_takes_what_another_one_tuned_and_starts_no_server(
     servers, archive = len(world.starts()), host.give()
     assert {
         name: part["finished"] for name, part in manifest(archive)["stages"].items()
-    } == dict.fromkeys(("deep_gemm", "flashinfer", "inductor", "moe_tune"), True)
+    } == dict.fromkeys(stages.NAMES, True)
     wipe()
     answer = host.take(archive)
     assert answer.code == 0 and {answer.status(name) for name in answer.document["stages"]} == {

@@ -17,6 +17,20 @@ EXIT_ARCHIVE = 9
 # What a shell reports for a program that SIGINT ended.
 EXIT_SIGINT = 130
 
+MEANINGS = {
+    EXIT_OK: "done",
+    EXIT_NO_RESULT: "it ended without a result, as by a full disk or a kill",
+    EXIT_USAGE: "wrong usage",
+    EXIT_PERMISSION: "ownership or permission",
+    EXIT_NO_LIVE_RUN: "no run is live",
+    EXIT_BUSY: "another prep is busy",
+    EXIT_PROOF_FAILED: "the stages are fine, but the proof failed",
+    EXIT_SERVER_FAILED: "a server could not be started or did not become healthy",
+    EXIT_SMOKE_FAILED: "a test of a smoke failed",
+    EXIT_ARCHIVE: "an archive of caches was refused",
+    EXIT_SIGINT: "Ctrl-C ended the command",
+}
+
 # Why a prep did not begin, in one or two words.
 REFUSALS = {
     EXIT_USAGE: "usage",

@@ -121,6 +121,8 @@ SERVICES = (
 )
 BY_NAME = {service.name: service for service in SERVICES}
 PORTS = (*(port for service in SERVICES for port in service.ports), SGLANG)
+NAMES = tuple(BY_NAME)
+EXPORTERS = tuple(service.name for service in SERVICES if service.exporter)
 PROGRAMS = tuple(service.program for service in SERVICES)
 SURFACES = tuple(service.surface for service in SERVICES)
 SURFACE_STATES = ("running", "expected", "degraded", "failed", "unavailable")
