@@ -1,4 +1,4 @@
-"""`python -m slice_bench.cli`: start, stop, provider-prep, ready, server, smoke, profiles, fleet."""
+"""`python -m slice_bench.cli`: what SLICE-Bench calls, without knowing Ansible."""
 
 from __future__ import annotations
 
