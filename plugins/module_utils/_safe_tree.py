@@ -96,8 +96,11 @@ def _groups(uid: int, gid: int) -> list[int]:
 
 
 def only_root_writes(info: os.stat_result) -> bool:
-    """Whether nobody but root (and this process's own user) can change the names in a folder."""
-    return info.st_uid in (0, os.geteuid()) and not info.st_mode & 0o022
+    """Whether nobody but root (and this process's own user) can change the names in a folder.
+    Root's own group counts as root.
+    """
+    others = 0o002 if info.st_gid == 0 else 0o022
+    return info.st_uid in (0, os.geteuid()) and not info.st_mode & others
 
 
 def open_folder(path: str) -> int:
