@@ -17,6 +17,7 @@ import pytest
 from sgl_admin.base import locks, paths, processes
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
+from sgl_admin.contract import places
 from sgl_admin.records import standalone
 from sgl_admin.serving import server
 from tests.contract import validators
@@ -28,16 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
 
-CACHES = {
-    "TRITON_CACHE_DIR": "triton",
-    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
-    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "SGLANG_DG_CACHE_DIR": "deep_gemm",
-    "SGL_DG_CACHE_DIR": "deep_gemm",
-    "TVM_FFI_CACHE_DIR": "tvm_ffi",
-    "SGLANG_JIT_CACHE_DIR": "tvm_ffi",
-    "SGLANG_MOE_CONFIG_DIR": "moe_configs",
-}
+CACHES = {**places.CACHE_VARIABLES, "SGLANG_MOE_CONFIG_DIR": "moe_configs"}
 
 
 @dataclass
