@@ -247,8 +247,8 @@ def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _unasked(params: dict[str, Any], problem: str) -> dict[str, Any]:
-    """What check mode says where Docker cannot be asked: a run would stop at that, and the one after
-    it would start a container.
+    """What check mode says where Docker cannot be asked: a run would stop at that, and the next one
+    would start a container.
     """
     starts = params["state"] == "started"
     reason = f"Container {params['name']} would be created"
