@@ -25,6 +25,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
+    is_integer,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     HUB_METADATA,
@@ -154,7 +157,7 @@ def is_digest(kind: str, value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_integer(value) and value >= 0
 
 
 def is_ours(name: str) -> bool:

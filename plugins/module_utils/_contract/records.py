@@ -17,7 +17,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 FILE_MODE = 0o664
 RUN_ID = re.compile(r"container-run-\d{8}T\d{6}Z-[0-9a-f]{8}")
@@ -98,7 +101,12 @@ def read_record(path: Path, shape: Shape) -> dict[str, Any] | None:
 
 
 def _is(value: object, kind: Any) -> bool:
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    return is_integer(value) if kind is int else isinstance(value, kind)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value that was read from JSON is an integer; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def write_json(path: Path, document: dict[str, Any], mode: int = FILE_MODE) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ..records import is_integer
 from ..texts import path_line
 from .text import AGAIN, ModelError, brief
 
@@ -77,7 +78,7 @@ def check_heads(path: str, config: dict[str, Any], tp: int) -> None:
     if found is None:
         return
     name, heads = found
-    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
+    if not is_integer(heads) or heads < 1:
         raise ModelError(
             f"{path_line(path)} has {name} {brief(heads)}, not a positive number: {AGAIN}"
         )

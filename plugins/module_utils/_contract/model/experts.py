@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..records import is_integer
 from .config import all_parts, architecture_name, language_parts
 
 _ROUTED = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
@@ -71,7 +72,7 @@ def has_experts(config: dict[str, Any]) -> bool:
         for name in _ROUTED:
             value = part.get(name)
             for number in value if isinstance(value, list) else [value]:
-                if type(number) is int and number > 1:
+                if is_integer(number) and number > 1:
                     return True
     return False
 
@@ -93,7 +94,7 @@ def read(config: dict[str, Any]) -> Experts:
             "GPT-OSS's experts have biases and an activation of their own, which the tuner does not"
             " run"
         )
-    if type(part.get("zero_expert_num")) is int and part["zero_expert_num"] > 0:
+    if is_integer(part.get("zero_expert_num")) and part["zero_expert_num"] > 0:
         raise UnknownExperts(
             "some of the model's experts do nothing (zero_expert_num), so how many a token takes is"
             " not known here"
@@ -104,7 +105,7 @@ def read(config: dict[str, Any]) -> Experts:
     hidden = _number(part, (*_LATENT, "hidden_size", "d_model"), architecture)
     if not (routed and chosen and intermediate and hidden):
         raise UnknownExperts(_NO_SHAPE)
-    numbers = {name: part[name] for name in _ROUTED if type(part.get(name)) is int}
+    numbers = {name: part[name] for name in _ROUTED if is_integer(part.get(name))}
     if len(set(numbers.values())) > 1:
         told = ", ".join(f"{name} {number}" for name, number in numbers.items())
         raise UnknownExperts(f"the model's config has two numbers of experts ({told})")
@@ -134,14 +135,14 @@ def _number(part: dict[str, Any], names: tuple[str, ...], architecture: str) -> 
         value = part.get(name)
         if isinstance(value, list):
             value = _one_of(value, name, architecture)
-        if type(value) is int and value > 0:
+        if is_integer(value) and value > 0:
             return value
     return None
 
 
 def _one_of(values: list[Any], name: str, architecture: str) -> int | None:
     """The number that a list has for all layers, or for text. Raises UnknownExperts."""
-    if len(values) < 2 or not all(type(number) is int for number in values):
+    if len(values) < 2 or not all(is_integer(number) for number in values):
         return None
     if len(set(values)) == 1 or architecture.startswith(_BY_MODALITY):
         return int(values[0])
@@ -154,7 +155,7 @@ def _one_of(values: list[Any], name: str, architecture: str) -> int | None:
 def _shared_by_size(part: dict[str, Any]) -> int:
     """Qwen counts no shared expert, but gives its size."""
     size = part.get("shared_expert_intermediate_size")
-    return 1 if type(size) is int and size > 0 else 0
+    return 1 if is_integer(size) and size > 0 else 0
 
 
 def _is_gated(part: dict[str, Any], architecture: str) -> bool:

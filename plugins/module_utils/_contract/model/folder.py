@@ -43,7 +43,7 @@ class Reading:
     @property
     def required(self) -> list[str]:
         """The names of all files that a server needs."""
-        return [*(name for name, _ in self.parts), *self.files]
+        return [*(part[0] for part in self.parts), *self.files]
 
 
 def load(path: str, arguments: Sequence[str] = (), config_alone: bool = False) -> Reading:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ..records import is_integer
 from .config import language_parts
 
 _EXCLUDED = (
@@ -109,7 +110,7 @@ def _block(block: object, name: str = "weight_block_size") -> tuple[int, int] | 
     if (
         isinstance(block, list)
         and len(block) == 2
-        and all(type(number) is int and number > 0 for number in block)
+        and all(is_integer(number) and number > 0 for number in block)
     ):
         return block[0], block[1]
     raise UnknownQuantisation(f"{name} {block} of the model's config is no pair of numbers")

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..records import MODEL_INDEX
+from ..records import MODEL_INDEX, is_integer
 from ..texts import path_line
 from .config import language_parts
 from .text import (
@@ -307,10 +307,10 @@ def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _is_place(offsets: Any) -> TypeGuard[list[int]]:
-    if type(offsets) is not list or len(offsets) != 2:
+    if not isinstance(offsets, list) or len(offsets) != 2:
         return False
     start, end = offsets
-    return type(start) is int and type(end) is int and 0 <= start <= end < 1 << 63
+    return is_integer(start) and is_integer(end) and 0 <= start <= end < 1 << 63
 
 
 def _pytorch_problem(path: str, size: int) -> str | None:
@@ -422,8 +422,8 @@ def _check_splits(folder: str, weights: Weights) -> Iterator[str]:
 def _numbered(files: list[str], split: tuple[str, int, str], number: int) -> str:
     """The name of a part, with as many digits as its neighbours."""
     sample = next(name for name in files if _split_of(name) == split)
-    before, _, after = sample.rpartition("-of-")
-    stem, _, digits = before.rpartition("-")
+    before, after = sample.rsplit("-of-", 1)
+    stem, digits = before.rsplit("-", 1)
     return f"{stem}-{number:0{len(digits)}d}-of-{after}"
 
 
@@ -450,7 +450,7 @@ def _missing_layers(layers: set[int], config: dict[str, Any]) -> str | None:
         (
             part["num_hidden_layers"]
             for part in reversed(language_parts(config))
-            if type(part.get("num_hidden_layers")) is int
+            if is_integer(part.get("num_hidden_layers"))
         ),
         0,
     )
