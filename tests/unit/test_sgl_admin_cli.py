@@ -402,6 +402,11 @@ def test_a_document_that_names_only_the_model_asks_for_what_a_flag_does(
     assert made == request() and made.digest == request().digest
 
 
+def test_an_option_without_a_value_is_not_in_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = request_document({**OPTIONS, "moe_dtype": None})
+    assert by_json(document, monkeypatch).moe_dtype == "auto"
+
+
 def test_every_field_is_a_flag_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = {
         **request_document(OPTIONS),
@@ -441,9 +446,7 @@ def test_an_option_needs_only_its_entry_in_the_contract(
     wrong: Any,
     said: str,
 ) -> None:
-    option = options.Option(
-        "sgl_any_thing", text="Any thing.", module={"sgl_prep": "x"}, **declared
-    )
+    option = options.Option("sgl_any_thing", text="Any thing.", **declared)
     monkeypatch.setitem(options.BY_NAME, option.name, option)
     field = request_fields.passed_through("any_thing", option)
     for fields in (request_fields.FIELDS, request_fields.PASSED_THROUGH):
