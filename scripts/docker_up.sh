@@ -13,6 +13,9 @@ dockerd_pid='' # of the one that this script started itself
 
 answers() { "$@" docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
+# A daemon is there, and this user may not open its socket. The words are Docker's own (client/request.go) in every release.
+is_refused() { [[ $(docker version 2>&1) == *'permission denied while trying to connect'* ]]; }
+
 # dockerd and its client; later releases of Debian and Ubuntu have the client and BuildKit in packages of their own.
 install_docker() {
     local extra packages=(docker.io)
@@ -42,7 +45,7 @@ start_daemon() {
 # How this user sees the daemon that root sees: yes, or what to do about it.
 require_access() {
     answers && return
-    die "Docker answers root, but not $(id -un): run 'sudo usermod -aG docker $(id -un)', log in again, and repeat."
+    die "Docker runs, but $(id -un) has no permission to use it: run 'sudo usermod -aG docker $(id -un)' (or ask an administrator to), log in again, and repeat."
 }
 
 # Ours, or somebody else's that is on its way up (the package's own init script): ours then ends at once.
@@ -65,6 +68,7 @@ wait_for_daemon() {
 
 ensure_docker() {
     answers && return
+    ! is_refused || require_access
     [ -z "${DOCKER_HOST:-}" ] || die "no Docker daemon answers at DOCKER_HOST=$DOCKER_HOST: start that one, or unset DOCKER_HOST."
     can_be_root || die "no Docker daemon answers $(id -un), and without root or sudo none can be installed or started: ask for one."
     if ! answers as_root; then

@@ -51,29 +51,32 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    command(
+    start = command(
         "start",
         "start the observability container; VALIDATE_ONLY=1 only makes and checks the directories",
     )
-    command("stop", "stop and remove the container and its pointer; harmless where nothing runs")
-
-    _add_prep_arguments(
-        command(
-            "provider-prep",
-            "warm the caches for a profile and prove that its server's metrics arrive",
-        )
+    stop = command(
+        "stop", "stop and remove the container and its pointer; harmless where nothing runs"
     )
+    stop.add_argument(
+        "--force",
+        action="store_true",
+        help="end a prep, a benchmark's server or a smoke that runs in it too",
+    )
+    prep = command(
+        "provider-prep", "warm the caches for a profile and prove that its server's metrics arrive"
+    )
+    _add_prep_arguments(prep)
     server = command(
-        "server", "start exactly the server that was prepared, ask after it, or stop it"
+        "server",
+        "start exactly the server that was prepared, ask after it, or stop it",
+        f"Any other argument is that of `sgl-admin server`, such as --json.\n\n{caller.MANUAL}",
     )
     server.add_argument("action", choices=("start", "status", "stop"))
-    server.add_argument(
-        "arguments",
-        nargs=argparse.REMAINDER,
-        help="further arguments of `sgl-admin server`, such as --json",
-    )
 
     smoke = command("smoke", "ask the prepared server the questions of a scenario, and sum up")
+    for of_one_host in (start, stop, prep, server, smoke):
+        caller.add_arguments(of_one_host)
     smoke.add_argument(
         "scenario", nargs="?", help="a YAML file (default: the one that the role smoke ships)"
     )
@@ -115,15 +118,18 @@ def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     arguments, further = top.parse_known_args(argv)
-    # A fleet's other arguments are ansible-playbook's.
-    if further and arguments.command != "fleet":
+    # A fleet's other arguments are ansible-playbook's, and a server's are sgl-admin's.
+    if further and arguments.command not in ("fleet", "server"):
         top.error(f"unrecognized arguments: {' '.join(further)}")
     arguments.further = further
     from slice_bench import caller, commands
     from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed
 
     try:
-        return commands.COMMANDS[arguments.command](arguments, caller.from_environment())
+        found = caller.from_environment()
+        if arguments.command != "fleet":
+            found = caller.with_arguments(found, arguments)
+        return commands.COMMANDS[arguments.command](arguments, found)
     except caller.WrongUsage as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return EXIT_USAGE

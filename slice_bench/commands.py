@@ -6,53 +6,78 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN
 from sgl_admin.contract.stages import OPTIONS as STAGE_OPTIONS
-from slice_bench import fleet, profiles
+from slice_bench import fleet, profiles, words
 from slice_bench.caller import Caller, WrongUsage
+from slice_bench.collection import docker_cli
 from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_OWNERSHIP, Failed, Outcome, play
 
 
 def start(_arguments: argparse.Namespace, caller: Caller) -> int:
     if caller.validate_only:
-        done(play("validate", caller.variables, verbose=caller.verbose))
-        print(
-            "The host tree is there and belongs to whom it should; Docker was not asked"
-            " (VALIDATE_ONLY=1)."
-        )
+        host = done(play("validate", caller.variables, *caller.flags, verbose=caller.verbose)).host
+        print(f"The host tree is there and {whose(host)}; Docker was not asked (VALIDATE_ONLY=1).")
         return 0
-    docker_up()
+    look_after_docker(caller)
     outcome = play(
         "start",
         {**caller.variables, "sgl_keep_running": True},
+        *caller.flags,
         verbose=caller.verbose,
         heartbeat=True,
     )
     links = done(outcome).links
-    for note in outcome.host["notes"]:
-        print(note, file=sys.stderr)
+    say_notes(outcome)
     check_pointer(Path(links["manifest"]), caller)
     print(f"CONTAINER_RUN_META_JSON_HOST={links['manifest']}")
     print(f"CONTAINER_RUN_META_JSON={links['manifest_container']}")
     return 0
 
 
-def stop(_arguments: argparse.Namespace, caller: Caller) -> int:
-    if shutil.which("docker") is None and "ANSIBLE_INVENTORY" not in os.environ:
+def whose(host: dict[str, Any]) -> str:
+    """To whom the host tree belongs, as the checks found it."""
+    ignored = host.get("ignored") or []
+    if not ignored:
+        return "belongs to whom it should"
+    count = "1 path in it does" if len(ignored) == 1 else f"{len(ignored)} paths in it do"
+    return (
+        f"{count} not belong to whom it should, which HOST_DIR_OWNERSHIP_IGNORE=1 ignores"
+        f" ({ignored[0]}{', ...' if len(ignored) > 1 else ''})"
+    )
+
+
+def stop(arguments: argparse.Namespace, caller: Caller) -> int:
+    if shutil.which("docker") is None and not caller.own_inventory:
         print("Nothing runs: there is no Docker on this machine.")
         return 0
-    done(play("stop", caller.variables, verbose=caller.verbose, heartbeat=True))
-    print(
-        f"Container {caller.container} is stopped and removed; its pointer is gone, caches and"
-        " records stay."
-    )
+    variables = {**caller.variables, **({"sgl_stop_force": True} if arguments.force else {})}
+    outcome = play("stop", variables, *caller.flags, verbose=caller.verbose, heartbeat=True)
+    failure = outcome.failure()
+    if failure and outcome.host.get("in_use") and not arguments.force:
+        raise Failed(str(failure), EXIT_BUSY)
+    container = done(outcome).host["container"]
+    if container["id"] is None:
+        print(f"Nothing runs: there is no container {container['name']}.")
+    else:
+        print(
+            f"Container {container['name']} is stopped and removed; its pointer is gone, caches and"
+            " records stay."
+        )
     return 0
+
+
+def say_notes(outcome: Outcome) -> None:
+    for note in outcome.host["notes"]:
+        print(words.of_caller(note), file=sys.stderr)
 
 
 def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
@@ -70,16 +95,16 @@ def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
         wanted["sgl_tp"] = arguments.tp
     variables = {**wanted, **caller.variables, "sgl_keep_running": True}
     if not arguments.dry_run:
-        docker_up()
+        look_after_docker(caller)
     outcome = play(
         "prep",
         variables,
+        *caller.flags,
         *(["--check"] if arguments.dry_run else []),
         verbose=caller.verbose,
         heartbeat=True,
     )
-    for note in outcome.host["notes"]:
-        print(note, file=sys.stderr)
+    say_notes(outcome)
     return (
         say_dry_run(outcome, stages) if arguments.dry_run else say_result(outcome, arguments.json)
     )
@@ -97,7 +122,7 @@ def say_result(outcome: Outcome, as_json: bool) -> int:
     if as_json:
         print(Path(host["links"]["prep_result"]).read_text(encoding="utf-8").rstrip())
     for warning in host["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {words.of_caller(warning)}", file=sys.stderr)
     if failure:
         print(f"ERROR: {failure}", file=sys.stderr)
     print(f"RESULT_JSON {host['links']['prep_result_container']}")
@@ -134,24 +159,45 @@ def status_line(status: str, stages: dict[str, str]) -> str:
 
 
 def server(arguments: argparse.Namespace, caller: Caller) -> int:
-    """sgl-admin itself answers, with its exit code."""
+    """sgl-admin itself answers, with its exit code, in the container that the inventory names."""
     if shutil.which("docker") is None:
         raise Failed(
             "there is no Docker on this machine, so no server: prepare it first (provider-prep)"
         )
+    outcome = done(play("look", caller.variables, *caller.flags, verbose=caller.verbose))
+    container = outcome.host["container"]
+    if container["id"] is None:
+        raise Failed(
+            f"there is no container {container['name']}, so no server: prepare it first"
+            " (slice_bench provider-prep)",
+            EXIT_NO_LIVE_RUN,
+        )
+    command = ["sgl-admin", "server", arguments.action, *arguments.further]
+    # By its id, which no other machine's container has.
+    if not is_here(container["id"]):
+        raise Failed(
+            f"container {container['name']} is on {outcome.host['host']}, which is another machine:"
+            f" run `docker exec {container['name']} {shlex.join(command)}` there"
+        )
     return subprocess.run(
-        [
-            "docker",
-            "exec",
-            caller.container,
-            "sgl-admin",
-            "server",
-            arguments.action,
-            *arguments.arguments,
-        ],
-        stdin=subprocess.DEVNULL,
-        check=False,
+        ["docker", "exec", container["id"], *command], stdin=subprocess.DEVNULL, check=False
     ).returncode
+
+
+def is_here(container_id: str) -> bool:
+    """Whether this machine's Docker has the container. Raises Failed where it cannot be asked."""
+    docker = docker_cli()
+
+    def run(command: list[str]) -> tuple[int, str, str]:
+        asked = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        return asked.returncode, asked.stdout, asked.stderr
+
+    try:
+        return docker.DockerCli(run).container(container_id) is not None
+    except docker.DockerError as error:
+        raise Failed(words.of_caller(str(error))) from error
 
 
 def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
@@ -161,7 +207,7 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
         if not path.is_file():
             raise WrongUsage(f"there is no scenario file {path}")
         variables["sgl_smoke_scenario"] = str(path.resolve())
-    outcome = play("smoke", variables, verbose=caller.verbose, heartbeat=True)
+    outcome = play("smoke", variables, *caller.flags, verbose=caller.verbose, heartbeat=True)
     found, failure = (
         outcome.host["smoke"] or {"summary": None, "exit_code": None},
         outcome.failure(),
@@ -194,10 +240,10 @@ def list_profiles(_arguments: argparse.Namespace, _caller: Caller) -> int:
     return 0
 
 
-def prepare_fleet(arguments: argparse.Namespace, _caller: Caller) -> int:
+def prepare_fleet(arguments: argparse.Namespace, caller: Caller) -> int:
     # Without an inventory the fleet is this machine.
     if not (arguments.report or arguments.inventory or {"-C", "--check"} & set(arguments.further)):
-        docker_up()
+        look_after_docker(caller)
     return fleet.run(arguments)
 
 
@@ -208,12 +254,14 @@ def done(outcome: Outcome) -> Outcome:
     return outcome
 
 
+def look_after_docker(caller: Caller) -> None:
+    """A caller with an inventory of its own looks after Docker there."""
+    if not caller.own_inventory:
+        docker_up()
+
+
 def docker_up() -> None:
-    """See that Docker answers on this machine, as `make prep` does; a caller with an inventory of
-    its own looks after it there.
-    """
-    if "ANSIBLE_INVENTORY" in os.environ:
-        return
+    """See that Docker answers on this machine, as `make prep` does."""
     if subprocess.run(
         [str(CHECKOUT / "scripts" / "docker_up.sh")], stdout=sys.stderr, check=False
     ).returncode:

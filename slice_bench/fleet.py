@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from slice_bench.caller import WrongUsage
-from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_USAGE, Failed, play_fleet
+from slice_bench.collection import report_fleet
+from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed, play_fleet
 
 EXIT_INTERRUPTED = 130
 # How ansible-playbook ends when a person interrupts it, and on an error of its own.
@@ -125,8 +125,8 @@ def say(report: dict[str, Any], as_json: bool) -> int:
     """
     try:
         lines, found, code = (
-            _collection().summary(report),
-            _collection().of_report(report),
+            report_fleet().summary(report),
+            report_fleet().of_report(report),
             exit_code(report),
         )
         about = {
@@ -142,20 +142,8 @@ def say(report: dict[str, Any], as_json: bool) -> int:
 
 
 def exit_code(report: dict[str, Any]) -> int:
-    fleet = _collection().of_report(report)
+    fleet = report_fleet().of_report(report)
     if report["check_mode"]:
         return EXIT_FAILED if fleet["failures"] or fleet["not_finished"] else 0
     ready = fleet["metrics_ready"]
     return 0 if ready["ready"] == ready["of"] > 0 else EXIT_FAILED
-
-
-def _collection() -> ModuleType:
-    """The part of the collection that sums up a report, so that the playbook's last lines and these
-    are the same.
-    """
-    folder = str(CHECKOUT / ".ansible" / "collections")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
-
-    return report_fleet

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slice_bench import words
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 HEARTBEAT_S = 5.0
 EXIT_FAILED, EXIT_USAGE, EXIT_OWNERSHIP = 1, 2, 3
 _REPORT = "slice_bench.sglang.report"
-_TASK = re.compile(r"^TASK \[(?:.* : )?(.*)\] \**$")
+# The role of a task, without the collection's name; of a task of the playbook itself there is none.
+_TASK = re.compile(r"^TASK \[(?:(?:[\w.]*\.)?(\w+) : )?.*\] \**$")
 # What the collection's actions say of long work, "<host>: ...", and not Ansible's own "ok:
 # [<host>]".
-_PROGRESS = re.compile(r"^(?!included: )[\w.-]+: [^\s\[]")
+_PROGRESS = re.compile(r"^(?!(?:included|skipping|Origin): )[\w.-]+: [^\s\[]")
+# What follows is an error's, which may hold lines of any form.
+_ERROR = re.compile(r"^(?:\[ERROR\]:|ERROR[!:]|fatal: )")
 
 
 class Failed(Exception):
@@ -37,9 +42,12 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the host: its part of the report (schemas/report.schema.json)."""
+    """What became of the host: its part of the report (schemas/report.schema.json). `log` is the
+    file with all that a failed playbook printed.
+    """
 
     host: dict[str, Any]
+    log: Path | None = None
 
     @property
     def links(self) -> dict[str, Any]:
@@ -50,7 +58,8 @@ class Outcome:
         if self.host["status"] == "ok":
             return None
         return Failed(
-            str(self.host["problem"]), EXIT_OWNERSHIP if self.host["foreign"] else EXIT_FAILED
+            _with_log(words.of_caller(str(self.host["problem"])), self.log),
+            EXIT_OWNERSHIP if self.host["foreign"] else EXIT_FAILED,
         )
 
 
@@ -67,18 +76,6 @@ def play(
     with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
         given, outcome = Path(folder) / "variables.json", Path(folder) / "outcome.json"
         given.write_text(json.dumps(variables), encoding="utf-8")
-        environment = {
-            **_environment(outcome),
-            "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-        }
-        for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
-            # The caller may stand elsewhere than the checkout; an inventory may be a list of hosts,
-            # too.
-            if environment.get(place) and (
-                place == "SGL_REPORT_DIR" or os.path.exists(environment[place])
-            ):
-                environment[place] = os.path.abspath(environment[place])
         process = subprocess.Popen(
             [
                 str(_program("ansible-playbook")),
@@ -93,7 +90,7 @@ def play(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=environment,
+            env=_environment_of_checkout(outcome),
         )
         try:
             output = _follow(process, name, verbose, heartbeat)
@@ -102,18 +99,62 @@ def play(
             process.terminate()
             process.wait()
             raise
+        log = _write_log(name, output) if process.returncode or not outcome.exists() else None
         if not outcome.exists():
-            raise Failed(
-                f"ansible-playbook playbooks/{name}.yml ended with exit code"
-                f" {process.returncode}:\n{''.join(output).strip()}"
-            )
+            why = words.of_caller(words.error_of("".join(output)))
+            # Where it did nothing and sees no fault in that, no host was named.
+            code = EXIT_FAILED if process.returncode else EXIT_USAGE
+            raise Failed(_with_log(why, log), code)
         hosts = json.loads(outcome.read_text(encoding="utf-8"))["hosts"]
     if len(hosts) != 1:
         raise Failed(
-            f"the inventory has {len(hosts)} hosts, and this is for one: use `ansible-playbook"
-            f" playbooks/{name}.yml` for a fleet"
+            f"the inventory has {len(hosts)} hosts, and this is for one: name it with --limit, or"
+            " use `slice_bench fleet` to prepare all"
         )
-    return Outcome(hosts[0])
+    return Outcome(hosts[0], log)
+
+
+def _environment_of_checkout(outcome: Path) -> dict[str, str]:
+    """The environment of a playbook that runs in the checkout, wherever the caller stands."""
+    environment = {
+        **_environment(outcome),
+        "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
+        # An inventory may be a list of hosts, too.
+        if environment.get(place) and (
+            place == "SGL_REPORT_DIR" or os.path.exists(environment[place])
+        ):
+            environment[place] = os.path.abspath(environment[place])
+    return environment
+
+
+def _with_log(problem: str, log: Path | None) -> str:
+    """The problem, with the file that has all the rest."""
+    if log is None:
+        return problem
+    if "\n" in problem:
+        return f"{problem}\nAll that was printed is in {log}"
+    return f"{problem.rstrip('.')}; all that was printed is in {log}"
+
+
+def _write_log(name: str, output: list[str]) -> Path | None:
+    """A new file with all that a playbook printed, beside the reports or else among the temporary
+    files; None where neither can be written.
+    """
+    kept = os.environ.get("SGL_REPORT_DIR", str(CHECKOUT / "reports"))
+    prefix = f"{name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-"
+    for folder in filter(None, (kept, tempfile.gettempdir())):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            descriptor, path = tempfile.mkstemp(".log", prefix, os.path.abspath(folder))
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as stream:
+                stream.writelines(output)
+            return Path(path)
+        except OSError:
+            continue
+    return None
 
 
 def play_fleet(
@@ -191,12 +232,14 @@ def _follow(process: subprocess.Popen[str], name: str, verbose: bool, heartbeat:
     beat = _Heartbeat(name)
     if heartbeat:
         beat.start()
+    is_error = False
     assert process.stdout is not None
     for line in process.stdout:
         output.append(line)
+        is_error = is_error or bool(_ERROR.match(line))
         if found := _TASK.match(line):
-            beat.doing = found[1]
-        if verbose or _PROGRESS.match(line):
+            beat.doing, is_error = words.doing(found[1]), False
+        if verbose or (_PROGRESS.match(line) and not is_error):
             beat.say(line.rstrip())
     process.wait()
     beat.ended.set()
@@ -213,9 +256,9 @@ class _Heartbeat(threading.Thread):
         self.doing = "beginning"
         self.ended = threading.Event()
 
-    def say(self, words: str) -> None:
+    def say(self, line: str) -> None:
         self._said_at = time.monotonic()
-        print(words, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
     def run(self) -> None:
         while not self.ended.wait(max(0.0, self._said_at + HEARTBEAT_S - time.monotonic())):

@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).with_name("profiles")
 _STAGES = tuple(stages.OPTIONS.values())
 _SPECULATIVE = ("algorithm", "draft_model_path", "num_steps", "eagle_topk", "num_draft_tokens")
 # The variable that a key becomes; a dotted key is in a part of its own.
-_VARIABLES = {
+VARIABLES = {
     "model.name": "sgl_model",
     "model.source": "sgl_model_source",
     "model.from": "sgl_model_from",
@@ -73,7 +73,7 @@ def load(name: str) -> dict[str, Any]:
 def variables(profile: dict[str, Any]) -> dict[str, Any]:
     """The collection's variables for a profile."""
     given = dict(_leaves(profile))
-    found = {variable: given[key] for key, variable in _VARIABLES.items() if key in given}
+    found = {variable: given[key] for key, variable in VARIABLES.items() if key in given}
     server = profile.get("server", {})
     # The inventory's own model may be made on the spot; a profile's is what it says.
     found.setdefault("sgl_model_source", "present")
@@ -111,7 +111,7 @@ def _leaves(document: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _type(key: str) -> type:
     """The Python type of a key's value; object where any may stand there."""
-    variable = _VARIABLES.get(key)
+    variable = VARIABLES.get(key)
     return _TYPES[options.BY_NAME[variable].type] if variable else object
 
 
@@ -126,8 +126,8 @@ def _check(document: Any, path: Path) -> None:
     given = dict(_leaves(document))
     for key, value in given.items():
         demand(
-            key in _VARIABLES or key in _OTHER,
-            f"{key} is no key of a profile; there are {', '.join([*_VARIABLES, *_OTHER])}",
+            key in VARIABLES or key in _OTHER,
+            f"{key} is no key of a profile; there are {', '.join([*VARIABLES, *_OTHER])}",
         )
         kind = _type(key)
         demand(

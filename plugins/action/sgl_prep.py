@@ -90,17 +90,18 @@ class ActionModule(ActionBase):
             return {
                 "changed": True,
                 "stages": {},
+                "probe": "skipped" if given["probe"] == "never" else "would_run",
                 "msg": "a prep would follow the start of the container",
             }
         plan = client.dry_run(request_document(given))
         self._warn(plan["warnings"])
         stages = {name: stage["status"] for name, stage in plan["stages"].items()}
-        would_run = {name: status == "would_run" for name, status in stages.items()}
         return {
             "changed": plan["would_change"] is True,
             "stages": stages,
+            "probe": plan.get("telemetry_probe", "would_run"),
             "exit_code": 0,
-            "diff": diff(would_run),
+            "diff": plan_diff(plan),
         }
 
     def _prep(
@@ -148,7 +149,7 @@ class ActionModule(ActionBase):
                 stages={name: stage["status"] for name, stage in result["stages"].items()},
                 metrics_ready=result["telemetry_probe"]["ok"] is True,
                 result=result,
-                diff=diff({name: stage["ran"] for name, stage in result["stages"].items()}),
+                diff=result_diff(result),
             )
         problem = failure(job, result)
         return {**outcome, "failed": True, "msg": problem} if problem else outcome
@@ -192,15 +193,40 @@ def losing_nothing(prep: str) -> Iterator[None]:
         ) from error
 
 
-def diff(ran: dict[str, bool]) -> dict[str, str]:
-    return {
-        "before": "".join(
-            f"{name}: {'cold' if did else 'unchanged'}\n" for name, did in ran.items()
-        ),
-        "after": "".join(
-            f"{name}: {'warm' if did else 'unchanged'}\n" for name, did in ran.items()
-        ),
+def plan_diff(plan: dict[str, Any]) -> dict[str, str]:
+    """What a prep would change: each stage that would run, and the proof."""
+    changes = {
+        name: (_one_line(stage.get("reason") or "as asked"), "warm")
+        for name, stage in plan["stages"].items()
+        if stage["status"] == "would_run"
     }
+    if plan.get("telemetry_probe") == "would_run":
+        changes["metrics_ready"] = ("not proven for this server", "proven, if its metrics arrive")
+    return _diff(changes)
+
+
+def result_diff(result: dict[str, Any]) -> dict[str, str]:
+    """What a prep changed: each stage that ran, and a proof of its own."""
+    changes = {
+        name: ("not warm", "warm" if stage["status"] == "ok" else str(stage["status"]))
+        for name, stage in result["stages"].items()
+        if stage["ran"]
+    }
+    proof = result["telemetry_probe"]
+    if proof["ok"] is True and proof.get("prep_id") == result["run"]["prep_id"]:
+        changes["metrics_ready"] = ("not proven for this server", "proven")
+    return _diff(changes)
+
+
+def _diff(changes: dict[str, tuple[str, str]]) -> dict[str, str]:
+    return {
+        "before": "".join(f"{name}: {before}\n" for name, (before, _after) in changes.items()),
+        "after": "".join(f"{name}: {after}\n" for name, (_before, after) in changes.items()),
+    }
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())
 
 
 def progress(job: dict[str, Any]) -> str:

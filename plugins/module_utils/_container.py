@@ -28,6 +28,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_rec
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    CONTAINER_LABEL,
     DockerCli,
     DockerError,
     InputRunner,
@@ -43,7 +44,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
 
 # Of all that makes another container; of the process that creates it; of the container that ran
 # before it.
-DIGEST_LABEL = "org.slice-bench.container-inputs"
 CREATOR_LABEL = "org.slice-bench.container-creator"
 REPLACES_LABEL = "org.slice-bench.container-replaces"
 _POLL_S = 0.2
@@ -345,7 +345,7 @@ class Stack:
         """Raises ContainerError where a prep, a smoke or a benchmark's server would end with the
         container. What runs in one whose records cannot be read is told by the locks that it holds.
         """
-        if container is None or not container["running"]:
+        if container is None or not run_record.is_up(container):
             return
         what = f"Container {self.name} must be recreated, as its image or its options changed"
         found = run_record.describe(self._host.telemetry_root, container)
@@ -354,8 +354,8 @@ class Stack:
             raise ContainerError(
                 f"{what}, and {prep['prep_id']} (pid {prep['pid']}) runs in it:"
                 f" {one_line(' '.join(prep['arguments']), 160)}. Wait for it (docker exec"
-                f" {self.name} sgl-admin status --watch), or end it (playbooks/stop.yml), and run"
-                " this again."
+                f" {self.name} sgl-admin status --watch), or end it (playbooks/stop.yml with"
+                " sgl_stop_force=true), and run this again."
             )
         in_use = found["in_use"]
         if not found["live"]:
@@ -426,7 +426,7 @@ class Stack:
         """The new container beside the old one; returns its id."""
         replaces = old["id"] if old is not None and old["running"] else ""
         labels = {
-            DIGEST_LABEL: wanted.digest,
+            CONTAINER_LABEL: wanted.digest,
             CREATOR_LABEL: _creator(),
             REPLACES_LABEL: replaces,
         }
@@ -529,7 +529,7 @@ class Stack:
         found = self._docker.containers(self.name, self.next, self.replaced)
         for name in (self.next, self.replaced):
             container = found[name]
-            if container is not None and DIGEST_LABEL not in container["labels"]:
+            if container is not None and CONTAINER_LABEL not in container["labels"]:
                 raise ContainerError(
                     f"container {name} has the name that a replacement of {self.name} needs, and is"
                     " none of ours: rename it, or set sgl_container to another name"
@@ -639,7 +639,7 @@ def fits(container: Container | None, wanted: Definition) -> bool:
     return (
         container is not None
         and bool(container["running"])
-        and container["labels"].get(DIGEST_LABEL) == wanted.digest
+        and container["labels"].get(CONTAINER_LABEL) == wanted.digest
     )
 
 

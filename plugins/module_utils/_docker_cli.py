@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,6 +32,8 @@ _STRANGE = (
 # types.NoneType, which Python 3.9 does not have.
 _NONE = type(None)
 INPUTS_LABEL = "org.slice-bench.image-inputs"
+# A container that the role stack created has it.
+CONTAINER_LABEL = "org.slice-bench.container-inputs"
 
 
 # A daemon's 404 as the user reads it: of clients 20.10 to 27 ("Error: ..."), and of clients from 28
@@ -142,11 +144,13 @@ class DockerCli:
         return None if found is None else describe_image(name, found)
 
     def container(self, name: str) -> dict[str, Any] | None:
-        """What the roles need of a container: id, image id, labels, whether and since when it runs,
-        and its pid on the host.
+        """What the roles need of a container: id, name, image id, labels, whether and since when it
+        runs, its pid on the host, and the host's folders by where they are mounted.
+
+        A paused container does not run: nothing in it answers.
         """
         found = self.inspect("container", name)
-        return None if found is None else _container(found)
+        return None if found is None else _container(found, name)
 
     def containers(self, *names: str) -> dict[str, dict[str, Any] | None]:
         """Several of them, in one call of the client; None for each that does not exist. Raises
@@ -163,8 +167,8 @@ class DockerCli:
             raise DockerError(
                 f"docker container inspect {' '.join(names)} prints no description: {_STRANGE}"
             )
-        found = {_part(each, str, "Name").lstrip("/"): _container(each) for each in document}
-        return {name: found.get(name) for name in names}
+        found = {_part(each, str, "Name").lstrip("/"): each for each in document}
+        return {name: _container(found[name], name) if name in found else None for name in names}
 
     def _demand_absence(self, code: int, error: str, names: tuple[str, ...], document: Any) -> None:
         """Raises DockerError where anything but missing containers made the client fail."""
@@ -185,19 +189,37 @@ class DockerCli:
             if self._lists("container", name):
                 raise refusal
 
+    def holder_of(self, variable: str, value: str) -> str | None:
+        """The name of a running container of this collection that has this in its environment;
+        None without one.
+        """
+        listed = self.call("ps", "--filter", f"label={CONTAINER_LABEL}", "--format", "{{.Names}}")
+        for name in listed.split():
+            config = (self.inspect("container", name) or {}).get("Config")
+            environment = config.get("Env") if isinstance(config, dict) else None
+            if isinstance(environment, list) and f"{variable}={value}" in environment:
+                return name
+        return None
 
-def _container(found: dict[str, Any]) -> dict[str, Any]:
+
+def _container(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a container by its name or id."""
     return {
         "id": _part(found, str, "Id"),
+        # A description without them costs but these parts: the name, the mounts.
+        "name": found["Name"].lstrip("/") if isinstance(found.get("Name"), str) else name,
         "image_id": _part(found, str, "Image"),
         "labels": _labels(found),
         "running": (
-            _part(found, bool, "State", "Running") and not found["State"].get("Restarting", False)
+            _part(found, bool, "State", "Running")
+            and not found["State"].get("Restarting", False)
+            and not found["State"].get("Paused", False)
         ),
         "status": _part(found, str, "State", "Status"),
         "started_at": _part(found, str, "State", "StartedAt"),
         "exit_code": _part(found, int, "State", "ExitCode"),
         "pid": _part(found, int, "State", "Pid"),
+        "mounts": dict(_mounts(found.get("Mounts"))),
         **_listening(found),
     }
 
@@ -245,6 +267,15 @@ def _listening(found: dict[str, Any]) -> dict[str, Any]:
     environment = _part({"Env": None, **config}, (list, _NONE), "Env")
     address, numbers = ports.of_container(map(str, environment or []))
     return {"bind_address": address, "ports": numbers}
+
+
+def _mounts(found: Any) -> Iterator[tuple[str, str]]:
+    """Where each of the host's folders is mounted, and which it is."""
+    for mount in found if isinstance(found, list) else []:
+        if isinstance(mount, dict):
+            target, source = mount.get("Destination"), mount.get("Source")
+            if isinstance(target, str) and isinstance(source, str):
+                yield target, source
 
 
 def _labels(found: dict[str, Any]) -> dict[str, Any]:

@@ -149,6 +149,10 @@ class Plan:
             "entries_checked": self.entries_checked,
         }
 
+    def foreign_paths(self) -> list[str]:
+        """What somebody else owns, the pointer too."""
+        return [printable(item.path) for item in (*self.foreign, self.foreign_pointer) if item]
+
 
 def printable(path: str) -> str:
     """The path as text that JSON can carry; bytes that are no UTF-8 become ``\\xNN``."""
@@ -578,9 +582,9 @@ def _check_ownership(plan: Plan) -> None:
         return
     text = "; ".join(texts)
     if not spec.ownership_ignore:
-        paths = [printable(item.path) for item in (*plan.foreign, plan.foreign_pointer) if item]
         raise ForeignOwner(
-            f"{text}, or set sgl_ownership_ignore: true to proceed all the same", paths
+            f"{text}, or set sgl_ownership_ignore: true to proceed all the same",
+            plan.foreign_paths(),
         )
     plan.warnings.append(
         f"ownership is ignored as asked: {text}, or the services may be unable to write there"

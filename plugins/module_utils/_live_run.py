@@ -31,6 +31,7 @@ def wait(
     while True:
         container = cli.container(name)
         found = run_record.describe(telemetry_root, container)
+        run_record.note_elsewhere(found, container, cli.container)
         waited = time.monotonic() - started
         if found["live"]:
             return found, waited

@@ -27,7 +27,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports a
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, services
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    DockerCli,
+    DockerError,
+    Runner,
+)
 
 _GB = 10**9
 # A prep writes thousands of files.
@@ -107,10 +111,13 @@ def look(options: Options, run: Runner) -> Findings:
         "owner": {"uid": spec.uid, "gid": spec.gid},
         "incomplete": False,
         "foreign": [],
+        "ignored": [],
     }
+    found.facts["container_name"] = options.container
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, docker.container, docker.unknown)
-    if options.ready_for == "smoke" and not found.facts["run"]["live"]:
+    elsewhere = _look_at_container(found, spec, options, run)
+    if options.ready_for == "smoke" and not found.facts["run"]["live"] and not elsewhere:
         found.problems.append(
             f"no run is live in container {options.container}: {found.facts['run']['reason']};"
             " prepare the host first (playbooks/prep.yml)"
@@ -130,8 +137,8 @@ def look(options: Options, run: Runner) -> Findings:
                 f"sgl_bind_address is {problem}: set it to an address that `ip address` shows"
                 " there, or to 127.0.0.1"
             )
-        if docker.unknown is None:
-            found.problems.extend(_taken_ports(docker.container, options))
+        if docker.unknown is None and not elsewhere:
+            found.problems.extend(_taken_ports(docker.container, options, run))
         _look_at_daemon(found, docker, spec)
         _look_at_space(found, docker, options)
     if options.ready_for == "prep":
@@ -296,6 +303,39 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
         (found.problems if certain else found.warnings).append(message)
 
 
+def _container(name: str, run: Runner) -> dict[str, Any] | None:
+    """A container by its name or id; None where Docker knows none, or cannot be asked."""
+    try:
+        return DockerCli(run).container(name)
+    except DockerError:
+        return None
+
+
+def _look_at_container(
+    found: Findings, spec: host_tree.Spec, options: Options, run: Runner
+) -> bool:
+    """Whether it is the tree's, and not paused. Returns whether the tree's run is live in another
+    one.
+    """
+    if options.ready_for not in ("stop", "smoke", "start", "prep"):
+        return False
+    container = found.facts["container"]
+    if found.facts["docker"]["available"]:
+        run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(name, run))
+    if other := found.facts["run"].get("elsewhere"):
+        found.problems.append(
+            f"sgl_container is {options.container}, but the run of {path_line(spec.telemetry)} is"
+            f" live in container {other}: set sgl_container to {other}, or stop that container"
+            " first"
+        )
+    elif container is not None and container["status"] == "paused" and options.ready_for != "stop":
+        found.problems.append(
+            f"container {options.container} is paused: run `docker unpause {options.container}`, or"
+            " stop it (playbooks/stop.yml)"
+        )
+    return bool(other)
+
+
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
     """The tree's folders: each where it is said to be, or else under the root, which is in the
     service user's home.
@@ -329,6 +369,7 @@ def _look_at_tree(found: Findings, spec: host_tree.Spec) -> None:
         return
     found.warnings.extend(plan.warnings)
     found.facts["tree"]["incomplete"] = plan.changed
+    found.facts["tree"]["ignored"] = plan.foreign_paths()
 
 
 def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> None:
@@ -451,12 +492,15 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
             )
 
 
-def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator[str]:
+def _taken_ports(
+    container: dict[str, Any] | None, options: Options, run: Runner | None = None
+) -> Iterator[str]:
     """A running container holds its own ports, and gives them up where it is replaced; sgl-admin
-    sees to the server's when it starts one.
+    sees to the server's when it starts one. `run` asks Docker for another container that has a
+    taken port.
     """
     own = {}
-    if container is not None and container["running"]:
+    if container is not None and run_record.is_up(container):
         if not container["ports"]:
             # One that does not say which ports it has: it may hold them all.
             return
@@ -484,11 +528,28 @@ def _taken_ports(container: dict[str, Any] | None, options: Options) -> Iterator
             if port in own
             else ports.taken(address, port)
         )
-        if who is not None:
+        if who is None:
+            continue
+        if run is not None and (other := _container_at(name, port, run)) is not None:
+            yield (
+                f"port {port} on {address}, which {name} needs, is taken by {who}, and container"
+                f" {other} of this collection is set to have it: set sgl_container to {other}, stop"
+                f" that container, or set sgl_{name}_port to another port"
+            )
+        else:
             yield (
                 f"port {port} on {address}, which {name} needs, is taken by {who}: stop it, or set"
                 f" sgl_{name}_port to another port"
             )
+
+
+def _container_at(name: str, port: int, run: Runner) -> str | None:
+    """Another container of this collection that is set to have the port of this service."""
+    variables = {known.name: known.variable for known in services.PORTS}
+    try:
+        return DockerCli(run).holder_of(variables.get(name, name), str(port))
+    except DockerError:
+        return None
 
 
 def _look_at_space(found: Findings, docker: docker_health.Docker, options: Options) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ _HOST_PATHS = (
 # Far above any real one; a reader on every converged run should not be fed a gigabyte.
 _MAX_BYTES = 32 * 2**20
 # The contract's, of one length: as text they are in the order of time.
+_PROFILES = next(mount.target for mount in places.MOUNTS if mount.folder == "profiles")
 _RESTART = "start the container again (playbooks/start.yml)"
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
@@ -103,16 +104,35 @@ def describe(
         record = read(telemetry_root)
     except RecordError as error:
         # Maybe what an earlier run left, which the one that is starting replaces.
-        return summary(None, str(error))
+        return summary(None, str(error), container)
     if record is None:
-        return summary(None, f"there is no pointer {places.POINTER} in {telemetry_root}")
+        reason = f"there is no pointer {places.POINTER} in {telemetry_root}"
+        return summary(None, reason, container)
     if unknown is not None:
-        return summary(
-            record,
-            f"whether container {one_line(record.manifest['container_name'])} runs is unknown:"
-            f" {unknown}",
-        )
-    return summary(record, not_live_because(record, container))
+        name = one_line(record.manifest["container_name"])
+        reason = f"whether container {name} runs is unknown: {unknown}"
+        return summary(record, reason, container)
+    return summary(record, not_live_because(record, container), container)
+
+
+def note_elsewhere(
+    run: dict[str, Any],
+    container: dict[str, Any] | None,
+    find: Callable[[str], dict[str, Any] | None],
+) -> None:
+    """Note in a run that `describe` returned the container in which it is live, where that is
+    another one than `container`; `find` describes a container by its id.
+    """
+    manifest = run.get("manifest")
+    recorded = None if manifest is None else manifest.get("container_id")
+    if run["live"] or recorded is None:
+        return
+    if container is not None and container["id"] == recorded:
+        return
+    other = find(recorded)
+    if other is not None and is_up(other):
+        run["elsewhere"] = other["name"]
+        run["reason"] = f"{run['run_id']} is live in container {other['name']}"
 
 
 def running_prep(record: RunRecord) -> dict[str, Any] | None:
@@ -137,10 +157,14 @@ def _lock(record: RunRecord, name: str) -> Path:
 
 def in_use(record: RunRecord) -> list[str]:
     """What goes on in a live run and would be lost with its container, in words: a benchmark's
-    server, a smoke.
+    server, a smoke, a prep whose record cannot be read (that of others is `running_prep`).
     """
     admin = f"docker exec {one_line(record.manifest['container_name'])} sgl-admin"
     found = []
+    if _is_damaged(Path(record.paths["run_dir"]) / "job.json") and _held(
+        _lock(record, places.LOCK_PREP)
+    ):
+        found.append(f"a prep whose record cannot be read (wait for it: {admin} status --watch)")
     if (Path(record.paths["run_dir"]) / "server.json").exists() and _held(
         _lock(record, places.LOCK_SERVING)
     ):
@@ -152,43 +176,74 @@ def in_use(record: RunRecord) -> list[str]:
     return found
 
 
+def _is_damaged(path: Path) -> bool:
+    """Whether a record is there that does not say in which state its work is."""
+    try:
+        record = _read_json(path)
+    except RecordError:
+        return True
+    return record is not None and not isinstance(record.get("state"), str)
+
+
+# What holds each lock, for a container whose records say nothing: then the locks alone tell.
+_HOLDERS = {
+    places.LOCK_PREP: "a prep",
+    places.LOCK_SERVING: "a server that was started for a benchmark",
+    places.LOCK_SMOKE: "a smoke",
+}
+
+
 def held_locks(profiles_root: str) -> list[str]:
     """What runs on the caches by its lock alone, in words: for a run whose records cannot be
     read.
     """
     folder = Path(profiles_root) / places.LOCKS
-    names = {
-        places.LOCK_PREP: "a prep",
-        places.LOCK_SMOKE: "a smoke",
-        places.LOCK_SERVING: "a server that was started for a benchmark",
-    }
+    locks = {folder / f"{name}.lock": words for name, words in _HOLDERS.items()}
     return [
-        f"{what}, which holds {path_line(str(folder / name))}.lock (wait for its end, or end it:"
-        " playbooks/stop.yml)"
-        for name, what in names.items()
-        if _held(folder / f"{name}.lock")
+        f"{words} ({path_line(str(lock))} is held)" for lock, words in locks.items() if _held(lock)
     ]
+
+
+def in_use_by_locks(container: dict[str, Any]) -> list[str]:
+    """What goes on in a container whose run cannot be read, in words. A lock that another container
+    of the same caches holds counts too: what cannot be read counts as in use.
+    """
+    profiles = container.get("mounts", {}).get(_PROFILES)
+    return held_locks(profiles) if is_up(container) and profiles is not None else []
+
+
+def is_up(container: dict[str, Any]) -> bool:
+    """Whether the container has processes; those of a paused one are held, and not ended."""
+    return container["status"] in ("running", "paused")
 
 
 def _held(lock: Path) -> bool:
     """Whether some process holds the lock: a prep that was killed does not, whatever its record
-    says.
+    says. One that may not be read counts as held.
     """
     try:
         with open(lock, "rb", opener=records.without_blocking) as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         return True
     except (OSError, ValueError):
         return False
     return False
 
 
-def summary(record: RunRecord | None, reason: str | None) -> dict[str, Any]:
+def summary(
+    record: RunRecord | None,
+    reason: str | None,
+    container: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """A run for those who act on it; `reason` says why it is not the live one, and is None when it
-    is.
+    is. `elsewhere` is left to note_elsewhere.
     """
     live = record is not None and reason is None
+    if live and record is not None:
+        used = in_use(record)
+    else:
+        used = in_use_by_locks(container) if container else []
     return {
         "live": live,
         "reason": reason,
@@ -198,7 +253,8 @@ def summary(record: RunRecord | None, reason: str | None) -> dict[str, Any]:
         "prep_result": record.prep_result if record else None,
         "metrics_ready": live and record is not None and record.metrics_ready,
         "prep": running_prep(record) if live and record is not None else None,
-        "in_use": in_use(record) if live and record is not None else [],
+        "in_use": used,
+        "elsewhere": None,
     }
 
 
@@ -233,9 +289,9 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
                 isinstance(named.get(key), str) and named[key].startswith("/"),
                 f"paths.{side}.{key} is not an absolute path",
             )
-        result = named.get("prep_result", "/")
+        result = named.get("prep_result")
         demand(
-            isinstance(result, str) and result.startswith("/"),
+            result is None or (isinstance(result, str) and result.startswith("/")),
             f"paths.{side}.prep_result is not an absolute path",
         )
 

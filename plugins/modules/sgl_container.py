@@ -239,7 +239,7 @@ def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     return {
         "image": found["image_id"],
-        "options": found["labels"].get(container.DIGEST_LABEL),
+        "options": found["labels"].get(container.CONTAINER_LABEL),
         "running": found["running"],
     }
 

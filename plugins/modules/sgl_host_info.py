@@ -134,6 +134,11 @@ container_leftovers:
   description: Whether a run that was killed while it replaced the container left one beside it.
   returned: always
   type: bool
+container_name:
+  description: The name of O(container), also where it is not there.
+  returned: always
+  type: str
+  sample: sglang-dev
 image:
   description: The image as it is, or null.
   returned: always
@@ -225,11 +230,12 @@ tree:
   description: >-
     The host tree's folders and owner, and unless it is only for a stop whether
     M(slice_bench.sglang.sgl_host_dirs) has something to do
-    (C(incomplete)), and what in it somebody else owns (C(foreign)).
+    (C(incomplete)), and what in it somebody else owns (C(foreign), or C(ignored) with
+    O(ownership_ignore)).
   returned: always
   type: dict
   sample: {paths: {telemetry: /home/ubuntu/sglang-observability/telemetry}, owner: {uid: 1000, gid:
-    1000}, incomplete: false, foreign: []}
+    1000}, incomplete: false, foreign: [], ignored: []}
 model:
   description: >-
     What M(slice_bench.sglang.sgl_model) returns of the model; null unless O(ready_for=prep), or
@@ -300,7 +306,12 @@ def main() -> None:
         if stopping:
             # All the facts would bury the message.
             foreign = {"foreign": found.facts["tree"]["foreign"]}
-            module.fail_json(msg="; ".join(stopping), problems=problems, tree=foreign)
+            module.fail_json(
+                msg="; ".join(stopping),
+                problems=problems,
+                tree=foreign,
+                container_name=options.container,
+            )
         if problems:
             module.warn(f"A run without --check would stop here: {'; '.join(problems)}")
     module.exit_json(changed=False, problems=problems, **found.facts)

@@ -42,8 +42,8 @@ attributes:
     description: With O(state=live) it looks once and does not fail where there is no live run yet;
       RV(live) tells.
   diff_mode:
-    support: none
-    description: The only thing that it changes is the pointer, which it removes.
+    support: full
+    description: Shows the pointer that it removes.
 author:
   - slice_bench.sglang contributors (@slice-bench)
 """
@@ -97,10 +97,17 @@ prep:
   type: dict
   sample: {prep_id: prep-20261123T091600Z-77aa01bc, pid: 812, stage: inductor, arguments: [--tp=1]}
 in_use:
-  description: What else goes on in the live run now, in words, a benchmark's server or a smoke.
+  description:
+    - What else goes on in the container now, in words, a benchmark's server or a smoke.
+    - Of a container whose records cannot be read it is what holds a lock.
   returned: always
   type: list
   elements: str
+elsewhere:
+  description: The name of another container, where the run is live in that one, or null.
+  returned: always
+  type: str
+  sample: null
 waited_s:
   description: Seconds waited.
   returned: always
@@ -132,12 +139,15 @@ class ManifestModule:
     def look(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The run by its records, compared with the container, which is returned too."""
         try:
-            container = DockerCli(self.module.run_command).container(self.name)
+            cli = self.docker()
+            container = cli.container(self.name)
+            run = run_record.describe(self.telemetry_root, container)
+            run_record.note_elsewhere(run, container, cli.container)
         except DockerMissing:
             if self.module.params["state"] == "live" and not self.module.check_mode:
                 raise
             # No Docker, no live run.
-            container = None
+            return run_record.describe(self.telemetry_root, None), None
         except DockerError as error:
             # A container outlives its daemon (live-restore), and may be one that this user may not
             # see: its run counts as live.
@@ -147,7 +157,11 @@ class ManifestModule:
                 raise
             self.unknown = str(error)
             return run_record.describe(self.telemetry_root, None, self.unknown), None
-        return run_record.describe(self.telemetry_root, container), container
+        return run, container
+
+    def docker(self) -> DockerCli:
+        """Raises DockerMissing."""
+        return DockerCli(self.module.run_command)
 
     def has_pointer(self) -> bool:
         return os.path.lexists(os.path.join(self.telemetry_root, places.POINTER))
@@ -162,6 +176,11 @@ class ManifestModule:
 
     def absent(self) -> dict[str, Any]:
         run, container = self.look()
+        if run["elsewhere"]:
+            raise run_record.RecordError(
+                f"{run['reason']}, so its pointer is not that of container {self.name}: name"
+                f" {run['elsewhere']}"
+            )
         if run["live"]:
             raise run_record.RecordError(
                 f"{run['run_id']} is live: stop it first (playbooks/stop.yml), which removes its"
@@ -173,7 +192,10 @@ class ManifestModule:
             raise run_record.RecordError(f"container {self.name} runs, and {run['reason']}")
         if present and not self.module.check_mode:
             run_record.remove_pointer(self.telemetry_root)
-        return {"changed": present, "waited_s": 0.0, **run}
+        pointer = os.path.join(self.telemetry_root, places.POINTER)
+        names = f"{pointer} names {run['run_id'] or 'no run that can be read'}\n"
+        diff = {"before": names if present else "", "after": ""}
+        return {"changed": present, "waited_s": 0.0, "diff": diff, **run}
 
 
 def main() -> None:

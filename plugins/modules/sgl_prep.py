@@ -85,6 +85,13 @@ metrics_ready:
   description: Whether Prometheus accounts for the tokens that were sent.
   returned: when a prep has ended
   type: bool
+probe:
+  description:
+    - What would become of the proof of METRICS_READY. V(stands) where the run holds it for the
+      server that this request describes, V(would_run), or V(skipped) with O(probe=never).
+  returned: in check mode
+  type: str
+  sample: stands
 result:
   description: The whole C(prep_result).
   returned: when a prep has ended

@@ -232,6 +232,8 @@ class Report:
         # What was found before counts only where nothing failed since, and the host went to its
         # end.
         counts = run.get("live") and entry.status == "ok" and not unfinished
+        # In check mode as it would be: what was found counts only where it stands for this request.
+        counts = counts and not (self._check_mode and prep.get("probe", "stands") != "stands")
         found = run.get("metrics_ready") if counts else None
         warnings = [
             *entry.warnings,
@@ -255,7 +257,7 @@ class Report:
             "prep_status": prep.get("status"),
             "notes": entry.notes,
             "smoke": {key: smoke.get(key) for key in _SMOKE_KEYS} if "exit_code" in smoke else None,
-            "foreign": (info.get("tree") or {}).get("foreign") or [],
+            **_as_found(info),
             "model": _model(about),
             "device": _device(info),
             "versions": (
@@ -355,6 +357,31 @@ def _device(info: dict[str, Any]) -> dict[str, Any] | None:
     if not devices:
         return None
     return {key: value for key, value in devices.items() if key in ("name", "count")}
+
+
+def _as_found(info: dict[str, Any]) -> dict[str, Any]:
+    """What the look at the host says, before anything was done."""
+    tree = info.get("tree") or {}
+    return {
+        "foreign": tree.get("foreign") or [],
+        "ignored": tree.get("ignored") or [],
+        "container": _container(info),
+        "in_use": _in_use(info),
+    }
+
+
+def _container(info: dict[str, Any]) -> dict[str, Any] | None:
+    """The container by the inventory's name, and its id where it is there."""
+    if not (name := info.get("container_name")):
+        return None
+    return {"name": name, "id": (info.get("container") or {}).get("id")}
+
+
+def _in_use(info: dict[str, Any]) -> list[str]:
+    """What ran in the container as the playbook began, in words."""
+    run = info.get("run") or {}
+    prep = run.get("prep") or {}
+    return [*([f"prep {prep.get('prep_id')}"] if prep else []), *(run.get("in_use") or [])]
 
 
 def _rounded(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -145,13 +145,15 @@ def _add_ensure(group: Any) -> None:
 
 
 def _add_status(commands: Any) -> None:
-    status = commands.add_parser("status", help="the prep that runs, or the last one")
+    status = commands.add_parser(
+        "status", help="the prep that runs, or the last one", epilog=argument_types.STATUS_CODES
+    )
     status.set_defaults(handler=_status)
     status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
     status.add_argument(
         "--watch",
         action="store_true",
-        help="show its progress until it ends, and exit with its exit code",
+        help="show its progress until it ends",
     )
     status.add_argument(
         "--wait",
@@ -399,10 +401,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_envelope(live.run_id, record)
     print(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
-    if not arguments.watch or record is None:
-        return 0
-    # Who watches a prep to its end is told how it ended: one that was killed has no exit code.
-    return record["exit_code"] if record["exit_code"] in range(256) else EXIT_NO_RESULT
+    return argument_types.status_code(record)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

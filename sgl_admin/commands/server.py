@@ -50,14 +50,21 @@ def register(commands: Any) -> None:
     start.add_argument("--detach", action="store_true", help="return as soon as it is started")
     start.add_argument("--dry-run", action="store_true", help="print the command and do nothing")
 
-    status = actions.add_parser("status", help="whether it runs and is healthy")
+    status = actions.add_parser(
+        "status",
+        help="whether it runs and is healthy",
+        epilog=(
+            "Exit code 0: it is healthy; 7: it is not (it starts, has ended, was stopped, or none"
+            " was started); 4: no run is live."
+        ),
+    )
     status.set_defaults(handler=_status)
     status.add_argument(
         "--wait",
         type=argument_types.seconds,
         default=0.0,
         metavar="S",
-        help="wait so long for it to become healthy; exit code 7 where it does not",
+        help="wait so long for it to become healthy first",
     )
 
     stop = actions.add_parser(
@@ -130,8 +137,7 @@ def _status(arguments: argparse.Namespace) -> int:
     run_id = run.live().run_id
     record, healthy = benchmark_server.wait(run_id, arguments.wait)
     _print(run_id, record, healthy, arguments.json)
-    # Who waits for it wants to know whether it came.
-    return EXIT_SERVER_FAILED if arguments.wait and not healthy else 0
+    return 0 if healthy else EXIT_SERVER_FAILED
 
 
 def _stop(arguments: argparse.Namespace) -> int:

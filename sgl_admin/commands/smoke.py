@@ -57,7 +57,9 @@ def register(commands: Any) -> None:
         help="return as soon as the smoke runs; print {smoke} as JSON",
     )
 
-    status = actions.add_parser("status", help="the smoke that runs, or the last one")
+    status = actions.add_parser(
+        "status", help="the smoke that runs, or the last one", epilog=argument_types.STATUS_CODES
+    )
     status.set_defaults(handler=_status)
     for action, what in ((begin, "the summary as JSON"), (status, "{smoke} as JSON")):
         action.add_argument("--json", action="store_true", help=f"print {what}")
@@ -93,7 +95,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_envelope(found)
     print("\n".join(_lines(found)) if found else f"no smoke yet in {run_id}")
-    return 0
+    return argument_types.status_code(found)
 
 
 def _scenario_text(name: str | None) -> str:

@@ -131,6 +131,9 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
     }
     observed = Observed(states, flavour.get("unavailable", {}), facts["versions"], settings)
     telemetry_surfaces, warnings = surfaces.describe(observed)
+    host_paths = {key: paths.to_host(path) for key, path in container_paths.items()}
+    # The first prep names its result; the keys are there before.
+    no_prep: dict[str, Any] = {"prep_result": None}
     return {
         "schema_version": "1",
         "container_run_id": run_id,
@@ -148,8 +151,8 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "versions": facts["versions"],
         "services": describe_services(settings),
         "paths": {
-            "container": container_paths,
-            "host": {key: paths.to_host(path) for key, path in container_paths.items()},
+            "container": {**container_paths, **no_prep},
+            "host": {**host_paths, **no_prep},
         },
         "storage": {
             key: container_paths[key] for key in ("log_file", "prometheus_dir", "jaeger_dir")

@@ -272,7 +272,7 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
     if reason := stage.skip_reason(context):
         return Decision(stage, "skipped", reason)
     if why := stage.unsupported(context):
-        return Decision(stage, "run", explanation=why)
+        return Decision(stage, "run", explanation=f"it would fail, as it is unsupported: {why}")
     decision = Decision(
         stage,
         "run",
@@ -281,18 +281,21 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
         missing_batch_sizes=stage.missing_batch_sizes(context),
     )
     record = decision.record
-    explanation = findings.problem(record)
-    if explanation is not None and (content := earlier.content(stage, context, record.signature)):
+    problem = findings.problem(record)
+    if problem is not None and (content := earlier.content(stage, context, record.signature)):
         decision = replace(decision, taken_over=tuple(content))
-        explanation = None
-    elif explanation is None and not stage.trusts(context, record):
-        decision, explanation = replace(decision, cached=True), _NEVER_SERVED
-    explanation = explanation or stage.lacking(context)
+        problem = None
+    elif problem is None and not stage.trusts(context, record):
+        decision, problem = replace(decision, cached=True), _NEVER_SERVED
+    # What is lacking agrees with the missing batch sizes; a record's problem may be of all of them.
+    explanation = stage.lacking(context) or problem
     if dead_owner(stage.name):
-        findings.warn(f"an earlier {stage.name} was killed before it finished; it is done again")
+        killed = f"an earlier {stage.name} was killed before it finished"
+        findings.warn(f"{killed}; it is done again")
+        explanation = explanation or killed
     elif mode == "ensure" and explanation is None:
         return replace(decision, action="noop", reason="valid_signature")
-    return replace(decision, explanation=explanation)
+    return replace(decision, explanation=explanation or f"{mode} was requested")
 
 
 def _server_argv(request: Request, context: Context) -> list[str]:

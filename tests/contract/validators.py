@@ -66,7 +66,7 @@ def validate_manifest(document: Any) -> None:
             "prometheus_dir": telemetry / "prometheus" / run_id,
             "jaeger_dir": telemetry / "jaeger" / run_id,
         }
-        if "prep_result" in paths:
+        if paths.get("prep_result") is not None:
             wanted["prep_result"] = wanted["run_dir"] / "prep_result.json"
         for key, path in wanted.items():
             _same(f"paths.{side}.{key}", paths[key], str(path))

@@ -122,6 +122,9 @@ def test_another_request_while_a_prep_runs(contended: FaultSite) -> None:
         assert (
             contended.job()["prep_id"] == job["prep_id"] and contended.job()["state"] == "running"
         )
+        refused = contended.play("stop")
+        assert refused.code == 2 and job["prep_id"] in refused.text, refused.output
+        assert contended.job()["state"] == "running"
     finally:
-        contended.must_play("stop")
+        contended.must_play("stop", variables={"sgl_stop_force": True})
     assert leftovers(contended) == []

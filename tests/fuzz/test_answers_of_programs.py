@@ -118,8 +118,11 @@ def test_docker_describes_a_thing_or_says_why_not(
     assert isinstance(found["labels"], dict)
     if kind == "container":
         assert found["running"] is (
-            inspected["State"]["Running"] is True and not inspected["State"].get("Restarting")
+            inspected["State"]["Running"] is True
+            and not inspected["State"].get("Restarting")
+            and not inspected["State"].get("Paused")
         )
+        assert isinstance(found["name"], str) and isinstance(found["mounts"], dict)
         assert type(found["pid"]) is int and type(found["exit_code"]) is int
         list(preflight._taken_ports({**found, "running": True}, SimpleNamespace(ports={})))  # type: ignore[arg-type]
 

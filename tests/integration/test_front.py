@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -203,7 +204,7 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
 def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path) -> None:
     site = front.site
     early = front(*FRONT, "smoke")
-    assert early.returncode == 1 and "prep.yml" in early.stderr
+    assert early.returncode == 1 and "slice_bench provider-prep" in early.stderr
     prepared = front(*FRONT, "provider-prep", PROFILE, "--skip-warmup-cache")
     assert prepared.returncode == 0, prepared.stderr
     assert (
@@ -256,6 +257,57 @@ def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path
     assert front(*FRONT, "smoke", str(tmp_path / "none.yml")).returncode == 2
 
 
+def test_stop_and_start_tell_what_is_live(front: Front, tmp_path: Path) -> None:
+    site = front.site
+    prepared = front(*FRONT, "provider-prep", PROFILE, "--skip-warmup-cache")
+    assert prepared.returncode == 0, prepared.stderr
+    container_id = (site.inspect() or {})["Id"]
+    # The inventory names the container, where the environment names none.
+    front.settle(sgl_container=site.container)
+    del front.environment["CONTAINER_NAME"]
+    assert front(*FRONT, "server", "status").returncode == 7
+    assert front(*FRONT, "server", "start").returncode == 0
+    assert front(*FRONT, "server", "status").returncode == 0
+
+    def refused_with(code: int, words: str, *command: str, **environment: str) -> None:
+        done = front(*command, **environment)
+        assert done.returncode == code and words in done.stderr, done.stderr
+        [error] = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        assert "sgl_stop_force" not in error and "playbooks/" not in error
+        assert "Origin:" not in done.stderr and "TASK" not in done.stderr
+        assert site.servers() and (site.inspect() or {})["Id"] == container_id
+
+    refused_with(5, "a server that was started for a benchmark", *STOP)
+    wrong = f"CONTAINER_NAME is foo, but the run of {site.telemetry} is live in container"
+    for command in (START, STOP, [*FRONT, "smoke"]):
+        refused_with(1, f"{wrong} {site.container}", *command, CONTAINER_NAME="foo")
+    # Nothing says any more what runs; the locks do.
+    kept = tmp_path / "pointer"
+    shutil.copy2(site.pointer, kept)
+    site.pointer.unlink()
+    refused_with(5, "serving.lock is held", *STOP)
+    refused_with(1, "a new run would end what runs in it", *START)
+    refused_with(1, f"container {site.container} of this", *START, CONTAINER_NAME="foo")
+    shutil.copy2(kept, site.pointer)
+    shutil.chown(site.pointer, *site.owner)
+
+    docker("pause", site.container)
+    for command, code, words in ((START, 1, "is paused: run `docker unpause"), (STOP, 5, "lock")):
+        done = front(*command)
+        assert done.returncode == code and words in done.stderr, done.stderr
+        assert site.state()["Paused"]
+    docker("unpause", site.container)
+
+    site.signal_matching("prometheus.yml", signal.SIGSTOP)
+    for _ in range(2):
+        refused_with(1, "its Prometheus does not answer", *START)
+    ended = front(*STOP, "--force")
+    assert ended.returncode == 0 and site.inspect() is None, ended.stderr
+    assert f"Container {site.container} is stopped" in ended.stdout
+    assert front(*FRONT, "server", "stop").returncode == 4
+    assert "Nothing runs" in front(*STOP).stdout
+
+
 def test_validate_only_makes_the_tree_and_asks_docker_nothing(front: Front, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     spy = tmp_path / "bin" / "docker"
@@ -283,7 +335,9 @@ def test_what_belongs_to_somebody_else_ends_with_3(front: Front) -> None:
         )
         assert f"not {uid}:{gid}" in refused.stderr
     assert site.inspect() is None
-    assert front(*START, VALIDATE_ONLY="1", HOST_DIR_OWNERSHIP_IGNORE="1").returncode == 0
+    ignored = front(*START, VALIDATE_ONLY="1", HOST_DIR_OWNERSHIP_IGNORE="1")
+    assert ignored.returncode == 0 and "does not belong to whom it should, which" in ignored.stdout
+    assert str(foreign) in ignored.stdout
     os.chown(foreign, uid, gid)
     expected = front(
         *START, VALIDATE_ONLY="1", EXPECT_OWNER_UID=str(uid + 1), EXPECT_OWNER_GID=str(gid + 1)

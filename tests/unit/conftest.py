@@ -29,10 +29,10 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for root, variable in roots:
         root.mkdir(parents=True)
         monkeypatch.setenv(variable, f"/host/{root.name}")
-    for name in (*places.CACHES, places.LOCKS, places.IN_PROGRESS):
-        (paths.PROFILES / name).mkdir()
-    for folder in (paths.RUNS, paths.LOGS, paths.STATE):
-        folder.mkdir(parents=True)
+    for folder in (*places.CACHES, places.LOCKS, places.IN_PROGRESS):
+        (paths.PROFILES / folder).mkdir()
+    for place in (paths.RUNS, paths.LOGS, paths.STATE):
+        place.mkdir(parents=True)
     return inside
 
 

@@ -15,8 +15,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _contain
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._container import (
+    CONTAINER_LABEL,
     CREATOR_LABEL,
-    DIGEST_LABEL,
     ContainerError,
     Definition,
     Host,
@@ -86,14 +86,14 @@ def definition(digest: str = "new", image: str = "sha256:new", **given: Any) -> 
 
 
 def old(docker: Docker, status: str = "running") -> str:
-    return docker.add(NAME, "sha256:old", status, **{DIGEST_LABEL: "old"}).id
+    return docker.add(NAME, "sha256:old", status, **{CONTAINER_LABEL: "old"}).id
 
 
 def check_one(docker: Docker, digest: str) -> None:
     """One container, which runs, has the name and is of this digest."""
     assert [(each.name, each.status) for each in docker.containers.values()] == [(NAME, "running")]
     (made,) = docker.containers.values()
-    assert made.labels[DIGEST_LABEL] == digest
+    assert made.labels[CONTAINER_LABEL] == digest
 
 
 def test_a_container_is_replaced_and_the_old_one_goes_last(docker: Docker) -> None:
@@ -113,7 +113,7 @@ def test_one_is_created_where_there_is_none_and_nothing_is_tried_first(docker: D
 
 
 def test_one_that_is_as_it_is_wanted_is_left_alone(docker: Docker) -> None:
-    docker.add(NAME, "sha256:new", **{DIGEST_LABEL: "new"})
+    docker.add(NAME, "sha256:new", **{CONTAINER_LABEL: "new"})
     assert not stack(docker).started(definition(), None, []).changed
     assert {words[0] for words in docker.calls} == {"container"}
 
@@ -316,7 +316,7 @@ def test_while_another_run_replaces_it_this_one_waits_and_takes_what_came(
 ) -> None:
     outdated = old(docker)
     # This very process is alive.
-    labels = {DIGEST_LABEL: "new", CREATOR_LABEL: container._creator()}
+    labels = {CONTAINER_LABEL: "new", CREATOR_LABEL: container._creator()}
     docker.add(f"{NAME}.next", "sha256:new", "created", **labels)
     waited = []
 
@@ -343,9 +343,9 @@ def test_a_new_one_in_which_a_prep_runs_is_not_given_up_for_the_old_one(
 ) -> None:
     """A run was killed after its container was ready; Prometheus does not answer just now."""
     prep = {"prep_id": "prep-1", "pid": 7, "arguments": ["--tp=1"]}
-    labels = {DIGEST_LABEL: "new", CREATOR_LABEL: DEAD}
+    labels = {CONTAINER_LABEL: "new", CREATOR_LABEL: DEAD}
     new = docker.add(NAME, "sha256:new", **labels)
-    docker.add(f"{NAME}.replaced", "sha256:old", "exited", **{DIGEST_LABEL: "old"})
+    docker.add(f"{NAME}.replaced", "sha256:old", "exited", **{CONTAINER_LABEL: "old"})
     dead = {"live": False, "reason": "x", "manifest": None, "in_use": [], "prep": prep}
     monkeypatch.setattr(run_record, "describe", lambda root, found: dead)
     monkeypatch.setattr(container.live_run, "wait", _not_live)
@@ -359,7 +359,7 @@ def _not_live(*_arguments: object) -> tuple[dict[str, Any], float]:
 
 
 def test_one_that_another_run_made_with_other_options_stays(docker: Docker) -> None:
-    docker.add(NAME, "sha256:x", **{DIGEST_LABEL: "other"})
+    docker.add(NAME, "sha256:x", **{CONTAINER_LABEL: "other"})
     with pytest.raises(ContainerError, match="created by another run meanwhile"):
         stack(docker).started(definition(), "f" * 64, [])
     check_one(docker, "other")

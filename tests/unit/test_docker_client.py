@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _docker_cli as docker_cli
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    CONTAINER_LABEL,
     INPUTS_LABEL,
     DockerCli,
     DockerError,
@@ -37,6 +39,7 @@ from tests.contract import validators
 from tests.doubles import docker_words
 from tests.doubles.docker_words import absent
 
+ROOT = Path(__file__).resolve().parents[2]
 Answer = tuple[int, str, str]
 PREP_ID = "prep-20261123T091600Z-77aa01bc"
 
@@ -216,7 +219,8 @@ def test_a_container_is_described(docker: Docker) -> None:
         "ExitCode": 0,
         "Pid": 7,
     }
-    found = {"Id": "c" * 64, "Image": "sha256:1", "Config": {"Labels": None}, "State": state}
+    found: dict[str, Any] = {"Id": "c" * 64, "Image": "sha256:1", "State": state}
+    found["Config"] = {"Labels": None}
     docker.answers = {"container inspect": (0, json.dumps([found]), "")}
     described = DockerCli(docker).container("x")
     assert (
@@ -230,6 +234,34 @@ def test_a_container_is_described(docker: Docker) -> None:
     assert (DockerCli(docker).container("x") or {})["running"] is False, (
         "one that starts again and again does not run"
     )
+    state.update(Restarting=False, Paused=True, Status="paused")
+    found.update(Name="/sglang-gpu7", Mounts=[{"Source": "/p", "Destination": "/profiles"}])
+    docker.answers = {"container inspect": (0, json.dumps([found]), "")}
+    paused = DockerCli(docker).container("x") or {}
+    assert (paused["running"], paused["status"]) == (False, "paused")
+    assert (paused["name"], paused["mounts"]) == ("sglang-gpu7", {"/profiles": "/p"})
+
+
+def test_the_holder_of_a_port_is_a_container_of_this_collection(docker: Docker) -> None:
+    def described(*environment: Any) -> tuple[int, str, str]:
+        return 0, json.dumps([{"Config": {"Env": list(environment)}}]), ""
+
+    docker.answers = {
+        "ps --filter label=org.slice-bench.container-inputs": (0, "one\ntwo\n", ""),
+        "container inspect one": described("SGL_PROMETHEUS_PORT=19090"),
+        "container inspect two": described("A=1", "SGL_PROMETHEUS_PORT=9090"),
+    }
+    client = DockerCli(docker)
+    assert client.holder_of("SGL_PROMETHEUS_PORT", "9090") == "two"
+    assert client.holder_of("SGL_PROMETHEUS_PORT", "909") is None
+    assert client.holder_of("PROMETHEUS_PORT", "9090") is None
+    docker.answers = {"ps": (0, "", "")}
+    assert client.holder_of("SGL_PROMETHEUS_PORT", "9090") is None
+
+
+def test_the_label_is_the_one_that_the_role_sets() -> None:
+    role = yaml.safe_load((ROOT / "roles/stack/vars/main.yml").read_text(encoding="utf-8"))
+    assert role["stack_digest_label"] == CONTAINER_LABEL
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from slice_bench import caller, cli, commands, fleet, playbook, profiles
+from sgl_admin.contract import options
+from slice_bench import caller, cli, commands, fleet, playbook, profiles, words
 from slice_bench.caller import WrongUsage
 from slice_bench.playbook import Failed, Outcome
 from tests.contract import validators
@@ -40,7 +42,11 @@ class Plays:
 
     def __init__(self, number: int = 0, **changes: Any) -> None:
         self.asked: list[tuple[str, dict[str, Any], tuple[str, ...]]] = []
-        self.host = {**validators.example("report")["hosts"][number], **changes}
+        self.host = {
+            **validators.example("report")["hosts"][number],
+            "container": {"name": "sglang-dev", "id": "c" * 64},
+            **changes,
+        }
 
     def __call__(self, name: str, variables: dict[str, Any], *flags: str, **_: Any) -> Outcome:
         self.asked.append((name, variables, flags))
@@ -183,13 +189,18 @@ def test_a_pointer_of_another_owner_than_expected(
     assert run(monkeypatch, Plays(links=links), "start") == 0
 
 
-@pytest.mark.parametrize("command", ["start", "stop"])
-@pytest.mark.parametrize("words", [["--force"], ["now"], ["-x"]])
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("start", ["--force"]),
+        *((command, given) for command in ("start", "stop") for given in (["now"], ["-x"])),
+    ],
+)
 def test_any_other_argument_is_wrong_usage(
-    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+    command: str, given: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main([command, *words])
+        cli.main([command, *given])
     assert ended.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
@@ -209,6 +220,249 @@ def test_stop_without_docker_has_nothing_to_do(
     monkeypatch.setenv("PATH", str(tmp_path))
     plays = Plays()
     assert run(monkeypatch, plays, "stop") == 0 and plays.asked == []
+
+
+# --- which host, which container ------------------------------------------------------------------
+
+
+def test_options_of_a_host_go_to_ansible_playbook_from_wherever_the_caller_stands(
+    monkeypatch: pytest.MonkeyPatch, inventory: str, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(commands, "docker_up", lambda: pytest.fail("Docker was looked for"))
+    monkeypatch.chdir(tmp_path)
+    given = ["-i", "hosts.yml", "-i", "a,b", "-l", "a", "-e", "sgl_tp=2", "-e", "@more.yml"]
+    wanted = (
+        *("--inventory", inventory, "--inventory", "a,b", "--limit", "a"),
+        *("--extra-vars", "sgl_tp=2", "--extra-vars", f"@{tmp_path}/more.yml"),
+    )
+    for command in (["start"], ["stop"], ["smoke"], ["provider-prep", BASELINE]):
+        plays = Plays(smoke={"summary": None, "path": None, "exit_code": 5})
+        run(monkeypatch, plays, *command, *given)
+        assert [flags for *_, flags in plays.asked] == [wanted], command
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+@pytest.mark.parametrize("command", ["start", "stop", "smoke", "server status"])
+def test_an_inventory_that_is_missing_is_wrong_usage(
+    how: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = ["-i", "inventories/gh20"] if how == "option" else []
+    if how == "environment":
+        monkeypatch.setenv("ANSIBLE_INVENTORY", "inventories/gh20")
+    name, *action = command.split()
+    plays = Plays()
+    assert run(monkeypatch, plays, name, *option, *action) == 2 and plays.asked == []
+    assert capsys.readouterr().err == "ERROR: there is no inventory inventories/gh20\n"
+
+
+class Docker:
+    """Stands for this machine's Docker, which has one container by this id; keeps what was done in
+    it.
+    """
+
+    def __init__(self, folder: Path, container_id: str, refuses: str = "") -> None:
+        folder.mkdir()
+        self._asked = folder / "asked"
+        state = {"Running": True, "Status": "running", "StartedAt": "x", "ExitCode": 0, "Pid": 7}
+        found = {"Id": container_id, "Image": "i", "State": state}
+        (folder / "inspected").write_text(json.dumps([found]))
+        program = folder / "docker"
+        program.write_text(
+            f"#!/bin/sh\n[ -z '{refuses}' ] || {{ echo '{refuses}' >&2; exit 1; }}\n"
+            f'case "$1 $3" in\n"container {container_id}") exec cat {folder}/inspected;;\n'
+            'container*) echo "Error: No such container: $3" >&2; exit 1;;\n'
+            f'*) echo "$*" >> {self._asked}; exit 7;;\nesac\n'
+        )
+        program.chmod(0o755)
+
+    @property
+    def done(self) -> list[str]:
+        return self._asked.read_text().splitlines() if self._asked.exists() else []
+
+
+def test_the_server_is_that_of_the_inventorys_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    docker = Docker(tmp_path / "bin", "c" * 64)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
+    assert run(monkeypatch, plays, "server", "-e", "x=1", "status", "--json", "--wait", "5") == 7
+    assert docker.done == [f"exec {'c' * 64} sgl-admin server status --json --wait 5"]
+    assert plays.asked == [("look", {}, ("--extra-vars", "x=1"))]
+
+
+@pytest.mark.parametrize(
+    ("container_id", "refuses", "code", "said"),
+    [
+        (None, "", 4, "there is no container sglang-gpu7, so no server"),
+        # A container of that name, or of the default one, is here all the same.
+        ("d" * 64, "", 1, "container sglang-gpu7 is on gh200-01, which is another machine"),
+        (
+            "c" * 64,
+            "permission denied while trying to connect to the Docker daemon socket",
+            1,
+            "no permission to use Docker",
+        ),
+        ("c" * 64, "Cannot connect to the Docker daemon at x", 1, "daemon does not answer"),
+    ],
+)
+@pytest.mark.parametrize("action", ["start", "status", "stop"])
+def test_no_other_containers_server_is_touched(
+    action: str,
+    container_id: str | None,
+    refuses: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    docker = Docker(tmp_path / "bin", "c" * 64, refuses)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    container = {"name": "sglang-gpu7", "id": container_id}
+    plays = Plays(container=container, host="gh200-01")
+    assert run(monkeypatch, plays, "server", action) == code
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and docker.done == []
+
+
+@pytest.mark.parametrize(
+    ("given", "in_use", "status", "code"),
+    [
+        ([], ["a smoke"], "failed", 5),
+        ([], [], "failed", 1),
+        (["--force"], ["a smoke"], "failed", 1),
+        (["--force"], ["a smoke"], "ok", 0),
+        ([], [], "ok", 0),
+    ],
+)
+def test_stop_has_a_code_for_what_runs_and_a_flag_that_ends_it(
+    given: list[str], in_use: list[str], status: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays = Plays(
+        status=status,
+        problem="Container c is not stopped: set sgl_stop_force to true",
+        in_use=in_use,
+        container={"name": "c", "id": "c" * 64},
+    )
+    assert run(monkeypatch, plays, "stop", *given) == code
+    assert plays.asked == [("stop", {"sgl_stop_force": True} if given else {}, ())]
+
+
+@pytest.mark.parametrize("container_id", [None, "c" * 64])
+def test_stop_names_the_inventorys_container_and_what_it_did(
+    container_id: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, Plays(container={"name": "mine", "id": container_id}), "stop") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "Container mine is stopped and removed"
+        if container_id
+        else "Nothing runs: there is no container mine."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ignored", "said"),
+    [
+        ([], "is there and belongs to whom it should;"),
+        (["/o/x"], "1 path in it does not belong to whom it should, which HOST_DIR_OWNERSHIP"),
+        (["/o/x", "/o/y"], "2 paths in it do not belong"),
+    ],
+)
+def test_validate_only_says_whether_the_owner_is_right(
+    ignored: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VALIDATE_ONLY", "1")
+    monkeypatch.setenv("HOST_DIR_OWNERSHIP_IGNORE", "1")
+    assert run(monkeypatch, Plays(ignored=ignored), "start") == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("belongs to whom it should" in out) is not bool(ignored)
+
+
+# What Docker's client said in 20.10, in 28 and in 29 (client/request.go of moby).
+REFUSED = (
+    "Got permission denied while trying to connect to the Docker daemon socket at"
+    " unix:///var/run/docker.sock: Get http://x/version: connect: permission denied",
+    "permission denied while trying to connect to the Docker daemon socket at"
+    " unix:///var/run/docker.sock",
+    "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock",
+)
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_docker_that_runs_and_refuses_this_user_is_told_as_that(
+    words: str, tmp_path: Path
+) -> None:
+    for name in ("bash", "dirname", "grep", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    answers = {
+        "id": '[ "$1" = -u ] && echo 1000 || echo ops',
+        "docker": f"echo '{words}' >&2; exit 1",
+    }
+    for name, text in answers.items():
+        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "docker_up.sh")],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stderr == (
+        "docker_up.sh: Docker runs, but ops has no permission to use it: run 'sudo usermod -aG"
+        " docker ops' (or ask an administrator to), log in again, and repeat.\n"
+    )
+
+
+# --- the caller's words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("2 devices: set sgl_tp to 1", "2 devices: set --tp to 1"),
+        ("set sgl_container to x", "set CONTAINER_NAME to x"),
+        ("or set sgl_ownership_ignore: true", "or set HOST_DIR_OWNERSHIP_IGNORE=1"),
+        ("no model: set sgl_model to it", "no model: set model.name of the profile to it"),
+        ("set sgl_stop_force to true to end it", "pass --force to end it"),
+        ("stop it (playbooks/stop.yml) first", "stop it (slice_bench stop) first"),
+        ("prepare it (playbooks/prep.yml)", "prepare it (slice_bench provider-prep)"),
+        (
+            "log in again, or set ansible_become (denied)",
+            "log in again, or run this with sudo (denied)",
+        ),
+        (
+            "port 9090 is taken: set sgl_prometheus_port to another port",
+            "port 9090 is taken: set sgl_prometheus_port to another port (-e NAME=VALUE sets a"
+            " variable sgl_..., and so does the inventory)",
+        ),
+        ("it died\nlog: sgl_tp", "it died\nlog: --tp"),
+        ("run `chown -R a:b /x`", "run `chown -R a:b /x`"),
+    ],
+)
+def test_a_caller_reads_its_own_words(
+    said: str, heard: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, Plays(1, problem=said, notes=[said]), "start")
+    assert capsys.readouterr().err == f"ERROR: {heard}\n"
+    run(monkeypatch, Plays(notes=[said]), "provider-prep", BASELINE)
+    assert capsys.readouterr().err.startswith(f"{heard}\n")
+
+
+def test_each_word_of_a_caller_stands_for_a_variable_that_there_is() -> None:
+    assert set(words.NAMES) <= set(options.BY_NAME)
+
+
+@pytest.mark.parametrize("role", [path.name for path in sorted((ROOT / "roles").iterdir())])
+def test_a_callers_heartbeat_says_what_each_role_is_at(role: str) -> None:
+    quiet = {"dashboard", "settings"}  # No command of the front plays them.
+    assert (words.doing(role) == "working") is (role in quiet)
 
 
 # --- profiles and provider-prep -------------------------------------------------------------------
@@ -379,23 +633,135 @@ def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str)
 # --- running a playbook ---------------------------------------------------------------------------
 
 
-def test_a_playbook_that_ends_before_it_says_anything_shows_what_it_printed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+# What ansible-playbook of ansible-core 2.19.14 printed, shortened: for -e sgl_root='{{ nowhere }}',
+# for -e sgl_tp=many, for an inventory that is no YAML, and for one without the group.
+UNDEFINED = """\
+PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+
+TASK [slice_bench.sglang.preflight : Validating arguments against arg spec 'main'] ***
+[ERROR]: Task failed: 'nowhere' is undefined
+
+Task failed.
+Origin: <unknown>
+
+fatal: [localhost]: FAILED! =>
+    changed: false
+    msg: 'Task failed: ''nowhere'' is undefined'
+"""
+NO_NUMBER = """\
+[ERROR]: Task failed: Action failed: Validation of arguments failed:
+argument 'sgl_tp' is of type str and we were unable to convert to int: "'many'" cannot be \
+converted to an int
+Origin: <unknown>
+
+{'action': 'ansible.builtin.validate_argument_spec'}
+"""
+NO_YAML = """\
+[WARNING]: Failed to parse inventory with 'auto' plugin: YAML parsing failed: While parsing a flow \
+sequence did not find expected ',' or ']'.
+
+[WARNING]: Failed to parse inventory with 'yaml' plugin: YAML parsing failed: While parsing a flow \
+sequence did not find expected ',' or ']'.
+
+Failed to parse inventory with 'yaml' plugin.
+Origin: <inventory plugin 'yaml' with source '/tmp/hosts.yml'>
+
+[WARNING]: Could not match supplied host pattern, ignoring: sglang
+
+PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+skipping: no hosts matched
+"""
+NO_GROUP = NO_YAML[NO_YAML.index("[WARNING]: Could not match") :]
+NO_LOCALE = "ERROR: Ansible could not initialize the preferred locale: unsupported locale setting\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "said"),
+    [
+        (UNDEFINED, 2, "'nowhere' is undefined"),
+        (
+            NO_NUMBER,
+            2,
+            "argument '--tp' is of type str and we were unable to convert to int: \"'many'\" cannot"
+            " be converted to an int",
+        ),
+        (
+            NO_YAML,
+            0,
+            "Failed to parse inventory with 'yaml' plugin: YAML parsing failed: While parsing a"
+            " flow sequence did not find expected ',' or ']'",
+        ),
+        (NO_GROUP, 0, "the inventory names no host of the group sglang (or --limit leaves none)"),
+        (
+            NO_LOCALE,
+            1,
+            "Ansible could not initialize the preferred locale: unsupported locale setting",
+        ),
+        ("no such inventory\n", 4, "no such inventory"),
+        ("", 250, "ansible-playbook ended without a word"),
+    ],
+)
+def test_a_playbook_that_ends_before_it_says_anything_is_one_sentence_and_a_file(
+    printed: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "printed").write_text(printed)
     program = tmp_path / "ansible-playbook"
-    program.write_text("#!/bin/sh\necho no such inventory; exit 4\n")
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/printed; exit {code}\n")
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
-    with pytest.raises(Failed, match=r"exit code 4:\nno such inventory"):
+    monkeypatch.setenv("SGL_REPORT_DIR", str(tmp_path / "reports"))
+    with pytest.raises(Failed) as caught:
         playbook.play("start", {})
+    [log] = (tmp_path / "reports").glob("start-*.log")
+    assert str(caught.value) == f"{said}; all that was printed is in {log}"
+    assert log.read_text() == printed
+    assert caught.value.exit_code == (1 if code else 2)
+    assert capsys.readouterr().err == "", "an error's lines are no progress"
 
 
-def test_a_quiet_playbook_has_a_heartbeat_that_names_its_task(
+def test_where_no_report_may_be_written_the_log_is_a_temporary_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(playbook.tempfile, "gettempdir", lambda: str(tmp_path))
+    for kept in (str(tmp_path / "file" / "below"), ""):
+        monkeypatch.setenv("SGL_REPORT_DIR", kept)
+        log = playbook._write_log("stop", ["a\n"])
+        assert log is not None and log.parent == tmp_path and log.read_text() == "a\n"
+
+
+def test_a_playbook_that_fails_on_its_host_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    problem = "no live run: it died. The end of its log:\nValueError: none"
+    program = tmp_path / "ansible-playbook"
+    host = {**validators.example("report")["hosts"][1], "problem": problem, "foreign": []}
+    (tmp_path / "outcome").write_text(json.dumps({"hosts": [host]}))
+    program.write_text(
+        f'#!/bin/sh\ncp {tmp_path}/outcome "$SGL_REPORT_OUTCOME"; echo much; exit 2\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
+    monkeypatch.setenv("SGL_REPORT_DIR", str(tmp_path))
+    assert cli.main(["start"]) == 1
+    [log] = tmp_path.glob("start-*.log")
+    assert capsys.readouterr().err == (
+        "ERROR: no live run: it died. The end of its log:\nValueError: none\n"
+        f"All that was printed is in {log}\n"
+    )
+
+
+def test_a_quiet_playbook_has_a_heartbeat_that_says_what_it_is_at(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = tmp_path / "ansible-playbook"
     program.write_text(
-        f"#!{sys.executable}\nimport os, sys, time\nprint('TASK [slice : Build the image] ***',"
+        f"#!{sys.executable}\nimport os, sys, time\nprint('TASK [a.b.image : Build it] ***',"
         " flush=True)\nprint('ok: [localhost]\\nlocalhost: image: pulling',"
         " flush=True)\ntime.sleep(1)\nopen(os.environ['SGL_REPORT_OUTCOME'],"
         ' \'w\').write(\'{"hosts": [{"host": "a"}]}\')\n'
@@ -407,7 +773,7 @@ def test_a_quiet_playbook_has_a_heartbeat_that_names_its_task(
     said = capsys.readouterr().err
     assert (
         "localhost: image: pulling\n" in said
-        and "start: 0 s: Build the image\n" in said
+        and "start: 0 s: getting the image\n" in said
         and "ok: [localhost]" not in said
     )
 

@@ -67,9 +67,9 @@ class Checkout:
             "[defaults]\ncollections_path = .ansible/collections\n"
         )
 
-    def run(self, hosts: dict[str, dict[str, Any]], serial: str = "100%") -> Ran:
+    def run(self, hosts: dict[str, dict[str, Any]], serial: str = "100%", **settings: Any) -> Ran:
         """Run it on these hosts; for each, its variable `double`, and whether it `has` the
-        image.
+        image. `settings` are variables of all.
         """
         found = {}
         for name, told in hosts.items():
@@ -93,7 +93,7 @@ class Checkout:
             "ansible_python_interpreter": sys.executable,
             "sgl_image_source": "share",
         }
-        variables = {**shared, "double_folder": str(self._folder)}
+        variables = {**shared, "double_folder": str(self._folder), **settings}
         (self.root / "play.yml").write_text(PLAY.replace("SERIAL", serial))
         (self.root / "hosts.json").write_text(
             json.dumps({"sglang": {"hosts": found, "vars": variables}})
@@ -150,6 +150,17 @@ def test_a_host_that_has_it_gives_it_once_and_nobody_builds(checkout: Checkout) 
     )
     assert ran.code == 0, ran.output
     assert ran.log == ["two gives sglang-dev:two"] and ran.has == {"one", "two", "three", "four"}
+
+
+@pytest.mark.parametrize("first", [HAS, LACKS])
+def test_without_sharing_each_builds_its_own_image(
+    checkout: Checkout, first: dict[str, Any]
+) -> None:
+    ran = checkout.run({"one": first, "two": LACKS, "three": LACKS}, sgl_cache_share="none")
+    assert ran.code == 0, ran.output
+    lacked = {"two", "three"} if first else {"one", "two", "three"}
+    assert set(ran.log) == {f"{host} builds" for host in lacked}
+    assert ran.has == {"one", "two", "three"}
 
 
 def test_where_all_have_it_nobody_gives_it(checkout: Checkout) -> None:

@@ -264,9 +264,12 @@ def test_another_model_behind_the_same_path_splits(
 def test_another_content_of_a_file_of_arguments_or_settings_splits(
     site: Site, tmp_path: Path
 ) -> None:
-    """`--config` holds arguments of the server, and variables may name such files too."""
+    """Arguments and variables may name files that the server reads."""
     file = tmp_path / "server.yaml"
-    for ask in (Ask(arguments=("--config", str(file))), Ask(environment=(f"SOME_PLAN={file}",))):
+    for ask in (
+        Ask(arguments=("--modelopt-config", str(file))),
+        Ask(environment=(f"SOME_PLAN={file}",)),
+    ):
         file.write_text("attention-backend: fa3\n")
         site.serve(ask)
         assert actions(site.plan(ask)) == ALL_STAND

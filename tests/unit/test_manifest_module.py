@@ -1,4 +1,4 @@
-"""The module sgl_manifest where Docker cannot say whether the container runs."""
+"""What module sgl_manifest refuses and shows, and what it does where Docker cannot be asked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerMissing,
@@ -18,6 +19,9 @@ from ansible_collections.slice_bench.sglang.plugins.modules.sgl_manifest import 
 from tests.doubles import docker_words
 from tests.doubles.docker_words import absent
 from tests.doubles.nvidia_smi import Answer
+
+# The fixture writes the contract's examples as files.
+from tests.unit.test_run_record import Records, records  # noqa: F401
 
 
 @pytest.fixture
@@ -90,3 +94,51 @@ def test_the_pointer_of_a_host_without_docker_is_removed(
         manifest(telemetry, "live", None).live()
     assert manifest(telemetry, "absent", None).absent()["changed"] is True
     assert not (telemetry / places.POINTER).exists()
+
+
+class Manifest(ManifestModule):
+    """The module on a host with these containers, by name and by id."""
+
+    def __init__(self, telemetry: Path, there: dict[str, Any], **given: Any) -> None:
+        params = {"telemetry_root": str(telemetry), "container": "sglang-dev", "timeout": 0}
+        params = {**params, "state": "live", **given}
+        check_mode = params.pop("check_mode", False)
+        super().__init__(SimpleNamespace(params=params, check_mode=check_mode))
+        self._there = there
+
+    def docker(self) -> Any:
+        return SimpleNamespace(container=self._there.get)
+
+
+def elsewhere(records: Records) -> dict[str, Any]:  # noqa: F811 - the fixture's name
+    return {records.manifest["container_id"]: records.container(name="sglang-gpu7")}
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_the_pointer_of_a_run_in_another_container_stays(
+    records: Records,  # noqa: F811 - the fixture's name
+    check_mode: bool,
+) -> None:
+    module = Manifest(records.telemetry, elsewhere(records), state="absent", check_mode=check_mode)
+    with pytest.raises(run_record.RecordError, match="is live in container sglang-gpu7"):
+        module.absent()
+    assert records.pointer.exists()
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
+@pytest.mark.parametrize("text", [None, "", "CONTAINER_RUN_META_JSON_HOST=/x\n"])
+def test_a_pointer_that_is_removed_is_shown(
+    records: Records,  # noqa: F811 - the fixture's name
+    text: str | None,
+    check_mode: bool,
+) -> None:
+    if text is not None:
+        records.pointer.write_text(text)
+    named = records.run_id if text is None else "no run that can be read"
+    module = Manifest(records.telemetry, {}, state="absent", check_mode=check_mode)
+    result = module.absent()
+    assert result["changed"] is True and records.pointer.exists() is check_mode
+    assert result["diff"] == {"before": f"{records.pointer} names {named}\n", "after": ""}
+    if not check_mode:
+        again = module.absent()
+        assert (again["changed"], again["diff"]) == (False, {"before": "", "after": ""})

@@ -41,6 +41,10 @@ Answer = tuple[int, str, str]
 ROOTS = ("root", "telemetry", "profiles", "models", "huggingface")
 
 
+# The container, and what a killed replacement of it may have left, in one call.
+INSPECTED = "docker container inspect sglang-dev sglang-dev.next sglang-dev.replaced"
+
+
 class Docker:
     """Stands for the programs of a host: docker and nvidia-smi, answering by the words of the
     command line.
@@ -307,6 +311,91 @@ def test_the_user_who_called_su_owns_the_tree(
     monkeypatch.setattr(preflight, "calling_uid", lambda: nobody.pw_uid)
     assert preflight.service_user(None)["name"] == "nobody"
     assert preflight.service_user("root")["name"] == "root"
+
+
+def test_a_port_of_another_container_of_this_collection_names_it(
+    host: Docker, tmp_path: Path
+) -> None:
+    """As with CONTAINER_NAME in an unrelated environment: the holder is the user's own."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        wanted = options(tmp_path / "tree", container="foo", ports={"prometheus": port})
+        environment = [{"Config": {"Env": [f"SGL_PROMETHEUS_PORT={port}"]}}]
+        host.answers["ps --filter"] = (0, "sglang-gpu7\n", "")
+        host.answers["container inspect sglang-gpu7"] = (0, json.dumps(environment), "")
+        [problem] = look(wanted, host).problems
+        assert "container sglang-gpu7 of this collection" in problem and len(problem) < 400
+        assert "set sgl_container to sglang-gpu7" in problem
+        # Docker that fails in between costs the name alone.
+        host.answers["ps --filter"] = (1, "", "Cannot connect to the Docker daemon")
+        [problem] = look(wanted, host).problems
+        assert f"port {port}" in problem and "sglang-gpu7" not in problem
+
+
+@pytest.mark.parametrize("ready_for", ["stop", "smoke", "start", "prep"])
+def test_a_run_that_is_live_in_another_container_is_the_one_problem(
+    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready_for: str
+) -> None:
+    run = {"live": False, "metrics_ready": False, "reason": "r", "elsewhere": None}
+    run.update(run_id="container-run-x", manifest={"container_id": "d" * 64})
+    monkeypatch.setattr(preflight.run_record, "describe", lambda *_: run)
+    there = json.loads(container(running=True)[1])
+    there[0].update(Id="d" * 64, Name="/sglang-gpu7")
+    host.answers["container inspect dddd"] = (0, json.dumps(there), "")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        found = look(
+            options(
+                tmp_path / "tree",
+                ready_for=ready_for,
+                model="m",
+                model_source="tiny",
+                container="foo",
+                ports={"prometheus": holder.getsockname()[1]},
+            ),
+            host,
+        )
+    [problem] = found.problems
+    assert problem == (
+        f"sgl_container is foo, but the run of {tmp_path}/tree/telemetry is live in container"
+        " sglang-gpu7: set sgl_container to sglang-gpu7, or stop that container first"
+    )
+
+
+@pytest.mark.parametrize("ready_for", ["smoke", "start", "prep", "stop", "nothing"])
+def test_a_paused_container_is_told_and_may_be_stopped(
+    host: Docker, tmp_path: Path, ready_for: str
+) -> None:
+    paused = json.loads(container(running=True)[1])
+    paused[0]["State"].update(Status="paused", Paused=True)
+    host.answers["container inspect"] = (0, json.dumps(paused), "")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        ports = {"prometheus": holder.getsockname()[1]}
+        found = look(options(tmp_path / "tree", ready_for=ready_for, ports=ports), host)
+    told = [problem for problem in found.problems if "docker unpause sglang-dev" in problem]
+    assert len(told) == (ready_for in ("smoke", "start", "prep"))
+    assert not any("is taken by" in problem for problem in found.problems), "it holds its ports"
+    assert found.facts["run"]["live"] is False
+
+
+def test_what_is_ignored_is_named_and_is_not_foreign(
+    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree" / "profiles").mkdir(parents=True)
+    owner = os.geteuid() + 7
+    given = {"owner_uid": owner, "owner_gid": os.getegid()}
+    refused = look(options(tmp_path / "tree", ready_for="tree", **given), host)
+    ignoring = look(
+        options(tmp_path / "tree", ready_for="tree", ownership_ignore=True, **given), host
+    )
+    assert refused.facts["tree"]["foreign"] == ignoring.facts["tree"]["ignored"] != []
+    assert refused.facts["tree"]["ignored"] == ignoring.facts["tree"]["foreign"] == []
+    assert ignoring.problems == [] and "ownership is ignored as asked" in ignoring.warnings[0]
 
 
 def test_the_servers_port_matters_to_a_prep_alone(host: Docker, tmp_path: Path) -> None:
@@ -593,7 +682,7 @@ def test_a_converged_run_asks_docker_twice_and_nvidia_smi_once(
     look(options(tmp_path / "tree", gpus=True), gpus)
     assert gpus.ran == [
         "nvidia-smi -q -x",
-        "docker container inspect sglang-dev",
+        INSPECTED,
         "docker image inspect sglang-dev:local",
     ]
 
@@ -602,7 +691,7 @@ def test_a_bare_host_is_asked_for_everything_in_three_calls(gpus: GpuHost, tmp_p
     look(options(tmp_path / "tree", gpus=True), gpus)
     assert gpus.ran == [
         "nvidia-smi -q -x",
-        "docker container inspect sglang-dev",
+        INSPECTED,
         "docker image inspect sglang-dev:local",
         "docker info --format {{json .}}",
     ]
@@ -632,7 +721,7 @@ def test_a_part_that_docker_does_not_say_costs_that_part(host: Docker, tmp_path:
         found = look(options(tmp_path / "tree", ports=port), host)
     assert found.facts["image"]["id"] == "sha256:1" and found.facts["docker"]["available"]
     [lacking] = found.lacking
-    assert "no valid Id" in lacking
+    assert "no valid Name" in lacking
     assert found.problems == [], "who holds a port is unknown without the container"
     host.answers = {"container inspect": container(running=True), "image inspect": (0, "?", "")}
     found = look(options(tmp_path / "tree", space_gb={"docker": 1e9}), host)

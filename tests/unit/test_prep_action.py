@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.action import sgl_prep
 
 from tests.contract import validators
 from tests.doubles.prep_action import PrepAction
@@ -70,6 +71,60 @@ def test_ready_is_true_and_nothing_like_it() -> None:
     answer = json.loads(envelope("done", 0)[1])
     answer["result"]["telemetry_probe"]["ok"] = "yes"
     assert run((0, json.dumps(answer), ""))["metrics_ready"] is False
+
+
+PLAN = {
+    "would_change": True,
+    "stages": {
+        "deep_gemm": {"status": "skipped", "reason": "no_cuda_device"},
+        "flashinfer": {"status": "noop", "reason": "valid_signature"},
+        "inductor": {"status": "would_run", "reason": "no finished work with\nthis signature"},
+    },
+    "telemetry_probe": "would_run",
+    "warnings": [],
+}
+
+
+def test_a_plan_shows_what_would_change_and_nothing_else() -> None:
+    foretold = run((0, json.dumps(PLAN), ""), check_mode=True)
+    assert foretold["probe"] == "would_run" and foretold["changed"] is True
+    assert foretold["diff"] == {
+        "before": (
+            "inductor: no finished work with this signature\n"
+            "metrics_ready: not proven for this server\n"
+        ),
+        "after": "inductor: warm\nmetrics_ready: proven, if its metrics arrive\n",
+    }
+    nothing = {**PLAN, "would_change": False, "stages": {}, "telemetry_probe": "stands"}
+    foretold = run((0, json.dumps(nothing), ""), check_mode=True)
+    assert (foretold["probe"], foretold["changed"]) == ("stands", False)
+    assert foretold["diff"] == {"before": "", "after": ""}
+
+
+@pytest.mark.parametrize(("probe", "foretold"), [("auto", "would_run"), ("never", "skipped")])
+def test_a_prep_that_would_follow_a_start_foretells_its_proof(probe: str, foretold: str) -> None:
+    given = {"model": "/models/m", "probe": probe, "assume_started": False}
+    result = PrepAction([], given, check_mode=True).run(None, {})
+    assert result["probe"] == foretold and result["changed"] is True
+
+
+def test_what_a_prep_changed_is_shown_as_it_ended() -> None:
+    answer = json.loads(envelope("done", 0)[1])
+    stages = {
+        "inductor": {"status": "ok", "ran": True},
+        "flashinfer": {"status": "error", "ran": True},
+        "deep_gemm": {"status": "noop", "ran": False},
+    }
+    proof = {**answer["result"]["telemetry_probe"], "ok": True, "prep_id": "prep-other"}
+    result = {**answer["result"], "stages": stages, "telemetry_probe": proof}
+    assert sgl_prep.result_diff(result) == {
+        "before": "inductor: not warm\nflashinfer: not warm\n",
+        "after": "inductor: warm\nflashinfer: error\n",
+    }
+    proof["prep_id"] = result["run"]["prep_id"]
+    assert "metrics_ready: proven\n" in sgl_prep.result_diff(result)["after"]
+    proof["ok"] = False
+    assert "metrics_ready" not in sgl_prep.result_diff(result)["after"]
 
 
 def test_a_plan_that_breaks_the_contract_is_a_failure_in_words() -> None:

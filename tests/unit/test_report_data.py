@@ -188,6 +188,37 @@ def test_check_mode_tells_the_plan_and_no_stages() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("probe", "ready"), [("stands", True), ("would_run", None), ("skipped", None)]
+)
+def test_check_mode_tells_readiness_as_it_would_be(probe: str, ready: bool | None) -> None:
+    """A run that is ready as it was found is not ready for a request that it has no proof of."""
+    told = Told(check_mode=True)
+    told.task("a", "sgl_host_info", "preflight", **{**INFO, "run": {**RUN, "metrics_ready": True}})
+    stages = {"inductor": "noop"}
+    told.task("a", "sgl_prep", "provider_prep", stages=stages, probe=probe, exit_code=0)
+    assert told.host()["metrics_ready"] is ready
+
+
+def test_the_container_and_what_runs_in_it_are_told_of_a_host_that_failed_too() -> None:
+    told = Told("stop.yml")
+    run = {**RUN, "prep": {"prep_id": "prep-1"}, "in_use": ["a smoke"]}
+    told.task(
+        "a",
+        "sgl_host_info",
+        "preflight",
+        **{**INFO, "container_name": "c", "container": {"id": "f" * 64}, "run": run},
+    )
+    told.task("a", "fail", "stack", "failed", msg="Container c is not stopped")
+    told.task("b", "sgl_host_info", "preflight", container_name="d", container=None)
+    told.task("c", "sgl_host_info", "preflight", "unreachable", msg="no route to host")
+    a, b, c = told.document(failed=("a",), unreachable=("c",))["hosts"]
+    assert a["container"] == {"name": "c", "id": "f" * 64}
+    assert a["in_use"] == ["prep prep-1", "a smoke"]
+    assert (b["container"], b["in_use"]) == ({"name": "d", "id": None}, [])
+    assert (c["container"], c["in_use"], c["ignored"]) == (None, [], [])
+
+
 def test_warnings_are_told_once_and_roles_notes_are_kept() -> None:
     told = Told()
     told.task("a", "sgl_host_info", "preflight", warnings=["w"], **INFO)

@@ -7,7 +7,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,12 @@ def test_a_manifest_that_breaks_the_contract_is_refused(
     assert words in records.refusal()
 
 
-def test_before_the_first_prep_there_is_no_result(records: Records) -> None:
-    del records.manifest["paths"]["host"]["prep_result"]
+@pytest.mark.parametrize("key", ["null", "missing, as in release 1.0.0"])
+def test_before_the_first_prep_there_is_no_result(records: Records, key: str) -> None:
+    for side in records.manifest["paths"].values():
+        side["prep_result"] = None
+        if key != "null":
+            del side["prep_result"]
     records.write()
     found = records.read()
     assert found is not None and found.prep_result is None and found.metrics_ready is False
@@ -308,6 +313,123 @@ def test_what_goes_on_in_a_run_is_told_while_its_lock_is_held(
         [told] = run_record.in_use(found)
         assert words in told and "docker exec sglang-dev sgl-admin" in told
     assert run_record.in_use(found) == []
+
+
+class Locks:
+    """The locks of a tree, each held as long as it is in `with`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.profiles = folder / "profiles"
+        self._folder = self.profiles / places.LOCKS
+        self._folder.mkdir(parents=True)
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        with open(self._folder / f"{name}.lock", "w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+@pytest.fixture
+def locks(tmp_path: Path, records: Records) -> Locks:
+    made = Locks(tmp_path)
+    host = records.manifest["paths"]["host"]
+    host.update(profiles_root=str(made.profiles), run_dir=str(records.result_path.parent))
+    records.write()
+    return made
+
+
+HELD = {places.LOCK_PREP: "a prep", places.LOCK_SERVING: "a server", places.LOCK_SMOKE: "a smoke"}
+# What keeps the run from being read, or makes it another one.
+DAMAGES: dict[str, Callable[[Records], Any]] = {
+    "no pointer": lambda records: records.pointer.unlink(),
+    "an empty pointer": lambda records: records.pointer.write_text(""),
+    "no manifest": lambda records: records.manifest_path.unlink(),
+    "half a manifest": lambda records: records.manifest_path.write_text("{"),
+    "another schema": lambda records: records.manifest_path.write_text('{"schema_version": "2"}'),
+    "half a result": lambda records: records.result_path.write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("lock", HELD)
+def test_where_the_record_cannot_be_read_the_locks_tell(
+    records: Records, locks: Locks, damage: str, lock: str
+) -> None:
+    DAMAGES[damage](records)
+    container = records.container(mounts={"/profiles": str(locks.profiles)})
+    describe = run_record.describe
+    assert describe(str(records.telemetry), container)["in_use"] == []
+    with locks.held(lock):
+        for status in ("running", "paused"):
+            [told] = describe(str(records.telemetry), {**container, "status": status})["in_use"]
+            assert told.startswith(HELD[lock]) and f"{lock}.lock is held" in told
+        # Nothing runs in these, whoever holds the lock.
+        for nobody in ({**container, "status": "exited"}, {**container, "mounts": {}}, None):
+            assert describe(str(records.telemetry), nobody)["in_use"] == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"state": 7}'])
+def test_a_prep_whose_job_cannot_be_read_counts_while_its_lock_is_held(
+    records: Records, locks: Locks, text: str
+) -> None:
+    job = records.result_path.parent / "job.json"
+    job.write_text(text)
+    found = records.read()
+    assert found is not None and run_record.in_use(found) == []
+    with locks.held(places.LOCK_PREP):
+        [told] = run_record.in_use(found)
+        assert "a prep whose record cannot be read" in told and "status --watch" in told
+        job.write_text(json.dumps({**validators.example("job"), "state": "done"}))
+        assert run_record.in_use(found) == [], "a prep of another container of these caches"
+
+
+def test_a_lock_that_may_not_be_read_counts_as_held(
+    records: Records, locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise PermissionError("no")
+
+    with locks.held(places.LOCK_PREP):
+        pass
+    monkeypatch.setattr(run_record.records, "without_blocking", refuse)
+    assert run_record._held(locks.profiles / places.LOCKS / "prep.lock")
+
+
+@pytest.mark.parametrize(
+    "container", [None, {"id": "f" * 64, "running": False, "status": "exited"}]
+)
+@pytest.mark.parametrize("status", ["running", "paused"])
+def test_a_run_that_is_live_in_another_container_names_it(
+    records: Records, container: dict[str, Any] | None, status: str
+) -> None:
+    there = {records.manifest["container_id"]: records.container(name="sglang-gpu7", status=status)}
+    run = run_record.describe(str(records.telemetry), container)
+    run_record.note_elsewhere(run, container, there.get)
+    assert run["elsewhere"] == "sglang-gpu7" and run["live"] is False
+    assert run["reason"] == f"{records.run_id} is live in container sglang-gpu7"
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        None,
+        {"name": "x", "status": "exited"},
+        {"name": "x", "status": "created"},
+        {"name": "x", "status": "dead"},
+    ],
+)
+def test_a_run_whose_container_is_gone_or_over_is_nowhere(
+    records: Records, there: dict[str, Any] | None
+) -> None:
+    run = run_record.describe(str(records.telemetry), None)
+    run_record.note_elsewhere(run, None, lambda name: there)
+    assert run["elsewhere"] is None and "there is no container" in run["reason"]
+    for container in (records.container(), records.container(running=False, status="paused")):
+        # The container of the record is the one that is asked about.
+        run = run_record.describe(str(records.telemetry), container)
+        run_record.note_elsewhere(run, container, lambda name: pytest.fail("looked elsewhere"))
+        assert run["elsewhere"] is None
 
 
 def test_the_pointer_is_removed_once(records: Records) -> None:

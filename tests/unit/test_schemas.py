@@ -409,10 +409,22 @@ def test_closed_list(name):
 
 
 def test_prep_result_paths_may_be_in_neither():
+    """As release 1.0.0 wrote a manifest before the first prep."""
     neither = validators.example("manifest")
     for side in ("container", "host"):
         del neither["paths"][side]["prep_result"]
     validators.validate_manifest(neither)
+
+
+def test_prep_result_paths_are_null_before_the_first_prep():
+    null = {f"paths.{side}.prep_result": None for side in ("container", "host")}
+    validators.validate_manifest(changed("manifest", null))
+
+
+@pytest.mark.parametrize("side", ["container", "host"])
+def test_a_prep_result_path_on_one_side_only_breaks_the_schema(side):
+    with pytest.raises(ValidationError):
+        validators.validate_manifest(changed("manifest", {f"paths.{side}.prep_result": None}))
 
 
 def test_refusal_names_the_place():

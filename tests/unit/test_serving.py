@@ -140,7 +140,7 @@ def test_one_that_ends_while_it_starts_is_told_with_its_last_words(
     assert f"the log is {paths.to_host(paths.log(live_run))}" in error
     code, out, _ = admin("status", "--json")
     assert (
-        code == 0
+        code == 7
         and json.loads(out)["server"]["state"] == "ended"
         and "CUDA out of memory" in json.loads(out)["log_tail"]
     )
@@ -240,11 +240,21 @@ def test_the_lock_of_a_server_lives_as_long_as_it(prepared: list[str], admin: Ad
     assert not locks.held(benchmark_server.SERVES)
 
 
-def test_who_waits_in_vain_is_told_by_the_exit_code(prepared: list[str], admin: Admin) -> None:
-    assert admin("status", "--wait", "0.1")[0] == 7
-    assert admin("status")[0] == 0
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_the_exit_code_of_a_servers_status_says_whether_it_is_healthy(
+    form: list[str], prepared: list[str], live_run: str, port: int, admin: Admin
+) -> None:
+    assert admin("status", *form, "--wait", "0.1")[0] == 7
+    assert admin("status", *form)[0] == 7, "none was started"
     admin("start")
-    assert admin("status", "--wait", "10")[0] == 0
+    assert admin("status", *form, "--wait", "10")[0] == 0
+    assert admin("status", *form)[0] == 0
+    admin("stop")
+    assert admin("status", *form)[0] == 7, "it was stopped"
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)", "--port", str(port)]
+    prepare(live_run, sleeper)
+    admin("start", "--detach")
+    assert admin("status", *form)[0] == 7, "it starts"
 
 
 @pytest.mark.parametrize(("word", "name"), [("a\0b", "A"), ("\ud800", "A"), ("x", "A=B")])
@@ -260,7 +270,7 @@ def test_without_a_prep_there_is_nothing_to_start(live_run: str, admin: Admin) -
     code, _, error = admin("start")
     assert code == 4 and "prep.yml" in error
     assert admin("stop")[:2] == (0, "no server was started in this run\n")
-    assert admin("status")[:2] == (0, "no server was started in this run\n")
+    assert admin("status")[:2] == (7, "no server was started in this run\n")
 
 
 @pytest.mark.parametrize(

@@ -701,6 +701,22 @@ def test_who_watches_a_prep_is_told_how_it_ended(
     made = job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc")
     made.update(**{"state": "done", "exit_code": None if changes.get("state") else 0, **changes})
     assert cli.main(["status", "--watch"]) == code
+    assert cli.main(["status"]) == code
+    assert cli.main(["status", "--json"]) == 0
+
+
+def test_a_status_without_a_prep_or_of_one_that_runs_is_no_success(
+    live_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status"]) == 1
+    assert f"no prep yet in {live_run}" in capsys.readouterr().out
+    lock = locks.try_lock(job.LOCK)
+    assert lock is not None
+    try:
+        job.Job(live_run, request(), "prep-20261123T091600Z-77aa01bc").update()
+        assert cli.main(["status"]) == 5
+    finally:
+        os.close(lock)
 
 
 def test_a_warning_of_a_strange_record_is_one_line(live_run: str) -> None:

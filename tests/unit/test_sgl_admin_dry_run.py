@@ -114,6 +114,46 @@ def test_of_a_dead_owners_marker(
     plan = dry_run(host, container, monkeypatch)
     assert plan["stages"]["inductor"]["status"] == "would_run"
     assert any("killed before it finished" in warning for warning in plan["warnings"])
+    assert "killed before it finished" in plan["stages"]["inductor"]["reason"]
+
+
+@pytest.mark.parametrize("mode", ["ensure", "rebuild", "skip"])
+@pytest.mark.parametrize("state", ["cold", "warm", "unreadable", "killed"])
+def test_each_status_has_one_reason_that_agrees_with_it(
+    host: Host, container: Path, monkeypatch: pytest.MonkeyPatch, mode: str, state: str
+) -> None:
+    if state != "cold":
+        host.finish()
+    if state == "unreadable":
+        host.record().path.write_text("{")
+    if state == "killed":
+        marker = {"stage": "inductor", "owner_pid": 1}
+        files.write_json(paths.IN_PROGRESS / "inductor.json", marker)
+    monkeypatch.setattr(host, "words", [*host.words, "--inductor", mode])
+    stage = dry_run(host, container, monkeypatch)["stages"]["inductor"]
+    warm = {
+        "ensure": ("noop", "valid_signature"),
+        "rebuild": ("would_run", "rebuild was requested"),
+    }
+    states = {
+        "warm": warm.get(mode),
+        "killed": ("would_run", "an earlier inductor was killed before it finished"),
+    }
+    cold = ("would_run", "no finished work with this signature")
+    expected = ("skipped", "requested") if mode == "skip" else states.get(state, cold)
+    assert (stage["status"], stage["reason"]) == expected
+
+
+def test_the_reason_of_a_tuning_names_the_sizes_that_are_missing(
+    host: Host, container: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch)
+    (model_folder / "config.json").write_text(json.dumps(MOE))
+    monkeypatch.setattr(host, "words", [*host.words, "--moe", "ensure"])
+    stage = dry_run(host, container, monkeypatch)["stages"]["moe_tune"]
+    sizes = ", ".join(map(str, stage["missing_batch_sizes"]))
+    assert stage["status"] == "would_run" and sizes
+    assert stage["reason"] == f"no configuration for batch sizes {sizes}"
 
 
 def signature_record(host: Host, run_id: str) -> Path:

@@ -447,7 +447,7 @@ def test_the_job_says_that_the_proof_failed_and_why(
     world.proof = {"ok": False}
     _, exit_code = world.execute()
     assert exit_code == EXIT_PROOF_FAILED
-    assert cli.main(["status"]) == 0
+    assert cli.main(["status"]) == EXIT_PROOF_FAILED
     assert "failed: METRICS_READY is not proven: nothing came (" in capsys.readouterr().out
 
 

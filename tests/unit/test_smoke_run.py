@@ -288,6 +288,7 @@ def test_a_failed_test_leaves_no_server_and_the_next_test_runs(site: Site) -> No
     site.prepare("--mode", "http_500", "--first", "3")
     three = {"name": "three", "tests": [*TWO["tests"], {"name": "third", "turns": ["d"]}]}
     code, out = site.run(tests=three)
+    assert site.call("status")[0] == 8
     assert code == runner.EXIT_SMOKE_FAILED == 8 and site.statuses() == [
         "passed",
         "failed",
@@ -561,7 +562,7 @@ def test_a_smoke_that_ends_before_it_begins_is_told_with_its_reason(
 
 def test_detached_it_is_waited_for_as_long_as_asked(site: Site) -> None:
     assert site.call("status", "--json") == (0, '{"smoke": null}\n')
-    assert site.call("status") == (0, f"no smoke yet in {site.run_id}\n")
+    assert site.call("status") == (1, f"no smoke yet in {site.run_id}\n")
     with ChatServer() as server:
         site.listen_at(server.port)
         code, out = site.run("--detach", "--wait", "60")
@@ -607,7 +608,7 @@ def test_a_strange_summary_is_shown_in_lines_that_print(site: Site, tests: list[
     }
     files.write_json(record.path(site.run_id, SMOKE_ID), summary)
     code, out = site.call("status")
-    assert code == 0 and all(line.isprintable() for line in out.splitlines())
+    assert code == 1 and all(line.isprintable() for line in out.splitlines())
 
 
 # --- METRICS_READY, as the prep says --------------------------------------------------------------

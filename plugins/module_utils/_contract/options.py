@@ -483,6 +483,13 @@ CONTAINER = (
         maximum=A_DAY_S,
     ),
     Option(
+        "sgl_stop_force",
+        "bool",
+        "Let C(playbooks/stop.yml) end a prep, a benchmark's server or a smoke that runs in the"
+        " container, instead of refusing to stop.",
+        False,
+    ),
+    Option(
         "sgl_start_timeout",
         "int",
         "Seconds for the container to publish its run, and again for Prometheus to become ready.",
@@ -598,7 +605,8 @@ FLEET = (
         "str",
         "How hosts share kernel caches and, with O(sgl_image_source=share), the image. By default"
         " V(registry) where one is named, V(none) where there is one host, and else V(relay), a"
-        " folder of the controller.",
+        " folder of the controller. With V(none) no host gives or takes anything: each builds the"
+        " image and makes its caches itself.",
         choices=("none", "relay", "registry"),
         jinja="'registry' if sgl_cache_registry else"
         " 'relay' if groups['sglang'] | default([]) | length > 1 else 'none'",
