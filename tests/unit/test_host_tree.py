@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     HostTreeError,
     Spec,
@@ -49,6 +50,8 @@ EXPECTED = {
         "models",
         "huggingface",
     ),
+    # Those of later releases.
+    *(f"profiles/{cache}" for cache in places.CACHES),
 }
 
 

@@ -231,7 +231,8 @@ def test_first_everything_runs_then_nothing(world: World) -> None:
     assert (statuses(again), again["status"], exit_code) == (each("noop"), "ok", 0)
     assert {name: stage.runs for name, stage in world.stages.items()} == each(1)
     assert {stage["reason"] for stage in again["stages"].values()} == {"valid_signature"}
-    assert again["stages"]["inductor"]["artifacts"]["files"]["count"] == 2
+    for name, stage in world.stages.items():
+        assert again["stages"][name]["artifacts"]["files"]["count"] == len(stage.caches)
     assert again["telemetry_probe"] == result["telemetry_probe"], (
         "the proof is carried forward unchanged"
     )
