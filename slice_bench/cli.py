@@ -1,4 +1,4 @@
-"""`python -m slice_bench.cli`: start, stop, provider-prep, server, smoke, profiles, fleet."""
+"""`python -m slice_bench.cli`: what SLICE-Bench calls, without knowing Ansible."""
 
 from __future__ import annotations
 
@@ -74,8 +74,13 @@ def parser() -> argparse.ArgumentParser:
     )
     server.add_argument("action", choices=("start", "status", "stop"))
 
+    ready = command(
+        "ready",
+        "say whether METRICS_READY holds now: exit code 0 where it does, 6 where not",
+        f"Any other argument is that of `sgl-admin ready`, such as --json.\n\n{caller.MANUAL}",
+    )
     smoke = command("smoke", "ask the prepared server the questions of a scenario, and sum up")
-    for of_one_host in (start, stop, prep, server, smoke):
+    for of_one_host in (start, stop, prep, ready, server, smoke):
         caller.add_arguments(of_one_host)
     smoke.add_argument(
         "scenario", nargs="?", help="a YAML file (default: the one that the role smoke ships)"
@@ -118,8 +123,8 @@ def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     arguments, further = top.parse_known_args(argv)
-    # A fleet's other arguments are ansible-playbook's, and a server's are sgl-admin's.
-    if further and arguments.command not in ("fleet", "server"):
+    # A fleet's other arguments are ansible-playbook's, those of ready and server sgl-admin's.
+    if further and arguments.command not in ("fleet", "ready", "server"):
         top.error(f"unrecognized arguments: {' '.join(further)}")
     arguments.further = further
     from slice_bench import caller, commands

@@ -159,6 +159,16 @@ def status_line(status: str, stages: dict[str, str]) -> str:
 
 
 def server(arguments: argparse.Namespace, caller: Caller) -> int:
+    """Start, stop, or ask after the prepared server."""
+    return _in_container(caller, "server", arguments.action, *arguments.further)
+
+
+def ready(arguments: argparse.Namespace, caller: Caller) -> int:
+    """Whether METRICS_READY holds now."""
+    return _in_container(caller, "ready", *arguments.further)
+
+
+def _in_container(caller: Caller, *words: str) -> int:
     """sgl-admin itself answers, with its exit code, in the container that the inventory names."""
     if shutil.which("docker") is None:
         raise Failed(
@@ -172,7 +182,7 @@ def server(arguments: argparse.Namespace, caller: Caller) -> int:
             " (slice_bench provider-prep)",
             EXIT_NO_LIVE_RUN,
         )
-    command = ["sgl-admin", "server", arguments.action, *arguments.further]
+    command = ["sgl-admin", *words]
     # By its id, which no other machine's container has.
     if not is_here(container["id"]):
         raise Failed(
@@ -293,6 +303,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Caller], int]] = {
     "stop": stop,
     "provider-prep": provider_prep,
     "server": server,
+    "ready": ready,
     "smoke": smoke,
     "profiles": list_profiles,
     "fleet": prepare_fleet,

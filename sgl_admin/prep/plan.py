@@ -244,7 +244,8 @@ def _served_identity(context: Context) -> str:
     request, arguments = context.request, list(context.arguments)
     return served.with_caches(
         {"identity": context.model.identity, "files": dict(context.model_files)},
-        ENGINE.command(request.model, request.tp, 0, arguments),
+        # Which Python it is, the image and the versions say.
+        ENGINE.command(request.model, request.tp, 0, arguments)[1:],
         {**inputs.environment(context), **dict(context.environment)},
         served.image(),
     )

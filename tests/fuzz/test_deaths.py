@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from sgl_admin.contract.stages import ERROR_TYPES
@@ -52,6 +53,7 @@ def test_what_others_log_around_a_death_changes_no_type(
     reached()
 
 
+@pytest.mark.slow
 def test_a_death_of_a_huge_log_is_found_in_time() -> None:
     """No phrase of the table takes long on a line that nearly matches it."""
     lines = ["Traceback (most recent call last):", *("device" * 20_000 for _ in range(20))]

@@ -291,6 +291,17 @@ def test_the_server_is_that_of_the_inventorys_container(
     assert plays.asked == [("look", {}, ("--extra-vars", "x=1"))]
 
 
+def test_ready_is_asked_in_the_inventorys_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    docker = Docker(tmp_path / "bin", "c" * 64)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
+    assert run(monkeypatch, plays, "ready", "-e", "x=1", "--json") == 7
+    assert docker.done == [f"exec {'c' * 64} sgl-admin ready --json"]
+    assert plays.asked == [("look", {}, ("--extra-vars", "x=1"))]
+
+
 @pytest.mark.parametrize(
     ("container_id", "refuses", "code", "said"),
     [

@@ -470,6 +470,7 @@ def compiled_by(ask: Ask, stage: str) -> object:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(pair=PAIRS)
+@pytest.mark.slow
 def test_of_any_two_requests_the_second_stands_only_where_it_is_the_first_ones_server(
     site: Site, pair: tuple[Ask, Ask]
 ) -> None:

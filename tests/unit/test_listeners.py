@@ -147,6 +147,7 @@ def test_another_that_answers_while_the_server_loads_is_never_taken_for_it(
         server.stop()
 
 
+@pytest.mark.slow
 def test_another_that_comes_later_is_told_too(port: int, tmp_path: Path) -> None:
     """At ten moments of the wait."""
     for moment in range(10):

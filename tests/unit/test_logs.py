@@ -76,6 +76,7 @@ def test_what_a_process_says_before_it_begins_is_bounded_too(live_run: str) -> N
         os.close(lock)
 
 
+@pytest.mark.slow
 def test_what_a_server_looked_up_is_found_line_by_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
     found = "/c/triton_3_6_0/E=8,N=64,device_name=H100.json"

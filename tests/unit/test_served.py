@@ -166,7 +166,9 @@ def test_a_word_that_names_no_file_of_the_server_is_only_a_word(model: Path, val
     assert identity(model, value) != identity(model)
 
 
-@pytest.mark.parametrize("name", ["HOSTNAME", "TERM", "PWD", "SGL_HOST_MODELS_ROOT", "SSH_TTY"])
+@pytest.mark.parametrize(
+    "name", ["HOSTNAME", "TERM", "PWD", "SGL_HOST_MODELS_ROOT", "SSH_TTY", "PYTHONUNBUFFERED"]
+)
 def test_variables_of_the_caller_do_not_count(
     model: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
