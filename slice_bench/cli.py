@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -67,18 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "provider-prep", "warm the caches for a profile and prove that its server's metrics arrive"
     )
     _add_prep_arguments(prep)
-    server = command(
-        "server",
-        "start exactly the server that was prepared, ask after it, or stop it",
-        f"Any other argument is that of `sgl-admin server`, such as --json.\n\n{caller.MANUAL}",
-    )
-    server.add_argument("action", choices=("start", "status", "stop"))
-
-    ready = command(
-        "ready",
-        "say whether METRICS_READY holds now: exit code 0 where it does, 6 where not",
-        f"Any other argument is that of `sgl-admin ready`, such as --json.\n\n{caller.MANUAL}",
-    )
+    ready, server = _add_commands_of_the_container(command)
     smoke = command("smoke", "ask the prepared server the questions of a scenario, and sum up")
     for of_one_host in (start, stop, prep, ready, server, smoke):
         caller.add_arguments(of_one_host)
@@ -97,15 +86,42 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_commands_of_the_container(
+    command: Callable[..., argparse.ArgumentParser],
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Those that sgl-admin answers: `ready` and `server`."""
+    from slice_bench import caller
+
+    server = command(
+        "server",
+        "start exactly the server that was prepared, ask after it, or stop it",
+        f"Any other argument is that of `sgl-admin server`, such as --json.\n\n{caller.MANUAL}",
+    )
+    server.add_argument("action", choices=("start", "status", "stop"))
+
+    ready = command(
+        "ready",
+        "say whether METRICS_READY holds now: exit code 0 where it does, 6 where not",
+        f"Any other argument is that of `sgl-admin ready`, such as --json.\n\n{caller.MANUAL}",
+    )
+    return ready, server
+
+
 def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
+    from sgl_admin.contract.stages import STAGES
+
     prep.add_argument("profile", help="its name; `profiles` lists them")
     prep.add_argument("--tune-moe", action="store_true", help="tune the mixture-of-experts kernel")
-    prep.add_argument("--skip-gemm-cache", action="store_true", help="leave DeepGEMM's kernels")
-    prep.add_argument(
-        "--skip-warmup-cache",
-        action="store_true",
-        help="leave FlashInfer's and TorchInductor's kernels",
-    )
+    for flag in dict.fromkeys(stage.skipped_by for stage in STAGES if stage.skipped_by):
+        skipped = [stage.text for stage in STAGES if stage.skipped_by == flag]
+        prep.add_argument(
+            flag,
+            dest="skipped",
+            action="append_const",
+            const=flag,
+            default=[],
+            help=f"leave {' and '.join(skipped)}",
+        )
     prep.add_argument(
         "--skip-moe-fusion-cache",
         action="store_true",

@@ -34,6 +34,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging 
 # A slice ends with the file that it reads, which may take longer: a line is shown in between all
 # the same.
 _BUDGET_S = 10.0
+Owner = tuple[int, int]
 _HEARTBEAT_S = 12.0
 _CACHE = "~/.cache/slice_bench.sglang"
 _INTERNAL = ("budget_s", "run_id", "manifest", "prepare")
@@ -143,7 +144,7 @@ class ActionModule(ActionBase):
         if answer.get("failed"):
             return answer
         if answer.get("missing"):
-            self._rsync(folder, files, answer, shown)
+            self._rsync(folder, files, answer, _owner(arguments), shown)
         return self._slices(arguments, task_vars, shown)
 
     def _prepare(
@@ -167,7 +168,12 @@ class ActionModule(ActionBase):
         )[1]
 
     def _rsync(
-        self, folder: str, files: dict[str, SourceFile], place: dict[str, Any], shown: Shown
+        self,
+        folder: str,
+        files: dict[str, SourceFile],
+        place: dict[str, Any],
+        owner: Owner | None,
+        shown: Shown,
     ) -> None:
         """Send what is missing to the place that was prepared. Raises AnsibleActionFail."""
         missing: list[str] = place["missing"]
@@ -182,6 +188,7 @@ class ActionModule(ActionBase):
                 f"a model of the controller goes with sudo, not {become.name}: copy it to the host,"
                 " source local"
             )
+        by_root = user == "root" if elevated else option("remote_user") == "root"
         command = [
             *(
                 "rsync",
@@ -195,36 +202,55 @@ class ActionModule(ActionBase):
                 "--timeout=300",
             ),
             *("--from0", "--files-from=-", "--rsh", rsync_words(ssh_command(option))),
-            *("--rsync-path", receiver(place["lock"], user if elevated else None)),
+            *(
+                "--rsync-path",
+                receiver(place["lock"], user if elevated else None, owner if by_root else None),
+            ),
             f"{folder}/",
             f"{f'[{remote}]' if ':' in host else remote}:{place['staging']}/",
         ]
-        total = sum(files[name].size for name in missing)
-        with tempfile.TemporaryFile() as names, tempfile.TemporaryFile() as errors:
-            names.write(b"".join(os.fsencode(name) + b"\0" for name in missing))
-            names.seek(0)
-            with subprocess.Popen(
-                command, stdin=names, stdout=subprocess.PIPE, stderr=errors, bufsize=0
-            ) as process:
-                output = cast(IO[bytes], process.stdout)
-                try:
-                    while text := output.read(1 << 16):
-                        if found := _RSYNC_BYTES.findall(text):
-                            shown.progress("sending", int(re.sub(rb"\D", b"", found[-1])), total)
-                except BaseException:
-                    process.terminate()
-                    raise
-            errors.seek(0)
-            said = errors.read().decode(errors="replace")
-        if process.returncode:
-            raise AnsibleActionFail(explain(process.returncode, said, host))
+        returncode, said = _send_files(
+            command, missing, sum(files[name].size for name in missing), shown
+        )
+        if returncode:
+            raise AnsibleActionFail(explain(returncode, said, host))
 
 
-def receiver(lock: str, user: str | None) -> str:
+def _send_files(command: list[str], names: list[str], total: int, shown: Shown) -> tuple[int, str]:
+    """Run rsync for these files; its exit code, and its words on standard error."""
+    with tempfile.TemporaryFile() as listed, tempfile.TemporaryFile() as errors:
+        listed.write(b"".join(os.fsencode(name) + b"\0" for name in names))
+        listed.seek(0)
+        with subprocess.Popen(
+            command, stdin=listed, stdout=subprocess.PIPE, stderr=errors, bufsize=0
+        ) as process:
+            output = cast(IO[bytes], process.stdout)
+            try:
+                while text := output.read(1 << 16):
+                    if found := _RSYNC_BYTES.findall(text):
+                        shown.progress("sending", int(re.sub(rb"\D", b"", found[-1])), total)
+            except BaseException:
+                process.terminate()
+                raise
+        errors.seek(0)
+        return process.returncode, errors.read().decode(errors="replace")
+
+
+def _owner(arguments: dict[str, Any]) -> Owner | None:
+    """The models' owner, where the task names one who is not root."""
+    uid, gid = (arguments.get(name) for name in ("owner_uid", "owner_gid"))
+    return (int(uid), int(gid)) if uid and gid is not None else None
+
+
+def receiver(lock: str, user: str | None, owner: Owner | None = None) -> str:
     """rsync on the host, which holds the staging's lock for as long as it writes: no other run
-    stages or swaps meanwhile.
+    stages or swaps meanwhile. Root gives up its rights for those of the models' owner, who may
+    exchange the folders that rsync writes in; setpriv is of util-linux, as flock is.
     """
-    words = ["flock", "--nonblock", "--conflict-exit-code", str(_HELD), lock, "rsync"]
+    rights = (
+        ["setpriv", f"--reuid={owner[0]}", f"--regid={owner[1]}", "--clear-groups"] if owner else []
+    )
+    words = [*rights, "flock", "--nonblock", "--conflict-exit-code", str(_HELD), lock, "rsync"]
     return shlex.join([*(["sudo", "-n", "-u", user] if user else []), *words])
 
 

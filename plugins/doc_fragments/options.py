@@ -53,6 +53,13 @@ options:
     description: The service user, who owns the tree and whose uid and gid the
       container runs with. By default the user who called sudo, or else the user
       who connects.
+  allow_root:
+    type: bool
+    default: false
+    description: 'Let root be the service user, or own the tree. The container
+      and the server in it run as uid 0 then, and what breaks out of the server
+      can leave set-id programs of root''s in the tree: only for a host on which
+      nobody else has an account.'
   root:
     type: path
     description: Folder of the host tree. By default C(sglang-observability) in

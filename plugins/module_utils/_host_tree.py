@@ -14,15 +14,14 @@ import grp
 import os
 import pwd
 import re
-import secrets
 import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, values
 
-TEMP_PREFIX = ".sgl-new-"
 TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
 NAMED_MISMATCHES = 10
 
@@ -276,6 +275,8 @@ def _check_process(spec: Spec) -> None:
 
 
 def _remedy(exc: OSError) -> str:
+    if isinstance(exc, safe_tree.UntrustedLink):
+        return "name the folder that it leads to, or have root own the folder that holds the link"
     if exc.errno in (errno.EACCES, errno.EPERM):
         return (
             "run the task with become: true, or set the root to a directory that its owner may"
@@ -316,6 +317,8 @@ def _stat_directory(option: str, path: str, *, follow: bool) -> os.stat_result |
             )
         try:
             info = os.stat(path)
+            with safe_tree.folder(path):
+                pass
         except FileNotFoundError:
             raise HostTreeError(
                 f"{option} {shown} is a dangling symbolic link to {target}: make that directory, or"
@@ -360,55 +363,48 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
     pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
     parents = set(temp_parents)
     lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
-    stack = [top]
-    while stack:
-        directory = stack.pop()
-        for entry, info in _entries(directory):
-            plan.entries_checked += 1
-            entry_owner = info.st_uid, info.st_gid
-            is_directory = stat.S_ISDIR(info.st_mode)
-            if directory in parents and is_directory and _is_leftover(entry.path, entry.name):
-                plan.leftovers.append(entry.path)
-            elif entry.path == spec.pointer and pointer_owner != owner:
-                if entry_owner != pointer_owner:
-                    plan.foreign_pointer = Foreign(entry.path, *entry_owner, top, recursive=False)
-            elif entry_owner != owner:
-                # mkfs makes it, for root, at the top of each ext4; no service goes there.
-                if entry.path != lost_and_found:
-                    plan.foreign.append(Foreign(entry.path, *entry_owner, top))
-            elif is_directory:
-                stack.append(entry.path)
 
+    def visit(holder: int, path: str, name: str, info: os.stat_result) -> bool:
+        """Whether to enter it."""
+        plan.entries_checked += 1
+        entry_owner = info.st_uid, info.st_gid
+        is_directory = stat.S_ISDIR(info.st_mode)
+        if is_directory and os.path.dirname(path) in parents and _is_leftover(holder, name):
+            plan.leftovers.append(path)
+        elif path == spec.pointer and pointer_owner != owner:
+            if entry_owner != pointer_owner:
+                plan.foreign_pointer = Foreign(path, *entry_owner, top, recursive=False)
+        elif entry_owner != owner:
+            # mkfs makes it, for root, at the top of each ext4; no service goes there.
+            if path != lost_and_found:
+                plan.foreign.append(Foreign(path, *entry_owner, top))
+        else:
+            return is_directory
+        return False
 
-def _entries(directory: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """Each entry of a directory with its own stat. Live services remove entries meanwhile."""
     try:
-        entries = os.scandir(directory)
-    except (FileNotFoundError, NotADirectoryError):
+        with safe_tree.folder(top) as descriptor:
+            safe_tree.walk(descriptor, top, visit)
+    except FileNotFoundError:
         return
+    except safe_tree.UntrustedLink as exc:
+        raise _os_error("read", top, exc) from exc
     except OSError as exc:
-        shown = printable(directory)
+        shown = printable(str(exc.filename or top))
         raise HostTreeError(
             f"{shown} cannot be read ({exc.strerror}), so its ownership cannot be checked: run"
             f" `chmod u+rwx {shlex.quote(shown)}`"
         ) from exc
-    with entries:
-        for entry in entries:
-            try:
-                info = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            yield entry, info
 
 
-def _is_leftover(path: str, name: str) -> bool:
+def _is_leftover(holder: int, name: str) -> bool:
     """An empty directory under the temporary name that :func:`make_directory` uses: its maker was
     killed before the rename.
     """
     if not TEMP_NAME.fullmatch(name):
         return False
     try:
-        return not os.listdir(path)
+        return not safe_tree.names(holder, name)
     except PermissionError:
         return True  # still 0700 of another owner; rmdir refuses it anyway when it holds something
     except OSError:
@@ -420,14 +416,15 @@ def _leftovers_in(parent: str, *, ours_only: bool) -> list[str]:
     sticky parent).
     """
     found = []
-    with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for entry in entries:
-            if not entry.name.startswith(TEMP_PREFIX) or not entry.is_dir(follow_symlinks=False):
-                continue
-            if ours_only and os.geteuid() not in (0, entry.stat(follow_symlinks=False).st_uid):
-                continue
-            if _is_leftover(entry.path, entry.name):
-                found.append(entry.path)
+
+    def visit(holder: int, path: str, name: str, info: os.stat_result) -> bool:
+        mine = not ours_only or os.geteuid() in (0, info.st_uid)
+        if stat.S_ISDIR(info.st_mode) and mine and _is_leftover(holder, name):
+            found.append(path)
+        return False
+
+    with contextlib.suppress(OSError), safe_tree.folder(parent) as descriptor:
+        safe_tree.walk(descriptor, parent.rstrip("/"), visit)
     return found
 
 
@@ -441,9 +438,10 @@ def _holds_strangers(spec: Spec) -> bool:
         if os.path.dirname(path) == spec.root
     }
     try:
-        return any(
-            name not in ours and not TEMP_NAME.fullmatch(name) for name in os.listdir(spec.root)
-        )
+        with safe_tree.folder(spec.root) as fd:
+            return any(
+                name not in ours and not TEMP_NAME.fullmatch(name) for name in os.listdir(fd)
+            )
     except OSError:
         return True
 
@@ -591,68 +589,19 @@ def _check_ownership(plan: Plan) -> None:
     )
 
 
-def make_directory(
-    path: str, uid: int, gid: int, mode: int, *, parent_fd: int | None = None
-) -> None:
-    """Make one directory that from its first moment has this owner and mode (whatever the umask).
-
-    It is made under a temporary name beside and renamed when finished: a kill leaves an empty
-    ``.sgl-new-*``, never a directory of the wrong owner. ``parent_fd`` is the open parent. Raises
-    OSError.
-    """
+def make_directory(path: str, uid: int, gid: int, mode: int) -> None:
+    """Make one directory that from its first moment has this owner and mode. Raises OSError."""
     parent, name = os.path.split(path)
-    opened = parent_fd is None
-    fd = (
-        os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if parent_fd is None
-        else parent_fd
-    )
-    try:
-        for attempt in range(3):
-            temp = TEMP_PREFIX + secrets.token_hex(8)
-            os.mkdir(temp, 0o700, dir_fd=fd)
-            try:
-                new = os.open(
-                    temp, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
-                )
-                try:
-                    info = os.fstat(new)
-                    if (info.st_uid, info.st_gid) != (uid, gid):
-                        os.fchown(new, uid, gid)
-                    os.fchmod(new, mode)
-                finally:
-                    os.close(new)
-                os.rename(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
-                return
-            except OSError as exc:
-                with contextlib.suppress(OSError):
-                    os.rmdir(temp, dir_fd=fd)
-                # A second run that starts now takes our temporary name for a leftover; the next
-                # attempt has another.
-                if not isinstance(exc, FileNotFoundError) or attempt == 2:
-                    raise
-    finally:
-        if opened:
-            os.close(fd)
+    with safe_tree.folder(parent) as descriptor:
+        safe_tree.make_folder(descriptor, name, uid, gid, mode)
 
 
-@contextlib.contextmanager
-def _opened(spec: Spec, path: str) -> Iterator[int]:
-    """A directory, opened; inside telemetry/ and profiles/ no link is followed, so that nothing can
-    be slipped in between.
+def _opened(spec: Spec, path: str) -> contextlib.AbstractContextManager[int]:
+    """A directory, opened; inside telemetry/ and profiles/ no link is followed at all, so that
+    nothing can be slipped in between.
     """
     tops = [top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")]
-    top = tops[0] if tops else path
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    fd = os.open(top, flags)
-    try:
-        for name in os.path.relpath(path, top).split("/") if path != top else ():
-            below = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        yield fd
-    finally:
-        os.close(fd)
+    return safe_tree.folder(path, tops[0] if tops else None)
 
 
 def apply(plan: Plan) -> None:
@@ -662,7 +611,8 @@ def apply(plan: Plan) -> None:
     spec = plan.spec
     for path in plan.leftovers:
         try:
-            os.rmdir(path)
+            with _opened(spec, os.path.dirname(path)) as fd:
+                os.rmdir(os.path.basename(path), dir_fd=fd)
         except FileNotFoundError:
             pass
         except OSError as exc:
@@ -674,15 +624,13 @@ def apply(plan: Plan) -> None:
     for path, (_old, new) in plan.chmod.items():
         try:
             with _opened(spec, path) as fd:
-                info = os.fstat(fd)
-                if (info.st_uid, info.st_gid) != (spec.uid, spec.gid):
+                if not safe_tree.change_mode(fd, spec.uid, spec.gid, new):
                     raise HostTreeError(f"{path} changed its owner while the task ran: run again")
-                os.fchmod(fd, new)
         except OSError as exc:
             raise _os_error(f"set mode {new:04o} on", path, exc) from exc
     for path in plan.create:
         try:
             with _opened(spec, os.path.dirname(path)) as fd:
-                make_directory(path, spec.uid, spec.gid, spec.mode, parent_fd=fd)
+                safe_tree.make_folder(fd, os.path.basename(path), spec.uid, spec.gid, spec.mode)
         except OSError as exc:
             raise _os_error("make", path, exc) from exc

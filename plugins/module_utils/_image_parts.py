@@ -43,6 +43,87 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
+# Each file of an archive that gives names: Docker's own (moby, image/tarexport/load.go), its legacy
+# form, and the index of the OCI layout, which containerd's image store reads.
+_NAMING = ("manifest.json", "repositories", "index.json")
+_OCI_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_NAMING_BYTES = 4 << 20
+
+
+def archive_names(path: str) -> set[str]:
+    """The names that `docker load` would give to images on this host, from an archive of `docker
+    save`. Raises ImageError.
+    """
+    names: set[str] = set()
+    try:
+        with tarfile.open(path, errorlevel=0) as archive:
+            for member in archive:
+                # An archive may hold a file twice, and may write its name as it likes.
+                kind = os.path.normpath(member.name).lstrip("/")
+                if kind not in _NAMING:
+                    continue
+                stream = archive.extractfile(member) if member.isreg() else None
+                if stream is None or member.size > _NAMING_BYTES:
+                    raise ImageError(f"{path} has no valid {kind}: save the image again")
+                names |= _names_in(kind, json.loads(stream.read()))
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+        raise ImageError(
+            f"{path} is not an archive of docker save ({error}): save the image again"
+        ) from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}") from error
+    return names
+
+
+def _names_in(kind: str, document: Any) -> set[str]:
+    """Names out of one of these files. Docker's JSON keys have no case."""
+    if kind == "repositories":
+        return {
+            f"{repository}:{tag}"
+            for repository, tags in _mapping(document).items()
+            for tag in _mapping(tags)
+        }
+    found: set[str] = set()
+    entries = document if kind == "manifest.json" else _mapping(document).get("manifests")
+    for entry in entries if isinstance(entries, list) else []:
+        folded = {str(key).lower(): value for key, value in _mapping(entry).items()}
+        if kind == "manifest.json":
+            found |= {str(tag) for tag in folded.get("repotags") or []}
+        else:
+            named = _mapping(folded.get("annotations"))
+            # The second may be a tag alone, which is no name of an image.
+            values = [str(named[key]) for key in _OCI_NAMES if key in named]
+            found |= {value for value in values if ":" in value}
+    return found
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def full_name(name: str) -> str:
+    """A name of an image as Docker completes it."""
+    name = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+    host = name.partition("/")[0]
+    if "/" in name and ("." in host or ":" in host or host == "localhost"):
+        return name.replace("docker.io/library/", "docker.io/", 1)
+    return f"docker.io/{name.removeprefix('library/')}"
+
+
+def check_names(path: str, allowed: str) -> None:
+    """Raises ImageError where an archive would name more than one image, or, beside the allowed
+    name, give a second one: `docker load` takes a name away from the image that has it.
+    """
+    names = {full_name(name): name for name in archive_names(path)}
+    names.pop(full_name(allowed), None)
+    if names:
+        listed = ", ".join(sorted(names.values())[:5])
+        raise ImageError(
+            f"{path} also names {listed[:150]}, and docker load would take such a name from the"
+            f" image that has it here: save {allowed} alone (docker save --output FILE {allowed})"
+        )
+
+
 def host_architecture() -> str:
     return DOCKER_ARCHITECTURES.get(platform.machine(), platform.machine())
 

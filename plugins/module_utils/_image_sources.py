@@ -169,23 +169,15 @@ class Loaded:
                 f"{self.archive} has the sha256 digest {found}, and sgl_image_archive_sha256 is"
                 f" {self._sha256}: it is not whole, or another one"
             )
-        output = self._docker.call("load", "--input", self.archive)
-        loaded = [
-            line.partition(": ")[2].strip()
-            for line in output.splitlines()
-            if line.startswith("Loaded image")
-        ]
-        source = self.name if self.name in loaded else loaded[0] if len(loaded) == 1 else None
-        if source is None:
-            raise ImageError(
-                f"{self.archive} holds {len(loaded)} images ({', '.join(loaded)}), none of them"
-                f" {self.name}: set sgl_image to one of these"
-            )
+        source = self._only_name()
+        before = self._docker.image(source) if source != self.name else None
+        self._docker.call("load", "--input", self.archive)
         image = self._docker.image(source)
         if image is None:
             raise ImageError(f"{source}, which {self.archive} holds, vanished; run this again")
         check_image(self._docker, image, self._architecture, self._flavour)
         named = _named(self._docker, source, self.name)
+        self._give_back(source, before)
         self._write_note(
             {
                 "archive": self.archive,
@@ -195,6 +187,29 @@ class Loaded:
             }
         )
         return named
+
+    def _only_name(self) -> str:
+        """The one name in the archive. Raises ImageError where it has none, or several."""
+        names = image_parts.archive_names(self.archive)
+        ours = [name for name in names if _full(name) == _full(self.name)]
+        if len({_full(name) for name in names}) > 1 and ours:
+            image_parts.check_names(self.archive, self.name)
+        if len({_full(name) for name in names}) != 1:
+            raise ImageError(
+                f"{self.archive} holds {len(names)} names of images"
+                f" ({', '.join(sorted(names))[:150]}), none of them {self.name}: save one image"
+                " alone, by its name"
+            )
+        return self.name if ours else names.pop()
+
+    def _give_back(self, source: str, before: dict[str, Any] | None) -> None:
+        """The archive's own name goes back to the image that had it. Raises DockerError."""
+        if source == self.name:
+            return
+        if before is not None:
+            self._docker.call("tag", before["id"], source)
+        else:
+            self._docker.call("rmi", source)
 
     def warning(self, image: dict[str, Any]) -> str | None:
         return None
@@ -229,6 +244,9 @@ class Loaded:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(stream.name, self._note)
+
+
+_full = image_parts.full_name
 
 
 def _named(docker: DockerCli, source: str, name: str) -> dict[str, Any]:

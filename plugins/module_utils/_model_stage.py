@@ -17,6 +17,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_hub as model_hub
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
     HUB_STATE,
@@ -116,6 +117,21 @@ class Stage:
         """What :meth:`slice` would come to in the end, with nothing changed. Raises ModelError for
         what it would refuse.
         """
+        with self._as_owner():
+            return self._plan()
+
+    def slice(self, budget_s: float | None = None) -> dict[str, Any]:
+        """Go on for about ``budget_s`` seconds, or to the end. Raises ModelError."""
+        with self._as_owner():
+            return self._slice(budget_s)
+
+    def _as_owner(self) -> contextlib.AbstractContextManager[None]:
+        """Root reads the source and writes the model with the rights of the service user alone, who
+        may exchange any folder of either while this works.
+        """
+        return safe_tree.acting_as(self.request.uid, self.request.gid)
+
+    def _plan(self) -> dict[str, Any]:
         if self.request.source == "present" or self._is_current(self._files()):
             model, found = self._model(), model_digests.quick(self.path)
             records = self.request.full and (not found.recorded or bool(found.unrecorded))
@@ -123,8 +139,7 @@ class Stage:
         self.staging.check_place()
         return self._answer("done", changed=True, model=model_files.missing_model(self.path))
 
-    def slice(self, budget_s: float | None = None) -> dict[str, Any]:
-        """Go on for about ``budget_s`` seconds, or to the end. Raises ModelError."""
+    def _slice(self, budget_s: float | None) -> dict[str, Any]:
         self._deadline = None if budget_s is None else time.monotonic() + budget_s
         if self.request.source == "present":
             return self._verify()
@@ -140,7 +155,7 @@ class Stage:
         with self.staging.alone(self._left or 0.0) as mine:
             answer = self._stage(files) if mine else None
         if answer and budget_s is None and answer["phase"] == "verifying":
-            again = self.slice()
+            again = self._slice(None)
             return {
                 **again,
                 "changed": True,

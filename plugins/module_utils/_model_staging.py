@@ -28,6 +28,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     TEMP_NAME,
@@ -51,6 +52,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files im
 )
 
 STAGING = ".staging"
+# The cache of huggingface_hub: snapshots/<commit>/<file> links to ../../blobs/<digest>.
+HUB_SNAPSHOTS, HUB_BLOBS = "snapshots", "blobs"
 # A slice ends on time also where a disk writes 10 MB/s.
 _CHUNK = 16 << 20
 _SPARE = 0.01
@@ -117,6 +120,7 @@ def survey(source: str) -> dict[str, SourceFile]:
     ):
         file = os.path.join(source, name)
         try:
+            refuse_leaving(source, file)
             info = os.stat(file)
         except FileNotFoundError:
             raise ModelError(
@@ -145,6 +149,24 @@ def survey(source: str) -> dict[str, SourceFile]:
             " again"
         )
     return files
+
+
+def refuse_leaving(source: str, file: str, descriptor: int | None = None) -> None:
+    """A link of the source may lead to another file of it, or as in the hub's cache to the blobs
+    beside the snapshots. Raises ModelError for one that leads elsewhere.
+
+    ``descriptor`` is the open file: what it is, the link cannot change any more.
+    """
+    opened = file if descriptor is None else f"/proc/self/fd/{descriptor}"
+    top, target = os.path.realpath(source), os.path.realpath(opened)
+    inside = [top]
+    if os.path.basename(os.path.dirname(top)) == HUB_SNAPSHOTS:
+        inside.append(os.path.join(os.path.dirname(os.path.dirname(top)), HUB_BLOBS))
+    if not any(target.startswith(folder.rstrip("/") + "/") for folder in inside):
+        raise ModelError(
+            f"{path_line(file)} leads to {path_line(target)}, which is outside of the source: copy"
+            " that file into the source, or set the source to the folder that has it"
+        )
 
 
 def read_source(
@@ -526,9 +548,7 @@ class Staging:
             return time.monotonic() < deadline
 
         for place, name in enumerate(missing):
-            whole = self._copy_file(
-                os.path.join(source, name), name, files[name], begun[name], count
-            )
+            whole = self._copy_file(source, name, files[name], begun[name], count)
             if not whole or (not count(0) and place + 1 < len(missing)):
                 return Slice(False, before + moved, total, moved)
         return Slice(True, total, total, moved)
@@ -545,8 +565,8 @@ class Staging:
             return 0
         return info.st_size if stat.S_ISREG(info.st_mode) and info.st_size <= file.size else 0
 
-    def _copy_file(self, source: str, name: str, file: SourceFile, offset: int, count: Any) -> bool:
-        target = os.path.join(self.folder, name)
+    def _copy_file(self, folder: str, name: str, file: SourceFile, offset: int, count: Any) -> bool:
+        source, target = (os.path.join(top, name) for top in (folder, self.folder))
         part = f"{target}.part"
         self._make(os.path.dirname(target))
         state = self._read_state()
@@ -556,12 +576,14 @@ class Staging:
             state["parts"][name] = [file.size, file.mtime_ns]
             self._write_state(state)
         try:
-            with open(source, "rb", buffering=0) as read:
+            with open(source, "rb", buffering=0, opener=safe_tree.opening) as read:
+                refuse_leaving(folder, source, read.fileno())
                 fd = os.open(
                     part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE
                 )
                 with open(fd, "wb", buffering=0) as write:
                     _unchanged(source, read.fileno(), file)
+                    os.fchmod(fd, staged_mode(os.fstat(read.fileno()).st_mode))
                     while offset < file.size:
                         copied = copy_range(
                             read.fileno(), fd, offset, min(_CHUNK, file.size - offset)
@@ -662,6 +684,11 @@ class Staging:
             self._tidy(files)
             self._hand_over()
             memo = Memo(self.memo_file)
+            if not set(files) <= set(memo.entries):
+                raise ModelError(
+                    f"somebody else changed {path_line(self.folder)} while the model was staged:"
+                    " run this again"
+                )
             memo.entries = {name: memo.entries[name] for name in files}
             model_digests.write_record(self.folder, source, memo.entries)
             memo.save()
@@ -712,8 +739,9 @@ class Staging:
                     if mode == _DIR_MODE or info.st_nlink == 1:
                         if (info.st_uid, info.st_gid) != (self.uid, self.gid):
                             os.fchown(fd, self.uid, self.gid)
-                        if info.st_mode & 0o777 != mode:
-                            os.fchmod(fd, mode | info.st_mode & stat.S_ISGID)
+                        wanted = mode if mode == _DIR_MODE else staged_mode(info.st_mode)
+                        if info.st_mode & 0o777 != wanted:
+                            os.fchmod(fd, wanted | info.st_mode & stat.S_ISGID)
                     os.fsync(fd)
                 finally:
                     os.close(fd)
@@ -765,6 +793,13 @@ class Staging:
                 " again"
             )
         return ModelError(f"cannot {doing} {path_line(path)} ({error.strerror or error}): {remedy}")
+
+
+def staged_mode(source: int) -> int:
+    """The mode of a staged file: nobody may read it who could not read the source."""
+    if source & 0o004:
+        return _FILE_MODE
+    return _FILE_MODE & (0o600 | source & 0o040 | (source & 0o040) >> 1)
 
 
 def same_time(one: int, other: int) -> bool:

@@ -75,6 +75,7 @@ class Options:
     image_pull: str | None = None
     image_archive: str | None = None
     server_args: Sequence[str] = ()
+    allow_root: bool = False
 
     @property
     def needs_gpus(self) -> bool:
@@ -129,6 +130,7 @@ def look(options: Options, run: Runner) -> Findings:
                 f" ({user['uid']}): set ansible_become to true, or sgl_user to the user who"
                 " connects"
             )
+        _look_at_root(found, spec, options)
         _look_at_tree(found, spec)
     if options.ready_for in ("start", "prep"):
         _look_at_image_source(found, options)
@@ -144,6 +146,24 @@ def look(options: Options, run: Runner) -> Findings:
     if options.ready_for == "prep":
         _look_at_model(found, spec, options)
     return found
+
+
+def _look_at_root(found: Findings, spec: host_tree.Spec, options: Options) -> None:
+    """The container runs as the tree's owner: as root only where that was asked for."""
+    if spec.uid != 0:
+        return
+    if options.allow_root:
+        found.warnings.append(
+            "the container runs as root, as sgl_allow_root allows: the tree belongs to root, and no"
+            " other user could write there. What breaks out of the server is root on this host; set"
+            " sgl_user to an ordinary user where others have accounts"
+        )
+        return
+    found.problems.append(
+        "the service user is root, so the container and the server in it would run as root: set"
+        " sgl_user to an ordinary user, or sgl_allow_root to true on a host where nobody else has"
+        " an account"
+    )
 
 
 def service_user(name: str | None) -> dict[str, Any]:

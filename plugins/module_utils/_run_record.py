@@ -10,6 +10,7 @@ folder that a service writes.
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
     places,
     processes,
@@ -56,6 +58,8 @@ class RunRecord:
     run_id: str
     manifest: dict[str, Any]
     prep_result: dict[str, Any] | None
+    # The telemetry root as the caller names it: no record that the run left is read outside of it.
+    top: Path
 
     @property
     def paths(self) -> dict[str, Any]:
@@ -77,8 +81,9 @@ class RunRecord:
 
 def read(telemetry_root: str) -> RunRecord | None:
     """What the pointer leads to; None without a pointer. Raises RecordError."""
-    pointer = Path(telemetry_root) / places.POINTER
-    text = _read(pointer)
+    top = Path(telemetry_root)
+    pointer = top / places.POINTER
+    text = _read(pointer, top)
     if text is None:
         return None
     path = Path(records.parse_pointer(text).get(records.POINTER_KEY_HOST, ""))
@@ -87,11 +92,11 @@ def read(telemetry_root: str) -> RunRecord | None:
         raise RecordError(
             f"{pointer} names no manifest of a run in {records.POINTER_KEY_HOST}; {_RESTART}"
         )
-    manifest = _read_json(path)
+    manifest = _read_json(path, top)
     if manifest is None:
         raise RecordError(f"{pointer} names {one_line(path)}, which does not exist; {_RESTART}")
     check_manifest(manifest, run_id, path)
-    return RunRecord(run_id, manifest, _prep_result(manifest, run_id))
+    return RunRecord(run_id, manifest, _prep_result(manifest, run_id, top), top)
 
 
 def describe(
@@ -138,7 +143,7 @@ def note_elsewhere(
 def running_prep(record: RunRecord) -> dict[str, Any] | None:
     """Id, pid, stage and arguments of the prep that runs in a live run; None where none does."""
     try:
-        job = _read_json(Path(record.paths["run_dir"]) / "job.json")
+        job = _read_json(Path(record.paths["run_dir"]) / "job.json", record.top)
     except RecordError:
         # sgl-admin, which sets it aside, is asked before a prep begins.
         return None
@@ -161,7 +166,7 @@ def in_use(record: RunRecord) -> list[str]:
     """
     admin = f"docker exec {one_line(record.manifest['container_name'])} sgl-admin"
     found = []
-    if _is_damaged(Path(record.paths["run_dir"]) / "job.json") and _held(
+    if _is_damaged(Path(record.paths["run_dir"]) / "job.json", record.top) and _held(
         _lock(record, places.LOCK_PREP)
     ):
         found.append(f"a prep whose record cannot be read (wait for it: {admin} status --watch)")
@@ -176,10 +181,10 @@ def in_use(record: RunRecord) -> list[str]:
     return found
 
 
-def _is_damaged(path: Path) -> bool:
+def _is_damaged(path: Path, top: Path) -> bool:
     """Whether a record is there that does not say in which state its work is."""
     try:
-        record = _read_json(path)
+        record = _read_json(path, top)
     except RecordError:
         return True
     return record is not None and not isinstance(record.get("state"), str)
@@ -222,7 +227,7 @@ def _held(lock: Path) -> bool:
     says. One that may not be read counts as held.
     """
     try:
-        with open(lock, "rb", opener=records.without_blocking) as stream:
+        with open(safe_tree.open_file(str(lock), str(lock.parent.parent)), "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True
@@ -296,14 +301,14 @@ def check_manifest(manifest: dict[str, Any], run_id: str, path: Path) -> None:
         )
 
 
-def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None:
+def _prep_result(manifest: dict[str, Any], run_id: str, top: Path) -> dict[str, Any] | None:
     """The aggregate that the manifest names; None before the first prep of the run. Raises
     RecordError.
     """
     named = manifest["paths"]["host"].get("prep_result")
     if named is None:
         return None
-    result = _read_json(Path(named))
+    result = _read_json(Path(named), top)
     if result is None:
         return None
     run, stages, proof = result.get("run"), result.get("stages"), result.get("telemetry_probe")
@@ -321,17 +326,32 @@ def _prep_result(manifest: dict[str, Any], run_id: str) -> dict[str, Any] | None
     return result if run.get("run_id") == run_id else None
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path, top: Path) -> str | None:
+    content = _read_bytes(path, top)
+    with _refusing(path):
+        return None if content is None else content.decode("utf-8")
+
+
+def _read_json(path: Path, top: Path) -> dict[str, Any] | None:
+    content = _read_bytes(path, top)
+    with _refusing(path):
+        return None if content is None else records.parse_json(path, content)
+
+
+def _read_bytes(path: Path, top: Path) -> bytes | None:
+    """The content of a record below the telemetry root `top`. What a record names may lead
+    anywhere, and root reads it.
+    """
+    for root in (top, Path(os.path.realpath(top))):
+        if path.is_relative_to(root) and ".." not in path.parts:
+            break
+    else:
+        raise RecordError(f"{one_line(path)} is not below {one_line(top)}; {_RESTART}")
     with _refusing(path):
         try:
-            return records.read_bytes(path, _MAX_BYTES).decode("utf-8")
-        except FileNotFoundError:
+            return safe_tree.read_file(str(path), _MAX_BYTES, str(root))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    with _refusing(path):
-        return records.read_json(path, _MAX_BYTES)
 
 
 @contextmanager
@@ -375,8 +395,7 @@ def remove_pointer(telemetry_root: str) -> None:
     """Remove the pointer for good. Raises RecordError where that is not allowed."""
     pointer = Path(telemetry_root) / places.POINTER
     try:
-        pointer.unlink(missing_ok=True)
-        records.fsync_folder(Path(telemetry_root))
+        safe_tree.unlink(str(pointer))
     except OSError as error:
         raise RecordError(
             f"{pointer} cannot be removed: {error.strerror}; run as its owner"

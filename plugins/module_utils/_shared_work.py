@@ -28,6 +28,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     failure,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
+    ImageError,
+    check_names,
     repository_of,
     sha256_of,
 )
@@ -321,6 +323,10 @@ class Host:
                 " there, and run this again"
             )
         saved = f"{_SAVED}:{item['name']}"
+        try:
+            check_names(path, saved)
+        except ImageError as error:
+            raise ShareError(f"image {item['image']} is not loaded: {error}") from error
         try:
             self._docker.call("load", "--input", path)
             self._docker.call("tag", saved, item["image"])

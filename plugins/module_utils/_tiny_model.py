@@ -21,13 +21,13 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     TEMP_NAME,
     HostTreeError,
@@ -372,23 +372,21 @@ def _temp_name(path: str) -> re.Pattern[str]:
     return re.compile(re.escape(f".sgl-tiny-{os.path.basename(path)}-") + "[0-9a-f]{16}")
 
 
-def _leftovers(path: str, directory: str) -> list[str]:
-    """What a killed run left in ``directory``, the nearest existing parent: the name is ours and
-    nothing foreign is in it.
+def _leftovers(path: str, parent_fd: int) -> list[str]:
+    """The names of what a killed run left in the nearest existing parent, which is open: the name
+    is ours and nothing foreign is in it.
     """
     pattern = _temp_name(path)
     found = []
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
-        for entry in entries:
-            folder, empty = pattern.fullmatch(entry.name), TEMP_NAME.fullmatch(entry.name)
-            if (folder or empty) and entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    inside = os.listdir(entry.path)
-                    if not inside or (
-                        folder
-                        and all(name in _KNOWN or _TEMP_FILE.fullmatch(name) for name in inside)
-                    ):
-                        found.append(entry.path)
+    for name in os.listdir(parent_fd):
+        whole, empty = pattern.fullmatch(name), TEMP_NAME.fullmatch(name)
+        if not whole and not empty:
+            continue
+        with contextlib.suppress(OSError):
+            inside = safe_tree.names(parent_fd, name)
+            ours = all(file in _KNOWN or _TEMP_FILE.fullmatch(file) for file in inside)
+            if not inside or (whole and ours):
+                found.append(name)
     return sorted(found)
 
 
@@ -404,8 +402,7 @@ def _differing(path: str, seed: int) -> list[str]:
     )
     remedy = "set the path to a folder that does not exist, or remove this one"
     try:
-        with open(os.path.join(path, RECORD), "rb") as handle:
-            record = json.loads(handle.read(1 << 20))
+        record = json.loads(safe_tree.read_file(os.path.join(path, RECORD), 1 << 20, path))
     except (FileNotFoundError, ValueError, RecursionError):
         raise TinyModelError(f"{foreign}: {remedy}") from None
     except OSError as exc:
@@ -428,11 +425,11 @@ def _differing(path: str, seed: int) -> list[str]:
     for name in file_names():
         wanted = listed[name] if isinstance(listed[name], dict) else {}
         try:
-            with open(os.path.join(path, name), "rb") as handle:
+            with open(safe_tree.open_file(os.path.join(path, name), path), "rb") as handle:
                 same = os.fstat(handle.fileno()).st_size == wanted.get("size") and _sha256(
                     handle.read()
                 ) == wanted.get("sha256")
-        except OSError:
+        except (OSError, ValueError):
             same = False
         if not same:
             different.append(name)
@@ -474,7 +471,8 @@ def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = 
             plan.reason = (
                 "another seed or release" if len(plan.write) > len(file_names()) else "damaged"
             )
-    plan.leftovers = _leftovers(path, base)
+    with contextlib.suppress(OSError), safe_tree.folder(base) as base_fd:
+        plan.leftovers = [os.path.join(base, name) for name in _leftovers(path, base_fd)]
     plan.size_bytes = sum(map(len, files(seed).values())) if plan.write else _size(path)
     return plan
 
@@ -526,15 +524,11 @@ def _locked(directory: str) -> Iterator[int]:
     """The parent, opened and locked, so that a leftover has no living maker. The lock ends with the
     process.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(
-            OSError
-        ):  # some network filesystems have no locks; then the last rename wins
+    with safe_tree.folder(directory) as fd:
+        # Some network filesystems have no locks; then the last rename wins.
+        with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
-    finally:
-        os.close(fd)
 
 
 def _write_file(directory_fd: int, name: str, data: bytes, plan: Plan) -> None:
@@ -584,7 +578,8 @@ def make(plan: Plan) -> None:
     try:
         for doing in plan.parents:
             if doing == plan.parents[0]:
-                _remove_leftovers(path, os.path.dirname(doing))
+                with _locked(os.path.dirname(doing)) as base_fd:
+                    _remove_leftovers(path, base_fd)
             make_directory(doing, uid, gid, 0o775)
         doing = path
         made = files(plan.seed) if plan.write else {}
@@ -592,15 +587,15 @@ def make(plan: Plan) -> None:
         parent, name = os.path.split(path)
         with _locked(parent) as parent_fd:
             # Under the lock: the list of inspect may hold the folder of a run that was still alive.
-            _remove_leftovers(path, parent)
+            _remove_leftovers(path, parent_fd)
             if plan.create:
                 temp = f".sgl-tiny-{name}-{secrets.token_hex(8)}"
                 doing = os.path.join(parent, temp)
-                make_directory(doing, uid, gid, 0o775, parent_fd=parent_fd)
+                safe_tree.make_folder(parent_fd, temp, uid, gid, 0o775)
                 try:
                     _fill(temp, parent_fd, {**made, RECORD: record}, plan)
                     doing = path
-                    if os.path.lexists(path):
+                    if safe_tree.exists(parent_fd, name):
                         if not _differing(path, plan.seed):
                             return  # another run made the same folder while we waited for the lock
                         raise TinyModelError(
@@ -609,7 +604,8 @@ def make(plan: Plan) -> None:
                     os.rename(temp, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
                     os.fsync(parent_fd)
                 finally:
-                    shutil.rmtree(os.path.join(parent, temp), ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        safe_tree.remove_tree(parent_fd, temp)
             elif plan.write:
                 wanted = {file: made[file] for file in plan.write if file != RECORD}
                 _fill(name, parent_fd, {**wanted, RECORD: record}, plan)
@@ -617,9 +613,9 @@ def make(plan: Plan) -> None:
         raise _os_error(doing, exc) from exc
 
 
-def _remove_leftovers(path: str, directory: str) -> None:
-    for leftover in _leftovers(path, directory):
-        shutil.rmtree(leftover)
+def _remove_leftovers(path: str, parent_fd: int) -> None:
+    for leftover in _leftovers(path, parent_fd):
+        safe_tree.remove_tree(parent_fd, leftover)
 
 
 def _fill(name: str, parent_fd: int, contents: dict[str, bytes], plan: Plan) -> None:

@@ -234,12 +234,14 @@ missing:
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
@@ -262,11 +264,6 @@ def main() -> None:
     uid = os.geteuid() if given["owner_uid"] is None else given["owner_uid"]
     gid = os.getegid() if given["owner_gid"] is None else given["owner_gid"]
 
-    def docker_with(environment: Mapping[str, str]) -> DockerCli:
-        return DockerCli(
-            lambda arguments: module.run_command(arguments, environ_update=dict(environment))
-        )
-
     request = Request(
         path=given["path"],
         models_root=given["models_root"],
@@ -287,9 +284,11 @@ def main() -> None:
     )
     try:
         stage = Stage(
-            request, ContainerClient(docker_with, given["image"] or "", request.path, uid, gid)
+            request,
+            ContainerClient(partial(_docker, module), given["image"] or "", request.path, uid, gid),
         )
-        before = came_from(request.path)
+        with safe_tree.acting_as(uid, gid):
+            before = came_from(request.path)
         answer = stage.plan() if module.check_mode else stage.slice(given["budget_s"])
     except ModelError as error:
         module.fail_json(msg=str(error))
@@ -306,6 +305,18 @@ def main() -> None:
             "after": f"{path_line(request.path)}: {after}\n",
         }
     module.exit_json(**answer)
+
+
+def _docker(module: AnsibleModule, environment: Mapping[str, str]) -> DockerCli:
+    def call(arguments: list[str]) -> tuple[int, str, str]:
+        # Docker's socket is root's, and the model is worked on as its owner.
+        with safe_tree.as_before():
+            answer: tuple[int, str, str] = module.run_command(
+                arguments, environ_update=dict(environment)
+            )
+        return answer
+
+    return DockerCli(call)
 
 
 def _module() -> AnsibleModule:

@@ -53,6 +53,8 @@ VARIABLES = {
     "sgl_prometheus_port": 19290,
     "sgl_node_exporter_port": 19299,
     "sgl_sglang_port": 31290,
+    # This machine may have no other user.
+    "sgl_allow_root": True,
 }
 
 

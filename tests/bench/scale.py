@@ -209,6 +209,7 @@ class Lab:
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
             **STACK_VARIABLES,
+            "sgl_allow_root": True,
             "sgl_image": IMAGE,
             "sgl_image_base": BASE,
             "sgl_node_exporter_port": FIRST_PORT - 1,

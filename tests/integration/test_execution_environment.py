@@ -285,6 +285,7 @@ def test_a_playbook_runs_with_the_environments_settings(built: None, tmp_path: P
     tmp_path.chmod(0o777)
     variables = {
         "sgl_root": "/tmp/tree",
+        "sgl_allow_root": True,
         "sgl_flavour": "local",
         "sgl_model": "tiny/qwen3-tiny",
         "sgl_model_source": "tiny",

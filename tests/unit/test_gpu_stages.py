@@ -1017,7 +1017,7 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
     [
         ("--served-model-name", "name"), ("--served-model-name=name",), ("--log-level", "debug"),
         ("--watchdog-timeout", "600"), ("--enable-cache-report",), ("--random-seed", "7"),
-        ("--extra-metric-labels", '{"a": "b"}'), ("--host", "::1"), ("--tool-call-parser", "qwen"),
+        ("--extra-metric-labels", '{"a": "b"}'), ("--tool-call-parser", "qwen"),
     ],
 )  # fmt: skip
 def test_what_changes_no_kernel_changes_no_signature(

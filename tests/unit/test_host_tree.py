@@ -387,6 +387,8 @@ def test_inner_directory_that_is_a_file_or_a_link(spec: Spec, tmp_path: Path) ->
 def test_roots_may_be_links_to_directories(spec: Spec, tmp_path: Path) -> None:
     for name in ("root", "telemetry"):
         (tmp_path / f"real-{name}").mkdir()
+        # Whatever the umask: root's own group may write there, others may not.
+        (tmp_path / f"real-{name}").chmod(0o775)
     Path(spec.root).symlink_to(tmp_path / "real-root")
     (tmp_path / "real-root" / "telemetry").symlink_to(tmp_path / "real-telemetry")
     converge(spec)

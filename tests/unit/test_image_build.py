@@ -1024,8 +1024,18 @@ def test_a_tag_of_no_registry_is_not_called_by_an_id_that_none_could_pull(docker
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "image.tar"
-    path.write_bytes(b"an archive")
+    return saved_as(tmp_path / "image.tar", "sglang-dev:elsewhere")
+
+
+def saved_as(path: Path, *names: str, **files: Any) -> Path:
+    """An archive as `docker save` writes it (moby, image/tarexport/save.go), without layers."""
+    files = {"manifest.json": [{"Config": "1.json", "RepoTags": [*names], "Layers": []}], **files}
+    with tarfile.open(path, "w") as archive:
+        for name, document in files.items():
+            content = json.dumps(document).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return path
 
 
@@ -1033,6 +1043,7 @@ def loaded(docker: Docker, tmp_path: Path, saved: Path, sha256: str | None = Non
     docker.answers.setdefault("load --input", (0, "Loaded image: sglang-dev:elsewhere\n", ""))
     docker.answers.setdefault("image inspect sglang-dev:elsewhere", image())
     docker.answers.setdefault("tag sglang-dev:elsewhere box:gh200", (0, "", ""))
+    docker.answers.setdefault("tag sha256:1 sglang-dev:elsewhere", (0, "", ""))
     return Loaded(docker, "box:gh200", "gh200", "linux/arm64", str(saved), sha256, str(tmp_path))
 
 
@@ -1058,7 +1069,7 @@ def test_an_archive_is_loaded_once(
 def test_an_archive_is_held_to_its_digest(
     docker: Docker, tmp_path: Path, saved: Path, unchecked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digest = hashlib.sha256(b"an archive").hexdigest()
+    digest = hashlib.sha256(saved.read_bytes()).hexdigest()
     with pytest.raises(
         ImageError,
         match=f"has the sha256 digest {digest}, and sgl_image_archive_sha256 is {'0' * 64}",
@@ -1086,22 +1097,43 @@ def test_an_archive_is_held_to_its_digest(
     assert loaded(docker, tmp_path, saved, "0" * 64).is_current(source.found()) is False
 
 
+OCI = "io.containerd.image.name"
+
+
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("names", "files", "words"),
     [
+        (["a:1", "b:1"], {}, r"holds 2 names of images \(a:1, b:1\), none of them box:gh200"),
+        ([], {}, "holds 0 names"),
+        (["box:gh200", "debian:12"], {}, "also names debian:12, and docker load would take"),
         (
-            "Loaded image: a:1\nLoaded image: b:1\n",
-            r"holds 2 images \(a:1, b:1\), none of them box:gh200: set sgl_image",
+            ["box:gh200"],
+            {"repositories": {"debian": {"12": "1"}}},
+            "also names debian:12",
         ),
-        ("", "holds 0 images"),
+        (
+            ["box:gh200"],
+            {"index.json": {"manifests": [{"annotations": {OCI: "docker.io/library/debian:12"}}]}},
+            "also names docker.io/library/debian:12",
+        ),
+        (["box:gh200"], {"./manifest.json": [{"repotags": ["debian:12"]}]}, "also names debian"),
+        (["box:gh200"], {"manifest.json": "?"}, "holds 0 names"),
     ],
 )
-def test_an_archive_with_other_images_is_refused(
-    docker: Docker, tmp_path: Path, saved: Path, said: str, words: str
+def test_an_archive_that_would_give_other_names_is_not_loaded(
+    docker: Docker, tmp_path: Path, names: list[str], files: dict[str, Any], words: str
 ) -> None:
-    docker.answers["load --input"] = (0, said, "")
     with pytest.raises(ImageError, match=words):
-        loaded(docker, tmp_path, saved).make()
+        loaded(docker, tmp_path, saved_as(tmp_path / "image.tar", *names, **files)).make()
+    assert not [line for line in docker.asked if line.startswith("load")]
+
+
+def test_an_archive_that_is_loaded_leaves_its_own_name_as_it_was(
+    docker: Docker, tmp_path: Path, saved: Path, unchecked: None
+) -> None:
+    docker.answers["image inspect box:gh200"] = image()
+    loaded(docker, tmp_path, saved).make()
+    assert docker.asked[-1] == "tag sha256:1 sglang-dev:elsewhere"
 
 
 def test_an_archive_that_is_not_there_is_told(docker: Docker, tmp_path: Path) -> None:
@@ -1114,6 +1146,6 @@ def test_an_archive_that_is_not_there_is_told(docker: Docker, tmp_path: Path) ->
     ):
         source.make()
     docker.answers["load --input"] = (1, "", "open /x: no such file or directory")
-    (tmp_path / "none.tar").touch()
+    saved_as(tmp_path / "none.tar", "box:gh200")
     with pytest.raises(DockerError, match="no such file"):
         source.make()

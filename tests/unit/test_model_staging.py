@@ -181,13 +181,14 @@ def test_without_a_copy_in_the_kernel(
 def test_links_to_files_are_followed_and_dangling_ones_named(
     root: Path, source: Path, tmp_path: Path
 ) -> None:
-    for file in source.iterdir():
-        file.rename(tmp_path / f"blob-{file.name}")
-        file.symlink_to(tmp_path / f"blob-{file.name}")
+    (source / ".blobs").mkdir()
+    for file in [path for path in source.iterdir() if path.is_file()]:
+        file.rename(source / ".blobs" / file.name)
+        file.symlink_to(source / ".blobs" / file.name)
     stage(root, source)
     assert not any(file.is_symlink() for file in model(root).iterdir()) and contents(
         model(root)
-    ) == contents(source)
+    ) == {name: data for name, data in contents(source).items() if not name.startswith(".blobs")}
     (source / "more.json").symlink_to("nowhere")
     assert "more.json is a dangling symbolic link" in refused(lambda: stage(root, source))
     (source / "more.json").unlink()

@@ -75,8 +75,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("SUDO_USER", raising=False)
-    # What this machine lies on is not the question.
+    # What this machine lies on, and who runs the tests, is not the question.
     monkeypatch.setattr(file_systems, "mounts", lambda: [])
+    monkeypatch.setattr(preflight, "_look_at_root", lambda *_: None)
     monkeypatch.setattr(docker_health, "_APPARMOR", str(tmp_path / "none"))
     return Docker()
 
@@ -1075,6 +1076,35 @@ def test_a_tree_is_looked_at_without_docker(host: Docker, tmp_path: Path) -> Non
     found = look(options(tmp_path / "tree", ready_for="tree"), spy)
     assert found.problems == [] and found.facts["tree"]["incomplete"] is True
     assert [command for command in asked if "docker" in command[0]] == []
+
+
+look_at_root = preflight._look_at_root
+
+
+@pytest.mark.parametrize("ready_for", ["tree", "start", "prep", "smoke", "stop", "nothing"])
+@pytest.mark.parametrize("owner_uid", [None, 0, 1000])
+@pytest.mark.parametrize("allow_root", [False, True])
+def test_root_is_the_service_user_only_where_that_is_allowed(
+    host: Docker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ready_for: str,
+    owner_uid: int | None,
+    allow_root: bool,
+) -> None:
+    monkeypatch.setattr(preflight, "_look_at_root", look_at_root)
+    user = {"name": "root", "uid": 0, "gid": 0, "home": str(tmp_path)}
+    monkeypatch.setattr(preflight, "service_user", lambda _name: user)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    wanted = options(
+        tmp_path / "obs", ready_for=ready_for, owner_uid=owner_uid, allow_root=allow_root
+    )
+    found = look(wanted, host)
+    refused = [text for text in found.problems if text.startswith("the service user is root")]
+    warned = [text for text in found.warnings if text.startswith("the container runs as root")]
+    as_root = ready_for in ("tree", "start", "prep") and owner_uid != 1000
+    assert (bool(refused), bool(warned)) == (as_root and not allow_root, as_root and allow_root)
+    assert all("set sgl_user to an ordinary user" in text for text in (*refused, *warned))
 
 
 def test_who_must_own_the_tree_and_the_pointer_can_be_said(host: Docker, tmp_path: Path) -> None:

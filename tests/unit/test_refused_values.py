@@ -200,6 +200,7 @@ def test_no_host_is_dropped_for_its_name(lab: Lab) -> None:
         "--check",
         "-i",
         str(inventory),
+        sgl_allow_root=True,
         sgl_model="tiny/x",
         sgl_model_source="tiny",
         sgl_bind_address="127.0.0.1",

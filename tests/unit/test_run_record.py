@@ -392,7 +392,7 @@ def test_a_lock_that_may_not_be_read_counts_as_held(
 
     with locks.held(places.LOCK_PREP):
         pass
-    monkeypatch.setattr(run_record.records, "without_blocking", refuse)
+    monkeypatch.setattr(run_record.safe_tree, "open_file_at", refuse)
     assert run_record._held(locks.profiles / places.LOCKS / "prep.lock")
 
 

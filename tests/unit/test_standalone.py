@@ -17,6 +17,8 @@ import pytest
 from sgl_admin.base import locks, paths, processes
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
+from sgl_admin.contract import places
+from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
 from sgl_admin.records import standalone
 from sgl_admin.serving import server
 from tests.contract import validators
@@ -28,16 +30,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 DOUBLES = ROOT / "tests" / "doubles"
 
-CACHES = {
-    "TRITON_CACHE_DIR": "triton",
-    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
-    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
-    "SGLANG_DG_CACHE_DIR": "deep_gemm",
-    "SGL_DG_CACHE_DIR": "deep_gemm",
-    "TVM_FFI_CACHE_DIR": "tvm_ffi",
-    "SGLANG_JIT_CACHE_DIR": "tvm_ffi",
-    "SGLANG_MOE_CONFIG_DIR": "moe_configs",
-}
+CACHES = {**places.CACHE_VARIABLES, "SGLANG_MOE_CONFIG_DIR": "moe_configs"}
 
 
 @dataclass
@@ -203,9 +196,13 @@ def test_a_second_call_keeps_the_run_and_finds_nothing_to_do(machine: Machine) -
 
 
 def test_the_root_may_be_named_from_where_one_stands(machine: Machine) -> None:
-    assert machine.admin("status", root="root")[0] == 0
+    assert machine.admin("status", root="root")[0] == EXIT_NO_RESULT, "no prep yet"
     before = machine.runs()
-    assert len(before) == 1 and machine.admin("status")[0] == 0 and machine.runs() == before
+    assert (
+        len(before) == 1
+        and machine.admin("status")[0] == EXIT_NO_RESULT
+        and machine.runs() == before
+    )
 
 
 @pytest.mark.parametrize("root", ["/", "/..", "//", "a file"])
@@ -235,7 +232,7 @@ def test_a_root_below_a_file_is_told(machine: Machine) -> None:
 def test_several_at_once_begin_one_run(machine: Machine) -> None:
     calls = [machine.begin("status") for _ in range(4)]
     ended = [(call.communicate(timeout=60), call.returncode) for call in calls]
-    assert [code for _, code in ended] == [0] * 4, ended
+    assert [code for _, code in ended] == [EXIT_NO_RESULT] * 4, ended
     [run_id] = machine.runs()
     assert {out for (out, _), _ in ended} == {f"no prep yet in {run_id}\n"}
 
@@ -281,7 +278,9 @@ def test_a_run_whose_beginning_was_cut_short_is_begun_anew(machine: Machine) -> 
     (machine.root / "telemetry" / "container_run_meta.env").unlink()
     code, out, _ = machine.admin("status")
     assert (
-        code == 0 and len(machine.runs()) == 2 and any(run_id in out for run_id in machine.runs())
+        code == EXIT_NO_RESULT
+        and len(machine.runs()) == 2
+        and any(run_id in out for run_id in machine.runs())
     )
 
 

@@ -160,6 +160,15 @@ TREE = (
         kind="user",
     ),
     Option(
+        "sgl_allow_root",
+        "bool",
+        "Let root be the service user, or own the tree. The container and the server in it run as"
+        " uid 0 then, and what breaks out of the server can leave set-id programs of root's in the"
+        " tree: only for a host on which nobody else has an account.",
+        False,
+        module={INFO: "allow_root"},
+    ),
+    Option(
         "sgl_root",
         "path",
         "Folder of the host tree. By default C(sglang-observability) in the service user's home.",

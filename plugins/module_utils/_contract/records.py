@@ -60,7 +60,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
 
 def without_blocking(name: str, flags: int) -> int:
     """An opener for `open`: a pipe in a file's place would wait for its writer."""
-    return os.open(name, flags | os.O_NONBLOCK)
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def read_json(path: Path, limit: int | None = None) -> dict[str, Any] | None:
@@ -72,6 +72,11 @@ def read_json(path: Path, limit: int | None = None) -> dict[str, Any] | None:
         content = read_bytes(path, limit)
     except FileNotFoundError:
         return None
+    return parse_json(path, content)
+
+
+def parse_json(path: Path, content: bytes) -> dict[str, Any]:
+    """The JSON object that was read from `path`. Raises ValueError where it is anything else."""
     try:
         document = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:

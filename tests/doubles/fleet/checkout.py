@@ -23,6 +23,8 @@ _REAL = (
     "playbooks",
     "plugins/filter",
     "plugins/callback",
+    "plugins/lookup",
+    "plugins/action/sgl_values.py",
     "plugins/plugin_utils",
     "plugins/module_utils",
     "roles/preflight",
@@ -62,7 +64,8 @@ class FleetCheckout:
         for name in _REAL:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).symlink_to(ROOT / name)
-        (self.root / "plugins" / "action").symlink_to(Path(__file__).parent / "action")
+        for double in (Path(__file__).parent / "action").glob("*.py"):
+            (self.root / "plugins" / "action" / double.name).symlink_to(double)
         for name, tasks in {**dict.fromkeys(_EMPTY, "[]\n"), "stack": _STACK}.items():
             (self.root / "roles" / name / "tasks").mkdir(parents=True)
             (self.root / "roles" / name / "tasks" / "main.yml").write_text(f"---\n{tasks}")
