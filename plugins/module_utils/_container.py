@@ -341,13 +341,17 @@ class Stack:
         """Whether a replacement goes on, or was killed."""
         return any(self._look()[1:])
 
-    def refuse_in_use(self, container: Container | None) -> None:
+    def refuse_in_use(self, container: Container | None, what: str | None = None) -> None:
         """Raises ContainerError where a prep, a smoke or a benchmark's server would end with the
         container. What runs in one whose records cannot be read is told by the locks that it holds.
+
+        `what` says why it would end; by default it has to be recreated.
         """
         if container is None or not run_record.is_up(container):
             return
-        what = f"Container {self.name} must be recreated, as its image or its options changed"
+        what = what or (
+            f"Container {self.name} must be recreated, as its image or its options changed"
+        )
         found = run_record.describe(self._host.telemetry_root, container)
         prep = found["prep"]
         if prep is not None:
@@ -605,7 +609,11 @@ class Stack:
             )
             return Outcome(False, run, current, current, self.warnings)
         except run_record.RecordError:
-            self.refuse_in_use(current)
+            self.refuse_in_use(
+                current,
+                f"The record of the run in container {self.name} is lost: a new run would end what"
+                " runs in it",
+            )
         self._docker.call("restart", "-t", str(self._stop_timeout), self.name)
         return Outcome(True, self._ready(), current, self._look()[0], self.warnings)
 

@@ -139,7 +139,10 @@ def look(options: Options, run: Runner) -> Findings:
                 f"sgl_bind_address is {problem}: set it to an address that `ip address` shows"
                 " there, or to 127.0.0.1"
             )
-        if docker.unknown is None and not elsewhere:
+        # A container that Docker cannot describe may hold its ports. Without a daemon there is one
+        # only where a run is recorded.
+        absent = not docker.answers and found.facts["run"]["run_id"] is None
+        if (docker.unknown is None or absent) and not elsewhere:
             found.problems.extend(_taken_ports(docker.container, options, run))
         _look_at_daemon(found, docker, spec)
         _look_at_space(found, docker, options)

@@ -142,6 +142,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_rec
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
+    DockerMissing,
+    DockerSilent,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     PrometheusError,
@@ -244,6 +246,20 @@ def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def _unasked(params: dict[str, Any], problem: str) -> dict[str, Any]:
+    """What check mode says where Docker cannot be asked: a run would stop at that, and the next one
+    would start a container.
+    """
+    starts = params["state"] == "started"
+    reason = f"Container {params['name']} would be created"
+    return {
+        "changed": starts,
+        "msg": f"{reason}, once Docker answers ({problem})" if starts else problem,
+        "container": None,
+        **run_record.summary(None, reason),
+    }
+
+
 def main() -> None:
     texts = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
@@ -290,7 +306,11 @@ def main() -> None:
             module.warn(warning)
         module.exit_json(**result)
     except DockerError as error:
-        module.fail_json(msg=container.advise(str(error)))
+        if module.check_mode:
+            module.exit_json(**_unasked(module.params, str(error)))
+        # What names its remedy already is not explained once more.
+        asked = isinstance(error, (DockerSilent, DockerMissing))
+        module.fail_json(msg=str(error) if asked else container.advise(str(error)))
     except (container.ContainerError, run_record.RecordError, PrometheusError) as error:
         module.fail_json(msg=str(error))
 

@@ -230,7 +230,9 @@ def test_full_disk(fault_image: None, what: str, megabytes: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_controller_that_ends_in_a_prep(installation: FaultSite, number: signal.Signals) -> None:
     """The prep goes on; the same playbook again attaches to it and ends with its result."""
-    asked = {"sgl_environment": SLOW, "sgl_probe": "always"}
+    # Long enough for the second playbook to come, on a busy machine too.
+    slow = {**SLOW, "SGL_TEST_SERVER_READY_S": "20"}
+    asked = {"sgl_environment": slow, "sgl_probe": "always"}
     playbook = installation.start_play("prep", variables=asked)
     wait_for(
         lambda: any("sglang.launch_server" in word for line in safe(installation) for word in line),

@@ -24,7 +24,7 @@ def test_all_that_makes_another_container_is_in_its_digest() -> None:
 
 def test_the_image_is_asked_for_the_same_container_but_for_its_mounts() -> None:
     module = "slice_bench.sglang.sgl_container"
-    (start,) = yaml.safe_load((ROLE / "tasks/start.yml").read_text(encoding="utf-8"))
+    start, *_ = yaml.safe_load((ROLE / "tasks/start.yml").read_text(encoding="utf-8"))
     (check,) = yaml.safe_load((ROLE / "tasks/check.yml").read_text(encoding="utf-8"))
     asked = {key: value for key, value in check[module].items() if key != "state"}
     made = start[module]
