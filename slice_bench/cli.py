@@ -108,14 +108,20 @@ def _add_commands_of_the_container(
 
 
 def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
+    from sgl_admin.contract.stages import STAGES
+
     prep.add_argument("profile", help="its name; `profiles` lists them")
     prep.add_argument("--tune-moe", action="store_true", help="tune the mixture-of-experts kernel")
-    prep.add_argument("--skip-gemm-cache", action="store_true", help="leave DeepGEMM's kernels")
-    prep.add_argument(
-        "--skip-warmup-cache",
-        action="store_true",
-        help="leave FlashInfer's and TorchInductor's kernels",
-    )
+    for flag in dict.fromkeys(stage.skipped_by for stage in STAGES if stage.skipped_by):
+        skipped = [stage.text for stage in STAGES if stage.skipped_by == flag]
+        prep.add_argument(
+            flag,
+            dest="skipped",
+            action="append_const",
+            const=flag,
+            default=[],
+            help=f"leave {' and '.join(skipped)}",
+        )
     prep.add_argument(
         "--skip-moe-fusion-cache",
         action="store_true",

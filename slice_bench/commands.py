@@ -16,6 +16,7 @@ from typing import Any
 
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN
 from sgl_admin.contract.stages import OPTIONS as STAGE_OPTIONS
+from sgl_admin.contract.stages import STAGES
 from slice_bench import fleet, profiles, words
 from slice_bench.caller import Caller, WrongUsage
 from slice_bench.collection import docker_cli
@@ -85,10 +86,9 @@ def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
     stages = wanted["sgl_stages"]
     if arguments.tune_moe:
         stages["moe"] = "ensure"
-    if arguments.skip_gemm_cache:
-        stages["deep_gemm"] = "skip"
-    if arguments.skip_warmup_cache:
-        stages.update(flashinfer="skip", inductor="skip")
+    for stage in STAGES:
+        if stage.skipped_by in arguments.skipped:
+            stages[stage.option] = "skip"
     if arguments.skip_moe_fusion_cache:
         wanted["sgl_moe_fusion"] = "skip"
     if arguments.tp is not None:

@@ -128,12 +128,16 @@ def _port(value: Any) -> int:
 
 
 def seconds(value: Any) -> float:
+    return _amount(value, "a number of seconds")
+
+
+def _amount(value: Any, meaning: str = "a number of 0 or more") -> float:
     if type(value) in (int, float) and 0 <= value < math.inf:
         try:
             return float(value)
         except OverflowError:
             pass
-    raise ValueError(f"{_shown(value)} is not a number of seconds")
+    raise ValueError(f"{_shown(value)} is not {meaning}")
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -357,7 +361,7 @@ def _truth(text: str) -> bool | str:
 _BY_TYPE: dict[tuple[str, str], tuple[Callable[[Any], Any], Callable[[str], Any]]] = {
     ("str", ""): (_text, str),
     ("int", ""): (_whole, whole_number),
-    ("float", ""): (seconds, number),
+    ("float", ""): (_amount, number),
     ("bool", ""): (_flag, _truth),
     ("list", "int"): (_sizes, _numbers),
     ("list", "str"): (_texts, lambda text: text.split(",")),

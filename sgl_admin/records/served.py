@@ -86,7 +86,8 @@ def paths_in(word: str) -> Iterator[str]:
     home = Path(os.environ.get("HOME", "/"))
     for part in (*re.split(r"""[=,;:"'\s\[\]{}]+""", word), word, word.partition("=")[2]):
         try:
-            place = Path(os.path.normpath(home / part))
+            # POSIX lets two slashes at the beginning stand as they are; Linux means one by them.
+            place = Path(re.sub("^//", "/", os.path.normpath(home / part)))
             known = place.exists()
         except (OSError, ValueError):
             # No path can be such a word.

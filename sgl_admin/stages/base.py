@@ -19,6 +19,7 @@ from sgl_admin.records.archive import Broken
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import inputs
+from sgl_admin.stages.inputs import Inputs
 
 if TYPE_CHECKING:
     from sgl_admin.base.engine import Choice, Release
@@ -74,6 +75,8 @@ class Stage:
     # Whether a server fills its caches while it runs. Such work stands for a server only when that
     # server has run with it: what a server compiles is never known for certain beforehand.
     server_made = True
+    # What that which a server compiles depends on.
+    depends_on = Inputs()
     # What an error of its work is called that nothing foresaw.
     failure_type = "server_start_failed"
 
@@ -97,8 +100,8 @@ class Stage:
         return None
 
     def signature(self, context: Context) -> dict[str, Any]:
-        """All that changes this stage's cache: what every stage shares, and what inputs.py declares
-        of this one.
+        """All that changes this stage's cache: what every stage shares, and what this one
+        declares.
         """
         return {
             "schema_version": "1",
@@ -107,7 +110,7 @@ class Stage:
             "compute_capability": context.devices.compute_capability,
             "cpu_arch": context.devices.cpu_arch,
             ENGINE.name: ENGINE.version(),
-            **inputs.signature(self.name, context),
+            **(inputs.signature(self.depends_on, context) if self.server_made else {}),
         }
 
     def record(self, signature: dict[str, Any]) -> SignatureRecord:

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from sgl_admin.base import versions
 from sgl_admin.records.caches import cache_files
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages.base import Context, Stage
+from sgl_admin.stages.inputs import IGNORED_BY_KERNELS, Inputs
 
 
 class FlashInfer(Stage):
     name = "flashinfer"
+    depends_on = Inputs(
+        software={
+            "flashinfer": lambda: versions.installed("flashinfer-python"),
+            "tvm_ffi": lambda: versions.installed("apache-tvm-ffi"),
+        },
+        ignored_config=IGNORED_BY_KERNELS,
+        inert_arguments=ENGINE.lengths,
+    )
     failure_type = "request_failed"
 
     def run(self, context: Context) -> dict[str, Any]:

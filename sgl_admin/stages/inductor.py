@@ -9,11 +9,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from sgl_admin.base import versions
 from sgl_admin.stages.base import Context, Stage
+from sgl_admin.stages.inputs import Inputs
 
 
 class Inductor(Stage):
     name = "inductor"
+    depends_on = Inputs(
+        software={
+            "torch": lambda: versions.installed("torch"),
+            "triton": lambda: versions.installed("triton"),
+        },
+        facts={
+            "cpu_isa": lambda context: context.devices.cpu_isa,
+            "batch_sizes": lambda context: list(context.batch_sizes),
+        },
+    )
     failure_type = "request_failed"
 
     def skip_reason(self, context: Context) -> str | None:

@@ -1,7 +1,7 @@
-"""What the work of each stage depends on: the one declaration that signatures follow from.
+"""What the work of a stage depends on: each declares it as `depends_on`, and its signature follows.
 
 What is not known splits rather than shares. Of a model's config, of the server's arguments and of
-its environment, the declaration names what is known not to matter; everything else is an input.
+its environment, a declaration names what is known not to matter; everything else is an input.
 The tuning of fused experts is the exception: its inputs are few and known (stages/moe_tune.py), so
 nothing but them costs hours.
 """
@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from sgl_admin.sglang import ENGINE
 if TYPE_CHECKING:
     from sgl_admin.stages.base import Context
 
-# Changes with what the stages in TABLE declare or how it is written down; hosts find each other's
+# Changes with what the stages declare or how it is written down; hosts find each other's
 # work by it, and work that was recorded under another one is looked at by stages/earlier.py.
 VERSION = 2
 
@@ -92,57 +92,25 @@ _SHARED_SOFTWARE: dict[str, Callable[[], str | None]] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage's compiled code depends on, beside the device and the engine's version."""
+    """What a stage's compiled code depends on, beside the device and the engine's version. A stage
+    that declares nothing shares its work only where all else is the same.
+    """
 
     # By the name that signatures have for it.
-    software: dict[str, Callable[[], str | None]]
+    software: dict[str, Callable[[], str | None]] = field(default_factory=dict)
     # What else of the context: a field of the signature, and its value.
-    facts: dict[str, Callable[[Context], Any]]
+    facts: dict[str, Callable[[Context], Any]] = field(default_factory=dict)
     # Keys of a model's config, and flags of the server, that do not matter.
-    ignored_config: frozenset[str]
-    inert_arguments: frozenset[str]
+    ignored_config: frozenset[str] = ALWAYS_IGNORED
+    inert_arguments: frozenset[str] = frozenset()
 
 
-TABLE: dict[str, Inputs] = {
-    "deep_gemm": Inputs(
-        software={**_SHARED_SOFTWARE, "deep_gemm": lambda: ENGINE.deep_gemm_version()},
-        facts={},
-        ignored_config=IGNORED_BY_KERNELS,
-        inert_arguments=ENGINE.lengths,
-    ),
-    "flashinfer": Inputs(
-        software={
-            **_SHARED_SOFTWARE,
-            "flashinfer": lambda: versions.installed("flashinfer-python"),
-            "tvm_ffi": lambda: versions.installed("apache-tvm-ffi"),
-        },
-        facts={},
-        ignored_config=IGNORED_BY_KERNELS,
-        inert_arguments=ENGINE.lengths,
-    ),
-    "inductor": Inputs(
-        software={
-            **_SHARED_SOFTWARE,
-            "torch": lambda: versions.installed("torch"),
-            "triton": lambda: versions.installed("triton"),
-        },
-        facts={
-            "cpu_isa": lambda context: context.devices.cpu_isa,
-            "batch_sizes": lambda context: list(context.batch_sizes),
-        },
-        ignored_config=ALWAYS_IGNORED,
-        inert_arguments=frozenset(),
-    ),
-}
-
-
-def signature(stage: str, context: Context) -> dict[str, Any]:
-    """What the declaration says of a stage; nothing for a stage that is not in it."""
-    if (declared := TABLE.get(stage)) is None:
-        return {}
+def signature(declared: Inputs, context: Context) -> dict[str, Any]:
+    """What a stage's declaration says of a context."""
+    software = {**_SHARED_SOFTWARE, **declared.software}
     return {
         "inputs_version": VERSION,
-        **{name: version() for name, version in declared.software.items()},
+        **{name: version() for name, version in software.items()},
         **{name: value(context) for name, value in declared.facts.items()},
         "tp": context.request.tp,
         "model_config": _shortened(relevant(context.model.config, declared.ignored_config)),

@@ -36,6 +36,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / ".ansible" / "collections")]
 
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_image  # noqa: E402
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (  # noqa: E402
+    stages,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (  # noqa: E402
     prep_spec,
     request_document,
@@ -63,7 +66,7 @@ FIRST_PORT = 21000
 KERNELS, KERNEL_BYTES = 40, 20_000
 # A first prep without a server: what only it can make is made below.
 COLD = {
-    "sgl_stages": dict.fromkeys(("deep_gemm", "moe", "flashinfer", "inductor"), "skip"),
+    "sgl_stages": dict.fromkeys(stages.OPTIONS.values(), "skip"),
     "sgl_probe": "never",
     "sgl_cache_share": "none",
 }

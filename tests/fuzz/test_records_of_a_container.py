@@ -109,9 +109,8 @@ def _record() -> tuple[str, dict[str, Any]]:
         arguments = cli._parser().parse_args(["caches", "ensure", "--model", str(inside / MODEL)])
         live = run.Run(RUN_ID, MANIFEST)
         plan = plan_prep(live, request_cli.of(arguments, live))
-        record = caches.SignatureRecord(
-            "inductor", STAGES[3].caches, STAGES[3].signature(plan.context)
-        )
+        [stage] = [stage for stage in STAGES if stage.name == "inductor"]
+        record = caches.SignatureRecord("inductor", stage.caches, stage.signature(plan.context))
         record.write()
         return str(record.path.relative_to(inside)), json.loads(record.path.read_bytes())
 

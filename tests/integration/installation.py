@@ -39,7 +39,6 @@ PORTS_FROM = {
     "sglang-dev-arm64-test": 20000,
     f"{CONTAINER}-bare": 20100,
 }
-STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 T = TypeVar("T")
 
 

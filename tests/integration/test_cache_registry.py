@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     prep_spec,
     request_document,
@@ -105,8 +106,8 @@ class Site:
     def prep(self) -> dict[str, Any]:
         return {
             "model": self.model,
+            **dict.fromkeys(stages.OPTIONS.values(), "skip"),
             "inductor": "ensure",
-            **dict.fromkeys(("deep_gemm", "moe", "flashinfer"), "skip"),
         }
 
     @property

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from sgl_admin.contract import stages
+from slice_bench.commands import status_line
 from tests.contract import validators
 from tests.integration.installation import (
-    STAGES,
     Play,
     Site,
     docker,
@@ -31,7 +32,7 @@ needs_root = pytest.mark.skipif(
 )
 
 # What the local flavour has to do on a host without a GPU.
-WARM = {"deep_gemm": "skipped", "moe_tune": "skipped", "flashinfer": "skipped", "inductor": "noop"}
+WARM = {**dict.fromkeys(stages.NAMES, "skipped"), "inductor": "noop"}
 
 
 def statuses(result: dict) -> dict[str, str]:
@@ -66,7 +67,7 @@ def test_first_prep_reaches_metrics_ready(site: Site, first: Play) -> None:
 def test_every_record_keeps_the_contract(prepared: Site) -> None:
     manifest = prepared.manifest()
     validators.validate_manifest(manifest)
-    for name in STAGES:
+    for name in stages.NAMES:
         validators.validate_stage(prepared.stage(name))
     validators.validate_prep_result(prepared.result())
     validators.validate_job(prepared.job())
@@ -177,7 +178,7 @@ def test_the_documented_exec_line_works_without_a_user(prepared: Site) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == [
         f"RESULT_JSON /telemetry/container_runs/{prepared.run_id}/prep_result.json",
-        "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:noop",
+        status_line("ok", WARM),
     ]
     document, _ = json.JSONDecoder().raw_decode(done.stdout)
     validators.validate_prep_result(document)

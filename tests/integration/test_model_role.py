@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from sgl_admin.contract import stages
 from tests.doubles.hub import Hub, serving
 from tests.doubles.model_folder import contents, flip
 from tests.integration.installation import Play, Site, module
 
 pytestmark = pytest.mark.slow
 NO_STAGES = {
-    "sgl_stages": dict.fromkeys(("deep_gemm", "moe", "flashinfer", "inductor"), "skip"),
+    "sgl_stages": dict.fromkeys(stages.OPTIONS.values(), "skip"),
     "sgl_probe": "never",
 }
 SHARD = "model-00002-of-00002.safetensors"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sgl_admin.contract import options
+from sgl_admin.contract import options, stages
 from slice_bench import caller, cli, commands, fleet, playbook, profiles, words
 from slice_bench.caller import WrongUsage
 from slice_bench.playbook import Failed, Outcome
@@ -490,28 +490,30 @@ def test_the_call_of_the_hand_off(
         variables["sgl_model"] == "Qwen/Qwen3-Next-80B-A3B-Thinking-FP8"
         and variables["sgl_tp"] == 1
     )
-    assert variables["sgl_stages"] == {
-        "deep_gemm": "skip",
-        "moe": "ensure",
-        "flashinfer": "skip",
-        "inductor": "skip",
-    }
+    modes = {"deep_gemm": "skip", "moe": "ensure", "flashinfer": "skip", "inductor": "skip"}
+    assert variables["sgl_stages"].items() >= modes.items()
+    # A later stage is ensured where none of the flags leaves it out.
+    assert {
+        stage.option
+        for stage in stages.STAGES
+        if (variables["sgl_stages"][stage.option] == "skip") is not bool(stage.skipped_by)
+    } == set()
     assert variables["sgl_moe_fusion"] == "skip" and variables["sgl_keep_running"] is True
     assert "sgl_probe" not in variables, "METRICS_READY is proven all the same"
     run_id = plays.host["run_id"]
     assert capsys.readouterr().out.splitlines() == [
         f"RESULT_JSON /telemetry/container_runs/{run_id}/prep_result.json",
-        "RESULT_STATUS ok deep_gemm:ok moe_tune:ok flashinfer:noop inductor:ok",
+        commands.status_line(
+            "ok", {name: stage["status"] for name, stage in plays.host["stages"].items()}
+        ),
     ]
 
 
 def test_a_profile_alone_asks_for_its_own_stages() -> None:
     made = profiles.variables(profiles.load(BASELINE))
     assert made["sgl_stages"] == {
-        "deep_gemm": "ensure",
+        **dict.fromkeys(stages.OPTIONS.values(), "ensure"),
         "moe": "skip",
-        "flashinfer": "ensure",
-        "inductor": "ensure",
     }
     assert made["sgl_model_source"] == "present", (
         "the inventory's own must not make a random model of that name"

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,3 +30,84 @@ def test_a_changed_default_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate.options, "OPTIONS", (changed, *others))
     name = "roles/settings/defaults/main.yml"
     assert generate.generated()[name] != EXPECTED[name]
+
+
+CONTRACT = Path("plugins/module_utils/_contract")
+# By what is added: the contract's file, the line before which it stands, itself, and where its name
+# is then listed whole: file, and the list's key or the name of a definition.
+ADDED = {
+    "stage": (
+        "stages.py",
+        '    Stage("deep_gemm", ',
+        '    Stage("added_one", "added_one", ("triton",), 77, "x"),',
+        {"prep_result": ["stages"], "report": ["stages"]},
+    ),
+    "exporter": (
+        "services.py",
+        '    Service(\n        "dcgm_exporter",',
+        '    Service("added_one", (Port("added_one", 9, "X."),), "/", 21, "added_metrics", ("x",),'
+        " exporter=True),",
+        {"manifest": ["services", "versions", "exporters_state"]},
+    ),
+    "cache": (
+        "places.py",
+        '    "triton": (',
+        '    "added_one": ("ADDED_ONE_DIR",),',
+        {"prep_result": ["before", "after"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_what_is_added_to_the_contract_is_in_schemas_and_examples(
+    tmp_path: Path, name: str
+) -> None:
+    file, before, added, listed = ADDED[name]
+    for part in ("plugins", "roles", "schemas", "scripts", "sgl_admin/contract", "README.md"):
+        _copy(part, tmp_path)
+    _copy(generate.EXAMPLES, tmp_path)
+    (tmp_path / "sgl_admin" / "__init__.py").touch()
+    contract = tmp_path / CONTRACT / file
+    text = contract.read_text(encoding="utf-8")
+    assert text.count(before) == 1
+    contract.write_text(text.replace(before, f"{added}\n{before}"), encoding="utf-8")
+    for written in (True, False):
+        said = subprocess.run(
+            [sys.executable, "scripts/generate.py"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert bool(said) is written, "what is whole stays as it is"
+    for document, keys in listed.items():
+        example = json.loads((tmp_path / generate.EXAMPLES / f"{document}.json").read_text())
+        for key in keys:
+            parts = list(_at(example, key))
+            assert parts and all("added_one" in part for part in parts), (document, key)
+    for path in (tmp_path / "schemas").glob("*.json"):
+        for found in re.findall(r'"required": (\[[^\]]+\])', path.read_text(encoding="utf-8")):
+            assert len(set(json.loads(found))) == len(json.loads(found)), (path.name, found)
+
+
+def _copy(part: str, into: Path) -> None:
+    source, target = ROOT / part, into / part
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        shutil.copy(source, target)
+
+
+def _at(document: Any, key: str) -> Iterator[dict[str, Any]]:
+    """The objects of this key, wherever in a document, that list something."""
+    if isinstance(document, dict):
+        for name, value in document.items():
+            if name == key and isinstance(value, dict) and value:
+                yield value
+            yield from _at(value, key)
+    elif isinstance(document, list):
+        for value in document:
+            yield from _at(value, key)

@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_admin.base import files, paths
-from sgl_admin.contract import stages
 from sgl_admin.prep.plan import Plan
 from sgl_admin.records import caches
 from sgl_admin.sglang import kernels, releases
-from sgl_admin.stages import inputs
+from sgl_admin.stages import STAGES, inputs
 from tests.unit.sharing import Host, lay, on_a_gpu, wipe
 
-COMPILED = ("deep_gemm", "flashinfer", "inductor")
+STAGE = {stage.name: stage for stage in STAGES}
+COMPILED = tuple(name for name, stage in STAGE.items() if stage.server_made)
 NAMES = json.loads(
     (Path(__file__).resolve().parents[1] / "fixtures" / "upstream_names.json").read_text()
 )
@@ -514,14 +514,14 @@ def test_each_key_of_a_real_config_is_an_input_or_known_to_change_nothing(
     site: Site, stage: str
 ) -> None:
     """All keys of the architectures that SGLang and transformers register."""
-    ignored = inputs.TABLE[stage].ignored_config
+    ignored = STAGE[stage].depends_on.ignored_config
     config = {**CONFIG, "text_config": {"hidden_size": 1024}}
     context = site.plan(Ask(config)).context
     assert len(CONFIG_KEYS) > 900
 
     def signature(changed: dict[str, Any]) -> str:
         model = replace(context.model, config=changed)
-        return caches.digest(inputs.signature(stage, replace(context, model=model)))
+        return caches.digest(STAGE[stage].signature(replace(context, model=model)))
 
     before = signature(config)
     for key in sorted(CONFIG_KEYS - {"text_config"}):
@@ -589,9 +589,8 @@ def test_of_each_variable_of_sglang_the_inert_ones_alone_are_left_out() -> None:
     assert ours - inherited.keys() <= left | kernels._PLACES
 
 
-def test_each_stage_that_a_server_fills_is_declared() -> None:
-    made = {stage.name for stage in stages.STAGES if stage.name != "moe_tune"}
-    assert set(inputs.TABLE) == made == set(COMPILED)
+def test_a_server_fills_every_released_stage_but_the_tuning() -> None:
+    assert {"deep_gemm", "flashinfer", "inductor"} <= set(COMPILED) <= set(STAGE) - {"moe_tune"}
 
 
 def test_a_signature_does_not_depend_on_what_is_passed_over(site: Site) -> None:

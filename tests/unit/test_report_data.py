@@ -8,6 +8,7 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import Report
 
+from sgl_admin.contract.stages import NAMES as STAGES
 from tests.contract import validators
 
 SCHEMA = validators.schema("report")
@@ -262,8 +263,7 @@ def test_other_peoples_playbooks_are_none_of_ours() -> None:
 
 # --- the fleet ------------------------------------------------------------------------------------
 
-STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
-KEYS = dict(zip(STAGES, ("0" * 16, "1" * 16, "2" * 16, "3" * 16), strict=True))
+KEYS = {name: f"{number:x}" * 16 for number, name in enumerate(STAGES)}
 DIGEST = "sha256:" + "a" * 64
 
 

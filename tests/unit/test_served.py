@@ -188,6 +188,15 @@ def test_other_variables_of_the_container_count(
     assert identity(model) != before
 
 
+@pytest.mark.parametrize("word", ["/", "//", "//root/..", "//home", "///", "A=//", "."])
+def test_what_holds_the_servers_home_is_no_file_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """Else all of the machine would tell one server from another."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert list(served.paths_in(word)) == []
+
+
 _WORDS = st.lists(st.text(st.characters(codec="ascii", exclude_characters="\0/"), max_size=8))
 _ENVIRONMENTS = st.dictionaries(
     st.sampled_from(["A", "SGLANG_B", "CUDA_VISIBLE_DEVICES"]), st.text(max_size=4), max_size=2

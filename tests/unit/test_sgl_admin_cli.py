@@ -25,6 +25,8 @@ from sgl_admin.base import detached, files, locks, paths, processes
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
+from sgl_admin.commands import request_fields
+from sgl_admin.contract import options
 from sgl_admin.contract.stages import NAMES
 from sgl_admin.facts import devices
 from sgl_admin.records import job, run
@@ -400,6 +402,11 @@ def test_a_document_that_names_only_the_model_asks_for_what_a_flag_does(
     assert made == request() and made.digest == request().digest
 
 
+def test_an_option_without_a_value_is_not_in_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = request_document({**OPTIONS, "moe_dtype": None})
+    assert by_json(document, monkeypatch).moe_dtype == "auto"
+
+
 def test_every_field_is_a_flag_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = {
         **request_document(OPTIONS),
@@ -414,6 +421,47 @@ def test_every_field_is_a_flag_and_a_key(tmp_path: Path, monkeypatch: pytest.Mon
     assert (by_file.moe_sample, by_file.warmup_port) == (9, 4000)
     parsed = cli._parser().parse_args(["caches", "ensure", *request_flags(document)])
     assert request_cli.of(parsed, LIVE) == by_file == by_json(document, monkeypatch)
+
+
+# --- options of the contract that are only passed through
+
+
+@pytest.mark.parametrize(
+    ("declared", "flag", "value", "wrong", "said"),
+    [
+        ({"type": "str"}, "b c", "b c", 7, "7 is not a text"),
+        ({"type": "str", "choices": ("a", "b")}, "b", "b", "c", "'c' is not one of a, b"),
+        ({"type": "int"}, "3", 3, -1, "-1 is not a whole number"),
+        ({"type": "float"}, "0.5", 0.5, math.nan, "NaN is not a number of 0 or more"),
+        ({"type": "bool"}, "true", True, "yes", "'yes' is neither true nor false"),
+        ({"type": "list", "elements": "int"}, "8,2", (2, 8), [0], "0 is not a whole number above"),
+        ({"type": "list", "elements": "str"}, "a,b", ("a", "b"), "a", "'a' is not a list"),
+    ],
+)
+def test_an_option_needs_only_its_entry_in_the_contract(
+    monkeypatch: pytest.MonkeyPatch,
+    declared: dict[str, Any],
+    flag: str,
+    value: Any,
+    wrong: Any,
+    said: str,
+) -> None:
+    option = options.Option("sgl_any_thing", text="Any thing.", **declared)
+    monkeypatch.setitem(options.BY_NAME, option.name, option)
+    field = request_fields.passed_through("any_thing", option)
+    for fields in (request_fields.FIELDS, request_fields.PASSED_THROUGH):
+        monkeypatch.setitem(fields, "any_thing", field)
+    assert request().option("any_thing") is None and request().options == ()
+    made = request(["--any-thing", flag])
+    assert made.option("any_thing") == value and made.digest != request().digest
+    given = list(value) if isinstance(value, tuple) else value
+    assert by_json({"model": "/models/m", "any_thing": given}, monkeypatch) == made
+    assert Request.from_json(made.to_json()) == made
+    parsed = cli._parser().parse_args(["caches", "ensure", *made.describe()])
+    assert request_cli.of(parsed, LIVE) == made
+    assert f"--any-thing={flag if value != (2, 8) else '2,8'}" in made.describe()
+    with pytest.raises(Refused, match=f"the request's any_thing: {said}"):
+        by_json({"model": "/models/m", "any_thing": wrong}, monkeypatch)
 
 
 def test_a_stage_that_the_document_does_not_name_is_ensured(

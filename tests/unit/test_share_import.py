@@ -21,6 +21,7 @@ import pytest
 
 from sgl_admin.base import files, locks, paths
 from sgl_admin.commands import main as cli
+from sgl_admin.contract import stages
 from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.facts import devices
 from sgl_admin.records import job
@@ -54,6 +55,7 @@ from tests.unit.sharing import (
     written,
 )
 
+CACHES = ", ".join(stages.BY_NAME["inductor"].caches)
 SO, EMPTY, GRAPH = "triton/AB12/kernel.so", "triton/AB12/empty.json", "torchinductor/ab/graph.py"
 
 
@@ -702,7 +704,7 @@ def test_files_of_another_stage_are_refused(host: Receiver, name: str) -> None:
     entry(document).update(path=name)
     assert (
         refused(host, document)
-        == f"{name.rpartition('/')[0]} is not a folder of this stage (torchinductor, triton)"
+        == f"{name.rpartition('/')[0]} is not a folder of this stage ({CACHES})"
     )
 
 

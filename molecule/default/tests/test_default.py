@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sgl_admin.contract import stages as contract
+from slice_bench.commands import status_line
 from tests.contract import validators
 
 testinfra_hosts = ["local://"]
@@ -65,7 +67,7 @@ def test_second_run_did_no_work(stack: Any) -> None:
     with one.
     """
     stages = stack.prep_result["stages"]
-    assert list(stages) == ["deep_gemm", "moe_tune", "flashinfer", "inductor"]
+    assert tuple(stages) == contract.NAMES
     assert {
         name: stage["status"]
         for name, stage in stages.items()
@@ -108,7 +110,6 @@ def test_sgl_admin_by_hand(host: Any, stack: Any) -> None:
     name, path = result_json.split(" ")
     assert name == "RESULT_JSON"
     assert path == stack.manifest["paths"]["container"]["prep_result"]
-    assert (
-        result_status
-        == "RESULT_STATUS ok deep_gemm:skipped moe_tune:skipped flashinfer:skipped inductor:noop"
+    assert result_status == status_line(
+        "ok", {**dict.fromkeys(contract.NAMES, "skipped"), "inductor": "noop"}
     )

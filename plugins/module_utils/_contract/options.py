@@ -780,11 +780,13 @@ def prep_spec() -> dict[str, Any]:
 
 
 def request_document(given: dict[str, Any]) -> dict[str, Any]:
-    """The request that sgl-admin reads with `--request`, of values by `prep_options`."""
+    """The request that sgl-admin reads with `--request`, of values by `prep_options`. One without
+    a value is left out.
+    """
     modes = {stage.name: given[stage.option] for stage in stages.STAGES}
     fields = [name for name in prep_options() if name not in stages.OPTIONS.values()]
     return {
-        **{name: given[name] for name in fields},
+        **{name: given[name] for name in fields if given[name] is not None},
         "stages": modes,
         "server_env": {str(name): str(value) for name, value in given["server_env"].items()},
     }

@@ -15,7 +15,8 @@ class Stage:
     """A stage as callers know it.
 
     `option` is its key in sgl_stages and, with dashes, its flag; `caches` are folders of profiles/
-    that it fills; `exit_code` is what sgl-admin ends with when this stage is the first that failed.
+    that it fills; `exit_code` is what sgl-admin ends with when this stage is the first that failed;
+    `skipped_by` is the flag of `slice_bench provider-prep` that leaves it out.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Stage:
     caches: tuple[str, ...]
     exit_code: int
     text: str
+    skipped_by: str = ""
 
     @property
     def flag(self) -> str:
@@ -30,7 +32,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("deep_gemm", "deep_gemm", ("deep_gemm",), 10, "DeepGEMM's kernels"),
+    Stage("deep_gemm", "deep_gemm", ("deep_gemm",), 10, "DeepGEMM's kernels", "--skip-gemm-cache"),
     Stage(
         "moe_tune",
         "moe",
@@ -38,13 +40,21 @@ STAGES = (
         11,
         "tuned configurations of the mixture-of-experts kernel",
     ),
-    Stage("flashinfer", "flashinfer", ("flashinfer", "tvm_ffi"), 12, "FlashInfer's kernels"),
+    Stage(
+        "flashinfer",
+        "flashinfer",
+        ("flashinfer", "tvm_ffi"),
+        12,
+        "FlashInfer's kernels",
+        "--skip-warmup-cache",
+    ),
     Stage(
         "inductor",
         "inductor",
         ("torchinductor", "triton"),
         13,
         "TorchInductor's and Triton's kernels",
+        "--skip-warmup-cache",
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "contract" / "examples" / "prep_result.json"
 KEYS = {"moe_tune": "aaaaaaaaaaaaaaaa", "inductor": "bbbbbbbbbbbbbbbb"}
@@ -51,7 +52,7 @@ class ActionModule(ActionBase):
             if self._task.args.get(OPTIONS[stage]) != "skip" and not self._is_warm(stage)
         ]
         statuses = {
-            **dict.fromkeys(("deep_gemm", "moe_tune", "flashinfer", "inductor"), "skipped"),
+            **dict.fromkeys(stages.NAMES, "skipped"),
             **{stage: "would_run" if stage in cold else "noop" for stage in KEYS},
         }
         if self._task.check_mode:
