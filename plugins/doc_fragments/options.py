@@ -142,7 +142,8 @@ options:
     elements: str
     default: []
     description: More arguments of the SGLang server, the same as in serving.
-      They stand in the records, so no key may be among them.
+      Records, logs and command lines have the values of arguments that are known
+      as public, and none of the others.
 """
     PREP = r"""
 options:
@@ -223,12 +224,21 @@ options:
     elements: str
     default: []
     description: More arguments of the SGLang server, the same as in serving.
-      They stand in the records, so no key may be among them.
+      Records, logs and command lines have the values of arguments that are known
+      as public, and none of the others.
   server_env:
     type: dict
     default: {}
     description: More environment variables of the server, the same as in serving.
-      They stand in the records, so no secret may be among them.
+      Records, logs and command lines have the values of variables that are known
+      as public, and none of the others.
+  public_names:
+    type: list
+    elements: str
+    default: []
+    description: Arguments (C(--name)) and variables of the server that records
+      may show, beside those that are known as public. With a value that is not
+      shown, caches are of this host alone.
   cuda_graph_batch_sizes:
     type: list
     elements: int

@@ -6,7 +6,7 @@ a folder that holds all that is the engine's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +221,16 @@ class Engine(Protocol):
         """Those of the server's variables that can change what is compiled: of the ones that are
         set for it, and of the ones that it inherits.
         """
+
+    def shown_arguments(self, words: Iterable[str], public: Collection[str] = ()) -> list[str]:
+        """A command line as records and logs have it: without the values whose names are neither
+        known as public nor among `public`.
+        """
+
+    def shown_environment(
+        self, environment: Mapping[str, str], public: Collection[str] = ()
+    ) -> dict[str, str]:
+        """An environment as records and logs have it."""
 
     def experts_split(self, arguments: tuple[str, ...], tp: int) -> Split:
         """How a server with these arguments splits its experts."""

@@ -223,7 +223,7 @@ def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | 
         return plan
     prep_id = clock.new_id("prep")
     if plan.nothing_to_do:
-        Execution(plan, job.Job(live.run_id, request, prep_id)).run()
+        Execution(plan, job.Job(live.run_id, request, prep_id, plan.shown_request)).run()
     else:
         _spawn(plan, prep_id, lock)
     return prep_id

@@ -95,7 +95,8 @@ def _one_word(text: str) -> list[str]:
 def _one_setting(text: str) -> dict[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"{text!r} is not KEY=VALUE")
+        # Not the text: it may hold a secret.
+        raise ValueError("a variable of the server is not KEY=VALUE")
     return {name: value}
 
 
@@ -163,14 +164,12 @@ def _server_arguments(value: Any) -> tuple[str, ...]:
 
 
 def _server_argument(word: str) -> str:
-    if name := values.secret_flag(word):
-        raise ValueError(
-            f"{name} would stand in the records; the server of a prep listens on loopback and needs"
-            " no key"
-        )
     if why := ENGINE.owned_argument(word):
         raise ValueError(why)
-    return _passable(word)
+    if not values.passable(word):
+        # Not its value: it may hold a secret.
+        raise ValueError(f"{word.partition('=')[0]!r} has a character that no argument may hold")
+    return word
 
 
 def _server_settings(value: Any) -> tuple[str, ...]:
@@ -178,14 +177,12 @@ def _server_settings(value: Any) -> tuple[str, ...]:
 
 
 def _server_setting(name: str, value: str) -> str:
-    setting = f"{name}={value}"
     if not _VARIABLE.fullmatch(name):
-        raise ValueError(f"{setting!r} is not KEY=VALUE")
-    if values.secret_variable(name):
-        raise ValueError(
-            f"{name} would stand in the records: give it to the container instead (sgl_environment)"
-        )
-    return _passable(setting)
+        raise ValueError(f"{_shown(name)} is not the name of a variable")
+    if not values.passable(value):
+        # Not the value: it may hold a secret.
+        raise ValueError(f"{name} has a value that no environment may hold")
+    return f"{name}={value}"
 
 
 def _passable(text: str) -> str:

@@ -81,9 +81,10 @@ def _start(arguments: argparse.Namespace) -> int:
     live = run.live()
     wanted = benchmark_server.prepared(live, arguments.identity)
     if arguments.dry_run:
-        words = [*(f"{key}={value}" for key, value in wanted.env.items()), *wanted.argv]
+        shown = wanted.command.shown
+        words = [*(f"{key}={value}" for key, value in shown["env"].items()), *shown["argv"]]
         print(
-            json.dumps({"argv": wanted.argv, "env": wanted.env})
+            json.dumps({"argv": shown["argv"], "env": shown["env"]})
             if arguments.json
             else files.printable(shlex.join(words))
         )

@@ -10,7 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
-from sgl_admin.base import clock, files, locks, paths, ports
+from sgl_admin.base import clock, files, keyed, locks, paths, ports
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.locks import try_lock
 from sgl_admin.contract.services import BY_NAME
@@ -148,6 +148,7 @@ def begin_run(settings: Settings, services: list[str]) -> str:
         paths.JAEGER / run_id,
     ):
         folder.mkdir(parents=True)
+    keyed.ensure()
     files.write_text(
         prometheus_config(run_id), render_prometheus_config(settings, run_id, services)
     )

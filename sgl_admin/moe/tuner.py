@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, gated, logs, paths
+from sgl_admin.base.command import Command
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.processes import end_group, ended, oom_kills, oom_kills_since
 from sgl_admin.contract.texts import one_line
@@ -191,7 +192,7 @@ class Tuner:
         with open(self._log, "ab") as output:
             self._log_start = output.tell()
             process, word = gated.start(
-                command,
+                Command.public(command, {}),
                 (tells,),
                 stdin=subprocess.PIPE,
                 stdout=output,

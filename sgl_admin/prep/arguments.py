@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sgl_admin.base import files
+from sgl_admin.base.command import SETTINGS
 from sgl_admin.base.errors import Refused
+from sgl_admin.contract import disclosure
 from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.prep.plan import Plan
 from sgl_admin.records import prepared
@@ -19,7 +23,7 @@ def refuse_unknown(plan: Plan) -> None:
         return
     arguments = plan.context.arguments
     if problem := ENGINE.argument_problem(arguments, plan.server_environment):
-        raise Refused(EXIT_USAGE, problem)
+        raise Refused(EXIT_USAGE, disclosure.masked(problem, plan.command.hidden))
 
 
 def _planned_before(plan: Plan) -> bool:
@@ -32,6 +36,10 @@ def _planned_before(plan: Plan) -> bool:
             record = files.read_record(path, prepared.SHAPE)
         except ValueError:
             continue
-        if record and record["run_id"] == run_id and record["argv"] == plan.server_argv:
+        if record and record["run_id"] == run_id and _same_arguments(plan.command.shown, record):
             return True
     return False
+
+
+def _same_arguments(shown: dict[str, Any], record: dict[str, Any]) -> bool:
+    return all(shown.get(name) == record.get(name) for name in ("argv", SETTINGS))

@@ -74,6 +74,7 @@ class Execution(Interruptible):
             job.server,
             self._progress.server_starting,
             self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
+            plan.command,
         )
         self._context = replace(
             plan.context,

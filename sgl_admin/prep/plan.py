@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sgl_admin.base import files, paths
+from sgl_admin.base.command import Command
 from sgl_admin.base.engine import HOST, Release
 from sgl_admin.base.errors import Refused
 from sgl_admin.contract.exit_codes import EXIT_USAGE
@@ -124,6 +125,25 @@ class Plan:
         return _server_argv(self.request, self.context)
 
     @property
+    def command(self) -> Command:
+        """The server's, with what records and logs have of it."""
+        argv, env, public = self.server_argv, self.server_environment, self.context.public_names
+        shown_argv = ENGINE.shown_arguments(argv, public)
+        return Command(argv, env, shown_argv, ENGINE.shown_environment(env, public))
+
+    @property
+    def shown_request(self) -> Request:
+        """The request as records have it."""
+        request, public = self.request, self.context.public_names
+        settings = dict(line.split("=", 1) for line in request.server_env)
+        shown = ENGINE.shown_environment(settings, public)
+        return replace(
+            request,
+            server_args=tuple(ENGINE.shown_arguments(request.server_args, public)),
+            server_env=tuple(f"{name}={value}" for name, value in shown.items()),
+        )
+
+    @property
     def server_address(self) -> str:
         return f"{HOST}:{self.request.warmup_port}"
 
@@ -195,8 +215,7 @@ def plan_prep(run: Run, request: Request, warnings: Iterable[str] = ()) -> Plan:
     argv, environment = _server_argv(request, context), dict(context.environment)
     server = served.identity(argv, environment, served.image())
     proof = _standing_proof(run.run_id, server, findings)
-    _compare_with_previous(run.run_id, argv, environment, findings)
-    return Plan(
+    plan = Plan(
         run,
         request,
         context,
@@ -204,9 +223,9 @@ def plan_prep(run: Run, request: Request, warnings: Iterable[str] = ()) -> Plan:
         server=server,
         standing_proof=proof,
         probe_wanted=request.probe == "always" or (request.probe == "auto" and proof is None),
-        unreadable=tuple(findings.unreadable),
-        warnings=tuple(findings.warnings),
     )
+    _compare_with_previous(plan, findings)
+    return replace(plan, unreadable=tuple(findings.unreadable), warnings=tuple(findings.warnings))
 
 
 def _context(run: Run, request: Request, findings: _Findings) -> Context:
@@ -241,12 +260,15 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
 
 def _served_identity(context: Context) -> str:
     """The server that would run, wherever it listens."""
-    request, arguments = context.request, list(context.arguments)
+    request = context.request
     return served.with_caches(
         {"identity": context.model.identity, "files": dict(context.model_files)},
         # Which Python it is, the image and the versions say.
-        ENGINE.command(request.model, request.tp, 0, arguments)[1:],
-        {**inputs.environment(context), **dict(context.environment)},
+        ENGINE.command(request.model, request.tp, 0, context.keyed_arguments)[1:],
+        {
+            **inputs.environment(context),
+            **context.keyed_environment(dict(context.environment)),
+        },
         served.image(),
     )
 
@@ -316,16 +338,11 @@ def _standing_proof(run_id: str, server: str, findings: _Findings) -> dict[str, 
     return proof if proof.get("ok") is True and proof.get("server") == server else None
 
 
-def _compare_with_previous(
-    run_id: str, argv: list[str], environment: dict[str, str], findings: _Findings
-) -> None:
+def _compare_with_previous(plan: Plan, findings: _Findings) -> None:
     """Warn where this prep changes which server `sgl-admin server start` starts."""
-    previous = findings.read(paths.prep_result(run_id), RESULT_SHAPE)
+    previous = findings.read(paths.prep_result(plan.run.run_id), RESULT_SHAPE)
     before = previous["run"].get("server") if previous else None
-    if not isinstance(before, dict) or (before.get("argv"), before.get("env")) == (
-        argv,
-        environment,
-    ):
+    if not isinstance(before, dict) or plan.command.is_that_of(before):
         return
     identity = str(before.get("identity", ""))
     remedy = f" (the one before: --identity {prepared.short(identity)})" if identity else ""

@@ -133,6 +133,7 @@ def write(plan: Plan, document: Record) -> None:
         section["model"],
         section["prep_id"],
         document["telemetry_probe"],
+        plan.command,
     )
     files.write_json(paths.prep_result(run.run_id), document)
     run.add_prep_result_paths()
@@ -164,8 +165,7 @@ def _run_section(plan: Plan, outcome: Outcome) -> Record:
         "duration_s": outcome.duration_s,
         "settings": _settings(plan),
         "server": {
-            "argv": plan.server_argv,
-            "env": plan.server_environment,
+            **plan.command.shown,
             "identity": plan.server,
             "chosen": [choice.to_json() for choice in plan.context.choices],
         },

@@ -33,7 +33,7 @@ def main() -> int:
     try:
         live = run.live()
         plan = confirm_proof(plan_prep(live, request, document["warnings"]))
-        execution = Execution(plan, Job(live.run_id, request, prep_id))
+        execution = Execution(plan, Job(live.run_id, request, prep_id, plan.shown_request))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: execution.interrupt())
         return execution.run()[1]

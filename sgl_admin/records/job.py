@@ -34,7 +34,10 @@ SHAPE: files.Shape = {
 class Job:
     """The record of one prep, written by the process that does it."""
 
-    def __init__(self, run_id: str, request: Request, prep_id: str) -> None:
+    def __init__(
+        self, run_id: str, request: Request, prep_id: str, shown: Request | None = None
+    ) -> None:
+        """`shown` is the request as records have it; by default all of it."""
         self._path = paths.job(run_id)
         self._started = time.monotonic()
         self._written = 0.0
@@ -46,7 +49,7 @@ class Job:
             "pid_started_at": clock.utc(),
             "pid_start_ticks": start_time(os.getpid()),
             "arguments_digest": request.digest,
-            "arguments": request.describe(),
+            "arguments": (shown or request).describe(),
             "state": RUNNING,
             "stage": None,
             "done": 0,

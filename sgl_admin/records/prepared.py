@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths
+from sgl_admin.base.command import SETTINGS, Command
 
 SHAPE: files.Shape = {
     "run_id": str,
@@ -18,6 +19,8 @@ SHAPE: files.Shape = {
     "telemetry_probe": dict,
 }
 _FOLDER = "prepared"
+# What only the service user reads.
+_PRIVATE_MODE = 0o600
 
 
 def short(identity: str) -> str:
@@ -34,9 +37,19 @@ def path(run_id: str, identity: str) -> Path:
 
 
 def write(
-    run_id: str, server: dict[str, Any], model: str, prep_id: str, proof: dict[str, Any]
+    run_id: str,
+    server: dict[str, Any],
+    model: str,
+    prep_id: str,
+    proof: dict[str, Any],
+    command: Command | None = None,
 ) -> None:
-    """Raises OSError."""
+    """Values of the command that are not shown go to a file of their own, which only its owner may
+    read. Raises OSError.
+    """
+    if command is not None and command.hidden:
+        private = {"schema_version": "1", "argv": command.argv, "env": command.env}
+        files.write_json(_private(run_id, server["identity"]), private, mode=_PRIVATE_MODE)
     document = {
         "schema_version": "1",
         "run_id": run_id,
@@ -45,6 +58,7 @@ def write(
         "model": model,
         "argv": server["argv"],
         "env": server["env"],
+        **({SETTINGS: server[SETTINGS]} if SETTINGS in server else {}),
         "telemetry_probe": proof,
     }
     files.write_json(path(run_id, server["identity"]), document)
@@ -66,3 +80,24 @@ def read(run_id: str, name: str) -> dict[str, Any] | None:
     if not all(isinstance(word, str) for word in (*record["argv"], *env, *env.values())):
         raise ValueError(f"{found[0]} has no valid argv or env")
     return record
+
+
+def command(record: dict[str, Any]) -> Command:
+    """The command of a record, as `read` gave it. Raises ValueError where what it does not show
+    cannot be read, or is of another server.
+    """
+    if SETTINGS not in record:
+        return Command.public(record["argv"], record["env"])
+    place = _private(record["run_id"], record["identity"])
+    private = files.read_record(place, {"argv": list, "env": dict})
+    if private is None:
+        raise ValueError(f"{place} is gone, which has what {record['identity']} does not show")
+    words = (*private["argv"], *private["env"], *private["env"].values())
+    whole = Command(private["argv"], private["env"], record["argv"], record["env"])
+    if not all(isinstance(word, str) for word in words) or not whole.is_that_of(record):
+        raise ValueError(f"{place} is of another server than {record['identity']}")
+    return whole
+
+
+def _private(run_id: str, identity: str) -> Path:
+    return folder(run_id) / f"{short(identity)}.private"

@@ -4,11 +4,11 @@ attaches to the first.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sgl_admin.base import keyed
 from sgl_admin.contract import options, stages
 
 
@@ -41,8 +41,8 @@ class Request:
 
     @property
     def digest(self) -> str:
-        canonical = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
-        return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+        """Made with the tree's key, as a value may be a secret."""
+        return keyed.sha256(json.dumps(self._fields(), sort_keys=True, separators=(",", ":")))
 
     def to_json(self) -> str:
         return json.dumps(self._fields())

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, keyed, paths
 
 # Weights are known by size, time of change and samples of their content; all else is read whole.
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|ckpt|h5|msgpack|onnx|npz)$", re.IGNORECASE)
@@ -35,16 +35,19 @@ _INDIFFERENT = re.compile(
 
 def identity(argv: Sequence[str], environment: Mapping[str, str], image: str) -> str:
     """`sha256:` and the digest of a server: its command line, what it has in its environment beside
-    this process's own, and its image. Raises OSError where a file that it names cannot be read.
+    this process's own, and its image. It is made with the tree's key, as any of these may hold a
+    secret. Raises OSError where a file that it names cannot be read.
     """
     named = sorted({path for word in (*argv[1:], *environment.values()) for path in paths_in(word)})
-    return _digest(
-        {
-            "argv": list(argv),
-            "environment": {**_inherited(), **environment},
-            "image": image,
-            "files": {path: fingerprint(Path(path)) for path in named},
-        }
+    return keyed.sha256(
+        _canonical(
+            {
+                "argv": list(argv),
+                "environment": {**_inherited(), **environment},
+                "image": image,
+                "files": {path: fingerprint(Path(path)) for path in named},
+            }
+        )
     )
 
 
@@ -53,6 +56,7 @@ def with_caches(
 ) -> str:
     """`sha256:` and the digest of a server as far as its compiled code goes. Hosts agree on it: a
     model is known by its identity and its configuring files, not by when its weights were copied.
+    Values that are not shown come as keyed digests, so with any of them no other host agrees.
     """
     return _digest(
         {
@@ -135,5 +139,8 @@ def _sampled(path: Path, size: int) -> str:
 
 
 def _digest(document: Any) -> str:
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(_canonical(document).encode()).hexdigest()}"
+
+
+def _canonical(document: Any) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base import clock, files, keyed, locks, paths
 from sgl_admin.base.errors import Refused
 from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.contract.services import BY_NAME, LOOPBACK, SGLANG
@@ -52,6 +52,7 @@ def _begin_run() -> None:
         files.write_json(paths.FLAVOUR, dict(_FLAVOUR))
     if paths.POINTER.exists() and paths.LIVE_RUN.exists():
         return
+    keyed.ensure()
     run_id = clock.new_id("container-run")
     (paths.run_dir(run_id) / "stages").mkdir(parents=True)
     paths.log(run_id).touch()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base.command import Command
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted, is_running, start_time
 from sgl_admin.contract import places
@@ -47,12 +48,13 @@ _HELD = "a prep, a smoke or another command has the place of the server"
 @dataclass(frozen=True)
 class Prepared:
     """What a prep says of its server: command, environment beyond the container's own, and
-    model.
+    model. `command` says what of them is not shown.
     """
 
     argv: list[str]
     env: dict[str, str]
     model: str
+    command: Command
 
     @property
     def port(self) -> int:
@@ -67,16 +69,20 @@ def prepared(live: Run, identity: str | None = None) -> Prepared:
         server, model, source = (
             _of_latest_prep(live.run_id) if identity is None else _of_identity(live, identity)
         )
+        argv, env = (
+            (server.get("argv"), server.get("env")) if isinstance(server, dict) else (None, None)
+        )
     except ValueError as error:
         raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {_PREPARE}") from error
-    argv, env = (
-        (server.get("argv"), server.get("env")) if isinstance(server, dict) else (None, None)
-    )
     if not (isinstance(argv, list) and isinstance(env, dict) and isinstance(model, str)) or not all(
         isinstance(word, str) for word in (*argv, *env, *env.values())
     ):
         raise Refused(EXIT_NO_LIVE_RUN, f"{source} names no server; {_PREPARE}")
-    made = Prepared(argv, env, model)
+    try:
+        command = servers.command({**server, "run_id": live.run_id})
+    except ValueError as error:
+        raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {_PREPARE}") from error
+    made = Prepared(command.argv, command.env, model, command)
     try:
         if made.port not in range(1, 2**16):
             raise ValueError
@@ -144,7 +150,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             # Its leader is gone; what is left of it may hold the GPU.
             end_noted(record["pgid"], record["start_ticks"])
         if record is not None and record["state"] == RUNNING:
-            if record["argv"] == wanted.argv and record["env"] == wanted.env:
+            if wanted.command.is_that_of(record):
                 return record, False
             raise Refused(
                 EXIT_BUSY,
@@ -158,7 +164,12 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
                 " earlier run; stop it first",
             )
         server = Server(
-            wanted.argv, wanted.env, wanted.port, paths.log(live.run_id), inherits=(serves,)
+            wanted.argv,
+            wanted.env,
+            wanted.port,
+            paths.log(live.run_id),
+            inherits=(serves,),
+            command=wanted.command,
         )
         try:
             server.start()
@@ -167,27 +178,31 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
         finally:
             os.close(serves)
         try:
-            assert server.group is not None
-            record = {
-                "schema_version": "1",
-                "server_id": clock.new_id("server"),
-                "run_id": live.run_id,
-                "state": RUNNING,
-                "pgid": server.group,
-                "start_ticks": start_time(server.group),
-                "argv": wanted.argv,
-                "env": wanted.env,
-                "model": wanted.model,
-                "port": wanted.port,
-                "log_start": server.log_start,
-                "started_at": clock.utc(),
-            }
+            record = _began(live, wanted, server)
             files.write_json(paths.server(live.run_id), record)
         except BaseException:
             server.stop()
             raise
         server.release()
         return record, True
+
+
+def _began(live: Run, wanted: Prepared, server: Server) -> dict[str, Any]:
+    """The record of a server that begins."""
+    assert server.group is not None
+    return {
+        "schema_version": "1",
+        "server_id": clock.new_id("server"),
+        "run_id": live.run_id,
+        "state": RUNNING,
+        "pgid": server.group,
+        "start_ticks": start_time(server.group),
+        **wanted.command.shown,
+        "model": wanted.model,
+        "port": wanted.port,
+        "log_start": server.log_start,
+        "started_at": clock.utc(),
+    }
 
 
 def wait(

@@ -67,7 +67,8 @@ def _record(live: Run, identity: str | None) -> dict[str, Any]:
 def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | None:
     if proof.get("ok") is not True or proof.get("server") != record["identity"]:
         return f"the metrics of this server are not proven: {proof.get('reason')}; {_AGAIN}"
-    now = served.identity(record["argv"], record["env"], served.image())
+    command = prepared.command(record)
+    now = served.identity(command.argv, command.env, served.image())
     if now != record["identity"]:
         return (
             f"{record['model']}, a file that the server's arguments name, or the container's"
@@ -75,7 +76,7 @@ def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | 
         )
     running = benchmark_server.read(live.run_id)
     if running is not None and running["state"] == benchmark_server.RUNNING:
-        if (running["argv"], running["env"]) != (record["argv"], record["env"]):
+        if not command.is_that_of(running):
             return (
                 f"{running['server_id']} runs with other settings than the prepared server: stop"
                 " it (sgl-admin server stop)"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import gated, logs, paths, ports
+from sgl_admin.base.command import Command
 from sgl_admin.base.engine import HOST, Death
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.processes import end_group, ended, oom_kills, oom_kills_since
@@ -51,10 +52,13 @@ class Server:
         log_start: int = 0,
         inherits: tuple[int, ...] = (),
         group: int | None = None,
+        command: Command | None = None,
     ) -> None:
         """`inherits` are descriptors that stay open as long as the server, or anything of it,
-        lives: a lock. `group` is that of a server which another process started.
+        lives: a lock. `group` is that of a server which another process started. `command` says
+        what of argv and environment is not shown.
         """
+        self._command = command or Command.public(argv, environment)
         self._inherits = inherits
         self._group = group
         self.argv = argv
@@ -91,7 +95,7 @@ class Server:
             # killed outright.
             try:
                 self._process, self._word = gated.start(
-                    self.argv,
+                    self._command,
                     self._inherits,
                     stdin=subprocess.DEVNULL,
                     stdout=output,

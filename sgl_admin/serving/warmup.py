@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from sgl_admin.base import paths
+from sgl_admin.base.command import Command
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.probe import TokenLedger
@@ -32,13 +33,16 @@ class Warmup:
         on_server: Callable[[int | None], None],
         tick: Callable[[], None],
         make_ready: Callable[[], None] = lambda: None,
+        command: Command | None = None,
     ) -> None:
-        """`make_ready` is called before each start; what it raises fails the start."""
+        """`make_ready` is called before each start; what it raises fails the start. `command` is as
+        Server takes it.
+        """
         self._run_id = run_id
         self._make_ready = make_ready
         # Of the server's place, while this one has it.
         self._place: int | None = None
-        self._server = Server(argv, environment, port, paths.log(run_id))
+        self._server = Server(argv, environment, port, paths.log(run_id), command=command)
         self._timeout_s = timeout_s
         self._on_server = on_server
         self._tick = tick

@@ -8,6 +8,7 @@ from sgl_admin.sglang import (
     choices,
     command_line,
     deaths,
+    disclosure,
     kernels,
     metrics,
     packages,
@@ -36,6 +37,8 @@ class SGLang:
     argument_problem = staticmethod(arguments.problem)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
     kernel_environment = staticmethod(kernels.kernel_environment)
+    shown_arguments = staticmethod(disclosure.shown_arguments)
+    shown_environment = staticmethod(disclosure.shown_environment)
     experts_split = staticmethod(split.split)
     choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)

@@ -7,7 +7,6 @@ nobody here knows keeps two servers' kernels apart. Read in the packages of SGLa
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -71,8 +70,6 @@ _INERT_VARIABLES = re.compile(
     re.VERBOSE,
 )
 _PLACES = frozenset((*CACHE_VARIABLES, moe_configs.VARIABLE))
-# Their values are written down as digests.
-_SECRET = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL")
 # Of the environment that a server inherits: what SGLang, the compilers and the libraries that
 # compile read.
 _INHERITED = re.compile(
@@ -105,11 +102,7 @@ def kernel_environment(settings: Mapping[str, str], inherited: Mapping[str, str]
     """
     taken = {name: value for name, value in inherited.items() if _INHERITED.fullmatch(name)}
     return {
-        name: _digest(value) if _SECRET.search(name) else value
+        name: value
         for name, value in sorted({**taken, **settings}.items())
         if name not in _PLACES and not _INERT_VARIABLES.fullmatch(name)
     }
-
-
-def _digest(value: str) -> str:
-    return f"sha256:{hashlib.sha256(value.encode(errors='surrogateescape')).hexdigest()}"

@@ -117,9 +117,13 @@ class Smoke(Interruptible):
             raise StageFailure("server_start_failed", str(refusal)) from refusal
         self._place = benchmark_server.claim(self._live.run_id)
         self._server = Server(
-            prepared.argv, prepared.env, prepared.port, paths.log(self._live.run_id)
+            prepared.argv,
+            prepared.env,
+            prepared.port,
+            paths.log(self._live.run_id),
+            command=prepared.command,
         )
-        used.update(used="started", argv=prepared.argv, port=prepared.port)
+        used.update(used="started", argv=prepared.command.shown_argv, port=prepared.port)
         started = time.monotonic()
         self._server.start()
         group = self._server.group

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, keyed, paths
 from sgl_admin.contract import stages
 from sgl_admin.facts.devices import Devices
 from sgl_admin.facts.model import Model
@@ -55,6 +55,23 @@ class Context:
     on_group: Callable[[int | None], None] = lambda group: None
     # Told each batch size whose work is finished, while others are still being done.
     on_batch_size: Callable[[int], None] = lambda size: None
+
+    @property
+    def public_names(self) -> tuple[str, ...]:
+        """Whose values are shown, beside those of the names that are known."""
+        names: tuple[str, ...] = tuple(self.request.option("public_names"))
+        return names
+
+    @property
+    def keyed_arguments(self) -> list[str]:
+        """The arguments as signatures have them."""
+        shown = ENGINE.shown_arguments(self.arguments, self.public_names)
+        return keyed.words(self.arguments, shown)
+
+    def keyed_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """An environment as signatures have it."""
+        shown = ENGINE.shown_environment(environment, self.public_names)
+        return keyed.environment(environment, shown)
 
 
 @dataclass(frozen=True)

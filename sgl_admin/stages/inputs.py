@@ -115,7 +115,7 @@ def signature(declared: Inputs, context: Context) -> dict[str, Any]:
         "tp": context.request.tp,
         "model_config": _shortened(relevant(context.model.config, declared.ignored_config)),
         "model_files": dict(context.model_files),
-        "arguments": ENGINE.kernel_arguments(context.arguments, declared.inert_arguments),
+        "arguments": ENGINE.kernel_arguments(context.keyed_arguments, declared.inert_arguments),
         "environment": environment(context),
         "named_files": _named_files(context, declared.inert_arguments),
     }
@@ -123,6 +123,10 @@ def signature(declared: Inputs, context: Context) -> dict[str, Any]:
 
 def environment(context: Context) -> dict[str, str]:
     """The variables that may matter to what a server compiles, also those that it inherits."""
+    return context.keyed_environment(_environment(context))
+
+
+def _environment(context: Context) -> dict[str, str]:
     return ENGINE.kernel_environment(dict(context.environment), os.environ)
 
 
@@ -187,7 +191,7 @@ def _named_files(context: Context, inert: frozenset[str]) -> dict[str, str]:
     """
     groups = ENGINE.kernel_arguments(context.arguments, inert)
     named = {path: _behind(path) for word in _values(groups) for path in served.paths_in(word)}
-    for value in environment(context).values():
+    for value in _environment(context).values():
         named.update((path, _content(Path(path))) for path in served.paths_in(value))
     return {path: content for path, content in sorted(named.items()) if content}
 

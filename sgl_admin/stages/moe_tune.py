@@ -335,7 +335,7 @@ def _settings(context: Context) -> str:
         context.model.identity,
         context.request.tp,
         ENGINE.version(),
-        [" ".join(group) for group in ENGINE.kernel_arguments(context.arguments)],
+        [" ".join(group) for group in ENGINE.kernel_arguments(context.keyed_arguments)],
         *([dict(context.model_files)] if context.model_files else []),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -869,7 +869,7 @@ class FakeServer:
 @pytest.fixture
 def fake_server(container: Path, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     made = FakeServer()
-    monkeypatch.setattr(warmup, "Server", lambda *_: made)
+    monkeypatch.setattr(warmup, "Server", lambda *_, **__: made)
     return made
 
 

@@ -61,10 +61,9 @@ WRONG_KINDS: dict[str, tuple[Any, ...]] = {
         "A=x",
         ["A=x"],
     ),
+    "public_name": ("--", "-x", "--X", "A B", "1A", "A=x", "", "--a=b"),
     "server_environment": (
         {"A B": "x"},
-        {"HF_TOKEN": "x"},
-        {"my_password": "x"},
         {"A": ["x"]},
         {"A": True},
         {1: "x"},
@@ -76,7 +75,6 @@ WRONG_KINDS: dict[str, tuple[Any, ...]] = {
         "--api-key",
         "--api-k=x",
         "--admin-api-key",
-        "--ssl-keyfile-password=x",
         "",
         "a\0b",
         "a\nb",
@@ -172,7 +170,8 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "sgl_shm_size": ("", "32g", "512M", "1.5g", "64GB", 1073741824),
     "sgl_ulimits": (["memlock:-1", "nofile:1024:2048"], "stack:67108864"),
     "sgl_environment": ({"HF_TOKEN": "x", "A": "line\nline"},),
-    "sgl_server_env": ({"SGLANG_X": 1, "B": "y"},),
+    "sgl_public_names": (["--my-plugin", "MY_MODE"], "A,--b"),
+    "sgl_server_env": ({"SGLANG_X": 1, "B": "y"}, {"HF_TOKEN": "x", "PGPASS": "y"}),
     "sgl_server_args": (
         ["--ssl-keyfile", "/k.pem"],
         ["--attention-backend", "fa3", "--tokenizer-path=/x"],
@@ -245,7 +244,11 @@ def test_the_nearest_choice_is_named(name: str, value: Any, meant: str) -> None:
         {"sgl_environment": {"A-B": "hunter2"}},
         {"sgl_environment": "TOKEN=hunter2"},
         {"sgl_server_args": ["--api-key=hunter2"]},
-        {"sgl_server_env": {"HF_TOKEN": "hunter2"}},
+        {"sgl_server_args": ["--admin-a=hunter2"]},
+        {"sgl_server_args": ["hunter2\n"]},
+        {"sgl_server_env": {"A": "hunter2\0"}},
+        {"sgl_server_env": {"A-B": "hunter2"}},
+        {"sgl_server_env": "TOKEN=hunter2"},
     ],
 )
 def test_a_secret_is_never_shown(given: dict[str, Any]) -> None:

@@ -548,8 +548,8 @@ REQUEST = (
     Option(
         "sgl_server_args",
         "list",
-        "More arguments of the SGLang server, the same as in serving. They stand in the records,"
-        " so no key may be among them.",
+        "More arguments of the SGLang server, the same as in serving. Records, logs and command"
+        " lines have the values of arguments that are known as public, and none of the others.",
         [],
         elements="str",
         module={INFO: "server_args", PREP: "server_args"},
@@ -558,11 +558,22 @@ REQUEST = (
     Option(
         "sgl_server_env",
         "dict",
-        "More environment variables of the server, the same as in serving. They stand in the"
-        " records, so no secret may be among them.",
+        "More environment variables of the server, the same as in serving. Records, logs and"
+        " command lines have the values of variables that are known as public, and none of the"
+        " others.",
         {},
         module={PREP: "server_env"},
         kind="server_environment",
+    ),
+    Option(
+        "sgl_public_names",
+        "list",
+        "Arguments (C(--name)) and variables of the server that records may show, beside those that"
+        " are known as public. With a value that is not shown, caches are of this host alone.",
+        [],
+        elements="str",
+        module={PREP: "public_names"},
+        kind="public_name",
     ),
     Option(
         "sgl_cuda_graph_batch_sizes",

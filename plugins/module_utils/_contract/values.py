@@ -24,14 +24,11 @@ _LONGEST_SHOWN = 60
 # As Ansible takes them (ansible.module_utils.parsing.convert_bool).
 _BOOLEANS = ("y", "yes", "on", "1", "true", "t", "n", "no", "off", "0", "false", "f")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET_VARIABLE = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
-_SECRET_FLAG = re.compile(r"(api-key|-token|password|secret)$")
 # argparse takes an unambiguous beginning of a flag for the flag: each with its shortest one.
-_SECRET_FLAGS = {
-    "--api-key": "--ap",
-    "--admin-api-key": "--ad",
-    "--ssl-keyfile-password": "--ssl-keyfile-",
-}
+_KEY_FLAGS = {"--api-key": "--ap", "--admin-api-key": "--ad"}
+KEYS = "sgl-admin gives the server its keys itself, from sgl_server_api_key_file: remove it here"
+# Their values may hold a secret, so no message has them.
+_NOT_SHOWN = ("server_argument", "server_environment")
 # Names that Ansible would take for a variable of this collection if they were spelled right.
 _MISSPELLED_PREFIX = re.compile(r"(sgl|slg|gsl|gls|lsg|lgs|sglang)[-_.]")
 
@@ -152,7 +149,7 @@ def _sentence(
     """One sentence; of an option that may hold a secret, without the value."""
     if reason:
         return f"{name} {reason}"
-    if option.no_log:
+    if option.no_log or option.kind in _NOT_SHOWN:
         shown = f"{name} has a wrong value"
     elif value is None or value == "":
         shown = f"{name} is empty"
@@ -479,11 +476,6 @@ def _environment(value: Any) -> None:
 def _server_environment(value: Any) -> None:
     for name, setting in value.items():
         _check_variable(name, setting)
-        if _SECRET_VARIABLE.search(name):
-            raise Wrong(
-                f"has {name}, which would stand in the records: give it to the container instead"
-                " (sgl_environment)"
-            )
         if name in places.CACHE_VARIABLES:
             raise Wrong(f"has {name}, which this collection sets itself: leave it out")
 
@@ -500,27 +492,18 @@ def _check_variable(name: Any, setting: Any) -> None:
         raise Wrong(f"has {name} with a character that no environment may hold: remove it")
 
 
-def secret_flag(word: str) -> str | None:
-    """The flag of a server's argument that would put a secret in the records; None for others."""
-    name = word.partition("=")[0]
-    beginning = any(
-        flag.startswith(name) and name.startswith(shortest)
-        for flag, shortest in _SECRET_FLAGS.items()
+def key_flag(word: str) -> str | None:
+    """The flag of a server's argument that gives it a key; None for others."""
+    name = word.partition("=")[0].replace("_", "-")
+    given = any(
+        flag.startswith(name) and name.startswith(shortest) for flag, shortest in _KEY_FLAGS.items()
     )
-    return name if beginning or (name.startswith("-") and _SECRET_FLAG.search(name)) else None
-
-
-def secret_variable(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret."""
-    return _SECRET_VARIABLE.search(name) is not None
+    return name if given else None
 
 
 def _server_argument(value: Any) -> None:
-    if flag := secret_flag(value):
-        raise Wrong(
-            f"has {flag}, which would stand in the records: remove it; the server of a prep listens"
-            " on loopback and needs no key"
-        )
+    if flag := key_flag(value):
+        raise Wrong(f"has {flag}: {KEYS}")
     if not value or not passable(value) or "\n" in value:
         raise Wrong
 
@@ -593,6 +576,10 @@ KINDS: dict[str, Kind] = {
     "ulimit": Kind("a limit such as nofile:1048576 or stack:67108864:67108864", _ulimit),
     "environment": Kind("a mapping of environment variables to texts in quotes", _environment),
     "server_environment": Kind("a mapping of environment variables to texts", _server_environment),
+    "public_name": Kind(
+        "an argument such as --name, or a variable such as MY_NAME",
+        _pattern(r"--[a-z][a-z0-9-]*|[A-Za-z_][A-Za-z0-9_]*"),
+    ),
     "server_argument": Kind("one argument, such as --mem-fraction-static=0.8", _server_argument),
     "batch": Kind("a number of hosts of at least 1, or a share from 1% to 100%", _batch),
 }
