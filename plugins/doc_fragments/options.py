@@ -141,6 +141,7 @@ options:
     type: list
     elements: str
     default: []
+    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
@@ -223,12 +224,14 @@ options:
     type: list
     elements: str
     default: []
+    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
   server_env:
     type: dict
     default: {}
+    no_log: true
     description: More environment variables of the server, the same as in serving.
       Records, logs and command lines have the values of variables that are known
       as public, and none of the others.

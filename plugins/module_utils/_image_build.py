@@ -20,11 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_downloads as image_downloads,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.disclosure import (
+    without_credentials,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     INPUTS_LABEL,
     DockerCli,
@@ -233,7 +237,7 @@ class ImageBuild:
         folder = tempfile.mkdtemp(prefix="base-", dir=self.build_dir)
         try:
             root = os.path.join(folder, "root")
-            mirror = self.host_mirror()
+            mirror, environment = self._mirror(folder)
             foreign = ["--arch", self.architecture] if self._foreign else []
             self._step(
                 "debootstrap",
@@ -245,6 +249,7 @@ class ImageBuild:
                     root,
                     *([mirror] if mirror else []),
                 ],
+                environment,
             )
             archive = os.path.join(folder, "root.tar")
             self._step(
@@ -275,6 +280,20 @@ class ImageBuild:
             context,
         ]
         self._step("docker build of the base", command, environment={"DOCKER_BUILDKIT": "1"})
+
+    def _mirror(self, folder: str) -> tuple[str | None, dict[str, str]]:
+        """The host's mirror without its credentials, and the environment in which debootstrap's
+        wget finds them: the address stands in its command line, and in the image.
+        """
+        mirror = self.host_mirror()
+        if mirror is None:
+            return None, {}
+        bare, netrc = split_credentials(mirror)
+        if not netrc:
+            return mirror, {}
+        with open(os.path.join(folder, ".netrc"), "x", opener=_private, encoding="utf-8") as stream:
+            stream.write(netrc)
+        return bare, {"HOME": folder}
 
     def host_mirror(self) -> str | None:
         """The mirror from which this host takes the base's suite; None lets debootstrap take its
@@ -371,8 +390,9 @@ class ImageBuild:
             "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
             "GIT_REVISION": git_revision,
         }
-        command = [*self._build_command(arguments), context]
-        self._step("docker build", command, environment={"DOCKER_BUILDKIT": "1"})
+        with self._apt_secret() as secret:
+            command = [*self._build_command(arguments), *secret, context]
+            self._step("docker build", command, environment={"DOCKER_BUILDKIT": "1"})
         image = self.current()
         if image is None:
             raise ImageError(
@@ -391,6 +411,24 @@ class ImageBuild:
             self._run([self._docker.binary, "image", "rm", self.name])
             raise
         return image
+
+    @contextmanager
+    def _apt_secret(self) -> Iterator[list[str]]:
+        """The build's option that lends apt the credentials of the host's mirror. No layer has
+        them.
+        """
+        netrc = split_credentials(self.host_mirror() or "")[1]
+        if not netrc:
+            yield []
+            return
+        folder = tempfile.mkdtemp(prefix="apt-", suffix=".partial", dir=self.build_dir)
+        try:
+            place = os.path.join(folder, "netrc")
+            with open(place, "x", opener=_private, encoding="utf-8") as stream:
+                stream.write(netrc)
+            yield ["--secret", f"id=apt-auth,src={place}"]
+        finally:
+            shutil.rmtree(folder)
 
     def _fill_context(self, context: str, recipe: dict[str, Any]) -> None:
         """Add the requirements, the wheels and the programs to the build context."""
@@ -471,7 +509,23 @@ class ImageBuild:
         )  # fmt: skip
         if done.returncode:
             tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-25:])
+            tail = without_credentials(tail)
             raise ImageError(f"{what} failed with exit code {done.returncode}: {explain(tail)}")
+
+
+def split_credentials(address: str) -> tuple[str, str]:
+    """An address without user and password, and the line of a .netrc that has them."""
+    parts = urlsplit(address)
+    user_info, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return address, ""
+    user, _colon, password = user_info.partition(":")
+    line = f"machine {parts.hostname} login {unquote(user)} password {unquote(password)}\n"
+    return urlunsplit(parts._replace(netloc=host)), line
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager

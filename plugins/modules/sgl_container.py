@@ -139,6 +139,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _container as container
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _server_arguments as server_arguments,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -169,6 +172,7 @@ class ContainerModule:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params: dict[str, Any] = module.params
+        self.server_args = server_arguments.take(module)
         host = container.Host(
             self._run,
             container.memory_file,
@@ -191,7 +195,7 @@ class ContainerModule:
         )
 
     def started(self) -> dict[str, Any]:
-        outdated, arguments = self.params["outdated"] or None, self.params["server_args"]
+        outdated, arguments = self.params["outdated"] or None, self.server_args
         if self.module.check_mode:
             return self._would_start()
         outcome = self.stack.started(
@@ -214,7 +218,7 @@ class ContainerModule:
             return {"changed": changed, "container": found, "diff": shown, **run}
         self.stack.refuse_in_use(found)
         if found is not None and found["running"] and not self.params["checked"]:
-            self.stack.check(self.wanted(), self.params["server_args"])
+            self.stack.check(self.wanted(), self.server_args)
         what = (
             "would be recreated: its image or its options changed" if found else "would be created"
         )
@@ -228,7 +232,7 @@ class ContainerModule:
         }
 
     def checked(self) -> dict[str, Any]:
-        self.stack.check(self.wanted(), self.params["server_args"])
+        self.stack.check(self.wanted(), self.server_args)
         return {"changed": False}
 
     def absent(self) -> dict[str, Any]:
@@ -285,7 +289,7 @@ def main() -> None:
             "outdated": {"type": "str"},
             "telemetry_root": {"type": "path"},
             "profiles_root": {"type": "path"},
-            "server_args": texts,
+            "server_args": server_arguments.OPTION,
             "checked": {"type": "bool", "default": False},
             "start_timeout": {"type": "float", "default": 60},
         },

@@ -259,6 +259,9 @@ problems:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _server_arguments as server_arguments,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     INFO,
     READY_FOR,
@@ -285,7 +288,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    arguments = server_arguments.take(module)
     given = {name: value for name, value in module.params.items() if name not in _ROOTS}
+    given[server_arguments.NAME] = arguments
     try:
         given["ports"] = {name: int(port) for name, port in given["ports"].items()}
         given["space_gb"] = {name: float(size) for name, size in given["space_gb"].items()}

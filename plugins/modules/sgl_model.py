@@ -155,6 +155,9 @@ model:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _server_arguments as server_arguments,
+)
 
 
 def main() -> None:
@@ -165,14 +168,14 @@ def main() -> None:
             "tp": {"type": "int", "default": 1},
             "device_count": {"type": "int", "default": 1},
             "device_name": {"type": "str", "default": "CPU"},
-            "server_args": {"type": "list", "elements": "str", "default": []},
+            "server_args": server_arguments.OPTION,
             "owner_uid": {"type": "int"},
             "owner_gid": {"type": "int"},
             "may_be_missing": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
-    params = module.params
+    arguments, params = server_arguments.take(module), module.params
     try:
         model = model_files.inspect_model(
             params["path"],
@@ -182,7 +185,7 @@ def main() -> None:
             root=params["models_root"],
             uid=params["owner_uid"],
             gid=params["owner_gid"],
-            server_args=params["server_args"],
+            server_args=arguments,
             warn=module.warn,
         )
     except model_files.ModelMissing as exc:

@@ -242,6 +242,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _server_arguments as server_arguments,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
@@ -253,7 +256,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage im
 
 def main() -> None:
     module = _module()
-    given = module.params
+    arguments = server_arguments.take(module)
+    given = {**module.params, server_arguments.NAME: arguments}
     if given["source"] == "controller":
         module.fail_json(
             msg=(
@@ -339,7 +343,7 @@ def _module() -> AnsibleModule:
             "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
             "budget_s": {"type": "float"},
             "tp": {"type": "int", "default": 1},
-            "server_args": {"type": "list", "elements": "str", "default": []},
+            "server_args": server_arguments.OPTION,
             "device_count": {"type": "int", "default": 1},
             "device_name": {"type": "str", "default": "CPU"},
             "run_id": {"type": "str", "default": ""},

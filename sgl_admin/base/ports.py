@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,6 +54,36 @@ def held_here(host: str, port: int) -> bool | None:
     in a container, one of its own. None where nobody does.
     """
     return _held(host, port, lambda pid: True)
+
+
+def stranger(host: str, port: int) -> str | None:
+    """Who answers at an address and port where that is no process of this container; None where
+    it is one, and where nobody answers.
+    """
+    host = socket.gethostbyname(host) if ":" not in host else host
+    # Twice, as a listener that just ends is seen without its process.
+    for _ in range(2):
+        if held_here(host, port) is not False or _may_be_closed_to_us(host, port):
+            return None
+    return holder(port)
+
+
+def _may_be_closed_to_us(host: str, port: int) -> bool:
+    """Whether it may be a process of this container that nobody may look into: dcgm-exporter with
+    its file capability. The kernel says whose socket it is; no other user's is taken for it.
+    """
+    own = str(os.geteuid())
+    return all(one.uid == own for one in _answering(host, port)) and any(
+        not os.access(f"/proc/{pid}/fd", os.R_OK) and _owner(pid) in (0, os.geteuid())
+        for pid in _pids()
+    )
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
 
 
 def _held(host: str, port: int, counts: Callable[[int], bool]) -> bool | None:

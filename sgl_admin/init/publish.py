@@ -11,14 +11,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base import clock, files, locks, paths, ports
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import start_time
 from sgl_admin.contract import processes
-from sgl_admin.contract.services import BY_NAME, LOOPBACK, SERVICES, SGLANG
+from sgl_admin.contract.services import BY_NAME, LOOPBACK, SERVICES, SGLANG, Service
 from sgl_admin.init import surfaces
 from sgl_admin.init.services import Settings, of_image
 from sgl_admin.init.surfaces import Observed
@@ -129,7 +130,13 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "models_root": str(paths.MODELS),
         "huggingface_root": str(paths.HUGGINGFACE),
     }
-    observed = Observed(states, flavour.get("unavailable", {}), facts["versions"], settings)
+    observed = Observed(
+        states,
+        flavour.get("unavailable", {}),
+        facts["versions"],
+        settings,
+        strangers(states, settings),
+    )
     telemetry_surfaces, warnings = surfaces.describe(observed)
     host_paths = {key: paths.to_host(path) for key, path in container_paths.items()}
     # The first prep names its result; the keys are there before.
@@ -187,8 +194,8 @@ def describe_services(settings: Settings) -> dict[str, dict[str, Any]]:
 def wait_for_services(
     names: list[str], settings: Settings, ending: threading.Event
 ) -> dict[str, str]:
-    """`running` for each service once its page says 200, `failed` for one that has not within the
-    time that its start may take.
+    """`running` for each service once its page says 200 and is its own, `failed` for one that has
+    not come so far within the time that its start may take.
     """
     began = time.monotonic()
     states: dict[str, str] = {}
@@ -197,12 +204,31 @@ def wait_for_services(
             service = BY_NAME[name]
             if name in states:
                 continue
-            if answers(settings, settings.ports[service.ports[0].name], service.page):
+            if _is_ready(service, settings):
                 states[name] = "running"
             elif time.monotonic() - began >= service.ready_timeout_s or ending.is_set():
                 states[name] = "failed"
         ending.wait(0.02)
     return {name: states[name] for name in names}
+
+
+def _is_ready(service: Service, settings: Settings) -> bool:
+    number = settings.ports[service.ports[0].name]
+    return (
+        answers(settings, number, service.page)
+        and ports.stranger(settings.reachable, number) is None
+    )
+
+
+def strangers(names: Iterable[str], settings: Settings) -> dict[str, str]:
+    """Of services whose ports another process answers at, which port and who."""
+    found = {}
+    for name in names:
+        for port in BY_NAME[name].ports:
+            number = settings.ports[port.name]
+            if who := ports.stranger(settings.reachable, number):
+                found[name] = f"port {number} is answered by {who}"
+    return found
 
 
 def answers(settings: Settings, port: int, path: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sgl_admin.contract.services import LOOPBACK, SERVICES, SGLANG, Service
@@ -15,12 +16,15 @@ Surface = dict[str, str]
 
 @dataclass(frozen=True)
 class Observed:
-    """`states` of the image's services, why the flavour lacks the others, and their versions."""
+    """`states` of the image's services, why the flavour lacks the others, and their versions.
+    `strangers`: of a service whose port another process answers at, which port and who.
+    """
 
     states: dict[str, str]
     unavailable: dict[str, str]
     versions: dict[str, Any]
     settings: Settings
+    strangers: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe(observed: Observed) -> tuple[dict[str, Surface], list[str]]:
@@ -41,33 +45,37 @@ def describe(observed: Observed) -> tuple[dict[str, Surface], list[str]]:
 def _surface(service: Service, observed: Observed) -> Surface:
     state = observed.states.get(service.name)
     if service.name == "prometheus":
-        return _server_metrics(service, state, observed.settings)
+        return _server_metrics(service, state, observed)
     if state is None:
         why = observed.unavailable.get(service.name, f"this image has no {service.name}")
         return {"status": "unavailable", "details": why}
     if state == "failed":
-        return {"status": "failed", "details": f"{service.name} did not answer {_late(service)}"}
+        return {"status": "failed", "details": _failed(service, "did not answer", observed)}
     if lacks := _lacks(service, observed):
         return {"status": "degraded", "details": lacks}
     return {"status": "running", "details": _running(service, observed)}
 
 
-def _server_metrics(prometheus: Service, state: str | None, settings: Settings) -> Surface:
+def _server_metrics(prometheus: Service, state: str | None, observed: Observed) -> Surface:
     """The server's own metrics: they are there once it runs, if Prometheus is."""
     if state != "running":
         return {
             "status": "failed",
-            "details": f"Prometheus did not become ready {_late(prometheus)}",
+            "details": _failed(prometheus, "did not become ready", observed),
         }
-    address = f"{LOOPBACK}:{settings.ports[SGLANG.name]}"
+    address = f"{LOOPBACK}:{observed.settings.ports[SGLANG.name]}"
     return {
         "status": "expected",
         "details": f"scraped at {address} once the server runs with {ENGINE.metrics_flag}",
     }
 
 
-def _late(service: Service) -> str:
-    return f"within {service.ready_timeout_s:.0f} s of the start; the run's log says why"
+def _failed(service: Service, problem: str, observed: Observed) -> str:
+    name = "Prometheus" if service.name == "prometheus" else service.name
+    if who := observed.strangers.get(service.name):
+        return f"{who} instead of this container's {name}: stop that process, and start again"
+    late = f"within {service.ready_timeout_s:.0f} s of the start; the run's log says why"
+    return f"{name} {problem} {late}"
 
 
 def _running(service: Service, observed: Observed) -> str:

@@ -24,7 +24,7 @@ from sgl_admin.prep.result import Outcome, Record
 from sgl_admin.records import caches
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.records.job import Job
-from sgl_admin.serving import probe
+from sgl_admin.serving import probe, strangers
 from sgl_admin.serving.warmup import Warmup
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import Stage
@@ -38,7 +38,9 @@ def confirm_proof(plan: Plan) -> Plan:
     """
     if plan.probe_wanted or plan.standing_proof is None:
         return plan
-    problem = probe.lost(plan.prometheus_url, plan.standing_proof)
+    problem = strangers.problem(plan.run.manifest) or probe.lost(
+        plan.prometheus_url, plan.standing_proof
+    )
     if problem is None:
         return plan
     if plan.request.probe == "never":
@@ -247,9 +249,12 @@ class Execution(Interruptible):
                     "telemetry_probe", "waiting for Prometheus to account for the tokens sent"
                 )
                 ledger = self._warmup.ensure_requests(plan.context.batch_sizes[:1])
-                return probe.prove(
+                proof = probe.prove(
                     plan.run.run_id, plan.prometheus_url, ledger, plan.request.probe_timeout_s
                 )
+            if proof["ok"] and (problem := strangers.problem(plan.run.manifest)):
+                return probe.unproven(*self._asked, problem, proof["tokens_expected"])
+            return proof
         except (StageFailure, OSError) as error:
             self._interrupted = self._interrupted or isinstance(error, Interrupted)
             return probe.failure(*self._asked, failures.from_error(error))

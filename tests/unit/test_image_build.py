@@ -1149,3 +1149,55 @@ def test_an_archive_that_is_not_there_is_told(docker: Docker, tmp_path: Path) ->
     saved_as(tmp_path / "none.tar", "box:gh200")
     with pytest.raises(DockerError, match="no such file"):
         source.make()
+
+
+# --- credentials of the host's mirror -----------------------------------------------------------
+
+
+def test_credentials_of_a_mirror_are_parted_from_its_address() -> None:
+    assert image_build.split_credentials("https://a.example.com/debian/") == (
+        "https://a.example.com/debian/",
+        "",
+    )
+    assert image_build.split_credentials("https://ops:s3cr%40t@a.example.com:8443/debian/") == (
+        "https://a.example.com:8443/debian/",
+        "machine a.example.com login ops password s3cr@t\n",
+    )
+
+
+def test_credentials_of_the_mirror_reach_no_command_line_and_no_layer(
+    docker: Docker, context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """debootstrap's argument stands in the process list and in the image's sources.list."""
+    build = gh200(docker, tmp_path)
+    mirror = "https://ops:s3cret@mirror.example.com/debian/"
+    monkeypatch.setattr(build, "host_mirror", lambda: mirror)
+    monkeypatch.setattr(build._docker, "image", lambda name: None)
+    monkeypatch.setattr(image_build.shutil, "which", lambda *_, **__: "/usr/sbin/debootstrap")
+    monkeypatch.setattr(image_build.os, "geteuid", lambda: 0)
+    steps = []
+
+    def step(what: str, command: list[str], environment: dict[str, str] | None = None) -> None:
+        steps.append(command)
+        if what == "debootstrap":
+            netrc = Path((environment or {})["HOME"], ".netrc")
+            assert netrc.read_text() == "machine mirror.example.com login ops password s3cret\n"
+            assert netrc.stat().st_mode & 0o777 == 0o600
+
+    monkeypatch.setattr(build, "_step", step)
+    build._debootstrap("base:x")
+    with build._apt_secret() as option:
+        steps.append(option)
+        place = Path(option[1].partition("src=")[2])
+        assert "s3cret" in place.read_text() and place.stat().st_mode & 0o777 == 0o600
+    assert not place.exists()
+    assert "s3cret" not in json.dumps(steps)
+    assert "https://mirror.example.com/debian/" in steps[0]
+
+
+def test_a_failed_step_is_told_without_credentials(docker: Docker, tmp_path: Path) -> None:
+    build = gh200(docker, tmp_path)
+    said = "echo 'E: failed https://ops:s3cret@a.example.com/x http://a/b?token=s3cret'; exit 3"
+    with pytest.raises(ImageError, match="a.example.com") as failure:
+        build._step("a step", ["sh", "-c", said])
+    assert "s3cret" not in str(failure.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import ports
+from sgl_admin.base import paths, ports
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.serving import strangers
 from sgl_admin.serving.server import Server
 
 _LISTEN = """
@@ -166,6 +168,40 @@ def test_another_that_comes_later_is_told_too(port: int, tmp_path: Path) -> None
         finally:
             server.stop()
             fake.__exit__(None, None, None)
+
+
+MANIFEST: dict[str, Any] = {
+    "services": {
+        "prometheus": {"port": 1, "url": "http://127.0.0.1:1"},
+        "node_exporter": {"port": 2},
+        "dcgm_exporter": {"port": 3},
+    },
+    "telemetry_surfaces": {
+        "sglang_metrics": {"status": "expected"},
+        "node_metrics": {"status": "running"},
+        "dcgm_metrics": {"status": "unavailable"},
+    },
+}
+
+
+def test_a_service_that_another_process_answers_for_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(paths.ROOT_VARIABLE, raising=False)
+    manifest = json.loads(json.dumps(MANIFEST))
+    with listening("127.0.0.1") as (port, _group):
+        manifest["services"]["node_exporter"]["port"] = port
+        assert strangers.problem(manifest) is None, "a process that is seen from here"
+        # As in a container: the other one's processes are not seen.
+        monkeypatch.setattr(ports, "_pids", lambda: iter([os.getpid()]))
+        said = strangers.problem(manifest)
+        assert said is not None and len(said) < 400
+        assert f"port {port} is answered by a process of uid {os.getuid()} outside" in said
+        assert "instead of this container's node_exporter: stop that process" in said
+        # What the image lacks, the host may have.
+        manifest["telemetry_surfaces"]["node_metrics"]["status"] = "unavailable"
+        assert strangers.problem(manifest) is None
+    assert strangers.problem(MANIFEST) is None, "nobody listens"
 
 
 def test_an_answer_without_end_is_cut(port: int, tmp_path: Path) -> None:

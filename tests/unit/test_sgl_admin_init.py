@@ -66,6 +66,18 @@ def test_each_target_carries_the_runs_label(monkeypatch: pytest.MonkeyPatch) -> 
     assert "external_labels" not in config["global"]
 
 
+def test_each_scrape_has_limits_far_above_what_exporters_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fake server's page of 900,000 series took a GB of memory."""
+    config = yaml.safe_load(services.render_prometheus_config(settings(monkeypatch), RUN_ID, ALL))
+    for scraped in config["scrape_configs"]:
+        assert 10 * 438 < scraped["sample_limit"] < 900_000
+        assert scraped["body_size_limit"] == "16MB"
+        assert scraped["label_limit"] > 12 + 3
+        assert scraped["label_name_length_limit"] and scraped["label_value_length_limit"]
+
+
 @pytest.mark.parametrize(
     ("bind", "prometheus"),
     [("0.0.0.0", "127.0.0.1:19390"), ("::1", "[::1]:19390"), ("192.0.2.7", "192.0.2.7:19390")],
@@ -447,6 +459,7 @@ def test_a_service_that_does_not_answer_is_failed_and_warned_of(
 ) -> None:
     in_no_time(monkeypatch)
     monkeypatch.setattr(publish, "answers", lambda settings, port, path: port == 9100)
+    monkeypatch.setattr(publish.ports, "stranger", lambda *_: None)
     manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
     validators.validate_manifest(json.loads(json.dumps(manifest).replace(str(container), "")))
     assert manifest["telemetry_surfaces"]["sglang_metrics"]["status"] == "failed"
@@ -455,6 +468,21 @@ def test_a_service_that_does_not_answer_is_failed_and_warned_of(
         len(manifest["warnings"]) == 1
         and "Prometheus did not become ready" in manifest["warnings"][0]
     )
+
+
+def test_an_exporter_of_somebody_else_is_failed_and_named(
+    container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_no_time(monkeypatch)
+    monkeypatch.setattr(publish, "answers", lambda *_: True)
+    monkeypatch.setattr(
+        publish.ports, "stranger", lambda host, port: "a fake" if port == 9100 else None
+    )
+    manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
+    assert manifest["exporters_state"]["node_exporter"] == "failed"
+    said = "port 9100 is answered by a fake instead of this container's node_exporter: stop that"
+    assert manifest["telemetry_surfaces"]["node_metrics"]["details"].startswith(said)
+    assert any(said in warning for warning in manifest["warnings"])
 
 
 def test_a_stop_while_starting_does_not_wait_for_the_services(

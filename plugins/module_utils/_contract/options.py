@@ -553,6 +553,7 @@ REQUEST = (
         [],
         elements="str",
         module={INFO: "server_args", PREP: "server_args"},
+        no_log=True,
         kind="server_argument",
     ),
     Option(
@@ -563,6 +564,7 @@ REQUEST = (
         " others.",
         {},
         module={PREP: "server_env"},
+        no_log=True,
         kind="server_environment",
     ),
     Option(

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import options, places, services
+from .disclosure import has_credentials
 from .options import Option
 from .texts import one_line
 
@@ -27,8 +28,6 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # argparse takes an unambiguous beginning of a flag for the flag: each with its shortest one.
 _KEY_FLAGS = {"--api-key": "--ap", "--admin-api-key": "--ad"}
 KEYS = "sgl-admin gives the server its keys itself, from sgl_server_api_key_file: remove it here"
-# Their values may hold a secret, so no message has them.
-_NOT_SHOWN = ("server_argument", "server_environment")
 # Names that Ansible would take for a variable of this collection if they were spelled right.
 _MISSPELLED_PREFIX = re.compile(r"(sgl|slg|gsl|gls|lsg|lgs|sglang)[-_.]")
 
@@ -149,7 +148,7 @@ def _sentence(
     """One sentence; of an option that may hold a secret, without the value."""
     if reason:
         return f"{name} {reason}"
-    if option.no_log or option.kind in _NOT_SHOWN:
+    if option.no_log:
         shown = f"{name} has a wrong value"
     elif value is None or value == "":
         shown = f"{name} is empty"
@@ -338,6 +337,11 @@ def _url(value: Any) -> None:
         raise Wrong
     if not re.fullmatch(r"[\x21-\x7e]+", value):
         raise Wrong
+    if has_credentials(value):
+        raise Wrong(
+            "has a user, a password or a query in its address, which logs would show: put what the"
+            " server asks for into ~/.netrc on the host, and set it to the address without"
+        )
 
 
 def _address(value: Any) -> None:
