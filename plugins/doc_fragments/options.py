@@ -185,6 +185,11 @@ options:
       - skip
     default: ensure
     description: What to do about TorchInductor's and Triton's kernels.
+  server_api_key:
+    type: str
+    default: ''
+    no_log: true
+    description: The key that the server asks for.
   probe_timeout:
     type: float
     default: 30
@@ -235,6 +240,12 @@ options:
     description: More environment variables of the server, the same as in serving.
       Records, logs and command lines have the values of variables that are known
       as public, and none of the others.
+  server_open_admin:
+    type: bool
+    default: false
+    description: Let every user of the host make the server's admin calls, such
+      as flushing its cache, without the key that C(sgl-admin server admin-key)
+      prints.
   public_names:
     type: list
     elements: str

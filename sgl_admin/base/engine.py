@@ -187,6 +187,15 @@ class Engine(Protocol):
     def port(self, argv: list[str]) -> int:
         """The port in a command line. Raises ValueError or IndexError where it has none."""
 
+    def key_arguments(self, api_key: str, admin_key: str) -> list[str]:
+        """Of the server: the keys that it asks for, where they are not empty."""
+
+    def api_key(self, argv: list[str]) -> str | None:
+        """The key that a server with this command line asks its callers for."""
+
+    def has_admin_key(self) -> bool:
+        """Whether the installed server can ask for a key of its own at its admin calls."""
+
     def gpu_environment(self, moe_configs: Path) -> dict[str, str]:
         """What a server on a GPU has in its environment; its MoE configurations are below this
         folder.

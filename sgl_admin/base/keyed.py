@@ -39,6 +39,13 @@ def sha256(text: str) -> str:
     return f"sha256:{_hmac(text)}"
 
 
+def admin_key() -> str:
+    """The key of the admin calls of this tree's servers. It follows from the tree's own, so who
+    reads that one can say it.
+    """
+    return _hmac("the admin calls of the server")
+
+
 def words(real: Iterable[str], shown: Iterable[str]) -> list[str]:
     """A command line whose values that are not shown are digests."""
     keyed: list[str] = []

@@ -115,6 +115,7 @@ def _request(
         server_args=tuple(fields["server_args"]),
         server_env=tuple(fields["server_env"]),
         cuda_graph_batch_sizes=fields["cuda_graph_batch_sizes"],
+        server_api_key=fields["server_api_key"],
         server_timeout_s=fields["server_timeout"],
         probe_timeout_s=fields["probe_timeout"],
         warmup_port=fields["port"] or int(live.manifest["services"]["sglang"]["port"]),

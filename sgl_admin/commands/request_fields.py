@@ -185,6 +185,13 @@ def _server_setting(name: str, value: str) -> str:
     return f"{name}={value}"
 
 
+def _api_key(value: Any) -> str:
+    # An HTTP header has it.
+    if not isinstance(value, str) or not re.fullmatch(r"[\x21-\x7e]*", value):
+        raise ValueError("the key is not one word of printable ASCII characters")
+    return value
+
+
 def _passable(text: str) -> str:
     """A text that a process can be given as an argument or in its environment."""
     try:
@@ -284,6 +291,8 @@ FIELDS = {
             metavar="KEY=VALUE",
             repeated=True,
         ),
+        # No flag: everybody sees a command line.
+        Field("server_api_key", None, _api_key, "the key that the server asks for", default=""),
         Field(
             "cuda_graph_batch_sizes",
             "--cuda-graph-bs",

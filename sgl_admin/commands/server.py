@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, keyed, paths
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted
 from sgl_admin.commands import argument_types
@@ -71,10 +71,22 @@ def register(commands: Any) -> None:
         "stop", help="stop it with all its processes; harmless where none runs"
     )
     stop.set_defaults(handler=_stop)
+    admin = actions.add_parser(
+        "admin-key",
+        help="print the key of its admin calls, such as flushing its cache",
+        epilog="It is sent as Authorization: Bearer KEY.",
+    )
+    admin.set_defaults(handler=_admin_key)
     for action in (start, status, stop):
         action.add_argument(
             "--json", action="store_true", help="print {server, healthy, log_tail} as JSON"
         )
+
+
+def _admin_key(arguments: argparse.Namespace) -> int:
+    run.live()
+    print(keyed.admin_key())
+    return 0
 
 
 def _start(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, keyed, paths
 from sgl_admin.base.command import Command
 from sgl_admin.base.engine import HOST, Release
 from sgl_admin.base.errors import Refused
@@ -322,7 +322,9 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
 
 
 def _server_argv(request: Request, context: Context) -> list[str]:
-    arguments = list(context.arguments)
+    is_open = request.option("server_open_admin") or not ENGINE.has_admin_key()
+    keys = ENGINE.key_arguments(request.server_api_key, "" if is_open else keyed.admin_key())
+    arguments = [*context.arguments, *keys]
     return ENGINE.command(request.model, request.tp, request.warmup_port, arguments)
 
 

@@ -99,5 +99,19 @@ def command(record: dict[str, Any]) -> Command:
     return whole
 
 
+def same_command(run_id: str, shown: dict[str, Any]) -> Command | None:
+    """The command of which another record of the run has argv and env; None where no record that
+    can be read is of it.
+    """
+    for place in folder(run_id).glob("*.json"):
+        try:
+            found = read(run_id, place.stem)
+            if found is not None and (whole := command(found)).is_that_of(shown):
+                return whole
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def _private(run_id: str, identity: str) -> Path:
     return folder(run_id) / f"{short(identity)}.private"

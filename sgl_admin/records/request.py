@@ -32,6 +32,8 @@ class Request:
     moe_sample: int | None = None
     # Whether the kernels that were tuned are compiled and verified with a server: ensure or skip.
     moe_fusion: str = "ensure"
+    # What the server asks its callers for.
+    server_api_key: str = ""
     # Options that are only passed through, where they differ from their defaults.
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -49,8 +51,9 @@ class Request:
 
     def _fields(self) -> dict[str, Any]:
         fields = asdict(self)
-        if not self.options:
-            del fields["options"]
+        for name in ("options", "server_api_key"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
     @classmethod

@@ -291,13 +291,11 @@ class Server:
         self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60
     ) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
+        headers = {"Content-Type": "application/json"} if body else {}
+        if key := ENGINE.api_key(self._command.argv):
+            headers["Authorization"] = f"Bearer {key}"
         try:
-            connection.request(
-                method,
-                path,
-                json.dumps(body) if body else None,
-                {"Content-Type": "application/json"} if body else {},
-            )
+            connection.request(method, path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
             return response.status, limited(response)
         finally:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
+from sgl_admin.base import versions
 from sgl_admin.base.engine import HOST
 from sgl_admin.sglang import metrics, moe_configs
 
 HOST_FLAG, PORT_FLAG = "--host", "--port"
+_API_KEY_FLAG, _ADMIN_KEY_FLAG = "--api-key", "--admin-api-key"
+_AUTH = "srt/utils/auth.py"
 
 
 def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
@@ -16,6 +20,30 @@ def command(model: str, tp: int, port: int, arguments: list[str]) -> list[str]:
         sys.executable, "-m", "sglang.launch_server", "--model-path", model, "--tp-size", str(tp),
         HOST_FLAG, HOST, PORT_FLAG, str(port), metrics.FLAG, *arguments,
     ]  # fmt: skip
+
+
+def key_arguments(api_key: str, admin_key: str) -> list[str]:
+    return [
+        *([_API_KEY_FLAG, api_key] if api_key else []),
+        *([_ADMIN_KEY_FLAG, admin_key] if admin_key else []),
+    ]
+
+
+def api_key(argv: list[str]) -> str | None:
+    """The key that a server with this command line asks for; None where it asks for none."""
+    return argv[argv.index(_API_KEY_FLAG) + 1] if _API_KEY_FLAG in argv else None
+
+
+@functools.cache
+def has_admin_key() -> bool:
+    """Whether the installed release asks for a key of its own at its admin calls (SGLang 0.5.9 to
+    0.5.23: srt/utils/auth.py).
+    """
+    folder = versions.package_folder("sglang")
+    try:
+        return folder is not None and "admin_api_key" in (folder / _AUTH).read_text("utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def port(argv: list[str]) -> int:

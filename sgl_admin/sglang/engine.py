@@ -31,6 +31,9 @@ class SGLang:
 
     command = staticmethod(command_line.command)
     port = staticmethod(command_line.port)
+    key_arguments = staticmethod(command_line.key_arguments)
+    api_key = staticmethod(command_line.api_key)
+    has_admin_key = staticmethod(command_line.has_admin_key)
     gpu_environment = staticmethod(command_line.gpu_environment)
     lengths = kernels.LENGTHS
     owned_argument = staticmethod(arguments.owned)

@@ -50,8 +50,14 @@ class Answer:
         return self.usage["completion_tokens"] / self.latency_s
 
 
-def ask(port: int, model: str, messages: Sequence[dict[str, Any]], options: Options) -> Answer:
-    """Send the messages. Raises ChatFailure."""
+def ask(
+    port: int,
+    model: str,
+    messages: Sequence[dict[str, Any]],
+    options: Options,
+    key: str | None = None,
+) -> Answer:
+    """Send the messages; `key` is what the server asks for. Raises ChatFailure."""
     body: dict[str, Any] = {
         "model": model,
         "messages": list(messages),
@@ -67,7 +73,9 @@ def ask(port: int, model: str, messages: Sequence[dict[str, Any]], options: Opti
     reading = Reading()
     started = time.monotonic()
     try:
-        with _response(port, "POST", "/v1/chat/completions", body, options.timeout_s) as response:
+        with _response(
+            port, "POST", "/v1/chat/completions", body, options.timeout_s, key
+        ) as response:
             if response.status != 200:
                 raise ChatFailure(
                     HTTP_ERROR, f"HTTP {response.status}: {_excerpt(response.read(_EXCERPT))}"
@@ -86,10 +94,10 @@ def ask(port: int, model: str, messages: Sequence[dict[str, Any]], options: Opti
     return reading.answer(started, time.monotonic())
 
 
-def served_model(port: int) -> str | None:
+def served_model(port: int, key: str | None = None) -> str | None:
     """What the server calls its model; None where it does not say."""
     try:
-        with _response(port, "GET", "/v1/models", None, timeout_s=10) as response:
+        with _response(port, "GET", "/v1/models", None, 10, key) as response:
             name = json.loads(response.read())["data"][0]["id"] if response.status == 200 else None
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
         return None
@@ -212,7 +220,12 @@ class _Socket(socket.socket):
 
 @contextmanager
 def _response(
-    port: int, method: str, path: str, body: dict[str, Any] | None, timeout_s: float
+    port: int,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    timeout_s: float,
+    key: str | None,
 ) -> Iterator[http.client.HTTPResponse]:
     """Raises TimeoutError after so many seconds, whatever has come by then; OSError,
     http.client.HTTPException, ValueError.
@@ -225,8 +238,9 @@ def _response(
         connection = http.client.HTTPConnection(HOST, port)
         connection.sock = connected
         content = None if body is None else json.dumps(body)
-        connection.request(
-            method, path, content, {"Content-Type": "application/json", "Connection": "close"}
-        )
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        connection.request(method, path, content, headers)
         with connection.getresponse() as response:
             yield response

@@ -13,11 +13,13 @@ from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.processes import start_time
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT, EXIT_SERVER_FAILED, EXIT_SMOKE_FAILED
+from sgl_admin.records import prepared as servers
 from sgl_admin.records import smokes as record
 from sgl_admin.records.run import Run
 from sgl_admin.records.scenario import Scenario, Test
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.server import Server
+from sgl_admin.sglang import ENGINE
 from sgl_admin.smoke import chat
 
 
@@ -50,6 +52,8 @@ class Smoke(Interruptible):
         self._server: Server | None = None
         # Of the server's place, while this smoke's own has it.
         self._place: int | None = None
+        # What the server asks its callers for.
+        self._key: str | None = None
         self.summary = record.new(live, scenario, smoke_id)
         self._path = record.path(live.run_id, smoke_id)
 
@@ -90,12 +94,14 @@ class Smoke(Interruptible):
         used = self.summary["server"]
         if (started := _started(self._live)) is not None:
             used.update(used="running", argv=started["argv"], port=started["port"])
+            if command := servers.same_command(self._live.run_id, started):
+                self._key = ENGINE.api_key(command.argv)
             self._await_started()
         elif _at(self._live).healthy():
             used["used"] = "running"
         else:
             self._start_server(used)
-        self.summary["model"] = chat.served_model(used["port"])
+        self.summary["model"] = chat.served_model(used["port"], self._key)
         if self.summary["model"] is None:
             self.summary["model"] = "default"
             self.summary["warnings"].append(
@@ -115,6 +121,7 @@ class Smoke(Interruptible):
             prepared = benchmark_server.prepared(self._live)
         except Refused as refusal:
             raise StageFailure("server_start_failed", str(refusal)) from refusal
+        self._key = ENGINE.api_key(prepared.argv)
         self._place = benchmark_server.claim(self._live.run_id)
         self._server = Server(
             prepared.argv,
@@ -157,7 +164,11 @@ class Smoke(Interruptible):
             try:
                 with self._may_be_interrupted():
                     answer = chat.ask(
-                        self.summary["server"]["port"], self.summary["model"], said, test.options
+                        self.summary["server"]["port"],
+                        self.summary["model"],
+                        said,
+                        test.options,
+                        self._key,
                     )
             except chat.ChatFailure as failure:
                 error = {"kind": failure.kind, "message": str(failure), "turn": number}

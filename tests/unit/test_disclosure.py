@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,11 @@ from sgl_admin.base import gated, keyed, paths
 from sgl_admin.base.command import Command
 from sgl_admin.contract import disclosure
 from sgl_admin.contract.disclosure import NOT_SHOWN
+from sgl_admin.records import prepared
+from sgl_admin.serving.server import Server
 from sgl_admin.sglang import ENGINE
 from sgl_admin.sglang.public_flags import FLAGS
+from sgl_admin.smoke import chat
 
 SECRET = "hunter2-Tr0ub4dor"
 NAMES = json.loads(
@@ -65,6 +70,7 @@ VARIABLES = [
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(paths, "TELEMETRY", tmp_path)
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     keyed.ensure()
     return tmp_path
 
@@ -210,3 +216,60 @@ def test_a_value_that_comes_in_pieces_is_hidden(tmp_path: Path) -> None:
             os.close(source)
             os.waitpid(writer, 0)
         assert target.read_bytes() == b"a *, and a secret-valu**"
+
+
+# --- keys of the server -----------------------------------------------------------------------
+
+
+def test_the_servers_keys_are_in_no_record(tree: Path) -> None:
+    keys = ENGINE.key_arguments(SECRET, keyed.admin_key())
+    argv = ENGINE.command("/models/m", 1, 30000, keys)
+    command = Command(argv, {}, ENGINE.shown_arguments(argv), {})
+    assert ENGINE.api_key(argv) == SECRET and ENGINE.port(argv) == 30000
+    assert command.hidden == sorted({SECRET, keyed.admin_key()})
+    assert SECRET not in json.dumps(command.shown)
+    assert keyed.admin_key() not in json.dumps(command.shown)
+    assert ENGINE.api_key(ENGINE.command("/models/m", 1, 30000, [])) is None
+
+
+def test_a_request_sends_the_servers_key(tree: Path) -> None:
+    seen = []
+
+    class Asked(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Asked) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        for keys in ([SECRET], [""]):
+            argv = ENGINE.command("/m", 1, server.server_port, ENGINE.key_arguments(keys[0], ""))
+            made = Server(argv, {}, server.server_port, tree / "log", group=os.getpgid(0))
+            assert made.healthy()
+        chat.served_model(server.server_port, SECRET)
+        server.shutdown()
+    assert seen == [f"Bearer {SECRET}", None, f"Bearer {SECRET}"]
+
+
+def test_a_private_file_of_another_server_is_not_taken(tree: Path) -> None:
+    argv = ENGINE.command("/m", 1, 1, [f"--x={SECRET}"])
+    command = Command(argv, {}, ENGINE.shown_arguments(argv), {})
+    identity = f"sha256:{'1' * 64}"
+    prepared.write("r", {**command.shown, "identity": identity}, "/m", "p", {}, command)
+    record = prepared.read("r", identity)
+    assert record is not None and SECRET not in json.dumps(record)
+    assert prepared.command(record) == command
+    assert prepared.same_command("r", command.shown) == command
+    private = prepared.path("r", identity).with_suffix(".private")
+    assert private.stat().st_mode & 0o777 == 0o600
+    private.write_text(private.read_text().replace(SECRET, "another"))
+    with pytest.raises(ValueError, match="is of another server"):
+        prepared.command(record)
+    private.unlink()
+    with pytest.raises(ValueError, match="is gone"):
+        prepared.command(record)
+    assert prepared.same_command("r", command.shown) is None

@@ -45,3 +45,10 @@ def test_every_test_of_a_refusal_is_a_line() -> None:
         re.MULTILINE,
     )
     assert [name for name in refused if f"`{name}`" not in text] == []
+
+
+def test_security_names_tests_that_are_there() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 30
+    assert sorted(named - known()) == []

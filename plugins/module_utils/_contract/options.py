@@ -568,6 +568,22 @@ REQUEST = (
         kind="server_environment",
     ),
     Option(
+        "sgl_server_api_key_file",
+        "path",
+        "A file on the controller with the key that the server asks its callers for. By default it"
+        " asks for none.",
+        "",
+        kind="controller_file",
+    ),
+    Option(
+        "sgl_server_open_admin",
+        "bool",
+        "Let every user of the host make the server's admin calls, such as flushing its cache,"
+        " without the key that C(sgl-admin server admin-key) prints.",
+        False,
+        module={PREP: "server_open_admin"},
+    ),
+    Option(
         "sgl_public_names",
         "list",
         "Arguments (C(--name)) and variables of the server that records may show, beside those that"
@@ -776,6 +792,7 @@ def module_spec(module: str) -> dict[str, Any]:
 _PREP_ONLY = (
     Option("model", "str", "The model's folder in the container.", required=True),
     *STAGE_MODES,
+    Option("server_api_key", "str", "The key that the server asks for.", "", no_log=True),
     Option("probe_timeout", "float", "Seconds for Prometheus to account for the tokens sent.", 30),
 )
 
