@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from ansible.module_utils import basic
+from ansible_collections.slice_bench.sglang.plugins.modules import sgl_model
 
 from sgl_admin.base import gated, keyed, paths
 from sgl_admin.base.command import Command
@@ -273,3 +275,25 @@ def test_a_private_file_of_another_server_is_not_taken(tree: Path) -> None:
     with pytest.raises(ValueError, match="is gone"):
         prepared.command(record)
     assert prepared.same_command("r", command.shown) is None
+
+
+def test_a_module_shows_no_argument_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither in its answer, which -vvv shows, nor in the host's log of its call."""
+    words = ["--tp", "1", f"--api-k={SECRET}"]
+    given = {"path": str(tmp_path / "none"), "server_args": words, "may_be_missing": True}
+    arguments = json.dumps({"ANSIBLE_MODULE_ARGS": given}).encode()
+    logged: list[str] = []
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", arguments)
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    monkeypatch.setattr(
+        basic.AnsibleModule, "log", lambda self, msg, **more: logged.append(f"{msg} {more}")
+    )
+    with pytest.raises(SystemExit):
+        sgl_model.main()
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["model"]["identity"] is None and logged
+    assert SECRET not in json.dumps([answer, logged])
+    # Common words are not blackened in all that it says.
+    assert answer["invocation"]["module_args"]["tp"] == 1
