@@ -56,7 +56,8 @@ _SILENT = re.compile(
 _NOTHING = re.compile(r"^sgl-admin: nothing to export: ", re.MULTILINE)
 _CHUNK = 1 << 20
 # What sgl-admin calls these on its command line.
-_FLAGS = {"moe_tune": "moe", "cuda_graph_batch_sizes": "cuda-graph-bs"}
+# Brings sgl-admin the request of an import, whose standard input is the archive.
+_REQUEST = "SGL_ADMIN_REQUEST"
 
 
 class ShareError(Exception):
@@ -292,18 +293,23 @@ class Host:
         words = [
             "exec",
             "--interactive",
+            # Its value comes from this process's environment: everybody sees a command line.
+            "--env",
+            _REQUEST,
             self._container,
             "sgl-admin",
             "caches",
             "import",
             "-",
             "--json",
-            *request_flags(item["request"]),
+            "--request",
+            f"env:{_REQUEST}",
         ]
         with open(path, "rb") as archive:
             process = subprocess.run(
                 [self._docker.binary, *words, *(["--digest", digest] if digest else [])],
                 stdin=archive,
+                env={**os.environ, _REQUEST: json.dumps(item["request"])},
                 capture_output=True,
                 check=False,
             )
@@ -342,24 +348,6 @@ class Host:
         """Take an archive's name away again: its content is in the registry, or in the caches."""
         with contextlib.suppress(DockerError):
             self._docker.call("rmi", reference)
-
-
-def request_flags(request: dict[str, Any]) -> list[str]:
-    """The request as flags of sgl-admin, for an import: its standard input is the archive."""
-    pairs: list[tuple[str, Any]] = []
-    for name, value in request.items():
-        if name == "stages":
-            pairs += value.items()
-        elif name == "server_args":
-            pairs += [("server_arg", word) for word in value]
-        elif name == "server_env":
-            pairs += [(name, f"{variable}={text}") for variable, text in value.items()]
-        elif not isinstance(value, list):
-            pairs.append((name, value))
-        elif value:
-            pairs.append((name, ",".join(map(str, value))))
-    # One word with its value: a server's argument begins with dashes itself.
-    return [f"--{_FLAGS.get(name, name.replace('_', '-'))}={value}" for name, value in pairs]
 
 
 def _is_absent(said: str) -> bool:

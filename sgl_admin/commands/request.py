@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sgl_admin.records.request import Request
 from sgl_admin.records.run import Run
 from sgl_admin.stages import STAGES
 
-STANDARD_INPUT = "-"
+STANDARD_INPUT, _VARIABLE = "-", "env:"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whole.add_argument(
         "--request",
         metavar="FILE",
-        help="the whole request as a JSON object, instead of its flags; - is standard input",
+        help=(
+            "the whole request as a JSON object, instead of its flags; - is standard input, and"
+            " env:NAME a variable of the environment"
+        ),
     )
     mode = request_fields.flag_type(str, request_fields.one_of(*MODES))
     for stage in STAGES:
@@ -93,6 +97,9 @@ def _read(name: str) -> bytes:
     try:
         if name == STANDARD_INPUT:
             return sys.stdin.buffer.read()
+        if name.startswith(_VARIABLE):
+            # What is started from here does not inherit it.
+            return os.environ.pop(name.removeprefix(_VARIABLE), "").encode()
         return files.read_bytes(Path(name))
     except OSError as error:
         raise Refused(EXIT_USAGE, f"the request cannot be read: {files.reason(error)}") from error

@@ -28,7 +28,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client im
     PrepClient,
     PrepError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import request_flags
 from hypothesis import strategies as st
 
 from sgl_admin.base.errors import Refused
@@ -320,8 +319,9 @@ def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(
         assert refusal.exit_code == cli.EXIT_USAGE and str(refusal).startswith("the request")
         return
     reached()
-    parsed = cli._parser().parse_args(["caches", "import", "-", *request_flags(document)])
-    assert request_cli.of(parsed, live) == made
+    with mock.patch.dict("os.environ", {"ASKED": json.dumps(document)}):
+        parsed = cli._parser().parse_args(["caches", "import", "-", "--request", "env:ASKED"])
+        assert request_cli.of(parsed, live) == made
     assert (
         made.model == options["model"].rstrip("/")
         and made.tp == options["tp"]

@@ -19,7 +19,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
     prep_options,
     request_document,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import request_flags
 
 from sgl_admin.base import detached, files, locks, paths, processes
 from sgl_admin.base.errors import Refused
@@ -27,6 +26,7 @@ from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.commands import request_fields
 from sgl_admin.contract import options
+from sgl_admin.contract.stages import BY_NAME as STAGES_BY_NAME
 from sgl_admin.contract.stages import NAMES
 from sgl_admin.facts import devices
 from sgl_admin.records import job, run
@@ -388,9 +388,10 @@ def test_the_modules_document_is_understood(monkeypatch: pytest.MonkeyPatch) -> 
         (1, 4),
         "skip",
     )
-    # An import, whose standard input is the archive, asks by flags for the same.
+    # An import, whose standard input is the archive, asks by its environment for the same.
+    monkeypatch.setenv("SGL_ADMIN_REQUEST", json.dumps(request_document(OPTIONS)))
     parsed = cli._parser().parse_args(
-        ["caches", "import", "-", *request_flags(request_document(OPTIONS))]
+        ["caches", "import", "-", "--request", "env:SGL_ADMIN_REQUEST"]
     )
     assert request_cli.of(parsed, LIVE) == made
 
@@ -407,6 +408,20 @@ def test_an_option_without_a_value_is_not_in_the_document(monkeypatch: pytest.Mo
     assert by_json(document, monkeypatch).moe_dtype == "auto"
 
 
+def flags(document: dict[str, Any]) -> list[str]:
+    """The flags that ask for the same; the server's key has none."""
+    words = [f"{STAGES_BY_NAME[name].flag}={mode}" for name, mode in document["stages"].items()]
+    words += [f"--server-arg={word}" for word in document["server_args"]]
+    words += [f"--server-env={name}={text}" for name, text in document["server_env"].items()]
+    for name, field in request_cli.FIELDS.items():
+        value = document[name]
+        if field.flag is None or field.repeated or value in ([], None):
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words.append(f"{field.flag}={text}")
+    return words
+
+
 def test_every_field_is_a_flag_and_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = {
         **request_document(OPTIONS),
@@ -419,7 +434,7 @@ def test_every_field_is_a_flag_and_a_key(tmp_path: Path, monkeypatch: pytest.Mon
     parsed = cli._parser().parse_args(["caches", "ensure", f"--request={file}"])
     by_file = request_cli.of(parsed, LIVE)
     assert (by_file.moe_sample, by_file.warmup_port) == (9, 4000)
-    parsed = cli._parser().parse_args(["caches", "ensure", *request_flags(document)])
+    parsed = cli._parser().parse_args(["caches", "ensure", *flags(document)])
     assert request_cli.of(parsed, LIVE) == by_file == by_json(document, monkeypatch)
 
 

@@ -285,7 +285,7 @@ def test_an_import_that_takes_nothing_is_told(
 
 
 @pytest.mark.slow
-def test_an_import_has_the_archive_on_standard_input_and_the_request_as_flags(
+def test_an_import_has_the_archive_on_standard_input_and_the_request_in_no_command_line(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "archive").write_text("archive")
@@ -293,8 +293,10 @@ def test_an_import_has_the_archive_on_standard_input_and_the_request_as_flags(
     host = admin(tmp_path, json.dumps(answer))
     assert host.take(ITEM, str(tmp_path / "archive"), "sha256:1") == answer
     words = (tmp_path / "words").read_text().splitlines()
-    assert words[:7] == [
-        *("exec", "--interactive", "sglang-dev", "sgl-admin", "caches", "import", "-")
+    name = words[3]
+    assert words[:9] == [
+        *("exec", "--interactive", "--env", name, "sglang-dev", "sgl-admin", "caches", "import"),
+        "-",
     ]
-    assert words[7:] == ["--json", "--model=/m", "--inductor=ensure", "--digest", "sha256:1"]
+    assert words[9:] == ["--json", "--request", f"env:{name}", "--digest", "sha256:1"]
     assert (tmp_path / "in").read_text() == "archive"
