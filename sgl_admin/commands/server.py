@@ -71,16 +71,20 @@ def register(commands: Any) -> None:
         "stop", help="stop it with all its processes; harmless where none runs"
     )
     stop.set_defaults(handler=_stop)
+    _add_admin_key(actions)
+    for action in (start, status, stop):
+        action.add_argument(
+            "--json", action="store_true", help="print {server, healthy, log_tail} as JSON"
+        )
+
+
+def _add_admin_key(actions: Any) -> None:
     admin = actions.add_parser(
         "admin-key",
         help="print the key of its admin calls, such as flushing its cache",
         epilog="It is sent as Authorization: Bearer KEY.",
     )
     admin.set_defaults(handler=_admin_key)
-    for action in (start, status, stop):
-        action.add_argument(
-            "--json", action="store_true", help="print {server, healthy, log_tail} as JSON"
-        )
 
 
 def _admin_key(arguments: argparse.Namespace) -> int:

@@ -120,16 +120,7 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
     started_at = clock.utc()
     profile_cache = caches.snapshot()
     states = wait_for_services(of_image(), settings, ending)
-    container_paths = {
-        "telemetry_root": str(paths.TELEMETRY),
-        "run_dir": str(paths.run_dir(run_id)),
-        "log_file": str(paths.log(run_id)),
-        "prometheus_dir": str(paths.PROMETHEUS / run_id),
-        "jaeger_dir": str(paths.JAEGER / run_id),
-        "profiles_root": str(paths.PROFILES),
-        "models_root": str(paths.MODELS),
-        "huggingface_root": str(paths.HUGGINGFACE),
-    }
+    container_paths = _container_paths(run_id)
     observed = Observed(
         states,
         flavour.get("unavailable", {}),
@@ -174,6 +165,19 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "warnings": warnings,
         # Readers on the host know by it whether this run is the live one.
         "pid1": processes.identity(1),
+    }
+
+
+def _container_paths(run_id: str) -> dict[str, str]:
+    return {
+        "telemetry_root": str(paths.TELEMETRY),
+        "run_dir": str(paths.run_dir(run_id)),
+        "log_file": str(paths.log(run_id)),
+        "prometheus_dir": str(paths.PROMETHEUS / run_id),
+        "jaeger_dir": str(paths.JAEGER / run_id),
+        "profiles_root": str(paths.PROFILES),
+        "models_root": str(paths.MODELS),
+        "huggingface_root": str(paths.HUGGINGFACE),
     }
 
 
