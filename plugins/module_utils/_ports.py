@@ -13,7 +13,7 @@ import pwd
 import socket
 from collections.abc import Iterable, Iterator
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, services
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import services
 
 _LISTEN = "0A"
 _UNPRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
@@ -23,7 +23,7 @@ def of_container(environment: Iterable[str]) -> tuple[str | None, dict[str, int]
     """Where a container's services listen, by its environment: their address, and ports by name."""
     settings = dict(line.partition("=")[::2] for line in environment)
     numbers = {port.name: settings.get(port.variable, "") for port in services.PORTS}
-    return settings.get(options.BY_NAME["sgl_bind_address"].variable), {
+    return settings.get(services.ADDRESS_VARIABLE), {
         name: int(number)
         for name, number in numbers.items()
         if number.isascii() and number.isdigit()

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .texts import one_line
+
 ROOT_NAME = "sglang-observability"
 HOME = "/home/devuser"
 
@@ -51,3 +53,13 @@ CACHES: dict[str, tuple[str, ...]] = {
 }
 CACHE_VARIABLES = {variable: cache for cache, names in CACHES.items() for variable in names}
 PROFILES_FOLDERS = (*CACHES, "moe_configs/configs", LOCKS, IN_PROGRESS)
+
+
+def unmountable(path: str) -> str | None:
+    """Why Docker could not bind-mount a path; None where it can."""
+    if ":" not in path:
+        return None
+    return (
+        f"is '{one_line(path, 80)}', and Docker cannot mount a path with a colon in it: set it to a"
+        " path without"
+    )

@@ -315,20 +315,10 @@ def _host_path(value: Any) -> None:
 
 def _mounted(value: Any) -> None:
     _host_path(value)
-    if problem := unmountable(value):
+    if problem := places.unmountable(value):
         raise Wrong(problem)
     if value.rstrip("/") == "":
         raise Wrong("is the root of the filesystem: set it to a folder of its own")
-
-
-def unmountable(path: str) -> str | None:
-    """Why Docker could not bind-mount a path; None where it can."""
-    if ":" not in path:
-        return None
-    return (
-        f"is {_shown(path)}, and Docker cannot mount a path with a colon in it: set it to a path"
-        " without"
-    )
 
 
 def _url(value: Any) -> None:
