@@ -29,6 +29,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     CONTAINER_LABEL,
+    DockerAbsent,
     DockerCli,
     DockerError,
     InputRunner,
@@ -624,9 +625,10 @@ class Stack:
         """A step that another run may have done already."""
         try:
             self._docker.call(*arguments)
+        except DockerAbsent:
+            pass
         except DockerError as error:
-            if "no such container" not in str(error).lower():
-                self.warnings.append(f"docker {arguments[0]}: {one_line(error, 200)}")
+            self.warnings.append(f"docker {arguments[0]}: {one_line(error, 200)}")
 
 
 def advise(error: str) -> str:

@@ -66,6 +66,10 @@ class DockerSilent(DockerError):
     """No daemon answers, or none that this user may ask: what exists is unknown."""
 
 
+class DockerAbsent(DockerError):
+    """Docker knows no such container or image."""
+
+
 class DockerCli:
     def __init__(self, run: Runner, binary: str | None = None) -> None:
         """Raises DockerMissing where there is no client."""
@@ -354,8 +358,12 @@ def _remedy(error: str) -> str | None:
 
 def failure(error: str) -> DockerError:
     """The error that Docker's words stand for, with the remedy."""
-    remedy = _remedy(error)
-    return DockerError(error) if remedy is None else DockerSilent(f"{remedy} ({error})")
+    if (remedy := _remedy(error)) is not None:
+        return DockerSilent(f"{remedy} ({error})")
+    # A warning may stand before it, and after it what the client could not do therefore
+    # (docker/cli v27.5.1, cli/command/container/start.go and rename.go).
+    absent = any(_NO_SUCH.fullmatch(line.strip()) for line in error.splitlines())
+    return (DockerAbsent if absent else DockerError)(error)
 
 
 def explain(error: str) -> str:

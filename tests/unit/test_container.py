@@ -398,3 +398,39 @@ def test_what_runs_in_a_container_whose_records_cannot_be_read_is_told_by_its_lo
 def test_an_environment_that_docker_cannot_be_given_is_refused() -> None:
     with pytest.raises(ContainerError, match="CERTIFICATE holds a line break"):
         environment_file({"CERTIFICATE": "a\nb"})
+
+
+@pytest.mark.parametrize(
+    ("said", "warns"),
+    [
+        # docker/cli v27.5.1: cli/command/container/start.go and rename.go, which say the daemon's
+        # answer and then what they could not do.
+        ("Error response from daemon: No such container: a", False),
+        ("Error: No such container: a", False),
+        (
+            "Error response from daemon: No such container: a\n"
+            "Error: failed to rename container named a",
+            False,
+        ),
+        (
+            "Error response from daemon: No such container: a\n"
+            "Error: failed to start containers: a",
+            False,
+        ),
+        # moby, daemon/container_operations_unix.go: another container than the one asked for.
+        (
+            "Error response from daemon: joining network namespace of container: No such"
+            " container: b",
+            True,
+        ),
+        ("Error response from daemon: removal of container a is already in progress", True),
+    ],
+)
+def test_only_a_container_that_docker_does_not_know_is_passed_over(
+    docker: Docker, monkeypatch: pytest.MonkeyPatch, said: str, warns: bool
+) -> None:
+    old(docker, "exited")
+    monkeypatch.setattr(docker, "_rm", lambda words: (1, "", f"{said}\n"), raising=False)
+    removing = stack(docker)
+    assert removing.removed()
+    assert removing.warnings == ([f"docker rm: {said}"] if warns else [])
