@@ -5,7 +5,6 @@ still whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
 from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.records import canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
 
 # What a compiler leaves beside its results: not part of a cache's content.
@@ -133,8 +133,7 @@ class SignatureRecord:
 
 def digest(signature: dict[str, Any]) -> str:
     """The 16 hex digits by which a signature is found."""
-    canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(signature)).hexdigest()[:16]
 
 
 def missing_file(record: dict[str, Any]) -> str | None:
