@@ -278,7 +278,6 @@ class Host:
     run: InputRunner
     private_file: PrivateFile
     telemetry_root: str
-    profiles_root: str
 
 
 class Stack:
@@ -362,12 +361,9 @@ class Stack:
                 f" {self.name} sgl-admin status --watch), or end it (playbooks/stop.yml with"
                 " sgl_stop_force=true), and run this again."
             )
-        in_use = found["in_use"]
-        if not found["live"]:
-            in_use = run_record.held_locks(self._host.profiles_root)
-        if in_use:
+        if found["in_use"]:
             raise ContainerError(
-                f"{what}, and in it runs {', and '.join(in_use)}. Then run this again;"
+                f"{what}, and in it runs {', and '.join(found['in_use'])}. Then run this again;"
                 " sgl_keep_running leaves the container as it is."
             )
 

@@ -87,9 +87,6 @@ options:
   telemetry_root:
     description: The telemetry folder on the host, which has the run's record.
     type: path
-  profiles_root:
-    description: The profiles folder on the host, which has the locks.
-    type: path
   server_args:
     description: Arguments of the server, which the image's SGLang is asked for.
     type: list
@@ -169,12 +166,7 @@ class ContainerModule:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params: dict[str, Any] = module.params
-        host = container.Host(
-            self._run,
-            container.memory_file,
-            self.params["telemetry_root"] or "",
-            self.params["profiles_root"] or "",
-        )
+        host = container.Host(self._run, container.memory_file, self.params["telemetry_root"] or "")
         self.stack = container.Stack(
             host, self.params["name"], self.params["stop_timeout"], self.params["start_timeout"]
         )
@@ -284,13 +276,12 @@ def main() -> None:
             "digest": {"type": "str"},
             "outdated": {"type": "str"},
             "telemetry_root": {"type": "path"},
-            "profiles_root": {"type": "path"},
             "server_args": texts,
             "checked": {"type": "bool", "default": False},
             "start_timeout": {"type": "float", "default": 60},
         },
         required_if=[
-            ("state", "started", ("image", "user", "digest", "telemetry_root", "profiles_root")),
+            ("state", "started", ("image", "user", "digest", "telemetry_root")),
             ("state", "checked", ("image", "user", "digest")),
         ],
         supports_check_mode=True,

@@ -29,6 +29,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._container impo
 from tests.doubles.docker_client import Docker, Killed
 
 NAME = "sglang-dev"
+DESCRIBE = run_record.describe
 DEAD = "1 1 11111111-2222-3333-4444-555555555555"
 
 
@@ -73,7 +74,7 @@ def shown(text: str) -> Iterator[str]:
 
 
 def stack(docker: Docker) -> Stack:
-    return Stack(Host(docker, shown, "/telemetry", "/profiles"), NAME, 60, 5.0)
+    return Stack(Host(docker, shown, "/telemetry"), NAME, 60, 5.0)
 
 
 def definition(digest: str = "new", image: str = "sha256:new", **given: Any) -> Definition:
@@ -381,17 +382,13 @@ def test_what_runs_in_a_container_whose_records_cannot_be_read_is_told_by_its_lo
     import fcntl
 
     (tmp_path / ".locks").mkdir()
-    monkeypatch.setattr(
-        run_record,
-        "describe",
-        lambda root, found: {"live": False, "reason": "no pointer", "prep": None, "in_use": []},
-    )
+    monkeypatch.setattr(run_record, "describe", DESCRIBE)
     outdated = old(docker)
-    host = Host(docker, shown, "/telemetry", str(tmp_path))
+    docker.containers[outdated].mounts = {"/profiles": str(tmp_path)}
     with open(tmp_path / ".locks" / "serving.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ContainerError, match="a server that was started for a benchmark"):
-            Stack(host, NAME, 60, 5.0).started(definition(), outdated, None)
+            stack(docker).started(definition(), outdated, None)
     check_one(docker, "old")
 
 

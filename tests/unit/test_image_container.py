@@ -28,7 +28,7 @@ def test_the_image_is_asked_for_the_same_container_but_for_its_mounts() -> None:
     (check,) = yaml.safe_load((ROLE / "tasks/check.yml").read_text(encoding="utf-8"))
     asked = {key: value for key, value in check[module].items() if key != "state"}
     made = start[module]
-    others = {"volumes", "outdated", "telemetry_root", "profiles_root", "checked", "start_timeout"}
+    others = {"volumes", "outdated", "telemetry_root", "checked", "start_timeout"}
     assert asked == {key: value for key, value in made.items() if key not in others}
 
 
