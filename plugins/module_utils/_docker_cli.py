@@ -17,6 +17,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
 # Runs an argument list; returns exit code, standard output, standard error.
@@ -31,9 +34,6 @@ _STRANGE = (
 
 # types.NoneType, which Python 3.9 does not have.
 _NONE = type(None)
-INPUTS_LABEL = "org.slice-bench.image-inputs"
-# A container that the role stack created has it.
-CONTAINER_LABEL = "org.slice-bench.container-inputs"
 
 
 # A daemon's 404 as the user reads it: of clients 20.10 to 27 ("Error: ..."), and of clients from 28

@@ -136,6 +136,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _container as container
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -233,7 +236,7 @@ def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     return {
         "image": found["image_id"],
-        "options": found["labels"].get(container.CONTAINER_LABEL),
+        "options": found["labels"].get(CONTAINER_LABEL),
         "running": found["running"],
     }
 

@@ -15,7 +15,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _contain
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._container import (
-    CONTAINER_LABEL,
     CREATOR_LABEL,
     ContainerError,
     Definition,
@@ -24,6 +23,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._container impo
     advise,
     environment_file,
     memory_file,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
 )
 
 from tests.doubles.docker_client import Docker, Killed
@@ -37,7 +39,8 @@ DEAD = "1 1 11111111-2222-3333-4444-555555555555"
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "docker").write_text("#!/bin/false\n")
+    (folder / "docker").write_text("#!/bin/false
+")
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setattr(container, "_POLL_S", 0.0)

@@ -28,8 +28,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_downloads as image_downloads,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
 )
@@ -77,7 +79,8 @@ class Docker:
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "docker").write_text("#!/bin/false\n")
+    (folder / "docker").write_text("#!/bin/false
+")
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")

@@ -9,6 +9,9 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 
 ROLE = Path(__file__).resolve().parents[2] / "roles/stack"
 VARIABLES = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
@@ -35,12 +38,13 @@ def test_the_image_is_asked_for_the_same_container_but_for_its_mounts() -> None:
 def _decided(name: str, arguments: list[str], argv: list[str] | None, digest: str = "d") -> Any:
     """A variable of the role, for a live run whose latest prep had a server with this command."""
     result = None if argv is None else {"run": {"server": {"argv": argv}}}
-    found = {"running": True, "labels": {VARIABLES["stack_digest_label"]: digest}}
+    found = {"running": True, "labels": {CONTAINER_LABEL: digest}}
     values: dict[str, Any] = {
         variable: trust_as_template(value) if isinstance(value, str) else value
         for variable, value in VARIABLES.items()
     }
     values |= {
+        "settings_container_label": CONTAINER_LABEL,
         "sgl_server_args": arguments,
         "sgl_keep_running": False,
         "stack_digest": "d",
