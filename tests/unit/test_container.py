@@ -36,13 +36,7 @@ DEAD = "1 1 11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "docker").write_text("#!/bin/false
-")
-    (folder / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
+def docker(docker_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     monkeypatch.setattr(container, "_POLL_S", 0.0)
     monkeypatch.setattr(live_run, "_POLL_S", 0.0)
 

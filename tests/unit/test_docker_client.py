@@ -66,13 +66,7 @@ class Docker:
 
 
 @pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "docker").write_text("#!/bin/false
-")
-    (folder / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
+def docker(docker_folder: Path) -> Docker:
     return Docker()
 
 
