@@ -135,13 +135,7 @@ def _add_ensure(group: Any) -> None:
         action="store_true",
         help="return as soon as the prep runs; print {job, result, attached} as JSON",
     )
-    ensure.add_argument(
-        "--wait",
-        type=argument_types.seconds,
-        default=0.0,
-        metavar="S",
-        help="with --detach: wait so long for the end first",
-    )
+    argument_types.add_seconds(ensure, "--wait", "with --detach: wait so long for the end first")
 
 
 def _add_status(commands: Any) -> None:
@@ -155,13 +149,7 @@ def _add_status(commands: Any) -> None:
         action="store_true",
         help="show its progress until it ends",
     )
-    status.add_argument(
-        "--wait",
-        type=argument_types.seconds,
-        default=0.0,
-        metavar="S",
-        help="wait so long for it to end first",
-    )
+    argument_types.add_seconds(status, "--wait", "wait so long for it to end first")
 
 
 def _ensure(arguments: argparse.Namespace) -> int:

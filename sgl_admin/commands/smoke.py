@@ -44,12 +44,11 @@ def register(commands: Any) -> None:
         metavar="FILE",
         help="the scenario as JSON, - for standard input (default: one-shot and multi-turn)",
     )
-    begin.add_argument(
+    argument_types.add_seconds(
+        begin,
         "--server-timeout",
-        type=argument_types.seconds,
-        default=1800.0,
-        metavar="S",
-        help="for a server that is started to become healthy (default: %(default)s)",
+        "for a server that is started to become healthy",
+        argument_types.SERVER_TIMEOUT_S,
     )
     begin.add_argument(
         "--detach",
@@ -64,13 +63,7 @@ def register(commands: Any) -> None:
     for action, what in ((begin, "the summary as JSON"), (status, "{smoke} as JSON")):
         action.add_argument("--json", action="store_true", help=f"print {what}")
     for action, when in ((begin, "with --detach: "), (status, "")):
-        action.add_argument(
-            "--wait",
-            type=argument_types.seconds,
-            default=0.0,
-            metavar="S",
-            help=f"{when}wait so long for it to end first",
-        )
+        argument_types.add_seconds(action, "--wait", f"{when}wait so long for it to end first")
 
 
 def _run(arguments: argparse.Namespace) -> int:
