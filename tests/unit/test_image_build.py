@@ -589,6 +589,8 @@ def test_the_proxy_of_the_environment_is_used(
         (b"no archive", "cannot be unpacked"),
         (archive()[:-40], "cannot be unpacked"),
     ],
+    # An archive has the time at which it was packed.
+    ids=["amd64", "a script", "another program", "no archive", "cut"],
 )
 def test_an_archive_that_holds_something_else_is_refused(
     tmp_path: Path, content: bytes, words: str
