@@ -96,9 +96,8 @@ class Execution(Interruptible):
     def _run(self) -> tuple[Record, int]:
         self.job.update()
         set_aside(self.plan, self._warnings)
-        before = caches.sizes()
-        if not self.plan.nothing_to_do:
-            self._cached = caches.listing()
+        self._cached = caches.listing()
+        before = caches.sizes(self._cached)
         try:
             stages = self._run_stages()
             proof = self._proof()
@@ -112,7 +111,7 @@ class Execution(Interruptible):
             proof,
             cleanup_failure,
             before,
-            before if self.plan.nothing_to_do else caches.sizes(),
+            before if self.plan.nothing_to_do else caches.sizes(caches.listing()),
             self._warnings,
         )
         document = result.aggregate(self.plan, outcome)
