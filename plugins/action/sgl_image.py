@@ -32,7 +32,7 @@ _BUILD_STEPS = ("base", "wheels", "downloads", "build")
 # What makes another image even where the build context is the same.
 _INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
 # And, where they are set at all:
-_MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads")
+_MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads", "require_digests")
 
 
 class ActionModule(ActionBase):

@@ -61,6 +61,8 @@ class Sources:
     downloads: dict[str, Any] = field(default_factory=dict)
     download_mirror: str | None = None
     download_dir: str | None = None
+    # Whether an archive whose digest is not pinned is refused.
+    require_digests: bool = False
 
 
 class ImageBuild:
@@ -95,6 +97,9 @@ class ImageBuild:
         self.architecture = image_parts.architecture_of(platform)
         self._given_base = base_name
         self._sources = sources or Sources()
+        self._published = image_downloads.PublishedSums(
+            build_dir, self._sources.download_dir, ca_bundle()
+        )
 
     @property
     def _foreign(self) -> bool:
@@ -159,8 +164,13 @@ class ImageBuild:
         }
 
     def _archives(self, recipe: dict[str, Any]) -> list[image_downloads.Archive]:
+        sources = self._sources
         return image_downloads.archives(
-            recipe, self._sources.downloads, self.architecture, self._sources.download_mirror
+            recipe,
+            sources.downloads,
+            self.architecture,
+            sources.download_mirror,
+            image_downloads.forbidden if sources.require_digests else self._published.digest,
         )
 
     def _is_here(self, reference: str) -> bool:
@@ -351,9 +361,22 @@ class ImageBuild:
     def fetch_programs(self, context: str) -> None:
         """The programs that come in release archives. Raises ImageError."""
         for archive in self._archives(self._recipe(context)):
-            image_downloads.provide(
-                archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle()
-            )
+            try:
+                image_downloads.provide(
+                    archive,
+                    self.build_dir,
+                    self.architecture,
+                    self._sources.download_dir,
+                    ca_bundle(),
+                )
+            except ImageError:
+                self._published.forget(archive)
+                raise
+
+    def warnings(self, context: str) -> list[str]:
+        """What to say of the sources that an image was built from. Raises ImageError."""
+        archives = self._archives(self._recipe(context))
+        return [warning for archive in archives if (warning := archive.warning())]
 
     def build(self, context: str, git_revision: str) -> dict[str, Any]:
         """Build and check the image; returns it as it is then. Raises ImageError."""
@@ -370,6 +393,17 @@ class ImageBuild:
             "BASE_NAME": bases["BASE"],
             "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
             "GIT_REVISION": git_revision,
+            "DOWNLOADS": json.dumps(
+                {
+                    archive.name: {
+                        "file": archive.file,
+                        "sha256": archive.sha256,
+                        "pinned": archive.pinned,
+                    }
+                    for archive in self._archives(recipe)
+                },
+                sort_keys=True,
+            ),
         }
         command = [*self._build_command(arguments), context]
         self._step("docker build", command, environment={"DOCKER_BUILDKIT": "1"})

@@ -75,8 +75,16 @@ options:
     type: str
   download_dir:
     description: Folder on the host with release archives that somebody put there, under their own
-      names. They are checked all the same.
+      names, and with the sums files of releases whose digests are not pinned. They are checked all
+      the same.
     type: path
+  require_digests:
+    description:
+      - Whether a release archive whose digest neither the recipe nor O(downloads) has is refused.
+      - By default it is checked against the sums file that its release publishes, fetched over TLS
+        once and then kept, with a warning that says how to pin it.
+    type: bool
+    default: false
   pull:
     description:
       - Reference of the image for O(source=pull), best with its digest
@@ -173,6 +181,7 @@ next_step:
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -207,6 +216,7 @@ def main() -> None:
             "downloads": {"type": "dict", "default": {}},
             "download_mirror": {"type": "str"},
             "download_dir": {"type": "path"},
+            "require_digests": {"type": "bool", "default": False},
             "pull": {"type": "str"},
             "archive": {"type": "path"},
             "archive_sha256": {"type": "str"},
@@ -315,6 +325,7 @@ def build_image(module: AnsibleModule) -> None:
                 given["downloads"],
                 given["download_mirror"],
                 given["download_dir"],
+                given["require_digests"],
             ),
         )
         before = build.found()
@@ -344,12 +355,12 @@ def build_image(module: AnsibleModule) -> None:
         )
     try:
         with build.alone():
-            module.exit_json(inputs=inputs, **make(build, given))
+            module.exit_json(inputs=inputs, **make(build, given, module.warn))
     except (DockerError, ImageError, OSError) as error:
         module.fail_json(msg=str(error), inputs=inputs)
 
 
-def make(build: ImageBuild, given: dict[str, Any]) -> dict[str, Any]:
+def make(build: ImageBuild, given: dict[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
     """Do one step; tell the next."""
     image = context = None
     if given["context_archive"]:
@@ -365,6 +376,8 @@ def make(build: ImageBuild, given: dict[str, Any]) -> dict[str, Any]:
             build.fetch_programs(context)
         elif given["step"] == "build" and context:
             image = build.build(context, given["git_revision"])
+            for warning in build.warnings(context):
+                warn(warning)
         return {"changed": image is not None, "image": image, "next_step": build.next_step(context)}
     finally:
         if context:
