@@ -375,8 +375,14 @@ class ImageBuild:
 
     def warnings(self, context: str) -> list[str]:
         """What to say of the sources that an image was built from. Raises ImageError."""
-        archives = self._archives(self._recipe(context))
-        return [warning for archive in archives if (warning := archive.warning())]
+        recipe = self._recipe(context)
+        said = [archive.warning() for archive in self._archives(recipe)]
+        reference = self._bases(recipe)["BASE"]
+        base = self._docker.image(reference) if "base" in recipe else None
+        # One that was made or loaded here has no digest in a registry.
+        if base is not None and base["repo_digests"]:
+            said.append(image_parts.tag_warning(reference, base, "sgl_image_base"))
+        return [warning for warning in said if warning]
 
     def build(self, context: str, git_revision: str) -> dict[str, Any]:
         """Build and check the image; returns it as it is then. Raises ImageError."""

@@ -178,6 +178,21 @@ def digest_of(reference: str, image: dict[str, Any]) -> str:
     return str(image["id"])
 
 
+def tag_warning(reference: str, image: dict[str, Any], variable: str) -> str | None:
+    """What to say of a reference that may stand for another image tomorrow, with what pins it."""
+    if "@" in reference:
+        return None
+    pinned = (
+        f"{repository_of(reference)}@{digest_of(reference, image)}"
+        if image.get("repo_digests")
+        else "name@sha256:..."
+    )
+    return (
+        f"{reference} is a tag, which moves: other hosts may get another image; set {variable} to"
+        f" {pinned}"
+    )
+
+
 def platforms_of(docker: DockerCli, reference: str) -> list[str] | None:
     """The platforms that a registry has of a reference; None where it cannot be asked so, as
     through a mirror of the daemon.

@@ -49,6 +49,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     pulled_by_digest,
 )
 
+from sgl_admin.sglang import releases
 from tests.doubles.docker_words import absent
 
 FILES = Path(__file__).resolve().parents[2] / "roles" / "image" / "files"
@@ -846,7 +847,7 @@ def test_a_recipes_steps_come_one_after_the_other(
 ) -> None:
     build = gh200(docker, tmp_path)
     assert build.next_step(str(context)) == "base"
-    docker.answers["image inspect lmsysorg/sglang:dev"] = image()
+    docker.answers[f"image inspect {RECIPE['base']}"] = image()
     docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image(architecture="amd64")
     assert build.next_step(str(context)) == "base", "one of the bases is for another architecture"
     docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image()
@@ -872,15 +873,16 @@ def test_a_release_that_was_not_pinned_is_built_from_with_the_line_that_pins_it(
     monkeypatch.setattr(
         image_downloads.PublishedSums, "_fetched", lambda self, archive: JAEGER_SUMS
     )
-    docker.answers["image inspect lmsysorg/sglang"] = image()
+    docker.answers["image inspect lmsysorg/sglang"] = image(digests=(f"lmsysorg/sglang@{DIGEST}",))
     build = gh200(docker, tmp_path, downloads={})
     command = build_command(build, docker, context, monkeypatch)
     facts = next(word for word in command if word.startswith("DOWNLOADS="))
     recorded = json.loads(facts.partition("=")[2])
     assert recorded["jaeger"] == {"file": JAEGER, "sha256": "a" * 64, "pinned": False}
     assert recorded["prometheus"]["pinned"] is True
-    (warning,) = build.warnings(str(context))
+    warning, of_base = build.warnings(str(context))
     assert f"sgl_image_downloads: {{jaeger: {{sha256: {'a' * 64}}}}}" in warning
+    assert of_base.endswith(f"; set sgl_image_base to lmsysorg/sglang@{DIGEST}")
     monkeypatch.setattr(image_downloads, "provide", broken)
     with pytest.raises(ImageError):
         build.fetch_programs(str(context))
@@ -890,6 +892,12 @@ def test_a_release_that_was_not_pinned_is_built_from_with_the_line_that_pins_it(
 def broken(*arguments: Any) -> None:
     if arguments[0].name == "jaeger":
         raise ImageError("another file")
+
+
+def test_the_base_is_the_newest_release_that_is_known() -> None:
+    """Upstream's release-docker.yml joins the images of both architectures under v<version>."""
+    newest = ".".join(map(str, releases.RELEASES[-1].since))
+    assert RECIPE["base"] == f"lmsysorg/sglang:v{newest}"
 
 
 def test_every_base_is_had_by_its_own_variable(
@@ -939,12 +947,12 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
 ) -> None:
     for name in ("http_proxy", "HTTPS_PROXY", "no_proxy"):
         monkeypatch.setenv(name, f"value-of-{name}")
-    docker.answers["image inspect lmsysorg/sglang:dev"] = image(
+    docker.answers[f"image inspect {RECIPE['base']}"] = image(
         digests=(f"lmsysorg/sglang@{DIGEST}",)
     )
     command = build_command(gh200(docker, tmp_path), docker, context, monkeypatch)
     for argument in (
-        "BASE=lmsysorg/sglang:dev", "BASE_NAME=lmsysorg/sglang:dev", f"BASE_DIGEST={DIGEST}",
+        f"BASE={RECIPE['base']}", f"BASE_NAME={RECIPE['base']}", f"BASE_DIGEST={DIGEST}",
         f"DCGM_IMAGE={RECIPE['stages']['DCGM_IMAGE']}",
         "http_proxy", "HTTPS_PROXY", "no_proxy",
     ):  # fmt: skip
@@ -961,11 +969,11 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
 def test_the_hosts_own_platform_is_not_named(
     docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    docker.answers["image inspect lmsysorg/sglang:dev"] = image(architecture="amd64")
+    docker.answers[f"image inspect {RECIPE['base']}"] = image(architecture="amd64")
     with pytest.raises(
         ImageError,
         match=(
-            "box:gh200 is for arm64, and linux/amd64 is wanted: its base lmsysorg/sglang:dev is the"
+            f"box:gh200 is for arm64, and linux/amd64 is wanted: its base {RECIPE['base']} is the"
             " wrong one"
         ),
     ):
