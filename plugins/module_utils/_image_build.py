@@ -25,6 +25,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_downloads as image_downloads,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _image_wheels as image_wheels,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     INPUTS_LABEL,
     DockerCli,
@@ -38,8 +41,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
     check_image,
 )
 
-# The Python of Debian bookworm, which the wheels are for.
-WHEEL_PYTHON = "3.11"
 BASE = "sglang-base"
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA_BUNDLE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
@@ -127,18 +128,18 @@ class ImageBuild:
         if context is None:
             return "base"
         recipe = self._recipe(context)
-        # What cannot be had should not be found out after half an hour of downloads.
-        wanted = self._archives(recipe)
-        if any(not self._is_here(reference) for reference in self._bases(recipe).values()):
-            return "base"
-        if not os.path.isdir(self._wheelhouse(context)):
-            return "wheels"
-        if any(
-            not os.path.exists(image_downloads.program(archive, self.build_dir))
-            for archive in wanted
-        ):
-            return "downloads"
-        return "build"
+        # What cannot be had should not be found out after half an hour of downloads: so digests
+        # come first, and what is small comes before a base that is pulled.
+        programs = [
+            image_downloads.program(archive, self.build_dir) for archive in self._archives(recipe)
+        ]
+        lacking = {
+            "base": not all(map(self._is_here, self._bases(recipe).values())),
+            "wheels": not os.path.isdir(self._wheelhouse(context)),
+            "downloads": not all(map(os.path.exists, programs)),
+        }
+        order = ("wheels", "downloads", "base") if "base" in recipe else tuple(lacking)
+        return next((step for step in order if lacking[step]), "build")
 
     def _recipe(self, context: str) -> dict[str, Any]:
         try:
@@ -309,54 +310,39 @@ class ImageBuild:
                 return mirror
         return None
 
-    def fetch_wheels(self, context: str) -> None:
-        """The image's Python packages, by the host's pip and its settings, checked by digest.
-        Raises ImageError.
+    def fetch_wheels(self, context: str, brought: str | None = None) -> None:
+        """The image's Python packages, by the host's pip and its settings, or out of an archive
+        that the controller sent; checked by digest. Raises ImageError.
         """
-        wheelhouse = self._wheelhouse(context)
-        machine = MACHINES.get(self.architecture, self.architecture)
+        wheelhouse, requirements = self._wheelhouse(context), self._requirements(context)
         # Made under another name: a killed download is not taken for a whole one.
         partial = tempfile.mkdtemp(prefix="wheelhouse-", suffix=".partial", dir=self.build_dir)
         try:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--require-hashes",
-                "--no-deps",
-            ]
-            command += [
-                "--only-binary=:all:",
-                "--implementation",
-                "cp",
-                "--python-version",
-                WHEEL_PYTHON,
-            ]
-            for abi in ("cp311", "abi3", "none"):
-                command += ["--abi", abi]
-            for tag in (
-                "manylinux_2_35",
-                "manylinux_2_31",
-                "manylinux_2_28",
-                "manylinux_2_17",
-                "manylinux2014",
-                "linux",
-            ):
-                command += ["--platform", f"{tag}_{machine}"]
-            requirements = os.path.join(partial, "requirements.txt")
-            with open(requirements, "w", encoding="utf-8") as stream:
-                stream.write(self._requirements(context))
-            self._step("pip download", [*command, "--dest", partial, "--requirement", requirements])
-            os.unlink(requirements)
+            if brought:
+                unpack(brought, partial)
+                image_wheels.check(partial, requirements)
+            else:
+                self._download_wheels(partial, requirements)
             for entry in os.listdir(self.build_dir):
                 if _older_wheelhouse(entry, os.path.basename(wheelhouse)):
                     shutil.rmtree(os.path.join(self.build_dir, entry))
             os.replace(partial, wheelhouse)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _download_wheels(self, folder: str, requirements: str) -> None:
+        machine = MACHINES.get(self.architecture, self.architecture)
+        path = os.path.join(folder, "requirements.txt")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(requirements)
+        try:
+            self._step(
+                "pip download",
+                image_wheels.download_command(sys.executable, machine, path, folder),
+            )
+        except ImageError as error:
+            raise image_wheels.NoWheels(str(error), requirements, machine) from error
+        os.unlink(path)
 
     def fetch_programs(self, context: str) -> None:
         """The programs that come in release archives. Raises ImageError."""

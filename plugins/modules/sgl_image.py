@@ -16,7 +16,8 @@ description:
     kept once it is done. Its bases are
     pulled, or for the local flavour a Debian base is made by debootstrap (needs root, once); the
     Python packages come by the host's own
-    pip, with its indexes, find-links, proxy and CA bundle, checked by digest; the programs of the
+    pip, with its indexes, find-links, proxy and CA bundle, or by the controller's where the host's
+    cannot fetch them, checked by digest; the programs of the
     services from their release archives,
     checked by digest; then C(docker build) with BuildKit.
   - With O(source=pull) or O(source=load), it comes from a registry or from an archive.
@@ -123,6 +124,10 @@ options:
   context_archive:
     description: The build context on the host. Set by the action plugin.
     type: path
+  wheels_archive:
+    description: The Python packages on the host, where its own pip cannot fetch them. Set by the
+      action plugin.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -200,6 +205,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     Loaded,
     Pulled,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_wheels import NoWheels
 
 
 def main() -> None:
@@ -230,6 +236,7 @@ def main() -> None:
                 "default": "check",
             },
             "context_archive": {"type": "path"},
+            "wheels_archive": {"type": "path"},
         },
         required_if=[("source", "pull", ("pull",)), ("source", "load", ("archive",))],
         supports_check_mode=True,
@@ -320,13 +327,7 @@ def build_image(module: AnsibleModule) -> None:
             given["base_suite"],
             given["build_dir"],
             given["platform"],
-            Sources(
-                {"DCGM_IMAGE": given["dcgm_image"]} if given["dcgm_image"] else {},
-                given["downloads"],
-                given["download_mirror"],
-                given["download_dir"],
-                given["require_digests"],
-            ),
+            sources(given),
         )
         before = build.found()
     except ImageError as error:
@@ -356,8 +357,21 @@ def build_image(module: AnsibleModule) -> None:
     try:
         with build.alone():
             module.exit_json(inputs=inputs, **make(build, given, module.warn))
+    except NoWheels as error:
+        wheels = {"requirements": error.requirements, "machine": error.machine}
+        module.fail_json(msg=str(error), inputs=inputs, wheels=wheels)
     except (DockerError, ImageError, OSError) as error:
         module.fail_json(msg=str(error), inputs=inputs)
+
+
+def sources(given: dict[str, Any]) -> Sources:
+    return Sources(
+        {"DCGM_IMAGE": given["dcgm_image"]} if given["dcgm_image"] else {},
+        given["downloads"],
+        given["download_mirror"],
+        given["download_dir"],
+        given["require_digests"],
+    )
 
 
 def make(build: ImageBuild, given: dict[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
@@ -371,7 +385,7 @@ def make(build: ImageBuild, given: dict[str, Any], warn: Callable[[str], None]) 
         if given["step"] == "base" and context:
             build.make_base(context)
         elif given["step"] == "wheels" and context:
-            build.fetch_wheels(context)
+            build.fetch_wheels(context, given["wheels_archive"])
         elif given["step"] == "downloads" and context:
             build.fetch_programs(context)
         elif given["step"] == "build" and context:

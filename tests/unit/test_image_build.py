@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import ssl
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import tarfile
 import threading
 import urllib.request
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     Pulled,
     pulled_by_digest,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_wheels import NoWheels
 
 from sgl_admin.sglang import releases
 from tests.doubles.docker_words import absent
@@ -846,15 +849,15 @@ def test_a_recipes_steps_come_one_after_the_other(
     docker: Docker, tmp_path: Path, context: Path
 ) -> None:
     build = gh200(docker, tmp_path)
+    assert build.next_step(str(context)) == "wheels", "what is small comes before the base"
+    Path(build._wheelhouse(str(context))).mkdir()
+    assert build.next_step(str(context)) == "downloads"
+    have(build, context)
     assert build.next_step(str(context)) == "base"
     docker.answers[f"image inspect {RECIPE['base']}"] = image()
     docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image(architecture="amd64")
     assert build.next_step(str(context)) == "base", "one of the bases is for another architecture"
     docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image()
-    assert build.next_step(str(context)) == "wheels"
-    Path(build._wheelhouse(str(context))).mkdir()
-    assert build.next_step(str(context)) == "downloads"
-    have(build, context)
     assert build.next_step(str(context)) == "build"
 
 
@@ -1062,6 +1065,107 @@ def test_wheels_of_another_architecture_are_kept_apart(
         os.listdir(own.build_dir)
     )
     assert os.path.basename(other._wheelhouse(str(context))).startswith("wheelhouse-arm64-")
+
+
+class Host:
+    """Stands for a connection: what is transferred lies in a folder, and the module is called with
+    that file system.
+    """
+
+    def __init__(self, build: ImageBuild, context: Path, remote: Path) -> None:
+        self.build, self.context, self.remote = build, str(context), remote
+        self.action = object.__new__(ActionModule)
+        self.said: list[str] = []
+
+    def attach(self, patch: pytest.MonkeyPatch) -> ActionModule:
+        patch.setattr(self.action, "_module", self.module)
+        patch.setattr(self.action, "_transfer", self.transfer)
+        patch.setattr(self.action, "_display", self, raising=False)
+        return self.action
+
+    def display(self, text: str) -> None:
+        self.said.append(text)
+
+    def transfer(self, path: str, name: str) -> str:
+        self.remote.mkdir(exist_ok=True)
+        return shutil.copy(path, self.remote / name)
+
+    def module(self, arguments: dict[str, Any], task_vars: object) -> dict[str, Any]:
+        self.build.fetch_wheels(self.context, arguments.get("wheels_archive"))
+        return {"next_step": "downloads"}
+
+
+@pytest.fixture
+def without_pip(tmp_path: Path) -> str:
+    """A Python as Ubuntu Server has it."""
+    folder = tmp_path / "python-without-pip"
+    venv.create(folder, with_pip=False)
+    return str(folder / "bin" / "python")
+
+
+def wheel(folder: Path) -> str:
+    """A pure wheel in a folder; returns the requirement with its digest."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "supervisor-4.3.0-py3-none-any.whl"
+    information = "supervisor-4.3.0.dist-info"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr(
+            f"{information}/METADATA", "Metadata-Version: 2.1\nName: supervisor\nVersion: 4.3.0\n"
+        )
+        packed.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        packed.writestr(f"{information}/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"supervisor==4.3.0 \\\n    --hash=sha256:{digest}\n"
+
+
+def refused(build: ImageBuild, context: Path) -> dict[str, Any]:
+    with pytest.raises(NoWheels) as caught:
+        build.fetch_wheels(str(context))
+    error = caught.value
+    return {
+        "failed": True,
+        "msg": str(error),
+        "wheels": {"requirements": error.requirements, "machine": error.machine},
+    }
+
+
+def test_a_host_without_pip_gets_its_wheels_from_the_controller(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch, without_pip: str
+) -> None:
+    requirement = wheel(tmp_path / "index")
+    (context / "flavours" / "gh200" / "requirements.txt").write_text(requirement)
+    build = gh200(docker, tmp_path)
+    host = Host(build, context, tmp_path / "remote")
+    with monkeypatch.context() as patch:
+        patch.setattr(image_build.sys, "executable", without_pip)
+        answer = refused(build, context)
+    assert "No module named pip" in answer["msg"] and answer["wheels"]["machine"] == "aarch64"
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    host.attach(monkeypatch)._bring_wheels({"name": "box:gh200", "step": "wheels"}, answer, None)
+    assert os.listdir(build._wheelhouse(str(context))) == ["supervisor-4.3.0-py3-none-any.whl"]
+    assert "by the controller's pip" in host.said[0] and "No module named pip" in host.said[0]
+
+    shutil.rmtree(build._wheelhouse(str(context)))
+    (context / "flavours" / "gh200" / "requirements.txt").write_text(
+        "supervisor==4.3.0 --hash=sha256:" + "0" * 64 + "\n"
+    )
+    with pytest.raises(ImageError, match="has another digest"):
+        build.fetch_wheels(str(context), str(tmp_path / "remote" / "wheels.tar"))
+
+
+def test_wheels_that_neither_can_fetch_are_told_with_both_reasons(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch, without_pip: str
+) -> None:
+    build = gh200(docker, tmp_path)
+    host = Host(build, context, tmp_path / "remote")
+    monkeypatch.setattr(image_build.sys, "executable", without_pip)
+    answer = refused(build, context)
+    found = host.attach(monkeypatch)._bring_wheels({"name": "box"}, answer, None)
+    assert found["failed"] and found["msg"].count("No module named pip") == 2
+    assert "apt-get install python3-pip" in found["msg"] and len(found["msg"]) < 400
 
 
 def test_a_debian_base_is_named_for_its_architecture(docker: Docker, tmp_path: Path) -> None:
