@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
@@ -925,13 +926,8 @@ def toolkit_problem(docker: DockerCli, root: str = "/") -> str | None:
         shutil.which(hook) or os.path.exists(os.path.join(root, "usr/bin", hook)) for hook in hooks
     ):
         return None
-    for folder in ("etc/cdi", "var/run/cdi"):
-        try:
-            names = os.listdir(os.path.join(root, folder))
-        except OSError:
-            continue
-        if any("nvidia" in name and name.endswith((".yaml", ".yml", ".json")) for name in names):
-            return None
+    if gpu_access.has_cdi_spec(root):
+        return None
     info = docker.info()
     runtimes = info.get("Runtimes")
     # Docker 29 lists the CDI devices that it has found.

@@ -20,6 +20,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _file_systems as file_systems,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
@@ -294,6 +295,8 @@ def _look_at_gpus(
     if docker.cli is not None and docker.answers and options.ready_for != "smoke" and not served:
         if lacking := gpu_health.toolkit_problem(docker.cli):
             found.lacking.append(lacking)
+        elif closed := gpu_access.problem():
+            found.lacking.append(closed)
         if docker.inspected is not None:
             # Which drivers it makes do with, only the image itself can say.
             its, requires = gpu_health.image_cuda(docker.inspected)
@@ -318,6 +321,8 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
     verdict = docker_health.judge(info, folders)
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)
+    if found.facts["devices"]["cuda"] and (warning := gpu_access.reload_warning(info)):
+        found.warnings.append(warning)
     for folder, reason, certain in file_systems.closed_to_root(folders, file_systems.mounts()):
         message = (
             f"Docker's daemon, which is root, {'cannot' if certain else 'may not'} enter {folder},"
