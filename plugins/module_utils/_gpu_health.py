@@ -896,7 +896,8 @@ def _grace_advice(grace: dict[str, Any]) -> Iterator[str]:
     if grace["page_size"] != 65536:
         yield (
             f"this Grace host's kernel has pages of {grace['page_size'] // 1024} KiB, and NVIDIA"
-            " advises 64 KiB: boot a 64k kernel (linux-nvidia-64k or linux-generic-64k on Ubuntu)"
+            " advises 64 KiB: boot a 64k kernel (linux-nvidia-64k or linux-generic-64k on Ubuntu);"
+            " programs of the host whose jemalloc was built for pages of 4 KiB do not start there"
         )
     elif grace["transparent_hugepages"] == "always":
         yield (

@@ -37,6 +37,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 _GB = 10**9
 # A prep writes thousands of files.
 _LEAST_INODES = 10_000
+# What shows which part of a folder's content can go.
+_SHOWS = {"docker": " (`docker system df` shows what takes it)"}
 # Sources of a model that need to be told where from.
 _FROM = ("local", "controller", "hub")
 
@@ -605,10 +607,17 @@ def _look_at_space(found: Findings, docker: docker_health.Docker, options: Optio
             found.problems.append(reason)
         need = options.space_gb.get(name, 0.0) * _GB
         if room.free < need:
+            smaller = ""
+            if name == "docker" and options.gpus:
+                # Upstream's docker/Dockerfile: its target `runtime` has CUDA's compilers too.
+                smaller = (
+                    ", set sgl_image_base to a release's smaller image"
+                    " (lmsysorg/sglang:v<release>-runtime)"
+                )
             found.problems.append(
                 f"{path} has {room.free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted"
-                f" there before anything is written: free some, or set sgl_space_gb: {{{name}:"
-                f" {room.free / _GB:.1f}}} to go on with less"
+                f" there before anything is written: free some{_SHOWS.get(name, '')}{smaller}, or"
+                f" set sgl_space_gb: {{{name}: {room.free / _GB:.1f}}} to go on with less"
             )
 
 

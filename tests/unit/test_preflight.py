@@ -823,6 +823,26 @@ def test_images_of_containerd_are_in_its_folder(
         assert docker_health.image_folder(nowhere) is None
 
 
+@pytest.mark.parametrize("store", ["overlay2", "containerd"])
+def test_an_image_needs_room_where_the_daemon_really_keeps_it(
+    gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    for name in ("docker", "containerd"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(docker_health, "_CONTAINERD", str(tmp_path / "containerd"))
+    gpus.docker.info["DockerRootDir"] = str(tmp_path / "docker")
+    if store == "containerd":
+        # Debian sid's docker.io 28.5.2 with the feature containerd-snapshotter; what 29 does.
+        gpus.docker.info["DriverStatus"] = [["driver-type", "io.containerd.snapshotter.v1"]]
+    wanted = options(tmp_path / "tree", gpus=True, space_gb={"docker": 1e9})
+    [problem] = look(wanted, gpus).problems
+    folder = tmp_path / ("containerd" if store == "containerd" else "docker")
+    assert problem.startswith(f"{folder} has ") and len(problem) < 400
+    assert "`docker system df`" in problem and "v<release>-runtime" in problem
+    [problem] = look(options(tmp_path / "tree", space_gb={"docker": 1e9}), gpus).problems
+    assert "runtime" not in problem
+
+
 # --- file systems ---------------------------------------------------------------------------------
 
 
