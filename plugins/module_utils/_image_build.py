@@ -47,6 +47,9 @@ _CA_BUNDLE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 # A requirement with its digests, which stand on lines of their own.
 _REQUIREMENT = r"^[A-Za-z0-9][^ \n]*==(?:.*\\\n)*.*\n"
+# An attestation would put an index around the image in containerd's store, which other stores do
+# not load and whose digest differs from build to build.
+_BUILDKIT = {"DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 # The variable by which an operator names another image for a stage.
 _STAGE_VARIABLES = {"DCGM_IMAGE": "sgl_image_dcgm"}
 
@@ -285,7 +288,7 @@ class ImageBuild:
             name,
             context,
         ]
-        self._step("docker build of the base", command, environment={"DOCKER_BUILDKIT": "1"})
+        self._step("docker build of the base", command, environment=_BUILDKIT)
 
     def host_mirror(self) -> str | None:
         """The mirror from which this host takes the base's suite; None lets debootstrap take its
@@ -398,7 +401,7 @@ class ImageBuild:
             ),
         }
         command = [*self._build_command(arguments), context]
-        self._step("docker build", command, environment={"DOCKER_BUILDKIT": "1"})
+        self._step("docker build", command, environment=_BUILDKIT)
         image = self.current()
         if image is None:
             raise ImageError(

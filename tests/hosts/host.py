@@ -144,6 +144,11 @@ def build_images() -> None:
         f"sgl_image={STACK_IMAGE}",
         str(ROOT / "tests" / "hosts" / "image.yml"),
     )
+    build_host_image(IMAGE, BASE)
+
+
+def build_host_image(image: str, base: str, docker: str = "docker.io") -> None:
+    """The image of a test host from a Debian base; `docker` names the packages of its Docker."""
     clients = [
         path
         for path in ("/usr/bin/docker", shutil.which("docker"))
@@ -157,9 +162,11 @@ def build_images() -> None:
         "build",
         "--quiet",
         "--tag",
-        IMAGE,
+        image,
         "--build-arg",
-        f"BASE={BASE}",
+        f"BASE={base}",
+        "--build-arg",
+        f"DOCKER={docker}",
         *secret,
         str(ROOT / "tests" / "hosts"),
         env={"DOCKER_BUILDKIT": "1"},
@@ -172,6 +179,9 @@ class TestHost:
     """
 
     __test__ = False  # no test class, whatever pytest makes of its name
+    image = IMAGE
+    # overlayfs needs a file system of its own below it.
+    volumes = ("/var/lib/docker",)
 
     def __init__(
         self, name: str, loopback_address: str, port: int, folder: Path | None = None
@@ -182,7 +192,7 @@ class TestHost:
         self.name = name
         self.address = loopback_address
         self.port = port
-        self._volume = f"{name}-docker"
+        self._volumes = {f"{name}-{path.rpartition('/')[2]}": path for path in self.volumes}
         self._folder = folder
 
     def __enter__(self) -> TestHost:
@@ -216,11 +226,10 @@ class TestHost:
                 "--label",
                 LABEL,
                 *_CONTAINER_OPTIONS,
-                "--volume",
-                f"{self._volume}:/var/lib/docker",
+                *(f"--volume={name}:{path}" for name, path in self._volumes.items()),
                 "--publish",
                 f"{self.address}:{self.port}:22",
-                IMAGE,
+                self.image,
             )
             self._wait_until_up()
             self._let_in()
@@ -362,4 +371,4 @@ class TestHost:
 
     def _remove(self) -> None:
         run("docker", "rm", "--force", "--volumes", self.name, check=False)
-        run("docker", "volume", "rm", "--force", self._volume, check=False)
+        run("docker", "volume", "rm", "--force", *self._volumes, check=False)

@@ -314,7 +314,9 @@ IMAGE = (
     Option(
         "sgl_image_archive",
         "path",
-        "Path on the host of the archive to load, as C(docker save) writes it.",
+        "Path on the host of the archive to load, as C(docker save) writes it. With containerd's"
+        " image store (Docker 29) save an image that a registry has for several platforms with"
+        " C(--platform linux/arm64).",
         module={INFO: "image_archive"},
         kind="host_path",
     ),

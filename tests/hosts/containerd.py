@@ -1,0 +1,66 @@
+"""A test host whose Docker keeps images in containerd's store: Debian sid's docker.io (28.5.2) with
+the feature `containerd-snapshotter`, which is Docker 29's default.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import ImageBuild
+
+from tests.hosts.host import TestHost, build_host_image, build_images, run
+
+SID_BASE = "sglang-base:sid"
+SID_PACKAGES = "docker.io docker-cli docker-buildx"
+
+
+def _answer(command: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def _make_base() -> None:
+    """A sid base from the mirror that this machine takes bookworm from. It needs root."""
+    if run("docker", "image", "inspect", SID_BASE, check=False).returncode == 0:
+        return
+    mirror = ImageBuild(_answer, SID_BASE, "local", "", None, "bookworm", "/tmp").host_mirror()
+    folder = Path(tempfile.mkdtemp(prefix="sid-"))
+    try:
+        root = str(folder / "root")
+        run("debootstrap", "--variant=minbase", "sid", root, *([mirror] if mirror else []))
+        # A lab's frozen mirror has a sid index past its date; its signature is checked all the same.
+        settings = folder / "root/etc/apt/apt.conf.d/99frozen"
+        settings.write_text('Acquire::Check-Valid-Until "false";\n', encoding="ascii")
+        archive = str(folder / "root.tar")
+        run("tar", "--directory", root, "--create", "--file", archive, ".")
+        run("docker", "import", archive, SID_BASE)
+    finally:
+        shutil.rmtree(folder)
+
+
+class ContainerdHost(TestHost):
+    image = "sglang-testhost-sid"
+    volumes = ("/var/lib/docker", "/var/lib/containerd")
+
+    def __enter__(self) -> ContainerdHost:
+        build_images()
+        _make_base()
+        build_host_image(self.image, SID_BASE, SID_PACKAGES)
+        self.up()
+        try:
+            self._use_containerds_store()
+        except BaseException:
+            self.down()
+            raise
+        return self
+
+    def _use_containerds_store(self) -> None:
+        self.execute("mkdir", "-p", "/etc/docker")
+        self.execute(
+            "sh", "-c",
+            """echo '{"features": {"containerd-snapshotter": true}}' > /etc/docker/daemon.json""",
+        )  # fmt: skip
+        self.execute("systemctl", "restart", "docker")
