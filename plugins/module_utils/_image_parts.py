@@ -242,7 +242,9 @@ def pull(docker: DockerCli, reference: str, architecture: str, variable: str) ->
         )
         raise ImageError(
             f"{reference} cannot be pulled{there}: {error}; a host without that registry takes it"
-            f" from a mirror (set {variable} to the mirror's name for it), or with `docker load`"
+            f" from a mirror (set {variable} to the mirror's name for it), or by `docker load` of"
+            f" what `docker save --platform linux/{architecture}` wrote elsewhere (Docker 28 or"
+            " later; without --platform before)"
         ) from error
     image = docker.image(reference)
     if image is None or image["architecture"] != architecture:

@@ -323,7 +323,7 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
     verdict = docker_health.judge(info, folders)
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)
-    if found.facts["devices"]["cuda"] and (warning := gpu_access.reload_warning(info)):
+    if found.facts["devices"]["health"] and (warning := gpu_access.reload_warning(info)):
         found.warnings.append(warning)
     for folder, reason, certain in file_systems.closed_to_root(folders, file_systems.mounts()):
         message = (

@@ -181,7 +181,7 @@ class TestHost:
     __test__ = False  # no test class, whatever pytest makes of its name
     image = IMAGE
     # overlayfs needs a file system of its own below it.
-    volumes = ("/var/lib/docker",)
+    volumes: tuple[str, ...] = ("/var/lib/docker",)
 
     def __init__(
         self, name: str, loopback_address: str, port: int, folder: Path | None = None

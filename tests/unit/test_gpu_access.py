@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
@@ -108,7 +109,9 @@ def test_a_group_that_alone_may_open_the_gpus_is_added(
 
 def test_a_container_gets_the_gpus_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_access, "arguments", lambda: [CDI, "--group-add=44"])
-    fields = {"capabilities": [], "security_opts": [], "ulimits": [], "volumes": []}
+    fields: dict[str, Any] = {
+        "capabilities": [], "security_opts": [], "ulimits": [], "volumes": [],
+    }  # fmt: skip
     definition = Definition(
         image="i", user="1:1", gpus=True, shm_size="", stop_timeout=1, environment={}, digest="d",
         **fields,

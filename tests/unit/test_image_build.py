@@ -255,7 +255,7 @@ def test_a_base_without_the_platform_is_refused_before_it_is_pulled(docker: Dock
         ),
         (
             "Get https://x/v2/: dial tcp: lookup x: no such host",
-            "cannot be pulled: .*no such host.*or with `docker load`",
+            "cannot be pulled: .*no such host.*by `docker load` of what `docker save --platform linux/arm64`",
         ),
     ],
 )
@@ -1088,7 +1088,7 @@ class Host:
 
     def transfer(self, path: str, name: str) -> str:
         self.remote.mkdir(exist_ok=True)
-        return shutil.copy(path, self.remote / name)
+        return shutil.copy(path, str(self.remote / name))
 
     def module(self, arguments: dict[str, Any], task_vars: object) -> dict[str, Any]:
         self.build.fetch_wheels(self.context, arguments.get("wheels_archive"))

@@ -432,9 +432,12 @@ def test_dcgm_is_ready_with_metrics_of_the_gpus_and_says_why_it_does_not_profile
     given = settings(monkeypatch, SGL_DCGM_EXPORTER_PORT=port)
     running: list[dcgm.Exporter] = []
     started = dcgm.Exporter.__enter__
-    monkeypatch.setattr(
-        dcgm.Exporter, "__enter__", lambda self: running.append(self) or started(self)
-    )
+
+    def begin(exporter: dcgm.Exporter) -> dcgm.Exporter:
+        running.append(exporter)
+        return started(exporter)
+
+    monkeypatch.setattr(dcgm.Exporter, "__enter__", begin)
     thread = threading.Thread(target=dcgm.run, args=(dcgm.Choice(False, True), given), daemon=True)
     thread.start()
     try:
