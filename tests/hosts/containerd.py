@@ -31,7 +31,7 @@ def _make_base() -> None:
     try:
         root = str(folder / "root")
         run("debootstrap", "--variant=minbase", "sid", root, *([mirror] if mirror else []))
-        # A lab's frozen mirror has a sid index past its date; its signature is checked all the same.
+        # A frozen mirror has a sid index past its date; its signature is checked all the same.
         settings = folder / "root/etc/apt/apt.conf.d/99frozen"
         settings.write_text('Acquire::Check-Valid-Until "false";\n', encoding="ascii")
         archive = str(folder / "root.tar")

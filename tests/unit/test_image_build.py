@@ -255,7 +255,7 @@ def test_a_base_without_the_platform_is_refused_before_it_is_pulled(docker: Dock
         ),
         (
             "Get https://x/v2/: dial tcp: lookup x: no such host",
-            "cannot be pulled: .*no such host.*by `docker load` of what `docker save --platform linux/arm64`",
+            "cannot be pulled: .*no such host.*`docker save --platform linux/arm64`",
         ),
     ],
 )
