@@ -7,11 +7,19 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import ImageBuild
 
-from tests.hosts.host import TestHost, build_host_image, build_images, run
+from tests.hosts.host import (
+    START_LIMIT_S,
+    HostError,
+    TestHost,
+    build_host_image,
+    build_images,
+    run,
+)
 
 SID_BASE = "sglang-base:sid"
 SID_PACKAGES = "docker.io docker-cli docker-buildx"
@@ -41,26 +49,38 @@ def _make_base() -> None:
         shutil.rmtree(folder)
 
 
+# sid's systemd (258 and later) knows no control groups of version 1, which this machine may have:
+# what it would start is started without it. Docker takes a containerd that runs already.
+_SERVICES = """
+set -e
+ssh-keygen -A
+mkdir -p /run/sshd /etc/docker
+echo '{"features": {"containerd-snapshotter": true}}' > /etc/docker/daemon.json
+containerd > /var/log/containerd.log 2>&1 &
+while [ ! -S /run/containerd/containerd.sock ]; do sleep 0.1; done
+dockerd > /var/log/dockerd.log 2>&1 &
+exec /usr/sbin/sshd -D
+"""
+
+
 class ContainerdHost(TestHost):
     image = "sglang-testhost-sid"
     volumes = ("/var/lib/docker", "/var/lib/containerd")
+    command = ("sh", "-c", _SERVICES)
 
     def __enter__(self) -> ContainerdHost:
         build_images()
         _make_base()
         build_host_image(self.image, SID_BASE, SID_PACKAGES)
         self.up()
-        try:
-            self._use_containerds_store()
-        except BaseException:
-            self.down()
-            raise
         return self
 
-    def _use_containerds_store(self) -> None:
-        self.execute("mkdir", "-p", "/etc/docker")
-        self.execute(
-            "sh", "-c",
-            """echo '{"features": {"containerd-snapshotter": true}}' > /etc/docker/daemon.json""",
-        )  # fmt: skip
-        self.execute("systemctl", "restart", "docker")
+    def _wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        while run("docker", "exec", self.name, "docker", "version", check=False).returncode:
+            if time.monotonic() > deadline:
+                log = run(
+                    "docker", "exec", self.name, "tail", "/var/log/dockerd.log", check=False
+                ).stdout
+                raise HostError(f"docker is not up in {self.name}:\n{log}")
+            time.sleep(0.2)

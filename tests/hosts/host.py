@@ -37,7 +37,7 @@ STACK_VARIABLES = {
 # The users that the image has; bench is no member of the docker group.
 UIDS = {"root": 0, "ops": 1000, "bench": 1001}
 LABEL = "org.slice-bench.testhost"
-_START_LIMIT_S = 90
+START_LIMIT_S = 90
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 # systemd needs a writable cgroup tree and its own /run; --privileged is refused where the machine
 # lacks CAP_SYS_RESOURCE.
@@ -182,6 +182,8 @@ class TestHost:
     image = IMAGE
     # overlayfs needs a file system of its own below it.
     volumes: tuple[str, ...] = ("/var/lib/docker",)
+    # What runs in place of systemd.
+    command: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, loopback_address: str, port: int, folder: Path | None = None
@@ -230,6 +232,7 @@ class TestHost:
                 "--publish",
                 f"{self.address}:{self.port}:22",
                 self.image,
+                *self.command,
             )
             self._wait_until_up()
             self._let_in()
@@ -306,7 +309,7 @@ class TestHost:
 
     def _wait_until_up(self) -> None:
         """systemd says when all that it starts is up; sshd and dockerd tell systemd themselves."""
-        deadline = time.monotonic() + _START_LIMIT_S
+        deadline = time.monotonic() + START_LIMIT_S
         state = ""
         while time.monotonic() < deadline:
             state = run(
