@@ -104,7 +104,12 @@ _SLOWDOWNS = (
     "sw_thermal_slowdown",
 )
 # SGLang's last images for a version of CUDA (upstream's docs/get-started/install.mdx).
-_LAST_IMAGE = {12: " (SGLang's last is lmsysorg/sglang:v0.5.19-cu129; set sgl_image_base to it)"}
+_LAST_IMAGE = {
+    12: (
+        " (SGLang's last is lmsysorg/sglang:v0.5.19-cu129: set sgl_image_base to it, and"
+        " sgl_image_cuda to 12.9)"
+    )
+}
 # The first driver of each major version of CUDA.
 _FIRST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 _XID = re.compile(
