@@ -222,6 +222,9 @@ class Engine(Protocol):
         set for it, and of the ones that it inherits.
         """
 
+    def inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What a server inherits of this process's environment: not what is only sgl-admin's."""
+
     def experts_split(self, arguments: tuple[str, ...], tp: int) -> Split:
         """How a server with these arguments splits its experts."""
 

@@ -20,8 +20,8 @@ from sgl_admin.moe import config_files
 from sgl_admin.prep import result, summary
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.prep.progress import Progress
-from sgl_admin.prep.result import Outcome, Record
-from sgl_admin.records import caches
+from sgl_admin.prep.result import NewFiles, Outcome, Record
+from sgl_admin.records import caches, compiled
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe
@@ -63,8 +63,9 @@ class Execution(Interruptible):
         self._warnings = list(plan.warnings)
         self._started, self._started_at = time.monotonic(), clock.utc()
         self._progress = Progress(job)
-        # What the caches held before anything ran.
-        self._cached: caches.Listing = {}
+        # What the caches, and the container outside of them, held before anything ran.
+        self._cached: compiled.Listing = {}
+        self._outside: compiled.Listing = {}
         self._warmup = Warmup(
             plan.run.run_id,
             plan.server_argv,
@@ -98,12 +99,14 @@ class Execution(Interruptible):
         set_aside(self.plan, self._warnings)
         before = caches.sizes()
         if not self.plan.nothing_to_do:
-            self._cached = caches.listing()
+            self._cached, self._outside = caches.listing(), compiled.outside()
         try:
             stages = self._run_stages()
             proof = self._proof()
         finally:
             cleanup_failure = self._close_server()
+        self._record_late_files(stages)
+        new_files = self._new_files()
         outcome = Outcome(
             self.job.record["prep_id"],
             self._started_at,
@@ -114,6 +117,7 @@ class Execution(Interruptible):
             before,
             before if self.plan.nothing_to_do else caches.sizes(),
             self._warnings,
+            new_files,
         )
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)
@@ -198,11 +202,40 @@ class Execution(Interruptible):
                 signature = stage.signature(self._context)
                 record = SignatureRecord(stage.name, stage.caches, signature)
                 if stage.server_made:
-                    artifacts["compiled_files"] = caches.changed(stage.caches, self._cached)
+                    artifacts["compiled_files"] = len(
+                        caches.changed(stage.caches, self._cached)
+                    )
                 artifacts["files"] = record.write(
                     stage.content(self._context), served=self._context.served_identity
                 )
         return artifacts, signature
+
+    def _record_late_files(self, records: dict[str, Record]) -> None:
+        """What the server compiled after a stage was recorded is part of that stage's work too."""
+        for decision in self.plan.decisions:
+            stage, record = decision.stage, records[decision.stage.name]
+            if not stage.server_made or record["status"] not in ("ok", "noop"):
+                continue
+            vouched = SignatureRecord(stage.name, stage.caches, record["signature"])
+            recorded = set(vouched.content())
+            if all(path in recorded for path in caches.changed(stage.caches, self._cached)):
+                continue
+            with locked(stage.name, _LOCK_TIMEOUT_S):
+                summary = vouched.write(served=self._context.served_identity)
+            record["artifacts"]["files"] = summary
+            result.write_stage(self.plan.run.run_id, record, self._warnings)
+
+    def _new_files(self) -> NewFiles:
+        """What this prep compiled, and where; a warning says what a new container would lack."""
+        if self.plan.nothing_to_do:
+            return NewFiles([], [])
+        found = NewFiles(
+            compiled.new(self._cached, caches.listing()),
+            compiled.new(self._outside, compiled.outside()),
+        )
+        if warning := found.warning:
+            self._warnings.append(warning)
+        return found
 
     @contextmanager
     def _marked(self, stage: Stage) -> Iterator[None]:

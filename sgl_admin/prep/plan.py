@@ -254,7 +254,11 @@ def _served_identity(context: Context) -> str:
 def _server_environment(environment: dict[str, str], found: Devices) -> dict[str, str]:
     if not found.cuda:
         return environment
-    return {**ENGINE.gpu_environment(config_files.root()), **environment}
+    return {
+        **ENGINE.gpu_environment(config_files.root()),
+        **caches.driver_environment(found.driver_version),
+        **environment,
+    }
 
 
 def _server_arguments(

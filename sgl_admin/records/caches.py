@@ -16,12 +16,14 @@ from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
 from sgl_admin.contract.places import CACHES
 from sgl_admin.contract.stages import STAGE_OF_CACHE
+from sgl_admin.records import compiled
+from sgl_admin.records.compiled import Listing
 
-# What a compiler leaves beside its results: not part of a cache's content.
-_SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 RECORDS = ".signatures"
 # What a tuning keeps while it lasts.
 WORK = ".tuning"
+# What the driver compiles.
+_DRIVER_CACHE = "cuda"
 # Of one cache, how many servers a record names that ran with it: the last ones.
 _MOST_SERVERS = 64
 RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
@@ -29,21 +31,7 @@ RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
     """Each content file of a cache with its stat; folders that vanish meanwhile are passed over."""
-    folders = [paths.PROFILES / cache]
-    while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name not in (RECORDS, WORK):
-                    folders.append(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False) and not _SCRATCH.search(entry.name):
-                try:
-                    yield Path(entry.path), entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
+    return compiled.content(cache, (RECORDS, WORK))
 
 
 class SignatureRecord:
@@ -141,7 +129,8 @@ def missing_file(record: dict[str, Any]) -> str | None:
     """The first file of a record that is gone or has another size."""
     for name, size in record["files"].items():
         try:
-            if os.stat(paths.PROFILES / name).st_size != size:
+            actual = os.stat(paths.PROFILES / name).st_size
+            if actual != size and not compiled.is_rewritten(name):
                 return f"{files.printable(name)} has changed its size"
         except (OSError, ValueError):
             return f"{files.printable(name)} is missing"
@@ -166,11 +155,8 @@ def sizes() -> dict[str, dict[str, int]]:
     return found
 
 
-# Each content file of the caches, with its size and modification time.
-Listing = dict[Path, tuple[int, int]]
-
-
 def listing() -> Listing:
+    """Each content file of the caches."""
     return {
         path: (stat.st_size, stat.st_mtime_ns)
         for cache in CACHES
@@ -178,13 +164,22 @@ def listing() -> Listing:
     }
 
 
-def changed(names: Iterable[str], before: Listing) -> int:
-    """How many files of these caches are new or other ones since."""
-    return sum(
-        before.get(path) != (stat.st_size, stat.st_mtime_ns)
+def changed(names: Iterable[str], before: Listing) -> list[Path]:
+    """The files of these caches that are new or other ones since."""
+    return [
+        path
         for name in names
         for path, stat in cache_files(name)
-    )
+        if before.get(path) != (stat.st_size, stat.st_mtime_ns)
+    ]
+
+
+def driver_environment(driver_version: str | None) -> dict[str, str]:
+    """Leads what the driver itself compiles to a folder for this driver: no other one reads it."""
+    if driver_version is None:
+        return {}
+    folder = paths.PROFILES / _DRIVER_CACHE / re.sub(r"[^\w.]", "_", driver_version)
+    return dict.fromkeys(CACHES[_DRIVER_CACHE], str(folder))
 
 
 def _describe(cache: str, stage: str) -> dict[str, Any]:

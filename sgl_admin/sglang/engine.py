@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sgl_admin.sglang import (
     api,
     arguments,
@@ -36,6 +38,10 @@ class SGLang:
     argument_problem = staticmethod(arguments.problem)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
     kernel_environment = staticmethod(kernels.kernel_environment)
+    @staticmethod
+    def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+        return kernels.inherited(environment, releases.installed()[0].since)
+
     experts_split = staticmethod(split.split)
     choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)

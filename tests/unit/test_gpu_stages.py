@@ -21,6 +21,7 @@ import pytest
 from sgl_admin.base import clock, files, locks, paths, processes, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
+from sgl_admin.contract import places
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import MoeShape
@@ -28,7 +29,7 @@ from sgl_admin.moe.tuner import Outcome
 from sgl_admin.prep import execute as execute_module
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Plan, plan_prep
-from sgl_admin.records import run
+from sgl_admin.records import caches, run
 from sgl_admin.records.job import Job
 from sgl_admin.serving import benchmark_server, server
 from sgl_admin.stages import moe_tune
@@ -43,7 +44,7 @@ DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
 NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 COMPILED = {"deep_gemm", "flashinfer", "inductor"}
 H100 = "NVIDIA H100 80GB HBM3"
-GPU_CACHES = ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs")
+GPU_CACHES = tuple(places.CACHES)
 DENSE: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "hidden_size": 1024,
@@ -365,6 +366,59 @@ def test_another_server_is_started_once_and_shows_what_it_compiles(world: World)
     for words in (arguments, ()):
         again, _ = world.execute(*words)
         assert statuses(again) == ["noop"] * 4 and len(world.starts()) == servers + 1
+
+
+def test_a_file_outside_of_the_caches_is_named(world: World) -> None:
+    """FIRST_CONTACT 11: a new container would compile it once more."""
+    planted = paths.HOME / ".somewhere" / "kernel.so"
+    world.server(plants=str(planted))
+    result, exit_code = world.execute()
+    assert exit_code == 0 and result["new_files"]["outside_files"] == [str(planted)]
+    assert result["new_files"]["outside"] == 1 and result["new_files"]["in_caches"] > 5
+    [warning] = [words for words in result["warnings"] if "outside of the caches" in words]
+    assert str(planted) in warning
+    world.server()
+    again, _ = world.execute("--server-arg=--served-model-name=name")
+    assert again["new_files"] == {
+        "in_caches": 0,
+        "cache_files": [],
+        "outside": 0,
+        "outside_files": [],
+    }
+    assert not any("outside of the caches" in words for words in again["warnings"])
+
+
+def test_what_is_compiled_after_a_stage_was_recorded_is_part_of_its_record(world: World) -> None:
+    result, _ = world.execute()
+    late = "deep_gemm/cache/kernel.fp8_gemm.2e3f/kernel.cubin"
+    signature = result["stages"]["deep_gemm"]["signature"]
+    recorded = caches.SignatureRecord("deep_gemm", ("deep_gemm",), signature)
+    assert paths.PROFILES / late in recorded.content()
+    assert result["stages"]["deep_gemm"]["artifacts"]["files"] == recorded.summary()
+    again, _ = world.execute()
+    assert statuses(again) == ["noop"] * 4
+
+
+def test_another_driver_compiles_into_a_folder_of_its_own(world: World) -> None:
+    world.execute()
+    servers = len(world.starts())
+    world.nvml(driver="590.10")
+    result, _ = world.execute()
+    assert statuses(result) == ["ok", "noop", "ok", "ok"] and len(world.starts()) == servers + 1
+    assert result["new_files"]["cache_files"] == ["cuda/590.10/a/b/1f2e"]
+    again, _ = world.execute()
+    assert statuses(again) == ["noop"] * 4
+
+
+def test_the_server_inherits_no_variable_of_ours(world: World) -> None:
+    """SGLang takes each for an old name of its own, and warns of it in each process."""
+    world.monkeypatch.setenv("SGL_PROMETHEUS_PORT", "9090")
+    world.monkeypatch.setenv("SGL_ENABLE_TORCH_COMPILE", "1")
+    world.execute()
+    environment = world.starts()[-1]["env"]
+    inherited = {name for name in environment if name.startswith("SGL_")}
+    assert "SGL_ENABLE_TORCH_COMPILE" in inherited, "a user's own stays"
+    assert not any(name.startswith(("SGL_HOST_", "SGL_PROM", "SGL_DG_")) for name in inherited)
 
 
 def test_a_nonsense_argument_is_never_warm(world: World) -> None:
@@ -1007,7 +1061,7 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
             "block_shape",
             "configurations",
         },
-        "flashinfer": {*SERVER, "flashinfer", "tvm_ffi"},
+        "flashinfer": {*SERVER, "flashinfer", "tvm_ffi", "cutlass_dsl", "tilelang"},
         "inductor": {*SERVER, "cpu_isa", "torch", "triton", "batch_sizes"},
     }
 
