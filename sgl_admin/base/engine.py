@@ -175,6 +175,14 @@ class Engine(Protocol):
     def version(self) -> str | None:
         """The installed version; None where it is not installed."""
 
+    def packages_problem(self, environment: Mapping[str, str]) -> str | None:
+        """Why packages of this image that hold kernels would not be taken by the library that they
+        are for, in a server with this environment; None where they would.
+        """
+
+    def byte_code_environment(self, folder: Path) -> dict[str, str]:
+        """Variables that lead Python's byte code to a folder, where the image lacks it."""
+
     def deep_gemm_version(self) -> str | None:
         """The version of the DeepGEMM that it brings."""
 

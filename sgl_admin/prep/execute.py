@@ -202,9 +202,7 @@ class Execution(Interruptible):
                 signature = stage.signature(self._context)
                 record = SignatureRecord(stage.name, stage.caches, signature)
                 if stage.server_made:
-                    artifacts["compiled_files"] = len(
-                        caches.changed(stage.caches, self._cached)
-                    )
+                    artifacts["compiled_files"] = len(caches.changed(stage.caches, self._cached))
                 artifacts["files"] = record.write(
                     stage.content(self._context), served=self._context.served_identity
                 )
@@ -298,7 +296,11 @@ class Execution(Interruptible):
         environment, release = self.plan.server_environment, self.plan.context.release
         assert release is not None
         gpu_fit.check_free_space()
-        gpu_fit.wait_until_free(environment.get(devices.VISIBLE))
+        visible = environment.get(devices.VISIBLE)
+        gpu_fit.wait_until_free(visible)
+        held = gpu_fit.held_memory(self.plan.context.devices, visible)
+        if held and held not in self._warnings:
+            self._warnings.append(held)
         config_files.make_ready(environment[ENGINE.moe.variable], release)
 
 

@@ -6,6 +6,7 @@ It writes nothing, sets no environment variable and uses no network.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -219,7 +220,8 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
     # The prep is for the devices that its server will see.
     found = devices.find(environment.get(devices.VISIBLE))
     gpu_fit.check(found, request.tp, findings.warn)
-    for warning in (unknown, *loaded.warnings):
+    mismatch = ENGINE.packages_problem({**os.environ, **environment}) if found.cuda else None
+    for warning in (unknown, *loaded.warnings, mismatch):
         if warning:
             findings.warn(warning)
     choices = tuple(ENGINE.choices(arguments, found.compute_capability))
@@ -252,6 +254,7 @@ def _served_identity(context: Context) -> str:
 
 
 def _server_environment(environment: dict[str, str], found: Devices) -> dict[str, str]:
+    environment = {**ENGINE.byte_code_environment(paths.BYTE_CODE), **environment}
     if not found.cuda:
         return environment
     return {

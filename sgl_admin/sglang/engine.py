@@ -27,6 +27,8 @@ class SGLang:
     moe = MoeConfigs()
 
     version = staticmethod(packages.version)
+    packages_problem = staticmethod(packages.mismatch)
+    byte_code_environment = staticmethod(packages.byte_code_environment)
     deep_gemm_version = staticmethod(packages.deep_gemm_version)
     release = staticmethod(releases.installed)
 
@@ -38,6 +40,7 @@ class SGLang:
     argument_problem = staticmethod(arguments.problem)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
     kernel_environment = staticmethod(kernels.kernel_environment)
+
     @staticmethod
     def inherited(environment: Mapping[str, str]) -> dict[str, str]:
         return kernels.inherited(environment, releases.installed()[0].since)

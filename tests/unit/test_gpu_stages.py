@@ -312,7 +312,7 @@ def test_a_cold_prep_fills_every_cache_and_a_second_one_starts_nothing(world: Wo
     assert all(artifacts[name]["compiled_files"] > 0 for name in COMPILED)
     # What sampling needs is built by the first request that samples.
     assert (
-        artifacts["flashinfer"]["libraries"] == 3
+        artifacts["flashinfer"]["libraries"] == 4
         and artifacts["flashinfer"]["first_sampled_request_s"] > 0
     )
     assert (
@@ -419,6 +419,23 @@ def test_the_server_inherits_no_variable_of_ours(world: World) -> None:
     inherited = {name for name in environment if name.startswith("SGL_")}
     assert "SGL_ENABLE_TORCH_COMPILE" in inherited, "a user's own stays"
     assert not any(name.startswith(("SGL_HOST_", "SGL_PROM", "SGL_DG_")) for name in inherited)
+
+
+def test_memory_that_nobody_holds_is_said_before_the_start(world: World) -> None:
+    """FIRST_CONTACT 8: the page cache of a Grace host in the GPU's memory."""
+    world.nvml(
+        driver="550.90", gpus=[{"name": "NVIDIA GH200 480GB", "memory": (20 << 30, 96 << 30)}]
+    )
+    result, _ = world.execute()
+    [warning] = [words for words in result["warnings"] if "free before" in words]
+    assert "20480 of 98304 MiB" in warning
+
+
+def test_flashinfers_packages_of_several_versions_are_said_before_the_start(world: World) -> None:
+    world.install(world.site(flashinfer_cubin="0.6.11"))
+    result, _ = world.execute()
+    [warning] = [words for words in result["warnings"] if "flashinfer-cubin" in words]
+    assert "0.6.11" in warning and "0.6.15" in warning
 
 
 def test_a_nonsense_argument_is_never_warm(world: World) -> None:

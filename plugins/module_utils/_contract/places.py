@@ -66,8 +66,9 @@ CACHES: dict[str, tuple[str, ...]] = {
     "cuda": ("CUDA_CACHE_PATH",),
 }
 CACHE_VARIABLES = {variable: cache for cache, names in CACHES.items() for variable in names}
-# Python's byte code of packages that the container's user cannot write beside (PYTHONPYCACHEPREFIX).
+# Python's byte code of packages whose folders the container's user cannot write
+# (PYTHONPYCACHEPREFIX).
 BYTE_CODE = ".byte_code"
 PROFILES_FOLDERS = (*CACHES, "moe_configs/configs", LOCKS, IN_PROGRESS)
 # What nothing mounts, so that a new container begins without it.
-SCRATCH = ("/tmp", "/var/tmp")
+SCRATCH = ("/tmp", "/var/tmp")  # noqa: S108 - looked at, never written

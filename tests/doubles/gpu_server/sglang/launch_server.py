@@ -301,7 +301,11 @@ def main() -> None:
         started = {
             "pid": os.getpid(),
             "argv": sys.argv[1:],
-            "env": {name: os.environ[name] for name in sorted(os.environ) if name in _KEPT or name.startswith("SGL_")},
+            "env": {
+                name: os.environ[name]
+                for name in sorted(os.environ)
+                if name in _KEPT or name.startswith("SGL_")
+            },
         }
         with open(journal, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(started) + "\n")
