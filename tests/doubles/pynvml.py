@@ -7,8 +7,9 @@ machine has; each key may be left out:
     driver          580.159.04
     cuda            13000: the newest CUDA that the driver runs, as NVML counts it
     gpus            [{"name", "uuid", "memory": [free, total] in bytes, "capability": [9, 0],
-                    "mig": 0, 1 or null where the GPU cannot do it, "throttle": a bit mask, "processes": [{"pid", "memory": bytes, or null
-                    where the driver does not tell}]}], by default one H100
+                    "mig": 0, 1 or null where the GPU cannot do it, "throttle": a bit mask,
+                    "processes": [{"pid", "memory": bytes, or null where the driver does not
+                    tell}]}], by default one H100
     process_names   pid -> path; of any other process NVML knows no name, as of one outside the
                     container's process ids
     fails           name of a function -> name of the error that it raises: {"nvmlInit":

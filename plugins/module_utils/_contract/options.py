@@ -331,8 +331,8 @@ IMAGE = (
     Option(
         "sgl_image_save",
         "str",
-        "Path on the host where C(playbooks/image.yml) saves the image as an archive, for hosts that"
-        " cannot build or pull it.",
+        "Path on the host where C(playbooks/image.yml) saves the image as an archive, for hosts"
+        " that cannot build or pull it.",
         "",
         kind="host_path",
     ),
