@@ -10,7 +10,9 @@ import tempfile
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import INPUTS_LABEL
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    INPUTS_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import fits
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
     pulled_by_digest,

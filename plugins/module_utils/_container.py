@@ -26,9 +26,12 @@ from typing import Any
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    CONTAINER_LABEL,
+    DockerAbsent,
     DockerCli,
     DockerError,
     InputRunner,
@@ -277,7 +280,6 @@ class Host:
     run: InputRunner
     private_file: PrivateFile
     telemetry_root: str
-    profiles_root: str
 
 
 class Stack:
@@ -361,12 +363,9 @@ class Stack:
                 f" {self.name} sgl-admin status --watch), or end it (playbooks/stop.yml with"
                 " sgl_stop_force=true), and run this again."
             )
-        in_use = found["in_use"]
-        if not found["live"]:
-            in_use = run_record.held_locks(self._host.profiles_root)
-        if in_use:
+        if found["in_use"]:
             raise ContainerError(
-                f"{what}, and in it runs {', and '.join(in_use)}. Then run this again;"
+                f"{what}, and in it runs {', and '.join(found['in_use'])}. Then run this again;"
                 " sgl_keep_running leaves the container as it is."
             )
 
@@ -624,9 +623,10 @@ class Stack:
         """A step that another run may have done already."""
         try:
             self._docker.call(*arguments)
+        except DockerAbsent:
+            pass
         except DockerError as error:
-            if "no such container" not in str(error).lower():
-                self.warnings.append(f"docker {arguments[0]}: {one_line(error, 200)}")
+            self.warnings.append(f"docker {arguments[0]}: {one_line(error, 200)}")
 
 
 def advise(error: str) -> str:

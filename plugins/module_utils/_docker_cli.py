@@ -17,6 +17,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
 # Runs an argument list; returns exit code, standard output, standard error.
@@ -31,9 +34,6 @@ _STRANGE = (
 
 # types.NoneType, which Python 3.9 does not have.
 _NONE = type(None)
-INPUTS_LABEL = "org.slice-bench.image-inputs"
-# A container that the role stack created has it.
-CONTAINER_LABEL = "org.slice-bench.container-inputs"
 
 
 # A daemon's 404 as the user reads it: of clients 20.10 to 27 ("Error: ..."), and of clients from 28
@@ -64,6 +64,10 @@ class DockerMissing(DockerError):
 
 class DockerSilent(DockerError):
     """No daemon answers, or none that this user may ask: what exists is unknown."""
+
+
+class DockerAbsent(DockerError):
+    """Docker knows no such container or image."""
 
 
 class DockerCli:
@@ -354,8 +358,12 @@ def _remedy(error: str) -> str | None:
 
 def failure(error: str) -> DockerError:
     """The error that Docker's words stand for, with the remedy."""
-    remedy = _remedy(error)
-    return DockerError(error) if remedy is None else DockerSilent(f"{remedy} ({error})")
+    if (remedy := _remedy(error)) is not None:
+        return DockerSilent(f"{remedy} ({error})")
+    # A warning may stand before it, and after it what the client could not do therefore
+    # (docker/cli v27.5.1, cli/command/container/start.go and rename.go).
+    absent = any(_NO_SUCH.fullmatch(line.strip()) for line in error.splitlines())
+    return (DockerAbsent if absent else DockerError)(error)
 
 
 def explain(error: str) -> str:

@@ -25,8 +25,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_downloads as image_downloads,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     Runner,
     build_client,

@@ -118,7 +118,7 @@ def look(options: Options, run: Runner) -> Findings:
     found.facts["container_name"] = options.container
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, docker.container, docker.unknown)
-    elsewhere = _look_at_container(found, spec, options, run)
+    elsewhere = _look_at_container(found, spec, options, docker)
     if options.ready_for == "smoke" and not found.facts["run"]["live"] and not elsewhere:
         found.problems.append(
             f"no run is live in container {options.container}: {found.facts['run']['reason']};"
@@ -144,7 +144,7 @@ def look(options: Options, run: Runner) -> Findings:
         # only where a run is recorded.
         absent = not docker.answers and found.facts["run"]["run_id"] is None
         if (docker.unknown is None or absent) and not elsewhere:
-            found.problems.extend(_taken_ports(docker.container, options, run))
+            found.problems.extend(_taken_ports(docker.container, options, docker.cli))
         _look_at_daemon(found, docker, spec)
         _look_at_space(found, docker, options)
     if options.ready_for == "prep":
@@ -327,25 +327,25 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
         (found.problems if certain else found.warnings).append(message)
 
 
-def _container(name: str, run: Runner) -> dict[str, Any] | None:
-    """A container by its name or id; None where Docker knows none, or cannot be asked."""
+def _container(cli: DockerCli, name: str) -> dict[str, Any] | None:
+    """A container by its name or id; None where Docker knows none, or does not say."""
     try:
-        return DockerCli(run).container(name)
+        return cli.container(name)
     except DockerError:
         return None
 
 
 def _look_at_container(
-    found: Findings, spec: host_tree.Spec, options: Options, run: Runner
+    found: Findings, spec: host_tree.Spec, options: Options, docker: docker_health.Docker
 ) -> bool:
     """Whether it is the tree's, and not paused. Returns whether the tree's run is live in another
     one.
     """
     if options.ready_for not in ("stop", "smoke", "start", "prep"):
         return False
-    container = found.facts["container"]
-    if found.facts["docker"]["available"]:
-        run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(name, run))
+    container, cli = docker.container, docker.cli
+    if cli is not None and docker.answers:
+        run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(cli, name))
     if other := found.facts["run"].get("elsewhere"):
         found.problems.append(
             f"sgl_container is {options.container}, but the run of {path_line(spec.telemetry)} is"
@@ -518,10 +518,10 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
 
 
 def _taken_ports(
-    container: dict[str, Any] | None, options: Options, run: Runner | None = None
+    container: dict[str, Any] | None, options: Options, cli: DockerCli | None = None
 ) -> Iterator[str]:
     """A running container holds its own ports, and gives them up where it is replaced; sgl-admin
-    sees to the server's when it starts one. `run` asks Docker for another container that has a
+    sees to the server's when it starts one. `cli` asks Docker for another container that has a
     taken port.
     """
     own = {}
@@ -555,7 +555,7 @@ def _taken_ports(
         )
         if who is None:
             continue
-        if run is not None and (other := _container_at(name, port, run)) is not None:
+        if cli is not None and (other := _container_at(cli, name, port)) is not None:
             yield (
                 f"port {port} on {address}, which {name} needs, is taken by {who}, and container"
                 f" {other} of this collection is set to have it: set sgl_container to {other}, stop"
@@ -568,11 +568,11 @@ def _taken_ports(
             )
 
 
-def _container_at(name: str, port: int, run: Runner) -> str | None:
+def _container_at(cli: DockerCli, name: str, port: int) -> str | None:
     """Another container of this collection that is set to have the port of this service."""
     variables = {known.name: known.variable for known in services.PORTS}
     try:
-        return DockerCli(run).holder_of(variables.get(name, name), str(port))
+        return cli.holder_of(variables.get(name, name), str(port))
     except DockerError:
         return None
 

@@ -198,23 +198,18 @@ _HOLDERS = {
 }
 
 
-def held_locks(profiles_root: str) -> list[str]:
-    """What runs on the caches by its lock alone, in words: for a run whose records cannot be
-    read.
-    """
-    folder = Path(profiles_root) / places.LOCKS
-    locks = {folder / f"{name}.lock": words for name, words in _HOLDERS.items()}
-    return [
-        f"{words} ({path_line(str(lock))} is held)" for lock, words in locks.items() if _held(lock)
-    ]
-
-
 def in_use_by_locks(container: dict[str, Any]) -> list[str]:
     """What goes on in a container whose run cannot be read, in words. A lock that another container
     of the same caches holds counts too: what cannot be read counts as in use.
     """
     profiles = container.get("mounts", {}).get(_PROFILES)
-    return held_locks(profiles) if is_up(container) and profiles is not None else []
+    if profiles is None or not is_up(container):
+        return []
+    folder = Path(profiles) / places.LOCKS
+    locks = {folder / f"{name}.lock": words for name, words in _HOLDERS.items()}
+    return [
+        f"{words} ({path_line(str(lock))} is held)" for lock, words in locks.items() if _held(lock)
+    ]
 
 
 def is_up(container: dict[str, Any]) -> bool:

@@ -87,9 +87,6 @@ options:
   telemetry_root:
     description: The telemetry folder on the host, which has the run's record.
     type: path
-  profiles_root:
-    description: The profiles folder on the host, which has the locks.
-    type: path
   server_args:
     description: Arguments of the server, which the image's SGLang is asked for.
     type: list
@@ -139,6 +136,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _container as container
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -169,12 +169,7 @@ class ContainerModule:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params: dict[str, Any] = module.params
-        host = container.Host(
-            self._run,
-            container.memory_file,
-            self.params["telemetry_root"] or "",
-            self.params["profiles_root"] or "",
-        )
+        host = container.Host(self._run, container.memory_file, self.params["telemetry_root"] or "")
         self.stack = container.Stack(
             host, self.params["name"], self.params["stop_timeout"], self.params["start_timeout"]
         )
@@ -241,7 +236,7 @@ def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     return {
         "image": found["image_id"],
-        "options": found["labels"].get(container.CONTAINER_LABEL),
+        "options": found["labels"].get(CONTAINER_LABEL),
         "running": found["running"],
     }
 
@@ -284,13 +279,12 @@ def main() -> None:
             "digest": {"type": "str"},
             "outdated": {"type": "str"},
             "telemetry_root": {"type": "path"},
-            "profiles_root": {"type": "path"},
             "server_args": texts,
             "checked": {"type": "bool", "default": False},
             "start_timeout": {"type": "float", "default": 60},
         },
         required_if=[
-            ("state", "started", ("image", "user", "digest", "telemetry_root", "profiles_root")),
+            ("state", "started", ("image", "user", "digest", "telemetry_root")),
             ("state", "checked", ("image", "user", "digest")),
         ],
         supports_check_mode=True,

@@ -176,8 +176,10 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerError,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import (

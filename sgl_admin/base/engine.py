@@ -201,8 +201,8 @@ class Engine(Protocol):
         """
 
     def owned_argument(self, word: str) -> str | None:
-        """Why an operator may not give this argument of the server: sgl-admin sets it itself, or it
-        is a secret. None where he may.
+        """Why an operator may not give this argument of the server, which sgl-admin sets itself;
+        None where he may.
         """
 
     def argument_problem(

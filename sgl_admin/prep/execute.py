@@ -64,8 +64,8 @@ class Execution(Interruptible):
         self._started, self._started_at = time.monotonic(), clock.utc()
         self._progress = Progress(job)
         # What the caches, and the container outside of them, held before anything ran.
-        self._cached: compiled.Listing = {}
-        self._outside: compiled.Listing = {}
+        self._cached: caches.Listing = {}
+        self._outside: compiled.Outside = {}
         self._warmup = Warmup(
             plan.run.run_id,
             plan.server_argv,
@@ -97,16 +97,18 @@ class Execution(Interruptible):
     def _run(self) -> tuple[Record, int]:
         self.job.update()
         set_aside(self.plan, self._warnings)
-        before = caches.sizes()
+        self._cached = caches.listing()
+        before = caches.sizes(self._cached)
         if not self.plan.nothing_to_do:
-            self._cached, self._outside = caches.listing(), compiled.outside()
+            self._outside = compiled.outside()
         try:
             stages = self._run_stages()
             proof = self._proof()
         finally:
             cleanup_failure = self._close_server()
         self._record_late_files(stages)
-        new_files = self._new_files()
+        after = self._cached if self.plan.nothing_to_do else caches.listing()
+        new_files = self._new_files(after)
         outcome = Outcome(
             self.job.record["prep_id"],
             self._started_at,
@@ -115,7 +117,7 @@ class Execution(Interruptible):
             proof,
             cleanup_failure,
             before,
-            before if self.plan.nothing_to_do else caches.sizes(),
+            caches.sizes(after),
             self._warnings,
             new_files,
         )
@@ -223,13 +225,13 @@ class Execution(Interruptible):
             record["artifacts"]["files"] = summary
             result.write_stage(self.plan.run.run_id, record, self._warnings)
 
-    def _new_files(self) -> NewFiles:
+    def _new_files(self, cached: caches.Listing) -> NewFiles:
         """What this prep compiled, and where; a warning says what a new container would lack."""
         if self.plan.nothing_to_do:
             return NewFiles([], [])
         found = NewFiles(
-            compiled.new(self._cached, caches.listing()),
-            compiled.new(self._outside, compiled.outside()),
+            sorted(map(str, caches.new_files(cached, self._cached))),
+            compiled.new_outside(compiled.outside(), self._outside),
         )
         if warning := found.warning:
             self._warnings.append(warning)

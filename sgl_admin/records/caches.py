@@ -5,7 +5,6 @@ still whole.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,9 +14,9 @@ from typing import Any
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
 from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.records import canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
 from sgl_admin.records import compiled
-from sgl_admin.records.compiled import Listing
 
 RECORDS = ".signatures"
 # What a tuning keeps while it lasts.
@@ -121,8 +120,7 @@ class SignatureRecord:
 
 def digest(signature: dict[str, Any]) -> str:
     """The 16 hex digits by which a signature is found."""
-    canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(signature)).hexdigest()[:16]
 
 
 def missing_file(record: dict[str, Any]) -> str | None:
@@ -146,31 +144,40 @@ def snapshot() -> dict[str, Any]:
     }
 
 
-def sizes() -> dict[str, dict[str, int]]:
-    """How much each cache holds: `size_bytes` and `file_count`."""
-    found = {}
-    for cache in CACHES:
-        listed = [stat.st_size for _, stat in cache_files(cache)]
-        found[cache] = {"size_bytes": sum(listed), "file_count": len(listed)}
-    return found
+# Each content file of the caches, by cache, with its size and modification time.
+Listing = dict[str, dict[Path, tuple[int, int]]]
 
 
-def listing() -> Listing:
-    """Each content file of the caches."""
+def listing(names: Iterable[str] = CACHES) -> Listing:
     return {
-        path: (stat.st_size, stat.st_mtime_ns)
-        for cache in CACHES
-        for path, stat in cache_files(cache)
+        cache: {path: (stat.st_size, stat.st_mtime_ns) for path, stat in cache_files(cache)}
+        for cache in names
+    }
+
+
+def sizes(listed: Listing) -> dict[str, dict[str, int]]:
+    """How much each cache holds: `size_bytes` and `file_count`."""
+    return {
+        cache: {
+            "size_bytes": sum(size for size, _mtime in known.values()),
+            "file_count": len(known),
+        }
+        for cache, known in listed.items()
     }
 
 
 def changed(names: Iterable[str], before: Listing) -> list[Path]:
     """The files of these caches that are new or other ones since."""
+    return new_files(listing(names), before)
+
+
+def new_files(now: Listing, before: Listing) -> list[Path]:
+    """The files of the first listing that the second lacks, or has otherwise."""
     return [
         path
-        for name in names
-        for path, stat in cache_files(name)
-        if before.get(path) != (stat.st_size, stat.st_mtime_ns)
+        for cache, known in now.items()
+        for path, state in known.items()
+        if before[cache].get(path) != state
     ]
 
 

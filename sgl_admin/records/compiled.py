@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sgl_admin.base import paths
@@ -36,17 +36,22 @@ _HARMLESS = re.compile(
 )
 
 # Files by path, each with its size and modification time.
-Listing = dict[Path, tuple[int, int]]
+Outside = dict[Path, tuple[int, int]]
+# Whether a folder is looked into, by its path and stat.
+_Enters = Callable[[Path, os.stat_result], bool]
 
 
 def content(cache: str, records: Iterable[str]) -> Iterator[tuple[Path, os.stat_result]]:
     """Each content file of a cache with its stat; folders that vanish meanwhile are passed over, as
     are those of these names, where records are.
     """
-    root = paths.PROFILES / cache
     passed = {*records, *_SCRATCH_FOLDERS}
     weights = {paths.PROFILES / name for name in _WEIGHTS}
-    for path, stat in _files(root, lambda place: place.name in passed or place in weights):
+
+    def enters(place: Path, stat: os.stat_result) -> bool:
+        return place.name not in passed and place not in weights
+
+    for path, stat in _files(paths.PROFILES / cache, enters):
         if not _SCRATCH_FILE.search(path.name):
             yield path, stat
 
@@ -56,46 +61,51 @@ def is_rewritten(name: str) -> bool:
     return _REWRITTEN.fullmatch(name) is not None
 
 
-def outside(folders: Iterable[Path] | None = None) -> Listing:
-    """Files of the container that no mount keeps and that are not known to be something else than
-    compiled code: of its home and its folders for temporary files, by default.
+def outside() -> Outside:
+    """Files of the container's home and of its folders for temporary files that no mount keeps and
+    that are not known to be something else than compiled code, with size and modification time.
     """
-    if folders is None:
-        folders = (paths.HOME, paths.TMP, paths.VAR_TMP)
-    mounted = {paths.TELEMETRY, paths.PROFILES, paths.MODELS, paths.HUGGINGFACE}
     return {
         path: (stat.st_size, stat.st_mtime_ns)
-        for folder in folders
-        for path, stat in _files(folder, lambda place: place in mounted)
+        for folder in (paths.HOME, paths.TMP, paths.VAR_TMP)
+        if folder.is_dir()
+        for path, stat in _files(folder, _unmounted(folder))
         # An empty file is no code: SGLang names its sockets by such.
         if stat.st_size and not _HARMLESS.fullmatch(path.name)
     }
 
 
-def new(before: Mapping[Path, tuple[int, int]], after: Mapping[Path, tuple[int, int]]) -> list[str]:
-    """The files that are new or other ones, by path."""
-    return sorted(str(path) for path, state in after.items() if before.get(path) != state)
+def new_outside(now: Outside, before: Outside) -> list[str]:
+    """The files of the first listing that the second lacks, or has otherwise."""
+    return sorted(str(path) for path, state in now.items() if before.get(path) != state)
 
 
-def _files(root: Path, passed: Callable[[Path], bool]) -> Iterator[tuple[Path, os.stat_result]]:
-    """Regular files below a folder of its own file system: what is mounted in it stays."""
-    try:
-        device = root.stat().st_dev
-    except OSError:
-        return
+def _unmounted(folder: Path) -> _Enters:
+    mounted = {paths.TELEMETRY, paths.PROFILES, paths.MODELS, paths.HUGGINGFACE}
+    device = folder.stat().st_dev
+
+    def enters(place: Path, stat: os.stat_result) -> bool:
+        # What another user keeps there is not the server's.
+        return stat.st_dev == device and place not in mounted and os.access(place, os.R_OK)
+
+    return enters
+
+
+def _files(root: Path, enters: _Enters) -> Iterator[tuple[Path, os.stat_result]]:
+    """Regular files below a folder, in those folders that are entered."""
     folders = [root]
     while folders:
         try:
             entries = list(os.scandir(folders.pop()))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         for entry in entries:
             try:
                 stat = entry.stat(follow_symlinks=False)
-            except OSError:
+            except FileNotFoundError:
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if stat.st_dev == device and not passed(Path(entry.path)):
+                if enters(Path(entry.path), stat):
                     folders.append(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
                 yield Path(entry.path), stat

@@ -17,7 +17,6 @@ from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted, is_running, start_time
 from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED
-from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records import job
 from sgl_admin.records import prepared as servers
 from sgl_admin.records import smokes as smoke
@@ -88,17 +87,12 @@ def prepared(live: Run, identity: str | None = None) -> Prepared:
 
 
 def _of_latest_prep(run_id: str) -> tuple[Any, Any, Path]:
-    path = paths.prep_result(run_id)
-    result = files.read_record(path, RESULT_SHAPE)
-    if result is None:
-        raise ValueError(f"nothing was prepared in {run_id} yet")
-    return result["run"].get("server"), result["run"].get("model"), path
+    run = servers.latest(run_id)
+    return run.get("server"), run.get("model"), paths.prep_result(run_id)
 
 
 def _of_identity(live: Run, identity: str) -> tuple[Any, Any, Path]:
     record = servers.read(live.run_id, identity)
-    if record is None:
-        raise ValueError(f"no server {identity} was prepared in {live.run_id}")
     return record, record["model"], servers.path(live.run_id, record["identity"])
 
 

@@ -7,11 +7,11 @@ nobody here knows keeps two servers' kernels apart. Read in the packages of SGLa
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
 from sgl_admin.contract.places import CACHE_VARIABLES
+from sgl_admin.contract.records import sha256
 from sgl_admin.sglang import moe_configs
 
 # They are about the HTTP server, its logs, its metrics and its traces, or about what an answer
@@ -113,7 +113,7 @@ def kernel_environment(settings: Mapping[str, str], inherited: Mapping[str, str]
     """
     taken = {name: value for name, value in inherited.items() if _INHERITED.fullmatch(name)}
     return {
-        name: _digest(value) if _SECRET.search(name) else value
+        name: sha256(value.encode(errors="surrogateescape")) if _SECRET.search(name) else value
         for name, value in sorted({**taken, **settings}.items())
         if name not in _PLACES and not _INERT_VARIABLES.fullmatch(name)
     }
@@ -129,7 +129,3 @@ def inherited(environment: Mapping[str, str], since: tuple[int, int, int]) -> di
         for name, value in environment.items()
         if name not in dropped and not _OWN_VARIABLES.fullmatch(name)
     }
-
-
-def _digest(value: str) -> str:
-    return f"sha256:{hashlib.sha256(value.encode(errors='surrogateescape')).hexdigest()}"

@@ -26,6 +26,8 @@ class Made:
     image: str
     labels: dict[str, str]
     status: str = "created"
+    # The host's folders by where they are mounted.
+    mounts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -151,4 +153,8 @@ def _described(made: Made) -> dict[str, Any]:
             "ExitCode": 0,
             "Pid": 0,
         },
+        "Mounts": [
+            {"Type": "bind", "Source": source, "Destination": target}
+            for target, source in made.mounts.items()
+        ],
     }

@@ -28,8 +28,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_downloads as image_downloads,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
 )
@@ -74,12 +76,7 @@ class Docker:
 
 
 @pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "docker").write_text("#!/bin/false\n")
-    (folder / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
+def docker(docker_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     return Docker()
 
@@ -592,6 +589,8 @@ def test_the_proxy_of_the_environment_is_used(
         (b"no archive", "cannot be unpacked"),
         (archive()[:-40], "cannot be unpacked"),
     ],
+    # An archive has the time at which it was packed.
+    ids=["amd64", "a script", "another program", "no archive", "cut"],
 )
 def test_an_archive_that_holds_something_else_is_refused(
     tmp_path: Path, content: bytes, words: str

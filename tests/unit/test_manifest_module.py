@@ -25,12 +25,8 @@ from tests.unit.test_run_record import Records, records  # noqa: F401
 
 
 @pytest.fixture
-def telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def telemetry(tmp_path: Path, docker_folder: Path) -> Path:
     """A telemetry folder with the pointer of some run, on a host with a docker client."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "docker").write_text("#!/bin/false\n")
-    (tmp_path / "bin" / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "telemetry").mkdir()
     (tmp_path / "telemetry" / places.POINTER).write_text("CONTAINER_RUN_META_JSON_HOST=/x.json\n")
     return tmp_path / "telemetry"

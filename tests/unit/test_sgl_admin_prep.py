@@ -992,7 +992,9 @@ def test_a_server_begins_only_when_it_is_noted(tmp_path: Path) -> None:
     made.stop()
 
 
-@pytest.mark.parametrize(("parent", "word"), [(-1, b"1"), (os.getpid(), b"")])
+@pytest.mark.parametrize(
+    ("parent", "word"), [(-1, b"1"), (os.getpid(), b"")], ids=["another", "as told"]
+)
 def test_a_server_whose_prep_is_gone_does_not_begin(
     tmp_path: Path, parent: int, word: bytes
 ) -> None:

@@ -424,7 +424,7 @@ CONTAINER = (
         " think before you open them.",
         services.LOOPBACK,
         module={INFO: "bind_address"},
-        variable="SGL_BIND_ADDRESS",
+        variable=services.ADDRESS_VARIABLE,
         kind="address",
     ),
     *(

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .texts import one_line
+
 ROOT_NAME = "sglang-observability"
 HOME = "/home/devuser"
 
@@ -72,3 +74,13 @@ BYTE_CODE = ".byte_code"
 PROFILES_FOLDERS = (*CACHES, "moe_configs/configs", LOCKS, IN_PROGRESS)
 # What nothing mounts, so that a new container begins without it.
 SCRATCH = ("/tmp", "/var/tmp")  # noqa: S108 - looked at, never written
+
+
+def unmountable(path: str) -> str | None:
+    """Why Docker could not bind-mount a path; None where it can."""
+    if ":" not in path:
+        return None
+    return (
+        f"is '{one_line(path, 80)}', and Docker cannot mount a path with a colon in it: set it to a"
+        " path without"
+    )

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LOOPBACK = "127.0.0.1"
+# The container's variable with the address that its services listen on.
+ADDRESS_VARIABLE = "SGL_BIND_ADDRESS"
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 READY_TIMEOUT_S = 15.0
 
