@@ -329,10 +329,10 @@ def _compare_with_previous(
     """Warn where this prep changes which server `sgl-admin server start` starts."""
     previous = findings.read(paths.prep_result(run_id), RESULT_SHAPE)
     before = previous["run"].get("server") if previous else None
-    if not isinstance(before, dict) or (before.get("argv"), before.get("env")) == (
-        argv,
-        environment,
-    ):
+    if not isinstance(before, dict) or not isinstance(before.get("env"), dict):
+        return
+    # Where caches are, as for another driver, is no setting of the operator's.
+    if (before.get("argv"), caches.settings(before["env"])) == (argv, caches.settings(environment)):
         return
     identity = str(before.get("identity", ""))
     remedy = f" (the one before: --identity {prepared.short(identity)})" if identity else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
-from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.places import CACHE_VARIABLES, CACHES
 from sgl_admin.contract.records import canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
 from sgl_admin.records import compiled
@@ -187,6 +187,11 @@ def driver_environment(driver_version: str | None) -> dict[str, str]:
         return {}
     folder = paths.PROFILES / _DRIVER_CACHE / re.sub(r"[^\w.]", "_", driver_version)
     return dict.fromkeys(CACHES[_DRIVER_CACHE], str(folder))
+
+
+def settings(environment: dict[str, Any]) -> dict[str, Any]:
+    """A server's environment but for where its caches are."""
+    return {name: value for name, value in environment.items() if name not in CACHE_VARIABLES}
 
 
 def _describe(cache: str, stage: str) -> dict[str, Any]:

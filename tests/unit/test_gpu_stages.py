@@ -629,7 +629,12 @@ def test_the_server_has_its_cache_variables_and_finds_sglangs_own_files_beside_o
     wanted = {
         variable: str(paths.PROFILES / cache) for variable, cache in paths.CACHE_VARIABLES.items()
     }
-    assert started["env"] == {
+    # The driver's own has a folder for its version, and a name that SGLang had before 0.5.9 is left
+    # out, as it would warn of it.
+    wanted["CUDA_CACHE_PATH"] += "/580.159.04"
+    del wanted["SGL_DG_CACHE_DIR"]
+    found = {key: value for key, value in started["env"].items() if not key.startswith("SGL_TEST_")}
+    assert found == {
         **wanted,
         "SGLANG_MOE_CONFIG_DIR": str(config_files.root()),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
