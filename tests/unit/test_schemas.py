@@ -37,8 +37,6 @@ OPTIONAL = {
         "telemetry_probe.window",
         # And those of releases before 1.2 this.
         "new_files",
-        "profile_cache.before.*",
-        "profile_cache.after.*",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
     ),
     "job": (),
