@@ -21,6 +21,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_rec
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
 
 from sgl_admin.contract import stages
+from sgl_admin.contract.places import CACHES
 from tests.contract import validators
 
 # The fixture makes the machine that the tree is put on.
