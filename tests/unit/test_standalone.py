@@ -150,7 +150,7 @@ def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
     # The server was told where to cache, and did.
     [start] = machine.starts()
     places = {name: str(machine.root / "profiles" / cache) for name, cache in CACHES.items()}
-    # The driver's has a folder for its version; a server of this release would warn of the old name.
+    # The driver's has a folder for its version; a server would warn of the old name.
     places["CUDA_CACHE_PATH"] += "/580.159.04"
     del places["SGL_DG_CACHE_DIR"]
     assert {name: start["env"].get(name) for name in places} == places
