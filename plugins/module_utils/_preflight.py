@@ -77,6 +77,7 @@ class Options:
     image_source: str = "build"
     image_pull: str | None = None
     image_archive: str | None = None
+    image_archive_from: str = ""
     server_args: Sequence[str] = ()
     allow_root: bool = False
 
@@ -511,6 +512,7 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
         )
     elif (
         options.image_source == "load"
+        and not options.image_archive_from
         and found.facts["docker"]["available"]
         and found.facts["image"] is None
     ):

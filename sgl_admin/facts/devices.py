@@ -184,6 +184,15 @@ def processes(
         ]
 
 
+def memory(visible: str | None = None) -> list[tuple[int, int]]:
+    """Of each visible GPU that tells, how many MiB of its memory are free, and how many it has."""
+    with _nvml() as nvml:
+        answers = [
+            _answer(nvml, nvml.nvmlDeviceGetMemoryInfo, gpu) for gpu in _visible(nvml, visible)
+        ]
+    return [(each.free // _MIB, each.total // _MIB) for each in answers if each is not None]
+
+
 def throttles(visible: str | None = None) -> list[str]:
     """What holds the first GPU's clocks down now, in words."""
     with _nvml() as nvml:

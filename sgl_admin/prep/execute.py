@@ -20,8 +20,8 @@ from sgl_admin.moe import config_files
 from sgl_admin.prep import result, summary
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.prep.progress import Progress
-from sgl_admin.prep.result import Outcome, Record
-from sgl_admin.records import caches
+from sgl_admin.prep.result import NewFiles, Outcome, Record
+from sgl_admin.records import caches, compiled
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe
@@ -63,8 +63,9 @@ class Execution(Interruptible):
         self._warnings = list(plan.warnings)
         self._started, self._started_at = time.monotonic(), clock.utc()
         self._progress = Progress(job)
-        # What the caches held before anything ran.
+        # What the caches, and the container outside of them, held before anything ran.
         self._cached: caches.Listing = {}
+        self._outside: compiled.Outside = {}
         self._warmup = Warmup(
             plan.run.run_id,
             plan.server_argv,
@@ -98,11 +99,16 @@ class Execution(Interruptible):
         set_aside(self.plan, self._warnings)
         self._cached = caches.listing()
         before = caches.sizes(self._cached)
+        if not self.plan.nothing_to_do:
+            self._outside = compiled.outside()
         try:
             stages = self._run_stages()
             proof = self._proof()
         finally:
             cleanup_failure = self._close_server()
+        self._record_late_files(stages)
+        after = self._cached if self.plan.nothing_to_do else caches.listing()
+        new_files = self._new_files(after)
         outcome = Outcome(
             self.job.record["prep_id"],
             self._started_at,
@@ -111,8 +117,9 @@ class Execution(Interruptible):
             proof,
             cleanup_failure,
             before,
-            before if self.plan.nothing_to_do else caches.sizes(caches.listing()),
+            caches.sizes(after),
             self._warnings,
+            new_files,
         )
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)
@@ -197,11 +204,38 @@ class Execution(Interruptible):
                 signature = stage.signature(self._context)
                 record = SignatureRecord(stage.name, stage.caches, signature)
                 if stage.server_made:
-                    artifacts["compiled_files"] = caches.changed(stage.caches, self._cached)
+                    artifacts["compiled_files"] = len(caches.changed(stage.caches, self._cached))
                 artifacts["files"] = record.write(
                     stage.content(self._context), served=self._context.served_identity
                 )
         return artifacts, signature
+
+    def _record_late_files(self, records: dict[str, Record]) -> None:
+        """What the server compiled after a stage was recorded is part of that stage's work too."""
+        for decision in self.plan.decisions:
+            stage, record = decision.stage, records[decision.stage.name]
+            if not stage.server_made or record["status"] not in ("ok", "noop"):
+                continue
+            vouched = SignatureRecord(stage.name, stage.caches, record["signature"])
+            recorded = set(vouched.content())
+            if all(path in recorded for path in caches.changed(stage.caches, self._cached)):
+                continue
+            with locked(stage.name, _LOCK_TIMEOUT_S):
+                summary = vouched.write(served=self._context.served_identity)
+            record["artifacts"]["files"] = summary
+            result.write_stage(self.plan.run.run_id, record, self._warnings)
+
+    def _new_files(self, cached: caches.Listing) -> NewFiles:
+        """What this prep compiled, and where; a warning says what a new container would lack."""
+        if self.plan.nothing_to_do:
+            return NewFiles([], [])
+        found = NewFiles(
+            sorted(map(str, caches.new_files(cached, self._cached))),
+            compiled.new_outside(compiled.outside(), self._outside),
+        )
+        if warning := found.warning:
+            self._warnings.append(warning)
+        return found
 
     @contextmanager
     def _marked(self, stage: Stage) -> Iterator[None]:
@@ -264,7 +298,11 @@ class Execution(Interruptible):
         environment, release = self.plan.server_environment, self.plan.context.release
         assert release is not None
         gpu_fit.check_free_space()
-        gpu_fit.wait_until_free(environment.get(devices.VISIBLE))
+        visible = environment.get(devices.VISIBLE)
+        gpu_fit.wait_until_free(visible)
+        held = gpu_fit.held_memory(self.plan.context.devices, visible)
+        if held and held not in self._warnings:
+            self._warnings.append(held)
         config_files.make_ready(environment[ENGINE.moe.variable], release)
 
 

@@ -13,15 +13,16 @@ from typing import Any
 
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
-from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.places import CACHE_VARIABLES, CACHES
 from sgl_admin.contract.records import canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
+from sgl_admin.records import compiled
 
-# What a compiler leaves beside its results: not part of a cache's content.
-_SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 RECORDS = ".signatures"
 # What a tuning keeps while it lasts.
 WORK = ".tuning"
+# What the driver compiles.
+_DRIVER_CACHE = "cuda"
 # Of one cache, how many servers a record names that ran with it: the last ones.
 _MOST_SERVERS = 64
 RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
@@ -29,21 +30,7 @@ RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
     """Each content file of a cache with its stat; folders that vanish meanwhile are passed over."""
-    folders = [paths.PROFILES / cache]
-    while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name not in (RECORDS, WORK):
-                    folders.append(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False) and not _SCRATCH.search(entry.name):
-                try:
-                    yield Path(entry.path), entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
+    return compiled.content(cache, (RECORDS, WORK))
 
 
 class SignatureRecord:
@@ -140,7 +127,8 @@ def missing_file(record: dict[str, Any]) -> str | None:
     """The first file of a record that is gone or has another size."""
     for name, size in record["files"].items():
         try:
-            if os.stat(paths.PROFILES / name).st_size != size:
+            actual = os.stat(paths.PROFILES / name).st_size
+            if actual != size and not compiled.is_rewritten(name):
                 return f"{files.printable(name)} has changed its size"
         except (OSError, ValueError):
             return f"{files.printable(name)} is missing"
@@ -178,13 +166,32 @@ def sizes(listed: Listing) -> dict[str, dict[str, int]]:
     }
 
 
-def changed(names: Iterable[str], before: Listing) -> int:
-    """How many files of these caches are new or other ones since."""
-    return sum(
-        before[cache].get(path) != now
-        for cache, known in listing(names).items()
-        for path, now in known.items()
-    )
+def changed(names: Iterable[str], before: Listing) -> list[Path]:
+    """The files of these caches that are new or other ones since."""
+    return new_files(listing(names), before)
+
+
+def new_files(now: Listing, before: Listing) -> list[Path]:
+    """The files of the first listing that the second lacks, or has otherwise."""
+    return [
+        path
+        for cache, known in now.items()
+        for path, state in known.items()
+        if before[cache].get(path) != state
+    ]
+
+
+def driver_environment(driver_version: str | None) -> dict[str, str]:
+    """Leads what the driver itself compiles to a folder for this driver: no other one reads it."""
+    if driver_version is None:
+        return {}
+    folder = paths.PROFILES / _DRIVER_CACHE / re.sub(r"[^\w.]", "_", driver_version)
+    return dict.fromkeys(CACHES[_DRIVER_CACHE], str(folder))
+
+
+def settings(environment: dict[str, Any]) -> dict[str, Any]:
+    """A server's environment but for where its caches are."""
+    return {name: value for name, value in environment.items() if name not in CACHE_VARIABLES}
 
 
 def _describe(cache: str, stage: str) -> dict[str, Any]:

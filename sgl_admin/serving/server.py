@@ -96,7 +96,7 @@ class Server:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **self.environment},
+                    env={**ENGINE.inherited(os.environ), **self.environment},
                     cwd=os.environ.get("HOME", "/"),
                 )
             except ValueError as error:

@@ -997,6 +997,12 @@ def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(
     (own / "sglang-1.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: sglang\nVersion: 1\n"
     )
+    (own / "good.py").write_text("x = 1\n")
+    (own / "broken.py").write_text("print x\n")
+    (tmp_path / "checkout" / "sglang").mkdir(parents=True)
+    for module in ("__init__", "launch_server"):
+        (tmp_path / "checkout" / "sglang" / f"{module}.py").write_text("x = 1\n")
+    (own / "editable.pth").write_text(f"{tmp_path / 'checkout'}\n")
     (tmp_path / "wheels").mkdir()
     text = (
         (FILES / "flavours/gh200/adopt_python.py")
@@ -1006,6 +1012,10 @@ def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(
     base = Path(sys.executable).resolve().stat()
     done = run_program([tmp_path / place / "bin/python3", "-c", text, tmp_path / "wheels"])
     assert done.returncode == 0, done.stderr
+    # SGLang's images have it editable, owned by root: the server's user could keep no byte code.
+    assert list(own.glob("broken.py")) and not list(own.glob("__pycache__/broken*"))
+    assert list(own.glob("__pycache__/good*.pyc"))
+    assert list((tmp_path / "checkout/sglang/__pycache__").glob("launch_server*.pyc"))
     asked = [
         tmp_path / "sglang/bin/python",
         "-c",

@@ -322,6 +322,23 @@ IMAGE = (
     ),
     Option("sgl_image_archive_sha256", "str", "Digest that the archive must have.", kind="sha256"),
     Option(
+        "sgl_image_archive_from",
+        "str",
+        "Path on the controller of the archive: a host that lacks the image gets it from there, as"
+        " O(sgl_image_archive), for hosts that cannot reach any other place.",
+        "",
+        module={INFO: "image_archive_from"},
+        kind="controller_file",
+    ),
+    Option(
+        "sgl_image_save",
+        "str",
+        "Path on the host where C(playbooks/image.yml) saves the image as an archive, for hosts"
+        " that cannot build or pull it.",
+        "",
+        kind="host_path",
+    ),
+    Option(
         "sgl_image_platform",
         "str",
         "Platform of the image. By default the host's own; to build for another one the host needs"
