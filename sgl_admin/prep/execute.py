@@ -4,7 +4,6 @@ proof, then the records.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,8 +20,7 @@ from sgl_admin.prep import result, summary
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.prep.progress import Progress
 from sgl_admin.prep.result import Outcome, Record
-from sgl_admin.records import caches
-from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.records import caches, rebuilding
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe
 from sgl_admin.serving.warmup import Warmup
@@ -75,6 +73,15 @@ class Execution(Interruptible):
             self._progress.server_starting,
             self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
         )
+        # What a server makes is set aside for a rebuild; a tuning replaces its own piece by piece.
+        self._rebuilds = [
+            decision
+            for decision in plan.decisions
+            if decision.action == "run"
+            and decision.signature is not None
+            and decision.stage.server_made
+            and plan.request.stages[decision.stage.name] == "rebuild"
+        ]
         self._context = replace(
             plan.context,
             warmup=self._warmup,
@@ -135,13 +142,17 @@ class Execution(Interruptible):
 
     def _run_stages(self) -> dict[str, Record]:
         records = {}
-        for decision in self.plan.decisions:
-            record = self._stage(decision)
-            if record["status"] == "error":
-                record["status_code"] = decision.stage.contract.exit_code
-                self._interrupted = self._interrupted or record["error_type"] == "interrupted"
-            records[decision.stage.name] = record
-            result.write_stage(self.plan.run.run_id, record, self._warnings)
+        try:
+            for decision in self.plan.decisions:
+                record = self._stage(decision)
+                if record["status"] == "error":
+                    record["status_code"] = decision.stage.contract.exit_code
+                    self._interrupted = self._interrupted or record["error_type"] == "interrupted"
+                records[decision.stage.name] = record
+                result.write_stage(self.plan.run.run_id, record, self._warnings)
+        finally:
+            # What a rebuild that failed did not replace.
+            rebuilding.put_back()
         return records
 
     def _stage(self, decision: Decision) -> Record:
@@ -191,18 +202,29 @@ class Execution(Interruptible):
                 lock.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
             with self._marked(stage):
                 with self._may_be_interrupted():
-                    if self.plan.request.stages[stage.name] == "rebuild":
-                        _clear(stage)
+                    self._begin_rebuilds()
                     artifacts = stage.run(self._context)
                 # What the stage learned from the server may have changed its signature.
                 signature = stage.signature(self._context)
-                record = SignatureRecord(stage.name, stage.caches, signature)
-                if stage.server_made:
-                    artifacts["compiled_files"] = caches.changed(stage.caches, self._cached)
+                record = stage.record(signature)
+                made = caches.changed(stage.caches, self._cached) if stage.server_made else None
+                if made is not None:
+                    artifacts["compiled_files"] = len(made)
                 artifacts["files"] = record.write(
-                    stage.content(self._context), served=self._context.served_identity
+                    stage.content(self._context), self._context.served_identity, made
                 )
+                rebuilding.replaced(record)
         return artifacts, signature
+
+    def _begin_rebuilds(self) -> None:
+        """Before the first server starts: set aside what it is to make again for any stage, once
+        nothing that is known beforehand keeps it from starting. Raises StageFailure.
+        """
+        if self._rebuilds:
+            self._warmup.make_way()
+            while self._rebuilds:
+                record = self._rebuilds.pop(0).record
+                rebuilding.set_aside(record, record.own(self._warnings))
 
     @contextmanager
     def _marked(self, stage: Stage) -> Iterator[None]:
@@ -267,12 +289,3 @@ class Execution(Interruptible):
         gpu_fit.check_free_space()
         gpu_fit.wait_until_free(environment.get(devices.VISIBLE))
         config_files.make_ready(environment[ENGINE.moe.variable], release)
-
-
-def _clear(stage: Stage) -> None:
-    for cache in stage.caches:
-        for entry in (paths.PROFILES / cache).iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
