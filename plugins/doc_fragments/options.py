@@ -122,7 +122,8 @@ options:
   image_archive:
     type: path
     description: Path on the host of the archive to load, as C(docker save) writes
-      it.
+      it. With containerd's image store (Docker 29) save an image that a registry
+      has for several platforms with C(--platform linux/arm64).
   image_archive_from:
     type: str
     default: ''

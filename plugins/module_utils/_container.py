@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
@@ -74,6 +75,12 @@ LACKS = (
         "unresolvable CDI devices",
         "The description of the GPUs that containers get (CDI) is missing or out of date: run "
         "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` as root, and start again.",
+    ),
+    (
+        'error gathering device information while adding custom device "nvidia.com/gpu',
+        "This host's Docker does not know CDI, which the NVIDIA Container Toolkit is set to: put "
+        '{"features": {"cdi": true}} into /etc/docker/daemon.json (Docker 25 or later) and restart '
+        "Docker, or run `nvidia-ctk config --set nvidia-container-runtime.mode=auto --in-place`.",
     ),
     (
         "failed to generate CDI spec",
@@ -230,7 +237,7 @@ class Definition:
                 else ["--ipc=host"]
             ),
             *(f"--ulimit={limit}" for limit in self.ulimits),
-            *(["--gpus=driver=nvidia,count=all"] if self.gpus else []),
+            *(gpu_access.arguments() if self.gpus else []),
             "--cap-drop=ALL",
             *(f"--cap-add={name}" for name in self.capabilities),
             *(f"--security-opt={option}" for option in self.security_opts),

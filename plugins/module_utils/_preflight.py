@@ -20,6 +20,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _file_systems as file_systems,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
@@ -36,6 +37,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 _GB = 10**9
 # A prep writes thousands of files.
 _LEAST_INODES = 10_000
+# What shows which part of a folder's content can go.
+_SHOWS = {"docker": " (`docker system df` shows what takes it)"}
 # Sources of a model that need to be told where from.
 _FROM = ("local", "controller", "hub")
 
@@ -295,6 +298,8 @@ def _look_at_gpus(
     if docker.cli is not None and docker.answers and options.ready_for != "smoke" and not served:
         if lacking := gpu_health.toolkit_problem(docker.cli):
             found.lacking.append(lacking)
+        elif closed := gpu_access.problem():
+            found.lacking.append(closed)
         if docker.inspected is not None:
             # Which drivers it makes do with, only the image itself can say.
             its, requires = gpu_health.image_cuda(docker.inspected)
@@ -319,6 +324,8 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
     verdict = docker_health.judge(info, folders)
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)
+    if found.facts["devices"]["health"] and (warning := gpu_access.reload_warning(info)):
+        found.warnings.append(warning)
     for folder, reason, certain in file_systems.closed_to_root(folders, file_systems.mounts()):
         message = (
             f"Docker's daemon, which is root, {'cannot' if certain else 'may not'} enter {folder},"
@@ -602,10 +609,17 @@ def _look_at_space(found: Findings, docker: docker_health.Docker, options: Optio
             found.problems.append(reason)
         need = options.space_gb.get(name, 0.0) * _GB
         if room.free < need:
+            smaller = ""
+            if name == "docker" and options.gpus:
+                # Upstream's docker/Dockerfile: its target `runtime` has CUDA's compilers too.
+                smaller = (
+                    ", set sgl_image_base to a release's smaller image"
+                    " (lmsysorg/sglang:v<release>-runtime)"
+                )
             found.problems.append(
                 f"{path} has {room.free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted"
-                f" there before anything is written: free some, or set sgl_space_gb: {{{name}:"
-                f" {room.free / _GB:.1f}}} to go on with less"
+                f" there before anything is written: free some{_SHOWS.get(name, '')}{smaller}, or"
+                f" set sgl_space_gb: {{{name}: {room.free / _GB:.1f}}} to go on with less"
             )
 
 

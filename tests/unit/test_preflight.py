@@ -20,6 +20,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _file_systems as file_systems,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
@@ -482,6 +483,8 @@ def gpus(host: Docker, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl" or exists(path))
     # Whether this machine has the toolkit is not the question.
     monkeypatch.setattr(gpu_health, "toolkit_problem", lambda docker: None)
+    monkeypatch.setattr(gpu_access, "problem", lambda: None)
+    monkeypatch.setattr(gpu_access, "reload_warning", lambda info: None)
     # Nor are errors that its own kernel tells of.
     monkeypatch.setattr(gpu_health, "_kernel_log", lambda run, root: "")
     return GpuHost(host, NvidiaSmi())
@@ -569,6 +572,18 @@ def test_a_host_without_the_container_toolkit_lacks_it(
     assert (found.problems, found.lacking) == ([], ["docker lacks the toolkit"])
     assert look(options(tmp_path / "tree", gpus=True, ready_for="stop"), gpus).lacking == []
     assert look(options(tmp_path / "tree", gpus=False), gpus).lacking == []
+
+
+def test_a_host_that_cannot_give_its_gpus_to_a_container_lacks_that(
+    gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_access, "problem", lambda: "CDI is not generated")
+    monkeypatch.setattr(gpu_access, "reload_warning", lambda info: "a reload takes them")
+    found = look(options(tmp_path / "tree", gpus=True), gpus)
+    assert found.lacking == ["CDI is not generated"]
+    assert "a reload takes them" in found.warnings
+    found = look(options(tmp_path / "tree", gpus=False), gpus)
+    assert found.lacking == []
 
 
 def test_an_answer_that_describes_no_gpu_is_made_up_for_by_their_names(
@@ -806,6 +821,26 @@ def test_images_of_containerd_are_in_its_folder(
     assert docker_health.image_folder({**root, **store}) == own
     for nowhere in ({}, {"DockerRootDir": None}, {"DockerRootDir": ""}):
         assert docker_health.image_folder(nowhere) is None
+
+
+@pytest.mark.parametrize("store", ["overlay2", "containerd"])
+def test_an_image_needs_room_where_the_daemon_really_keeps_it(
+    gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    for name in ("docker", "containerd"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(docker_health, "_CONTAINERD", str(tmp_path / "containerd"))
+    gpus.docker.info["DockerRootDir"] = str(tmp_path / "docker")
+    if store == "containerd":
+        # Debian sid's docker.io 28.5.2 with the feature containerd-snapshotter; what 29 does.
+        gpus.docker.info["DriverStatus"] = [["driver-type", "io.containerd.snapshotter.v1"]]
+    wanted = options(tmp_path / "tree", gpus=True, space_gb={"docker": 1e9})
+    [problem] = look(wanted, gpus).problems
+    folder = tmp_path / ("containerd" if store == "containerd" else "docker")
+    assert problem.startswith(f"{folder} has ") and len(problem) < 400
+    assert "`docker system df`" in problem and "v<release>-runtime" in problem
+    [problem] = look(options(tmp_path / "tree", space_gb={"docker": 1e9}), gpus).problems
+    assert "runtime" not in problem
 
 
 # --- file systems ---------------------------------------------------------------------------------
