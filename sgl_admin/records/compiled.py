@@ -28,8 +28,8 @@ _WEIGHTS = frozenset(("sglang/ple", "sglang/model_streamer"))
 _REWRITTEN = re.compile(r"(.*/)?autotune/.*\.json|cuda/(.*/)?index")
 
 # Outside of the caches, files that are known to be something else: byte code, Prometheus' of
-# several processes, SGLang's launch scripts (utils/numa_utils.py), what shells and editors keep, and
-# Inductor's precompiled headers, which have no variable and are read only to compile something else
+# several processes, SGLang's launch scripts (utils/numa_utils.py), what shells and editors keep.
+# Inductor's precompiled headers have no variable, and are read only to compile something else
 # (torch/_inductor/codecache.py).
 _HARMLESS = re.compile(
     r".*\.(pyc|log|lock|sock|pid)|(counter|gauge_\w+|histogram|summary)_\d+\.db"
