@@ -350,21 +350,40 @@ def _look_at_container(
     """
     if options.ready_for not in ("stop", "smoke", "start", "prep"):
         return False
-    container, cli = docker.container, docker.cli
+    container, cli, other = docker.container, docker.cli, None
     if cli is not None and docker.answers:
         run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(cli, name))
-    if other := found.facts["run"].get("elsewhere"):
+        other = _other_of_tree(spec, options, container, cli)
+    live = found.facts["run"].get("elsewhere")
+    if live is not None:
         found.problems.append(
             f"sgl_container is {options.container}, but the run of {path_line(spec.telemetry)} is"
-            f" live in container {other}: set sgl_container to {other}, or stop that container"
-            " first"
+            f" live in container {live}: set sgl_container to {live}, or stop that container first"
         )
+    elif other is not None and (run_record.is_up(other) or options.ready_for != "stop"):
+        found.problems.append(
+            f"sgl_container is {options.container}, but {path_line(spec.telemetry)} is the"
+            f" telemetry folder of container {other['name']} ({other['status']}), and a tree has"
+            f" one container: set sgl_container to {other['name']}, or have playbooks/stop.yml"
+            " remove that container first"
+        )
+        return run_record.is_up(other)
     elif container is not None and container["status"] == "paused" and options.ready_for != "stop":
         found.problems.append(
             f"container {options.container} is paused: run `docker unpause {options.container}`, or"
             " stop it (playbooks/stop.yml)"
         )
-    return bool(other)
+    return live is not None
+
+
+def _other_of_tree(
+    spec: host_tree.Spec, options: Options, container: dict[str, Any] | None, cli: DockerCli
+) -> dict[str, Any] | None:
+    try:
+        return run_record.other_of_tree(cli, spec.telemetry, options.container, container)
+    except DockerError:
+        # What Docker does not say is a problem of its own.
+        return None
 
 
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:

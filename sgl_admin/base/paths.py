@@ -24,6 +24,8 @@ IN_PROGRESS = PROFILES / places.IN_PROGRESS
 BYTE_CODE = PROFILES / places.BYTE_CODE
 # What an import has not placed yet.
 INCOMING = PROFILES / places.INCOMING
+# What a rebuild has not replaced yet.
+REBUILDING = PROFILES / places.REBUILDING
 
 # Not on a bind mount: each start of the container begins with its own.
 STATE = Path("/var/lib/sgl")

@@ -4,7 +4,6 @@ proof, then the records.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,8 +20,7 @@ from sgl_admin.prep import result, summary
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.prep.progress import Progress
 from sgl_admin.prep.result import NewFiles, Outcome, Record
-from sgl_admin.records import caches, compiled
-from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.records import caches, compiled, rebuilding
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe
 from sgl_admin.serving.warmup import Warmup
@@ -76,6 +74,15 @@ class Execution(Interruptible):
             self._progress.server_starting,
             self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
         )
+        # What a server makes is set aside for a rebuild; a tuning replaces its own piece by piece.
+        self._rebuilds = [
+            decision
+            for decision in plan.decisions
+            if decision.action == "run"
+            and decision.signature is not None
+            and decision.stage.server_made
+            and plan.request.stages[decision.stage.name] == "rebuild"
+        ]
         self._context = replace(
             plan.context,
             warmup=self._warmup,
@@ -141,13 +148,17 @@ class Execution(Interruptible):
 
     def _run_stages(self) -> dict[str, Record]:
         records = {}
-        for decision in self.plan.decisions:
-            record = self._stage(decision)
-            if record["status"] == "error":
-                record["status_code"] = decision.stage.contract.exit_code
-                self._interrupted = self._interrupted or record["error_type"] == "interrupted"
-            records[decision.stage.name] = record
-            result.write_stage(self.plan.run.run_id, record, self._warnings)
+        try:
+            for decision in self.plan.decisions:
+                record = self._stage(decision)
+                if record["status"] == "error":
+                    record["status_code"] = decision.stage.contract.exit_code
+                    self._interrupted = self._interrupted or record["error_type"] == "interrupted"
+                records[decision.stage.name] = record
+                result.write_stage(self.plan.run.run_id, record, self._warnings)
+        finally:
+            # What a rebuild that failed did not replace.
+            rebuilding.put_back()
         return records
 
     def _stage(self, decision: Decision) -> Record:
@@ -197,17 +208,18 @@ class Execution(Interruptible):
                 lock.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
             with self._marked(stage):
                 with self._may_be_interrupted():
-                    if self.plan.request.stages[stage.name] == "rebuild":
-                        _clear(stage)
+                    self._begin_rebuilds()
                     artifacts = stage.run(self._context)
                 # What the stage learned from the server may have changed its signature.
                 signature = stage.signature(self._context)
-                record = SignatureRecord(stage.name, stage.caches, signature)
-                if stage.server_made:
-                    artifacts["compiled_files"] = len(caches.changed(stage.caches, self._cached))
+                record = stage.record(signature)
+                made = caches.changed(stage.caches, self._cached) if stage.server_made else None
+                if made is not None:
+                    artifacts["compiled_files"] = len(made)
                 artifacts["files"] = record.write(
-                    stage.content(self._context), served=self._context.served_identity
+                    stage.content(self._context), self._context.served_identity, made
                 )
+                rebuilding.replaced(record)
         return artifacts, signature
 
     def _record_late_files(self, records: dict[str, Record]) -> None:
@@ -216,12 +228,13 @@ class Execution(Interruptible):
             stage, record = decision.stage, records[decision.stage.name]
             if not stage.server_made or record["status"] not in ("ok", "noop"):
                 continue
-            vouched = SignatureRecord(stage.name, stage.caches, record["signature"])
+            vouched = stage.record(record["signature"])
             recorded = set(vouched.content())
-            if all(path in recorded for path in caches.changed(stage.caches, self._cached)):
+            made = caches.changed(stage.caches, self._cached)
+            if recorded.issuperset(made):
                 continue
             with locked(stage.name, _LOCK_TIMEOUT_S):
-                summary = vouched.write(served=self._context.served_identity)
+                summary = vouched.write(None, self._context.served_identity, made)
             record["artifacts"]["files"] = summary
             result.write_stage(self.plan.run.run_id, record, self._warnings)
 
@@ -236,6 +249,16 @@ class Execution(Interruptible):
         if warning := found.warning:
             self._warnings.append(warning)
         return found
+
+    def _begin_rebuilds(self) -> None:
+        """Before the first server starts: set aside what it is to make again for any stage, once
+        nothing that is known beforehand keeps it from starting. Raises StageFailure.
+        """
+        if self._rebuilds:
+            self._warmup.make_way()
+            while self._rebuilds:
+                record = self._rebuilds.pop(0).record
+                rebuilding.set_aside(record, record.own(self._warnings))
 
     @contextmanager
     def _marked(self, stage: Stage) -> Iterator[None]:
@@ -304,12 +327,3 @@ class Execution(Interruptible):
         if held and held not in self._warnings:
             self._warnings.append(held)
         config_files.make_ready(environment[ENGINE.moe.variable], release)
-
-
-def _clear(stage: Stage) -> None:
-    for cache in stage.caches:
-        for entry in (paths.PROFILES / cache).iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()

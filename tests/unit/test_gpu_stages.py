@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -585,13 +586,66 @@ def test_only_a_new_batch_size_is_tuned_and_the_file_is_the_union(world: World) 
     ], "none is lost"
 
 
-def test_a_rebuild_tunes_everything_again(world: World) -> None:
+def test_a_rebuild_tunes_all_that_is_wanted_again(world: World) -> None:
     world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
     result, _ = world.execute("--moe", "rebuild")
     assert statuses(result)[1] == "ok" and world.tuned_sizes() == [[16, 64], [64]]
-    assert json.loads(world.moe_file.read_text()) == {"64": configuration(64, 2)}
+    assert json.loads(world.moe_file.read_text()) == {
+        "16": configuration(16, 1),
+        "64": configuration(64, 2),
+    }, "what was not asked for stays"
     assert result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
     assert_built_in_files_are_there()
+
+
+REBUILD = [
+    word
+    for name in ("deep-gemm", "moe", "flashinfer", "inductor")
+    for word in (f"--{name}", "rebuild")
+]
+
+
+@contextmanager
+def listening(port: int) -> Iterator[None]:
+    """Another process' server at this port."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((server.HOST, port))
+        holder.listen()
+        yield
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """A benchmark's server, of whatever container of these caches: its lock is all that is left
+    to tell of it.
+    """
+    lock = locks.try_lock(benchmark_server.SERVES)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+@pytest.mark.parametrize("record", [None, "stopped", "ended"])
+@pytest.mark.parametrize("obstacle", ["its port is taken", "a benchmark's server"])
+def test_a_rebuild_that_cannot_start_its_server_leaves_all_work_as_it_was(
+    world: World, obstacle: str, record: str | None
+) -> None:
+    world.execute()
+    if record is not None:
+        ended = {"server_id": "server-1", "state": record, "pgid": 2**21, "start_ticks": "1"}
+        asked = {"argv": ["x"], "env": {}, "port": 31998, "log_start": 0}
+        files.write_json(paths.server(world.run_id), {**ended, **asked})
+    before = caches.listing()
+    made = world.execution(*REBUILD)
+    with listening(world.port) if obstacle == "its port is taken" else serving():
+        result, exit_code = made.run()
+    assert exit_code == 10 and statuses(result) == ["error"] * 4
+    assert {error(result, name)[0] for name in NAMES} == {"port_busy"}
+    assert before and caches.listing() == before, "no file is gone, new or another one"
+    assert world.plan().nothing_to_do, "the old work counts"
 
 
 def test_a_deleted_file_is_tuned_again(world: World) -> None:

@@ -298,6 +298,7 @@ def test_the_host_reads_the_old_records(tree: Tree, monkeypatch: pytest.MonkeyPa
     assert (record.manifest, record.prep_result) == (tree.manifest, tree.result)
     container = {
         "id": tree.manifest["container_id"],
+        "name": tree.manifest["container_name"],
         "running": True,
         "status": "running",
         "pid": os.getpid(),
@@ -315,8 +316,10 @@ def test_the_host_reads_an_old_job_that_runs(tree: Tree) -> None:
     (tree.run_dir / "job.json").write_text(json.dumps({**tree.job, "state": "running"}))
     record = run_record.read(str(tree.telemetry))
     assert record is not None
-    assert run_record.running_prep(record) is None, "its process was killed"
+    profiles = str(tree.root / "profiles")
+    assert run_record.running_prep(record, profiles) is None, "its process was killed"
     with open(tree.root / "profiles" / ".locks" / "prep.lock", "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         keys = ("prep_id", "pid", "stage", "arguments")
-        assert run_record.running_prep(record) == {key: tree.job[key] for key in keys}
+        found = run_record.running_prep(record, profiles)
+    assert found == {key: tree.job[key] for key in keys}

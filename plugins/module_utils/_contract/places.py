@@ -35,7 +35,7 @@ MOUNTS = (
 POINTER = "container_run_meta.env"
 RUNS, LOGS, PROMETHEUS, JAEGER = "container_runs", "logs", "prometheus", "jaeger"
 TELEMETRY_FOLDERS = (RUNS, LOGS, PROMETHEUS, JAEGER)
-LOCKS, IN_PROGRESS, INCOMING = ".locks", ".in_progress", ".incoming"
+LOCKS, IN_PROGRESS, INCOMING, REBUILDING = ".locks", ".in_progress", ".incoming", ".rebuilding"
 # Locks by what is held: each is a file <name>.lock in LOCKS.
 LOCK_PREP, LOCK_SMOKE, LOCK_SERVER, LOCK_SERVING = "prep", "smoke", "server", "serving"
 
