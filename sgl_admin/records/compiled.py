@@ -29,9 +29,11 @@ _REWRITTEN = re.compile(r"(.*/)?autotune/.*\.json|cuda/(.*/)?index")
 
 # Outside of the caches, files that are known to be something else: byte code, Prometheus' of
 # several processes, SGLang's launch scripts (utils/numa_utils.py), what shells and editors keep.
+# Inductor's precompiled headers have no variable, and are read only to compile something else
+# (torch/_inductor/codecache.py).
 _HARMLESS = re.compile(
     r".*\.(pyc|log|lock|sock|pid)|(counter|gauge_\w+|histogram|summary)_\d+\.db"
-    r"|tmp[a-z0-9_]{8}|sglang_temp_file_.*\.sh|sglang_weight_cache_.*\.ready"
+    r"|[a-z2-7]{52}\.h(\.gch)?|tmp[a-z0-9_]{8}|sglang_temp_file_.*\.sh|sglang_weight_cache_.*\.ready"
     r"|\.(bash|python|sqlite)_history|\.(lesshst|viminfo|wget-hsts)"
 )
 

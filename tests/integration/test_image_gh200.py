@@ -196,6 +196,12 @@ def test_the_base_images_own_python_and_paths_stay_in_use(started: Gh200Site) ->
         started.docker_exec("/opt/sglang/bin/python", "-c", script).stdout.strip()
         == "/opt/sgl-packages"
     )
+    # What the base bakes in root's home can be read, and packages have their byte code.
+    assert started.docker_exec("cat", "/root/.cache/sglang/kernels.lock").stdout == "[]\n"
+    script = (
+        "import importlib.util as u, os; print(os.path.exists(u.find_spec('supervisor').cached))"
+    )
+    assert started.docker_exec("/opt/sglang/bin/python", "-c", script).stdout == "True\n"
     assert started.admin("version").returncode == 0
     assert "libdcgm.so.4" in started.docker_exec("/sbin/ldconfig", "--print-cache").stdout
 

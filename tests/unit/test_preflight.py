@@ -1069,6 +1069,8 @@ def test_an_image_from_elsewhere_needs_to_be_told_from_where(
     assert said(image_source="pull", image_pull="a/b:c") == said() == ([], [])
     [lacking] = said(image_source="load", image_archive=str(archive))[1]
     assert f"there is no archive {archive} on this host" in lacking
+    brought = {"image_archive": str(archive), "image_archive_from": "/data/image.tar"}
+    assert said(image_source="load", **brought) == ([], []), "the controller brings it"
     archive.touch()
     assert said(image_source="load", image_archive=str(archive)) == ([], [])
     archive.unlink()

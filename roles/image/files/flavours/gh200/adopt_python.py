@@ -21,7 +21,7 @@ def compile_packages() -> None:
     """Write byte code beside the sources, which belong to root: the server's user could write none,
     and would compile them at each start. What has it already is passed over.
     """
-    folders = [folder for folder in site.getsitepackages() if os.path.isdir(folder)]
+    folders = [folder for folder in (*site.getsitepackages(), PACKAGES) if os.path.isdir(folder)]
     # SGLang's own images install it editable, outside of these folders.
     spec = importlib.util.find_spec("sglang")
     if spec is not None:
