@@ -44,6 +44,7 @@ from tests.unit.test_gpu_stages import NEXT, UNKNOWN, World, configuration, file
 __all__ = ["port", "world"]
 
 FILE = f"moe_configs/configs/triton_3_6_0/{file_name()}"
+DOWN = FILE.replace(".json", "_down.json")
 TUNED, READ = f"moe_configs/.tuned/{file_name()}", f"moe_configs/.tuned/read-{file_name()}"
 BUILT_IN = {32: configuration(32, 7), 64: configuration(64, 7)}
 
@@ -79,7 +80,9 @@ class MoeHost(Host):
             {"schema_version": "1", **moe_tune._what_is_read(context, shape)},
         )
         os.utime(moe_tune._path(context, shape), ns=(10**18, 10**18 + 5))
-        self.record("moe_tune").write([moe_tune._path(context, shape)])
+        path = moe_tune._path(context, shape)
+        config_files.filled(path, moe_tune._tuning(context, shape), moe_tune._largest(context))
+        self.record("moe_tune").write(moe_tune._files(path))
 
     def give(self, *words: str) -> bytes:
         assert self.share("export", self.file, *words).code == 0
@@ -140,7 +143,7 @@ def test_after_a_finished_tuning_is_taken_nothing_is_left_to_do(host: MoeHost) -
     before, archive = content(tree()), host.give()
     part = manifest(archive)["stages"]["moe_tune"]
     assert part["finished"] is True and [entry["path"] for entry in part["files"]] == sorted(
-        [FILE, TUNED, READ]
+        [FILE, DOWN, TUNED, READ]
     )
     wipe()
     answer = host.take(archive)
@@ -183,7 +186,7 @@ def test_what_is_tuned_so_far_is_shared_while_the_tuning_goes_on(
         os.close(lock)
     part = manifest(archive)["stages"]["moe_tune"]
     assert part["finished"] is False and [entry["path"] for entry in part["files"]] == sorted(
-        [FILE, TUNED]
+        [FILE, DOWN, TUNED]
     )
     wipe()
     answer = host.take(archive)
