@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,17 @@ def _fits_warps(config: Config) -> bool:
 def count(block_shape: tuple[int, int] | None, sample: int | None = None) -> int:
     """How many there are: asked for by each plan, several times."""
     return len(configs(block_shape, sample))
+
+
+@functools.cache
+def earlier_count(block_shape: tuple[int, int] | None, sample: int | None = None) -> int:
+    """How many configurations releases before 1.2 tried, which their signatures name."""
+    whole = math.prod(len(values) for values in _VALUES.values()) * len(GROUP_SIZES)
+    if block_shape is not None:
+        widths = _VALUES["BLOCK_SIZE_K"]
+        fitting = [width for width in widths if block_shape[1] % width == 0]
+        whole = whole * len(fitting) // len(widths)
+    return min(whole, sample or whole)
 
 
 def trials(coarse: Sequence[Config], up_tma: bool, down_tma: bool) -> list[Trial]:

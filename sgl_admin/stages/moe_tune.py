@@ -31,7 +31,8 @@ from sgl_admin.stages.base import Context, Offer, Stage
 # What SLICE-Bench's provider-prep asks for.
 BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
 
-# Changes with what a tuning does, so that what an earlier one found is done again.
+# Changes with what a tuning does. Without it is what releases before 1.2 tuned: both projections
+# as one, and against no rival.
 _METHOD = 2
 # The compute capability from which on a kernel can load by TMA.
 _TMA_SINCE = 90
@@ -346,7 +347,20 @@ def _by_config(context: Context) -> MoeShape:
 
 
 def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
-    """What the configurations depend on: the stage's signature."""
+    """What the configurations depend on: the stage's signature. What an earlier release tuned
+    stands, as long as it has every batch size and is not asked to be made again.
+    """
+    tuning = _tuning_now(context, shape)
+    rebuilt = context.request.stages["moe_tune"] == "rebuild"
+    earlier = {key: value for key, value in tuning.items() if key != "method"}
+    earlier["configurations"] = space.earlier_count(
+        shape.lookup.block_shape, context.request.moe_sample
+    )
+    stands = config_files.tuned(_path(context, shape), earlier)
+    return earlier if not rebuilt and set(_wanted(context)) <= set(stands) else tuning
+
+
+def _tuning_now(context: Context, shape: MoeShape) -> dict[str, Any]:
     return {
         **Stage.signature(MoeTune(), context),
         "triton": versions.installed("triton"),
@@ -404,7 +418,8 @@ def _largest(context: Context) -> int:
 
 def _is_filled(context: Context, shape: MoeShape) -> bool:
     path, tuning = _path(context, shape), _tuning(context, shape)
-    return config_files.filled_to(path, tuning) >= _largest(context)
+    # An earlier release filled none.
+    return "method" not in tuning or config_files.filled_to(path, tuning) >= _largest(context)
 
 
 def _files(path: Path) -> list[Path]:

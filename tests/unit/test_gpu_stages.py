@@ -571,6 +571,25 @@ def test_the_gain_is_part_of_the_result_also_when_nothing_is_left_to_do(world: W
     assert stage["status"] == "noop" and stage["artifacts"]["gain"] == gain
 
 
+def test_what_an_earlier_release_tuned_stands_until_more_is_asked_for(world: World) -> None:
+    """Its signature has no method, and no size between the tuned ones was filled."""
+    context = world.plan("--moe", "ensure", "--moe-batch-sizes=16,64").context
+    shape = moe_tune._expected(context)
+    tuning = moe_tune._tuning(context, shape)
+    earlier = {key: value for key, value in tuning.items() if key != "method"}
+    earlier["configurations"] = 1280
+    for size in (16, 64):
+        config_files.add(world.moe_file, earlier, size, configuration(size), both=False)
+    tuned = moe_tune._tuning(context, shape)
+    assert tuned == earlier and moe_tune._missing(context, shape) == []
+    assert moe_tune._is_filled(context, shape)
+    more = world.plan("--moe", "ensure", "--moe-batch-sizes=16,64,128").context
+    assert moe_tune._tuning(more, shape)["method"] == 2
+    assert moe_tune._missing(more, shape) == [16, 64, 128]
+    again = world.plan("--moe", "rebuild", "--moe-batch-sizes=16,64").context
+    assert moe_tune._tuning(again, shape)["method"] == 2
+
+
 def test_a_rebuild_tunes_everything_again(world: World) -> None:
     world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
     result, _ = world.execute("--moe", "rebuild")
