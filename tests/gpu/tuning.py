@@ -70,9 +70,9 @@ class Tuning:
         """The stage's work without a server; each row is in the files and in `out` at once."""
         done = self.out / f"tuned-{self.name}.json"
         if (self.root / done.name).exists():
-            found = dict(json.loads((self.root / done.name).read_text()))
-            self._save(done, found)
-            return found
+            known = dict(json.loads((self.root / done.name).read_text()))
+            self._save(done, known)
+            return known
         rivals = self.rivals()
         rivals.pop(verdict.PREVIOUS, None)
         others = {size for each in rivals.values() for size in each["up"] or ()}
