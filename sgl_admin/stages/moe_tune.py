@@ -78,7 +78,7 @@ class MoeTune(Stage):
         return None
 
     def missing_batch_sizes(self, context: Context) -> list[int] | None:
-        return _missing(context, _expected(context))
+        return _to_tune(context, _expected(context))
 
     def content(self, context: Context) -> list[Path]:
         shape = _expected(context)
@@ -104,7 +104,7 @@ class MoeTune(Stage):
             )
         shape = self._asked_for(context, _expected(context))
         tuned: dict[str, Any] = {}
-        missing = _missing(context, shape)
+        missing = _to_tune(context, shape)
         if missing or not _is_filled(context, shape):
             tuned = self._tune(context, shape, missing)
         verified = None
@@ -351,7 +351,7 @@ def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
     stands, as long as it has every batch size and is not asked to be made again.
     """
     tuning = _tuning_now(context, shape)
-    rebuilt = context.request.stages["moe_tune"] == "rebuild"
+    rebuilt = context.request.stages[MoeTune.name] == "rebuild"
     earlier = {key: value for key, value in tuning.items() if key != "method"}
     earlier["configurations"] = space.earlier_count(
         shape.lookup.block_shape, context.request.moe_sample
@@ -393,6 +393,7 @@ def _order(context: Context, shape: MoeShape, batch_sizes: list[int]) -> Order:
     ]  # fmt: skip
     rivals = config_files.rivals(path, release, devices, str(versions.installed("triton")))
     others = {size for each in rivals.values() for size in each["up"] or ()}
+    rebuilt = context.request.stages[MoeTune.name] == "rebuild"
     done = config_files.tuned(path, tuning)
     rows = config_files.rows(path)
     tma = _sm(context) >= _TMA_SINCE
@@ -403,7 +404,7 @@ def _order(context: Context, shape: MoeShape, batch_sizes: list[int]) -> Order:
     return Order(
         space.configs(shape.lookup.block_shape, context.request.moe_sample),
         tables.ladder([*_wanted(context), *batch_sizes, *done], others, _largest(context)),
-        {size: rows[size] for size in done if size in rows},
+        {size: rows[size] for size in done if size in rows and not rebuilt},
         rivals,
         up_tma=tma and release.up_tma,
         down_tma=tma and release.down_files,
@@ -482,6 +483,15 @@ def _wanted(context: Context) -> tuple[int, ...]:
 def _missing(context: Context, shape: MoeShape) -> list[int]:
     have = config_files.tuned(_path(context, shape), _tuning(context, shape))
     return [size for size in _wanted(context) if size not in have]
+
+
+def _to_tune(context: Context, shape: MoeShape) -> list[int]:
+    """A rebuild tunes all that is wanted once more; each configuration stays until its own
+    replacement is found, and those of other batch sizes and models stay.
+    """
+    if context.request.stages[MoeTune.name] == "rebuild":
+        return list(_wanted(context))
+    return _missing(context, shape)
 
 
 def _artifacts(

@@ -37,6 +37,8 @@ OPTIONAL = {
         "telemetry_probe.server",
         "telemetry_probe.window",
         "stages.moe_tune.artifacts.gain",
+        # And those of releases before 1.2 this.
+        "new_files",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
     ),
     "job": (),
