@@ -20,13 +20,15 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import clock, files, locks, paths, processes, versions
+from sgl_admin.base.errors import StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.contract import places
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import MoeShape
-from sgl_admin.moe.tuner import Outcome
+from sgl_admin.moe.tables import Pair
+from sgl_admin.moe.tuner import Found, Order, Outcome
 from sgl_admin.prep import execute as execute_module
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Plan, plan_prep
@@ -97,6 +99,19 @@ def configuration(size: int, tuned: int = 1) -> dict[str, int]:
     }
 
 
+def measured(size: int) -> dict[str, Any]:
+    """What a tuning notes of a row (verdict.py)."""
+    return {
+        "default": 120.0 + size,
+        "shipped": None,
+        "nearest": None,
+        "previous": None,
+        "after": 100.0 + size,
+        "source": "tuned",
+        "noise": 0.002,
+    }
+
+
 class World:
     """A machine with a GPU, preps on it, and what they leave."""
 
@@ -109,6 +124,7 @@ class World:
         self.monkeypatch = monkeypatch
         self.model = paths.MODELS / "model"
         self.tunings: list[tuple[MoeShape, list[int]]] = []
+        self.orders: list[Order] = []
         # Called as the tuner comes to a batch size.
         self.at: Callable[[int], None] = lambda size: None
         self.nvml()
@@ -250,22 +266,20 @@ def world(
         GPU alone.
         """
 
-        def __init__(
-            self, shape: MoeShape, configs: list[Any], tuning: dict[str, Any], *_: Any
-        ) -> None:
+        def __init__(self, shape: MoeShape, order: Order, tuning: dict[str, Any], *_: Any) -> None:
             self.shape = shape
-            self.outcome = Outcome(configurations=len(configs))
+            made.orders.append(order)
+            self.outcome = Outcome(configurations=len(order.configs))
 
-        def run(
-            self, batch_sizes: list[int], found: Callable[[int, dict[str, int]], None]
-        ) -> Outcome:
+        def run(self, batch_sizes: list[int], found: Found) -> Outcome:
             assert not any(processes.group_is_running(start["pid"]) for start in made.starts()), (
                 "a server has the GPU"
             )
             made.tunings.append((self.shape, batch_sizes))
             for size in batch_sizes:
                 made.at(size)
-                found(size, configuration(size, len(made.tunings)))
+                found_config = configuration(size, len(made.tunings))
+                found(size, Pair(found_config, found_config), measured(size))
                 self.outcome.batch_sizes.append(size)
             return self.outcome
 
@@ -586,6 +600,68 @@ def test_only_a_new_batch_size_is_tuned_and_the_file_is_the_union(world: World) 
     ], "none is lost"
 
 
+def test_the_file_answers_for_every_size_that_the_server_can_ask_for(world: World) -> None:
+    """Also where it asks for more than it did when the file was tuned."""
+    words = ("--moe", "ensure", "--moe-batch-sizes=16,100")
+    less = ("--server-arg=--chunked-prefill-size", "--server-arg=2048")
+    result, _ = world.execute(*words, *less)
+    assert statuses(result)[1] == "ok", error(result, "moe_tune")
+    [order] = world.orders
+    assert order.ladder[0] == 1 and order.ladder[-1] == 2048 and {16, 100, 1536} < set(order.ladder)
+    assert order.known == {} and order.down_tma and list(order.rivals)[0] == "default"
+    fewer = ("--server-arg=--chunked-prefill-size", "--server-arg=1024")
+    assert world.execute(*words, *fewer)[0]["stages"]["moe_tune"]["status"] == "noop"
+    more = ("--server-arg=--chunked-prefill-size", "--server-arg=4096")
+    stage = world.plan(*words, *more).to_json()["stages"]["moe_tune"]
+    assert stage["reason"] == "the batch sizes between the tuned ones have not been measured"
+    result, _ = world.execute(*words, *more)
+    assert result["stages"]["moe_tune"]["status"] == "ok" and world.tuned_sizes() == [[16, 100], []]
+    assert set(world.orders[1].known) == {16, 100} and world.orders[1].ladder[-1] == 4096
+    assert "previous" in world.orders[1].rivals
+
+
+def test_a_tuning_that_ended_before_all_sizes_were_filled_goes_on(world: World) -> None:
+    def fail(size: int) -> None:
+        if size == 64:
+            raise StageFailure("tuner_failed", "killed")
+
+    world.at = fail
+    world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
+    world.at = lambda size: None
+    result, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=16")
+    assert result["stages"]["moe_tune"]["status"] == "ok" and world.tuned_sizes()[1:] == [[]]
+
+
+def test_the_gain_is_part_of_the_result_also_when_nothing_is_left_to_do(world: World) -> None:
+    result, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
+    gain = result["stages"]["moe_tune"]["artifacts"]["gain"]
+    assert [row["batch_size"] for row in gain["rows"]] == [16, 64]
+    assert gain["rows"][0]["default"] == 136.0 and gain["times_as_fast"]["default"] == 1.147
+    assert gain["worst"]["default"] == {"batch_size": 64, "times_as_fast": 1.122}
+    again, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
+    stage = again["stages"]["moe_tune"]
+    assert stage["status"] == "noop" and stage["artifacts"]["gain"] == gain
+
+
+def test_what_an_earlier_release_tuned_stands_until_more_is_asked_for(world: World) -> None:
+    """Its signature has no method, and no size between the tuned ones was filled."""
+    context = world.plan("--moe", "ensure", "--moe-batch-sizes=16,64").context
+    shape = moe_tune._expected(context)
+    tuning = moe_tune._tuning(context, shape)
+    earlier = {key: value for key, value in tuning.items() if key != "method"}
+    earlier["configurations"] = 1280
+    for size in (16, 64):
+        config_files.add(world.moe_file, earlier, size, configuration(size), both=False)
+    tuned = moe_tune._tuning(context, shape)
+    assert tuned == earlier and moe_tune._missing(context, shape) == []
+    assert moe_tune._is_filled(context, shape)
+    more = world.plan("--moe", "ensure", "--moe-batch-sizes=16,64,128").context
+    assert moe_tune._tuning(more, shape)["method"] == 2
+    assert moe_tune._missing(more, shape) == [16, 64, 128]
+    again = world.plan("--moe", "rebuild", "--moe-batch-sizes=16,64").context
+    assert moe_tune._tuning(again, shape)["method"] == 2
+
+
 def test_a_rebuild_tunes_all_that_is_wanted_again(world: World) -> None:
     world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
     result, _ = world.execute("--moe", "rebuild")
@@ -710,7 +786,8 @@ def test_two_gpus_whose_names_begin_alike_have_caches_of_their_own(world: World)
     assert [decision.action for decision in world.plan().decisions] == ["run"] * 4
     result, _ = world.execute("--moe", "ensure")
     made = {path.name for path in world.moe_file.parent.glob("*GH200*")}
-    assert made == {file_name(device="NVIDIA GH200 480GB"), file_name(device="NVIDIA GH200 120GB")}
+    names = [file_name(device=f"NVIDIA GH200 {size}") for size in ("480GB", "120GB")]
+    assert made == {*names, *(name.replace(".json", "_down.json") for name in names)}
     assert result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
     world.nvml(gpus=[{"name": "NVIDIA GH200 480GB"}])
     assert world.plan().nothing_to_do, "the first one's stand"
@@ -1135,6 +1212,7 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
             "rows_per_token",
             "dtype",
             "block_shape",
+            "method",
             "configurations",
         },
         "flashinfer": {*SERVER, "flashinfer", "tvm_ffi", "cutlass_dsl", "tilelang"},

@@ -96,6 +96,7 @@ _COMMON = (
     "--moe-runner-backend",
     "--served-model-name",
     "--attention-backend",
+    "--chunked-prefill-size",
     "--kv-cache-dtype",
 )
 # (since this version, flags with one value, flags with several)
