@@ -7,9 +7,11 @@ made or brought step by step.
 from __future__ import annotations
 
 import tempfile
+import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import INPUTS_LABEL
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import fits
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
@@ -28,6 +30,8 @@ _SAYS = {
     "pull": "docker pull",
     "load": "docker load",
 }
+# An image for GPUs may take an hour, and more on a slow network.
+_PATIENCE_S = 2 * 3600.0
 _BUILD_STEPS = ("base", "wheels", "downloads", "build")
 # What makes another image even where the build context is the same.
 _INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
@@ -132,10 +136,22 @@ class ActionModule(ActionBase):
     def _module(
         self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
     ) -> dict[str, Any]:
-        answer: dict[str, Any] = self._execute_module(
-            module_name="slice_bench.sglang.sgl_image", module_args=arguments, task_vars=task_vars
-        )
-        return answer
+        """The module's answer; it is called again while another run has the host's build folder."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            answer: dict[str, Any] = self._execute_module(
+                module_name="slice_bench.sglang.sgl_image",
+                module_args=arguments,
+                task_vars=task_vars,
+            )
+            held = answer.pop("waits_for", None)
+            if held is None:
+                return answer
+            if time.monotonic() >= deadline:
+                return {**answer, "failed": True, "msg": one_line(held)}
+            self._display.display(
+                f"{self._host(task_vars)}: image {arguments['name']} waits: {one_line(held)}"
+            )
 
     def _send(self, archive: bytes) -> str:
         if not self._connection._shell.tmpdir:

@@ -12,6 +12,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.locks import LockTimeout
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     prep_spec,
     request_document,
@@ -72,6 +73,8 @@ class ActionModule(ActionBase):
             done = self._give(items) if given["state"] == "given" else self._take(items)
         except SignatureError as error:
             return {**result, "failed": True, "msg": str(error)}
+        except LockTimeout as error:
+            return {**result, "failed": True, "msg": f"on the controller, {error}"}
         except OSError as error:
             return {
                 **result,

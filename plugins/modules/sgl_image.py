@@ -176,6 +176,7 @@ import tempfile
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.locks import LockTimeout
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     INPUTS_LABEL,
     DockerError,
@@ -263,6 +264,8 @@ def take_image(module: AnsibleModule) -> None:
                 # Another run may have brought it meanwhile.
                 before = source.found()
                 image = before if source.is_current(before) else source.make()
+    except LockTimeout as error:
+        wait(module, str(error))
     except DockerError as error:
         if module.check_mode:
             module.exit_json(
@@ -287,6 +290,18 @@ def take_image(module: AnsibleModule) -> None:
             "before": before_id + "\n",
             "after": (image["id"] if image else f"from {source.wanted}") + "\n",
         },
+    )
+
+
+def wait(module: AnsibleModule, what: str) -> None:
+    """Another run has the build folder: the action plugin says so, and calls again."""
+    given = module.params
+    module.exit_json(
+        changed=False,
+        image=None,
+        inputs=given["inputs"],
+        next_step=given["step"],
+        waits_for=what,
     )
 
 
@@ -345,6 +360,8 @@ def build_image(module: AnsibleModule) -> None:
     try:
         with build.alone():
             module.exit_json(inputs=inputs, **make(build, given))
+    except LockTimeout as error:
+        wait(module, str(error))
     except (DockerError, ImageError, OSError) as error:
         module.fail_json(msg=str(error), inputs=inputs)
 

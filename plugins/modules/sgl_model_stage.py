@@ -177,6 +177,11 @@ phase:
   returned: success
   type: str
   sample: done
+waits_for:
+  description: The process that stages this model, as far as the host shows it.
+  returned: while RV(phase) is V(waiting)
+  type: str
+  sample: pid 4711 of uid 1000 (python3)
 bytes_done:
   description: How far the phase is, in bytes.
   returned: success

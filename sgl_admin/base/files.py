@@ -11,8 +11,8 @@ from typing import Any
 
 from sgl_admin.base import paths
 from sgl_admin.contract.records import (
-    FILE_MODE,
     Shape,
+    create_beside,
     fsync_folder,
     read_bytes,
     read_json,
@@ -24,9 +24,9 @@ from sgl_admin.contract.records import (
 from sgl_admin.contract.texts import printable
 
 __all__ = [
-    "FILE_MODE",
     "NO_SPACE",
     "Shape",
+    "create_beside",
     "fsync_folder",
     "printable",
     "read_bytes",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from sgl_admin import __version__
-from sgl_admin.base import clock, detached, files, locks, paths
+from sgl_admin.base import clock, detached, files, locks, paths, rights
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types, ready
 from sgl_admin.commands import check as check_cli
@@ -46,7 +46,7 @@ _START_PATIENCE_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    os.umask(0o002)
+    rights.begin()
     arguments = _parser().parse_args(argv)
     try:
         if arguments.root:
@@ -201,8 +201,8 @@ def _begin_or_attach(
         if time.monotonic() > deadline:
             raise Refused(
                 EXIT_BUSY,
-                "another prep is starting on this host (its lock is held, maybe by another"
-                " container); try again",
+                f"another prep is starting on this host (its lock is held by"
+                f" {locks.holder(job.LOCK)}, maybe of another container); try again",
             )
         time.sleep(_POLL_S)
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -135,16 +134,13 @@ def _written(name: str) -> Iterator[BinaryIO]:
         yield os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
         return
     path = Path(name)
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-    )
+    descriptor, temporary = files.create_beside(path)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as stream:
-            os.fchmod(descriptor, files.FILE_MODE)
             yield stream
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -164,7 +160,7 @@ def _import(arguments: argparse.Namespace) -> int:
         who = (
             f"{record['prep_id']} (pid {record['pid']}) runs"
             if record is not None and job.alive(record)
-            else "a prep or an import begins"
+            else f"a prep or an import ({locks.holder(job.LOCK)}) begins"
         )
         raise Refused(
             EXIT_BUSY,

@@ -137,8 +137,8 @@ def _begin(live: run.Run, text: str, server_timeout_s: float) -> str:
         if time.monotonic() > deadline:
             raise Refused(
                 EXIT_BUSY,
-                "another smoke is starting on this host (its lock is held, maybe by another"
-                " container); try again",
+                f"another smoke is starting on this host (its lock is held by"
+                f" {locks.holder(record.LOCK)}, maybe of another container); try again",
             )
         time.sleep(_POLL_S)
     try:

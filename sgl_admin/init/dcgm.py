@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, rights
 from sgl_admin.contract.services import LOOPBACK
 from sgl_admin.init.services import Settings
 
@@ -45,7 +45,7 @@ class Choice:
 
 
 def main() -> None:
-    os.umask(0o002)
+    rights.begin()
     choice = choose(Path("/proc/self/status").read_text(encoding="utf-8"), host_engine_answers())
     files.write_json(_note(), asdict(choice), mode=0o644)
     argv = command(choice, Settings.from_environment())

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base import clock, files, locks, paths, rights
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import start_time
 from sgl_admin.contract import processes
@@ -30,7 +30,7 @@ _RETRY_S = 1.0
 
 
 def main() -> None:
-    os.umask(0o002)
+    rights.begin()
     run_id = sys.argv[1]
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -147,7 +147,12 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "flavour": facts["flavour"],
         "architecture": facts["architecture"],
         "git_revision": facts["git_revision"],
-        "user": {"name": "devuser", "uid": os.getuid(), "gid": os.getgid(), "umask": "0002"},
+        "user": {
+            "name": "devuser",
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+            "umask": f"{rights.umask():04o}",
+        },
         "versions": facts["versions"],
         "services": describe_services(settings),
         "paths": {

@@ -10,7 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
-from sgl_admin.base import clock, files, locks, paths, ports
+from sgl_admin.base import clock, files, locks, paths, ports, rights
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.locks import try_lock
 from sgl_admin.contract.services import BY_NAME
@@ -32,7 +32,7 @@ STOP_WAIT_S = 25
 
 
 def main() -> None:
-    os.umask(0o002)
+    rights.begin()
     settings = Settings.from_environment()
     services = of_image()
     try:
@@ -160,7 +160,8 @@ def render_supervisor_config(settings: Settings, services: list[str], run_id: st
     log = paths.log(run_id)
     sections = [
         f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\n"
-        f"pidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"
+        f"pidfile={paths.STATE}/supervisord.pid\n"
+        f"umask={rights.umask():03o}\nuser={os.getuid()}\n"
     ]
 
     def program(name: str, command: list[str], priority: int, stop_wait_s: int) -> str:

@@ -32,14 +32,18 @@ def begin(root: str) -> None:
             f"--root {root} is no folder to work in; name one that is there, or a new one",
         )
     paths.relocate(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for place in (
+        paths.TELEMETRY,
         paths.RUNS,
         paths.LOGS,
         paths.STATE,
+        paths.PROFILES,
         paths.IN_PROGRESS,
         *(paths.PROFILES / cache for cache in caches.CACHES),
     ):
-        place.mkdir(parents=True, exist_ok=True)
+        # The caches run in the next server: they are the caller's alone.
+        place.mkdir(0o700 if place == paths.PROFILES else 0o777, exist_ok=True)
     try:
         with locks.locked("standalone", _LOCK_TIMEOUT_S):
             _begin_run()

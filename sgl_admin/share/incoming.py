@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, files, paths, rights
 from sgl_admin.base.errors import Refused
 from sgl_admin.base.locks import locked
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
@@ -99,7 +99,8 @@ def _finish(content: Path, path: Path, entry: Entry) -> None:
     if path != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(content, path)
-    os.chmod(path, entry.mode)
+    # What the host that gave it grants to others is not this one's to grant.
+    os.chmod(path, entry.mode & ~rights.umask())
     # Ninja and Triton compare times: with new ones FlashInfer's kernels would be built once more.
     os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
