@@ -10,7 +10,6 @@ import tempfile
 import time
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import INPUTS_LABEL
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import fits
@@ -18,6 +17,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     pulled_by_digest,
 )
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.image_context import digest, pack
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 _SAYS = {
     "base": (
@@ -39,14 +39,12 @@ _INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
 _MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads")
 
 
-class ActionModule(ActionBase):
+class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        self.begin(tmp, task_vars)
         arguments = dict(self._task.args)
         for name in ("inputs", "step", "context_archive"):
             arguments.pop(name, None)
@@ -131,7 +129,7 @@ class ActionModule(ActionBase):
         return self._module({**arguments, "step": result["next_step"]}, task_vars)
 
     def _say(self, arguments: dict[str, Any], step: str, task_vars: dict[str, Any] | None) -> None:
-        self._display.display(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
+        self.say(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
 
     def _module(
         self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
@@ -149,9 +147,7 @@ class ActionModule(ActionBase):
                 return answer
             if time.monotonic() >= deadline:
                 return {**answer, "failed": True, "msg": one_line(held)}
-            self._display.display(
-                f"{self._host(task_vars)}: image {arguments['name']} waits: {one_line(held)}"
-            )
+            self.say(f"{self._host(task_vars)}: image {arguments['name']} waits: {one_line(held)}")
 
     def _send(self, archive: bytes) -> str:
         if not self._connection._shell.tmpdir:

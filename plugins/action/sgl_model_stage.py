@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import listing
@@ -31,6 +30,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging 
     read_source,
     survey,
 )
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 # A slice ends with the file that it reads, which may take longer: a line is shown in between all
 # the same.
@@ -51,14 +51,12 @@ _CLOSED = "connection unexpectedly closed (0 bytes received so far)"
 _NO_SUDO = re.compile(r"sudo: .*(password|terminal|tty)", re.IGNORECASE)
 
 
-class ActionModule(ActionBase):
+class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        self.begin(tmp, task_vars)
         arguments = {
             name: value for name, value in self._task.args.items() if name not in _INTERNAL
         }
@@ -67,7 +65,7 @@ class ActionModule(ActionBase):
         model = os.path.relpath(
             str(arguments.get("path", "")), str(arguments.get("models_root") or "/")
         )
-        shown = Shown(lambda text: self._display.display(f"{host}: model {model}: {text}"))
+        shown = Shown(lambda text: self.say(f"{host}: model {model}: {text}"))
         with shown.kept_alive():
             if arguments.get("source") != "controller":
                 return self._slices(arguments, task_vars, shown)

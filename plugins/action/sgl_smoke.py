@@ -8,13 +8,13 @@ import shlex
 import time
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._smoke_client import (
     SmokeClient,
     SmokeError,
     failure,
     test_line,
 )
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 _HEARTBEAT_S = 10.0
 _POLL_S = 2.0
@@ -25,14 +25,12 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-class ActionModule(ActionBase):
+class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if self._task.check_mode:
             return {**result, "changed": True, "msg": "the smoke would be run"}
@@ -80,7 +78,7 @@ class ActionModule(ActionBase):
         while True:
             ended = [test for test in summary["tests"] if test["status"] != "not_run"]
             for test in ended[shown:]:
-                self._display.display(f"{host}: {test_line(test)}")
+                self.say(f"{host}: {test_line(test)}")
             if len(ended) > shown:
                 shown, shown_at = len(ended), time.monotonic()
             if summary["state"] != "running":
@@ -92,7 +90,5 @@ class ActionModule(ActionBase):
                     if not shown and summary["model"] is None
                     else "waiting for an answer"
                 )
-                self._display.display(
-                    f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)"
-                )
+                self.say(f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)")
             summary = client.follow(summary["smoke_id"], _POLL_S)

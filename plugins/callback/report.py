@@ -48,6 +48,10 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    clean,
+    printable,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import KNOWN, Report
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import summary
 
@@ -131,13 +135,14 @@ class CallbackModule(CallbackBase):
         self._report.settle(set(stats.failures), set(stats.dark))
         if not self._report.is_ours:
             return
-        document = self._report.document()
+        # Hosts and their containers put words into it: for the page and the file too.
+        document = clean(self._report.document())
         text = json.dumps(document, indent=2) + "\n"
         try:
             if outcome := self.get_option("outcome"):
                 _write(Path(outcome), text)
             elif self._report.of_a_prep and document["fleet"]["metrics_ready"]["of"] > 1:
-                self._display.display("\n".join(summary(document)))
+                self._display.display("\n".join(map(printable, summary(document))))
             if self._report.of_a_prep and (directory := self.get_option("directory")):
                 self._publish(Path(directory).expanduser(), document, text)
         except OSError as error:

@@ -337,9 +337,7 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
     pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
     parents = set(temp_parents)
     lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
-    # What lies in profiles is behind that folder's own rights.
-    refused = 0 if top == spec.profiles else 0o002 if spec.group_writable else 0o022
-    inner = places.Rights(0, 0, refused)
+    in_profiles = top == spec.profiles
 
     def visit(holder: int, path: str, name: str, info: os.stat_result) -> bool:
         """Whether to enter it."""
@@ -356,7 +354,7 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
             if path != lost_and_found:
                 plan.foreign.append(Foreign(path, *entry_owner, top))
         else:
-            _note_inner(plan, path, info, inner)
+            _note_inner(plan, path, info, in_profiles)
             return is_directory
         return False
 
@@ -560,10 +558,19 @@ def _note_mode(plan: Plan, path: str, mode: int, rights: places.Rights) -> None:
         plan.chmod[path] = (mode, wanted)
 
 
-def _note_inner(plan: Plan, path: str, info: os.stat_result, rights: places.Rights) -> None:
+def _note_inner(plan: Plan, path: str, info: os.stat_result, in_profiles: bool) -> None:
     """The same for what services and programs made in the tree's folders."""
-    if stat.S_ISDIR(info.st_mode) and path not in plan.modes:
-        _note_mode(plan, path, stat.S_IMODE(info.st_mode), rights)
+    if not stat.S_ISDIR(info.st_mode) or path in plan.modes:
+        return
+    shared = plan.spec.group_writable
+    if not in_profiles:
+        rights = places.Rights(0, 0, 0o002 if shared else 0o022)
+    elif shared and os.path.basename(path) in (places.SIGNATURES, places.INCOMING):
+        rights = places.RECORD_RIGHTS
+    else:
+        # It is behind the rights of the folder profiles.
+        return
+    _note_mode(plan, path, stat.S_IMODE(info.st_mode), rights)
 
 
 def _check_ownership(plan: Plan) -> None:

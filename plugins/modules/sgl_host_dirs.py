@@ -174,12 +174,12 @@ entries_checked:
   sample: 4312
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "telemetry_root": {"type": "path", "required": True},

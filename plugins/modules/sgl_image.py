@@ -192,10 +192,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     Loaded,
     Pulled,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "source": {"type": "str", "choices": ["build", "pull", "load"], "default": "build"},

@@ -254,6 +254,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files im
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import ContainerClient
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import Request, Stage
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
@@ -325,7 +326,7 @@ def _docker(module: AnsibleModule, environment: Mapping[str, str]) -> DockerCli:
 
 
 def _module() -> AnsibleModule:
-    return AnsibleModule(
+    return ToldModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "models_root": {"type": "path", "required": True},

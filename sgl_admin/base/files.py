@@ -18,6 +18,7 @@ from sgl_admin.contract.records import (
     read_json,
     read_record,
     sweep_temporaries,
+    without_blocking,
     write_json,
     write_text,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "read_record",
     "reason",
     "sweep_temporaries",
+    "without_blocking",
     "write_json",
     "write_text",
 ]

@@ -9,9 +9,13 @@ from sgl_admin.contract import options, places
 _VARIABLE = options.BY_NAME[places.GROUP_WRITABLE].variable
 
 
-def umask() -> int:
+def group_writable() -> bool:
     """By the container's environment, or the caller's where there is no container."""
-    return places.umask(os.environ.get(_VARIABLE, "").lower() == "true")
+    return os.environ.get(_VARIABLE, "").lower() == "true"
+
+
+def umask() -> int:
+    return places.umask(group_writable())
 
 
 def begin() -> None:

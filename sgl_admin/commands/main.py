@@ -28,6 +28,7 @@ from sgl_admin.contract.exit_codes import (
     EXIT_USAGE,
 )
 from sgl_admin.contract.records import RESULT_SHAPE
+from sgl_admin.contract.texts import say, say_json
 from sgl_admin.facts import model
 from sgl_admin.prep import worker
 from sgl_admin.prep.arguments import refuse_unknown
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(exit_code: int, message: str) -> int:
-    print(f"sgl-admin: {files.printable(message)}", file=sys.stderr)
+    say(f"sgl-admin: {files.printable(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -321,7 +322,7 @@ def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
         doing = record["stage"], record["message"]
         if doing != shown or time.monotonic() - shown_at >= _HEARTBEAT_S:
             shown, shown_at = doing, time.monotonic()
-            print(job.describe(record), file=stream, flush=True)
+            say(job.describe(record), file=stream, flush=True)
 
 
 def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
@@ -353,35 +354,35 @@ def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
 
 def _print_result(run_id: str, result: dict[str, Any], as_json: bool, exit_code: int) -> int:
     if as_json:
-        print(json.dumps(result, indent=2))
+        say_json(result, indent=2)
     else:
         for name, stage in result["stages"].items():
             why = f"{stage['reason'] or ''}{'; '.join(stage['errors'])}"
-            print(f"{name:12} {stage['status']:8} {why}".rstrip())
+            say(f"{name:12} {stage['status']:8} {why}".rstrip())
         proof = result["telemetry_probe"]
-        print(f"{'metrics':12} {'ready' if proof['ok'] else 'not ready: ' + str(proof['reason'])}")
+        say(f"{'metrics':12} {'ready' if proof['ok'] else 'not ready: ' + str(proof['reason'])}")
     for warning in result["warnings"]:
-        print(f"sgl-admin: warning: {warning}", file=sys.stderr)
+        say(f"sgl-admin: warning: {warning}", file=sys.stderr)
     stages = " ".join(f"{name}:{stage['status']}" for name, stage in result["stages"].items())
-    print(f"RESULT_JSON {paths.prep_result(run_id)}")
-    print(f"RESULT_STATUS {result['status']} {stages}")
+    say(f"RESULT_JSON {paths.prep_result(run_id)}")
+    say(f"RESULT_STATUS {result['status']} {stages}")
     return exit_code
 
 
 def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
     if as_json:
-        print(json.dumps(plan, indent=2))
+        say_json(plan, indent=2)
     else:
         for name, stage in plan["stages"].items():
-            print(f"{name:12} {stage['status']:10} {stage['reason'] or ''}".rstrip())
-        print(f"{'metrics':12} {plan['telemetry_probe']}")
+            say(f"{name:12} {stage['status']:10} {stage['reason'] or ''}".rstrip())
+        say(f"{'metrics':12} {plan['telemetry_probe']}")
     stages = " ".join(f"{name}:{stage['status']}" for name, stage in plan["stages"].items())
-    print(f"RESULT_STATUS dry_run {stages}")
+    say(f"RESULT_STATUS dry_run {stages}")
     return 0
 
 
 def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: Any) -> int:
-    print(
+    say(
         json.dumps(
             {
                 "job": record,
@@ -400,19 +401,19 @@ def _status(arguments: argparse.Namespace) -> int:
         record = _watch(live.run_id, record["prep_id"], sys.stdout)
     if arguments.json:
         return _print_envelope(live.run_id, record)
-    print(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
+    say(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
     return argument_types.status_code(record)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     found = caches.snapshot()
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        say_json(found, indent=2)
         return 0
     for name in caches.CACHES:
         cache = found[name]
         state = "valid" if cache["valid"] else cache["reason"]
-        print(
+        say(
             f"{name:14} {cache['file_count']:7} files {cache['size_bytes'] / 2**20:10.1f} MiB "
             f" {state}"
         )
@@ -420,5 +421,5 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _version(arguments: argparse.Namespace) -> int:
-    print(f"sgl-admin {__version__}")
+    say(f"sgl-admin {__version__}")
     return 0

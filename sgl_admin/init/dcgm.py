@@ -19,6 +19,7 @@ from typing import Any
 
 from sgl_admin.base import files, paths, rights
 from sgl_admin.contract.services import LOOPBACK
+from sgl_admin.contract.texts import say
 from sgl_admin.init.services import Settings
 
 WARNING = (
@@ -49,7 +50,7 @@ def main() -> None:
     choice = choose(Path("/proc/self/status").read_text(encoding="utf-8"), host_engine_answers())
     files.write_json(_note(), asdict(choice), mode=0o644)
     argv = command(choice, Settings.from_environment())
-    print(
+    say(
         f"dcgm_exporter: {'profiling' if choice.profiling else WARNING}: {' '.join(argv)}",
         flush=True,
     )

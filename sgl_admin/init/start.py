@@ -14,6 +14,7 @@ from sgl_admin.base import clock, files, locks, paths, ports, rights
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.locks import try_lock
 from sgl_admin.contract.services import BY_NAME
+from sgl_admin.contract.texts import say
 from sgl_admin.init.services import (
     COMMANDS,
     Settings,
@@ -45,10 +46,10 @@ def main() -> None:
         run_id = begin_run(settings, services)
     except OSError as error:
         sys.exit(
-            f"sgl-init: ERROR: {files.reason(error)} (this container runs as"
+            f"sgl-init: ERROR: {files.printable(files.reason(error))} (this container runs as"
             f" {os.getuid()}:{os.getgid()})"
         )
-    print(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
+    say(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
     os.execv(
         sys.executable,
         [
@@ -94,7 +95,7 @@ def tidy() -> None:
             for server in servers:
                 benchmark_server.stop(server.parent.name)
     except (OSError, Refused, StageFailure) as error:
-        print(
+        say(
             "sgl-init: WARNING: what an earlier run left is not tidied:"
             f" {files.reason(error) if isinstance(error, OSError) else error}",
             flush=True,
@@ -132,8 +133,10 @@ def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
             except OSError as error:
                 who = f" by {ports.holder(number)}" if error.errno == errno.EADDRINUSE else ""
                 sys.exit(
-                    f"sgl-init: ERROR: {service} cannot listen on {where}: {error.strerror}{who};"
-                    " stop what holds it, or set another port"
+                    files.printable(
+                        f"sgl-init: ERROR: {service} cannot listen on {where}:"
+                        f" {error.strerror}{who}; stop what holds it, or set another port"
+                    )
                 )
 
 

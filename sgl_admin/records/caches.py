@@ -14,12 +14,14 @@ from typing import Any
 
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
+from sgl_admin.contract import places
 from sgl_admin.contract.places import CACHES
 from sgl_admin.contract.stages import STAGE_OF_CACHE
+from sgl_admin.records import vouched
 
 # What a compiler leaves beside its results: not part of a cache's content.
 _SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
-RECORDS = ".signatures"
+RECORDS = places.SIGNATURES
 # What a tuning keeps while it lasts.
 WORK = ".tuning"
 # Of one cache, how many servers a record names that ran with it: the last ones.
@@ -75,7 +77,9 @@ class SignatureRecord:
         # As they are digested: to Python, true is 1, and NaN is not itself.
         if record is None or digest(record["signature"]) != digest(self.signature):
             return "no finished work with this signature"
-        problem = missing_file(record)
+        if vouched.Exposure().forged(self.path):
+            return "its signature record could be changed by other users"
+        problem = vouched.problem(record)
         served = record.get("served")
         if problem is None and isinstance(served, list):
             self._served = [identity for identity in served if isinstance(identity, str)]
@@ -95,17 +99,20 @@ class SignatureRecord:
         known = [identity for identity in self._served or () if identity != served]
         listed: dict[str, int] = {}
         latest = 0.0
-        everything = (found for cache in self.caches for found in cache_files(cache))
-        for path, stat in (
-            everything if content is None else ((path, path.stat()) for path in content)
-        ):
-            listed[str(path.relative_to(paths.PROFILES))] = stat.st_size
+        everything = [path for cache in self.caches for path, _ in cache_files(cache)]
+        # Before their sizes: one that is written to meanwhile is no longer what was read.
+        digests, exposed = vouched.describe(everything if content is None else content)
+        for name in digests:
+            stat = (paths.PROFILES / name).stat()
+            listed[name] = stat.st_size
             latest = max(latest, stat.st_mtime)
         summary = {
             "count": len(listed),
             "bytes": sum(listed.values()),
             "latest_mtime_iso": clock.utc(latest) if listed else None,
         }
+        # Whoever could change a record could vouch for a kernel of his own.
+        self.path.parent.mkdir(places.RECORD_RIGHTS.new, parents=True, exist_ok=True)
         files.write_json(
             self.path,
             {
@@ -113,11 +120,24 @@ class SignatureRecord:
                 "signature": self.signature,
                 "summary": summary,
                 "files": listed,
+                vouched.DIGESTS: digests,
+                vouched.EXPOSED: exposed,
                 "served": [*known, *filter(None, [served])][-_MOST_SERVERS:],
             },
+            mode=0o600,
         )
         self._served = None
         return summary
+
+    def settle(self) -> None:
+        """Of work that stands: note it as closed to other users where it was open to them and is
+        not any more, so that its files need not be read each time.
+        """
+        record = files.read_json(self.path) or {}
+        if record.get(vouched.EXPOSED) is True:
+            names = [paths.PROFILES / name for name in record["files"]]
+            if not vouched.describe(names)[1]:
+                self.write(names)
 
     def summary(self) -> dict[str, Any] | None:
         return (files.read_json(self.path) or {}).get("summary")
@@ -135,17 +155,6 @@ def digest(signature: dict[str, Any]) -> str:
     """The 16 hex digits by which a signature is found."""
     canonical = json.dumps(signature, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def missing_file(record: dict[str, Any]) -> str | None:
-    """The first file of a record that is gone or has another size."""
-    for name, size in record["files"].items():
-        try:
-            if os.stat(paths.PROFILES / name).st_size != size:
-                return f"{files.printable(name)} has changed its size"
-        except (OSError, ValueError):
-            return f"{files.printable(name)} is missing"
-    return None
 
 
 def snapshot() -> dict[str, Any]:
@@ -223,7 +232,7 @@ def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         record = None
     if record is None:
         return None, "its signature record cannot be read"
-    return record["signature"], missing_file(record)
+    return record["signature"], vouched.problem(record)
 
 
 def _modified(path: Path) -> float:

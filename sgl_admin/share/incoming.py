@@ -17,6 +17,7 @@ from typing import BinaryIO
 from sgl_admin.base import clock, files, paths, rights
 from sgl_admin.base.errors import Refused
 from sgl_admin.base.locks import locked
+from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
 from sgl_admin.records.archive import Broken, Entry, Manifest, Part, Reader, parse
 from sgl_admin.records.caches import RECORDS
@@ -72,6 +73,8 @@ def receive(reader: Reader, parts: tuple[Part, ...]) -> Path:
     folder = paths.INCOMING / clock.new_id("import")
     wanted = {entry for part in parts for entry in part.files}
     try:
+        # What is verified here is not another user's to change before it is placed.
+        paths.INCOMING.mkdir(places.LOCK_RIGHTS.new, exist_ok=True)
         (folder / _FILES).mkdir(parents=True)
         copies: list[tuple[Path, list[Entry]]] = []
 

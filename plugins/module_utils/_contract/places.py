@@ -34,6 +34,8 @@ POINTER = "container_run_meta.env"
 RUNS, LOGS, PROMETHEUS, JAEGER = "container_runs", "logs", "prometheus", "jaeger"
 TELEMETRY_FOLDERS = (RUNS, LOGS, PROMETHEUS, JAEGER)
 LOCKS, IN_PROGRESS, INCOMING = ".locks", ".in_progress", ".incoming"
+# In a cache: the records that vouch for its files.
+SIGNATURES = ".signatures"
 # Locks by what is held: each is a file <name>.lock in LOCKS.
 LOCK_PREP, LOCK_SMOKE, LOCK_SERVER, LOCK_SERVING = "prep", "smoke", "server", "serving"
 
@@ -66,6 +68,8 @@ class Rights:
 
 # A lock is held by whoever can open its file, to read it too: so nobody but the owner gets there.
 LOCK_RIGHTS, LOCK_MODE = Rights(0o700, 0o700, 0o077), 0o600
+# Whoever writes a signature's record says what the next server may run.
+RECORD_RIGHTS = LOCK_RIGHTS
 # Only folders are made in the parent, and only by its owner. It may be a home directory, and
 # Docker's daemon has to pass through it.
 PARENT_RIGHTS = Rights(0o755, 0o700, 0o022)
