@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from sgl_admin.commands import main, smoke
 from sgl_admin.records import job
 from slice_bench import commands as front
-from slice_bench import fleet
+from slice_bench import fleet, playbook
 
 TOP = Path(__file__).resolve().parents[2]
 ESCAPES = (
@@ -42,20 +42,9 @@ def allowed(text: str) -> bool:
 
 
 @pytest.fixture
-def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+def output(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """What was printed since it was asked for last, to either stream."""
-    streams = [io.StringIO(), io.StringIO()]
-    monkeypatch.setattr(sys, "stdout", streams[0])
-    monkeypatch.setattr(sys, "stderr", streams[1])
-
-    def read() -> str:
-        found = "".join(stream.getvalue() for stream in streams)
-        for stream in streams:
-            stream.seek(0)
-            stream.truncate()
-        return found
-
-    yield read
+    return lambda: "".join(capsys.readouterr())
 
 
 @given(HOSTILE)
@@ -155,7 +144,7 @@ def test_what_the_front_shows_of_a_result(output: Callable[[], str], tmp_path: P
         "warnings": [ESCAPES],
         "exit_code": 0,
     }
-    failure = SimpleNamespace(exit_code=1, __str__=lambda: ESCAPES)
+    failure = playbook.Failed(ESCAPES, 1)
     found: Any = SimpleNamespace(host=host, failure=lambda: failure)
     assert front.say_result(found, True) == 0
     lines = (said := output()).splitlines()
