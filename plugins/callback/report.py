@@ -184,10 +184,13 @@ def _tasks(entries: Iterable[Any]) -> Iterator[Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; as the results that it tells of, it is for the owner and the group."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, flags, 0o640), "w", encoding="utf-8") as stream:
+            stream.write(text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

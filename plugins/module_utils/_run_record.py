@@ -20,6 +20,7 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    locks,
     places,
     processes,
     records,
@@ -203,9 +204,11 @@ def held_locks(profiles_root: str) -> list[str]:
     read.
     """
     folder = Path(profiles_root) / places.LOCKS
-    locks = {folder / f"{name}.lock": words for name, words in _HOLDERS.items()}
+    files = {folder / f"{name}.lock": words for name, words in _HOLDERS.items()}
     return [
-        f"{words} ({path_line(str(lock))} is held)" for lock, words in locks.items() if _held(lock)
+        f"{words} ({path_line(str(lock))} is held by {who})"
+        for lock, words in files.items()
+        if (who := _holder(lock)) is not None
     ]
 
 
@@ -224,16 +227,26 @@ def is_up(container: dict[str, Any]) -> bool:
 
 def _held(lock: Path) -> bool:
     """Whether some process holds the lock: a prep that was killed does not, whatever its record
-    says. One that may not be read counts as held.
+    says.
+    """
+    return _holder(lock) is not None
+
+
+def _holder(lock: Path) -> str | None:
+    """The process that holds a lock, in words; None where it is free. One that may not be read
+    counts as held.
     """
     try:
         with open(safe_tree.open_file(str(lock), str(lock.parent.parent)), "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return locks.holder(stream.fileno())
+    except PermissionError:
+        return "another process"
     except (OSError, ValueError):
-        return False
-    return False
+        return None
+    return None
 
 
 def summary(

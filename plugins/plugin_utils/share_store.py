@@ -85,7 +85,8 @@ class Store:
 
     def incoming(self, name: str) -> Path:
         """Where an archive is written before it is whole; each process has its own place."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # What is in it runs in the hosts' next servers: nobody else reads or exchanges it.
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)
         self._sweep()
         return self.folder / f".{name}.{os.getpid()}.tmp"
 

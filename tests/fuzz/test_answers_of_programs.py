@@ -40,7 +40,6 @@ from tests.contract import validators
 from tests.doubles import docker_daemon, docker_words
 from tests.doubles.prep_action import PrepAction
 from tests.fuzz.fuzzing import (
-    documents,
     encoded,
     files_of,
     fuzz,

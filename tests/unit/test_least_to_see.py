@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.callback import report
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks, places
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_store
@@ -196,7 +198,7 @@ HOLD = """
 import fcntl, os, sys
 stream = open(sys.argv[1], "rb")
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
-fcntl.flock(stream, fcntl.LOCK_SH)
+fcntl.flock(stream, fcntl.LOCK_EX)
 print(flush=True)
 sys.stdin.read()
 """
@@ -287,3 +289,25 @@ def test_no_lock_is_made_but_by_the_contracts_own_function() -> None:
         "plugins/module_utils/_model_staging.py",
         "sgl_admin/base/locks.py",
     }
+
+
+@needs_root
+def test_what_runs_is_told_with_who_holds_its_lock(held: tuple[Path, int]) -> None:
+    path, pid = held
+    profiles = path.parent.parent
+    folder = profiles / places.LOCKS
+    path.parent.rename(folder)
+    (folder / path.name).rename(folder / f"{places.LOCK_SMOKE}.lock")
+    (told,) = run_record.held_locks(str(profiles))
+    assert told.startswith("a smoke (") and f"is held by pid {pid} of uid 65534 (" in told
+
+
+def test_the_controllers_report_and_shared_work_are_the_owners(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        report._write(tmp_path / "report.json", "{}")
+        share_store.Store(str(tmp_path / "caches")).incoming("a")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("report.json", "caches")]
+    assert modes == [0o640, 0o700]
