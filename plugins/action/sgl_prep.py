@@ -9,7 +9,6 @@ thousand times.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client im
     did_work,
     failure,
 )
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.admin_action import (
+    BROKEN_ANSWER,
+    AdminAction,
+    breaks_the_contract,
+)
 
 # With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only
 # what changes is shown.
@@ -46,42 +49,22 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-class ActionModule(ToldAction):
+class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
     def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
         result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
-        client = PrepClient(self._call, given["container"])
+        client = PrepClient(self.call, given["container"])
         try:
             if self._task.check_mode:
                 return {**result, **self._plan(client, given)}
             return {**result, **self._prep(client, given, task_vars or {})}
         except PrepError as error:
             return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            return {
-                **result,
-                "failed": True,
-                "msg": (
-                    f"sgl-admin's answer breaks the contract: {repr(error)[:300]}; is the image"
-                    " older than this collection?"
-                ),
-            }
-
-    def _call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
-        done = self._low_level_execute_command(
-            shlex.join(arguments), in_data=text.encode() if text else None
-        )
-        return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
+        except BROKEN_ANSWER as error:
+            return {**result, "failed": True, "msg": breaks_the_contract(error)}
 
     def _plan(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
         if not given["assume_started"]:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from typing import Any
 
@@ -14,7 +13,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._smoke_client i
     failure,
     test_line,
 )
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.admin_action import (
+    BROKEN_ANSWER,
+    AdminAction,
+    breaks_the_contract,
+)
 
 _HEARTBEAT_S = 10.0
 _POLL_S = 2.0
@@ -25,7 +28,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-class ActionModule(ToldAction):
+class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
@@ -34,7 +37,7 @@ class ActionModule(ToldAction):
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if self._task.check_mode:
             return {**result, "changed": True, "msg": "the smoke would be run"}
-        client = SmokeClient(self._call, given["container"])
+        client = SmokeClient(self.call, given["container"])
         try:
             summary = self._follow(
                 client, given, str((task_vars or {}).get("inventory_hostname", "localhost"))
@@ -53,23 +56,13 @@ class ActionModule(ToldAction):
             }
         except SmokeError as error:
             return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            return {
-                **result,
-                "failed": True,
-                "msg": f"sgl-admin's answer breaks the contract: {repr(error)[:300]}",
-            }
+        except BROKEN_ANSWER as error:
+            return {**result, "failed": True, "msg": breaks_the_contract(error)}
         return (
             {**result, **outcome, "failed": True, "msg": problem}
             if problem
             else {**result, **outcome}
         )
-
-    def _call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
-        done = self._low_level_execute_command(
-            shlex.join(arguments), in_data=text.encode() if text else None
-        )
-        return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
 
     def _follow(self, client: SmokeClient, given: dict[str, Any], host: str) -> dict[str, Any]:
         summary = client.start(given["scenario"], given["server_timeout"])

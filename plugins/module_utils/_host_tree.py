@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, values
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 
 TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
 NAMED_MISMATCHES = 10
@@ -215,7 +215,7 @@ def _check_root(option: str, path: str) -> None:
             f"{option} '{printable(path)}' is not an absolute path: set it to one such as"
             " /srv/sglang-observability"
         )
-    if problem := values.unmountable(path):
+    if problem := places.unmountable(path):
         raise HostTreeError(f"{option} {problem}")
     if path == "/":
         raise HostTreeError(

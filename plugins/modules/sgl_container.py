@@ -27,7 +27,7 @@ options:
         is ready.
       - V(checked) asks the image whether a container with these options could start, and whether
         its server takes O(server_args). It changes nothing.
-      - V(absent) stops and removes it.
+      - V(absent) stops and removes it, unless a prep, a benchmark's server or a smoke runs in it.
     type: str
     choices: [started, checked, absent]
     default: started
@@ -87,9 +87,10 @@ options:
   telemetry_root:
     description: The telemetry folder on the host, which has the run's record.
     type: path
-  profiles_root:
-    description: The profiles folder on the host, which has the locks.
-    type: path
+  force:
+    description: With O(state=absent), end what runs in the container too.
+    type: bool
+    default: false
   server_args:
     description: Arguments of the server, which the image's SGLang is asked for.
     type: list
@@ -139,6 +140,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _container as container
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -170,12 +174,7 @@ class ContainerModule:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params: dict[str, Any] = module.params
-        host = container.Host(
-            self._run,
-            container.memory_file,
-            self.params["telemetry_root"] or "",
-            self.params["profiles_root"] or "",
-        )
+        host = container.Host(self._run, container.memory_file, self.params["telemetry_root"] or "")
         self.stack = container.Stack(
             host, self.params["name"], self.params["stop_timeout"], self.params["start_timeout"]
         )
@@ -233,8 +232,10 @@ class ContainerModule:
         return {"changed": False}
 
     def absent(self) -> dict[str, Any]:
-        found = self.stack.present() if self.module.check_mode else self.stack.removed()
-        return {"changed": found}
+        force = self.params["force"]
+        if self.module.check_mode:
+            return {"changed": bool(self.stack.may_be_removed(force))}
+        return {"changed": self.stack.removed(force)}
 
 
 def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     return {
         "image": found["image_id"],
-        "options": found["labels"].get(container.CONTAINER_LABEL),
+        "options": found["labels"].get(CONTAINER_LABEL),
         "running": found["running"],
     }
 
@@ -285,13 +286,13 @@ def main() -> None:
             "digest": {"type": "str"},
             "outdated": {"type": "str"},
             "telemetry_root": {"type": "path"},
-            "profiles_root": {"type": "path"},
+            "force": {"type": "bool", "default": False},
             "server_args": texts,
             "checked": {"type": "bool", "default": False},
             "start_timeout": {"type": "float", "default": 60},
         },
         required_if=[
-            ("state", "started", ("image", "user", "digest", "telemetry_root", "profiles_root")),
+            ("state", "started", ("image", "user", "digest", "telemetry_root")),
             ("state", "checked", ("image", "user", "digest")),
         ],
         supports_check_mode=True,

@@ -259,6 +259,7 @@ class Report:
             "smoke": {key: smoke.get(key) for key in _SMOKE_KEYS} if "exit_code" in smoke else None,
             **_as_found(info),
             "model": _model(about),
+            "chosen": (about.get("server") or {}).get("chosen") or [],
             "device": _device(info),
             "versions": (
                 {name: about.get(key) for name, key in _VERSIONS.items()} if about else None

@@ -175,6 +175,14 @@ class Engine(Protocol):
     def version(self) -> str | None:
         """The installed version; None where it is not installed."""
 
+    def packages_problem(self, environment: Mapping[str, str]) -> str | None:
+        """Why packages of this image that hold kernels would not be taken by the library that they
+        are for, in a server with this environment; None where they would.
+        """
+
+    def byte_code_environment(self, folder: Path) -> dict[str, str]:
+        """Variables that lead Python's byte code to a folder, where the image lacks it."""
+
     def deep_gemm_version(self) -> str | None:
         """The version of the DeepGEMM that it brings."""
 
@@ -193,8 +201,8 @@ class Engine(Protocol):
         """
 
     def owned_argument(self, word: str) -> str | None:
-        """Why an operator may not give this argument of the server: sgl-admin sets it itself, or it
-        is a secret. None where he may.
+        """Why an operator may not give this argument of the server, which sgl-admin sets itself;
+        None where he may.
         """
 
     def argument_problem(
@@ -221,6 +229,9 @@ class Engine(Protocol):
         """Those of the server's variables that can change what is compiled: of the ones that are
         set for it, and of the ones that it inherits.
         """
+
+    def inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What a server inherits of this process's environment: not what is only sgl-admin's."""
 
     def experts_split(self, arguments: tuple[str, ...], tp: int) -> Split:
         """How a server with these arguments splits its experts."""

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from sgl_admin import __version__
 from sgl_admin.base import clock, detached, files, locks, paths, rights
 from sgl_admin.base.errors import Refused
-from sgl_admin.commands import argument_types, ready
+from sgl_admin.commands import argument_types, ready, status_codes
 from sgl_admin.commands import check as check_cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.commands import server as server_cli
@@ -136,18 +136,12 @@ def _add_ensure(group: Any) -> None:
         action="store_true",
         help="return as soon as the prep runs; print {job, result, attached} as JSON",
     )
-    ensure.add_argument(
-        "--wait",
-        type=argument_types.seconds,
-        default=0.0,
-        metavar="S",
-        help="with --detach: wait so long for the end first",
-    )
+    argument_types.add_seconds(ensure, "--wait", "with --detach: wait so long for the end first")
 
 
 def _add_status(commands: Any) -> None:
     status = commands.add_parser(
-        "status", help="the prep that runs, or the last one", epilog=argument_types.STATUS_CODES
+        "status", help="the prep that runs, or the last one", epilog=status_codes.MEANING
     )
     status.set_defaults(handler=_status)
     status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
@@ -156,13 +150,7 @@ def _add_status(commands: Any) -> None:
         action="store_true",
         help="show its progress until it ends",
     )
-    status.add_argument(
-        "--wait",
-        type=argument_types.seconds,
-        default=0.0,
-        metavar="S",
-        help="wait so long for it to end first",
-    )
+    argument_types.add_seconds(status, "--wait", "wait so long for it to end first")
 
 
 def _ensure(arguments: argparse.Namespace) -> int:
@@ -402,7 +390,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_envelope(live.run_id, record)
     say(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
-    return argument_types.status_code(record)
+    return status_codes.status_code(record)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -164,10 +164,7 @@ def _server_arguments(value: Any) -> tuple[str, ...]:
 
 def _server_argument(word: str) -> str:
     if name := values.secret_flag(word):
-        raise ValueError(
-            f"{name} would stand in the records; the server of a prep listens on loopback and needs"
-            " no key"
-        )
+        raise ValueError(f"{name} {values.RECORDED_ARGUMENT}")
     if why := ENGINE.owned_argument(word):
         raise ValueError(why)
     return _passable(word)
@@ -182,9 +179,7 @@ def _server_setting(name: str, value: str) -> str:
     if not _VARIABLE.fullmatch(name):
         raise ValueError(f"{setting!r} is not KEY=VALUE")
     if values.secret_variable(name):
-        raise ValueError(
-            f"{name} would stand in the records: give it to the container instead (sgl_environment)"
-        )
+        raise ValueError(f"{name} {values.RECORDED_VARIABLE}")
     return _passable(setting)
 
 

@@ -13,7 +13,12 @@ from sgl_admin.base import files, paths
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted
 from sgl_admin.commands import argument_types
-from sgl_admin.contract.exit_codes import EXIT_SERVER_FAILED, EXIT_SIGINT
+from sgl_admin.contract.exit_codes import (
+    EXIT_NO_LIVE_RUN,
+    EXIT_OK,
+    EXIT_SERVER_FAILED,
+    EXIT_SIGINT,
+)
 from sgl_admin.contract.texts import say, say_json
 from sgl_admin.records import run
 from sgl_admin.serving import benchmark_server
@@ -36,12 +41,8 @@ def register(commands: Any) -> None:
         ),
     )
     start.set_defaults(handler=_start)
-    start.add_argument(
-        "--timeout",
-        type=argument_types.seconds,
-        default=1800.0,
-        metavar="S",
-        help="to become healthy (default: %(default)s)",
+    argument_types.add_seconds(
+        start, "--timeout", "to become healthy", argument_types.SERVER_TIMEOUT_S
     )
     start.add_argument(
         "--identity",
@@ -55,18 +56,12 @@ def register(commands: Any) -> None:
         "status",
         help="whether it runs and is healthy",
         epilog=(
-            "Exit code 0: it is healthy; 7: it is not (it starts, has ended, was stopped, or none"
-            " was started); 4: no run is live."
+            f"Exit code {EXIT_OK}: it is healthy; {EXIT_SERVER_FAILED}: it is not (it starts, has"
+            f" ended, was stopped, or none was started); {EXIT_NO_LIVE_RUN}: no run is live."
         ),
     )
     status.set_defaults(handler=_status)
-    status.add_argument(
-        "--wait",
-        type=argument_types.seconds,
-        default=0.0,
-        metavar="S",
-        help="wait so long for it to become healthy first",
-    )
+    argument_types.add_seconds(status, "--wait", "wait so long for it to become healthy first")
 
     stop = actions.add_parser(
         "stop", help="stop it with all its processes; harmless where none runs"

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgl_admin.base import clock, detached, files, locks
 from sgl_admin.base.errors import Refused
-from sgl_admin.commands import argument_types
+from sgl_admin.commands import argument_types, status_codes
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_RESULT, EXIT_SIGINT, EXIT_USAGE
 from sgl_admin.contract.texts import say, say_json
 from sgl_admin.records import job, run, scenario
@@ -44,12 +44,11 @@ def register(commands: Any) -> None:
         metavar="FILE",
         help="the scenario as JSON, - for standard input (default: one-shot and multi-turn)",
     )
-    begin.add_argument(
+    argument_types.add_seconds(
+        begin,
         "--server-timeout",
-        type=argument_types.seconds,
-        default=1800.0,
-        metavar="S",
-        help="for a server that is started to become healthy (default: %(default)s)",
+        "for a server that is started to become healthy",
+        argument_types.SERVER_TIMEOUT_S,
     )
     begin.add_argument(
         "--detach",
@@ -58,19 +57,13 @@ def register(commands: Any) -> None:
     )
 
     status = actions.add_parser(
-        "status", help="the smoke that runs, or the last one", epilog=argument_types.STATUS_CODES
+        "status", help="the smoke that runs, or the last one", epilog=status_codes.MEANING
     )
     status.set_defaults(handler=_status)
     for action, what in ((begin, "the summary as JSON"), (status, "{smoke} as JSON")):
         action.add_argument("--json", action="store_true", help=f"print {what}")
     for action, when in ((begin, "with --detach: "), (status, "")):
-        action.add_argument(
-            "--wait",
-            type=argument_types.seconds,
-            default=0.0,
-            metavar="S",
-            help=f"{when}wait so long for it to end first",
-        )
+        argument_types.add_seconds(action, "--wait", f"{when}wait so long for it to end first")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -96,7 +89,7 @@ def _status(arguments: argparse.Namespace) -> int:
         return _print_envelope(found)
     for line in _lines(found) if found else [f"no smoke yet in {run_id}"]:
         say(line)
-    return argument_types.status_code(found)
+    return status_codes.status_code(found)
 
 
 def _scenario_text(name: str | None) -> str:

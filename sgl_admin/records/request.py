@@ -4,12 +4,12 @@ attaches to the first.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sgl_admin.contract import options, stages
+from sgl_admin.contract.records import canonical, sha256
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Request:
 
     @property
     def digest(self) -> str:
-        canonical = json.dumps(self._fields(), sort_keys=True, separators=(",", ":"))
-        return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+        return sha256(canonical(self._fields()))
 
     def to_json(self) -> str:
         return json.dumps(self._fields())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract.records import canonical, sha256
 
 # Weights are known by size, time of change and samples of their content; all else is read whole.
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|ckpt|h5|msgpack|onnx|npz)$", re.IGNORECASE)
@@ -38,14 +39,13 @@ def identity(argv: Sequence[str], environment: Mapping[str, str], image: str) ->
     this process's own, and its image. Raises OSError where a file that it names cannot be read.
     """
     named = sorted({path for word in (*argv[1:], *environment.values()) for path in paths_in(word)})
-    return _digest(
-        {
-            "argv": list(argv),
-            "environment": {**_inherited(), **environment},
-            "image": image,
-            "files": {path: fingerprint(Path(path)) for path in named},
-        }
-    )
+    known = {
+        "argv": list(argv),
+        "environment": {**_inherited(), **environment},
+        "image": image,
+        "files": {path: fingerprint(Path(path)) for path in named},
+    }
+    return sha256(canonical(known))
 
 
 def with_caches(
@@ -54,14 +54,13 @@ def with_caches(
     """`sha256:` and the digest of a server as far as its compiled code goes. Hosts agree on it: a
     model is known by its identity and its configuring files, not by when its weights were copied.
     """
-    return _digest(
-        {
-            "model": dict(model),
-            "argv": list(argv),
-            "environment": dict(environment),
-            "image": image,
-        }
-    )
+    known = {
+        "model": dict(model),
+        "argv": list(argv),
+        "environment": dict(environment),
+        "image": image,
+    }
+    return sha256(canonical(known))
 
 
 def image() -> str:
@@ -74,8 +73,8 @@ def image() -> str:
 def fingerprint(place: Path) -> str:
     """The digest of a file, or of all files below a folder. Raises OSError."""
     if not place.is_dir():
-        return _digest(_file(place))
-    return _digest({str(path.relative_to(place)): _file(path) for path in _below(place)})
+        return sha256(canonical(_file(place)))
+    return sha256(canonical({str(path.relative_to(place)): _file(path) for path in _below(place)}))
 
 
 def paths_in(word: str) -> Iterator[str]:
@@ -132,8 +131,3 @@ def _sampled(path: Path, size: int) -> str:
             stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
             digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _digest(document: Any) -> str:
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"

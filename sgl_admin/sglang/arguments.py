@@ -19,7 +19,6 @@ _PARSER = "sgl_admin.sglang.argument_parser"
 _TIMEOUT_S = 180.0
 _LONGEST = 300
 _BY_PREP = "is set by sgl-admin itself"
-_KEY = "would stand in the records; the server of a prep listens on loopback and needs no key"
 # What an operator may not give, and why.
 _OWNED = {
     "--model-path": f"{_BY_PREP}, from the prep's model (sgl_model)",
@@ -29,8 +28,6 @@ _OWNED = {
     command_line.HOST_FLAG: f"{_BY_PREP}: the server listens on loopback",
     command_line.PORT_FLAG: f"{_BY_PREP}, from sgl_sglang_port, which Prometheus scrapes",
     metrics.FLAG: _BY_PREP,
-    "--api-key": _KEY,
-    "--admin-api-key": _KEY,
     "--config": "names a file whose content no record has: give its arguments themselves",
     "--help": "starts no server",
     "-h": "starts no server",
@@ -38,8 +35,8 @@ _OWNED = {
 
 
 def owned(word: str) -> str | None:
-    """Why this argument may not be given, where it is one that sgl-admin sets itself, an
-    abbreviation of one that argparse takes, or a secret.
+    """Why this argument may not be given, where it is one that sgl-admin sets itself, or an
+    abbreviation of one that argparse takes.
     """
     name = word.partition("=")[0]
     if not name.startswith("-") or name in ("-", "--"):
@@ -51,7 +48,7 @@ def owned(word: str) -> str | None:
         # One letter after the dashes is short for several, which the parser refuses itself.
         if len(flag) > len("--x") and known.startswith(flag):
             return f"{name}, which is short for {known}, {why}"
-    return f"{name} {_KEY}" if flag.endswith("api-key") else None
+    return None
 
 
 def problem(arguments: tuple[str, ...], environment: Mapping[str, str]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,16 @@ def _deepseek_and_qwen_next(config: dict[str, Any], ranks: int) -> int:
 
 _OLD_MOE = "sglang.srt.layers.moe.fused_moe_triton"
 _NEW_MOE = "sglang.srt.layers.moe.moe_runner.triton_utils"
+_SINCE_0_5_17 = Release(
+    (0, 5, 17),
+    "--cuda-graph-bs-decode",
+    "--otlp-traces-endpoint",
+    f"{_NEW_MOE}.fused_moe",
+    _NEW_MOE,
+    "sglang.kernels.ops.moe.fused_moe_triton_kernels",
+    "srt/layers/moe/moe_runner/triton_utils",
+    _deepseek_and_qwen_next,
+)
 RELEASES = (
     Release(
         (0, 5, 3),
@@ -113,26 +123,9 @@ RELEASES = (
         "srt/layers/moe/fused_moe_triton",
         _deepseek,
     ),
-    Release(
-        (0, 5, 17),
-        "--cuda-graph-bs-decode",
-        "--otlp-traces-endpoint",
-        f"{_NEW_MOE}.fused_moe",
-        _NEW_MOE,
-        "sglang.kernels.ops.moe.fused_moe_triton_kernels",
-        "srt/layers/moe/moe_runner/triton_utils",
-        _deepseek_and_qwen_next,
-    ),
-    Release(
-        (0, 5, 23),
-        "--cuda-graph-bs-decode",
-        "--otlp-traces-endpoint",
-        f"{_NEW_MOE}.fused_moe",
-        _NEW_MOE,
-        "sglang.kernels.ops.moe.fused_moe_triton_kernels",
-        "srt/layers/moe/moe_runner/triton_utils",
-        _deepseek_and_qwen_next,
-    ),
+    _SINCE_0_5_17,
+    # Read too, and the same: what is newer than the last one gets a warning.
+    replace(_SINCE_0_5_17, since=(0, 5, 23)),
 )
 
 

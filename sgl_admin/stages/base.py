@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import failures, files, paths
 from sgl_admin.contract import stages
 from sgl_admin.facts.devices import Devices
 from sgl_admin.facts.model import Model
@@ -78,7 +78,7 @@ class Stage:
     # What that which a server compiles depends on.
     depends_on = Inputs()
     # What an error of its work is called that nothing foresaw.
-    failure_type = "server_start_failed"
+    failure_type = failures.OTHERWISE
 
     @property
     def contract(self) -> stages.Stage:

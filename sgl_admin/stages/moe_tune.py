@@ -69,7 +69,7 @@ class MoeTune(Stage):
         return None
 
     def missing_batch_sizes(self, context: Context) -> list[int] | None:
-        return _missing(context, _expected(context))
+        return _to_tune(context, _expected(context))
 
     def content(self, context: Context) -> list[Path]:
         shape = _expected(context)
@@ -95,7 +95,7 @@ class MoeTune(Stage):
             )
         shape = self._asked_for(context, _expected(context))
         tuned: dict[str, Any] = {}
-        if missing := _missing(context, shape):
+        if missing := _to_tune(context, shape):
             tuned = self._tune(context, shape, missing)
         verified = None
         if context.request.moe_fusion == "ensure":
@@ -379,6 +379,15 @@ def _wanted(context: Context) -> tuple[int, ...]:
 def _missing(context: Context, shape: MoeShape) -> list[int]:
     have = config_files.tuned(_path(context, shape), _tuning(context, shape))
     return [size for size in _wanted(context) if size not in have]
+
+
+def _to_tune(context: Context, shape: MoeShape) -> list[int]:
+    """A rebuild tunes all that is wanted once more; each configuration stays until its own
+    replacement is found, and those of other batch sizes and models stay.
+    """
+    if context.request.stages[MoeTune.name] == "rebuild":
+        return list(_wanted(context))
+    return _missing(context, shape)
 
 
 def _artifacts(

@@ -4,6 +4,7 @@ container.
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def docker_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH; its docker is there, and does nothing."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text("#!/bin/false\n")
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+@pytest.fixture
 def live_run(container: Path) -> str:
     """A published run, as the init leaves it; returns its id."""
     from sgl_admin.records import run
@@ -63,3 +75,32 @@ def live_run(container: Path) -> str:
 def model_folder(container: Path) -> Path:
     """The folder of a small model in the container."""
     return write_model(paths.MODELS / "tiny" / "qwen3-tiny")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate of 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = folder / "cert.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-noenc",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=double",
+    ]
+    names = [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-out",
+        str(made[0]),
+        "-keyout",
+        str(made[1]),
+    ]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return made

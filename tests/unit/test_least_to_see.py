@@ -298,7 +298,8 @@ def test_what_runs_is_told_with_who_holds_its_lock(held: tuple[Path, int]) -> No
     folder = profiles / places.LOCKS
     path.parent.rename(folder)
     (folder / path.name).rename(folder / f"{places.LOCK_SMOKE}.lock")
-    (told,) = run_record.held_locks(str(profiles))
+    container = {"status": "running", "name": "c", "pid": os.getpid()}
+    (told,) = run_record.in_use(container, str(profiles))
     assert told.startswith("a smoke (") and f"is held by pid {pid} of uid 65534 (" in told
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from sgl_admin.base import ports
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.contract import listeners
 from sgl_admin.serving.server import Server
 
 _LISTEN = """
@@ -89,7 +90,7 @@ def test_where_two_share_the_address_it_is_neithers() -> None:
 
 def test_a_process_that_cannot_be_seen_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening("127.0.0.1") as (port, _):
-        monkeypatch.setattr(ports, "_descriptors", lambda pid: set())
+        monkeypatch.setattr(listeners, "descriptors", lambda pid: set())
         assert ports.held_here("127.0.0.1", port) is False
         assert "outside this container" in ports.holder(port)
 

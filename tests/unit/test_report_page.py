@@ -73,6 +73,18 @@ def test_hostile_report_keeps_the_contract():
     validators.validate_report(reports.hostile())
 
 
+def test_what_was_chosen_for_the_operator_is_shown_with_its_reason():
+    choice = {"arguments": ["--attention-backend", "flashinfer"], "reason": "no <flash_ops> here"}
+    report = validators.example("report")
+    for host in report["hosts"]:
+        host["chosen"] = [choice]
+    validators.validate_report(report)
+    page = report_page.render(report)
+    assert "Chosen for you, and why" in page
+    assert "--attention-backend flashinfer: no &lt;flash_ops&gt; here" in page
+    assert "Chosen for you" not in report_page.render(validators.example("report"))
+
+
 @pytest.mark.parametrize("status", ["ok", "failed"])
 def test_status_goes_with_the_hosts(status):
     with pytest.raises(ValidationError):

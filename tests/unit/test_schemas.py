@@ -35,6 +35,8 @@ OPTIONAL = {
         "run.server.identity",
         "telemetry_probe.server",
         "telemetry_probe.window",
+        # And those of releases before 1.2 this.
+        "new_files",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
     ),
     "job": (),

@@ -179,6 +179,16 @@ def parse_pointer(text: str) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in text.splitlines() if line.strip())
 
 
+def canonical(document: Any) -> bytes:
+    """A document as JSON, always the same bytes for the same document: digests are of them."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sha256(content: bytes) -> str:
+    """`sha256:` and the digest."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
 def model_identity(parts: Iterable[tuple[str, bytes]]) -> str:
     """`sha256:` and the digest over MODEL_CONFIG and, where there is one, MODEL_INDEX.
 

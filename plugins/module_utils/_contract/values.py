@@ -32,6 +32,12 @@ _SECRET_FLAGS = {
     "--admin-api-key": "--ad",
     "--ssl-keyfile-password": "--ssl-keyfile-",
 }
+# Why the server's arguments and environment hold no secret.
+RECORDED_ARGUMENT = (
+    "would stand in the records: remove it; the server of a prep listens on loopback and needs no"
+    " key"
+)
+RECORDED_VARIABLE = "would stand in the records: give it to the container instead (sgl_environment)"
 # Names that Ansible would take for a variable of this collection if they were spelled right.
 _MISSPELLED_PREFIX = re.compile(r"(sgl|slg|gsl|gls|lsg|lgs|sglang)[-_.]")
 
@@ -315,20 +321,10 @@ def _host_path(value: Any) -> None:
 
 def _mounted(value: Any) -> None:
     _host_path(value)
-    if problem := unmountable(value):
+    if problem := places.unmountable(value):
         raise Wrong(problem)
     if value.rstrip("/") == "":
         raise Wrong("is the root of the filesystem: set it to a folder of its own")
-
-
-def unmountable(path: str) -> str | None:
-    """Why Docker could not bind-mount a path; None where it can."""
-    if ":" not in path:
-        return None
-    return (
-        f"is {_shown(path)}, and Docker cannot mount a path with a colon in it: set it to a path"
-        " without"
-    )
 
 
 def _url(value: Any) -> None:
@@ -479,11 +475,8 @@ def _environment(value: Any) -> None:
 def _server_environment(value: Any) -> None:
     for name, setting in value.items():
         _check_variable(name, setting)
-        if _SECRET_VARIABLE.search(name):
-            raise Wrong(
-                f"has {name}, which would stand in the records: give it to the container instead"
-                " (sgl_environment)"
-            )
+        if secret_variable(name):
+            raise Wrong(f"has {name}, which {RECORDED_VARIABLE}")
         if name in places.CACHE_VARIABLES:
             raise Wrong(f"has {name}, which this collection sets itself: leave it out")
 
@@ -503,11 +496,12 @@ def _check_variable(name: Any, setting: Any) -> None:
 def secret_flag(word: str) -> str | None:
     """The flag of a server's argument that would put a secret in the records; None for others."""
     name = word.partition("=")[0]
+    flag = name.replace("_", "-")
     beginning = any(
-        flag.startswith(name) and name.startswith(shortest)
-        for flag, shortest in _SECRET_FLAGS.items()
+        known.startswith(flag) and flag.startswith(shortest)
+        for known, shortest in _SECRET_FLAGS.items()
     )
-    return name if beginning or (name.startswith("-") and _SECRET_FLAG.search(name)) else None
+    return name if beginning or (name.startswith("-") and _SECRET_FLAG.search(flag)) else None
 
 
 def secret_variable(name: str) -> bool:
@@ -517,10 +511,7 @@ def secret_variable(name: str) -> bool:
 
 def _server_argument(value: Any) -> None:
     if flag := secret_flag(value):
-        raise Wrong(
-            f"has {flag}, which would stand in the records: remove it; the server of a prep listens"
-            " on loopback and needs no key"
-        )
+        raise Wrong(f"has {flag}, which {RECORDED_ARGUMENT}")
     if not value or not passable(value) or "\n" in value:
         raise Wrong
 
