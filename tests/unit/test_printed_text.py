@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages, texts
 from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.admin_action import AdminAction
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,7 +228,8 @@ def test_nothing_is_printed_but_by_the_contracts_functions() -> None:
 def test_modules_and_actions_answer_by_what_cleans() -> None:
     for path in sources("plugins/modules"):
         assert not [call for call in calls(path) if name_of(call) == "AnsibleModule"], path
+    assert issubclass(AdminAction, ToldAction)
     for path in sources("plugins/action"):
         text = path.read_text(encoding="utf-8")
-        assert "class ActionModule(ToldAction)" in text and "self._display." not in text, path
-        assert "def run(" not in text, path
+        assert re.search(r"class ActionModule\((Told|Admin)Action\)", text), path
+        assert "self._display." not in text and "def run(" not in text, path
