@@ -6,7 +6,7 @@ shows as they are: none of them has a control character.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import clean
@@ -15,10 +15,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts
 class ToldModule(AnsibleModule):
     """A module whose answer, failure and warnings may be shown on a terminal."""
 
-    def exit_json(self, **kwargs: Any) -> NoReturn:
+    def exit_json(self, **kwargs: Any) -> None:
         super().exit_json(**clean(kwargs))
 
-    def fail_json(self, msg: str, **kwargs: Any) -> NoReturn:
+    def fail_json(self, msg: str, **kwargs: Any) -> None:
         super().fail_json(clean(msg), **clean(kwargs))
 
     def warn(self, warning: str) -> None:

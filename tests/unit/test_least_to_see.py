@@ -42,9 +42,15 @@ def root() -> Iterator[Path]:
 
 
 def spec(root: Path, *, group_writable: bool = False) -> host_tree.Spec:
-    tops = {mount.folder: str(root / mount.folder) for mount in places.MOUNTS}
     return host_tree.Spec(
-        root=str(root), uid=OWNER, gid=GROUP, group_writable=group_writable, **tops
+        root=str(root),
+        telemetry=str(root / "telemetry"),
+        profiles=str(root / "profiles"),
+        models=str(root / "models"),
+        huggingface=str(root / "huggingface"),
+        uid=OWNER,
+        gid=GROUP,
+        group_writable=group_writable,
     )
 
 
