@@ -48,6 +48,10 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    clean,
+    printable,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import KNOWN, Report
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import summary
 
@@ -131,13 +135,14 @@ class CallbackModule(CallbackBase):
         self._report.settle(set(stats.failures), set(stats.dark))
         if not self._report.is_ours:
             return
-        document = self._report.document()
+        # Hosts and their containers put words into it: for the page and the file too.
+        document = clean(self._report.document())
         text = json.dumps(document, indent=2) + "\n"
         try:
             if outcome := self.get_option("outcome"):
                 _write(Path(outcome), text)
             elif self._report.of_a_prep and document["fleet"]["metrics_ready"]["of"] > 1:
-                self._display.display("\n".join(summary(document)))
+                self._display.display("\n".join(map(printable, summary(document))))
             if self._report.of_a_prep and (directory := self.get_option("directory")):
                 self._publish(Path(directory).expanduser(), document, text)
         except OSError as error:
@@ -179,10 +184,13 @@ def _tasks(entries: Iterable[Any]) -> Iterator[Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; as the results that it tells of, it is for the owner and the group."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, flags, 0o640), "w", encoding="utf-8") as stream:
+            stream.write(text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

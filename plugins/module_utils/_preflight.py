@@ -80,6 +80,7 @@ class Options:
     image_archive_from: str = ""
     server_args: Sequence[str] = ()
     allow_root: bool = False
+    group_writable: bool = False
 
     @property
     def needs_gpus(self) -> bool:
@@ -405,6 +406,7 @@ def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
         gid=user["gid"] if options.owner_gid is None else options.owner_gid,
         pointer_uid=options.pointer_uid,
         pointer_gid=options.pointer_gid,
+        group_writable=options.group_writable,
         ownership_ignore=options.ownership_ignore,
     )
 

@@ -169,6 +169,8 @@ class Execution(Interruptible):
             if decision.taken_over:
                 identity = self._context.served_identity
                 decision.record.write(decision.taken_over, served=identity)
+            else:
+                decision.record.settle()
             record["artifacts"] = {
                 **decision.stage.standing(self._context),
                 "files": decision.record.summary(),

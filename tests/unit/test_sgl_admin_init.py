@@ -108,7 +108,7 @@ def test_the_supervisor_runs_each_service_and_the_record(
         "program:node_exporter",
         "program:run_record",
     ]
-    assert config["supervisord"]["umask"] == "002" and config["supervisord"]["user"] == str(
+    assert config["supervisord"]["umask"] == "027" and config["supervisord"]["user"] == str(
         os.getuid()
     )
     priorities = {name: int(config[name]["priority"]) for name in config.sections()[1:]}
