@@ -4,7 +4,6 @@ pointer back when the run ends.
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import signal
@@ -25,6 +24,7 @@ from sgl_admin.init.surfaces import Observed
 from sgl_admin.records import caches, job, run
 from sgl_admin.records import smokes as smoke
 from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.services import answers
 
 _RETRY_S = 1.0
 
@@ -197,26 +197,13 @@ def wait_for_services(
             service = BY_NAME[name]
             if name in states:
                 continue
-            if answers(settings, settings.ports[service.ports[0].name], service.page):
+            port = settings.ports[service.ports[0].name]
+            if answers(settings.reachable, port, service.page):
                 states[name] = "running"
             elif time.monotonic() - began >= service.ready_timeout_s or ending.is_set():
                 states[name] = "failed"
         ending.wait(0.02)
     return {name: states[name] for name in names}
-
-
-def answers(settings: Settings, port: int, path: str) -> bool:
-    connection = http.client.HTTPConnection(settings.reachable, port, timeout=2)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        # Read to its end: a connection closed before is an error line in the service's log.
-        response.read()
-        return response.status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def container_id() -> str:

@@ -35,6 +35,8 @@ OPTIONAL = {
         "run.server.identity",
         "telemetry_probe.server",
         "telemetry_probe.window",
+        "services",
+        "services.*",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
     ),
     "job": (),

@@ -124,6 +124,20 @@ def test_the_supervisor_runs_each_service_and_the_record(
     )
 
 
+def test_a_service_that_cannot_start_is_started_again_for_as_long_as_it_takes(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """supervisor 4 (process.py) waits a second longer before each try, and gives a program up for
+    good after `startretries` of them, three by default: a port that was busy for 8 s.
+    """
+    text = start.render_supervisor_config(settings(monkeypatch), list(services.COMMANDS), RUN_ID)
+    config = configparser.RawConfigParser()
+    config.read_string(text)
+    for name in (*services.COMMANDS, "run_record"):
+        tries = int(config[f"program:{name}"]["startretries"])
+        assert tries * (tries + 1) / 2 > 10 * 365 * 86400, f"{name} is given up within ten years"
+
+
 def test_a_percent_sign_reaches_the_program(
     container: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
