@@ -62,7 +62,7 @@ def answers(host: str, port: int, page: str) -> bool:
         # Read to its end: a connection closed before is an error line in the service's log.
         response.read()
         return response.status == 200
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, ValueError):
         return False
     finally:
         connection.close()
@@ -81,14 +81,18 @@ def _of(manifest: dict[str, Any]) -> Iterator[tuple[Service, str, int]]:
         if not isinstance(surface, dict) or surface.get("status") == "unavailable":
             continue
         port = entry.get(service.ports[0].key) if isinstance(entry, dict) else None
-        if isinstance(port, int) and 0 < port < 2**16:
+        if isinstance(port, int) and not isinstance(port, bool) and 0 < port < 2**16:
             yield service, host, port
 
 
 def _host(described: dict[str, Any]) -> str:
     """The address at which the run's services are reached: that of Prometheus."""
-    url = (described.get("prometheus") or {}).get("url")
-    return urllib.parse.urlsplit(url).hostname or LOOPBACK if isinstance(url, str) else LOOPBACK
+    prometheus = described.get("prometheus")
+    url = prometheus.get("url") if isinstance(prometheus, dict) else None
+    try:
+        return urllib.parse.urlsplit(url if isinstance(url, str) else "").hostname or LOOPBACK
+    except ValueError:
+        return LOOPBACK
 
 
 def _problem(service: Service, host: str, port: int) -> str | None:
@@ -96,6 +100,13 @@ def _problem(service: Service, host: str, port: int) -> str | None:
     if not answers(host, port, service.page):
         return f"{service.name} does not answer at {where}"
     # Without a container the services are the operator's own.
-    if paths.ROOT_VARIABLE not in os.environ and ports.held_here(host, port) is False:
+    if paths.ROOT_VARIABLE in os.environ:
+        return None
+    try:
+        ours = ports.held_here(host, port) is not False
+    except ValueError:
+        # The manifest names no IP address, which the init writes: whose it is cannot be told.
+        ours = False
+    if not ours:
         return f"{where} is answered by {ports.holder(port)} instead of {service.name}"
     return None

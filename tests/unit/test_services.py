@@ -279,7 +279,10 @@ def test_a_service_that_the_image_lacks_is_not_asked(
     alive["dcgm_exporter"].start()
 
 
-@pytest.mark.parametrize("strange", [None, [], "x", {"prometheus": None}, {"node_exporter": 7}])
+@pytest.mark.parametrize(
+    "strange",
+    [None, [], "x", {"prometheus": None}, {"prometheus": 7}, {"prometheus": {"url": "http://[x"}}],
+)
 def test_a_manifest_that_says_nothing_proper_of_its_services_is_read(strange: Any) -> None:
     surfaces = {service.surface: {"status": "running"} for service in SERVICES}
     for manifest in (
