@@ -118,14 +118,14 @@ def _refuse_constant(name: str) -> None:
 
 
 # What is built on of a result and of each of its stages, here and in the report.
-_RESULT = {
+_RESULT: dict[str, Any] = {
     "run": dict,
     "stages": dict,
     "telemetry_probe": dict,
     "profile_cache": dict,
     "warnings": list,
 }
-_STAGE = {
+_STAGE: dict[str, Any] = {
     "status": str,
     "ran": bool,
     "duration_s": (int, float),

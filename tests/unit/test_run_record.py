@@ -392,13 +392,18 @@ def test_locks_are_where_docker_mounts_them_and_not_where_a_record_says(
     assert used(records, locks) == []
 
 
+def replace_folder(folder: Path) -> None:
+    folder.rmdir()
+    folder.touch()
+
+
 # What lies in a lock's place, or keeps it from being read.
 STRANGE: dict[str, Callable[[Path], Any]] = {
     "a pipe": lambda lock: os.mkfifo(lock),
     "a folder": lambda lock: lock.mkdir(),
     "a link": lambda lock: lock.symlink_to("/dev/null"),
     "a link that leads nowhere": lambda lock: lock.symlink_to("nowhere"),
-    "a file for its folder": lambda lock: (lock.parent.rmdir(), lock.parent.write_text("")),
+    "a file for its folder": lambda lock: replace_folder(lock.parent),
 }
 
 
