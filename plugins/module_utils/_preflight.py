@@ -365,8 +365,8 @@ def _look_at_container(
         found.problems.append(
             f"sgl_container is {options.container}, but {path_line(spec.telemetry)} is the"
             f" telemetry folder of container {other['name']} ({other['status']}), and a tree has"
-            f" one container: set sgl_container to {other['name']}, or have playbooks/stop.yml"
-            " remove that container first"
+            f" one container: set sgl_container to {other['name']}, or stop that container first"
+            " (playbooks/stop.yml)"
         )
         return run_record.is_up(other)
     elif container is not None and container["status"] == "paused" and options.ready_for != "stop":

@@ -23,7 +23,9 @@ from sgl_admin.contract.exit_codes import (
     EXIT_BUSY,
     EXIT_NO_LIVE_RUN,
     EXIT_NO_RESULT,
+    EXIT_OK,
     EXIT_PERMISSION,
+    EXIT_PROOF_FAILED,
     EXIT_SIGINT,
     EXIT_USAGE,
 )
@@ -36,7 +38,7 @@ from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import caches, job, run, standalone
 from sgl_admin.records.request import Request
-from sgl_admin.serving import benchmark_server
+from sgl_admin.serving import benchmark_server, services
 from sgl_admin.share import incoming
 
 _POLL_S = 0.1
@@ -141,10 +143,15 @@ def _add_ensure(group: Any) -> None:
 
 def _add_status(commands: Any) -> None:
     status = commands.add_parser(
-        "status", help="the prep that runs, or the last one", epilog=status_codes.MEANING
+        "status",
+        help="the prep that runs, or the last one, and the services that are dead",
+        epilog=(
+            f"{status_codes.MEANING} {EXIT_PROOF_FAILED} too where it ended well and a"
+            " service is dead that METRICS_READY stands on."
+        ),
     )
     status.set_defaults(handler=_status)
-    status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
+    status.add_argument("--json", action="store_true", help="print {job, result, services} as JSON")
     status.add_argument(
         "--watch",
         action="store_true",
@@ -387,10 +394,14 @@ def _status(arguments: argparse.Namespace) -> int:
     record = _wait(live.run_id, arguments.wait)
     if arguments.watch and record is not None:
         record = _watch(live.run_id, record["prep_id"], sys.stdout)
+    alive = services.states(live.manifest)
     if arguments.json:
-        return _print_envelope(live.run_id, record)
+        return _print_envelope(live.run_id, record, services=alive)
     say(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
-    return status_codes.status_code(record)
+    for problem in services.problems(alive):
+        say(problem)
+    code = status_codes.status_code(record)
+    return code or (EXIT_OK if services.obstacle(alive) is None else EXIT_PROOF_FAILED)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

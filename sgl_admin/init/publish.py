@@ -4,7 +4,6 @@ pointer back when the run ends.
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import signal
@@ -26,6 +25,7 @@ from sgl_admin.init.surfaces import Observed
 from sgl_admin.records import caches, job, run
 from sgl_admin.records import smokes as smoke
 from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.services import answers
 
 _RETRY_S = 1.0
 
@@ -212,23 +212,8 @@ def wait_for_services(
 def is_ready(service: Service, settings: Settings) -> bool:
     # Whether dcgm-exporter gives profiling metrics is known a few seconds after its first page.
     settled = service.name != "dcgm_exporter" or dcgm.chosen().settled
-    return settled and answers(settings, service)
-
-
-def answers(settings: Settings, service: Service) -> bool:
-    """Whether its page says 200 and shows what it must."""
     port = settings.ports[service.ports[0].name]
-    connection = http.client.HTTPConnection(settings.reachable, port, timeout=2)
-    try:
-        connection.request("GET", service.page)
-        response = connection.getresponse()
-        # Read to its end: a connection closed before is an error line in the service's log.
-        text = response.read()
-        return response.status == 200 and service.shows.encode() in b"\n" + text
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return settled and answers(settings.reachable, port, service)
 
 
 def container_id() -> str:

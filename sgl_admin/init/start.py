@@ -30,6 +30,9 @@ USER = "devuser"
 SUPERVISOR_CONFIG = paths.STATE / "supervisord.conf"
 # Below the container's stop timeout, so that everything is ended in order.
 STOP_WAIT_S = 25
+# supervisord waits a second longer before each try (process.py of supervisor 4), and gives up
+# after three of them unless it is told otherwise.
+_TRIES = 1_000_000
 
 
 def main() -> None:
@@ -172,7 +175,7 @@ def render_supervisor_config(settings: Settings, services: list[str], run_id: st
         line = shlex.join(command).replace("%", "%%")
         return (
             f"[program:{name}]\ncommand={line}\npriority={priority}\n"
-            f"autorestart=true\nstopwaitsecs={stop_wait_s}\n"
+            f"autorestart=true\nstartretries={_TRIES}\nstopwaitsecs={stop_wait_s}\n"
             f"stdout_logfile={log}\nstdout_logfile_maxbytes=0\nredirect_stderr=true\n"
         )
 
