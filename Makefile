@@ -17,6 +17,8 @@ UV ?= uv
 PYTHON ?= python3
 # Passed to what a target runs: make prep ARGS="-i inventories/gh200 --check", make unit ARGS="-k manifest"
 ARGS ?=
+# How many processes the unit tests run in: make unit WORKERS=0 ARGS="--pdb -k manifest"
+WORKERS ?= 2
 # A run that names its own inventory needs Docker on those hosts; without one, it is this machine that is prepared.
 OTHER_INVENTORY := $(filter -i% --inventory%,$(ARGS))$(ANSIBLE_INVENTORY)
 
@@ -39,7 +41,8 @@ test: lint types docker-up test-tools-up ## Pass every test: check, sanity, brow
 
 .PHONY: test-light
 test-light: sanity
-	$(PYTEST) -m "not long" tests/unit tests/fuzz tests/browser tests/gpu
+	$(PYTEST) -n $(WORKERS) -m "not long" tests/unit tests/fuzz
+	$(PYTEST) -m "not long" tests/browser tests/gpu
 
 # What takes minutes: each write killed, as many inputs for each parser as EXAMPLES says, and what runs at once as often as REPETITIONS.
 REPETITIONS ?= 50
@@ -82,7 +85,7 @@ types: setup ## mypy
 
 .PHONY: unit
 unit: setup ## The unit tests but the slow ones, fuzzing in small
-	$(PYTEST) -m "not slow" tests/unit tests/fuzz $(ARGS)
+	$(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity

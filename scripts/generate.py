@@ -20,7 +20,7 @@ from referencing import Registry, Resource
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sgl_admin.contract import exit_codes, options, places, services, stages  # noqa: E402
+from sgl_admin.contract import exit_codes, labels, options, places, services, stages  # noqa: E402
 from sgl_admin.contract.options import Option  # noqa: E402
 
 HEADER = "# Generated from plugins/module_utils/_contract by `make generate`.\n"
@@ -71,6 +71,8 @@ def role_vars() -> str:
         for title, block in blocks.items()
     )
     text += "# Bind mounts.\nsettings_volumes:\n" + "".join(f"  - {volume}\n" for volume in volumes)
+    text += "# The label that has the digest of all that makes a container.\n"
+    text += f"settings_container_label: {labels.CONTAINER_LABEL}\n"
     return f"---\n{HEADER}{text}"
 
 

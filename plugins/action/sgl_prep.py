@@ -9,14 +9,12 @@ thousand times.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     prep_spec,
     request_document,
@@ -26,6 +24,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client im
     PrepError,
     did_work,
     failure,
+)
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.admin_action import (
+    BROKEN_ANSWER,
+    AdminAction,
+    breaks_the_contract,
 )
 
 # With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only
@@ -46,44 +49,22 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-class ActionModule(ActionBase):
+class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
-        client = PrepClient(self._call, given["container"])
+        client = PrepClient(self.call, given["container"])
         try:
             if self._task.check_mode:
                 return {**result, **self._plan(client, given)}
             return {**result, **self._prep(client, given, task_vars or {})}
         except PrepError as error:
             return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            return {
-                **result,
-                "failed": True,
-                "msg": (
-                    f"sgl-admin's answer breaks the contract: {repr(error)[:300]}; is the image"
-                    " older than this collection?"
-                ),
-            }
-
-    def _call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
-        done = self._low_level_execute_command(
-            shlex.join(arguments), in_data=text.encode() if text else None
-        )
-        return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
+        except BROKEN_ANSWER as error:
+            return {**result, "failed": True, "msg": breaks_the_contract(error)}
 
     def _plan(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
         if not given["assume_started"]:
@@ -120,12 +101,12 @@ class ActionModule(ActionBase):
                 "exit_code": 0,
             }
         if envelope.get("attached") is True and envelope["job"]:
-            self._display.display(f"{host}: attached to {progress(envelope['job'])}")
+            self.say(f"{host}: attached to {progress(envelope['job'])}")
         shown, shown_at, finished = None, 0.0, 0
         while (job := envelope["job"]) and job["state"] == "running":
             doing = job.get("stage"), job.get("message")
             if doing != shown or (few and time.monotonic() - shown_at >= _HEARTBEAT_S):
-                self._display.display(f"{host}: {progress(job)}")
+                self.say(f"{host}: {progress(job)}")
                 shown, shown_at = doing, time.monotonic()
             if given["give"] and len(job.get("finished_batch_sizes", [])) > finished:
                 finished = len(job["finished_batch_sizes"])
@@ -175,11 +156,11 @@ class ActionModule(ActionBase):
         except AnsibleError as error:
             problem = str(error)
         if problem:
-            self._display.warning(f"what is finished so far is not shared yet: {problem}")
+            self.warn(f"what is finished so far is not shared yet: {problem}")
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
-            self._display.warning(str(warning))
+            self.warn(str(warning))
 
 
 @contextmanager

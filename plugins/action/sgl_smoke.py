@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._smoke_client import (
     SmokeClient,
     SmokeError,
     failure,
     test_line,
+)
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.admin_action import (
+    BROKEN_ANSWER,
+    AdminAction,
+    breaks_the_contract,
 )
 
 _HEARTBEAT_S = 10.0
@@ -25,18 +28,16 @@ ARGUMENT_SPEC: dict[str, Any] = {
 }
 
 
-class ActionModule(ActionBase):
+class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if self._task.check_mode:
             return {**result, "changed": True, "msg": "the smoke would be run"}
-        client = SmokeClient(self._call, given["container"])
+        client = SmokeClient(self.call, given["container"])
         try:
             summary = self._follow(
                 client, given, str((task_vars or {}).get("inventory_hostname", "localhost"))
@@ -55,23 +56,13 @@ class ActionModule(ActionBase):
             }
         except SmokeError as error:
             return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            return {
-                **result,
-                "failed": True,
-                "msg": f"sgl-admin's answer breaks the contract: {repr(error)[:300]}",
-            }
+        except BROKEN_ANSWER as error:
+            return {**result, "failed": True, "msg": breaks_the_contract(error)}
         return (
             {**result, **outcome, "failed": True, "msg": problem}
             if problem
             else {**result, **outcome}
         )
-
-    def _call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
-        done = self._low_level_execute_command(
-            shlex.join(arguments), in_data=text.encode() if text else None
-        )
-        return int(done["rc"]), str(done["stdout"]), str(done["stderr"])
 
     def _follow(self, client: SmokeClient, given: dict[str, Any], host: str) -> dict[str, Any]:
         summary = client.start(given["scenario"], given["server_timeout"])
@@ -80,7 +71,7 @@ class ActionModule(ActionBase):
         while True:
             ended = [test for test in summary["tests"] if test["status"] != "not_run"]
             for test in ended[shown:]:
-                self._display.display(f"{host}: {test_line(test)}")
+                self.say(f"{host}: {test_line(test)}")
             if len(ended) > shown:
                 shown, shown_at = len(ended), time.monotonic()
             if summary["state"] != "running":
@@ -92,7 +83,5 @@ class ActionModule(ActionBase):
                     if not shown and summary["model"] is None
                     else "waiting for an answer"
                 )
-                self._display.display(
-                    f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)"
-                )
+                self.say(f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)")
             summary = client.follow(summary["smoke_id"], _POLL_S)

@@ -99,6 +99,14 @@ options:
     type: int
     description: Gid that a pointer which is there must belong to, where it is
       not the tree's.
+  group_writable:
+    type: bool
+    default: false
+    description: 'Let the members of the tree''s group write in it: its folders,
+      caches and records are made for them too (umask 007). Whoever may write
+      there decides what the next server runs, and caches are read whole at each
+      prep then to see that they are what was made. By default the group reads
+      results and logs, and only the service user gets to the caches.'
   image:
     type: str
     default: sglang-dev:local
@@ -122,7 +130,14 @@ options:
   image_archive:
     type: path
     description: Path on the host of the archive to load, as C(docker save) writes
-      it.
+      it. With containerd's image store (Docker 29) save an image that a registry
+      has for several platforms with C(--platform linux/arm64).
+  image_archive_from:
+    type: str
+    default: ''
+    description: 'Path on the controller of the archive: a host that lacks the
+      image gets it from there, as C(sgl_image_archive), for hosts that cannot
+      reach any other place.'
   image_cuda:
     type: str
     description: The image's version of CUDA, such as V(13.0), so that a driver

@@ -13,7 +13,9 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import INPUTS_LABEL
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    INPUTS_LABEL,
+)
 
 
 def cache_group(done: Mapping[str, Any]) -> str:

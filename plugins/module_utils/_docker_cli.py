@@ -17,6 +17,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
 # Runs an argument list; returns exit code, standard output, standard error.
@@ -31,9 +34,6 @@ _STRANGE = (
 
 # types.NoneType, which Python 3.9 does not have.
 _NONE = type(None)
-INPUTS_LABEL = "org.slice-bench.image-inputs"
-# A container that the role stack created has it.
-CONTAINER_LABEL = "org.slice-bench.container-inputs"
 
 
 # A daemon's 404 as the user reads it: of clients 20.10 to 27 ("Error: ..."), and of clients from 28
@@ -64,6 +64,10 @@ class DockerMissing(DockerError):
 
 class DockerSilent(DockerError):
     """No daemon answers, or none that this user may ask: what exists is unknown."""
+
+
+class DockerAbsent(DockerError):
+    """Docker knows no such container or image."""
 
 
 class DockerCli:
@@ -156,6 +160,20 @@ class DockerCli:
         """Several of them, in one call of the client; None for each that does not exist. Raises
         DockerError.
         """
+        found = {_part(each, str, "Name").lstrip("/"): each for each in self._described(names)}
+        return {name: _container(found[name], name) if name in found else None for name in names}
+
+    def mounting(self, source: str, target: str) -> list[dict[str, Any]]:
+        """The containers that have this folder of the host there, however its path is spelt; also
+        those that do not run. Raises DockerError.
+        """
+        words = ["ps", "--all", "--no-trunc", "--quiet", "--filter", f"volume={target}"]
+        listed = self.call(*words).split()
+        found = [_container(each, "") for each in self._described(tuple(listed))] if listed else []
+        return [each for each in found if same_folder(each["mounts"].get(target), source)]
+
+    def _described(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The descriptions of those containers that exist."""
         code, output, error = self._run([self.binary, "container", "inspect", *names])
         try:
             document = json.loads(output) if output.strip() or not code else []
@@ -167,8 +185,7 @@ class DockerCli:
             raise DockerError(
                 f"docker container inspect {' '.join(names)} prints no description: {_STRANGE}"
             )
-        found = {_part(each, str, "Name").lstrip("/"): each for each in document}
-        return {name: _container(found[name], name) if name in found else None for name in names}
+        return document
 
     def _demand_absence(self, code: int, error: str, names: tuple[str, ...], document: Any) -> None:
         """Raises DockerError where anything but missing containers made the client fail."""
@@ -178,9 +195,10 @@ class DockerCli:
         if isinstance(refusal, DockerSilent):
             raise refusal
         described = [
-            str(each.get("Name", "")).lstrip("/")
+            str(each.get(key, "")).lstrip("/")
             for each in (document if isinstance(document, list) else [])
             if isinstance(each, dict)
+            for key in ("Name", "Id")
         ]
         lines = error.splitlines()
         for name in names:
@@ -200,6 +218,16 @@ class DockerCli:
             if isinstance(environment, list) and f"{variable}={value}" in environment:
                 return name
         return None
+
+
+def same_folder(mounted: str | None, folder: str) -> bool:
+    """Whether what Docker mounts is this folder, however the path is spelt."""
+    if mounted is None:
+        return False
+    try:
+        return os.path.samefile(mounted, folder)
+    except OSError:
+        return os.path.normpath(mounted) == os.path.normpath(folder)
 
 
 def _container(found: dict[str, Any], name: str) -> dict[str, Any]:
@@ -354,8 +382,12 @@ def _remedy(error: str) -> str | None:
 
 def failure(error: str) -> DockerError:
     """The error that Docker's words stand for, with the remedy."""
-    remedy = _remedy(error)
-    return DockerError(error) if remedy is None else DockerSilent(f"{remedy} ({error})")
+    if (remedy := _remedy(error)) is not None:
+        return DockerSilent(f"{remedy} ({error})")
+    # A warning may stand before it, and after it what the client could not do therefore
+    # (docker/cli v27.5.1, cli/command/container/start.go and rename.go).
+    absent = any(_NO_SUCH.fullmatch(line.strip()) for line in error.splitlines())
+    return (DockerAbsent if absent else DockerError)(error)
 
 
 def explain(error: str) -> str:

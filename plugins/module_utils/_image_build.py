@@ -6,7 +6,6 @@ build. Each step that is done is kept.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,11 +25,18 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_downloads as image_downloads,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _image_wheels as image_wheels,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.disclosure import (
     without_credentials,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     Runner,
     build_client,
@@ -42,14 +48,17 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
     check_image,
 )
 
-# The Python of Debian bookworm, which the wheels are for.
-WHEEL_PYTHON = "3.11"
 BASE = "sglang-base"
+# How long one call waits for another build; the action plugin says so and calls again.
+_LOCK_S = 10.0
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA_BUNDLE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 # A requirement with its digests, which stand on lines of their own.
 _REQUIREMENT = r"^[A-Za-z0-9][^ \n]*==(?:.*\\\n)*.*\n"
+# An attestation would put an index around the image in containerd's store, which other stores do
+# not load and whose digest differs from build to build.
+_BUILDKIT = {"DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 # The variable by which an operator names another image for a stage.
 _STAGE_VARIABLES = {"DCGM_IMAGE": "sgl_image_dcgm"}
 
@@ -65,6 +74,8 @@ class Sources:
     downloads: dict[str, Any] = field(default_factory=dict)
     download_mirror: str | None = None
     download_dir: str | None = None
+    # Whether an archive whose digest is not pinned is refused.
+    require_digests: bool = False
 
 
 class ImageBuild:
@@ -99,6 +110,9 @@ class ImageBuild:
         self.architecture = image_parts.architecture_of(platform)
         self._given_base = base_name
         self._sources = sources or Sources()
+        self._published = image_downloads.PublishedSums(
+            build_dir, self._sources.download_dir, ca_bundle()
+        )
 
     @property
     def _foreign(self) -> bool:
@@ -126,18 +140,18 @@ class ImageBuild:
         if context is None:
             return "base"
         recipe = self._recipe(context)
-        # What cannot be had should not be found out after half an hour of downloads.
-        wanted = self._archives(recipe)
-        if any(not self._is_here(reference) for reference in self._bases(recipe).values()):
-            return "base"
-        if not os.path.isdir(self._wheelhouse(context)):
-            return "wheels"
-        if any(
-            not os.path.exists(image_downloads.program(archive, self.build_dir))
-            for archive in wanted
-        ):
-            return "downloads"
-        return "build"
+        # What cannot be had should not be found out after half an hour of downloads: so digests
+        # come first, and what is small comes before a base that is pulled.
+        programs = [
+            image_downloads.program(archive, self.build_dir) for archive in self._archives(recipe)
+        ]
+        lacking = {
+            "base": not all(map(self._is_here, self._bases(recipe).values())),
+            "wheels": not os.path.isdir(self._wheelhouse(context)),
+            "downloads": not all(map(os.path.exists, programs)),
+        }
+        order = ("wheels", "downloads", "base") if "base" in recipe else tuple(lacking)
+        return next((step for step in order if lacking[step]), "build")
 
     def _recipe(self, context: str) -> dict[str, Any]:
         try:
@@ -163,8 +177,13 @@ class ImageBuild:
         }
 
     def _archives(self, recipe: dict[str, Any]) -> list[image_downloads.Archive]:
+        sources = self._sources
         return image_downloads.archives(
-            recipe, self._sources.downloads, self.architecture, self._sources.download_mirror
+            recipe,
+            sources.downloads,
+            self.architecture,
+            sources.download_mirror,
+            image_downloads.forbidden if sources.require_digests else self._published.digest,
         )
 
     def _is_here(self, reference: str) -> bool:
@@ -279,7 +298,7 @@ class ImageBuild:
             name,
             context,
         ]
-        self._step("docker build of the base", command, environment={"DOCKER_BUILDKIT": "1"})
+        self._step("docker build of the base", command, environment=_BUILDKIT)
 
     def _mirror(self, folder: str) -> tuple[str | None, dict[str, str]]:
         """The host's mirror without its credentials, and the environment in which debootstrap's
@@ -318,48 +337,19 @@ class ImageBuild:
                 return mirror
         return None
 
-    def fetch_wheels(self, context: str) -> None:
-        """The image's Python packages, by the host's pip and its settings, checked by digest.
-        Raises ImageError.
+    def fetch_wheels(self, context: str, brought: str | None = None) -> None:
+        """The image's Python packages, by the host's pip and its settings, or out of an archive
+        that the controller sent; checked by digest. Raises ImageError.
         """
-        wheelhouse = self._wheelhouse(context)
-        machine = MACHINES.get(self.architecture, self.architecture)
+        wheelhouse, requirements = self._wheelhouse(context), self._requirements(context)
         # Made under another name: a killed download is not taken for a whole one.
         partial = tempfile.mkdtemp(prefix="wheelhouse-", suffix=".partial", dir=self.build_dir)
         try:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--require-hashes",
-                "--no-deps",
-            ]
-            command += [
-                "--only-binary=:all:",
-                "--implementation",
-                "cp",
-                "--python-version",
-                WHEEL_PYTHON,
-            ]
-            for abi in ("cp311", "abi3", "none"):
-                command += ["--abi", abi]
-            for tag in (
-                "manylinux_2_35",
-                "manylinux_2_31",
-                "manylinux_2_28",
-                "manylinux_2_17",
-                "manylinux2014",
-                "linux",
-            ):
-                command += ["--platform", f"{tag}_{machine}"]
-            requirements = os.path.join(partial, "requirements.txt")
-            with open(requirements, "w", encoding="utf-8") as stream:
-                stream.write(self._requirements(context))
-            self._step("pip download", [*command, "--dest", partial, "--requirement", requirements])
-            os.unlink(requirements)
+            if brought:
+                unpack(brought, partial)
+                image_wheels.check(partial, requirements)
+            else:
+                self._download_wheels(partial, requirements)
             for entry in os.listdir(self.build_dir):
                 if _older_wheelhouse(entry, os.path.basename(wheelhouse)):
                     shutil.rmtree(os.path.join(self.build_dir, entry))
@@ -367,12 +357,45 @@ class ImageBuild:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    def _download_wheels(self, folder: str, requirements: str) -> None:
+        machine = MACHINES.get(self.architecture, self.architecture)
+        path = os.path.join(folder, "requirements.txt")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(requirements)
+        try:
+            self._step(
+                "pip download",
+                image_wheels.download_command(sys.executable, machine, path, folder),
+            )
+        except ImageError as error:
+            raise image_wheels.NoWheels(str(error), requirements, machine) from error
+        os.unlink(path)
+
     def fetch_programs(self, context: str) -> None:
         """The programs that come in release archives. Raises ImageError."""
         for archive in self._archives(self._recipe(context)):
-            image_downloads.provide(
-                archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle()
-            )
+            try:
+                image_downloads.provide(
+                    archive,
+                    self.build_dir,
+                    self.architecture,
+                    self._sources.download_dir,
+                    ca_bundle(),
+                )
+            except ImageError:
+                self._published.forget(archive)
+                raise
+
+    def warnings(self, context: str) -> list[str]:
+        """What to say of the sources that an image was built from. Raises ImageError."""
+        recipe = self._recipe(context)
+        said = [archive.warning() for archive in self._archives(recipe)]
+        reference = self._bases(recipe)["BASE"]
+        base = self._docker.image(reference) if "base" in recipe else None
+        # One that was made or loaded here has no digest in a registry.
+        if base is not None and base["repo_digests"]:
+            said.append(image_parts.tag_warning(reference, base, "sgl_image_base"))
+        return [warning for warning in said if warning]
 
     def build(self, context: str, git_revision: str) -> dict[str, Any]:
         """Build and check the image; returns it as it is then. Raises ImageError."""
@@ -389,10 +412,21 @@ class ImageBuild:
             "BASE_NAME": bases["BASE"],
             "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
             "GIT_REVISION": git_revision,
+            "DOWNLOADS": json.dumps(
+                {
+                    archive.name: {
+                        "file": archive.file,
+                        "sha256": archive.sha256,
+                        "pinned": archive.pinned,
+                    }
+                    for archive in self._archives(recipe)
+                },
+                sort_keys=True,
+            ),
         }
         with self._apt_secret() as secret:
             command = [*self._build_command(arguments), *secret, context]
-            self._step("docker build", command, environment={"DOCKER_BUILDKIT": "1"})
+            self._step("docker build", command, environment=_BUILDKIT)
         image = self.current()
         if image is None:
             raise ImageError(
@@ -530,11 +564,17 @@ def _private(path: str, flags: int) -> int:
 
 @contextmanager
 def alone(build_dir: str) -> Iterator[None]:
-    """Holds the build folder against another run on this host, waiting for it."""
+    """Holds the build folder against another run on this host. Raises LockTimeout where that one
+    has it for longer than _LOCK_S seconds: then the action plugin says so, and asks again.
+    """
     os.makedirs(build_dir, exist_ok=True)
-    with open(os.path.join(build_dir, ".lock"), "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = os.path.join(build_dir, ".lock")
+    descriptor = locks.open_file(path)
+    try:
+        locks.take(descriptor, _LOCK_S, path_line(path))
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _older_wheelhouse(entry: str, name: str) -> bool:

@@ -23,14 +23,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
 )
 
 
-class Pulled:
-    """The image `name`, by a registry's reference to it."""
+class _Elsewhere:
+    """The image `name`, which was built elsewhere."""
 
-    step = "pull"
-
-    def __init__(
-        self, run: Runner, name: str, flavour: str, platform: str | None, reference: str
-    ) -> None:
+    def __init__(self, run: Runner, name: str, flavour: str, platform: str | None) -> None:
         """Raises DockerError where Docker cannot be used, ImageError for a platform that there is
         not.
         """
@@ -38,14 +34,25 @@ class Pulled:
         self._architecture = image_parts.architecture_of(platform)
         self._flavour = flavour
         self.name = name
+
+    def found(self) -> dict[str, Any] | None:
+        return self._docker.image(self.name)
+
+
+class Pulled(_Elsewhere):
+    """The image, by a registry's reference to it."""
+
+    step = "pull"
+
+    def __init__(
+        self, run: Runner, name: str, flavour: str, platform: str | None, reference: str
+    ) -> None:
+        super().__init__(run, name, flavour, platform)
         self.reference = reference
 
     @property
     def wanted(self) -> str:
         return self.reference
-
-    def found(self) -> dict[str, Any] | None:
-        return self._docker.image(self.name)
 
     def is_current(self, image: dict[str, Any] | None) -> bool:
         if image is None or not image_parts.fits(image, self._architecture, self._flavour):
@@ -63,21 +70,7 @@ class Pulled:
 
     def warning(self, image: dict[str, Any]) -> str | None:
         """What is to be said of a reference that another image may have tomorrow."""
-        if "@" in self.reference:
-            return None
-        if not image.get("repo_digests"):
-            return (
-                f"{self.reference} is a tag, which moves: other hosts may get another image; set"
-                " sgl_image_pull to name@sha256:..."
-            )
-        pinned = (
-            f"{image_parts.repository_of(self.reference)}"
-            f"@{image_parts.digest_of(self.reference, image)}"
-        )
-        return (
-            f"{self.reference} is a tag, which moves: other hosts may get another image; set"
-            f" sgl_image_pull to {pinned}"
-        )
+        return image_parts.tag_warning(self.reference, image, "sgl_image_pull")
 
     def settle(self) -> None:
         """Nothing is noted of an image that is pulled."""
@@ -89,8 +82,8 @@ def pulled_by_digest(image: dict[str, Any], reference: str) -> bool:
     return any(name.partition("@")[2] == digest for name in image.get("repo_digests", []))
 
 
-class Loaded:
-    """The image `name`, from an archive on this host. What was loaded is noted, so that a converged
+class Loaded(_Elsewhere):
+    """The image, from an archive on this host. What was loaded is noted, so that a converged
     host needs the archive no more.
     """
 
@@ -106,13 +99,7 @@ class Loaded:
         sha256: str | None,
         build_dir: str,
     ) -> None:
-        """Raises DockerError where Docker cannot be used, ImageError for a platform that there is
-        not.
-        """
-        self._docker = DockerCli(run)
-        self._architecture = image_parts.architecture_of(platform)
-        self._flavour = flavour
-        self.name = name
+        super().__init__(run, name, flavour, platform)
         self.archive = archive
         self._sha256 = sha256.lower().removeprefix("sha256:") if sha256 else None
         self._proven: dict[str, Any] | None = None
@@ -123,9 +110,6 @@ class Loaded:
     @property
     def wanted(self) -> str:
         return f"sha256:{self._sha256}" if self._sha256 else self.archive
-
-    def found(self) -> dict[str, Any] | None:
-        return self._docker.image(self.name)
 
     def is_current(self, image: dict[str, Any] | None) -> bool:
         note = self._noted()

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import pwd
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, services
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    listeners,
+    services,
+)
 
-_LISTEN = "0A"
 _UNPRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
 
@@ -23,7 +24,7 @@ def of_container(environment: Iterable[str]) -> tuple[str | None, dict[str, int]
     """Where a container's services listen, by its environment: their address, and ports by name."""
     settings = dict(line.partition("=")[::2] for line in environment)
     numbers = {port.name: settings.get(port.variable, "") for port in services.PORTS}
-    return settings.get(options.BY_NAME["sgl_bind_address"].variable), {
+    return settings.get(services.ADDRESS_VARIABLE), {
         name: int(number)
         for name, number in numbers.items()
         if number.isascii() and number.isdigit()
@@ -74,10 +75,11 @@ def taken_beside(address: str, port: int, own: str) -> str | None:
     """Who but the service that listens on `own` holds `port` where another would listen on
     `address`; None where nobody does.
     """
-    for inode, uid, place in _listeners(port):
+    for listener in listeners.listeners(port):
+        place = _address(listener.address)
         ours = place == own or own in services.ANY_ADDRESS
         if not ours and _overlap(place, address):
-            return _shown(inode, uid)
+            return _shown(listener)
     return None
 
 
@@ -89,46 +91,22 @@ def holder(port: int) -> str:
     """The process that listens on `port`, as far as this user may see it: another user's is known
     by its uid alone.
     """
-    for inode, uid, _address in _listeners(port):
-        return _shown(inode, uid)
+    for listener in listeners.listeners(port):
+        return _shown(listener)
     return "a process that cannot be seen from here"
 
 
-def _shown(inode: str, uid: int) -> str:
-    return _owner_of(f"socket:[{inode}]") or f"a process of {_user(uid)}"
+def _shown(listener: listeners.Listener) -> str:
+    pid = listener.pid()
+    if pid is None:
+        return f"a process of {_user(listener.uid)}"
+    return f"{listeners.command(pid)} (pid {pid})"
 
 
 def _address(text: str) -> str:
     """An address of the kernel's tables: hexadecimal, each 32 bits in the host's byte order."""
     words = [bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8)]
     return str(ipaddress.ip_address(b"".join(words)))
-
-
-def _listeners(port: int) -> Iterator[tuple[str, int, str]]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            with open(table, encoding="ascii") as stream:
-                lines = stream.read().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            local, _colon, number = fields[1].rpartition(":")
-            if fields[3] == _LISTEN and int(number, 16) == port:
-                yield fields[9], int(fields[7]), _address(local)
-
-
-def _owner_of(link: str) -> str | None:
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        folder = f"/proc/{pid}/fd"
-        try:
-            if any(os.readlink(f"{folder}/{name}") == link for name in os.listdir(folder)):
-                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as stream:
-                    return f"{stream.read().strip()} (pid {pid})"
-        except OSError:
-            # It has ended meanwhile, or is another user's.
-            continue
-    return None
 
 
 def _user(uid: int) -> str:

@@ -20,6 +20,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _file_systems as file_systems,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
@@ -36,6 +37,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 _GB = 10**9
 # A prep writes thousands of files.
 _LEAST_INODES = 10_000
+# What shows which part of a folder's content can go.
+_SHOWS = {"docker": " (`docker system df` shows what takes it)"}
 # Sources of a model that need to be told where from.
 _FROM = ("local", "controller", "hub")
 
@@ -74,8 +77,10 @@ class Options:
     image_source: str = "build"
     image_pull: str | None = None
     image_archive: str | None = None
+    image_archive_from: str = ""
     server_args: Sequence[str] = ()
     allow_root: bool = False
+    group_writable: bool = False
 
     @property
     def needs_gpus(self) -> bool:
@@ -117,7 +122,7 @@ def look(options: Options, run: Runner) -> Findings:
     found.facts["container_name"] = options.container
     found.facts["model"] = None
     found.facts["run"] = run_record.describe(spec.telemetry, docker.container, docker.unknown)
-    elsewhere = _look_at_container(found, spec, options, run)
+    elsewhere = _look_at_container(found, spec, options, docker)
     if options.ready_for == "smoke" and not found.facts["run"]["live"] and not elsewhere:
         found.problems.append(
             f"no run is live in container {options.container}: {found.facts['run']['reason']};"
@@ -143,7 +148,7 @@ def look(options: Options, run: Runner) -> Findings:
         # only where a run is recorded.
         absent = not docker.answers and found.facts["run"]["run_id"] is None
         if (docker.unknown is None or absent) and not elsewhere:
-            found.problems.extend(_taken_ports(docker.container, options, run))
+            found.problems.extend(_taken_ports(docker.container, options, docker.cli))
         _look_at_daemon(found, docker, spec)
         _look_at_space(found, docker, options)
     if options.ready_for == "prep":
@@ -294,6 +299,8 @@ def _look_at_gpus(
     if docker.cli is not None and docker.answers and options.ready_for != "smoke" and not served:
         if lacking := gpu_health.toolkit_problem(docker.cli):
             found.lacking.append(lacking)
+        elif closed := gpu_access.problem():
+            found.lacking.append(closed)
         if docker.inspected is not None:
             # Which drivers it makes do with, only the image itself can say.
             its, requires = gpu_health.image_cuda(docker.inspected)
@@ -318,6 +325,8 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
     verdict = docker_health.judge(info, folders)
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)
+    if found.facts["devices"]["health"] and (warning := gpu_access.reload_warning(info)):
+        found.warnings.append(warning)
     for folder, reason, certain in file_systems.closed_to_root(folders, file_systems.mounts()):
         message = (
             f"Docker's daemon, which is root, {'cannot' if certain else 'may not'} enter {folder},"
@@ -326,37 +335,56 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
         (found.problems if certain else found.warnings).append(message)
 
 
-def _container(name: str, run: Runner) -> dict[str, Any] | None:
-    """A container by its name or id; None where Docker knows none, or cannot be asked."""
+def _container(cli: DockerCli, name: str) -> dict[str, Any] | None:
+    """A container by its name or id; None where Docker knows none, or does not say."""
     try:
-        return DockerCli(run).container(name)
+        return cli.container(name)
     except DockerError:
         return None
 
 
 def _look_at_container(
-    found: Findings, spec: host_tree.Spec, options: Options, run: Runner
+    found: Findings, spec: host_tree.Spec, options: Options, docker: docker_health.Docker
 ) -> bool:
     """Whether it is the tree's, and not paused. Returns whether the tree's run is live in another
     one.
     """
     if options.ready_for not in ("stop", "smoke", "start", "prep"):
         return False
-    container = found.facts["container"]
-    if found.facts["docker"]["available"]:
-        run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(name, run))
-    if other := found.facts["run"].get("elsewhere"):
+    container, cli, other = docker.container, docker.cli, None
+    if cli is not None and docker.answers:
+        run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(cli, name))
+        other = _other_of_tree(spec, options, container, cli)
+    live = found.facts["run"].get("elsewhere")
+    if live is not None:
         found.problems.append(
             f"sgl_container is {options.container}, but the run of {path_line(spec.telemetry)} is"
-            f" live in container {other}: set sgl_container to {other}, or stop that container"
-            " first"
+            f" live in container {live}: set sgl_container to {live}, or stop that container first"
         )
+    elif other is not None and (run_record.is_up(other) or options.ready_for != "stop"):
+        found.problems.append(
+            f"sgl_container is {options.container}, but {path_line(spec.telemetry)} is the"
+            f" telemetry folder of container {other['name']} ({other['status']}), and a tree has"
+            f" one container: set sgl_container to {other['name']}, or stop that container first"
+            " (playbooks/stop.yml)"
+        )
+        return run_record.is_up(other)
     elif container is not None and container["status"] == "paused" and options.ready_for != "stop":
         found.problems.append(
             f"container {options.container} is paused: run `docker unpause {options.container}`, or"
             " stop it (playbooks/stop.yml)"
         )
-    return bool(other)
+    return live is not None
+
+
+def _other_of_tree(
+    spec: host_tree.Spec, options: Options, container: dict[str, Any] | None, cli: DockerCli
+) -> dict[str, Any] | None:
+    try:
+        return run_record.other_of_tree(cli, spec.telemetry, options.container, container)
+    except DockerError:
+        # What Docker does not say is a problem of its own.
+        return None
 
 
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
@@ -378,6 +406,7 @@ def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
         gid=user["gid"] if options.owner_gid is None else options.owner_gid,
         pointer_uid=options.pointer_uid,
         pointer_gid=options.pointer_gid,
+        group_writable=options.group_writable,
         ownership_ignore=options.ownership_ignore,
     )
 
@@ -504,6 +533,7 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
         )
     elif (
         options.image_source == "load"
+        and not options.image_archive_from
         and found.facts["docker"]["available"]
         and found.facts["image"] is None
     ):
@@ -516,10 +546,10 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
 
 
 def _taken_ports(
-    container: dict[str, Any] | None, options: Options, run: Runner | None = None
+    container: dict[str, Any] | None, options: Options, cli: DockerCli | None = None
 ) -> Iterator[str]:
     """A running container holds its own ports, and gives them up where it is replaced; sgl-admin
-    sees to the server's when it starts one. `run` asks Docker for another container that has a
+    sees to the server's when it starts one. `cli` asks Docker for another container that has a
     taken port.
     """
     own = {}
@@ -553,7 +583,7 @@ def _taken_ports(
         )
         if who is None:
             continue
-        if run is not None and (other := _container_at(name, port, run)) is not None:
+        if cli is not None and (other := _container_at(cli, name, port)) is not None:
             yield (
                 f"port {port} on {address}, which {name} needs, is taken by {who}, and container"
                 f" {other} of this collection is set to have it: set sgl_container to {other}, stop"
@@ -566,11 +596,11 @@ def _taken_ports(
             )
 
 
-def _container_at(name: str, port: int, run: Runner) -> str | None:
+def _container_at(cli: DockerCli, name: str, port: int) -> str | None:
     """Another container of this collection that is set to have the port of this service."""
     variables = {known.name: known.variable for known in services.PORTS}
     try:
-        return DockerCli(run).holder_of(variables.get(name, name), str(port))
+        return cli.holder_of(variables.get(name, name), str(port))
     except DockerError:
         return None
 
@@ -600,10 +630,17 @@ def _look_at_space(found: Findings, docker: docker_health.Docker, options: Optio
             found.problems.append(reason)
         need = options.space_gb.get(name, 0.0) * _GB
         if room.free < need:
+            smaller = ""
+            if name == "docker" and options.gpus:
+                # Upstream's docker/Dockerfile: its target `runtime` has CUDA's compilers too.
+                smaller = (
+                    ", set sgl_image_base to a release's smaller image"
+                    " (lmsysorg/sglang:v<release>-runtime)"
+                )
             found.problems.append(
                 f"{path} has {room.free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted"
-                f" there before anything is written: free some, or set sgl_space_gb: {{{name}:"
-                f" {room.free / _GB:.1f}}} to go on with less"
+                f" there before anything is written: free some{_SHOWS.get(name, '')}{smaller}, or"
+                f" set sgl_space_gb: {{{name}: {room.free / _GB:.1f}}} to go on with less"
             )
 
 

@@ -27,7 +27,7 @@ options:
         is ready.
       - V(checked) asks the image whether a container with these options could start, and whether
         its server takes O(server_args). It changes nothing.
-      - V(absent) stops and removes it.
+      - V(absent) stops and removes it, unless a prep, a benchmark's server or a smoke runs in it.
     type: str
     choices: [started, checked, absent]
     default: started
@@ -87,9 +87,10 @@ options:
   telemetry_root:
     description: The telemetry folder on the host, which has the run's record.
     type: path
-  profiles_root:
-    description: The profiles folder on the host, which has the locks.
-    type: path
+  force:
+    description: With O(state=absent), end what runs in the container too.
+    type: bool
+    default: false
   server_args:
     description: Arguments of the server, which the image's SGLang is asked for.
     type: list
@@ -142,6 +143,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_rec
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _server_arguments as server_arguments,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -151,6 +155,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     PrometheusError,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 # A shorter value is hidden nowhere: it would blacken every message.
 _SHORTEST_SECRET = 8
@@ -173,12 +178,7 @@ class ContainerModule:
         self.module = module
         self.params: dict[str, Any] = module.params
         self.server_args = server_arguments.take(module)
-        host = container.Host(
-            self._run,
-            container.memory_file,
-            self.params["telemetry_root"] or "",
-            self.params["profiles_root"] or "",
-        )
+        host = container.Host(self._run, container.memory_file, self.params["telemetry_root"] or "")
         self.stack = container.Stack(
             host, self.params["name"], self.params["stop_timeout"], self.params["start_timeout"]
         )
@@ -236,8 +236,10 @@ class ContainerModule:
         return {"changed": False}
 
     def absent(self) -> dict[str, Any]:
-        found = self.stack.present() if self.module.check_mode else self.stack.removed()
-        return {"changed": found}
+        force = self.params["force"]
+        if self.module.check_mode:
+            return {"changed": bool(self.stack.may_be_removed(force))}
+        return {"changed": self.stack.removed(force)}
 
 
 def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
         return {}
     return {
         "image": found["image_id"],
-        "options": found["labels"].get(container.CONTAINER_LABEL),
+        "options": found["labels"].get(CONTAINER_LABEL),
         "running": found["running"],
     }
 
@@ -266,7 +268,7 @@ def _unasked(params: dict[str, Any], problem: str) -> dict[str, Any]:
 
 def main() -> None:
     texts = {"type": "list", "elements": "str", "default": []}
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "state": {
@@ -288,13 +290,13 @@ def main() -> None:
             "digest": {"type": "str"},
             "outdated": {"type": "str"},
             "telemetry_root": {"type": "path"},
-            "profiles_root": {"type": "path"},
+            "force": {"type": "bool", "default": False},
             "server_args": server_arguments.OPTION,
             "checked": {"type": "bool", "default": False},
             "start_timeout": {"type": "float", "default": 60},
         },
         required_if=[
-            ("state", "started", ("image", "user", "digest", "telemetry_root", "profiles_root")),
+            ("state", "started", ("image", "user", "digest", "telemetry_root")),
             ("state", "checked", ("image", "user", "digest")),
         ],
         supports_check_mode=True,

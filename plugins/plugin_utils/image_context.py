@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import sha256
 
 SGL_ADMIN = Path(__file__).resolve().parents[2] / "sgl_admin"
 
@@ -64,4 +64,4 @@ def _files(folder: str, prefix: str, without: list[str]) -> Iterator[tuple[str, 
 def digest(archive: bytes, options: dict[str, Any]) -> str:
     """sha256 over the packed context and the options that make another image."""
     inputs = archive + json.dumps(options, sort_keys=True).encode()
-    return f"sha256:{hashlib.sha256(inputs).hexdigest()}"
+    return sha256(inputs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sgl_admin.base import keyed
 from sgl_admin.contract import disclosure
+from sgl_admin.contract.records import canonical
 
 # Of the records that have `shown`: a digest of what it does not show.
 SETTINGS = "settings"
@@ -36,7 +36,7 @@ class Command:
         """argv and env for a record; two that differ in what is not shown have other settings."""
         document: dict[str, Any] = {"argv": self.shown_argv, "env": self.shown_env}
         if self.hidden:
-            document[SETTINGS] = keyed.digest(json.dumps([self.argv, self.env], sort_keys=True))
+            document[SETTINGS] = keyed.digest(canonical([self.argv, self.env]).decode())
         return document
 
     def is_that_of(self, record: Mapping[str, Any]) -> bool:

@@ -31,19 +31,19 @@ def ensure() -> None:
 
 def digest(text: str) -> str:
     """`keyed:` and the digest of a value that is not shown."""
-    return f"keyed:{_hmac(text)}"
+    return f"keyed:{_hmac(text.encode(errors='surrogateescape'))}"
 
 
-def sha256(text: str) -> str:
+def sha256(content: bytes) -> str:
     """`sha256:` and the keyed digest of a document that may hold such values."""
-    return f"sha256:{_hmac(text)}"
+    return f"sha256:{_hmac(content)}"
 
 
 def admin_key() -> str:
     """The key of the admin calls of this tree's servers. It follows from the tree's own, so who
     reads that one can say it.
     """
-    return _hmac("the admin calls of the server")
+    return _hmac(b"the admin calls of the server")
 
 
 def words(real: Iterable[str], shown: Iterable[str]) -> list[str]:
@@ -65,9 +65,9 @@ def environment(real: Mapping[str, str], shown: Mapping[str, str]) -> dict[str, 
     return {name: value if shown[name] == value else digest(value) for name, value in real.items()}
 
 
-def _hmac(text: str) -> str:
+def _hmac(content: bytes) -> str:
     key = _read() or _passing()
-    return hmac.new(key.encode(), text.encode(errors="surrogateescape"), hashlib.sha256).hexdigest()
+    return hmac.new(key.encode(), content, hashlib.sha256).hexdigest()
 
 
 def _read() -> str | None:

@@ -8,37 +8,24 @@ import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
-_LISTEN = "0A"
+from sgl_admin.contract import listeners
+from sgl_admin.contract.listeners import Listener
+
 _ANY = frozenset({"0" * 8, "0" * 32})
 _MAPPED = "0000000000000000FFFF0000"
-
-
-@dataclass(frozen=True)
-class _Listener:
-    # In hexadecimal, as the kernel's tables write it.
-    address: str
-    inode: str
-    uid: str
-
-    @property
-    def link(self) -> str:
-        """As a descriptor's link in /proc names it."""
-        return f"socket:[{self.inode}]"
 
 
 def holder(port: int) -> str:
     """The process of this container that listens on `port`, or else what the kernel tells of
     another one: its user.
     """
-    for listener in _listeners(port):
-        for pid in _pids():
-            if listener.link in _descriptors(pid):
-                return f"{_name(pid)} (pid {pid} in this container)"
-        return f"a process of uid {listener.uid} outside this container"
+    for listener in listeners.listeners(port):
+        pid = listener.pid()
+        if pid is None:
+            return f"a process of uid {listener.uid} outside this container"
+        return f"{listeners.command(pid)} (pid {pid} in this container)"
     return "a process that cannot be seen from here"
 
 
@@ -72,10 +59,9 @@ def _may_be_closed_to_us(host: str, port: int) -> bool:
     """Whether it may be a process of this container that nobody may look into: dcgm-exporter with
     its file capability. The kernel says whose socket it is; no other user's is taken for it.
     """
-    own = str(os.geteuid())
-    return all(one.uid == own for one in _answering(host, port)) and any(
+    return all(one.uid == os.geteuid() for one in _answering(host, port)) and any(
         not os.access(f"/proc/{pid}/fd", os.R_OK) and _owner(pid) in (0, os.geteuid())
-        for pid in _pids()
+        for pid in listeners.pids()
     )
 
 
@@ -91,13 +77,18 @@ def _held(host: str, port: int, counts: Callable[[int], bool]) -> bool | None:
     wanted = {listener.link for listener in _answering(host, port)}
     if not wanted:
         return None
-    held = {link for pid in _pids() if counts(pid) for link in wanted & _descriptors(pid)}
+    held = {
+        link
+        for pid in listeners.pids()
+        if counts(pid)
+        for link in wanted & listeners.descriptors(pid)
+    }
     return held == wanted
 
 
-def _answering(host: str, port: int) -> list[_Listener]:
+def _answering(host: str, port: int) -> list[Listener]:
     """The kernel takes a socket of this very address before one of all addresses."""
-    found = list(_listeners(port))
+    found = list(listeners.listeners(port))
     exact = _in_table(host)
     return [one for one in found if one.address in exact] or [
         one for one in found if one.address in _ANY
@@ -112,42 +103,8 @@ def _in_table(host: str) -> set[str]:
     return {text, _MAPPED + text} if len(words) == 1 else {text}
 
 
-def _listeners(port: int) -> Iterator[_Listener]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
-        except OSError:
-            continue
-        for fields in map(str.split, lines):
-            address, _, number = fields[1].rpartition(":")
-            if fields[3] == _LISTEN and int(number, 16) == port:
-                yield _Listener(address, fields[9], fields[7])
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def _descriptors(pid: int) -> set[str]:
-    """What a process has open, as links; none where it ended meanwhile or is another user's."""
-    links = set()
-    try:
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            links.add(os.readlink(entry.path))
-    except OSError:
-        pass
-    return links
-
-
 def _is_of(pid: int, group: int) -> bool:
     try:
         return group in (os.getpgid(pid), os.getsid(pid))
     except OSError:
         return False
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return "a process"

@@ -164,6 +164,8 @@ def _server_arguments(value: Any) -> tuple[str, ...]:
 
 
 def _server_argument(word: str) -> str:
+    if name := values.key_flag(word):
+        raise ValueError(f"{name}: {values.KEYS}")
     if why := ENGINE.owned_argument(word):
         raise ValueError(why)
     if not values.passable(word):

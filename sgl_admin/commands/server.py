@@ -13,7 +13,13 @@ from sgl_admin.base import files, keyed, paths
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted
 from sgl_admin.commands import argument_types
-from sgl_admin.contract.exit_codes import EXIT_SERVER_FAILED, EXIT_SIGINT
+from sgl_admin.contract.exit_codes import (
+    EXIT_NO_LIVE_RUN,
+    EXIT_OK,
+    EXIT_SERVER_FAILED,
+    EXIT_SIGINT,
+)
+from sgl_admin.contract.texts import say, say_json
 from sgl_admin.records import run
 from sgl_admin.serving import benchmark_server
 
@@ -35,12 +41,8 @@ def register(commands: Any) -> None:
         ),
     )
     start.set_defaults(handler=_start)
-    start.add_argument(
-        "--timeout",
-        type=argument_types.seconds,
-        default=1800.0,
-        metavar="S",
-        help="to become healthy (default: %(default)s)",
+    argument_types.add_seconds(
+        start, "--timeout", "to become healthy", argument_types.SERVER_TIMEOUT_S
     )
     start.add_argument(
         "--identity",
@@ -54,18 +56,12 @@ def register(commands: Any) -> None:
         "status",
         help="whether it runs and is healthy",
         epilog=(
-            "Exit code 0: it is healthy; 7: it is not (it starts, has ended, was stopped, or none"
-            " was started); 4: no run is live."
+            f"Exit code {EXIT_OK}: it is healthy; {EXIT_SERVER_FAILED}: it is not (it starts, has"
+            f" ended, was stopped, or none was started); {EXIT_NO_LIVE_RUN}: no run is live."
         ),
     )
     status.set_defaults(handler=_status)
-    status.add_argument(
-        "--wait",
-        type=argument_types.seconds,
-        default=0.0,
-        metavar="S",
-        help="wait so long for it to become healthy first",
-    )
+    argument_types.add_seconds(status, "--wait", "wait so long for it to become healthy first")
 
     stop = actions.add_parser(
         "stop", help="stop it with all its processes; harmless where none runs"
@@ -89,7 +85,7 @@ def _add_admin_key(actions: Any) -> None:
 
 def _admin_key(arguments: argparse.Namespace) -> int:
     run.live()
-    print(keyed.admin_key())
+    say(keyed.admin_key())
     return 0
 
 
@@ -99,7 +95,7 @@ def _start(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         shown = wanted.command.shown
         words = [*(f"{key}={value}" for key, value in shown["env"].items()), *shown["argv"]]
-        print(
+        say(
             json.dumps({"argv": shown["argv"], "env": shown["env"]})
             if arguments.json
             else files.printable(shlex.join(words))
@@ -134,7 +130,7 @@ class _Heartbeat:
     def __call__(self, waited_s: float) -> None:
         if time.monotonic() - self._said_at >= _HEARTBEAT_S:
             self._said_at = time.monotonic()
-            print(f"{self._name}: not healthy yet ({waited_s:.0f} s)", file=sys.stderr, flush=True)
+            say(f"{self._name}: not healthy yet ({waited_s:.0f} s)", file=sys.stderr, flush=True)
 
 
 def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: float) -> None:
@@ -146,7 +142,7 @@ def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: flo
         end_noted(record["pgid"], record["start_ticks"])
     failure = benchmark_server.unhealthy(run_id, record, timeout_s)
     for line in failure.log_tail:
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
     raise Refused(EXIT_SERVER_FAILED, str(failure))
 
 
@@ -175,15 +171,15 @@ def _print(
             if record is not None and ended
             else []
         )
-        print(json.dumps({"server": record, "healthy": healthy, "log_tail": tail, **more}))
+        say_json({"server": record, "healthy": healthy, "log_tail": tail, **more})
     elif record is None:
-        print("no server was started in this run")
+        say("no server was started in this run")
     else:
         state, log = (
             "healthy" if healthy else record["state"],
             paths.to_host(paths.log(run_id)) or paths.log(run_id),
         )
-        print(
+        say(
             files.printable(
                 f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log"
                 f" {log}"

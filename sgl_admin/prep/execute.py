@@ -4,7 +4,6 @@ proof, then the records.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,11 +19,10 @@ from sgl_admin.moe import config_files
 from sgl_admin.prep import result, summary
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.prep.progress import Progress
-from sgl_admin.prep.result import Outcome, Record
-from sgl_admin.records import caches
-from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.prep.result import NewFiles, Outcome, Record
+from sgl_admin.records import caches, compiled, rebuilding
 from sgl_admin.records.job import Job
-from sgl_admin.serving import probe, strangers
+from sgl_admin.serving import probe, services, strangers
 from sgl_admin.serving.warmup import Warmup
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import Stage
@@ -38,14 +36,20 @@ def confirm_proof(plan: Plan) -> Plan:
     """
     if plan.probe_wanted or plan.standing_proof is None:
         return plan
-    problem = strangers.problem(plan.run.manifest) or probe.lost(
-        plan.prometheus_url, plan.standing_proof
-    )
+    problem = _lost(plan, plan.standing_proof)
+    if problem is None:
+        plan = replace(plan, services=services.states(plan.run.manifest))
+        problem = services.obstacle(plan.services or {})
     if problem is None:
         return plan
     if plan.request.probe == "never":
         return replace(plan, standing_proof=None)
     return replace(plan, probe_wanted=True).with_warning(f"{problem}: the proof is made again")
+
+
+def _lost(plan: Plan, proof: Record) -> str | None:
+    """Why a proof of before does not stand; None where it does."""
+    return strangers.problem(plan.run.manifest) or probe.lost(plan.prometheus_url, proof)
 
 
 def set_aside(plan: Plan, warnings: list[str]) -> None:
@@ -65,8 +69,9 @@ class Execution(Interruptible):
         self._warnings = list(plan.warnings)
         self._started, self._started_at = time.monotonic(), clock.utc()
         self._progress = Progress(job)
-        # What the caches held before anything ran.
+        # What the caches, and the container outside of them, held before anything ran.
         self._cached: caches.Listing = {}
+        self._outside: compiled.Outside = {}
         self._warmup = Warmup(
             plan.run.run_id,
             plan.server_argv,
@@ -78,6 +83,15 @@ class Execution(Interruptible):
             self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
             plan.command,
         )
+        # What a server makes is set aside for a rebuild; a tuning replaces its own piece by piece.
+        self._rebuilds = [
+            decision
+            for decision in plan.decisions
+            if decision.action == "run"
+            and decision.signature is not None
+            and decision.stage.server_made
+            and plan.request.stages[decision.stage.name] == "rebuild"
+        ]
         self._context = replace(
             plan.context,
             warmup=self._warmup,
@@ -99,14 +113,23 @@ class Execution(Interruptible):
     def _run(self) -> tuple[Record, int]:
         self.job.update()
         set_aside(self.plan, self._warnings)
-        before = caches.sizes()
+        self._cached = caches.listing()
+        before = caches.sizes(self._cached)
         if not self.plan.nothing_to_do:
-            self._cached = caches.listing()
+            self._outside = compiled.outside()
         try:
             stages = self._run_stages()
             proof = self._proof()
         finally:
             cleanup_failure = self._close_server()
+        self._record_late_files(stages)
+        after = self._cached if self.plan.nothing_to_do else caches.listing()
+        new_files = self._new_files(after)
+        known = self.plan.services if self.plan.nothing_to_do else None
+        alive = services.states(self.plan.run.manifest) if known is None else known
+        self._warnings += [
+            problem for problem in services.problems(alive) if problem not in self._warnings
+        ]
         outcome = Outcome(
             self.job.record["prep_id"],
             self._started_at,
@@ -115,8 +138,10 @@ class Execution(Interruptible):
             proof,
             cleanup_failure,
             before,
-            before if self.plan.nothing_to_do else caches.sizes(),
+            caches.sizes(after),
             self._warnings,
+            new_files,
+            alive,
         )
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)
@@ -138,13 +163,17 @@ class Execution(Interruptible):
 
     def _run_stages(self) -> dict[str, Record]:
         records = {}
-        for decision in self.plan.decisions:
-            record = self._stage(decision)
-            if record["status"] == "error":
-                record["status_code"] = decision.stage.contract.exit_code
-                self._interrupted = self._interrupted or record["error_type"] == "interrupted"
-            records[decision.stage.name] = record
-            result.write_stage(self.plan.run.run_id, record, self._warnings)
+        try:
+            for decision in self.plan.decisions:
+                record = self._stage(decision)
+                if record["status"] == "error":
+                    record["status_code"] = decision.stage.contract.exit_code
+                    self._interrupted = self._interrupted or record["error_type"] == "interrupted"
+                records[decision.stage.name] = record
+                result.write_stage(self.plan.run.run_id, record, self._warnings)
+        finally:
+            # What a rebuild that failed did not replace.
+            rebuilding.put_back()
         return records
 
     def _stage(self, decision: Decision) -> Record:
@@ -155,6 +184,8 @@ class Execution(Interruptible):
             if decision.taken_over:
                 identity = self._context.served_identity
                 decision.record.write(decision.taken_over, served=identity)
+            else:
+                decision.record.settle()
             record["artifacts"] = {
                 **decision.stage.standing(self._context),
                 "files": decision.record.summary(),
@@ -194,18 +225,57 @@ class Execution(Interruptible):
                 lock.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
             with self._marked(stage):
                 with self._may_be_interrupted():
-                    if self.plan.request.stages[stage.name] == "rebuild":
-                        _clear(stage)
+                    self._begin_rebuilds()
                     artifacts = stage.run(self._context)
                 # What the stage learned from the server may have changed its signature.
                 signature = stage.signature(self._context)
-                record = SignatureRecord(stage.name, stage.caches, signature)
-                if stage.server_made:
-                    artifacts["compiled_files"] = caches.changed(stage.caches, self._cached)
+                record = stage.record(signature)
+                made = caches.changed(stage.caches, self._cached) if stage.server_made else None
+                if made is not None:
+                    artifacts["compiled_files"] = len(made)
                 artifacts["files"] = record.write(
-                    stage.content(self._context), served=self._context.served_identity
+                    stage.content(self._context), self._context.served_identity, made
                 )
+                rebuilding.replaced(record)
         return artifacts, signature
+
+    def _record_late_files(self, records: dict[str, Record]) -> None:
+        """What the server compiled after a stage was recorded is part of that stage's work too."""
+        for decision in self.plan.decisions:
+            stage, record = decision.stage, records[decision.stage.name]
+            if not stage.server_made or record["status"] not in ("ok", "noop"):
+                continue
+            vouched = stage.record(record["signature"])
+            recorded = set(vouched.content())
+            made = caches.changed(stage.caches, self._cached)
+            if recorded.issuperset(made):
+                continue
+            with locked(stage.name, _LOCK_TIMEOUT_S):
+                summary = vouched.write(None, self._context.served_identity, made)
+            record["artifacts"]["files"] = summary
+            result.write_stage(self.plan.run.run_id, record, self._warnings)
+
+    def _new_files(self, cached: caches.Listing) -> NewFiles:
+        """What this prep compiled, and where; a warning says what a new container would lack."""
+        if self.plan.nothing_to_do:
+            return NewFiles([], [])
+        found = NewFiles(
+            sorted(map(str, caches.new_files(cached, self._cached))),
+            compiled.new_outside(compiled.outside(), self._outside),
+        )
+        if warning := found.warning:
+            self._warnings.append(warning)
+        return found
+
+    def _begin_rebuilds(self) -> None:
+        """Before the first server starts: set aside what it is to make again for any stage, once
+        nothing that is known beforehand keeps it from starting. Raises StageFailure.
+        """
+        if self._rebuilds:
+            self._warmup.make_way()
+            while self._rebuilds:
+                record = self._rebuilds.pop(0).record
+                rebuilding.set_aside(record, record.own(self._warnings))
 
     @contextmanager
     def _marked(self, stage: Stage) -> Iterator[None]:
@@ -234,6 +304,8 @@ class Execution(Interruptible):
         else:
             reason = "no proof was asked for (--probe never)"
             proof = probe.unproven(*self._asked, reason)
+        if proof is plan.standing_proof:
+            return proof
         return {**proof, "server": plan.server, "prep_id": self.job.record["prep_id"]}
 
     @property
@@ -248,6 +320,11 @@ class Execution(Interruptible):
                 self._progress.stage(
                     "telemetry_probe", "waiting for Prometheus to account for the tokens sent"
                 )
+                alive = services.wait(plan.run.manifest)
+                if (dead := services.obstacle(alive)) is not None:
+                    return probe.unproven(*self._asked, dead)
+                if (proof := self._proof_of_before()) is not None:
+                    return proof
                 ledger = self._warmup.ensure_requests(plan.context.batch_sizes[:1])
                 proof = probe.prove(
                     plan.run.run_id, plan.prometheus_url, ledger, plan.request.probe_timeout_s
@@ -258,6 +335,13 @@ class Execution(Interruptible):
         except (StageFailure, OSError) as error:
             self._interrupted = self._interrupted or isinstance(error, Interrupted)
             return probe.failure(*self._asked, failures.from_error(error))
+
+    def _proof_of_before(self) -> Record | None:
+        """The earlier proof, where it stands after all: a service came back meanwhile."""
+        proof = self.plan.standing_proof
+        if proof is None or self.plan.request.probe == "always":
+            return None
+        return proof if _lost(self.plan, proof) is None else None
 
     def _close_server(self) -> str | None:
         try:
@@ -271,14 +355,9 @@ class Execution(Interruptible):
         environment, release = self.plan.server_environment, self.plan.context.release
         assert release is not None
         gpu_fit.check_free_space()
-        gpu_fit.wait_until_free(environment.get(devices.VISIBLE))
+        visible = environment.get(devices.VISIBLE)
+        gpu_fit.wait_until_free(visible)
+        held = gpu_fit.held_memory(self.plan.context.devices, visible)
+        if held and held not in self._warnings:
+            self._warnings.append(held)
         config_files.make_ready(environment[ENGINE.moe.variable], release)
-
-
-def _clear(stage: Stage) -> None:
-    for cache in stage.caches:
-        for entry in (paths.PROFILES / cache).iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()

@@ -6,6 +6,7 @@ It writes nothing, sets no environment variable and uses no network.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,6 +105,8 @@ class Plan:
     probe_wanted: bool
     unreadable: tuple[UnreadableRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+    # The run's services, where they were asked already (serving/services.py).
+    services: dict[str, dict[str, Any]] | None = None
 
     @property
     def nothing_to_do(self) -> bool:
@@ -238,7 +241,8 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
     # The prep is for the devices that its server will see.
     found = devices.find(environment.get(devices.VISIBLE))
     gpu_fit.check(found, request.tp, findings.warn)
-    for warning in (unknown, *loaded.warnings):
+    mismatch = ENGINE.packages_problem({**os.environ, **environment}) if found.cuda else None
+    for warning in (unknown, *loaded.warnings, mismatch):
         if warning:
             findings.warn(warning)
     choices = tuple(ENGINE.choices(arguments, found.compute_capability))
@@ -274,9 +278,14 @@ def _served_identity(context: Context) -> str:
 
 
 def _server_environment(environment: dict[str, str], found: Devices) -> dict[str, str]:
+    environment = {**ENGINE.byte_code_environment(paths.BYTE_CODE), **environment}
     if not found.cuda:
         return environment
-    return {**ENGINE.gpu_environment(config_files.root()), **environment}
+    return {
+        **ENGINE.gpu_environment(config_files.root()),
+        **caches.driver_environment(found.driver_version),
+        **environment,
+    }
 
 
 def _server_arguments(
@@ -340,11 +349,26 @@ def _standing_proof(run_id: str, server: str, findings: _Findings) -> dict[str, 
     return proof if proof.get("ok") is True and proof.get("server") == server else None
 
 
+def _has_settings_of(before: dict[str, Any], plan: Plan) -> bool:
+    """Whether the server of the latest prep is the one that this prep makes. Where caches are, as
+    for another driver, is no setting of the operator's.
+    """
+    if not isinstance(before.get("argv"), list) or not isinstance(before.get("env"), dict):
+        return False
+    try:
+        earlier = prepared.command({"identity": "", **before, "run_id": plan.run.run_id})
+    except (OSError, ValueError):
+        # What it does not show cannot be read.
+        return plan.command.is_that_of(before)
+    now = plan.command
+    return (earlier.argv, caches.settings(earlier.env)) == (now.argv, caches.settings(now.env))
+
+
 def _compare_with_previous(plan: Plan, findings: _Findings) -> None:
     """Warn where this prep changes which server `sgl-admin server start` starts."""
     previous = findings.read(paths.prep_result(plan.run.run_id), RESULT_SHAPE)
     before = previous["run"].get("server") if previous else None
-    if not isinstance(before, dict) or plan.command.is_that_of(before):
+    if not isinstance(before, dict) or _has_settings_of(before, plan):
         return
     identity = str(before.get("identity", ""))
     remedy = f" (the one before: --identity {prepared.short(identity)})" if identity else ""

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract.records import canonical, sha256
 from sgl_admin.records.caches import RECORDS, WORK
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -96,12 +97,12 @@ class Manifest:
             part.stage: {key: value for key, value in asdict(part).items() if key != "stage"}
             for part in self.parts
         }
-        return _canonical({"schema_version": "1", "stages": stages})
+        return canonical({"schema_version": "1", "stages": stages})
 
     @cached_property
     def digest(self) -> str:
         """It stands for every byte of the archive."""
-        return f"sha256:{hashlib.sha256(self.content).hexdigest()}"
+        return sha256(self.content)
 
     def blobs(self) -> dict[str, list[Entry]]:
         """The files of each content, in the order of the archive."""
@@ -111,10 +112,6 @@ class Manifest:
             for entry in part.files:
                 found.setdefault(entry.sha256, []).append(entry)
         return found
-
-
-def _canonical(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.command import SETTINGS, Command
+from sgl_admin.contract.records import RESULT_SHAPE
 
 SHAPE: files.Shape = {
     "run_id": str,
@@ -64,18 +65,29 @@ def write(
     files.write_json(path(run_id, server["identity"]), document)
 
 
-def read(run_id: str, name: str) -> dict[str, Any] | None:
-    """The record of the server with this identity, or the beginning of it in hexadecimal; None
-    where no server of the run, or more than one, has it. Raises ValueError for one that cannot be
-    read.
+def latest(run_id: str) -> dict[str, Any]:
+    """What the run's latest prep says of its run, the server and the model among it. Raises
+    ValueError where there was no prep, or its record cannot be read.
+    """
+    result = files.read_record(paths.prep_result(run_id), RESULT_SHAPE)
+    if result is None:
+        raise ValueError(f"nothing was prepared in {run_id} yet")
+    run: dict[str, Any] = result["run"]
+    return run
+
+
+def read(run_id: str, name: str) -> dict[str, Any]:
+    """The record of the server with this identity, or the beginning of it in hexadecimal. Raises
+    ValueError where no server of the run, or more than one, has it, or it cannot be read.
     """
     digits = name.rpartition(":")[2]
     found = [place for place in folder(run_id).glob("*.json") if place.stem.startswith(digits[:16])]
+    unknown = ValueError(f"no server {name} was prepared in {run_id}")
     if not digits or len(found) != 1:
-        return None
+        raise unknown
     record = files.read_record(found[0], SHAPE)
     if record is None or record["run_id"] != run_id or short(record["identity"]) != found[0].stem:
-        return None
+        raise unknown
     env = record["env"]
     if not all(isinstance(word, str) for word in (*record["argv"], *env, *env.values())):
         raise ValueError(f"{found[0]} has no valid argv or env")
@@ -105,8 +117,7 @@ def same_command(run_id: str, shown: dict[str, Any]) -> Command | None:
     """
     for place in folder(run_id).glob("*.json"):
         try:
-            found = read(run_id, place.stem)
-            if found is not None and (whole := command(found)).is_that_of(shown):
+            if (whole := command(read(run_id, place.stem))).is_that_of(shown):
                 return whole
         except (OSError, ValueError):
             continue

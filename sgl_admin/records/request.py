@@ -10,6 +10,7 @@ from typing import Any
 
 from sgl_admin.base import keyed
 from sgl_admin.contract import options, stages
+from sgl_admin.contract.records import canonical
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Request:
     @property
     def digest(self) -> str:
         """Made with the tree's key, as a value may be a secret."""
-        return keyed.sha256(json.dumps(self._fields(), sort_keys=True, separators=(",", ":")))
+        return keyed.sha256(canonical(self._fields()))
 
     def to_json(self) -> str:
         return json.dumps(self._fields())

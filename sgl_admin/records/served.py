@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, keyed, paths
+from sgl_admin.contract.records import canonical, sha256
 
 # Weights are known by size, time of change and samples of their content; all else is read whole.
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|ckpt|h5|msgpack|onnx|npz)$", re.IGNORECASE)
@@ -39,16 +40,13 @@ def identity(argv: Sequence[str], environment: Mapping[str, str], image: str) ->
     secret. Raises OSError where a file that it names cannot be read.
     """
     named = sorted({path for word in (*argv[1:], *environment.values()) for path in paths_in(word)})
-    return keyed.sha256(
-        _canonical(
-            {
-                "argv": list(argv),
-                "environment": {**_inherited(), **environment},
-                "image": image,
-                "files": {path: fingerprint(Path(path)) for path in named},
-            }
-        )
-    )
+    known = {
+        "argv": list(argv),
+        "environment": {**_inherited(), **environment},
+        "image": image,
+        "files": {path: fingerprint(Path(path)) for path in named},
+    }
+    return keyed.sha256(canonical(known))
 
 
 def with_caches(
@@ -58,14 +56,13 @@ def with_caches(
     model is known by its identity and its configuring files, not by when its weights were copied.
     Values that are not shown come as keyed digests, so with any of them no other host agrees.
     """
-    return _digest(
-        {
-            "model": dict(model),
-            "argv": list(argv),
-            "environment": dict(environment),
-            "image": image,
-        }
-    )
+    known = {
+        "model": dict(model),
+        "argv": list(argv),
+        "environment": dict(environment),
+        "image": image,
+    }
+    return sha256(canonical(known))
 
 
 def image() -> str:
@@ -78,8 +75,8 @@ def image() -> str:
 def fingerprint(place: Path) -> str:
     """The digest of a file, or of all files below a folder. Raises OSError."""
     if not place.is_dir():
-        return _digest(_file(place))
-    return _digest({str(path.relative_to(place)): _file(path) for path in _below(place)})
+        return sha256(canonical(_file(place)))
+    return sha256(canonical({str(path.relative_to(place)): _file(path) for path in _below(place)}))
 
 
 def paths_in(word: str) -> Iterator[str]:
@@ -136,11 +133,3 @@ def _sampled(path: Path, size: int) -> str:
             stream.seek(max(0, size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
             digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _digest(document: Any) -> str:
-    return f"sha256:{hashlib.sha256(_canonical(document).encode()).hexdigest()}"
-
-
-def _canonical(document: Any) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"))

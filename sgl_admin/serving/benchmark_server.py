@@ -18,7 +18,6 @@ from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted, is_running, start_time
 from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED
-from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records import job
 from sgl_admin.records import prepared as servers
 from sgl_admin.records import smokes as smoke
@@ -94,17 +93,12 @@ def prepared(live: Run, identity: str | None = None) -> Prepared:
 
 
 def _of_latest_prep(run_id: str) -> tuple[Any, Any, Path]:
-    path = paths.prep_result(run_id)
-    result = files.read_record(path, RESULT_SHAPE)
-    if result is None:
-        raise ValueError(f"nothing was prepared in {run_id} yet")
-    return result["run"].get("server"), result["run"].get("model"), path
+    run = servers.latest(run_id)
+    return run.get("server"), run.get("model"), paths.prep_result(run_id)
 
 
 def _of_identity(live: Run, identity: str) -> tuple[Any, Any, Path]:
     record = servers.read(live.run_id, identity)
-    if record is None:
-        raise ValueError(f"no server {identity} was prepared in {live.run_id}")
     return record, record["model"], servers.path(live.run_id, record["identity"])
 
 
@@ -161,7 +155,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             raise Refused(
                 EXIT_BUSY,
                 "a server of another container of this host runs on these caches, or one of an"
-                " earlier run; stop it first",
+                f" earlier run (its lock is held by {locks.holder(SERVES)}); stop it first",
             )
         server = Server(
             wanted.argv,
@@ -302,15 +296,31 @@ def claim(run_id: str) -> int:
             "port_busy",
             f"{_HELD}, and runs a server of its own: wait for its end, and run this again",
         ) from error
-    record = read(run_id)
-    if record is not None and record["state"] == RUNNING:
+    try:
+        _demand_no_server(read(run_id))
+    except BaseException:
         os.close(lock)
-        raise StageFailure(
-            "port_busy",
-            f"{record['server_id']} serves at port {record['port']}: stop it first (sgl-admin"
-            " server stop)",
-        )
+        raise
     return lock
+
+
+def _demand_no_server(record: dict[str, Any] | None) -> None:
+    """Raises StageFailure(port_busy) where a server was started for a benchmark, and lives: its
+    lock tells, whatever the record says.
+    """
+    if record is not None and record["state"] == ENDED:
+        # Its leader is gone; what is left of it may hold the GPU.
+        end_noted(record["pgid"], record["start_ticks"])
+    if record is not None and record["state"] == RUNNING:
+        words = f"{record['server_id']} serves at port {record['port']}"
+    elif locks.held(SERVES):
+        words = (
+            "a server that was started for a benchmark holds"
+            f" {paths.to_host(paths.LOCKS) or paths.LOCKS}/{SERVES}.lock"
+        )
+    else:
+        return
+    raise StageFailure("port_busy", f"{words}: stop it first (sgl-admin server stop)")
 
 
 @contextmanager

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, files
 from sgl_admin.base.errors import Refused
-from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.records import prepared, served
 from sgl_admin.records.run import Run
-from sgl_admin.serving import benchmark_server, probe, strangers
+from sgl_admin.serving import benchmark_server, probe, services, strangers
 
 _AGAIN = "run the prep again (playbooks/prep.yml)"
 
@@ -51,17 +50,11 @@ def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
 def _record(live: Run, identity: str | None) -> dict[str, Any]:
     """Raises ValueError where there is none, or it cannot be read."""
     if identity is None:
-        result = files.read_record(paths.prep_result(live.run_id), RESULT_SHAPE)
-        if result is None:
-            raise ValueError(f"nothing was prepared in {live.run_id} yet")
-        server = result["run"].get("server")
+        server = prepared.latest(live.run_id).get("server")
         identity = server.get("identity") if isinstance(server, dict) else None
         if not isinstance(identity, str):
             raise ValueError(f"the prep of {live.run_id} is of a release that names no server")
-    record = prepared.read(live.run_id, identity)
-    if record is None:
-        raise ValueError(f"no server {identity} was prepared in {live.run_id}")
-    return record
+    return prepared.read(live.run_id, identity)
 
 
 def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | None:
@@ -85,4 +78,4 @@ def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | 
         return problem
     if lost := probe.lost(live.manifest["services"]["prometheus"]["url"], proof):
         return f"{lost}; {_AGAIN}"
-    return None
+    return services.obstacle(services.states(live.manifest))

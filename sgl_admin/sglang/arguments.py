@@ -19,7 +19,6 @@ _PARSER = "sgl_admin.sglang.argument_parser"
 _TIMEOUT_S = 180.0
 _LONGEST = 300
 _BY_PREP = "is set by sgl-admin itself"
-_KEY = "is set by sgl-admin itself, from the key's file (sgl_server_api_key_file)"
 # What an operator may not give, and why.
 _OWNED = {
     "--model-path": f"{_BY_PREP}, from the prep's model (sgl_model)",
@@ -29,8 +28,6 @@ _OWNED = {
     command_line.HOST_FLAG: f"{_BY_PREP}: the server listens on loopback",
     command_line.PORT_FLAG: f"{_BY_PREP}, from sgl_sglang_port, which Prometheus scrapes",
     metrics.FLAG: _BY_PREP,
-    "--api-key": _KEY,
-    "--admin-api-key": _KEY,
     "--config": "names a file whose content no record has: give its arguments themselves",
     "--help": "starts no server",
     "-h": "starts no server",

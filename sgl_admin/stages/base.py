@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_admin.base import files, keyed, paths
+from sgl_admin.base import failures, files, keyed, paths
 from sgl_admin.contract import stages
 from sgl_admin.facts.devices import Devices
 from sgl_admin.facts.model import Model
-from sgl_admin.records import caches
+from sgl_admin.records import caches, vouched
 from sgl_admin.records.archive import Broken
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.sglang import ENGINE
@@ -95,7 +95,7 @@ class Stage:
     # What that which a server compiles depends on.
     depends_on = Inputs()
     # What an error of its work is called that nothing foresaw.
-    failure_type = "server_start_failed"
+    failure_type = failures.OTHERWISE
 
     @property
     def contract(self) -> stages.Stage:
@@ -207,6 +207,8 @@ class Stage:
                 raise Broken(
                     f"{files.printable(entry.path)} has another size than it was placed with"
                 )
+            if vouched.sha256(target) != entry.sha256:
+                raise Broken(f"{files.printable(entry.path)} was changed after it was verified")
         if part.finished:
             self.record(part.signature).write(
                 (paths.PROFILES / entry.path for entry in part.files),

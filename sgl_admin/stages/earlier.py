@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.contract.records import RESULT_SHAPE
-from sgl_admin.records import caches
+from sgl_admin.records import caches, vouched
 from sgl_admin.records.caches import RECORD_SHAPE
 from sgl_admin.sglang import ENGINE
 
@@ -31,7 +31,7 @@ def content(stage: Stage, context: Context, signature: dict[str, Any]) -> list[P
     recorded = {
         caches.digest(record["signature"]): record
         for record in _records(stage)
-        if _agrees(record["signature"], signature) and caches.missing_file(record) is None
+        if _agrees(record["signature"], signature) and vouched.problem(record) is None
     }
     if not recorded:
         return []
@@ -88,4 +88,7 @@ def _same_server(run: dict[str, Any], context: Context) -> bool:
     except (IndexError, TypeError, ValueError):
         return False
     expected = ENGINE.command(request.model, request.tp, port, list(context.arguments))
-    return argv == expected and server.get("env") == dict(context.environment)
+    env = server.get("env")
+    if not isinstance(env, dict):
+        return False
+    return argv == expected and caches.settings(env) == caches.settings(dict(context.environment))

@@ -8,7 +8,6 @@ nothing but them costs hours.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_admin.base import files, versions
+from sgl_admin.contract.records import sha256
 from sgl_admin.records import served
 from sgl_admin.sglang import ENGINE
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Changes with what the stages declare or how it is written down; hosts find each other's
 # work by it, and work that was recorded under another one is looked at by stages/earlier.py.
-VERSION = 2
+VERSION = 3
 
 # --- keys of a model's config that change nothing that is compiled, at any depth but within its
 # quantisation. tests/unit/test_inputs.py holds them to the configs of transformers and SGLang.
@@ -149,7 +149,7 @@ def _shortened(config: dict[str, Any]) -> dict[str, Any]:
             short[key] = _shortened(value)
         else:
             text = json.dumps(value, sort_keys=True)
-            short[key] = value if len(text) <= 400 else _digest(text.encode())
+            short[key] = value if len(text) <= 400 else sha256(text.encode())
     return short
 
 
@@ -180,9 +180,9 @@ def _content(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     try:
-        return _digest(json.dumps(json.loads(content), sort_keys=True).encode())
+        return sha256(json.dumps(json.loads(content), sort_keys=True).encode())
     except (ValueError, RecursionError):
-        return _digest(content)
+        return sha256(content)
 
 
 def _named_files(context: Context, inert: frozenset[str]) -> dict[str, str]:
@@ -208,8 +208,4 @@ def _behind(path: str) -> str | None:
     except (OSError, ValueError):
         return None
     configuring = dict(_configuring(place, _OTHER_FILE))
-    return _digest(json.dumps(configuring).encode()) if configuring else None
-
-
-def _digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return sha256(json.dumps(configuring).encode()) if configuring else None

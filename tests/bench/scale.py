@@ -39,12 +39,12 @@ from ansible_collections.slice_bench.sglang.plugins.action import sgl_image  # n
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (  # noqa: E402
     stages,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (  # noqa: E402
+    INPUTS_LABEL,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (  # noqa: E402
     prep_spec,
     request_document,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (  # noqa: E402
-    INPUTS_LABEL,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (  # noqa: E402
     FLAVOUR_LABEL,

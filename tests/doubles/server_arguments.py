@@ -6,7 +6,7 @@ The texts, types, choices and defaults are those of sglang 0.5.9's
 
 from __future__ import annotations
 
-# Set by sgl-admin itself, or secret: by name, alias, `=` form and abbreviation.
+# Set by sgl-admin itself: by name, alias, `=` form and abbreviation.
 OWNED: list[tuple[list[str], str]] = [
     (["--port", "30001"], "sgl_sglang_port"),
     (["--port=30001"], "sgl_sglang_port"),
@@ -21,17 +21,21 @@ OWNED: list[tuple[list[str], str]] = [
     (["--tensor-parallel-size=2"], "sgl_tp"),
     (["--tensor-par", "2"], "short for --tensor-parallel-size"),
     (["--enable-metrics"], "set by sgl-admin"),
-    (["--api-key", "hunter2"], "the key's file"),
-    (["--api-key=hunter2"], "the key's file"),
-    (["--api-k=hunter2"], "short for --api-key"),
-    (["--api_key=hunter2"], "the key's file"),
-    (["--ap=hunter2"], "short for --api-key"),
-    (["--admin-api-key=hunter2"], "the key's file"),
-    (["--admin-a=hunter2"], "short for --admin-api-key"),
     (["--config", "/models/server.yaml"], "whose content no record has"),
     (["--conf=/models/server.yaml"], "short for --config"),
     (["--help"], "starts no server"),
     (["-h"], "starts no server"),
+]
+
+# The keys that callers show, which sgl-admin gives the server itself.
+KEYS = [
+    "--api-key",
+    "--api-key=hunter2",
+    "--api_key=hunter2",
+    "--api-k=hunter2",
+    "--ap=hunter2",
+    "--admin-api-key=hunter2",
+    "--admin-a=hunter2",
 ]
 
 REFUSED: list[tuple[list[str], str]] = [

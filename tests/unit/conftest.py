@@ -4,11 +4,14 @@ container.
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, rights
 from sgl_admin.contract import places
 from tests.unit.model_files import write_model
 
@@ -16,9 +19,9 @@ RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 
 
 @pytest.fixture
-def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every path of sgl_admin.base.paths under a folder of its own, with the bind mounts there;
-    returns that folder.
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Every path of sgl_admin.base.paths under a folder of its own, with the bind mounts there, and
+    the umask of the container's processes; returns that folder.
     """
     inside = tmp_path / "container"
     for name, value in vars(paths).copy().items():
@@ -33,7 +36,20 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (paths.PROFILES / folder).mkdir()
     for place in (paths.RUNS, paths.LOGS, paths.STATE):
         place.mkdir(parents=True)
-    return inside
+    before = os.umask(rights.umask())
+    yield inside
+    os.umask(before)
+
+
+@pytest.fixture
+def docker_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH; its docker is there, and does nothing."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text("#!/bin/false\n")
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -63,3 +79,32 @@ def live_run(container: Path) -> str:
 def model_folder(container: Path) -> Path:
     """The folder of a small model in the container."""
     return write_model(paths.MODELS / "tiny" / "qwen3-tiny")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate of 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = folder / "cert.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-noenc",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=double",
+    ]
+    names = [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-out",
+        str(made[0]),
+        "-keyout",
+        str(made[1]),
+    ]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return made

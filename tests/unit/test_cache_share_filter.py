@@ -27,7 +27,9 @@ from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import (
     image_round,
     image_state,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import INPUTS_LABEL
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    INPUTS_LABEL,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -15,7 +15,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _contain
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._container import (
-    CONTAINER_LABEL,
     CREATOR_LABEL,
     ContainerError,
     Definition,
@@ -25,20 +24,19 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._container impo
     environment_file,
     memory_file,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 
 from tests.doubles.docker_client import Docker, Killed
 
 NAME = "sglang-dev"
+DESCRIBE = run_record.describe
 DEAD = "1 1 11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "docker").write_text("#!/bin/false\n")
-    (folder / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
+def docker(docker_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     monkeypatch.setattr(container, "_POLL_S", 0.0)
     monkeypatch.setattr(live_run, "_POLL_S", 0.0)
 
@@ -73,7 +71,7 @@ def shown(text: str) -> Iterator[str]:
 
 
 def stack(docker: Docker) -> Stack:
-    return Stack(Host(docker, shown, "/telemetry", "/profiles"), NAME, 60, 5.0)
+    return Stack(Host(docker, shown, "/telemetry"), NAME, 60, 5.0)
 
 
 def definition(digest: str = "new", image: str = "sha256:new", **given: Any) -> Definition:
@@ -381,20 +379,115 @@ def test_what_runs_in_a_container_whose_records_cannot_be_read_is_told_by_its_lo
     import fcntl
 
     (tmp_path / ".locks").mkdir()
-    monkeypatch.setattr(
-        run_record,
-        "describe",
-        lambda root, found: {"live": False, "reason": "no pointer", "prep": None, "in_use": []},
-    )
+    monkeypatch.setattr(run_record, "describe", DESCRIBE)
     outdated = old(docker)
-    host = Host(docker, shown, "/telemetry", str(tmp_path))
+    docker.containers[outdated].mounts = {"/profiles": str(tmp_path)}
     with open(tmp_path / ".locks" / "serving.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ContainerError, match="a server that was started for a benchmark"):
-            Stack(host, NAME, 60, 5.0).started(definition(), outdated, None)
+            stack(docker).started(definition(), outdated, None)
     check_one(docker, "old")
+
+
+WORK: list[dict[str, Any]] = [
+    {"prep": {"prep_id": "prep-7", "pid": 812, "stage": "inductor", "arguments": ["--tp=1"]}},
+    {"in_use": ["a server that was started for a benchmark (stop it)"]},
+]
+
+
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("beside", [None, "next", "replaced"])
+def test_a_stop_asks_once_more_what_runs_and_ends_it_only_where_that_is_wanted(
+    docker: Docker, monkeypatch: pytest.MonkeyPatch, beside: str | None, work: dict[str, Any]
+) -> None:
+    """Between the preflight and the stop a server may have been started."""
+    old(docker)
+    if beside is not None:
+        docker.add(f"{NAME}.{beside}", "sha256:new", "exited", **{CONTAINER_LABEL: "new"})
+    found = {"live": True, "prep": None, "in_use": [], **work}
+    monkeypatch.setattr(run_record, "describe", lambda root, container: found)
+    for stop in (stack(docker).removed, stack(docker).may_be_removed):
+        with pytest.raises(ContainerError, match="is not stopped, because in it runs") as refusal:
+            stop()
+        assert "set sgl_stop_force to true" in str(refusal.value)
+    assert docker.running == [NAME]
+    assert stack(docker).removed(force=True) and not docker.containers
+
+
+def test_a_second_name_for_a_tree_is_refused_before_anything_is_stopped(
+    docker: Docker, tmp_path: Path
+) -> None:
+    """Whatever the records say, and whatever the first one does."""
+    other = docker.add("sglang-a", "sha256:a", "exited", **{CONTAINER_LABEL: "a"})
+    other.mounts = {"/telemetry": str(tmp_path)}
+    wanted = definition(volumes=[f"{tmp_path}:/telemetry"])
+    made = Stack(Host(docker, shown, str(tmp_path)), NAME, 60, 5.0)
+    outdated = docker.add(NAME, "sha256:old", "exited", **{CONTAINER_LABEL: "old"})
+    for status in ("exited", "created", "paused", "restarting", "running", "dead"):
+        other.status = status
+        with pytest.raises(ContainerError, match=rf"container sglang-a \({status}\)"):
+            made.started(wanted, outdated.id, None)
+        assert [each.name for each in docker.containers.values()] == ["sglang-a", NAME]
+        assert (other.status, outdated.status) == (status, "exited")
+    del docker.containers[other.id]
+    assert made.started(wanted, outdated.id, None).changed
+    check_one(docker, "new")
+
+
+def test_of_two_names_made_at_once_for_a_tree_neither_starts_beside_the_other(
+    docker: Docker, tmp_path: Path
+) -> None:
+    """The other one's is there when this one's has just been made."""
+    made = Stack(Host(docker, shown, str(tmp_path)), NAME, 60, 5.0)
+    create = docker._create
+
+    def create_both(words: list[str]) -> tuple[int, str, str]:
+        other = docker.add("sglang-b.next", "sha256:b", "created", **{CONTAINER_LABEL: "b"})
+        other.mounts = {"/telemetry": str(tmp_path)}
+        return create(words)
+
+    docker._create = create_both  # type: ignore[method-assign]
+    with pytest.raises(ContainerError, match="one container"):
+        made.started(definition(volumes=[f"{tmp_path}:/telemetry"]), None, None)
+    assert [each.name for each in docker.containers.values()] == ["sglang-b.next"]
 
 
 def test_an_environment_that_docker_cannot_be_given_is_refused() -> None:
     with pytest.raises(ContainerError, match="CERTIFICATE holds a line break"):
         environment_file({"CERTIFICATE": "a\nb"})
+
+
+@pytest.mark.parametrize(
+    ("said", "warns"),
+    [
+        # docker/cli v27.5.1: cli/command/container/start.go and rename.go, which say the daemon's
+        # answer and then what they could not do.
+        ("Error response from daemon: No such container: a", False),
+        ("Error: No such container: a", False),
+        (
+            "Error response from daemon: No such container: a\n"
+            "Error: failed to rename container named a",
+            False,
+        ),
+        (
+            "Error response from daemon: No such container: a\n"
+            "Error: failed to start containers: a",
+            False,
+        ),
+        # moby, daemon/container_operations_unix.go: another container than the one asked for.
+        (
+            "Error response from daemon: joining network namespace of container: No such"
+            " container: b",
+            True,
+        ),
+        ("Error response from daemon: removal of container a is already in progress", True),
+    ],
+)
+def test_only_a_container_that_docker_does_not_know_is_passed_over(
+    docker: Docker, monkeypatch: pytest.MonkeyPatch, said: str, warns: bool
+) -> None:
+    old(docker, "exited")
+    monkeypatch.setattr(docker, "_rm", lambda words: (1, "", f"{said}\n"), raising=False)
+    removing = stack(docker)
+    assert removing.removed()
+    assert removing.warnings == ([f"docker rm: {said}"] if warns else [])

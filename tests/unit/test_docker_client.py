@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _docker_cli as docker_cli
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    CONTAINER_LABEL,
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
     DockerMissing,
@@ -66,12 +66,7 @@ class Docker:
 
 
 @pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "docker").write_text("#!/bin/false\n")
-    (folder / "docker").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
+def docker(docker_folder: Path) -> Docker:
     return Docker()
 
 
@@ -257,11 +252,6 @@ def test_the_holder_of_a_port_is_a_container_of_this_collection(docker: Docker) 
     assert client.holder_of("PROMETHEUS_PORT", "9090") is None
     docker.answers = {"ps": (0, "", "")}
     assert client.holder_of("SGL_PROMETHEUS_PORT", "9090") is None
-
-
-def test_the_label_is_the_one_that_the_role_sets() -> None:
-    role = yaml.safe_load((ROOT / "roles/stack/vars/main.yml").read_text(encoding="utf-8"))
-    assert role["stack_digest_label"] == CONTAINER_LABEL
 
 
 @pytest.mark.parametrize(
@@ -561,7 +551,7 @@ def built(
     commands: list[list[str]] = []
 
     def step(what: str, command: list[str], environment: dict[str, str]) -> None:
-        assert environment == {"DOCKER_BUILDKIT": "1"}
+        assert environment == image_build._BUILDKIT
         commands.append(command)
         docker.answers["image inspect box"] = after
 

@@ -9,6 +9,9 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    CONTAINER_LABEL,
+)
 
 ROLE = Path(__file__).resolve().parents[2] / "roles/stack"
 VARIABLES = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))
@@ -28,19 +31,20 @@ def test_the_image_is_asked_for_the_same_container_but_for_its_mounts() -> None:
     (check,) = yaml.safe_load((ROLE / "tasks/check.yml").read_text(encoding="utf-8"))
     asked = {key: value for key, value in check[module].items() if key != "state"}
     made = start[module]
-    others = {"volumes", "outdated", "telemetry_root", "profiles_root", "checked", "start_timeout"}
+    others = {"volumes", "outdated", "telemetry_root", "checked", "start_timeout"}
     assert asked == {key: value for key, value in made.items() if key not in others}
 
 
 def _decided(name: str, arguments: list[str], argv: list[str] | None, digest: str = "d") -> Any:
     """A variable of the role, for a live run whose latest prep had a server with this command."""
     result = None if argv is None else {"run": {"server": {"argv": argv}}}
-    found = {"running": True, "labels": {VARIABLES["stack_digest_label"]: digest}}
+    found = {"running": True, "labels": {CONTAINER_LABEL: digest}}
     values: dict[str, Any] = {
         variable: trust_as_template(value) if isinstance(value, str) else value
         for variable, value in VARIABLES.items()
     }
     values |= {
+        "settings_container_label": CONTAINER_LABEL,
         "sgl_server_args": arguments,
         "sgl_keep_running": False,
         "stack_digest": "d",

@@ -18,6 +18,7 @@ import pytest
 
 from sgl_admin.base import paths, ports
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.contract import listeners
 from sgl_admin.serving import strangers
 from sgl_admin.serving.server import Server
 
@@ -91,7 +92,7 @@ def test_where_two_share_the_address_it_is_neithers() -> None:
 
 def test_a_process_that_cannot_be_seen_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening("127.0.0.1") as (port, _):
-        monkeypatch.setattr(ports, "_descriptors", lambda pid: set())
+        monkeypatch.setattr(listeners, "descriptors", lambda pid: set())
         assert ports.held_here("127.0.0.1", port) is False
         assert "outside this container" in ports.holder(port)
 
@@ -193,7 +194,7 @@ def test_a_service_that_another_process_answers_for_is_one_sentence(
         manifest["services"]["node_exporter"]["port"] = port
         assert strangers.problem(manifest) is None, "a process that is seen from here"
         # As in a container: the other one's processes are not seen.
-        monkeypatch.setattr(ports, "_pids", lambda: iter([os.getpid()]))
+        monkeypatch.setattr(listeners, "pids", lambda: iter([os.getpid()]))
         said = strangers.problem(manifest)
         assert said is not None and len(said) < 400
         assert f"port {port} is answered by a process of uid {os.getuid()} outside" in said

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as host_ports
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    listeners as host_listeners,
+)
 
 from sgl_admin.base import ports as container_ports
+from sgl_admin.contract import listeners as container_listeners
 
 
 @pytest.fixture
@@ -54,8 +58,8 @@ def test_an_address_that_is_not_this_hosts_is_not_a_taken_port() -> None:
 def test_another_users_process_is_known_by_its_user(
     listening: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_ports, "_owner_of", lambda link: None)
-    monkeypatch.setattr(container_ports, "_descriptors", lambda pid: set())
+    monkeypatch.setattr(host_listeners, "descriptors", lambda pid: set())
+    monkeypatch.setattr(container_listeners, "descriptors", lambda pid: set())
     assert (
         host_ports.taken("127.0.0.1", listening) == f"a process of {host_ports._user(os.getuid())}"
     )

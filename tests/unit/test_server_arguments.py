@@ -16,10 +16,11 @@ import pytest
 
 from sgl_admin.base import paths
 from sgl_admin.commands import main as cli
+from sgl_admin.contract import values
 from sgl_admin.facts import devices
 from sgl_admin.records import prepared
 from sgl_admin.sglang import ENGINE, argument_parser, arguments
-from tests.doubles.server_arguments import ACCEPTED, OWNED, REFUSED, server_args_source
+from tests.doubles.server_arguments import ACCEPTED, KEYS, OWNED, REFUSED, server_args_source
 
 MODEL = ["--model-path", "m", "--tp-size", "1", "--host", "h", "--port", "1", "--enable-metrics"]
 
@@ -40,7 +41,18 @@ def installed(tmp_path: Path) -> dict[str, str]:
 def test_what_sgl_admin_sets_itself_is_refused_in_one_sentence(words: list[str], why: str) -> None:
     said = [found for word in words if (found := ENGINE.owned_argument(word))]
     assert len(said) == 1 and why in said[0] and len(said[0]) < 200 and "\n" not in said[0]
-    assert "hunter2" not in said[0]
+
+
+@pytest.mark.parametrize("word", KEYS)
+def test_a_key_of_the_server_is_refused_before_a_host_is_asked_and_by_sgl_admin(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [said] = values.problems({"sgl_server_args": [word]})
+    with pytest.raises(SystemExit):
+        cli.main(["caches", "ensure", f"--server-arg={word}"])
+    for problem in (said, capsys.readouterr().err):
+        assert word.partition("=")[0] in problem and values.KEYS in problem
+        assert "hunter2" not in problem
 
 
 @pytest.mark.parametrize("words", ACCEPTED, ids=lambda value: str(value)[:40])

@@ -516,7 +516,7 @@ def test_a_stage_that_the_document_does_not_name_is_ensured(
         ({"probe": "sometimes"}, "the request's probe: 'sometimes' is not one of auto, always"),
         ({"server_args": "--x"}, "the request's server_args: '--x' is not a list"),
         ({"server_args": [1]}, "the request's server_args: 1 is not a text"),
-        ({"server_args": ["--api-key=x"]}, "the request's server_args: --api-key is set by"),
+        ({"server_args": ["--api-key=x"]}, "the request's server_args: --api-key: sgl-admin gives"),
         ({"server_args": ["a\0b"]}, "the request's server_args: 'a\\x00b' has a character"),
         ({"server_args": ["\ud800"]}, "the request's server_args: '\\ud800' has a character"),
         ({"server_env": ["A=1"]}, 'the request\'s server_env: ["A=1"] is not an object'),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import services, stages
+from . import places, services, stages
 
 PREFIX = "sgl_"
 LAST_PORT, LAST_ID, A_DAY_S = 2**16 - 1, 2**32 - 2, 86400
@@ -252,6 +252,17 @@ TREE = (
         maximum=LAST_ID,
     ),
     Option(
+        places.GROUP_WRITABLE,
+        "bool",
+        "Let the members of the tree's group write in it: its folders, caches and records are made"
+        " for them too (umask 007). Whoever may write there decides what the next server runs, and"
+        " caches are read whole at each prep then to see that they are what was made. By default"
+        " the group reads results and logs, and only the service user gets to the caches.",
+        False,
+        module={INFO: "group_writable"},
+        variable="SGL_GROUP_WRITABLE",
+    ),
+    Option(
         "sgl_space_gb",
         "dict",
         "Free space, in GB, that must be there before something is written; those that are to be"
@@ -314,11 +325,30 @@ IMAGE = (
     Option(
         "sgl_image_archive",
         "path",
-        "Path on the host of the archive to load, as C(docker save) writes it.",
+        "Path on the host of the archive to load, as C(docker save) writes it. With containerd's"
+        " image store (Docker 29) save an image that a registry has for several platforms with"
+        " C(--platform linux/arm64).",
         module={INFO: "image_archive"},
         kind="host_path",
     ),
     Option("sgl_image_archive_sha256", "str", "Digest that the archive must have.", kind="sha256"),
+    Option(
+        "sgl_image_archive_from",
+        "str",
+        "Path on the controller of the archive: a host that lacks the image gets it from there, as"
+        " O(sgl_image_archive), for hosts that cannot reach any other place.",
+        "",
+        module={INFO: "image_archive_from"},
+        kind="controller_file",
+    ),
+    Option(
+        "sgl_image_save",
+        "str",
+        "Path on the host where C(playbooks/image.yml) saves the image as an archive, for hosts"
+        " that cannot build or pull it.",
+        "",
+        kind="host_path",
+    ),
     Option(
         "sgl_image_platform",
         "str",
@@ -361,6 +391,14 @@ IMAGE = (
         kind="downloads",
     ),
     Option(
+        "sgl_image_require_digests",
+        "bool",
+        "Refuse a release archive whose digest is not pinned. By default such an archive is checked"
+        " against the sums file that its release publishes, fetched over TLS, with a warning that"
+        " says how to pin it.",
+        False,
+    ),
+    Option(
         "sgl_download_mirror",
         "str",
         "Address of a mirror of C(https://github.com), with the same paths below it, for release"
@@ -371,7 +409,7 @@ IMAGE = (
         "sgl_download_dir",
         "path",
         "Folder on the host with release archives that somebody put there, for a lab that cannot"
-        " fetch them.",
+        " fetch them, and with the sums files of those whose digest is not pinned.",
         kind="host_path",
     ),
     Option(
@@ -407,7 +445,7 @@ CONTAINER = (
         " think before you open them.",
         services.LOOPBACK,
         module={INFO: "bind_address"},
-        variable="SGL_BIND_ADDRESS",
+        variable=services.ADDRESS_VARIABLE,
         kind="address",
     ),
     *(

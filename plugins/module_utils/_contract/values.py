@@ -311,20 +311,10 @@ def _host_path(value: Any) -> None:
 
 def _mounted(value: Any) -> None:
     _host_path(value)
-    if problem := unmountable(value):
+    if problem := places.unmountable(value):
         raise Wrong(problem)
     if value.rstrip("/") == "":
         raise Wrong("is the root of the filesystem: set it to a folder of its own")
-
-
-def unmountable(path: str) -> str | None:
-    """Why Docker could not bind-mount a path; None where it can."""
-    if ":" not in path:
-        return None
-    return (
-        f"is {_shown(path)}, and Docker cannot mount a path with a colon in it: set it to a path"
-        " without"
-    )
 
 
 def _url(value: Any) -> None:
@@ -498,9 +488,11 @@ def _check_variable(name: Any, setting: Any) -> None:
 
 def key_flag(word: str) -> str | None:
     """The flag of a server's argument that gives it a key; None for others."""
-    name = word.partition("=")[0].replace("_", "-")
+    name = word.partition("=")[0]
+    flag = name.replace("_", "-")
     given = any(
-        flag.startswith(name) and name.startswith(shortest) for flag, shortest in _KEY_FLAGS.items()
+        known.startswith(flag) and flag.startswith(shortest)
+        for known, shortest in _KEY_FLAGS.items()
     )
     return name if given else None
 
