@@ -33,7 +33,7 @@ OTHERS = [service.name for service in SERVICES if not service.needed]
 class Stands:
     """Stands for a service: its page says 200, or what it is told to."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, page: str, shows: str = "") -> None:
         self.status = 200
         self.asked: list[str] = []
         stands = self
@@ -42,8 +42,9 @@ class Stands:
             def do_GET(self) -> None:
                 stands.asked.append(self.path)
                 self.send_response(stands.status if self.path == page else 404)
-                self.send_header("Content-Length", "0")
+                self.send_header("Content-Length", str(len(shows)))
                 self.end_headers()
+                self.wfile.write(shows.encode())
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -75,7 +76,7 @@ def alive(
     monkeypatch.setattr(services, "_POLL_S", 0.01)
     monkeypatch.setattr(services.wait, "__defaults__", (0.2,))
     monkeypatch.delenv(paths.ROOT_VARIABLE, raising=False)
-    made = {service.name: Stands(service.page) for service in SERVICES}
+    made = {service.name: Stands(service.page, service.shows) for service in SERVICES}
     manifest = files.read_json(paths.manifest(world.run_id)) or {}
     # How they started: with traces the server would be another one.
     manifest["telemetry_surfaces"] = {

@@ -636,12 +636,16 @@ def test_an_exporter_of_somebody_else_is_failed_and_named(
 ) -> None:
     in_no_time(monkeypatch)
     monkeypatch.setattr(publish, "answers", lambda *_: True)
+    chosen = Settings.from_environment()
+    number = chosen.ports[BY_NAME["node_exporter"].ports[0].name]
     monkeypatch.setattr(
-        publish.ports, "stranger", lambda host, port: "a fake" if port == 9100 else None
+        publish.ports, "stranger", lambda host, port: "a fake" if port == number else None
     )
-    manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
+    manifest = publish.build_manifest(RUN_ID, chosen, threading.Event())
     assert manifest["exporters_state"]["node_exporter"] == "failed"
-    said = "port 9100 is answered by a fake instead of this container's node_exporter: stop that"
+    said = (
+        f"port {number} is answered by a fake instead of this container's node_exporter: stop that"
+    )
     assert manifest["telemetry_surfaces"]["node_metrics"]["details"].startswith(said)
     assert any(said in warning for warning in manifest["warnings"])
 
