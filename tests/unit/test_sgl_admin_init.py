@@ -554,6 +554,9 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the manifest ---------------------------------------------------------------------------------
 
 
+IS_READY = publish.is_ready
+
+
 @pytest.fixture
 def image(container: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """An image's facts and flavour, and services that answer at once."""
@@ -635,6 +638,7 @@ def test_an_exporter_of_somebody_else_is_failed_and_named(
     container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_no_time(monkeypatch)
+    monkeypatch.setattr(publish, "is_ready", IS_READY)
     monkeypatch.setattr(publish, "answers", lambda *_: True)
     chosen = Settings.from_environment()
     number = chosen.ports[BY_NAME["node_exporter"].ports[0].name]
