@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sgl_admin.contract import places  # noqa: E402
 from sgl_admin.sglang import (  # noqa: E402
     api,
     arguments,
@@ -107,8 +108,13 @@ def _flags(sglang: Package, release: Release) -> _Found:
     }
     for module in (arguments, choices, command_line, split, tracing):
         set_by_us.update(_constants(str(module.__file__), _FLAG))
-    for flag in sorted(set_by_us - set(_of_other_releases(release))):
+    # Each of these has several spellings, by release.
+    synonyms = (split._TP, split._EP, split._DP)
+    single = set_by_us - _of_other_releases(release) - set().union(*synonyms)
+    for flag in sorted(single):
         yield flag, flag in found | aliases
+    for spellings in synonyms:
+        yield " or ".join(spellings), not found.isdisjoint(spellings)
 
 
 def _of_other_releases(release: Release) -> set[str]:
@@ -118,13 +124,15 @@ def _of_other_releases(release: Release) -> set[str]:
 
 def _variables(sglang: Package, release: Release) -> _Found:
     wanted: set[str] = set()
-    # The contract is linked into sgl_admin.
-    for folder in (ROOT / "sgl_admin", ROOT / "plugins/module_utils/_contract"):
-        for file in folder.rglob("*.py"):
-            wanted |= _constants(str(file), _VARIABLE)
-    known = "\n".join(sglang.files.values())
-    for name in sorted(wanted):
-        yield name, re.search(rf"\b{name}\b", known) is not None
+    for file in (ROOT / "sgl_admin").rglob("*.py"):
+        wanted |= _constants(str(file), _VARIABLE)
+    known = set(re.findall(r"\w+", "\n".join(sglang.files.values())))
+    for name in sorted(wanted - set(places.CACHE_VARIABLES)):
+        yield name, name in known
+    for cache, names in places.CACHES.items():
+        # Where another library reads one of them too, its package would have to be asked.
+        if names and all(name.startswith(("SGLANG_", "SGL_")) for name in names):
+            yield f"one of {', '.join(names)} ({cache})", not known.isdisjoint(names)
 
 
 def _metrics(sglang: Package, release: Release) -> _Found:
