@@ -66,6 +66,12 @@ check: lint types unit ## The fast lane: lint, types, unit tests
 generate: setup ## Write what follows from the contract: defaults, argument specs, the README's table, schema names
 	$(BIN)/python scripts/generate.py
 
+# Releases of SGLang; without any, the newest one on the package index.
+VERSIONS ?=
+.PHONY: upstream
+upstream: setup ## Show which assumptions about SGLang a release does not fulfil (VERSIONS="0.5.17 0.5.23")
+	$(BIN)/python scripts/upstream.py $(VERSIONS)
+
 .PHONY: lint
 lint: setup ## ruff, yamllint, ansible-lint, shellcheck
 	$(BIN)/ruff check .
