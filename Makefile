@@ -63,7 +63,7 @@ slow-light:
 check: lint types unit ## The fast lane: lint, types, unit tests
 
 .PHONY: generate
-generate: setup ## Write what follows from the contract: defaults, argument specs, the README's table, schema names
+generate: setup ## Write what follows from the contract: defaults, argument specs, the tables of docs/reference, schema names
 	$(BIN)/python scripts/generate.py
 
 .PHONY: lint
