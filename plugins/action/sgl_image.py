@@ -6,10 +6,17 @@ made or brought step by step.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tarfile
 import tempfile
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _image_wheels as image_wheels,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
 )
@@ -34,7 +41,7 @@ _BUILD_STEPS = ("base", "wheels", "downloads", "build")
 # What makes another image even where the build context is the same.
 _INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
 # And, where they are set at all:
-_MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads")
+_MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads", "require_digests")
 
 
 class ActionModule(ActionBase):
@@ -46,7 +53,7 @@ class ActionModule(ActionBase):
     ) -> dict[str, Any]:
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        for name in ("inputs", "step", "context_archive"):
+        for name in ("inputs", "step", "context_archive", "wheels_archive"):
             arguments.pop(name, None)
         found = arguments.pop("found", None)
         if arguments.get("source", "build") != "build":
@@ -75,18 +82,7 @@ class ActionModule(ActionBase):
         diff = result.get("diff")
         remote = self._send(archive)
         try:
-            # Each step tells the next; the limit keeps a host on which nothing ever gets done from
-            # going round for ever.
-            result = self._module({**arguments, "context_archive": remote}, task_vars)
-            step = result.get("next_step")
-            for _attempt in range(len(_BUILD_STEPS)):
-                if result.get("failed") or step is None:
-                    break
-                self._say(arguments, step, task_vars)
-                result = self._module(
-                    {**arguments, "context_archive": remote, "step": step}, task_vars
-                )
-                step = result.get("next_step")
+            result = self._steps({**arguments, "context_archive": remote}, task_vars)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         if not result.get("failed") and not result.get("image"):
@@ -95,11 +91,26 @@ class ActionModule(ActionBase):
                 "failed": True,
                 "msg": (
                     f"image {arguments['name']} is not made after each step ran once; next would be"
-                    f" {step}"
+                    f" {result.get('next_step')}"
                 ),
             }
         if diff and not result.get("failed"):
             result["diff"] = diff
+        return result
+
+    def _steps(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """Each step tells the next; the limit keeps a host on which nothing ever gets done from
+        going round for ever.
+        """
+        result = self._module(arguments, task_vars)
+        for _attempt in range(len(_BUILD_STEPS)):
+            step = result.get("next_step")
+            if result.get("failed") or step is None:
+                break
+            self._say(arguments, step, task_vars)
+            result = self._module({**arguments, "step": step}, task_vars)
+            if result.get("failed") and result.get("wheels"):
+                result = self._bring_wheels({**arguments, "step": step}, result, task_vars)
         return result
 
     def _taken(
@@ -139,14 +150,57 @@ class ActionModule(ActionBase):
         )
         return answer
 
+    def _bring_wheels(
+        self, arguments: dict[str, Any], refused: dict[str, Any], task_vars: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """The wheels that the host's pip could not fetch (Ubuntu Server has none), by the
+        controller's.
+        """
+        wheels = refused["wheels"]
+        why = image_wheels.reason(str(refused.get("msg")))
+        self._display.display(
+            f"{self._host(task_vars)}: image {arguments['name']}: the Python packages, by the"
+            f" controller's pip, as the host's cannot fetch them ({why})"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path, fetched = os.path.join(folder, "requirements.txt"), os.path.join(folder, "wheels")
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(wheels["requirements"])
+            done = subprocess.run(
+                image_wheels.download_command(sys.executable, wheels["machine"], path, fetched),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            if done.returncode:
+                also = image_wheels.reason(done.stdout.decode(errors="replace"))
+                return {
+                    **refused,
+                    "msg": (
+                        f"the image's Python packages can be fetched neither by the host's pip"
+                        f" ({why}) nor by the controller's ({also}): `apt-get install python3-pip`"
+                        " on one of them, and give it an index (pip config)"
+                    ),
+                }
+            archive = os.path.join(folder, "wheels.tar")
+            with tarfile.open(archive, "w") as packed:
+                for name in sorted(os.listdir(fetched)):
+                    packed.add(os.path.join(fetched, name), name)
+            remote = self._transfer(archive, "wheels.tar")
+        return self._module({**arguments, "wheels_archive": remote}, task_vars)
+
     def _send(self, archive: bytes) -> str:
-        if not self._connection._shell.tmpdir:
-            self._make_tmp_path()
-        remote = self._connection._shell.join_path(self._connection._shell.tmpdir, "context.tar")
         with tempfile.NamedTemporaryFile() as local:
             local.write(archive)
             local.flush()
-            self._transfer_file(local.name, remote)
+            return self._transfer(local.name, "context.tar")
+
+    def _transfer(self, path: str, name: str) -> str:
+        if not self._connection._shell.tmpdir:
+            self._make_tmp_path()
+        remote = self._connection._shell.join_path(self._connection._shell.tmpdir, name)
+        self._transfer_file(path, remote)
         self._fixup_perms2((self._connection._shell.tmpdir, remote))
         return str(remote)
 

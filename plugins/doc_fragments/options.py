@@ -122,7 +122,14 @@ options:
   image_archive:
     type: path
     description: Path on the host of the archive to load, as C(docker save) writes
-      it.
+      it. With containerd's image store (Docker 29) save an image that a registry
+      has for several platforms with C(--platform linux/arm64).
+  image_archive_from:
+    type: str
+    default: ''
+    description: 'Path on the controller of the archive: a host that lacks the
+      image gets it from there, as C(sgl_image_archive), for hosts that cannot
+      reach any other place.'
   image_cuda:
     type: str
     description: The image's version of CUDA, such as V(13.0), so that a driver

@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
@@ -74,6 +75,12 @@ LACKS = (
         "unresolvable CDI devices",
         "The description of the GPUs that containers get (CDI) is missing or out of date: run "
         "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` as root, and start again.",
+    ),
+    (
+        'error gathering device information while adding custom device "nvidia.com/gpu',
+        "This host's Docker does not know CDI, which the NVIDIA Container Toolkit is set to: put "
+        '{"features": {"cdi": true}} into /etc/docker/daemon.json (Docker 25 or later) and restart '
+        "Docker, or run `nvidia-ctk config --set nvidia-container-runtime.mode=auto --in-place`.",
     ),
     (
         "failed to generate CDI spec",
@@ -230,7 +237,7 @@ class Definition:
                 else ["--ipc=host"]
             ),
             *(f"--ulimit={limit}" for limit in self.ulimits),
-            *(["--gpus=driver=nvidia,count=all"] if self.gpus else []),
+            *(gpu_access.arguments() if self.gpus else []),
             "--cap-drop=ALL",
             *(f"--cap-add={name}" for name in self.capabilities),
             *(f"--security-opt={option}" for option in self.security_opts),
@@ -326,18 +333,32 @@ class Stack:
                 # Another run was first: what it makes of it is seen in the next round.
                 time.sleep(_POLL_S)
 
-    def removed(self) -> bool:
-        """No container, and nothing that a replacement left; returns whether there was any."""
-        found = [each for each in self._look() if each is not None]
+    def removed(self, force: bool = False) -> bool:
+        """No container, and nothing that a replacement left; returns whether there was any. Raises
+        ContainerError for one in which something runs, but with `force`.
+        """
+        found = self.may_be_removed(force)
         for container in found:
             if container["status"] not in ("created", "exited", "dead"):
                 self._quietly("stop", "-t", str(self._stop_timeout), container["id"])
             self._quietly("rm", "--force", container["id"])
         return bool(found)
 
-    def present(self) -> bool:
-        """Whether there is a container, or something that a replacement left."""
-        return any(self._look())
+    def may_be_removed(self, force: bool = False) -> list[Container]:
+        """The container and what a replacement left. Raises ContainerError as `removed` does."""
+        found = [each for each in self._look() if each is not None]
+        for container in found if not force else []:
+            prep, used = self._work(container)
+            if prep is not None:
+                stage = prep["stage"] or "none yet"
+                used = [f"{prep['prep_id']} (pid {prep['pid']}, stage {stage})", *used]
+            if used:
+                raise ContainerError(
+                    f"Container {self.name} is not stopped, because in it runs"
+                    f" {', and '.join(used)}. Wait for its end, or set sgl_stop_force to true to"
+                    " end it all the same."
+                )
+        return found
 
     def left_something(self) -> bool:
         """Whether a replacement goes on, or was killed."""
@@ -354,8 +375,7 @@ class Stack:
         what = what or (
             f"Container {self.name} must be recreated, as its image or its options changed"
         )
-        found = run_record.describe(self._host.telemetry_root, container)
-        prep = found["prep"]
+        prep, in_use = self._work(container)
         if prep is not None:
             raise ContainerError(
                 f"{what}, and {prep['prep_id']} (pid {prep['pid']}) runs in it:"
@@ -363,11 +383,16 @@ class Stack:
                 f" {self.name} sgl-admin status --watch), or end it (playbooks/stop.yml with"
                 " sgl_stop_force=true), and run this again."
             )
-        if found["in_use"]:
+        if in_use:
             raise ContainerError(
-                f"{what}, and in it runs {', and '.join(found['in_use'])}. Then run this again;"
+                f"{what}, and in it runs {', and '.join(in_use)}. Then run this again;"
                 " sgl_keep_running leaves the container as it is."
             )
+
+    def _work(self, container: Container) -> tuple[dict[str, Any] | None, list[str]]:
+        """The prep that runs in a container by its record, and in words what else does."""
+        found = run_record.describe(self._host.telemetry_root, container)
+        return found["prep"], found["in_use"]
 
     def check(self, wanted: Definition, server_args: list[str]) -> None:
         """Ask the image whether its container could start so, and whether its server takes these
@@ -410,6 +435,11 @@ class Stack:
         back.
         """
         new = self._create(wanted, old)
+        try:
+            self._demand_tree()
+        except (ContainerError, DockerError):
+            self._quietly("rm", "--force", new)
+            raise
         before = self._look()[0]
         if (before or {}).get("id") != (old or {}).get("id"):
             self._quietly("rm", "--force", new)
@@ -452,6 +482,19 @@ class Stack:
             f"the new container cannot be created: {advise(error)}"
             + (f" Container {self.name} was left as it is." if old is not None else "")
         )
+
+    def _demand_tree(self) -> None:
+        """Raises ContainerError where another container has the tree. Asked once the new one is
+        there: of two runs with two names that make one at once, each sees the other's.
+        """
+        other = run_record.other_of_tree(self._docker, self._host.telemetry_root, self.name, None)
+        if other is not None:
+            raise ContainerError(
+                f"{self._host.telemetry_root} is the telemetry folder of container"
+                f" {other['name']} ({other['status']}), and a tree has one container: set"
+                f" sgl_container to {other['name']}, or have playbooks/stop.yml remove that"
+                " container first"
+            )
 
     def _switch(self, new: str, old: Container | None) -> None:
         if old is not None:
@@ -613,6 +656,7 @@ class Stack:
                 f"The record of the run in container {self.name} is lost: a new run would end what"
                 " runs in it",
             )
+        self._demand_tree()
         self._docker.call("restart", "-t", str(self._stop_timeout), self.name)
         return Outcome(True, self._ready(), current, self._look()[0], self.warnings)
 

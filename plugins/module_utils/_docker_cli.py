@@ -160,6 +160,20 @@ class DockerCli:
         """Several of them, in one call of the client; None for each that does not exist. Raises
         DockerError.
         """
+        found = {_part(each, str, "Name").lstrip("/"): each for each in self._described(names)}
+        return {name: _container(found[name], name) if name in found else None for name in names}
+
+    def mounting(self, source: str, target: str) -> list[dict[str, Any]]:
+        """The containers that have this folder of the host there, however its path is spelt; also
+        those that do not run. Raises DockerError.
+        """
+        words = ["ps", "--all", "--no-trunc", "--quiet", "--filter", f"volume={target}"]
+        listed = self.call(*words).split()
+        found = [_container(each, "") for each in self._described(tuple(listed))] if listed else []
+        return [each for each in found if same_folder(each["mounts"].get(target), source)]
+
+    def _described(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The descriptions of those containers that exist."""
         code, output, error = self._run([self.binary, "container", "inspect", *names])
         try:
             document = json.loads(output) if output.strip() or not code else []
@@ -171,8 +185,7 @@ class DockerCli:
             raise DockerError(
                 f"docker container inspect {' '.join(names)} prints no description: {_STRANGE}"
             )
-        found = {_part(each, str, "Name").lstrip("/"): each for each in document}
-        return {name: _container(found[name], name) if name in found else None for name in names}
+        return document
 
     def _demand_absence(self, code: int, error: str, names: tuple[str, ...], document: Any) -> None:
         """Raises DockerError where anything but missing containers made the client fail."""
@@ -182,9 +195,10 @@ class DockerCli:
         if isinstance(refusal, DockerSilent):
             raise refusal
         described = [
-            str(each.get("Name", "")).lstrip("/")
+            str(each.get(key, "")).lstrip("/")
             for each in (document if isinstance(document, list) else [])
             if isinstance(each, dict)
+            for key in ("Name", "Id")
         ]
         lines = error.splitlines()
         for name in names:
@@ -204,6 +218,16 @@ class DockerCli:
             if isinstance(environment, list) and f"{variable}={value}" in environment:
                 return name
         return None
+
+
+def same_folder(mounted: str | None, folder: str) -> bool:
+    """Whether what Docker mounts is this folder, however the path is spelt."""
+    if mounted is None:
+        return False
+    try:
+        return os.path.samefile(mounted, folder)
+    except OSError:
+        return os.path.normpath(mounted) == os.path.normpath(folder)
 
 
 def _container(found: dict[str, Any], name: str) -> dict[str, Any]:

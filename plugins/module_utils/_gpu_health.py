@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
@@ -103,7 +104,12 @@ _SLOWDOWNS = (
     "sw_thermal_slowdown",
 )
 # SGLang's last images for a version of CUDA (upstream's docs/get-started/install.mdx).
-_LAST_IMAGE = {12: " (SGLang's last is lmsysorg/sglang:v0.5.19-cu129; set sgl_image_base to it)"}
+_LAST_IMAGE = {
+    12: (
+        " (SGLang's last is lmsysorg/sglang:v0.5.19-cu129: set sgl_image_base to it, and"
+        " sgl_image_cuda to 12.9)"
+    )
+}
 # The first driver of each major version of CUDA.
 _FIRST_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 _XID = re.compile(
@@ -895,7 +901,8 @@ def _grace_advice(grace: dict[str, Any]) -> Iterator[str]:
     if grace["page_size"] != 65536:
         yield (
             f"this Grace host's kernel has pages of {grace['page_size'] // 1024} KiB, and NVIDIA"
-            " advises 64 KiB: boot a 64k kernel (linux-nvidia-64k or linux-generic-64k on Ubuntu)"
+            " advises 64 KiB: boot a 64k kernel (linux-nvidia-64k or linux-generic-64k on Ubuntu);"
+            " programs of the host whose jemalloc was built for pages of 4 KiB do not start there"
         )
     elif grace["transparent_hugepages"] == "always":
         yield (
@@ -925,13 +932,8 @@ def toolkit_problem(docker: DockerCli, root: str = "/") -> str | None:
         shutil.which(hook) or os.path.exists(os.path.join(root, "usr/bin", hook)) for hook in hooks
     ):
         return None
-    for folder in ("etc/cdi", "var/run/cdi"):
-        try:
-            names = os.listdir(os.path.join(root, folder))
-        except OSError:
-            continue
-        if any("nvidia" in name and name.endswith((".yaml", ".yml", ".json")) for name in names):
-            return None
+    if gpu_access.has_cdi_spec(root):
+        return None
     info = docker.info()
     runtimes = info.get("Runtimes")
     # Docker 29 lists the CDI devices that it has found.

@@ -25,6 +25,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_downloads as image_downloads,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _image_wheels as image_wheels,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
 )
@@ -40,14 +43,15 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
     check_image,
 )
 
-# The Python of Debian bookworm, which the wheels are for.
-WHEEL_PYTHON = "3.11"
 BASE = "sglang-base"
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA_BUNDLE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 # A requirement with its digests, which stand on lines of their own.
 _REQUIREMENT = r"^[A-Za-z0-9][^ \n]*==(?:.*\\\n)*.*\n"
+# An attestation would put an index around the image in containerd's store, which other stores do
+# not load and whose digest differs from build to build.
+_BUILDKIT = {"DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
 # The variable by which an operator names another image for a stage.
 _STAGE_VARIABLES = {"DCGM_IMAGE": "sgl_image_dcgm"}
 
@@ -63,6 +67,8 @@ class Sources:
     downloads: dict[str, Any] = field(default_factory=dict)
     download_mirror: str | None = None
     download_dir: str | None = None
+    # Whether an archive whose digest is not pinned is refused.
+    require_digests: bool = False
 
 
 class ImageBuild:
@@ -97,6 +103,9 @@ class ImageBuild:
         self.architecture = image_parts.architecture_of(platform)
         self._given_base = base_name
         self._sources = sources or Sources()
+        self._published = image_downloads.PublishedSums(
+            build_dir, self._sources.download_dir, ca_bundle()
+        )
 
     @property
     def _foreign(self) -> bool:
@@ -124,18 +133,18 @@ class ImageBuild:
         if context is None:
             return "base"
         recipe = self._recipe(context)
-        # What cannot be had should not be found out after half an hour of downloads.
-        wanted = self._archives(recipe)
-        if any(not self._is_here(reference) for reference in self._bases(recipe).values()):
-            return "base"
-        if not os.path.isdir(self._wheelhouse(context)):
-            return "wheels"
-        if any(
-            not os.path.exists(image_downloads.program(archive, self.build_dir))
-            for archive in wanted
-        ):
-            return "downloads"
-        return "build"
+        # What cannot be had should not be found out after half an hour of downloads: so digests
+        # come first, and what is small comes before a base that is pulled.
+        programs = [
+            image_downloads.program(archive, self.build_dir) for archive in self._archives(recipe)
+        ]
+        lacking = {
+            "base": not all(map(self._is_here, self._bases(recipe).values())),
+            "wheels": not os.path.isdir(self._wheelhouse(context)),
+            "downloads": not all(map(os.path.exists, programs)),
+        }
+        order = ("wheels", "downloads", "base") if "base" in recipe else tuple(lacking)
+        return next((step for step in order if lacking[step]), "build")
 
     def _recipe(self, context: str) -> dict[str, Any]:
         try:
@@ -161,8 +170,13 @@ class ImageBuild:
         }
 
     def _archives(self, recipe: dict[str, Any]) -> list[image_downloads.Archive]:
+        sources = self._sources
         return image_downloads.archives(
-            recipe, self._sources.downloads, self.architecture, self._sources.download_mirror
+            recipe,
+            sources.downloads,
+            self.architecture,
+            sources.download_mirror,
+            image_downloads.forbidden if sources.require_digests else self._published.digest,
         )
 
     def _is_here(self, reference: str) -> bool:
@@ -276,7 +290,7 @@ class ImageBuild:
             name,
             context,
         ]
-        self._step("docker build of the base", command, environment={"DOCKER_BUILDKIT": "1"})
+        self._step("docker build of the base", command, environment=_BUILDKIT)
 
     def host_mirror(self) -> str | None:
         """The mirror from which this host takes the base's suite; None lets debootstrap take its
@@ -301,48 +315,19 @@ class ImageBuild:
                 return mirror
         return None
 
-    def fetch_wheels(self, context: str) -> None:
-        """The image's Python packages, by the host's pip and its settings, checked by digest.
-        Raises ImageError.
+    def fetch_wheels(self, context: str, brought: str | None = None) -> None:
+        """The image's Python packages, by the host's pip and its settings, or out of an archive
+        that the controller sent; checked by digest. Raises ImageError.
         """
-        wheelhouse = self._wheelhouse(context)
-        machine = MACHINES.get(self.architecture, self.architecture)
+        wheelhouse, requirements = self._wheelhouse(context), self._requirements(context)
         # Made under another name: a killed download is not taken for a whole one.
         partial = tempfile.mkdtemp(prefix="wheelhouse-", suffix=".partial", dir=self.build_dir)
         try:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--require-hashes",
-                "--no-deps",
-            ]
-            command += [
-                "--only-binary=:all:",
-                "--implementation",
-                "cp",
-                "--python-version",
-                WHEEL_PYTHON,
-            ]
-            for abi in ("cp311", "abi3", "none"):
-                command += ["--abi", abi]
-            for tag in (
-                "manylinux_2_35",
-                "manylinux_2_31",
-                "manylinux_2_28",
-                "manylinux_2_17",
-                "manylinux2014",
-                "linux",
-            ):
-                command += ["--platform", f"{tag}_{machine}"]
-            requirements = os.path.join(partial, "requirements.txt")
-            with open(requirements, "w", encoding="utf-8") as stream:
-                stream.write(self._requirements(context))
-            self._step("pip download", [*command, "--dest", partial, "--requirement", requirements])
-            os.unlink(requirements)
+            if brought:
+                unpack(brought, partial)
+                image_wheels.check(partial, requirements)
+            else:
+                self._download_wheels(partial, requirements)
             for entry in os.listdir(self.build_dir):
                 if _older_wheelhouse(entry, os.path.basename(wheelhouse)):
                     shutil.rmtree(os.path.join(self.build_dir, entry))
@@ -350,12 +335,45 @@ class ImageBuild:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    def _download_wheels(self, folder: str, requirements: str) -> None:
+        machine = MACHINES.get(self.architecture, self.architecture)
+        path = os.path.join(folder, "requirements.txt")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(requirements)
+        try:
+            self._step(
+                "pip download",
+                image_wheels.download_command(sys.executable, machine, path, folder),
+            )
+        except ImageError as error:
+            raise image_wheels.NoWheels(str(error), requirements, machine) from error
+        os.unlink(path)
+
     def fetch_programs(self, context: str) -> None:
         """The programs that come in release archives. Raises ImageError."""
         for archive in self._archives(self._recipe(context)):
-            image_downloads.provide(
-                archive, self.build_dir, self.architecture, self._sources.download_dir, ca_bundle()
-            )
+            try:
+                image_downloads.provide(
+                    archive,
+                    self.build_dir,
+                    self.architecture,
+                    self._sources.download_dir,
+                    ca_bundle(),
+                )
+            except ImageError:
+                self._published.forget(archive)
+                raise
+
+    def warnings(self, context: str) -> list[str]:
+        """What to say of the sources that an image was built from. Raises ImageError."""
+        recipe = self._recipe(context)
+        said = [archive.warning() for archive in self._archives(recipe)]
+        reference = self._bases(recipe)["BASE"]
+        base = self._docker.image(reference) if "base" in recipe else None
+        # One that was made or loaded here has no digest in a registry.
+        if base is not None and base["repo_digests"]:
+            said.append(image_parts.tag_warning(reference, base, "sgl_image_base"))
+        return [warning for warning in said if warning]
 
     def build(self, context: str, git_revision: str) -> dict[str, Any]:
         """Build and check the image; returns it as it is then. Raises ImageError."""
@@ -372,9 +390,20 @@ class ImageBuild:
             "BASE_NAME": bases["BASE"],
             "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
             "GIT_REVISION": git_revision,
+            "DOWNLOADS": json.dumps(
+                {
+                    archive.name: {
+                        "file": archive.file,
+                        "sha256": archive.sha256,
+                        "pinned": archive.pinned,
+                    }
+                    for archive in self._archives(recipe)
+                },
+                sort_keys=True,
+            ),
         }
         command = [*self._build_command(arguments), context]
-        self._step("docker build", command, environment={"DOCKER_BUILDKIT": "1"})
+        self._step("docker build", command, environment=_BUILDKIT)
         image = self.current()
         if image is None:
             raise ImageError(

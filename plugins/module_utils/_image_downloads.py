@@ -2,10 +2,14 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The programs that an image takes from their projects' release archives: fetched by the host,
 checked by digest, resumed where cut off.
+
+An archive whose digest is not pinned is checked against the sums file that its release publishes,
+fetched over TLS.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -14,6 +18,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,36 +35,159 @@ _TIMEOUT_S = 60
 _ORIGIN = "https://github.com"
 _OPTIONS = ("version", "sha256")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]*")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# A line of sha256sum, or of `shasum -b`: the digest, and the name behind a space or an asterisk.
+_SUM = re.compile(r"([0-9a-f]{64})[ \t]+\*?(?:\./)?(\S+)")
+_MAX_SUMS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One release archive, and the program in it."""
+    """One release archive, and the program in it. Without `pinned`, the digest is the one that the
+    release's own sums file has.
+    """
 
     name: str
     url: str
     program: str
     sha256: str
+    pinned: bool = True
 
     @property
     def file(self) -> str:
-        return self.url.rpartition("/")[2]
+        return _file(self.url)
 
     @property
     def shown(self) -> str:
-        """The address for a message: without the name and password that a mirror's may hold."""
-        parts = urllib.parse.urlsplit(self.url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return _shown(self.url)
+
+    def warning(self) -> str | None:
+        """What to say of an archive whose digest is not pinned."""
+        if self.pinned:
+            return None
+        return (
+            f"the digest of {self.file} is not pinned, so it was checked against the sums file of"
+            f" its release: pin it with sgl_image_downloads: {{{self.name}: {{sha256:"
+            f" {self.sha256}}}}}"
+        )
+
+
+def _file(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def _shown(url: str) -> str:
+    """The address for a message: without the name and password that a mirror's may hold."""
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+@dataclass(frozen=True)
+class Unpinned:
+    """A release archive whose digest is not pinned, and its release's sums file."""
+
+    name: str
+    file: str
+    sums: str
+
+    @property
+    def remedy(self) -> str:
+        """The command that prints the digest, and where it belongs."""
+        return (
+            f"`curl -fsSL {_shown(self.sums)} | grep {self.file}` prints it; set"
+            f" sgl_image_downloads: {{{self.name}: {{sha256: ...}}}}"
+        )
+
+
+@dataclass(frozen=True)
+class PublishedSums:
+    """The digests that releases publish of their own archives. One that was read is kept under
+    `folder`; `brought` is a folder of archives that may hold the sums files too.
+    """
+
+    folder: str
+    brought: str | None = None
+    ca_bundle: str | None = None
+
+    def digest(self, archive: Unpinned) -> str:
+        """Raises ImageError."""
+        try:
+            with open(self._kept(archive.file), encoding="ascii", errors="replace") as stream:
+                if _DIGEST.fullmatch(kept := stream.read()):
+                    return kept
+        except FileNotFoundError:
+            pass
+        digest = _sum_of(archive, self._brought(archive) or self._fetched(archive))
+        os.makedirs(os.path.dirname(self._kept(archive.file)), exist_ok=True)
+        with open(self._kept(archive.file), "w", encoding="ascii") as stream:
+            stream.write(digest)
+        return digest
+
+    def forget(self, archive: Archive) -> None:
+        """The next run reads the sums file again."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._kept(archive.file))
+
+    def _kept(self, file: str) -> str:
+        return os.path.join(self.folder, "sums", f"{file}.sha256")
+
+    def _brought(self, archive: Unpinned) -> str | None:
+        if not self.brought:
+            return None
+        try:
+            path = os.path.join(self.brought, _file(archive.sums))
+            with open(path, encoding="utf-8", errors="replace") as stream:
+                return stream.read(_MAX_SUMS)
+        except FileNotFoundError:
+            return None
+
+    def _fetched(self, archive: Unpinned) -> str:
+        reason = "its address is not https, and such an answer proves nothing"
+        try:
+            if archive.sums.startswith("https://"):
+                with open_url(archive.sums, timeout=_TIMEOUT_S, ca_path=self.ca_bundle) as answer:
+                    # A redirection may lead elsewhere.
+                    if answer.geturl().startswith("https://"):
+                        return answer.read(_MAX_SUMS).decode(errors="replace")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = str(error).replace(archive.sums, _shown(archive.sums))
+        raise ImageError(
+            f"the digest of {archive.file} is not pinned, and {_file(archive.sums)} of its release"
+            f" cannot be fetched ({reason[:120]}): {archive.remedy}"
+        )
+
+
+def _sum_of(archive: Unpinned, text: str) -> str:
+    for line in text.splitlines():
+        entry = _SUM.fullmatch(line.strip())
+        if entry and entry[2] == archive.file:
+            return entry[1]
+    raise ImageError(
+        f"the digest of {archive.file} is not pinned, and {_file(archive.sums)} of its release does"
+        f" not list it: set sgl_image_downloads: {{{archive.name}: {{sha256: ...}}}}"
+    )
+
+
+def forbidden(archive: Unpinned) -> str:
+    """In place of PublishedSums.digest, for a lab that wants pinned digests only."""
+    raise ImageError(
+        f"the digest of {archive.file} is not pinned, and sgl_image_require_digests is true:"
+        f" {archive.remedy}"
+    )
 
 
 def archives(
-    recipe: dict[str, Any], given: dict[str, Any], architecture: str, mirror: str | None
+    recipe: dict[str, Any],
+    given: dict[str, Any],
+    architecture: str,
+    mirror: str | None,
+    published: Callable[[Unpinned], str],
 ) -> list[Archive]:
     """The archives that a flavour's recipe names, with the operator's versions and digests. Raises
     ImageError.
 
     `given` is by name: `{jaeger: {version: ..., sha256: ...}}`. A mirror has the paths of
-    github.com under its own address.
+    github.com under its own address. `published` gives the digest of an archive that is not pinned.
     """
     known = recipe.get("downloads", {})
     if strange := sorted(set(given) - set(known)):
@@ -79,19 +207,19 @@ def archives(
         sha256 = own.get("sha256") or (
             entry["sha256"].get(architecture) if version == entry["version"] else None
         )
-        url = entry["url"].format(version=version, architecture=architecture)
-        if not sha256:
-            sums = entry.get("sums", "its project's sha256sums.txt").format(version=version)
-            raise ImageError(
-                f"no digest of {url.rpartition('/')[2]} is pinned: take it from {sums}, and set "
-                f"sgl_image_downloads: {{{name}: {{sha256: ...}}}}"
-            )
-        if not re.fullmatch(r"[0-9a-f]{64}", str(sha256)):
+        if sha256 and not _DIGEST.fullmatch(str(sha256)):
             raise ImageError(f"sgl_image_downloads.{name}.sha256 is no sha256 digest: {sha256!r}")
-        if mirror:
-            url = mirror.rstrip("/") + url.removeprefix(_ORIGIN)
-        made.append(Archive(name, url, entry["program"], str(sha256)))
+        url, sums = (
+            _mirrored(entry[key].format(version=version, architecture=architecture), mirror)
+            for key in ("url", "sums")
+        )
+        digest = str(sha256) if sha256 else published(Unpinned(name, _file(url), sums))
+        made.append(Archive(name, url, entry["program"], digest, pinned=bool(sha256)))
     return made
+
+
+def _mirrored(url: str, mirror: str | None) -> str:
+    return mirror.rstrip("/") + url.removeprefix(_ORIGIN) if mirror else url
 
 
 def program(archive: Archive, folder: str) -> str:

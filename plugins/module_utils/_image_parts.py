@@ -178,6 +178,21 @@ def digest_of(reference: str, image: dict[str, Any]) -> str:
     return str(image["id"])
 
 
+def tag_warning(reference: str, image: dict[str, Any], variable: str) -> str | None:
+    """What to say of a reference that may stand for another image tomorrow, with what pins it."""
+    if "@" in reference:
+        return None
+    pinned = (
+        f"{repository_of(reference)}@{digest_of(reference, image)}"
+        if image.get("repo_digests")
+        else "name@sha256:..."
+    )
+    return (
+        f"{reference} is a tag, which moves: other hosts may get another image; set {variable} to"
+        f" {pinned}"
+    )
+
+
 def platforms_of(docker: DockerCli, reference: str) -> list[str] | None:
     """The platforms that a registry has of a reference; None where it cannot be asked so, as
     through a mirror of the daemon.
@@ -227,7 +242,9 @@ def pull(docker: DockerCli, reference: str, architecture: str, variable: str) ->
         )
         raise ImageError(
             f"{reference} cannot be pulled{there}: {error}; a host without that registry takes it"
-            f" from a mirror (set {variable} to the mirror's name for it), or with `docker load`"
+            f" from a mirror (set {variable} to the mirror's name for it), or by `docker load` of"
+            f" what `docker save --platform linux/{architecture}` wrote elsewhere (Docker 28 or"
+            " later; without --platform before)"
         ) from error
     image = docker.image(reference)
     if image is None or image["architecture"] != architecture:

@@ -70,21 +70,7 @@ class Pulled(_Elsewhere):
 
     def warning(self, image: dict[str, Any]) -> str | None:
         """What is to be said of a reference that another image may have tomorrow."""
-        if "@" in self.reference:
-            return None
-        if not image.get("repo_digests"):
-            return (
-                f"{self.reference} is a tag, which moves: other hosts may get another image; set"
-                " sgl_image_pull to name@sha256:..."
-            )
-        pinned = (
-            f"{image_parts.repository_of(self.reference)}"
-            f"@{image_parts.digest_of(self.reference, image)}"
-        )
-        return (
-            f"{self.reference} is a tag, which moves: other hosts may get another image; set"
-            f" sgl_image_pull to {pinned}"
-        )
+        return image_parts.tag_warning(self.reference, image, "sgl_image_pull")
 
     def settle(self) -> None:
         """Nothing is noted of an image that is pulled."""

@@ -20,6 +20,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _file_systems as file_systems,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
@@ -36,6 +37,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 _GB = 10**9
 # A prep writes thousands of files.
 _LEAST_INODES = 10_000
+# What shows which part of a folder's content can go.
+_SHOWS = {"docker": " (`docker system df` shows what takes it)"}
 # Sources of a model that need to be told where from.
 _FROM = ("local", "controller", "hub")
 
@@ -74,6 +77,7 @@ class Options:
     image_source: str = "build"
     image_pull: str | None = None
     image_archive: str | None = None
+    image_archive_from: str = ""
     server_args: Sequence[str] = ()
     allow_root: bool = False
 
@@ -294,6 +298,8 @@ def _look_at_gpus(
     if docker.cli is not None and docker.answers and options.ready_for != "smoke" and not served:
         if lacking := gpu_health.toolkit_problem(docker.cli):
             found.lacking.append(lacking)
+        elif closed := gpu_access.problem():
+            found.lacking.append(closed)
         if docker.inspected is not None:
             # Which drivers it makes do with, only the image itself can say.
             its, requires = gpu_health.image_cuda(docker.inspected)
@@ -318,6 +324,8 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
     verdict = docker_health.judge(info, folders)
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)
+    if found.facts["devices"]["health"] and (warning := gpu_access.reload_warning(info)):
+        found.warnings.append(warning)
     for folder, reason, certain in file_systems.closed_to_root(folders, file_systems.mounts()):
         message = (
             f"Docker's daemon, which is root, {'cannot' if certain else 'may not'} enter {folder},"
@@ -342,21 +350,40 @@ def _look_at_container(
     """
     if options.ready_for not in ("stop", "smoke", "start", "prep"):
         return False
-    container, cli = docker.container, docker.cli
+    container, cli, other = docker.container, docker.cli, None
     if cli is not None and docker.answers:
         run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(cli, name))
-    if other := found.facts["run"].get("elsewhere"):
+        other = _other_of_tree(spec, options, container, cli)
+    live = found.facts["run"].get("elsewhere")
+    if live is not None:
         found.problems.append(
             f"sgl_container is {options.container}, but the run of {path_line(spec.telemetry)} is"
-            f" live in container {other}: set sgl_container to {other}, or stop that container"
-            " first"
+            f" live in container {live}: set sgl_container to {live}, or stop that container first"
         )
+    elif other is not None and (run_record.is_up(other) or options.ready_for != "stop"):
+        found.problems.append(
+            f"sgl_container is {options.container}, but {path_line(spec.telemetry)} is the"
+            f" telemetry folder of container {other['name']} ({other['status']}), and a tree has"
+            f" one container: set sgl_container to {other['name']}, or have playbooks/stop.yml"
+            " remove that container first"
+        )
+        return run_record.is_up(other)
     elif container is not None and container["status"] == "paused" and options.ready_for != "stop":
         found.problems.append(
             f"container {options.container} is paused: run `docker unpause {options.container}`, or"
             " stop it (playbooks/stop.yml)"
         )
-    return bool(other)
+    return live is not None
+
+
+def _other_of_tree(
+    spec: host_tree.Spec, options: Options, container: dict[str, Any] | None, cli: DockerCli
+) -> dict[str, Any] | None:
+    try:
+        return run_record.other_of_tree(cli, spec.telemetry, options.container, container)
+    except DockerError:
+        # What Docker does not say is a problem of its own.
+        return None
 
 
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
@@ -504,6 +531,7 @@ def _look_at_image_source(found: Findings, options: Options) -> None:
         )
     elif (
         options.image_source == "load"
+        and not options.image_archive_from
         and found.facts["docker"]["available"]
         and found.facts["image"] is None
     ):
@@ -600,10 +628,17 @@ def _look_at_space(found: Findings, docker: docker_health.Docker, options: Optio
             found.problems.append(reason)
         need = options.space_gb.get(name, 0.0) * _GB
         if room.free < need:
+            smaller = ""
+            if name == "docker" and options.gpus:
+                # Upstream's docker/Dockerfile: its target `runtime` has CUDA's compilers too.
+                smaller = (
+                    ", set sgl_image_base to a release's smaller image"
+                    " (lmsysorg/sglang:v<release>-runtime)"
+                )
             found.problems.append(
                 f"{path} has {room.free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted"
-                f" there before anything is written: free some, or set sgl_space_gb: {{{name}:"
-                f" {room.free / _GB:.1f}}} to go on with less"
+                f" there before anything is written: free some{_SHOWS.get(name, '')}{smaller}, or"
+                f" set sgl_space_gb: {{{name}: {room.free / _GB:.1f}}} to go on with less"
             )
 
 

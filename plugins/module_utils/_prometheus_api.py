@@ -663,12 +663,13 @@ class PrometheusClient:
         if isinstance(error, http.client.BadStatusLine) and str(error).startswith("\x15\x03"):
             return FinalError(f"{shown} speaks TLS; write https:// in url")
         if isinstance(
-            error, http.client.RemoteDisconnected | http.client.IncompleteRead | ConnectionError
+            error,
+            (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError),
         ):
             return NoAnswerError(
                 f"{shown} closed the connection before it had answered; check Prometheus' log"
             )
-        if isinstance(error, http.client.HTTPException | ValueError):
+        if isinstance(error, (http.client.HTTPException, ValueError)):
             return NoAnswerError(
                 f"what listens at {shown} does not speak HTTP as it should; check the port in url"
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts
     one_line,
     path_line,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    DockerCli,
+    beside,
+    same_folder,
+)
 
 _HOST_PATHS = (
     "telemetry_root",
@@ -42,8 +48,13 @@ _HOST_PATHS = (
 # Far above any real one; a reader on every converged run should not be fed a gigabyte.
 _MAX_BYTES = 32 * 2**20
 # The contract's, of one length: as text they are in the order of time.
-_PROFILES = next(mount.target for mount in places.MOUNTS if mount.folder == "profiles")
+_TELEMETRY, _PROFILES = (
+    next(mount.target for mount in places.MOUNTS if mount.folder == folder)
+    for folder in ("telemetry", "profiles")
+)
 _RESTART = "start the container again (playbooks/start.yml)"
+# How often, and after how many seconds, a lock that is held is looked at once more.
+_LOOKS, _LOOK_S = 3, 0.01
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
@@ -140,14 +151,41 @@ def note_elsewhere(
         run["reason"] = f"{run['run_id']} is live in container {other['name']}"
 
 
-def running_prep(record: RunRecord) -> dict[str, Any] | None:
-    """Id, pid, stage and arguments of the prep that runs in a live run; None where none does."""
+def other_of_tree(
+    docker: DockerCli, telemetry_root: str, name: str, container: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Another container than that of this name, or than what a replacement has beside it, which
+    has the tree: one that is up before one that is not. None where `container`, that of this name,
+    has the tree and is up. Raises DockerError.
+
+    Which container a tree has, its mounts say: records can be missing.
+    """
+    own = (name, *beside(name))
+    if container is not None and is_up(container) and _has_tree(container, telemetry_root):
+        return None
+    if not os.path.exists(telemetry_root):
+        return None
+    found = docker.mounting(telemetry_root, _TELEMETRY)
+    others = [each for each in found if each["name"] not in own]
+    return max(others, key=is_up, default=None)
+
+
+def _has_tree(container: dict[str, Any], telemetry_root: str) -> bool:
+    return same_folder(container.get("mounts", {}).get(_TELEMETRY), telemetry_root)
+
+
+def running_prep(record: RunRecord, profiles_root: str) -> dict[str, Any] | None:
+    """Id, pid, stage and arguments of the prep that runs in a live run; None where none does, or
+    where its record does not name it.
+    """
     try:
         job = _read_json(Path(record.paths["run_dir"]) / "job.json", record.top)
     except RecordError:
         # sgl-admin, which sets it aside, is asked before a prep begins.
         return None
-    if job is None or job.get("state") != "running" or not _held(_lock(record, places.LOCK_PREP)):
+    if job is None or job.get("state") != "running":
+        return None
+    if not _held(_lock(profiles_root, places.LOCK_PREP)):
         return None
     arguments = job.get("arguments")
     return {
@@ -156,60 +194,55 @@ def running_prep(record: RunRecord) -> dict[str, Any] | None:
     }
 
 
-def _lock(record: RunRecord, name: str) -> Path:
-    return Path(record.paths["profiles_root"]) / places.LOCKS / f"{name}.lock"
+def _lock(profiles_root: str, name: str) -> Path:
+    return Path(profiles_root) / places.LOCKS / f"{name}.lock"
 
 
-def in_use(record: RunRecord) -> list[str]:
-    """What goes on in a live run and would be lost with its container, in words: a benchmark's
-    server, a smoke, a prep whose record cannot be read (that of others is `running_prep`).
-    """
-    admin = f"docker exec {one_line(record.manifest['container_name'])} sgl-admin"
-    found = []
-    if _is_damaged(Path(record.paths["run_dir"]) / "job.json", record.top) and _held(
-        _lock(record, places.LOCK_PREP)
-    ):
-        found.append(f"a prep whose record cannot be read (wait for it: {admin} status --watch)")
-    if (Path(record.paths["run_dir"]) / "server.json").exists() and _held(
-        _lock(record, places.LOCK_SERVING)
-    ):
-        found.append(f"a server that was started for a benchmark (stop it: {admin} server stop)")
-    if (Path(record.paths["run_dir"]) / "smokes").exists() and _held(
-        _lock(record, places.LOCK_SMOKE)
-    ):
-        found.append(f"a smoke (wait for it: {admin} smoke status --wait 600)")
-    return found
-
-
-def _is_damaged(path: Path, top: Path) -> bool:
-    """Whether a record is there that does not say in which state its work is."""
-    try:
-        record = _read_json(path, top)
-    except RecordError:
-        return True
-    return record is not None and not isinstance(record.get("state"), str)
-
-
-# What holds each lock, for a container whose records say nothing: then the locks alone tell.
+# What holds each lock, and how sgl-admin ends it or waits for it.
 _HOLDERS = {
-    places.LOCK_PREP: "a prep",
-    places.LOCK_SERVING: "a server that was started for a benchmark",
-    places.LOCK_SMOKE: "a smoke",
+    places.LOCK_PREP: ("a prep", "wait for it: {admin} status --watch"),
+    places.LOCK_SERVING: (
+        "a server that was started for a benchmark",
+        "stop it: {admin} server stop",
+    ),
+    places.LOCK_SMOKE: ("a smoke", "wait for it: {admin} smoke status --wait 600"),
 }
 
 
-def in_use_by_locks(container: dict[str, Any]) -> list[str]:
-    """What goes on in a container whose run cannot be read, in words. A lock that another container
-    of the same caches holds counts too: what cannot be read counts as in use.
+def in_use(
+    container: dict[str, Any],
+    profiles_root: str,
+    live: bool = False,
+    prep: dict[str, Any] | None = None,
+) -> list[str]:
+    """What goes on in a container and would be lost with it, in words; without its prep, where
+    that is known by its record. Its locks tell, and no record does: one can be missing, be an
+    earlier one, or be of another release. A lock that cannot be read counts as held, and so does
+    one that another container of these caches holds.
+
+    sgl-admin can end what runs where the run is live.
     """
-    profiles = container.get("mounts", {}).get(_PROFILES)
-    if profiles is None or not is_up(container):
+    if not is_up(container):
         return []
-    folder = Path(profiles) / places.LOCKS
-    locks = {folder / f"{name}.lock": words for name, words in _HOLDERS.items()}
-    return [
-        f"{words} ({path_line(str(lock))} is held)" for lock, words in locks.items() if _held(lock)
-    ]
+    admin = f"docker exec {one_line(container['name'])} sgl-admin"
+    found = []
+    for name, (words, remedy) in _HOLDERS.items():
+        if name == places.LOCK_PREP and prep is not None:
+            continue
+        lock = _lock(profiles_root, name)
+        if _held(lock) or _held_without_name(lock, container["pid"]):
+            ends = f"; {remedy.format(admin=admin)}" if live else ""
+            found.append(f"{words} ({path_line(str(lock))} is held{ends})")
+    return found
+
+
+def _profiles(container: dict[str, Any], record: RunRecord | None) -> str | None:
+    """Where a container's caches and locks are on the host. Docker says it; the container's live
+    record counts only where Docker does not.
+    """
+    recorded = record.paths["profiles_root"] if record is not None else None
+    found: str | None = container.get("mounts", {}).get(_PROFILES, recorded)
+    return found
 
 
 def is_up(container: dict[str, Any]) -> bool:
@@ -219,15 +252,47 @@ def is_up(container: dict[str, Any]) -> bool:
 
 def _held(lock: Path) -> bool:
     """Whether some process holds the lock: a prep that was killed does not, whatever its record
-    says. One that may not be read counts as held.
+    says. One that cannot be read counts as held.
     """
-    try:
-        with open(safe_tree.open_file(str(lock), str(lock.parent.parent)), "rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return True
-    except (OSError, ValueError):
+    for attempt in range(_LOOKS):
+        try:
+            with open(safe_tree.open_file(str(lock), str(lock.parent.parent)), "rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            # Who only looks, as this does, holds it for a moment.
+            if attempt < _LOOKS - 1:
+                time.sleep(_LOOK_S)
+            continue
+        except (OSError, ValueError):
+            return True
         return False
+    return True
+
+
+def _held_without_name(lock: Path, pid: int) -> bool:
+    """Whether a process of the container whose first one is `pid` has a lock open whose file was
+    removed: it holds that lock still, and whoever comes next makes another file.
+    """
+    if lock.exists():
+        return False
+    try:
+        container = os.readlink(f"/proc/{pid}/ns/pid")
+        others = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return False
+    ending = f"{places.LOCKS}/{lock.name} (deleted)"
+    for other in others:
+        try:
+            if os.readlink(f"/proc/{other}/ns/pid") != container:
+                continue
+            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{other}/fd")]
+        except OSError:
+            # It ended meanwhile, or is another user's.
+            continue
+        if any(link.endswith(ending) for link in links):
+            return True
     return False
 
 
@@ -240,10 +305,13 @@ def summary(
     is. `elsewhere` is left to note_elsewhere.
     """
     live = record is not None and reason is None
-    if live and record is not None:
-        used = in_use(record)
-    else:
-        used = in_use_by_locks(container) if container else []
+    prep, used = None, []
+    if container is not None:
+        running = record if live else None
+        profiles = _profiles(container, running)
+        if profiles is not None:
+            prep = running_prep(running, profiles) if running is not None else None
+            used = in_use(container, profiles, live, prep)
     return {
         "live": live,
         "reason": reason,
@@ -252,7 +320,7 @@ def summary(
         "paths": record.paths if record else None,
         "prep_result": record.prep_result if record else None,
         "metrics_ready": live and record is not None and record.metrics_ready,
-        "prep": running_prep(record) if live and record is not None else None,
+        "prep": prep,
         "in_use": used,
         "elsewhere": None,
     }

@@ -294,7 +294,7 @@ def weights(name: str, shape: tuple[int, ...], seed: int) -> bytes:
     return b"".join(
         map(
             _NORMAL.__getitem__,
-            map(sum, zip(noise[0::4], noise[1::4], noise[2::4], noise[3::4], strict=True)),
+            map(sum, zip(noise[0::4], noise[1::4], noise[2::4], noise[3::4])),
         )
     )
 
@@ -327,9 +327,7 @@ def files(seed: int) -> dict[str, bytes]:
     halves = (made[:cut], made[cut:])
     index = {
         "metadata": {"total_size": sum(len(part[2]) for part in made)},
-        "weight_map": {
-            part[0]: shard for shard, half in zip(SHARDS, halves, strict=True) for part in half
-        },
+        "weight_map": {part[0]: shard for shard, half in zip(SHARDS, halves) for part in half},
     }
     return {
         "config.json": _json_bytes(config()),
@@ -337,7 +335,7 @@ def files(seed: int) -> dict[str, bytes]:
         "tokenizer.json": _json_bytes(_tokenizer()),
         "tokenizer_config.json": _json_bytes(_tokenizer_config()),
         INDEX: _json_bytes(index),
-        **{shard: safetensors(half) for shard, half in zip(SHARDS, halves, strict=True)},
+        **{shard: safetensors(half) for shard, half in zip(SHARDS, halves)},
     }
 
 

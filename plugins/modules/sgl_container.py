@@ -27,7 +27,7 @@ options:
         is ready.
       - V(checked) asks the image whether a container with these options could start, and whether
         its server takes O(server_args). It changes nothing.
-      - V(absent) stops and removes it.
+      - V(absent) stops and removes it, unless a prep, a benchmark's server or a smoke runs in it.
     type: str
     choices: [started, checked, absent]
     default: started
@@ -87,6 +87,10 @@ options:
   telemetry_root:
     description: The telemetry folder on the host, which has the run's record.
     type: path
+  force:
+    description: With O(state=absent), end what runs in the container too.
+    type: bool
+    default: false
   server_args:
     description: Arguments of the server, which the image's SGLang is asked for.
     type: list
@@ -227,8 +231,10 @@ class ContainerModule:
         return {"changed": False}
 
     def absent(self) -> dict[str, Any]:
-        found = self.stack.present() if self.module.check_mode else self.stack.removed()
-        return {"changed": found}
+        force = self.params["force"]
+        if self.module.check_mode:
+            return {"changed": bool(self.stack.may_be_removed(force))}
+        return {"changed": self.stack.removed(force)}
 
 
 def _shown(found: dict[str, Any] | None) -> dict[str, Any]:
@@ -279,6 +285,7 @@ def main() -> None:
             "digest": {"type": "str"},
             "outdated": {"type": "str"},
             "telemetry_root": {"type": "path"},
+            "force": {"type": "bool", "default": False},
             "server_args": texts,
             "checked": {"type": "bool", "default": False},
             "start_timeout": {"type": "float", "default": 60},

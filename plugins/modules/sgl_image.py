@@ -16,7 +16,8 @@ description:
     kept once it is done. Its bases are
     pulled, or for the local flavour a Debian base is made by debootstrap (needs root, once); the
     Python packages come by the host's own
-    pip, with its indexes, find-links, proxy and CA bundle, checked by digest; the programs of the
+    pip, with its indexes, find-links, proxy and CA bundle, or by the controller's where the host's
+    cannot fetch them, checked by digest; the programs of the
     services from their release archives,
     checked by digest; then C(docker build) with BuildKit.
   - With O(source=pull) or O(source=load), it comes from a registry or from an archive.
@@ -75,8 +76,16 @@ options:
     type: str
   download_dir:
     description: Folder on the host with release archives that somebody put there, under their own
-      names. They are checked all the same.
+      names, and with the sums files of releases whose digests are not pinned. They are checked all
+      the same.
     type: path
+  require_digests:
+    description:
+      - Whether a release archive whose digest neither the recipe nor O(downloads) has is refused.
+      - By default it is checked against the sums file that its release publishes, fetched over TLS
+        once and then kept, with a warning that says how to pin it.
+    type: bool
+    default: false
   pull:
     description:
       - Reference of the image for O(source=pull), best with its digest
@@ -114,6 +123,10 @@ options:
     default: check
   context_archive:
     description: The build context on the host. Set by the action plugin.
+    type: path
+  wheels_archive:
+    description: The Python packages on the host, where its own pip cannot fetch them. Set by the
+      action plugin.
     type: path
 attributes:
   check_mode:
@@ -173,6 +186,7 @@ next_step:
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -193,6 +207,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     Loaded,
     Pulled,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_wheels import NoWheels
 
 
 def main() -> None:
@@ -209,6 +224,7 @@ def main() -> None:
             "downloads": {"type": "dict", "default": {}},
             "download_mirror": {"type": "str"},
             "download_dir": {"type": "path"},
+            "require_digests": {"type": "bool", "default": False},
             "pull": {"type": "str"},
             "archive": {"type": "path"},
             "archive_sha256": {"type": "str"},
@@ -222,6 +238,7 @@ def main() -> None:
                 "default": "check",
             },
             "context_archive": {"type": "path"},
+            "wheels_archive": {"type": "path"},
         },
         required_if=[("source", "pull", ("pull",)), ("source", "load", ("archive",))],
         supports_check_mode=True,
@@ -312,12 +329,7 @@ def build_image(module: AnsibleModule) -> None:
             given["base_suite"],
             given["build_dir"],
             given["platform"],
-            Sources(
-                {"DCGM_IMAGE": given["dcgm_image"]} if given["dcgm_image"] else {},
-                given["downloads"],
-                given["download_mirror"],
-                given["download_dir"],
-            ),
+            sources(given),
         )
         before = build.found()
     except ImageError as error:
@@ -346,12 +358,25 @@ def build_image(module: AnsibleModule) -> None:
         )
     try:
         with build.alone():
-            module.exit_json(inputs=inputs, **make(build, given))
+            module.exit_json(inputs=inputs, **make(build, given, module.warn))
+    except NoWheels as error:
+        wheels = {"requirements": error.requirements, "machine": error.machine}
+        module.fail_json(msg=str(error), inputs=inputs, wheels=wheels)
     except (DockerError, ImageError, OSError) as error:
         module.fail_json(msg=str(error), inputs=inputs)
 
 
-def make(build: ImageBuild, given: dict[str, Any]) -> dict[str, Any]:
+def sources(given: dict[str, Any]) -> Sources:
+    return Sources(
+        {"DCGM_IMAGE": given["dcgm_image"]} if given["dcgm_image"] else {},
+        given["downloads"],
+        given["download_mirror"],
+        given["download_dir"],
+        given["require_digests"],
+    )
+
+
+def make(build: ImageBuild, given: dict[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
     """Do one step; tell the next."""
     image = context = None
     if given["context_archive"]:
@@ -362,11 +387,13 @@ def make(build: ImageBuild, given: dict[str, Any]) -> dict[str, Any]:
         if given["step"] == "base" and context:
             build.make_base(context)
         elif given["step"] == "wheels" and context:
-            build.fetch_wheels(context)
+            build.fetch_wheels(context, given["wheels_archive"])
         elif given["step"] == "downloads" and context:
             build.fetch_programs(context)
         elif given["step"] == "build" and context:
             image = build.build(context, given["git_revision"])
+            for warning in build.warnings(context):
+                warn(warning)
         return {"changed": image is not None, "image": image, "next_step": build.next_step(context)}
     finally:
         if context:

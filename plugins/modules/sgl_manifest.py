@@ -187,6 +187,8 @@ class ManifestModule:
                 " pointer"
             )
         present = self.has_pointer() and self.unknown is None
+        if present:
+            self.demand_tree(container)
         if present and run["run_id"] is None and container is not None and container["running"]:
             # It cannot be followed, so it may be the running container's.
             raise run_record.RecordError(f"container {self.name} runs, and {run['reason']}")
@@ -196,6 +198,23 @@ class ManifestModule:
         names = f"{pointer} names {run['run_id'] or 'no run that can be read'}\n"
         diff = {"before": names if present else "", "after": ""}
         return {"changed": present, "waited_s": 0.0, "diff": diff, **run}
+
+    def demand_tree(self, container: dict[str, Any] | None) -> None:
+        """Raises RecordError where the tree is that of another container, which is up: the pointer
+        may be its own, whatever it names.
+        """
+        try:
+            other = run_record.other_of_tree(
+                self.docker(), self.telemetry_root, self.name, container
+            )
+        except DockerMissing:
+            return
+        if other is not None and run_record.is_up(other):
+            raise run_record.RecordError(
+                f"the pointer is not that of container {self.name}, because"
+                f" {self.telemetry_root} is the telemetry folder of container {other['name']}"
+                f" ({other['status']}): name {other['name']}"
+            )
 
 
 def main() -> None:

@@ -259,6 +259,7 @@ class Report:
             "smoke": {key: smoke.get(key) for key in _SMOKE_KEYS} if "exit_code" in smoke else None,
             **_as_found(info),
             "model": _model(about),
+            "chosen": (about.get("server") or {}).get("chosen") or [],
             "device": _device(info),
             "versions": (
                 {name: about.get(key) for name, key in _VERSIONS.items()} if about else None
@@ -271,6 +272,7 @@ class Report:
                 name: {key: stage.get(key) for key in _STAGE_KEYS}
                 for name, stage in (result.get("stages") or {}).items()
             },
+            "moe_gain": _moe_gain(result),
             # What check mode says of the stages.
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
@@ -327,6 +329,13 @@ def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
         for name in STAGES
     }
     return {name: round(sum(seconds), 3) for name, seconds in ran.items() if seconds}
+
+
+def _moe_gain(result: dict[str, Any]) -> dict[str, Any] | None:
+    """What the MoE configurations bring; None where nothing was measured."""
+    stage = (result.get("stages") or {}).get("moe_tune") or {}
+    gain: dict[str, Any] | None = (stage.get("artifacts") or {}).get("gain")
+    return gain
 
 
 def _made(stages: dict[str, Any], stage: str) -> bool:

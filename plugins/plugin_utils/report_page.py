@@ -64,6 +64,7 @@ _ADDED_LATER: dict[str, Any] = {
     "group": None,
     "work_s": {},
     "shared": {"made": [], "gave": [], "took": []},
+    "chosen": [],
 }
 
 # Beyond so many hosts with work of their own, what each one's work took is told on its own part of
@@ -120,6 +121,7 @@ def render(report: dict[str, Any]) -> str:
         counts={name: standings.count(name) for name in STANDINGS},
         problems=findings(hosts, problems_of),
         warnings=findings(hosts, lambda host: [(text, None) for text in host["warnings"]]),
+        chosen=findings(hosts, chosen_for),
         stages=STAGES,
         timeline=timeline(report),
         caches=[name for name in CACHES if any(name in (host["caches"] or {}) for host in hosts)],
@@ -136,6 +138,11 @@ def standing(host: dict[str, Any]) -> str:
     if host.get("unfinished"):
         return "not finished"
     return "ready" if host["metrics_ready"] is True else "no proof"
+
+
+def chosen_for(host: dict[str, Any]) -> list[Said]:
+    """The server's arguments that were chosen for the operator, each with its reason."""
+    return [(f"{' '.join(each['arguments'])}: {each['reason']}", None) for each in host["chosen"]]
 
 
 def problems_of(host: dict[str, Any]) -> list[Said]:

@@ -6,7 +6,7 @@ a folder that holds all that is the engine's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +74,20 @@ class Death:
 class FusedExperts(Protocol):
     """The engine's fused experts in the tuner's own process, which has torch and a GPU."""
 
-    def configured(self, config: dict[str, int]) -> AbstractContextManager[None]:
-        """Calls in it are launched with this configuration."""
+    def reading(
+        self, up: Mapping[int, dict[str, Any]] | None, down: Mapping[int, dict[str, Any]] | None
+    ) -> AbstractContextManager[None]:
+        """Calls in it are launched as if these were the files of the two projections; without one
+        for the up projection, with the engine's defaults.
+        """
+
+    def recorded(self) -> AbstractContextManager[list[dict[str, Any]]]:
+        """Calls in it do not launch the two projections' kernels: what each would be launched with
+        is kept, the up projection's first.
+        """
+
+    def launch(self, recorded: Mapping[str, Any], config: dict[str, Any]) -> None:
+        """Launch a recorded kernel with this configuration."""
 
     def topk_output(self, weights: Any, ids: Any, logits: Any) -> Any:
         """The choice of experts that `call` takes."""
@@ -96,6 +108,14 @@ class Release(Protocol):
 
     def tracing_arguments(self, manifest: dict[str, Any]) -> list[str]:
         """Of the server, where the run's manifest says that tracing runs."""
+
+    @property
+    def down_files(self) -> bool:
+        """Whether it reads configurations of the down projection alone, with TMA or without."""
+
+    @property
+    def up_tma(self) -> bool:
+        """Whether the up projection can load by TMA."""
 
     @property
     def ungated(self) -> bool:
@@ -150,6 +170,12 @@ class MoeConfigs(Protocol):
     def main_name(self, file_name: str) -> str:
         """The file whose neighbour for the down projection this is; itself where it is none."""
 
+    def nearest_devices(self, device_name: str, sm: int) -> list[str]:
+        """Other GPUs of its kind that the engine brings files for, the nearest first."""
+
+    def most_tokens(self, arguments: Sequence[str]) -> int:
+        """How many tokens a server of these arguments puts through its experts at once."""
+
     def looked_up(self, lines: Iterable[str]) -> list[str]:
         """The files that a server says in its log that it looked up, found or not."""
 
@@ -174,6 +200,14 @@ class Engine(Protocol):
 
     def version(self) -> str | None:
         """The installed version; None where it is not installed."""
+
+    def packages_problem(self, environment: Mapping[str, str]) -> str | None:
+        """Why packages of this image that hold kernels would not be taken by the library that they
+        are for, in a server with this environment; None where they would.
+        """
+
+    def byte_code_environment(self, folder: Path) -> dict[str, str]:
+        """Variables that lead Python's byte code to a folder, where the image lacks it."""
 
     def deep_gemm_version(self) -> str | None:
         """The version of the DeepGEMM that it brings."""
@@ -221,6 +255,9 @@ class Engine(Protocol):
         """Those of the server's variables that can change what is compiled: of the ones that are
         set for it, and of the ones that it inherits.
         """
+
+    def inherited(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What a server inherits of this process's environment: not what is only sgl-admin's."""
 
     def experts_split(self, arguments: tuple[str, ...], tp: int) -> Split:
         """How a server with these arguments splits its experts."""

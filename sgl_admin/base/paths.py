@@ -21,14 +21,21 @@ PROMETHEUS = TELEMETRY / places.PROMETHEUS
 JAEGER = TELEMETRY / places.JAEGER
 LOCKS = PROFILES / places.LOCKS
 IN_PROGRESS = PROFILES / places.IN_PROGRESS
+BYTE_CODE = PROFILES / places.BYTE_CODE
 # What an import has not placed yet.
 INCOMING = PROFILES / places.INCOMING
+# What a rebuild has not replaced yet.
+REBUILDING = PROFILES / places.REBUILDING
 
 # Not on a bind mount: each start of the container begins with its own.
 STATE = Path("/var/lib/sgl")
 LIVE_RUN = STATE / "run_id"
 FLAVOUR = Path("/etc/sgl/flavour.json")
 IMAGE_FACTS = Path("/etc/sgl/image.json")
+
+# Folders of the container itself that programs write into.
+HOME = Path(places.HOME)
+TMP, VAR_TMP = (Path(folder) for folder in places.SCRATCH)
 
 # Each of these names in the container, and below which folder of a root its place is found
 # (`relocate`).
@@ -37,6 +44,10 @@ _PLACES = (
     *((Path(mount.target), mount.folder) for mount in places.MOUNTS),
     (STATE, "state"),
     (Path("/etc/sgl"), "state"),
+    # Without a container these are the machine's, and none of a run's business.
+    (HOME, "state/home"),
+    (TMP, "state/tmp"),
+    (VAR_TMP, "state/tmp"),
 )
 
 _HOST_ROOTS: tuple[tuple[Path, str], ...] = tuple(

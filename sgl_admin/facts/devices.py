@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -43,8 +44,9 @@ _UNANSWERED = (
     _MISMATCH,
 )
 _RECREATE = (
-    "the container has lost its GPUs' devices, as after systemctl daemon-reload: recreate it"
-    " (playbooks/stop.yml, prep.yml), and see nvidia-ctk system create-dev-char-symlinks"
+    "the container has lost its GPUs' devices, as after `systemctl daemon-reload`: recreate it"
+    " (playbooks/stop.yml, then prep.yml), and run `nvidia-ctk system create-dev-char-symlinks"
+    " --create-all` as root on the host, so that it does not come again"
 )
 _RESET = "see its Xid in dmesg on the host, and reset the GPU (nvidia-smi --gpu-reset) or reboot"
 # What helps where NVML fails as a whole.
@@ -56,7 +58,8 @@ _REMEDIES = {
     "NVMLError_GpuIsLost": _RESET,
     "NVMLError_ResetRequired": _RESET,
     "NVMLError_NoPermission": (
-        "this container's user may not open the GPU's device files (/dev/nvidia0): have the driver"
+        "this container's user may not open the GPU's device files (/dev/nvidia0): recreate it"
+        " (playbooks/stop.yml, then prep.yml), which gives it the files' group, or have the driver"
         " open them to all (NVreg_DeviceFileMode=0666)"
     ),
     "NVMLError_Unknown": _RECREATE,
@@ -110,7 +113,7 @@ def find(visible: str | None = None) -> Devices:
         for gpu in gpus:
             _refuse_mig(nvml, gpu)
         names = [_answer(nvml, nvml.nvmlDeviceGetName, gpu) for gpu in gpus]
-        cuda = _answer(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+        cuda = _libcuda_version() or _answer(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
         capability = _answer(nvml, nvml.nvmlDeviceGetCudaComputeCapability, gpus[0])
         return Devices(
             name=_name(nvml, gpus[0]),
@@ -121,6 +124,20 @@ def find(visible: str | None = None) -> Devices:
             cuda_version=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
             kinds=tuple(dict.fromkeys(filter(None, names))),
         )
+
+
+def _libcuda_version() -> int | None:
+    """The CUDA of the libcuda that this container's programs load, as CUDA counts it: the driver's,
+    or that of the image's compatibility libraries, of which NVML need not know. None where there is
+    none to ask. No GPU is opened for it.
+    """
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        version = ctypes.c_int()
+        failed = library.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return version.value if not failed and version.value > 0 else None
 
 
 def _refuse_mig(nvml: Any, gpu: Any) -> None:
@@ -165,6 +182,15 @@ def processes(
             for pid, memory in held.items()
             if memory >= least_mib * _MIB and _group(pid) not in own
         ]
+
+
+def memory(visible: str | None = None) -> list[tuple[int, int]]:
+    """Of each visible GPU that tells, how many MiB of its memory are free, and how many it has."""
+    with _nvml() as nvml:
+        answers = [
+            _answer(nvml, nvml.nvmlDeviceGetMemoryInfo, gpu) for gpu in _visible(nvml, visible)
+        ]
+    return [(each.free // _MIB, each.total // _MIB) for each in answers if each is not None]
 
 
 def throttles(visible: str | None = None) -> list[str]:

@@ -13,6 +13,11 @@ from sgl_admin.facts.devices import Devices
 
 # The driver lets go of an ended process's memory a moment after its end.
 _PATIENCE_S = 15.0
+# Below this part of a GPU's memory something has taken of it; the driver's own is far less.
+_LEAST_FREE = 0.9
+# CUDA on a 64-bit Arm: its GPU's memory is memory of the host too. Since R570 the kernel keeps its
+# page cache out of it (cscs-docs#216).
+_GRACE, _KEEPS_OUT = "aarch64", 570
 # What a cold server of an 80B FP8 model writes into its caches, and some more.
 _CACHE_BYTES = 2 << 30
 
@@ -59,6 +64,28 @@ def wait_until_free(visible: str | None = None) -> None:
                 f"the GPU is in use by {named}: end that, or wait for its end, and run this again",
             )
         time.sleep(0.5)
+
+
+def held_memory(found: Devices, visible: str | None = None) -> str | None:
+    """What to say of a GPU whose memory is not free although no process is seen that holds it; None
+    where it is free.
+    """
+    held = [(free, total) for free, total in devices.memory(visible) if free < total * _LEAST_FREE]
+    if not held:
+        return None
+    free, total = min(held)
+    before = f"{free} of {total} MiB of a GPU's memory are free before the server starts, and no"
+    driver = found.driver_version
+    if found.cpu_arch == _GRACE and driver and _major(driver) < _KEEPS_OUT:
+        return (
+            f"{before} process holds the rest: with a driver before {_KEEPS_OUT} (here"
+            f" {driver}) a Grace host keeps its page cache there; update the driver,"
+            " or empty the cache as root (sync; echo 1 > /proc/sys/vm/drop_caches)"
+        )
+    return (
+        f"{before} process that this container sees holds the rest: look on the host (nvidia-smi),"
+        " and end what holds it"
+    )
 
 
 def check_free_space() -> None:

@@ -5,6 +5,7 @@ versions came with it.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import re
 import subprocess
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--base-name", required=True)
     parser.add_argument("--base-digest", required=True)
     parser.add_argument("--git-revision", default="unknown")
+    # Of each release archive: its file, its digest, and whether that was pinned.
+    parser.add_argument("--downloads", type=json.loads, default={})
     arguments = parser.parse_args()
     flavour = files.read_json(paths.FLAVOUR) or {}
     files.write_json(
@@ -48,6 +51,7 @@ def main() -> None:
             "image_inputs": arguments.inputs,
             "base_image": {"name": arguments.base_name, "digest": arguments.base_digest},
             "git_revision": arguments.git_revision,
+            "downloads": arguments.downloads,
             "versions": {
                 ENGINE.name: ENGINE.version(),
                 "torch": versions.installed("torch"),

@@ -18,8 +18,8 @@ from sgl_admin.base import clock, files, locks, paths
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import start_time
 from sgl_admin.contract import processes
-from sgl_admin.contract.services import BY_NAME, LOOPBACK, SERVICES, SGLANG
-from sgl_admin.init import surfaces
+from sgl_admin.contract.services import BY_NAME, LOOPBACK, SERVICES, SGLANG, Service
+from sgl_admin.init import dcgm, surfaces
 from sgl_admin.init.services import Settings, of_image
 from sgl_admin.init.surfaces import Observed
 from sgl_admin.records import caches, job, run
@@ -197,7 +197,7 @@ def wait_for_services(
             service = BY_NAME[name]
             if name in states:
                 continue
-            if answers(settings, settings.ports[service.ports[0].name], service.page):
+            if is_ready(service, settings):
                 states[name] = "running"
             elif time.monotonic() - began >= service.ready_timeout_s or ending.is_set():
                 states[name] = "failed"
@@ -205,14 +205,22 @@ def wait_for_services(
     return {name: states[name] for name in names}
 
 
-def answers(settings: Settings, port: int, path: str) -> bool:
+def is_ready(service: Service, settings: Settings) -> bool:
+    # Whether dcgm-exporter gives profiling metrics is known a few seconds after its first page.
+    settled = service.name != "dcgm_exporter" or dcgm.chosen().settled
+    return settled and answers(settings, service)
+
+
+def answers(settings: Settings, service: Service) -> bool:
+    """Whether its page says 200 and shows what it must."""
+    port = settings.ports[service.ports[0].name]
     connection = http.client.HTTPConnection(settings.reachable, port, timeout=2)
     try:
-        connection.request("GET", path)
+        connection.request("GET", service.page)
         response = connection.getresponse()
         # Read to its end: a connection closed before is an error line in the service's log.
-        response.read()
-        return response.status == 200
+        text = response.read()
+        return response.status == 200 and service.shows.encode() in b"\n" + text
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -34,7 +34,7 @@ def describe(observed: Observed) -> tuple[dict[str, Surface], list[str]]:
     if surfaces["tracing"]["status"] == "degraded":
         warnings.append(f"tracing: {surfaces['tracing']['details']}")
     if surfaces["dcgm_metrics"]["status"] == "degraded":
-        warnings.append(dcgm.WARNING)
+        warnings.append(dcgm.warning(dcgm.chosen()))
     return surfaces, warnings
 
 
@@ -83,7 +83,7 @@ def _running(service: Service, observed: Observed) -> str:
 def _lacks(service: Service, observed: Observed) -> str | None:
     """What a service that runs cannot do, in words."""
     if service.name == "dcgm_exporter" and not dcgm.chosen().profiling:
-        return "profiling metrics need SYS_ADMIN"
+        return dcgm.chosen().reason
     if service.name == "jaeger" and (missing := ENGINE.missing_tracing_packages()):
         return (
             f"{_running(service, observed)}; the server sends no traces, as its Python lacks"

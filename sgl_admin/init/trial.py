@@ -103,7 +103,7 @@ def _ends(process: subprocess.Popen[bytes], settings: Settings, service: Service
     """Whether it ends before it answers."""
     deadline = time.monotonic() + service.ready_timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        if publish.answers(settings, settings.ports[service.ports[0].name], service.page):
+        if publish.answers(settings, service):
             return False
         time.sleep(_POLL_S)
     return process.poll() is not None

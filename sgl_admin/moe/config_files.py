@@ -7,19 +7,24 @@ The variable replaces SGLang's built-in folder, so its files must be there too.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.engine import Lookup, Release
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.contract.records import is_integer
+from sgl_admin.moe import tables, verdict
 from sgl_admin.moe.space import Config
+from sgl_admin.moe.tables import Pair
 from sgl_admin.records import caches
 from sgl_admin.sglang import ENGINE
 
 CACHE = "moe_configs"
-# Not part of the cache's content: which of the files came with SGLang, and which batch sizes of
-# ours come of which tuning.
+# Not part of the cache's content: which of the files are not ours (they came with SGLang, or stand
+# there until something is tuned), and which batch sizes of ours come of which tuning.
 _BUILT_IN = ".built_in.json"
 TUNED = ".tuned"
 
@@ -130,54 +135,195 @@ def read(path: Path) -> dict[int, Config]:
     return found if all(isinstance(config, dict) for config in found.values()) else {}
 
 
+def down_file(path: Path) -> Path:
+    """Its neighbour, for the down projection alone."""
+    return path.with_name(ENGINE.moe.down_name(path.name))
+
+
+def rows(path: Path) -> dict[int, Pair]:
+    """What a file and its neighbour have a server launch, by batch size; none where there is
+    none.
+    """
+    return tables.whole(_usable(read(path)), _usable(read(down_file(path))))
+
+
+def _usable(table: dict[int, Config]) -> dict[int, Config]:
+    """The rows that a server can start with."""
+    return {
+        size: config
+        for size, config in table.items()
+        if is_integer(config.get("BLOCK_SIZE_M")) and config["BLOCK_SIZE_M"] > 0
+    }
+
+
+# --- rivals
+
+
+def rivals(path: Path, release: Release, devices: Sequence[str], triton: str) -> dict[str, Any]:
+    """The tables of both projections that a tuned row has to beat, by name: SGLang's defaults, what
+    it ships for this GPU and for the nearest ones (`devices`), and what stands at `path` now.
+    """
+    lookup = ENGINE.moe.lookup(path.name)
+    found: dict[str, Any] = {verdict.DEFAULT: {"up": None, "down": None}}
+    source = release.built_in_moe_configs()
+    if source is not None and source.is_dir() and lookup is not None:
+        for number, device in enumerate(devices):
+            name = ENGINE.moe.file_name(lookup, device)
+            if up := _shipped(source, triton, name):
+                down = _shipped(source, triton, ENGINE.moe.down_name(name))
+                rival = verdict.SHIPPED if number == 0 else f"{verdict.NEAREST}:{device}"
+                found[rival] = {"up": up, "down": down or None}
+    if path.exists() and not _is_built_in(path):
+        if before := rows(path):
+            found[verdict.PREVIOUS] = {
+                "up": {size: pair.up for size, pair in before.items()},
+                "down": {size: pair.down for size, pair in before.items()},
+            }
+    return found
+
+
+def _shipped(source: Path, triton: str, name: str) -> dict[int, Config]:
+    """A file as SGLang finds it: of this Triton, or else of the newest one that has it."""
+    folders = sorted(
+        source.glob(ENGINE.moe.triton_folder("*")),
+        key=lambda each: [int(part) for part in re.findall(r"\d+", each.name)],
+        reverse=True,
+    )
+    for folder in (source / ENGINE.moe.triton_folder(triton), *folders):
+        if (folder / name).exists():
+            return read(folder / name)
+    return {}
+
+
+# --- ours
+
+
 def tuned_record(path: Path) -> Path:
     """Where it stands which batch sizes of the file come of which tuning."""
     return root() / TUNED / path.name
+
+
+def _record(path: Path, tuning: dict[str, Any], record_at: Path | None = None) -> dict[str, Any]:
+    """The record of this tuning; empty where it is another one's."""
+    try:
+        record = files.read_json(record_at or tuned_record(path)) or {}
+    except ValueError:
+        return {}
+    return record if record.get("tuning") == tuning else {}
 
 
 def tuned(path: Path, tuning: dict[str, Any], record_at: Path | None = None) -> dict[int, Config]:
     """What a tuning of this key has put into the file, by batch size; its record may lie
     elsewhere.
     """
-    try:
-        record = files.read_json(record_at or tuned_record(path)) or {}
-    except ValueError:
-        record = {}
-    if record.get("tuning") != tuning or not isinstance(record.get("batch_sizes"), list):
+    record = _record(path, tuning, record_at)
+    sizes = record.get("batch_sizes")
+    if not isinstance(sizes, list):
         return {}
-    present = read(path)
+    present = _usable(read(path))
+    # Where the other file is gone, SGLang would take this one's rows for it.
+    other = _usable(read(down_file(path))) if record.get("both") is True else present
     return {
         size: present[size]
-        for size in record["batch_sizes"]
-        if type(size) is int and size in present
+        for size in sizes
+        if is_integer(size) and size in present and size in other
     }
 
 
-def add(path: Path, tuning: dict[str, Any], size: int, config: Config) -> None:
-    """Add the tuned configuration of a batch size to the file.
+def gains(
+    path: Path, tuning: dict[str, Any], record_at: Path | None = None
+) -> dict[int, dict[str, Any]]:
+    """What was measured for each batch size (verdict.py); empty where that is not known."""
+    measured = _record(path, tuning, record_at).get("measured")
+    if not isinstance(measured, dict):
+        return {}
+    return {
+        int(size): row
+        for size, row in measured.items()
+        if size.isascii() and size.isdigit() and len(size) < 10 and verdict.is_row(row)
+    }
+
+
+def filled_to(path: Path, tuning: dict[str, Any], record_at: Path | None = None) -> int:
+    """Up to which size the rows between the tuned ones were measured and checked."""
+    largest = _record(path, tuning, record_at).get("filled_to")
+    return largest if is_integer(largest) else 0
+
+
+def filled(path: Path, tuning: dict[str, Any], largest: int) -> None:
+    """Note that the file answers for every size up to this one."""
+    if record := _record(path, tuning):
+        files.write_json(tuned_record(path), {**record, "filled_to": largest})
+
+
+def lay(path: Path, base: dict[int, Pair], both: bool) -> None:
+    """Have rows stand where there is no file, until what is tuned replaces them: with a few rows
+    alone, one of them would answer for every size.
+    """
+    if path.exists():
+        return
+    placed_of, placed = _built_in()
+    # Before they lie there, as what came with SGLang: they are not ours.
+    _note_built_in(placed_of, sorted({*placed, *_names(path)}))
+    _write_rows(path, base, both)
+
+
+def add(
+    path: Path,
+    tuning: dict[str, Any],
+    size: int,
+    up: Config,
+    down: Config | None = None,
+    row: dict[str, Any] | None = None,
+    both: bool = True,
+) -> None:
+    """Add the configurations of a batch size to the file and, where SGLang reads one for the down
+    projection (`both`), to its neighbour; without one, the down projection takes the same.
 
     Of the old ones those of the same tuning stay; those of SGLang's own, or of another tuning, are
     kept only where ours has none.
     """
-    ours = {**tuned(path, tuning), size: config}
-    union = dict(sorted({**read(path), **ours}.items()))
-    text = json.dumps({str(size): config for size, config in union.items()}, indent=4) + "\n"
-    files.write_text(path, text)
-    files.write_json(
-        tuned_record(path), {"schema_version": "1", "tuning": tuning, "batch_sizes": sorted(ours)}
-    )
+    ours = sorted({*tuned(path, tuning), size})
+    measured = {str(other): each for other, each in gains(path, tuning).items()}
+    record = {
+        "schema_version": "1",
+        "tuning": tuning,
+        "batch_sizes": ours,
+        "both": both,
+        "measured": {**measured, **({str(size): row} if row else {})},
+        "filled_to": filled_to(path, tuning),
+    }
+    _write_rows(path, {**rows(path), size: Pair(up, down or up)}, both)
+    files.write_json(tuned_record(path), record)
     _forget_built_in(path)
 
 
+def _write_rows(path: Path, pairs: dict[int, Pair], both: bool) -> None:
+    """The down projection's first: without the other file it only changes SGLang's defaults."""
+    ordered = dict(sorted(pairs.items()))
+    if both:
+        _write(down_file(path), {size: pair.down for size, pair in ordered.items()})
+    _write(path, {size: pair.up for size, pair in ordered.items()})
+
+
+def _write(path: Path, table: dict[int, Config]) -> None:
+    text = json.dumps({str(size): config for size, config in table.items()}, indent=4) + "\n"
+    files.write_text(path, text)
+
+
+def _names(path: Path) -> set[str]:
+    return {str(each.relative_to(configs())) for each in (path, down_file(path))}
+
+
+def _is_built_in(path: Path) -> bool:
+    return str(path.relative_to(configs())) in _built_in()[1]
+
+
 def _forget_built_in(path: Path) -> None:
-    """The file is ours from now on: a new SGLang does not replace it."""
+    """The files are ours from now on: a new SGLang does not replace them."""
     placed_of, placed = _built_in()
-    down = path.with_name(ENGINE.moe.down_name(path.name))
-    names = {str(each.relative_to(configs())) for each in (path, down)}
+    names = _names(path)
     if names & set(placed):
-        # It was tuned for another one; ours are measured with one configuration for both
-        # projections.
-        down.unlink(missing_ok=True)
         _note_built_in(placed_of, [name for name in placed if name not in names])
 
 

@@ -7,16 +7,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from sgl_admin.base import files
-from sgl_admin.moe.space import Config
+from sgl_admin.moe.tables import Pair, pair_of
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The row of a batch size, and what was measured for it (verdict.py)."""
+
+    pair: Pair
+    row: dict[str, Any]
 
 
 class Journal:
-    """Findings of one tuning, by number of configuration in its space. Its one writer appends; the
-    last line may be torn.
+    """Findings of one tuning, by number of the trial in its space, or by the key of a pair. Its one
+    writer appends; the last line may be torn.
     """
 
     def __init__(self, path: Path, tuning: dict[str, Any]) -> None:
@@ -24,14 +33,16 @@ class Journal:
         self.path = path
         # launch -> why it cannot be used: its compiler took too long, or crashed.
         self.dropped_launches: dict[str, str] = {}
-        # (batch size, configuration) -> why it cannot be used: it hung, it crashed, or it does not
+        # (batch size, trial or pair) -> why it cannot be used: it hung, it crashed, or it does not
         # fit the GPU.
-        self.dropped: dict[tuple[int, int], str] = {}
-        # batch size -> configuration -> microseconds of a first look.
+        self.dropped: dict[tuple[int, int | str], str] = {}
+        # batch size -> trial -> microseconds of a first look.
         self.looks: dict[int, dict[int, float]] = {}
-        self.best: dict[int, tuple[Config, float]] = {}
+        self.best: dict[int, Settled] = {}
+        # Neighbouring batch sizes between which the rows were checked.
+        self.checked: set[tuple[int, int]] = set()
         # What was being measured when the last line was written.
-        self.open: tuple[int, int] | None = None
+        self.open: tuple[int, int | str] | None = None
         known = False
         for line in self._lines():
             if line.get("tuning") is not None:
@@ -40,6 +51,7 @@ class Journal:
                 self._take(line)
         if not known:
             self.__dict__.update(dropped_launches={}, dropped={}, looks={}, best={}, open=None)
+            self.checked = set()
             files.write_text(path, json.dumps({"tuning": tuning}) + "\n")
         self._stream: TextIO | None = None
 
@@ -59,20 +71,26 @@ class Journal:
     def _take(self, line: dict[str, Any]) -> None:
         try:
             match line:
-                case {"measuring": [int(size), int(number)]}:
+                case {"measuring": [int(size), int() | str() as number]}:
                     self.open = (size, number)
-                case {"batch_size": int(size), "configuration": int(number), "us": float(us)}:
+                case {"measured": int()}:
+                    self.open = None
+                case {"batch_size": int(size), "trial": int(number), "us": float(us)}:
                     self.looks.setdefault(size, {})[number] = us
                     self.open = None
-                case {"batch_size": int(size), "configuration": int(number), "dropped": str(why)}:
+                case {
+                    "batch_size": int(size), "trial": int() | str() as number, "dropped": str(why)
+                }:  # fmt: skip
                     self.dropped[size, number] = why
                     self.open = None
                 case {"launch": str(launch), "dropped": str(why)}:
                     self.dropped_launches[launch] = why
-                case {"batch_size": int(size), "best": dict(config), "us": float(us)}:
-                    self.best[size] = (config, us)
+                case {"batch_size": int(size), "best": best, "row": dict(row)}:
+                    self.best[size] = Settled(pair_of(best), row)
                     self.open = None
-        except TypeError:
+                case {"checked": [int(low), int(high)]}:
+                    self.checked.add((low, high))
+        except (TypeError, ValueError):
             return
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -87,21 +105,27 @@ class Journal:
         # Into the kernel's hands: what kills this process does not take it along.
         self._stream.flush()
 
-    def measuring(self, size: int, number: int) -> None:
+    def measuring(self, size: int, number: int | str) -> None:
         self._write({"measuring": [size, number]})
 
-    def look(self, size: int, number: int, us: float) -> None:
-        self._write({"batch_size": size, "configuration": number, "us": float(us)})
+    def measured(self, size: int) -> None:
+        self._write({"measured": size})
 
-    def drop(self, size: int, number: int, why: str) -> None:
-        self._write({"batch_size": size, "configuration": number, "dropped": why})
+    def look(self, size: int, number: int, us: float) -> None:
+        self._write({"batch_size": size, "trial": number, "us": float(us)})
+
+    def drop(self, size: int, number: int | str, why: str) -> None:
+        self._write({"batch_size": size, "trial": number, "dropped": why})
 
     def drop_launch(self, launch: str, why: str) -> None:
         self._write({"launch": launch, "dropped": why})
 
-    def settle(self, size: int, config: Config, us: float) -> None:
-        """The best configuration of a batch size; on disk before this returns."""
-        self._write({"batch_size": size, "best": config, "us": float(us)})
+    def check(self, low: int, high: int) -> None:
+        self._write({"checked": [low, high]})
+
+    def settle(self, size: int, settled: Settled) -> None:
+        """The row of a batch size; on disk before this returns."""
+        self._write({"batch_size": size, "best": settled.pair.to_json(), "row": settled.row})
         assert self._stream is not None
         os.fsync(self._stream.fileno())
 

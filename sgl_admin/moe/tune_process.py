@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.moe import space
-from sgl_admin.moe.compiling import Compilers, Launch, Target
-from sgl_admin.moe.journal import Journal
+from sgl_admin.moe import space, verdict
+from sgl_admin.moe.compiling import Compilers, Target
+from sgl_admin.moe.journal import Journal, Settled
 from sgl_admin.moe.search import CannotRun, Search
 from sgl_admin.moe.shape import MoeShape
+from sgl_admin.moe.tables import Pair, pair_of
 from sgl_admin.moe.tuner import EXIT_CANNOT_RUN, EXIT_MEMORY
 from sgl_admin.sglang import ENGINE
 
@@ -49,7 +50,6 @@ def main() -> int:
 def tune(order: dict[str, Any], say: Any) -> int:
     """Tune as the order says, and tell of it; returns the exit code."""
     shape = MoeShape.from_json(order["shape"])
-    configs: list[space.Config] = order["configs"]
     journal = Journal(Path(order["journal"]), order["tuning"])
     # Where it is not known why that process ended, it may have been killed with all the others: the
     # configuration is tried again.
@@ -66,34 +66,8 @@ def tune(order: dict[str, Any], say: Any) -> int:
         compilers = Compilers(
             Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"]
         )
-        bench = FusedExperts(shape, release)
-        sizes: list[int] = order["batch_sizes"]
-        launches, known = _launches(bench, sizes, configs, say)
-
-        def compile_all(keys: Any, progress: Any) -> Any:
-            wanted = [known[key] for key in keys]
-            started = time.monotonic()
-            failed = compilers.compile(wanted, progress)
-            say(
-                compiled=len(wanted),
-                failed=len(failed),
-                seconds=round(time.monotonic() - started, 3),
-            )
-            return failed
-
-        search = Search(
-            configs,
-            launches,
-            journal,
-            bench,
-            compile_all,
-            lambda phase, done, total: say(phase=phase, done=done, total=total),
-        )
-        search.run(
-            lambda size, config, us: say(
-                batch_size=size, best=config, us=us, looked=search.looked, look_s=search.look_s
-            )
-        )
+        bench = FusedExperts(shape, release, tables_of(order["rivals"]))
+        _search(order, shape, journal, bench, compilers, say)
     except torch.cuda.OutOfMemoryError as error:
         print(f"sgl-admin: {error}", file=sys.stderr)
         return EXIT_MEMORY
@@ -107,22 +81,71 @@ def tune(order: dict[str, Any], say: Any) -> int:
     return 0
 
 
-def _launches(
-    bench: Any, sizes: list[int], configs: list[space.Config], say: Any
-) -> tuple[dict[int, list[tuple[str, ...]]], dict[str, Launch]]:
-    """What each configuration launches at each batch size, and the launches by their keys."""
-    known: dict[str, Launch] = {}
-    found: dict[int, list[tuple[str, ...]]] = {}
-    bench.warm(sizes, _WARM)
-    for done, size in enumerate(sizes):
-        say(phase="launches", done=done, total=len(sizes))
-        of_size: list[tuple[str, ...]] = [()] * len(configs)
-        for number, config in enumerate(configs):
-            launches = bench.launches(size, config)
-            known.update({launch.key: launch for launch in launches})
-            of_size[number] = tuple(launch.key for launch in launches)
-        found[size] = of_size
-    return found, known
+def _search(
+    order: dict[str, Any],
+    shape: MoeShape,
+    journal: Journal,
+    bench: Any,
+    compilers: Compilers,
+    say: Any,
+) -> None:
+    """Tune the sizes that were asked for, and fill the sizes between them. Raises CannotRun."""
+    sizes: list[int] = order["batch_sizes"]
+    ladder: list[int] = order["ladder"]
+
+    def compile_all(keys: Any, progress: Any) -> Any:
+        wanted = [bench.known(key) for key in keys]
+        started = time.monotonic()
+        failed = compilers.compile(wanted, progress)
+        say(
+            compiled=len(wanted),
+            failed=len(failed),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        return failed
+
+    search = Search(
+        space.trials(order["configs"], order["up_tma"], order["down_tma"]),
+        sizes,
+        shape.chosen / (shape.routed * shape.ranks),
+        journal,
+        bench,
+        compile_all,
+        lambda phase, done, total: say(phase=phase, done=done, total=total),
+    )
+
+    def found(size: int, settled: Settled) -> None:
+        say(
+            batch_size=size,
+            best=settled.pair.to_json(),
+            row=settled.row,
+            looked=search.looked,
+            look_s=search.look_s,
+        )
+
+    say(phase="launches", done=0, total=len(sizes))
+    bench.warm(sorted({*sizes, *ladder}), _WARM)
+    say(base={size: _base(bench.rivals(size)).to_json() for size in ladder})
+    search.run(found)
+    known = {int(size): pair_of(each) for size, each in order["known"].items()}
+    say(rows=search.fill(ladder, known, found))
+
+
+def _base(rivals: Any) -> Pair:
+    """What a server launches as long as nothing is tuned."""
+    pair: Pair = rivals.get(verdict.SHIPPED) or rivals[verdict.DEFAULT]
+    return pair
+
+
+def tables_of(rivals: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no numbers for keys."""
+    return {
+        name: tuple(
+            {int(size): config for size, config in table.items()} if table else None
+            for table in (each["up"], each["down"])
+        )
+        for name, each in rivals.items()
+    }
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from sgl_admin.moe import config_files
 from sgl_admin.moe.journal import Journal
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import Config
+from sgl_admin.moe.tables import Pair, pair_of
 from sgl_admin.sglang import ENGINE
 
 # How the process ends where beginning it again would not help.
@@ -54,6 +55,35 @@ _LOOK_S = 5.0
 _KERNEL_BYTES = 1_200_000
 
 
+# Each row as soon as it is known: its batch size, its launch configurations, what was measured.
+Found = Callable[[int, Pair, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be tuned beside the shape: the whole ladder of sizes that get a row, those of them
+    that have one, and the other tables that a row has to beat (config_files.rivals).
+    """
+
+    configs: list[Config]
+    ladder: list[int]
+    known: dict[int, Pair]
+    rivals: dict[str, Any]
+    up_tma: bool = False
+    down_tma: bool = False
+    # Told of the rows that stand until the tuned ones do.
+    base: Callable[[dict[int, Pair]], None] = lambda rows: None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "configs": self.configs,
+            "ladder": self.ladder,
+            "known": {str(size): pair.to_json() for size, pair in self.known.items()},
+            "up_tma": self.up_tma,
+            "down_tma": self.down_tma,
+        }
+
+
 @dataclass
 class Outcome:
     """What came of a tuning, for the stage's artifacts."""
@@ -66,6 +96,8 @@ class Outcome:
     looked: int = 0
     look_s: float = 0.0
     us: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    routing: list[str] = field(default_factory=lambda: ["uniform", "skewed"])
     dropped: int = 0
     restarts: int = 0
     throttled: list[str] = field(default_factory=list)
@@ -78,7 +110,7 @@ class Tuner:
     def __init__(
         self,
         shape: MoeShape,
-        configs: list[Config],
+        order: Order,
         tuning: dict[str, Any],
         sm: int,
         log: Path,
@@ -92,7 +124,7 @@ class Tuner:
         `on_group` is told the process group, to end it by.
         """
         self._shape = shape
-        self._configs = configs
+        self._order = order
         self._tuning = tuning
         self._sm = sm
         self._log = log
@@ -100,10 +132,10 @@ class Tuner:
         self._on_group = on_group
         self._environment = environment
         self.folder = config_files.work(tuning)
-        self.outcome = Outcome(configurations=len(configs))
+        self.outcome = Outcome(configurations=len(order.configs))
         self._ended = ""
 
-    def run(self, batch_sizes: list[int], found: Callable[[int, Config], None]) -> Outcome:
+    def run(self, batch_sizes: list[int], found: Found) -> Outcome:
         """Tune for these batch sizes; `found` is told of each configuration as soon as it is known.
         Raises StageFailure.
         """
@@ -125,23 +157,25 @@ class Tuner:
         return self.outcome
 
     def _check_space(self) -> None:
-        wanted = 2 * len(self._configs) * _KERNEL_BYTES
+        configurations = len(self._order.configs)
+        wanted = 4 * configurations * _KERNEL_BYTES
         if (free := shutil.disk_usage(self.folder).free) < wanted:
             raise StageFailure(
                 "insufficient_disk",
-                f"compiling {len(self._configs)} MoE configurations takes about {wanted >> 20} MiB"
+                f"compiling {configurations} MoE configurations takes about {wanted >> 20} MiB"
                 f" while it lasts, and {paths.to_host(self.folder)} has {free >> 20} MiB: free some"
                 " and run again",
             )
 
-    def _attempt(self, batch_sizes: list[int], found: Callable[[int, Config], None]) -> bool:
+    def _attempt(self, batch_sizes: list[int], found: Found) -> bool:
         """Whether the tuning was finished. Raises StageFailure where beginning it again would not
         help.
         """
         measured = self._measured()
         order = {
             "shape": self._shape.to_json(),
-            "configs": self._configs,
+            **self._order.to_json(),
+            "rivals": self._rivals(),
             "journal": str(self._journal),
             "tuning": self._tuning,
             "batch_sizes": batch_sizes,
@@ -174,6 +208,18 @@ class Tuner:
         self._ended = hung or ended(process.returncode)
         self._raise_hopeless(process.returncode if hung is None else None, measured)
         return False
+
+    def _rivals(self) -> dict[str, Any]:
+        """The tables that stood when this tuning began: its own first rows are none of them."""
+        path = self.folder / "rivals.json"
+        try:
+            noted = files.read_json(path) or {}
+        except ValueError:
+            noted = {}
+        if isinstance(noted.get("rivals"), dict):
+            return dict(noted["rivals"])
+        files.write_json(path, {"schema_version": "1", "rivals": self._order.rivals})
+        return self._order.rivals
 
     def _begin(self, order: dict[str, Any], tells: int) -> subprocess.Popen[bytes]:
         """The process, begun once it is noted and ended with this one (gate.py); it tells on the
@@ -263,7 +309,7 @@ class Tuner:
         except FileNotFoundError:
             return 0
 
-    def _follow(self, stream: int, found: Callable[[int, Config], None]) -> str | None:
+    def _follow(self, stream: int, found: Found) -> str | None:
         """Read what the process tells until it ends; returns why it has to be ended, or None."""
         buffer = b""
         patience_s, looked_at, heard_at = _STALL_S, -math.inf, time.monotonic()
@@ -283,7 +329,7 @@ class Tuner:
             for line in lines:
                 patience_s = self._take(json.loads(line), found)
 
-    def _take(self, told: dict[str, Any], found: Callable[[int, Config], None]) -> float:
+    def _take(self, told: dict[str, Any], found: Found) -> float:
         """Do what a line tells; returns for how many seconds the next one may be awaited."""
         match told:
             case {"phase": str(phase), "done": int(done), "total": int(total)}:
@@ -303,8 +349,8 @@ class Tuner:
                 self.outcome.compile_s = round(self.outcome.compile_s + seconds, 3)
             case {
                 "batch_size": int(size),
-                "best": dict(config),
-                "us": float(us),
+                "best": dict(best),
+                "row": dict(row),
                 "looked": int(looked),
                 "look_s": float(look_s),
             }:
@@ -312,8 +358,12 @@ class Tuner:
                 # One that was begun again tells what was found before, too.
                 if size not in self.outcome.batch_sizes:
                     self.outcome.batch_sizes.append(size)
-                    self.outcome.us[str(size)] = round(us, 3)
-                    found(size, config)
+                    self.outcome.us[str(size)] = row["after"]
+                    found(size, pair_of(best), row)
+            case {"base": dict(base)}:
+                self._order.base({int(size): pair_of(each) for size, each in base.items()})
+            case {"rows": list(rows)}:
+                self.outcome.rows = len(rows)
         return _STALL_S
 
     def _look_at_clocks(self) -> None:

@@ -4,7 +4,6 @@ proof, then the records.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,9 +19,8 @@ from sgl_admin.moe import config_files
 from sgl_admin.prep import result, summary
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.prep.progress import Progress
-from sgl_admin.prep.result import Outcome, Record
-from sgl_admin.records import caches
-from sgl_admin.records.caches import SignatureRecord
+from sgl_admin.prep.result import NewFiles, Outcome, Record
+from sgl_admin.records import caches, compiled, rebuilding
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe
 from sgl_admin.serving.warmup import Warmup
@@ -63,8 +61,9 @@ class Execution(Interruptible):
         self._warnings = list(plan.warnings)
         self._started, self._started_at = time.monotonic(), clock.utc()
         self._progress = Progress(job)
-        # What the caches held before anything ran.
+        # What the caches, and the container outside of them, held before anything ran.
         self._cached: caches.Listing = {}
+        self._outside: compiled.Outside = {}
         self._warmup = Warmup(
             plan.run.run_id,
             plan.server_argv,
@@ -75,6 +74,15 @@ class Execution(Interruptible):
             self._progress.server_starting,
             self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
         )
+        # What a server makes is set aside for a rebuild; a tuning replaces its own piece by piece.
+        self._rebuilds = [
+            decision
+            for decision in plan.decisions
+            if decision.action == "run"
+            and decision.signature is not None
+            and decision.stage.server_made
+            and plan.request.stages[decision.stage.name] == "rebuild"
+        ]
         self._context = replace(
             plan.context,
             warmup=self._warmup,
@@ -98,11 +106,16 @@ class Execution(Interruptible):
         set_aside(self.plan, self._warnings)
         self._cached = caches.listing()
         before = caches.sizes(self._cached)
+        if not self.plan.nothing_to_do:
+            self._outside = compiled.outside()
         try:
             stages = self._run_stages()
             proof = self._proof()
         finally:
             cleanup_failure = self._close_server()
+        self._record_late_files(stages)
+        after = self._cached if self.plan.nothing_to_do else caches.listing()
+        new_files = self._new_files(after)
         outcome = Outcome(
             self.job.record["prep_id"],
             self._started_at,
@@ -111,8 +124,9 @@ class Execution(Interruptible):
             proof,
             cleanup_failure,
             before,
-            before if self.plan.nothing_to_do else caches.sizes(caches.listing()),
+            caches.sizes(after),
             self._warnings,
+            new_files,
         )
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)
@@ -134,13 +148,17 @@ class Execution(Interruptible):
 
     def _run_stages(self) -> dict[str, Record]:
         records = {}
-        for decision in self.plan.decisions:
-            record = self._stage(decision)
-            if record["status"] == "error":
-                record["status_code"] = decision.stage.contract.exit_code
-                self._interrupted = self._interrupted or record["error_type"] == "interrupted"
-            records[decision.stage.name] = record
-            result.write_stage(self.plan.run.run_id, record, self._warnings)
+        try:
+            for decision in self.plan.decisions:
+                record = self._stage(decision)
+                if record["status"] == "error":
+                    record["status_code"] = decision.stage.contract.exit_code
+                    self._interrupted = self._interrupted or record["error_type"] == "interrupted"
+                records[decision.stage.name] = record
+                result.write_stage(self.plan.run.run_id, record, self._warnings)
+        finally:
+            # What a rebuild that failed did not replace.
+            rebuilding.put_back()
         return records
 
     def _stage(self, decision: Decision) -> Record:
@@ -190,18 +208,57 @@ class Execution(Interruptible):
                 lock.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
             with self._marked(stage):
                 with self._may_be_interrupted():
-                    if self.plan.request.stages[stage.name] == "rebuild":
-                        _clear(stage)
+                    self._begin_rebuilds()
                     artifacts = stage.run(self._context)
                 # What the stage learned from the server may have changed its signature.
                 signature = stage.signature(self._context)
-                record = SignatureRecord(stage.name, stage.caches, signature)
-                if stage.server_made:
-                    artifacts["compiled_files"] = caches.changed(stage.caches, self._cached)
+                record = stage.record(signature)
+                made = caches.changed(stage.caches, self._cached) if stage.server_made else None
+                if made is not None:
+                    artifacts["compiled_files"] = len(made)
                 artifacts["files"] = record.write(
-                    stage.content(self._context), served=self._context.served_identity
+                    stage.content(self._context), self._context.served_identity, made
                 )
+                rebuilding.replaced(record)
         return artifacts, signature
+
+    def _record_late_files(self, records: dict[str, Record]) -> None:
+        """What the server compiled after a stage was recorded is part of that stage's work too."""
+        for decision in self.plan.decisions:
+            stage, record = decision.stage, records[decision.stage.name]
+            if not stage.server_made or record["status"] not in ("ok", "noop"):
+                continue
+            vouched = stage.record(record["signature"])
+            recorded = set(vouched.content())
+            made = caches.changed(stage.caches, self._cached)
+            if recorded.issuperset(made):
+                continue
+            with locked(stage.name, _LOCK_TIMEOUT_S):
+                summary = vouched.write(None, self._context.served_identity, made)
+            record["artifacts"]["files"] = summary
+            result.write_stage(self.plan.run.run_id, record, self._warnings)
+
+    def _new_files(self, cached: caches.Listing) -> NewFiles:
+        """What this prep compiled, and where; a warning says what a new container would lack."""
+        if self.plan.nothing_to_do:
+            return NewFiles([], [])
+        found = NewFiles(
+            sorted(map(str, caches.new_files(cached, self._cached))),
+            compiled.new_outside(compiled.outside(), self._outside),
+        )
+        if warning := found.warning:
+            self._warnings.append(warning)
+        return found
+
+    def _begin_rebuilds(self) -> None:
+        """Before the first server starts: set aside what it is to make again for any stage, once
+        nothing that is known beforehand keeps it from starting. Raises StageFailure.
+        """
+        if self._rebuilds:
+            self._warmup.make_way()
+            while self._rebuilds:
+                record = self._rebuilds.pop(0).record
+                rebuilding.set_aside(record, record.own(self._warnings))
 
     @contextmanager
     def _marked(self, stage: Stage) -> Iterator[None]:
@@ -264,14 +321,9 @@ class Execution(Interruptible):
         environment, release = self.plan.server_environment, self.plan.context.release
         assert release is not None
         gpu_fit.check_free_space()
-        gpu_fit.wait_until_free(environment.get(devices.VISIBLE))
+        visible = environment.get(devices.VISIBLE)
+        gpu_fit.wait_until_free(visible)
+        held = gpu_fit.held_memory(self.plan.context.devices, visible)
+        if held and held not in self._warnings:
+            self._warnings.append(held)
         config_files.make_ready(environment[ENGINE.moe.variable], release)
-
-
-def _clear(stage: Stage) -> None:
-    for cache in stage.caches:
-        for entry in (paths.PROFILES / cache).iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()

@@ -6,6 +6,7 @@ It writes nothing, sets no environment variable and uses no network.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -219,7 +220,8 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
     # The prep is for the devices that its server will see.
     found = devices.find(environment.get(devices.VISIBLE))
     gpu_fit.check(found, request.tp, findings.warn)
-    for warning in (unknown, *loaded.warnings):
+    mismatch = ENGINE.packages_problem({**os.environ, **environment}) if found.cuda else None
+    for warning in (unknown, *loaded.warnings, mismatch):
         if warning:
             findings.warn(warning)
     choices = tuple(ENGINE.choices(arguments, found.compute_capability))
@@ -252,9 +254,14 @@ def _served_identity(context: Context) -> str:
 
 
 def _server_environment(environment: dict[str, str], found: Devices) -> dict[str, str]:
+    environment = {**ENGINE.byte_code_environment(paths.BYTE_CODE), **environment}
     if not found.cuda:
         return environment
-    return {**ENGINE.gpu_environment(config_files.root()), **environment}
+    return {
+        **ENGINE.gpu_environment(config_files.root()),
+        **caches.driver_environment(found.driver_version),
+        **environment,
+    }
 
 
 def _server_arguments(
@@ -322,10 +329,10 @@ def _compare_with_previous(
     """Warn where this prep changes which server `sgl-admin server start` starts."""
     previous = findings.read(paths.prep_result(run_id), RESULT_SHAPE)
     before = previous["run"].get("server") if previous else None
-    if not isinstance(before, dict) or (before.get("argv"), before.get("env")) == (
-        argv,
-        environment,
-    ):
+    if not isinstance(before, dict) or not isinstance(before.get("env"), dict):
+        return
+    # Where caches are, as for another driver, is no setting of the operator's.
+    if (before.get("argv"), caches.settings(before["env"])) == (argv, caches.settings(environment)):
         return
     identity = str(before.get("identity", ""))
     remedy = f" (the one before: --identity {prepared.short(identity)})" if identity else ""

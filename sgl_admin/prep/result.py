@@ -26,6 +26,40 @@ _STAGE_SHAPE: files.Shape = {
 }
 
 
+# So many files a record names.
+_MOST_NAMED = 200
+
+
+@dataclass(frozen=True)
+class NewFiles:
+    """Files that a prep made: in the caches, and in the container outside of them."""
+
+    cached: list[str]
+    outside: list[str]
+
+    @property
+    def warning(self) -> str | None:
+        if not self.outside:
+            return None
+        shown = ", ".join(map(files.printable, self.outside[:5]))
+        more = f" and {len(self.outside) - 5} more" if len(self.outside) > 5 else ""
+        return (
+            f"the server left files outside of the caches, which a new container lacks: {shown}"
+            f"{more}; lead what writes them to a folder of /profiles (sgl_server_env)"
+        )
+
+    def to_json(self) -> Record:
+        below = f"{paths.PROFILES}/"
+        return {
+            "in_caches": len(self.cached),
+            "cache_files": [
+                files.printable(path.removeprefix(below)) for path in self.cached[:_MOST_NAMED]
+            ],
+            "outside": len(self.outside),
+            "outside_files": [files.printable(path) for path in self.outside[:_MOST_NAMED]],
+        }
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of an executed plan."""
@@ -40,6 +74,7 @@ class Outcome:
     sizes_before: dict[str, dict[str, int]]
     sizes_after: dict[str, dict[str, int]]
     warnings: list[str]
+    new_files: NewFiles
 
     @property
     def wanted(self) -> list[Record]:
@@ -121,6 +156,7 @@ def aggregate(plan: Plan, outcome: Outcome) -> Record:
         "errors": outcome.errors,
         "warnings": outcome.warnings,
         "profile_cache": {"before": outcome.sizes_before, "after": outcome.sizes_after},
+        "new_files": outcome.new_files.to_json(),
     }
 
 

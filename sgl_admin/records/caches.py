@@ -8,42 +8,42 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
-from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.places import CACHE_VARIABLES, CACHES
 from sgl_admin.contract.records import canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
+from sgl_admin.records import compiled
 
-# What a compiler leaves beside its results: not part of a cache's content.
-_SCRATCH = re.compile(r"(\.lock$|\.tmp$|\.tmp\.|^tmp)")
 RECORDS = ".signatures"
 # What a tuning keeps while it lasts.
 WORK = ".tuning"
+# What the driver compiles.
+_DRIVER_CACHE = "cuda"
 # Of one cache, how many servers a record names that ran with it: the last ones.
 _MOST_SERVERS = 64
+# In a record: which of the files its work made. Of a signature: what tells of which model it is.
+_MADE = "made"
+_OF_MODEL = ("model_config", "model_files")
 RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 
 def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
     """Each content file of a cache with its stat; folders that vanish meanwhile are passed over."""
-    folders = [paths.PROFILES / cache]
-    while folders:
-        try:
-            entries = list(os.scandir(folders.pop()))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name not in (RECORDS, WORK):
-                    folders.append(Path(entry.path))
-            elif entry.is_file(follow_symlinks=False) and not _SCRATCH.search(entry.name):
-                try:
-                    yield Path(entry.path), entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
+    return compiled.content(cache, (RECORDS, WORK))
+
+
+@dataclass(frozen=True)
+class _Vouched:
+    """What a record says: the files that it vouches for, and which of them its work made."""
+
+    signature: dict[str, Any]
+    named: set[str]
+    made: set[str] | None
 
 
 class SignatureRecord:
@@ -54,6 +54,7 @@ class SignatureRecord:
     """
 
     def __init__(self, stage: str, caches: tuple[str, ...], signature: dict[str, Any]) -> None:
+        self.stage = stage
         self.caches = caches
         self.signature = signature
         self.path = paths.PROFILES / caches[0] / RECORDS / f"{stage}-{digest(signature)}.json"
@@ -87,11 +88,18 @@ class SignatureRecord:
             self.problem([])
         return identity in (self._served or ())
 
-    def write(self, content: Iterable[Path] | None = None, served: str = "") -> dict[str, Any]:
+    def write(
+        self,
+        content: Iterable[Path] | None = None,
+        served: str = "",
+        made: Iterable[Path] | None = None,
+    ) -> dict[str, Any]:
         """Vouch for these files, or for all that the caches hold now; returns the record's summary
-        of them. `served` is the server that ran with them.
+        of them. `served` is the server that ran with them, `made` are those that the work made now,
+        where that is known.
         """
         self.problem([])
+        makers = self._made(made)
         known = [identity for identity in self._served or () if identity != served]
         listed: dict[str, int] = {}
         latest = 0.0
@@ -114,10 +122,89 @@ class SignatureRecord:
                 "summary": summary,
                 "files": listed,
                 "served": [*known, *filter(None, [served])][-_MOST_SERVERS:],
+                **({} if makers is None else {_MADE: sorted(makers & listed.keys())}),
             },
         )
         self._served = None
         return summary
+
+    def _made(self, now: Iterable[Path] | None) -> set[str] | None:
+        """The names of all files that this signature's work has made so far; None where that is
+        not known of an earlier part of it.
+        """
+        before = self._read(self.path)
+        if now is None or (before is not None and before.made is None):
+            return None if before is None else before.made
+        names = {str(path.relative_to(paths.PROFILES)) for path in now}
+        return names | (before.made or set() if before is not None else set())
+
+    def own(self, warnings: list[str]) -> list[Path]:
+        """The files that work for this model made, in this stage's caches: what a rebuild
+        replaces.
+
+        Several models may have been served with the same caches, and each one's record names all
+        that they hold. Where a record does not say what was made, as those of earlier releases, all
+        that it names is its own unless another model's does; and where another one cannot be read,
+        nothing is known to be this one's.
+        """
+        mine: set[str] = set()
+        others: set[str] = set()
+        for path in (paths.PROFILES / self.caches[0] / RECORDS).glob(f"{self.stage}-*.json"):
+            record = self._read(path)
+            if record is None and path != self.path:
+                warnings.append(
+                    f"{self.stage} is rebuilt beside what its caches hold, as {path} cannot be"
+                    " read, and what it vouches for must stay"
+                )
+                return []
+            if record is not None:
+                known = record.named if record.made is None else record.made
+                if path == self.path or self._same_model(record.signature):
+                    mine |= known
+                else:
+                    others |= known
+        if mine and not mine - others:
+            warnings.append(
+                f"{self.stage} is rebuilt beside what its caches hold, as other models' records"
+                " vouch for all of it"
+            )
+        found = [paths.PROFILES / name for name in sorted(mine - others)]
+        return [path for path in found if path.is_file() and not path.is_symlink()]
+
+    def named_by_others(self) -> set[str]:
+        """The files that other records of this stage vouch for."""
+        folder = paths.PROFILES / self.caches[0] / RECORDS
+        others = (path for path in folder.glob(f"{self.stage}-*.json") if path != self.path)
+        return {name for path in others if (record := self._read(path)) for name in record.named}
+
+    def _same_model(self, signature: dict[str, Any]) -> bool:
+        own, other = (
+            {key: found[key] for key in _OF_MODEL if key in found}
+            for found in (self.signature, signature)
+        )
+        return len(other) == len(_OF_MODEL) and digest(own) == digest(other)
+
+    def _read(self, path: Path) -> _Vouched | None:
+        """What a record says of the files in this stage's caches; None where it cannot be read."""
+        try:
+            record = files.read_record(path, RECORD_SHAPE)
+        except (OSError, ValueError):
+            return None
+        if record is None:
+            return None
+        made = record.get(_MADE)
+        return _Vouched(
+            record["signature"],
+            {name for name in record["files"] if self._in_caches(name)},
+            {name for name in made if isinstance(name, str) and self._in_caches(name)}
+            if isinstance(made, list)
+            else None,
+        )
+
+    def _in_caches(self, name: str) -> bool:
+        """A record is but a file: it may name anything."""
+        parts = Path(name).parts
+        return parts[:1] != () and parts[0] in self.caches and not {"..", RECORDS} & {*parts}
 
     def summary(self) -> dict[str, Any] | None:
         return (files.read_json(self.path) or {}).get("summary")
@@ -140,7 +227,8 @@ def missing_file(record: dict[str, Any]) -> str | None:
     """The first file of a record that is gone or has another size."""
     for name, size in record["files"].items():
         try:
-            if os.stat(paths.PROFILES / name).st_size != size:
+            actual = os.stat(paths.PROFILES / name).st_size
+            if actual != size and not compiled.is_rewritten(name):
                 return f"{files.printable(name)} has changed its size"
         except (OSError, ValueError):
             return f"{files.printable(name)} is missing"
@@ -178,13 +266,32 @@ def sizes(listed: Listing) -> dict[str, dict[str, int]]:
     }
 
 
-def changed(names: Iterable[str], before: Listing) -> int:
-    """How many files of these caches are new or other ones since."""
-    return sum(
-        before[cache].get(path) != now
-        for cache, known in listing(names).items()
-        for path, now in known.items()
-    )
+def changed(names: Iterable[str], before: Listing) -> list[Path]:
+    """The files of these caches that are new or other ones since."""
+    return new_files(listing(names), before)
+
+
+def new_files(now: Listing, before: Listing) -> list[Path]:
+    """The files of the first listing that the second lacks, or has otherwise."""
+    return [
+        path
+        for cache, known in now.items()
+        for path, state in known.items()
+        if before[cache].get(path) != state
+    ]
+
+
+def driver_environment(driver_version: str | None) -> dict[str, str]:
+    """Leads what the driver itself compiles to a folder for this driver: no other one reads it."""
+    if driver_version is None:
+        return {}
+    folder = paths.PROFILES / _DRIVER_CACHE / re.sub(r"[^\w.]", "_", driver_version)
+    return dict.fromkeys(CACHES[_DRIVER_CACHE], str(folder))
+
+
+def settings(environment: dict[str, Any]) -> dict[str, Any]:
+    """A server's environment but for where its caches are."""
+    return {name: value for name, value in environment.items() if name not in CACHE_VARIABLES}
 
 
 def _describe(cache: str, stage: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sgl_admin.base import clock, failures, files, paths
 from sgl_admin.base.locks import held
 from sgl_admin.base.processes import end_noted, start_time
 from sgl_admin.contract import places
+from sgl_admin.records import rebuilding
 from sgl_admin.records.request import Request
 
 LOCK = places.LOCK_PREP
@@ -131,9 +132,10 @@ def running() -> bool:
 
 
 def settle(run_id: str, warnings: list[str]) -> None:
-    """With the prep lock held: whatever record says it runs is of a dead process. Say so in it, and
-    end its server.
+    """With the prep lock held: whatever record says it runs is of a dead process. Say so in it, end
+    its server, and put back what it was about to replace.
     """
+    rebuilding.settle(warnings)
     record = read(run_id, warnings)
     if record is None or record.get("state") != RUNNING:
         return

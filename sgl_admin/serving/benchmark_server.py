@@ -281,15 +281,31 @@ def claim(run_id: str) -> int:
             "port_busy",
             f"{_HELD}, and runs a server of its own: wait for its end, and run this again",
         ) from error
-    record = read(run_id)
-    if record is not None and record["state"] == RUNNING:
+    try:
+        _demand_no_server(read(run_id))
+    except BaseException:
         os.close(lock)
-        raise StageFailure(
-            "port_busy",
-            f"{record['server_id']} serves at port {record['port']}: stop it first (sgl-admin"
-            " server stop)",
-        )
+        raise
     return lock
+
+
+def _demand_no_server(record: dict[str, Any] | None) -> None:
+    """Raises StageFailure(port_busy) where a server was started for a benchmark, and lives: its
+    lock tells, whatever the record says.
+    """
+    if record is not None and record["state"] == ENDED:
+        # Its leader is gone; what is left of it may hold the GPU.
+        end_noted(record["pgid"], record["start_ticks"])
+    if record is not None and record["state"] == RUNNING:
+        words = f"{record['server_id']} serves at port {record['port']}"
+    elif locks.held(SERVES):
+        words = (
+            "a server that was started for a benchmark holds"
+            f" {paths.to_host(paths.LOCKS) or paths.LOCKS}/{SERVES}.lock"
+        )
+    else:
+        return
+    raise StageFailure("port_busy", f"{words}: stop it first (sgl-admin server stop)")
 
 
 @contextmanager

@@ -73,7 +73,8 @@ class Server:
     def group(self) -> int | None:
         return self._process.pid if self._process else self._group
 
-    def start(self) -> None:
+    def demand_free_port(self) -> None:
+        """Raises StageFailure(port_busy) where another process listens at its port."""
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -84,6 +85,9 @@ class Server:
                     f"port {self.port} on {HOST} is taken by {ports.holder(self.port)}: stop it"
                     f" (sgl-admin server stop, where it is one of ours; {error})",
                 ) from error
+
+    def start(self) -> None:
+        self.demand_free_port()
         self._oom_kills = oom_kills()
         with open(self.log, "ab") as output:
             self.log_start = output.tell()
@@ -96,7 +100,7 @@ class Server:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **self.environment},
+                    env={**ENGINE.inherited(os.environ), **self.environment},
                     cwd=os.environ.get("HOME", "/"),
                 )
             except ValueError as error:

@@ -51,6 +51,21 @@ class Warmup:
         self.first_sampled_request_s: float | None = None
         self.ledger = TokenLedger(self._server)
 
+    def make_way(self) -> None:
+        """Have the server's place, and see that nothing which is known beforehand keeps a server
+        from starting; what does fails every later start too. Raises StageFailure and OSError.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._started:
+            return
+        try:
+            self.keep_place()
+            self._server.demand_free_port()
+        except (StageFailure, OSError) as failure:
+            self._failure = failure
+            raise
+
     def start(self) -> None:
         """Start the server once; a start that failed fails every later need in the same way,
         without another try.

@@ -235,6 +235,14 @@ CAUSES = (
     ),
     Cause(
         _UNKNOWN,
+        # Whose kernel it was, is not said: it shows at a later call. DeepGEMM's do it on GH200
+        # (vllm#49183, open).
+        (r"illegal memory access was encountered",),
+        "a kernel crashed, on a GH200 perhaps DeepGEMM's: leave that out"
+        " (SGLANG_ENABLE_JIT_DEEPGEMM=0 in sgl_server_env), or choose another --attention-backend",
+    ),
+    Cause(
+        _UNKNOWN,
         (r"safetensorerror", r"headertoolarge", r"while deserializing header"),
         "a file of the model is damaged: stage the model again (sgl_model_stage)",
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sgl_admin.sglang import (
     api,
     arguments,
@@ -25,6 +27,8 @@ class SGLang:
     moe = MoeConfigs()
 
     version = staticmethod(packages.version)
+    packages_problem = staticmethod(packages.mismatch)
+    byte_code_environment = staticmethod(packages.byte_code_environment)
     deep_gemm_version = staticmethod(packages.deep_gemm_version)
     release = staticmethod(releases.installed)
 
@@ -36,6 +40,11 @@ class SGLang:
     argument_problem = staticmethod(arguments.problem)
     kernel_arguments = staticmethod(kernels.kernel_arguments)
     kernel_environment = staticmethod(kernels.kernel_environment)
+
+    @staticmethod
+    def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+        return kernels.inherited(environment, releases.installed()[0].since)
+
     experts_split = staticmethod(split.split)
     choices = staticmethod(choices.choices)
     missing_tracing_packages = staticmethod(tracing.missing_packages)

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+_INVOKE, _LOOK_UP = "invoke_fused_moe_kernel", "get_moe_configs"
+
+Table = Mapping[int, dict[str, Any]]
 
 
 class FusedExperts:
     """As base.engine.FusedExperts says."""
 
     def __init__(
-        self, module: str, override: str, experts: int, everywhere: int, gated: bool
+        self, module: str, configs: str, experts: int, everywhere: int, gated: bool
     ) -> None:
-        """`module` holds the call; `override` is the package whose `override_config` it heeds.
+        """`module` holds the call; `configs` is the module that looks configurations up.
 
         Where there are more experts `everywhere` than here, SGLang compiles another kernel, which
         leaves out the tokens of the others.
         """
         _publish_server_args()
         self._module = importlib.import_module(module)
-        # Where the configuration is overridden is a package that the module belongs to.
-        self._override = importlib.import_module(override)
+        self._configs = importlib.import_module(configs)
+        self._invoke = getattr(self._module, _INVOKE)
+        self._signature = inspect.signature(self._invoke)
         runner = importlib.import_module("sglang.srt.layers.moe.moe_runner")
         wanted: dict[str, Any] = {
             "num_experts": everywhere,
@@ -42,13 +47,36 @@ class FusedExperts:
         self._topk_output = importlib.import_module("sglang.srt.layers.moe.topk").StandardTopKOutput
 
     @contextmanager
-    def configured(self, config: dict[str, int]) -> Iterator[None]:
+    def reading(self, up: Table | None, down: Table | None) -> Iterator[None]:
+        def look_up(*_: Any, down_moe: bool = False, **__: Any) -> dict[int, Any] | None:
+            # Without a file for the down projection, SGLang takes the other one for it.
+            table = (down or up) if down_moe else up
+            # It takes what it finds out of the rows.
+            return {size: dict(config) for size, config in table.items()} if table else None
+
+        # Its own keeps what it has read for ever.
+        real = getattr(self._configs, _LOOK_UP)
+        setattr(self._configs, _LOOK_UP, look_up)
         try:
-            with self._override.override_config(dict(config)):
-                yield
+            yield
         finally:
-            # SGLang's own context manager leaves it in place when the call in it fails.
-            setattr(self._override, "_config", None)  # noqa: B010 - a name of SGLang's
+            setattr(self._configs, _LOOK_UP, real)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[dict[str, Any]]]:
+        kept: list[dict[str, Any]] = []
+
+        def keep(*words: Any, **options: Any) -> None:
+            kept.append(dict(self._signature.bind(*words, **options).arguments))
+
+        setattr(self._module, _INVOKE, keep)
+        try:
+            yield kept
+        finally:
+            setattr(self._module, _INVOKE, self._invoke)
+
+    def launch(self, recorded: Mapping[str, Any], config: dict[str, Any]) -> None:
+        self._invoke(**{**recorded, "config": config})
 
     def topk_output(self, weights: Any, ids: Any, logits: Any) -> Any:
         return self._topk_output(weights, ids, logits)

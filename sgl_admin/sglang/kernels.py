@@ -50,8 +50,15 @@ LENGTHS = frozenset(
     """.split()
 )
 
+# This package's own variables begin with SGL_, as older ones of SGLang do.
+_OWN = r"""
+    SGL_(ADMIN|HOST|REPORT)_\w+
+    | SGL_(ADMIN|CONTAINER_NAME|IMAGE|IMAGE_ID|PYTHON|BIND_ADDRESS|REPETITIONS|\w+_PORT)
+    | SGL_(SCRAPE_INTERVAL|RETENTION|TSDB_RETENTION\w*|TRACE_RETENTION|FUZZ_EXAMPLES|BENCH_CALLS)
+    """
+_OWN_VARIABLES = re.compile(_OWN, re.VERBOSE)
 # Places, logs, downloads, credentials, telemetry, who talks to whom: nothing that is compiled
-# depends on them. This package's own variables begin with SGL_ as older ones of SGLang do.
+# depends on them.
 _INERT_VARIABLES = re.compile(
     r"""
     (HF|HUGGINGFACE)_(HOME|HUB_.*|TOKEN|ENDPOINT|DATASETS_.*|XET_.*) | HUGGING_FACE_HUB_TOKEN
@@ -62,21 +69,22 @@ _INERT_VARIABLES = re.compile(
     | SGLANG_(PORT|GRPC_PORT|TCP_STORE_PORT|BACKUP_PORT_BASE) | MASTER_(ADDR|PORT)
     | OTEL_\w+ | PROMETHEUS_MULTIPROC_DIR | (EXA|OPENAI|WANDB)_API_KEY
     | (http|https|no|all)_proxy | (HTTP|HTTPS|NO|ALL)_PROXY
-    | PYTHON(UNBUFFERED|WARNINGS|DONTWRITEBYTECODE|FAULTHANDLER) | NO_COLOR | TERM | TQDM_\w+
-    | LANG | LC_\w+ | TZ | HOSTNAME | CUDA_(VISIBLE_DEVICES|DEVICE_ORDER)
-    | SGL_(ADMIN|HOST|TEST|REPORT)_\w+
-    | SGL_(ADMIN|CONTAINER_NAME|IMAGE|IMAGE_ID|PYTHON|BIND_ADDRESS|REPETITIONS|\w+_PORT)
-    | SGL_(SCRAPE_INTERVAL|RETENTION|TSDB_RETENTION\w*|TRACE_RETENTION|FUZZ_EXAMPLES|BENCH_CALLS)
-    """,
+    | PYTHON(UNBUFFERED|WARNINGS|DONTWRITEBYTECODE|PYCACHEPREFIX|FAULTHANDLER)
+    | NO_COLOR | TERM | TQDM_\w+ | LANG | LC_\w+ | TZ | HOSTNAME
+    | CUDA_(VISIBLE_DEVICES|DEVICE_ORDER) | SGL_TEST_\w+ | {own}
+    """.replace("{own}", _OWN),
     re.VERBOSE,
 )
+# 0.5.9 reads SGLANG_DG_CACHE_DIR, and takes the old name for it with a warning.
+_OLD_NAMES, _NEW_NAMES = frozenset(("SGL_DG_CACHE_DIR",)), (0, 5, 9)
 _PLACES = frozenset((*CACHE_VARIABLES, moe_configs.VARIABLE))
 # Their values are written down as digests.
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL")
 # Of the environment that a server inherits: what SGLang, the compilers and the libraries that
 # compile read.
 _INHERITED = re.compile(
-    r"(SGLANG|SGL|FLASHINFER|DG|DEEP_GEMM|TORCH\w*|PYTORCH|TRITON|TVM|CUTE|CUTLASS|TILELANG|NVCC"
+    r"(SGLANG|SGL|FLASHINFER|FLASH_ATTENTION|B12X|QUACK|DG|DEEP_GEMM|TORCH\w*|PYTORCH|TRITON|TVM"
+    r"|CUTE|CUTLASS|TILELANG|NVCC"
     r"|CUDA|NVIDIA_TF32|USE_TRITON|USE_ROCM)_\w+|CUDAARCHS|(NVCC|HOST|CUDAHOST)?(CC|CXX)"
     r"|(CPP|C|CXX|LD)FLAGS"
 )
@@ -108,4 +116,16 @@ def kernel_environment(settings: Mapping[str, str], inherited: Mapping[str, str]
         name: sha256(value.encode(errors="surrogateescape")) if _SECRET.search(name) else value
         for name, value in sorted({**taken, **settings}.items())
         if name not in _PLACES and not _INERT_VARIABLES.fullmatch(name)
+    }
+
+
+def inherited(environment: Mapping[str, str], since: tuple[int, int, int]) -> dict[str, str]:
+    """What a server of the release that is known since then inherits. SGLang takes every SGL_
+    variable for an old name of its own, and warns of each in each process (0.5.23, environ.py).
+    """
+    dropped = _OLD_NAMES if since >= _NEW_NAMES else frozenset()
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in dropped and not _OWN_VARIABLES.fullmatch(name)
     }

@@ -31,9 +31,9 @@ class Release:
     cuda_graph_flag: str
     # Where SGLang's traces go.
     otlp_flag: str
-    # The module of `fused_experts`, and the package whose `override_config` it heeds.
+    # The module of `fused_experts`, and the one that looks its configurations up.
     fused_moe: str
-    moe_override: str
+    moe_look_up: str
     # The module of the Triton kernels that `fused_experts` launches.
     kernels: str
     # The folder in the package whose `configs` holds the MoE configurations that come with it.
@@ -43,6 +43,10 @@ class Release:
     fused_shared: Callable[[dict[str, Any], int], int]
     # Whether fused experts may lack the gate (`MoeRunnerConfig.is_gated`).
     ungated: bool = True
+    # Whether configurations of the down projection alone are read, and whether the up projection
+    # can load by TMA (USE_TMA in its own).
+    down_files: bool = True
+    up_tma: bool = False
 
     def cuda_graph_arguments(self, batch_sizes: tuple[int, ...]) -> list[str]:
         return [self.cuda_graph_flag, *map(str, batch_sizes)] if batch_sizes else []
@@ -65,9 +69,7 @@ class Release:
         # Not above: only the tuner's process needs it, and `inspect` is slow to import.
         from sgl_admin.sglang.fused_experts import FusedExperts
 
-        return FusedExperts(
-            self.fused_moe, self.moe_override, experts, everywhere or experts, gated
-        )
+        return FusedExperts(self.fused_moe, self.moe_look_up, experts, everywhere or experts, gated)
 
 
 def _deepseek(config: dict[str, Any], ranks: int) -> int:
@@ -96,7 +98,7 @@ _SINCE_0_5_17 = Release(
     "--cuda-graph-bs-decode",
     "--otlp-traces-endpoint",
     f"{_NEW_MOE}.fused_moe",
-    _NEW_MOE,
+    f"{_NEW_MOE}.fused_moe_triton_config",
     "sglang.kernels.ops.moe.fused_moe_triton_kernels",
     "srt/layers/moe/moe_runner/triton_utils",
     _deepseek_and_qwen_next,
@@ -107,25 +109,26 @@ RELEASES = (
         "--cuda-graph-bs",
         "--oltp-traces-endpoint",
         f"{_OLD_MOE}.fused_moe",
-        _OLD_MOE,
+        f"{_OLD_MOE}.fused_moe_triton_config",
         f"{_OLD_MOE}.fused_moe_triton_kernels",
         "srt/layers/moe/fused_moe_triton",
         _deepseek,
         ungated=False,
+        down_files=False,
     ),
     Release(
         (0, 5, 9),
         "--cuda-graph-bs",
         "--otlp-traces-endpoint",
         f"{_OLD_MOE}.fused_moe",
-        _OLD_MOE,
+        f"{_OLD_MOE}.fused_moe_triton_config",
         f"{_OLD_MOE}.fused_moe_triton_kernels",
         "srt/layers/moe/fused_moe_triton",
         _deepseek,
     ),
     _SINCE_0_5_17,
-    # Read too, and the same: what is newer than the last one gets a warning.
-    replace(_SINCE_0_5_17, since=(0, 5, 23)),
+    # Read too, and the same but for TMA: what is newer than the last one gets a warning.
+    replace(_SINCE_0_5_17, since=(0, 5, 23), up_tma=True),
 )
 
 

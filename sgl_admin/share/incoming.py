@@ -18,6 +18,7 @@ from sgl_admin.base import clock, files, paths
 from sgl_admin.base.errors import Refused
 from sgl_admin.base.locks import locked
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
+from sgl_admin.records import rebuilding
 from sgl_admin.records.archive import Broken, Entry, Manifest, Part, Reader, parse
 from sgl_admin.records.caches import RECORDS
 from sgl_admin.stages import STAGES
@@ -130,7 +131,10 @@ def commit(folder: Path, parts: tuple[Part, ...]) -> None:
 
 
 def settle(warnings: list[str]) -> None:
-    """With the prep lock held: finish or forget what a killed import left."""
+    """With the prep lock held: put back what a killed rebuild left, and finish or forget what a
+    killed import left.
+    """
+    rebuilding.settle(warnings)
     try:
         folders = sorted(os.scandir(paths.INCOMING), key=lambda found: found.name)
     except (FileNotFoundError, NotADirectoryError):

@@ -88,4 +88,7 @@ def _same_server(run: dict[str, Any], context: Context) -> bool:
     except (IndexError, TypeError, ValueError):
         return False
     expected = ENGINE.command(request.model, request.tp, port, list(context.arguments))
-    return argv == expected and server.get("env") == dict(context.environment)
+    env = server.get("env")
+    if not isinstance(env, dict):
+        return False
+    return argv == expected and caches.settings(env) == caches.settings(dict(context.environment))

@@ -1,4 +1,5 @@
-"""FlashInfer's attention and sampling kernels, and SGLang's own JIT kernels (NVIDIA GPUs only).
+"""FlashInfer's attention and sampling kernels, SGLang's own JIT kernels, and those in TileLang and
+CuTe (NVIDIA GPUs only).
 
 They are built when they are first called: those of sampling not before a request that samples.
 """
@@ -20,6 +21,8 @@ class FlashInfer(Stage):
         software={
             "flashinfer": lambda: versions.installed("flashinfer-python"),
             "tvm_ffi": lambda: versions.installed("apache-tvm-ffi"),
+            "cutlass_dsl": lambda: versions.installed("nvidia-cutlass-dsl"),
+            "tilelang": lambda: versions.installed("tilelang"),
         },
         ignored_config=IGNORED_BY_KERNELS,
         inert_arguments=ENGINE.lengths,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Changes with what the stages declare or how it is written down; hosts find each other's
 # work by it, and work that was recorded under another one is looked at by stages/earlier.py.
-VERSION = 2
+VERSION = 3
 
 # --- keys of a model's config that change nothing that is compiled, at any depth but within its
 # quantisation. tests/unit/test_inputs.py holds them to the configs of transformers and SGLang.

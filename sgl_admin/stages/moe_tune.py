@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths, versions
-from sgl_admin.base.engine import Lookup
+from sgl_admin.base.engine import Lookup, Release
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.moe import config_files, space
+from sgl_admin.moe import config_files, gain, space, tables
 from sgl_admin.moe import shape as shapes
 from sgl_admin.moe.shape import MoeShape
-from sgl_admin.moe.tuner import Tuner
+from sgl_admin.moe.tables import Pair
+from sgl_admin.moe.tuner import Order, Tuner
 from sgl_admin.records import caches
 from sgl_admin.records.archive import Part
 from sgl_admin.records.caches import SignatureRecord
@@ -29,6 +30,12 @@ from sgl_admin.stages.base import Context, Offer, Stage
 
 # What SLICE-Bench's provider-prep asks for.
 BATCH_SIZES = (2, 4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
+
+# Changes with what a tuning does. Without it is what releases before 1.2 tuned: both projections
+# as one, and against no rival.
+_METHOD = 2
+# The compute capability from which on a kernel can load by TMA.
+_TMA_SINCE = 90
 
 _RELEASE = re.compile(r"\d+(\.\d+)*")
 
@@ -64,18 +71,20 @@ class MoeTune(Stage):
         shape = _expected(context)
         if missing := _missing(context, shape):
             return f"no configuration for batch sizes {', '.join(map(str, missing))}"
+        if not _is_filled(context, shape):
+            return "the batch sizes between the tuned ones have not been measured"
         if context.request.moe_fusion == "ensure" and not _was_read(context, shape):
             return "no server has said yet that it reads the configurations"
         return None
 
     def missing_batch_sizes(self, context: Context) -> list[int] | None:
-        return _missing(context, _expected(context))
+        return _to_tune(context, _expected(context))
 
     def content(self, context: Context) -> list[Path]:
         shape = _expected(context)
         assert shape is not None
         # The other files came with SGLang, or are other models'.
-        return [_path(context, shape)]
+        return _files(_path(context, shape))
 
     def standing(self, context: Context) -> dict[str, Any]:
         shape = _expected(context)
@@ -95,7 +104,8 @@ class MoeTune(Stage):
             )
         shape = self._asked_for(context, _expected(context))
         tuned: dict[str, Any] = {}
-        if missing := _missing(context, shape):
+        missing = _to_tune(context, shape)
+        if missing or not _is_filled(context, shape):
             tuned = self._tune(context, shape, missing)
         verified = None
         if context.request.moe_fusion == "ensure":
@@ -139,9 +149,10 @@ class MoeTune(Stage):
         # Benchmarks want the GPU for themselves.
         context.warmup.rest()
         tuning, path = _tuning(context, shape), _path(context, shape)
+        both = _release(context).down_files
         tuner = Tuner(
             shape,
-            space.configs(shape.lookup.block_shape, context.request.moe_sample),
+            _order(context, shape, batch_sizes),
             tuning,
             _sm(context),
             context.warmup.log_file,
@@ -150,12 +161,18 @@ class MoeTune(Stage):
             dict(context.environment),
         )
         context.warmup.keep_place()
+        # Until all is done again.
+        config_files.filled(path, tuning, 0)
 
-        def add(size: int, config: space.Config) -> None:
-            config_files.add(path, tuning, size, config)
+        def add(
+            size: int, up: space.Config, down: space.Config | None = None, row: Any = None
+        ) -> None:
+            config_files.add(path, tuning, size, up, down, row, both)
             context.on_batch_size(size)
 
-        return tuner.run(batch_sizes, add).describe()
+        outcome = tuner.run(batch_sizes, lambda size, pair, row: add(size, *pair, row))
+        config_files.filled(path, tuning, _largest(context))
+        return outcome.describe()
 
     def _verify(self, context: Context, shape: MoeShape) -> None:
         """Raises StageFailure where a server does not say that it read the file: one that runs was
@@ -203,7 +220,8 @@ class MoeTune(Stage):
             else {}
         )
         read = [_proof(context, shape)] if _was_read(context, shape) else []
-        return Offer(tuning, [path, config_files.tuned_record(path), *read], finished, hints)
+        offered = [*_files(path), config_files.tuned_record(path), *read]
+        return Offer(tuning, offered, finished, hints)
 
     def signature_given(self, context: Context, hints: dict[str, Any]) -> dict[str, Any]:
         return _tuning(context, _given(context, hints) or _expected(context))
@@ -222,7 +240,7 @@ class MoeTune(Stage):
         own = {path, config_files.tuned_record(path)}
         if missing := own - given:
             return f"{min(missing).relative_to(paths.PROFILES)} is not among its files"
-        if others := given - own - {_proof(context, shape)}:
+        if others := given - own - {_proof(context, shape), config_files.down_file(path)}:
             return files.printable(
                 f"{min(others).relative_to(paths.PROFILES)} is no file of this tuning"
             )
@@ -234,26 +252,24 @@ class MoeTune(Stage):
         if lookup is not None:
             config_files.remember(part.hints["settings"], lookup)
         records = self.caches[0], config_files.TUNED
-        for entry in (each for each in part.files if Path(each.path).parts[1] == ENGINE.moe.folder):
-            source, target = staged / entry.path, paths.PROFILES / entry.path
+        entries = {entry.path: entry for entry in part.files}
+        for name in entries:
+            main = ENGINE.moe.main_name(name) == name
+            if Path(name).parts[1] != ENGINE.moe.folder or not main:
+                continue
+            source, target = staged / name, paths.PROFILES / name
             for folder in (target.parent, config_files.tuned_record(target).parent):
                 files.sweep_temporaries(folder)
-            given = config_files.tuned(
-                source, part.signature, staged.joinpath(*records, target.name)
-            )
-            if not given:
+            record = staged.joinpath(*records, target.name)
+            if not config_files.tuned(source, part.signature, record):
                 continue
-            if not target.exists():
-                # With the batch sizes that came with SGLang: they are not added to a file of ours
-                # later.
-                files.write_text(target, files.read_bytes(source).decode())
-            have = config_files.tuned(target, part.signature)
-            for size in sorted(set(given) - set(have)):
-                config_files.add(target, part.signature, size, given[size])
-            if hashlib.sha256(files.read_bytes(target)).hexdigest() == entry.sha256:
-                os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
+            _take_rows(source, target, part, record)
+            for each in _files(target):
+                given = entries.get(str(each.relative_to(paths.PROFILES)))
+                if given and hashlib.sha256(files.read_bytes(each)).hexdigest() == given.sha256:
+                    os.utime(each, ns=(given.mtime_ns, given.mtime_ns))
             if part.finished:
-                SignatureRecord(self.name, self.caches, part.signature).write([target])
+                SignatureRecord(self.name, self.caches, part.signature).write(_files(target))
                 # Of a tuning that was killed here, and that nobody takes up any more.
                 shutil.rmtree(config_files.work(part.signature), ignore_errors=True)
             # Another host's server said that it reads such a file; this one's is the same only with
@@ -264,6 +280,29 @@ class MoeTune(Stage):
                     paths.PROFILES.joinpath(*records, f"read-{target.name}"),
                     {"schema_version": "1", **said},
                 )
+
+
+def _take_rows(source: Path, target: Path, part: Part, record: Path) -> None:
+    """Add another host's rows to the file that is here, or begin it with all of theirs."""
+    given = config_files.tuned(source, part.signature, record)
+    pairs, measured = config_files.rows(source), config_files.gains(source, part.signature, record)
+    both = config_files.down_file(source).exists()
+    if not target.exists():
+        # With the batch sizes that came with SGLang: they are not added to a file of ours later.
+        for here, there in zip(
+            (config_files.down_file(target), target),
+            (config_files.down_file(source), source),
+            strict=True,
+        ):
+            if there.exists():
+                files.write_text(here, files.read_bytes(there).decode())
+    have = config_files.tuned(target, part.signature)
+    for size in sorted(set(given) - set(have)):
+        pair = pairs.get(size, Pair(given[size], given[size]))
+        config_files.add(target, part.signature, size, *pair, measured.get(size), both)
+    if part.finished:
+        largest = config_files.filled_to(source, part.signature, record)
+        config_files.filled(target, part.signature, largest)
 
 
 def _given(context: Context, hints: dict[str, Any]) -> MoeShape | None:
@@ -308,7 +347,20 @@ def _by_config(context: Context) -> MoeShape:
 
 
 def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
-    """What the configurations depend on: the stage's signature."""
+    """What the configurations depend on: the stage's signature. What an earlier release tuned
+    stands, as long as it has every batch size and is not asked to be made again.
+    """
+    tuning = _tuning_now(context, shape)
+    rebuilt = context.request.stages[MoeTune.name] == "rebuild"
+    earlier = {key: value for key, value in tuning.items() if key != "method"}
+    earlier["configurations"] = space.earlier_count(
+        shape.lookup.block_shape, context.request.moe_sample
+    )
+    stands = config_files.tuned(_path(context, shape), earlier)
+    return earlier if not rebuilt and set(_wanted(context)) <= set(stands) else tuning
+
+
+def _tuning_now(context: Context, shape: MoeShape) -> dict[str, Any]:
     return {
         **Stage.signature(MoeTune(), context),
         "triton": versions.installed("triton"),
@@ -319,10 +371,62 @@ def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
         "dtype": shape.lookup.dtype or shape.torch_dtype,
         "block_shape": list(shape.lookup.block_shape) if shape.lookup.block_shape else None,
         "tp": context.request.tp,
+        "method": _METHOD,
         "configurations": space.count(shape.lookup.block_shape, context.request.moe_sample),
         **({"ep": shape.ranks} if shape.ranks > 1 else {}),
         **({} if shape.gated else {"gated": False}),
     }
+
+
+def _release(context: Context) -> Release:
+    assert context.release is not None
+    return context.release
+
+
+def _order(context: Context, shape: MoeShape, batch_sizes: list[int]) -> Order:
+    """What is to be tuned: the sizes that were asked for, those between them, and what both have
+    to beat.
+    """
+    release, path, tuning = _release(context), _path(context, shape), _tuning(context, shape)
+    devices = [
+        context.devices.name, *ENGINE.moe.nearest_devices(context.devices.name, _sm(context))
+    ]  # fmt: skip
+    rivals = config_files.rivals(path, release, devices, str(versions.installed("triton")))
+    others = {size for each in rivals.values() for size in each["up"] or ()}
+    rebuilt = context.request.stages[MoeTune.name] == "rebuild"
+    done = config_files.tuned(path, tuning)
+    rows = config_files.rows(path)
+    tma = _sm(context) >= _TMA_SINCE
+
+    def lay(base: dict[int, Pair]) -> None:
+        config_files.lay(path, base, release.down_files)
+
+    return Order(
+        space.configs(shape.lookup.block_shape, context.request.moe_sample),
+        tables.ladder([*_wanted(context), *batch_sizes, *done], others, _largest(context)),
+        {size: rows[size] for size in done if size in rows and not rebuilt},
+        rivals,
+        up_tma=tma and release.up_tma,
+        down_tma=tma and release.down_files,
+        base=lay,
+    )
+
+
+def _largest(context: Context) -> int:
+    """The largest number of tokens that the file answers for."""
+    return max(ENGINE.moe.most_tokens(context.arguments), *_wanted(context))
+
+
+def _is_filled(context: Context, shape: MoeShape) -> bool:
+    path, tuning = _path(context, shape), _tuning(context, shape)
+    # An earlier release filled none.
+    return "method" not in tuning or config_files.filled_to(path, tuning) >= _largest(context)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file and, where it has one, its neighbour for the down projection."""
+    down = config_files.down_file(path)
+    return [path, *([down] if down.exists() else [])]
 
 
 def _sm(context: Context) -> int:
@@ -381,6 +485,15 @@ def _missing(context: Context, shape: MoeShape) -> list[int]:
     return [size for size in _wanted(context) if size not in have]
 
 
+def _to_tune(context: Context, shape: MoeShape) -> list[int]:
+    """A rebuild tunes all that is wanted once more; each configuration stays until its own
+    replacement is found, and those of other batch sizes and models stay.
+    """
+    if context.request.stages[MoeTune.name] == "rebuild":
+        return list(_wanted(context))
+    return _missing(context, shape)
+
+
 def _artifacts(
     context: Context, shape: MoeShape, new: list[int], verified: bool | None
 ) -> dict[str, Any]:
@@ -391,4 +504,5 @@ def _artifacts(
         "new_batch_sizes": new,
         "skipped_batch_sizes": [size for size in _wanted(context) if size not in new],
         "verified_in_log": verified,
+        "gain": gain.summary(config_files.gains(path, _tuning(context, shape))),
     }

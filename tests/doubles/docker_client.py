@@ -7,6 +7,7 @@ caller is killed, and `broken` the images whose program ends at once. Its words 
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 from dataclasses import dataclass, field
@@ -84,7 +85,24 @@ class Docker:
             return _conflict(name, other)
         labels = [value.partition("=")[::2] for key, value in options if key == "--label"]
         made = self.add(name, words[-1], "created", **dict(labels))
+        for key, value in options:
+            if key == "--mount":
+                (line,) = csv.reader([value])
+                mount = dict(part.split("=", 1) for part in line)
+                made.mounts[mount["target"]] = mount["source"]
         return 0, f"{made.id}\n", ""
+
+    def _ps(self, words: list[str]) -> Answer:
+        """By moby's daemon/list.go (v20.10 and v28.2), the filter `volume` takes a path in the
+        container, and shows only what runs unless all is asked for.
+        """
+        target = next(word for word in words if word.startswith("volume=")).partition("=")[2]
+        found = [
+            each.id
+            for each in self.containers.values()
+            if target in each.mounts and ("--all" in words or each.status == "running")
+        ]
+        return 0, "".join(f"{identity}\n" for identity in found), ""
 
     def _rename(self, words: list[str]) -> Answer:
         made, taken = self.named(words[0]), self.named(words[1])

@@ -102,12 +102,14 @@ SILENT = {
 
 
 def absent(command: list[str]) -> Answer:
-    """What docker answers where nothing exists: a sentence to `inspect`, an empty list to `ls`."""
+    """What docker answers where nothing exists: a sentence to `inspect`, an empty list to `ls` and
+    `ps`.
+    """
     kind, verb = [*command[1:], "", ""][:2]
     if verb == "inspect":
         names = [word for word in command[3:] if not word.startswith("-")]
         said = [f"Error response from daemon: No such {kind}: {name}" for name in names]
         return 1, "[]\n", "\n".join(said)
-    if verb == "ls":
+    if verb == "ls" or kind == "ps":
         return 0, "", ""
     return 1, "", f"unknown command: {' '.join(command)}"

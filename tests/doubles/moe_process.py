@@ -22,10 +22,11 @@ from typing import Any
 
 from sgl_admin.moe import space, tune_process
 from sgl_admin.moe.compiling import Compilers, Launch
-from sgl_admin.moe.search import CannotRun
-from sgl_admin.moe.space import Config
+from sgl_admin.moe.search import _LAST_TURNS, CannotRun
+from sgl_admin.moe.space import Config, Trial
+from sgl_admin.moe.tables import Pair
 from tests.doubles import moe_compile_work
-from tests.doubles.moe_bench import time_us
+from tests.doubles.moe_bench import Bench, Tables, time_us
 
 _TOLD: dict[str, Any] = json.loads(os.environ.get("MOE_GPU", "{}"))
 _NOTES = Path(_TOLD.get("notes", "/nonexistent"))
@@ -67,7 +68,7 @@ def _misbehave(at: str, size: int = 0, config: Config | None = None) -> None:
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "cannot run":
-            raise CannotRun("none of 12 configurations can be used at batch size 16")
+            raise CannotRun("no configuration can be used at batch size 16")
         case "raise":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         case "stay":
@@ -79,30 +80,43 @@ def _misbehave(at: str, size: int = 0, config: Config | None = None) -> None:
             time.sleep(600)
 
 
-class FusedExperts:
+class FusedExperts(Bench):
     """As sgl_admin.moe.bench's."""
 
-    def __init__(self, shape: object, release: object) -> None:
+    def __init__(self, shape: object, release: object, rivals: Tables) -> None:
         _note("began", f"{os.getpid()}")
         _misbehave("init")
+        super().__init__({}, rivals=rivals)
+        self._known: dict[str, Launch] = {}
 
     def warm(self, sizes: Sequence[int], config: Config) -> None:
         _misbehave("warm")
 
-    def launches(self, size: int, config: Config) -> list[Launch]:
-        _misbehave("launches", size, config)
-        group = "sixteens" if size % 16 == 0 else "odd"
-        what = "raise ptxas fatal" if config == _TOLD.get("uncompilable") else "nothing"
-        return [Launch(f"{group} {space.key(config)}", "m", "f", what)]
+    def group(self, size: int) -> str:
+        return "sixteens" if size % 16 == 0 else "odd"
 
-    def look(self, size: int, config: Config, hopeless_us: float) -> float:
-        _note("looks", f"{size} {space.key(config)}")
-        _misbehave("look", size, config)
-        return time_us(size, config)
+    def launches(self, size: int, trial: Trial) -> list[str]:
+        _misbehave("launches", size, trial.config)
+        keys = super().launches(size, trial)
+        what = "raise ptxas fatal" if trial.config == _TOLD.get("uncompilable") else "nothing"
+        self._known.update({key: Launch(key, "m", "f", what) for key in keys})
+        return keys
 
-    def compare(self, size: int, configs: Sequence[Config], turns: int) -> list[float]:
-        _misbehave("compare", size)
-        return [time_us(size, config) for config in configs]
+    def known(self, key: str) -> Launch:
+        return self._known[key]
+
+    def look(self, size: int, trial: Trial, hopeless_us: float) -> float:
+        _note("looks", f"{size} {trial.part} {space.key(trial.config)}")
+        _misbehave("look", size, trial.config)
+        return time_us(size, trial)
+
+    def check(self, size: int, pair: Pair) -> None:
+        _misbehave("check", size, pair.up)
+
+    def compare(self, size: int, pairs: Sequence[Pair], turns: int) -> list[list[float]]:
+        if turns == _LAST_TURNS:
+            _misbehave("compare", size)
+        return super().compare(size, pairs, turns)
 
 
 def main() -> int:

@@ -6,9 +6,10 @@ machine has; each key may be left out:
 
     driver          580.159.04
     cuda            13000: the newest CUDA that the driver runs, as NVML counts it
-    gpus            [{"name", "uuid", "capability": [9, 0], "mig": 0, 1 or null where the GPU cannot
-                    do it, "throttle": a bit mask, "processes": [{"pid", "memory": bytes, or null
-                    where the driver does not tell}]}], by default one H100
+    gpus            [{"name", "uuid", "memory": [free, total] in bytes, "capability": [9, 0],
+                    "mig": 0, 1 or null where the GPU cannot do it, "throttle": a bit mask,
+                    "processes": [{"pid", "memory": bytes, or null where the driver does not
+                    tell}]}], by default one H100
     process_names   pid -> path; of any other process NVML knows no name, as of one outside the
                     container's process ids
     fails           name of a function -> name of the error that it raises: {"nvmlInit":
@@ -31,6 +32,7 @@ GPU: dict[str, Any] = {
     "name": "NVIDIA H100 80GB HBM3",
     "uuid": "GPU-c5533cd4-5a60-059e-348d-b6d7466932e4",
     "capability": [9, 0],
+    "memory": [80 << 30, 80 << 30],
     "mig": 0,
     "throttle": 0,
     "processes": [],
@@ -93,6 +95,18 @@ def _machine(function: str) -> dict[str, Any]:
 def _gpu(function: str, handle: Handle) -> dict[str, Any]:
     assert isinstance(handle, Handle), f"{function} takes what nvmlDeviceGetHandleBy... gave"
     return {**GPU, **_machine(function)["gpus"][handle.number]}
+
+
+@dataclass(frozen=True)
+class c_nvmlMemory_t:
+    total: int
+    free: int
+    used: int
+
+
+def nvmlDeviceGetMemoryInfo(handle: Handle) -> c_nvmlMemory_t:
+    free, total = _gpu("nvmlDeviceGetMemoryInfo", handle)["memory"]
+    return c_nvmlMemory_t(total, free, total - free)
 
 
 def nvmlInit() -> None:

@@ -117,17 +117,18 @@ class AdminNothingToDo(Admin):
 
 
 class AdminRebuild(AdminNothingToDo):
-    """What a rebuild does besides: it empties the caches first."""
+    """What a rebuild does besides: the old work lies beside the caches until the new one stands."""
 
     arguments = ("--inductor", "rebuild")
-    # What removes a file needs no space, and leaves no half.
+    # What moves or removes a file needs no space, and leaves no half.
     kinds = ("before", "after")
 
     def points(self, operations: Sequence[Operation]) -> list[Operation]:
         return [
             operation
             for operation in super().points(operations)
-            if operation.name in ("unlink", "rmdir")
+            if operation.name in ("unlink", "rmdir", "rename", "replace", "link")
+            and "/profiles/" in operation.path
         ]
 
 

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.gpu
 
 ACCEPTANCE = Path(__file__).with_name("acceptance.py")
-PHASES = ("cold", "prepared", "shipped", "taken_over", "tuner", "full")
+PHASES = ("cold", "prepared", "shipped", "taken_over", "gain")
 
 
 def why_not() -> str | None:

@@ -37,7 +37,7 @@ STACK_VARIABLES = {
 # The users that the image has; bench is no member of the docker group.
 UIDS = {"root": 0, "ops": 1000, "bench": 1001}
 LABEL = "org.slice-bench.testhost"
-_START_LIMIT_S = 90
+START_LIMIT_S = 90
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 # systemd needs a writable cgroup tree and its own /run; --privileged is refused where the machine
 # lacks CAP_SYS_RESOURCE.
@@ -144,6 +144,11 @@ def build_images() -> None:
         f"sgl_image={STACK_IMAGE}",
         str(ROOT / "tests" / "hosts" / "image.yml"),
     )
+    build_host_image(IMAGE, BASE)
+
+
+def build_host_image(image: str, base: str, docker: str = "docker.io") -> None:
+    """The image of a test host from a Debian base; `docker` names the packages of its Docker."""
     clients = [
         path
         for path in ("/usr/bin/docker", shutil.which("docker"))
@@ -157,9 +162,11 @@ def build_images() -> None:
         "build",
         "--quiet",
         "--tag",
-        IMAGE,
+        image,
         "--build-arg",
-        f"BASE={BASE}",
+        f"BASE={base}",
+        "--build-arg",
+        f"DOCKER={docker}",
         *secret,
         str(ROOT / "tests" / "hosts"),
         env={"DOCKER_BUILDKIT": "1"},
@@ -172,6 +179,11 @@ class TestHost:
     """
 
     __test__ = False  # no test class, whatever pytest makes of its name
+    image = IMAGE
+    # overlayfs needs a file system of its own below it.
+    volumes: tuple[str, ...] = ("/var/lib/docker",)
+    # What runs in place of systemd.
+    command: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, loopback_address: str, port: int, folder: Path | None = None
@@ -182,7 +194,7 @@ class TestHost:
         self.name = name
         self.address = loopback_address
         self.port = port
-        self._volume = f"{name}-docker"
+        self._volumes = {f"{name}-{path.rpartition('/')[2]}": path for path in self.volumes}
         self._folder = folder
 
     def __enter__(self) -> TestHost:
@@ -216,11 +228,11 @@ class TestHost:
                 "--label",
                 LABEL,
                 *_CONTAINER_OPTIONS,
-                "--volume",
-                f"{self._volume}:/var/lib/docker",
+                *(f"--volume={name}:{path}" for name, path in self._volumes.items()),
                 "--publish",
                 f"{self.address}:{self.port}:22",
-                IMAGE,
+                self.image,
+                *self.command,
             )
             self._wait_until_up()
             self._let_in()
@@ -297,7 +309,7 @@ class TestHost:
 
     def _wait_until_up(self) -> None:
         """systemd says when all that it starts is up; sshd and dockerd tell systemd themselves."""
-        deadline = time.monotonic() + _START_LIMIT_S
+        deadline = time.monotonic() + START_LIMIT_S
         state = ""
         while time.monotonic() < deadline:
             state = run(
@@ -362,4 +374,4 @@ class TestHost:
 
     def _remove(self) -> None:
         run("docker", "rm", "--force", "--volumes", self.name, check=False)
-        run("docker", "volume", "rm", "--force", self._volume, check=False)
+        run("docker", "volume", "rm", "--force", *self._volumes, check=False)

@@ -4,6 +4,7 @@ container.
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,32 @@ def live_run(container: Path) -> str:
 def model_folder(container: Path) -> Path:
     """The folder of a small model in the container."""
     return write_model(paths.MODELS / "tiny" / "qwen3-tiny")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate of 127.0.0.1, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = folder / "cert.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-noenc",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=double",
+    ]
+    names = [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-out",
+        str(made[0]),
+        "-keyout",
+        str(made[1]),
+    ]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return made

@@ -389,6 +389,69 @@ def test_what_runs_in_a_container_whose_records_cannot_be_read_is_told_by_its_lo
     check_one(docker, "old")
 
 
+WORK: list[dict[str, Any]] = [
+    {"prep": {"prep_id": "prep-7", "pid": 812, "stage": "inductor", "arguments": ["--tp=1"]}},
+    {"in_use": ["a server that was started for a benchmark (stop it)"]},
+]
+
+
+@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("beside", [None, "next", "replaced"])
+def test_a_stop_asks_once_more_what_runs_and_ends_it_only_where_that_is_wanted(
+    docker: Docker, monkeypatch: pytest.MonkeyPatch, beside: str | None, work: dict[str, Any]
+) -> None:
+    """Between the preflight and the stop a server may have been started."""
+    old(docker)
+    if beside is not None:
+        docker.add(f"{NAME}.{beside}", "sha256:new", "exited", **{CONTAINER_LABEL: "new"})
+    found = {"live": True, "prep": None, "in_use": [], **work}
+    monkeypatch.setattr(run_record, "describe", lambda root, container: found)
+    for stop in (stack(docker).removed, stack(docker).may_be_removed):
+        with pytest.raises(ContainerError, match="is not stopped, because in it runs") as refusal:
+            stop()
+        assert "set sgl_stop_force to true" in str(refusal.value)
+    assert docker.running == [NAME]
+    assert stack(docker).removed(force=True) and not docker.containers
+
+
+def test_a_second_name_for_a_tree_is_refused_before_anything_is_stopped(
+    docker: Docker, tmp_path: Path
+) -> None:
+    """Whatever the records say, and whatever the first one does."""
+    other = docker.add("sglang-a", "sha256:a", "exited", **{CONTAINER_LABEL: "a"})
+    other.mounts = {"/telemetry": str(tmp_path)}
+    wanted = definition(volumes=[f"{tmp_path}:/telemetry"])
+    made = Stack(Host(docker, shown, str(tmp_path)), NAME, 60, 5.0)
+    outdated = docker.add(NAME, "sha256:old", "exited", **{CONTAINER_LABEL: "old"})
+    for status in ("exited", "created", "paused", "restarting", "running", "dead"):
+        other.status = status
+        with pytest.raises(ContainerError, match=rf"container sglang-a \({status}\)"):
+            made.started(wanted, outdated.id, None)
+        assert [each.name for each in docker.containers.values()] == ["sglang-a", NAME]
+        assert (other.status, outdated.status) == (status, "exited")
+    del docker.containers[other.id]
+    assert made.started(wanted, outdated.id, None).changed
+    check_one(docker, "new")
+
+
+def test_of_two_names_made_at_once_for_a_tree_neither_starts_beside_the_other(
+    docker: Docker, tmp_path: Path
+) -> None:
+    """The other one's is there when this one's has just been made."""
+    made = Stack(Host(docker, shown, str(tmp_path)), NAME, 60, 5.0)
+    create = docker._create
+
+    def create_both(words: list[str]) -> tuple[int, str, str]:
+        other = docker.add("sglang-b.next", "sha256:b", "created", **{CONTAINER_LABEL: "b"})
+        other.mounts = {"/telemetry": str(tmp_path)}
+        return create(words)
+
+    docker._create = create_both  # type: ignore[method-assign]
+    with pytest.raises(ContainerError, match="one container"):
+        made.started(definition(volumes=[f"{tmp_path}:/telemetry"]), None, None)
+    assert [each.name for each in docker.containers.values()] == ["sglang-b.next"]
+
+
 def test_an_environment_that_docker_cannot_be_given_is_refused() -> None:
     with pytest.raises(ContainerError, match="CERTIFICATE holds a line break"):
         environment_file({"CERTIFICATE": "a\nb"})

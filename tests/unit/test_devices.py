@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -86,6 +87,32 @@ def test_nvml_tells_name_capability_driver_and_cuda(machine: Machine) -> None:
         "12.8",
     )
     assert found.cpu_isa is None, "a GPU's kernels do not depend on it"
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "cuda"),
+    [(13000, 0, "13.0"), (0, 0, "12.4"), (13000, 3, "12.4"), (None, 0, "12.4")],
+)
+def test_the_cuda_of_the_compatibility_libraries_counts(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, version: int | None, code: int, cuda: str
+) -> None:
+    """R550 with cuda-compat-13-0 in the image: nvidia-smi says 12.4, programs get 13.0."""
+
+    class Library:
+        """cuda.h: CUresult cuDriverGetVersion(int *driverVersion), 0 where the driver is none."""
+
+        def cuDriverGetVersion(self, answer: Any) -> int:
+            ctypes.cast(answer, ctypes.POINTER(ctypes.c_int))[0] = version or 0
+            return code
+
+    def load(name: str) -> Library:
+        if version is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return Library()
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", load)
+    machine(driver="550.163.01", cuda=12040)
+    assert devices.find().cuda_version == cuda
 
 
 def test_without_the_drivers_device_the_cpu_is_the_device(machine: Machine, tmp_path: Path) -> None:

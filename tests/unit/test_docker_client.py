@@ -551,7 +551,7 @@ def built(
     commands: list[list[str]] = []
 
     def step(what: str, command: list[str], environment: dict[str, str]) -> None:
-        assert environment == {"DOCKER_BUILDKIT": "1"}
+        assert environment == image_build._BUILDKIT
         commands.append(command)
         docker.answers["image inspect box"] = after
 

@@ -47,6 +47,12 @@ REFUSALS = [
         "(CDI) is missing or out of date",
     ),
     (
+        # Docker 20.10 to 28.1 without CDI (moby, daemon/pkg/oci/devices_linux.go).
+        "docker: Error response from daemon: error gathering device information while adding custom"
+        ' device "nvidia.com/gpu=all": no such file or directory.',
+        '{"features": {"cdi": true}}',
+    ),
+    (
         f"{_SPEC}failed to create the automatic CDI modifier: failed to generate CDI spec for mode"
         ' "nvml": failed to initialize NVML: Unknown Error',
         "`nvidia-smi` says what is wrong",

@@ -90,3 +90,29 @@ def test_cold_caches_need_room(
             gpu_fit.check_free_space()
         assert full.value.error_type == "insufficient_disk"
     assert asked == [paths.PROFILES]
+
+
+@pytest.mark.parametrize(
+    ("arch", "driver", "memory", "said"),
+    [
+        ("aarch64", "550.90.07", [(20480, 98304)], "page cache"),
+        ("aarch64", "570.124.06", [(20480, 98304)], "no process that this container sees"),
+        ("x86_64", "550.90.07", [(20480, 81559)], "no process that this container sees"),
+        ("aarch64", None, [(20480, 98304)], "no process that this container sees"),
+        ("aarch64", "550.90.07", [(97000, 98304)], None),
+        ("aarch64", "550.90.07", [], None),
+    ],
+)
+def test_memory_that_is_not_free_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+    arch: str,
+    driver: str | None,
+    memory: list[tuple[int, int]],
+    said: str | None,
+) -> None:
+    """NVML counts a Grace host's page cache as used before R570 (eth-cscs/cscs-docs#216)."""
+    found = devices.Devices("NVIDIA GH200 480GB", 1, True, driver_version=driver, cpu_arch=arch)
+    monkeypatch.setattr(devices, "memory", lambda visible: memory)
+    text = gpu_fit.held_memory(found)
+    assert (text is None) if said is None else (text is not None and said in text), text
+    assert text is None or len(text) < 400

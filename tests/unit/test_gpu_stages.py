@@ -13,22 +13,26 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sgl_admin.base import clock, files, locks, paths, processes, versions
+from sgl_admin.base.errors import StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
+from sgl_admin.contract import places
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import MoeShape
-from sgl_admin.moe.tuner import Outcome
+from sgl_admin.moe.tables import Pair
+from sgl_admin.moe.tuner import Found, Order, Outcome
 from sgl_admin.prep import execute as execute_module
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Plan, plan_prep
-from sgl_admin.records import run
+from sgl_admin.records import caches, run
 from sgl_admin.records.job import Job
 from sgl_admin.serving import benchmark_server, server
 from sgl_admin.stages import moe_tune
@@ -43,7 +47,7 @@ DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
 NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 COMPILED = {"deep_gemm", "flashinfer", "inductor"}
 H100 = "NVIDIA H100 80GB HBM3"
-GPU_CACHES = ("triton", "torchinductor", "flashinfer", "deep_gemm", "tvm_ffi", "moe_configs")
+GPU_CACHES = tuple(places.CACHES)
 DENSE: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "hidden_size": 1024,
@@ -95,6 +99,19 @@ def configuration(size: int, tuned: int = 1) -> dict[str, int]:
     }
 
 
+def measured(size: int) -> dict[str, Any]:
+    """What a tuning notes of a row (verdict.py)."""
+    return {
+        "default": 120.0 + size,
+        "shipped": None,
+        "nearest": None,
+        "previous": None,
+        "after": 100.0 + size,
+        "source": "tuned",
+        "noise": 0.002,
+    }
+
+
 class World:
     """A machine with a GPU, preps on it, and what they leave."""
 
@@ -107,6 +124,7 @@ class World:
         self.monkeypatch = monkeypatch
         self.model = paths.MODELS / "model"
         self.tunings: list[tuple[MoeShape, list[int]]] = []
+        self.orders: list[Order] = []
         # Called as the tuner comes to a batch size.
         self.at: Callable[[int], None] = lambda size: None
         self.nvml()
@@ -248,22 +266,20 @@ def world(
         GPU alone.
         """
 
-        def __init__(
-            self, shape: MoeShape, configs: list[Any], tuning: dict[str, Any], *_: Any
-        ) -> None:
+        def __init__(self, shape: MoeShape, order: Order, tuning: dict[str, Any], *_: Any) -> None:
             self.shape = shape
-            self.outcome = Outcome(configurations=len(configs))
+            made.orders.append(order)
+            self.outcome = Outcome(configurations=len(order.configs))
 
-        def run(
-            self, batch_sizes: list[int], found: Callable[[int, dict[str, int]], None]
-        ) -> Outcome:
+        def run(self, batch_sizes: list[int], found: Found) -> Outcome:
             assert not any(processes.group_is_running(start["pid"]) for start in made.starts()), (
                 "a server has the GPU"
             )
             made.tunings.append((self.shape, batch_sizes))
             for size in batch_sizes:
                 made.at(size)
-                found(size, configuration(size, len(made.tunings)))
+                found_config = configuration(size, len(made.tunings))
+                found(size, Pair(found_config, found_config), measured(size))
                 self.outcome.batch_sizes.append(size)
             return self.outcome
 
@@ -311,7 +327,7 @@ def test_a_cold_prep_fills_every_cache_and_a_second_one_starts_nothing(world: Wo
     assert all(artifacts[name]["compiled_files"] > 0 for name in COMPILED)
     # What sampling needs is built by the first request that samples.
     assert (
-        artifacts["flashinfer"]["libraries"] == 3
+        artifacts["flashinfer"]["libraries"] == 4
         and artifacts["flashinfer"]["first_sampled_request_s"] > 0
     )
     assert (
@@ -365,6 +381,76 @@ def test_another_server_is_started_once_and_shows_what_it_compiles(world: World)
     for words in (arguments, ()):
         again, _ = world.execute(*words)
         assert statuses(again) == ["noop"] * 4 and len(world.starts()) == servers + 1
+
+
+def test_a_file_outside_of_the_caches_is_named(world: World) -> None:
+    """FIRST_CONTACT 11: a new container would compile it once more."""
+    planted = paths.HOME / ".somewhere" / "kernel.so"
+    world.server(plants=str(planted))
+    result, exit_code = world.execute()
+    assert exit_code == 0 and result["new_files"]["outside_files"] == [str(planted)]
+    assert result["new_files"]["outside"] == 1 and result["new_files"]["in_caches"] > 5
+    [warning] = [words for words in result["warnings"] if "outside of the caches" in words]
+    assert str(planted) in warning
+    world.server()
+    again, _ = world.execute("--server-arg=--served-model-name=name")
+    assert again["new_files"] == {
+        "in_caches": 0,
+        "cache_files": [],
+        "outside": 0,
+        "outside_files": [],
+    }
+    assert not any("outside of the caches" in words for words in again["warnings"])
+
+
+def test_what_is_compiled_after_a_stage_was_recorded_is_part_of_its_record(world: World) -> None:
+    result, _ = world.execute()
+    late = "deep_gemm/cache/kernel.fp8_gemm.2e3f/kernel.cubin"
+    signature = result["stages"]["deep_gemm"]["signature"]
+    recorded = caches.SignatureRecord("deep_gemm", ("deep_gemm",), signature)
+    assert paths.PROFILES / late in recorded.content()
+    assert result["stages"]["deep_gemm"]["artifacts"]["files"] == recorded.summary()
+    again, _ = world.execute()
+    assert statuses(again) == ["noop"] * 4
+
+
+def test_another_driver_compiles_into_a_folder_of_its_own(world: World) -> None:
+    world.execute()
+    servers = len(world.starts())
+    world.nvml(driver="590.10")
+    result, _ = world.execute()
+    assert statuses(result) == ["ok", "noop", "ok", "ok"] and len(world.starts()) == servers + 1
+    assert result["new_files"]["cache_files"] == ["cuda/590.10/a/b/1f2e"]
+    again, _ = world.execute()
+    assert statuses(again) == ["noop"] * 4
+
+
+def test_the_server_inherits_no_variable_of_ours(world: World) -> None:
+    """SGLang takes each for an old name of its own, and warns of it in each process."""
+    world.monkeypatch.setenv("SGL_PROMETHEUS_PORT", "9090")
+    world.monkeypatch.setenv("SGL_ENABLE_TORCH_COMPILE", "1")
+    world.execute()
+    environment = world.starts()[-1]["env"]
+    inherited = {name for name in environment if name.startswith("SGL_")}
+    assert "SGL_ENABLE_TORCH_COMPILE" in inherited, "a user's own stays"
+    assert not any(name.startswith(("SGL_HOST_", "SGL_PROM", "SGL_DG_")) for name in inherited)
+
+
+def test_memory_that_nobody_holds_is_said_before_the_start(world: World) -> None:
+    """FIRST_CONTACT 8: the page cache of a Grace host in the GPU's memory."""
+    world.nvml(
+        driver="550.90", gpus=[{"name": "NVIDIA GH200 480GB", "memory": (20 << 30, 96 << 30)}]
+    )
+    result, _ = world.execute()
+    [warning] = [words for words in result["warnings"] if "free before" in words]
+    assert "20480 of 98304 MiB" in warning
+
+
+def test_flashinfers_packages_of_several_versions_are_said_before_the_start(world: World) -> None:
+    world.install(world.site(flashinfer_cubin="0.6.11"))
+    result, _ = world.execute()
+    [warning] = [words for words in result["warnings"] if "flashinfer-cubin" in words]
+    assert "0.6.11" in warning and "0.6.15" in warning
 
 
 def test_a_nonsense_argument_is_never_warm(world: World) -> None:
@@ -514,13 +600,128 @@ def test_only_a_new_batch_size_is_tuned_and_the_file_is_the_union(world: World) 
     ], "none is lost"
 
 
-def test_a_rebuild_tunes_everything_again(world: World) -> None:
+def test_the_file_answers_for_every_size_that_the_server_can_ask_for(world: World) -> None:
+    """Also where it asks for more than it did when the file was tuned."""
+    words = ("--moe", "ensure", "--moe-batch-sizes=16,100")
+    less = ("--server-arg=--chunked-prefill-size", "--server-arg=2048")
+    result, _ = world.execute(*words, *less)
+    assert statuses(result)[1] == "ok", error(result, "moe_tune")
+    [order] = world.orders
+    assert order.ladder[0] == 1 and order.ladder[-1] == 2048 and {16, 100, 1536} < set(order.ladder)
+    assert order.known == {} and order.down_tma and list(order.rivals)[0] == "default"
+    fewer = ("--server-arg=--chunked-prefill-size", "--server-arg=1024")
+    assert world.execute(*words, *fewer)[0]["stages"]["moe_tune"]["status"] == "noop"
+    more = ("--server-arg=--chunked-prefill-size", "--server-arg=4096")
+    stage = world.plan(*words, *more).to_json()["stages"]["moe_tune"]
+    assert stage["reason"] == "the batch sizes between the tuned ones have not been measured"
+    result, _ = world.execute(*words, *more)
+    assert result["stages"]["moe_tune"]["status"] == "ok" and world.tuned_sizes() == [[16, 100], []]
+    assert set(world.orders[1].known) == {16, 100} and world.orders[1].ladder[-1] == 4096
+    assert "previous" in world.orders[1].rivals
+
+
+def test_a_tuning_that_ended_before_all_sizes_were_filled_goes_on(world: World) -> None:
+    def fail(size: int) -> None:
+        if size == 64:
+            raise StageFailure("tuner_failed", "killed")
+
+    world.at = fail
+    world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
+    world.at = lambda size: None
+    result, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=16")
+    assert result["stages"]["moe_tune"]["status"] == "ok" and world.tuned_sizes()[1:] == [[]]
+
+
+def test_the_gain_is_part_of_the_result_also_when_nothing_is_left_to_do(world: World) -> None:
+    result, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
+    gain = result["stages"]["moe_tune"]["artifacts"]["gain"]
+    assert [row["batch_size"] for row in gain["rows"]] == [16, 64]
+    assert gain["rows"][0]["default"] == 136.0 and gain["times_as_fast"]["default"] == 1.147
+    assert gain["worst"]["default"] == {"batch_size": 64, "times_as_fast": 1.122}
+    again, _ = world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
+    stage = again["stages"]["moe_tune"]
+    assert stage["status"] == "noop" and stage["artifacts"]["gain"] == gain
+
+
+def test_what_an_earlier_release_tuned_stands_until_more_is_asked_for(world: World) -> None:
+    """Its signature has no method, and no size between the tuned ones was filled."""
+    context = world.plan("--moe", "ensure", "--moe-batch-sizes=16,64").context
+    shape = moe_tune._expected(context)
+    tuning = moe_tune._tuning(context, shape)
+    earlier = {key: value for key, value in tuning.items() if key != "method"}
+    earlier["configurations"] = 1280
+    for size in (16, 64):
+        config_files.add(world.moe_file, earlier, size, configuration(size), both=False)
+    tuned = moe_tune._tuning(context, shape)
+    assert tuned == earlier and moe_tune._missing(context, shape) == []
+    assert moe_tune._is_filled(context, shape)
+    more = world.plan("--moe", "ensure", "--moe-batch-sizes=16,64,128").context
+    assert moe_tune._tuning(more, shape)["method"] == 2
+    assert moe_tune._missing(more, shape) == [16, 64, 128]
+    again = world.plan("--moe", "rebuild", "--moe-batch-sizes=16,64").context
+    assert moe_tune._tuning(again, shape)["method"] == 2
+
+
+def test_a_rebuild_tunes_all_that_is_wanted_again(world: World) -> None:
     world.execute("--moe", "ensure", "--moe-batch-sizes=16,64")
     result, _ = world.execute("--moe", "rebuild")
     assert statuses(result)[1] == "ok" and world.tuned_sizes() == [[16, 64], [64]]
-    assert json.loads(world.moe_file.read_text()) == {"64": configuration(64, 2)}
+    assert json.loads(world.moe_file.read_text()) == {
+        "16": configuration(16, 1),
+        "64": configuration(64, 2),
+    }, "what was not asked for stays"
     assert result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
     assert_built_in_files_are_there()
+
+
+REBUILD = [
+    word
+    for name in ("deep-gemm", "moe", "flashinfer", "inductor")
+    for word in (f"--{name}", "rebuild")
+]
+
+
+@contextmanager
+def listening(port: int) -> Iterator[None]:
+    """Another process' server at this port."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((server.HOST, port))
+        holder.listen()
+        yield
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """A benchmark's server, of whatever container of these caches: its lock is all that is left
+    to tell of it.
+    """
+    lock = locks.try_lock(benchmark_server.SERVES)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+@pytest.mark.parametrize("record", [None, "stopped", "ended"])
+@pytest.mark.parametrize("obstacle", ["its port is taken", "a benchmark's server"])
+def test_a_rebuild_that_cannot_start_its_server_leaves_all_work_as_it_was(
+    world: World, obstacle: str, record: str | None
+) -> None:
+    world.execute()
+    if record is not None:
+        ended = {"server_id": "server-1", "state": record, "pgid": 2**21, "start_ticks": "1"}
+        asked = {"argv": ["x"], "env": {}, "port": 31998, "log_start": 0}
+        files.write_json(paths.server(world.run_id), {**ended, **asked})
+    before = caches.listing()
+    made = world.execution(*REBUILD)
+    with listening(world.port) if obstacle == "its port is taken" else serving():
+        result, exit_code = made.run()
+    assert exit_code == 10 and statuses(result) == ["error"] * 4
+    assert {error(result, name)[0] for name in NAMES} == {"port_busy"}
+    assert before and caches.listing() == before, "no file is gone, new or another one"
+    assert world.plan().nothing_to_do, "the old work counts"
 
 
 def test_a_deleted_file_is_tuned_again(world: World) -> None:
@@ -558,7 +759,12 @@ def test_the_server_has_its_cache_variables_and_finds_sglangs_own_files_beside_o
     wanted = {
         variable: str(paths.PROFILES / cache) for variable, cache in paths.CACHE_VARIABLES.items()
     }
-    assert started["env"] == {
+    # The driver's own has a folder for its version, and a name that SGLang had before 0.5.9 is left
+    # out, as it would warn of it.
+    wanted["CUDA_CACHE_PATH"] += "/580.159.04"
+    del wanted["SGL_DG_CACHE_DIR"]
+    found = {key: value for key, value in started["env"].items() if not key.startswith("SGL_TEST_")}
+    assert found == {
         **wanted,
         "SGLANG_MOE_CONFIG_DIR": str(config_files.root()),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -580,7 +786,8 @@ def test_two_gpus_whose_names_begin_alike_have_caches_of_their_own(world: World)
     assert [decision.action for decision in world.plan().decisions] == ["run"] * 4
     result, _ = world.execute("--moe", "ensure")
     made = {path.name for path in world.moe_file.parent.glob("*GH200*")}
-    assert made == {file_name(device="NVIDIA GH200 480GB"), file_name(device="NVIDIA GH200 120GB")}
+    names = [file_name(device=f"NVIDIA GH200 {size}") for size in ("480GB", "120GB")]
+    assert made == {*names, *(name.replace(".json", "_down.json") for name in names)}
     assert result["stages"]["moe_tune"]["artifacts"]["verified_in_log"] is True
     world.nvml(gpus=[{"name": "NVIDIA GH200 480GB"}])
     assert world.plan().nothing_to_do, "the first one's stand"
@@ -1005,9 +1212,10 @@ def test_a_signature_names_what_its_cache_depends_on_and_nothing_else(world: Wor
             "rows_per_token",
             "dtype",
             "block_shape",
+            "method",
             "configurations",
         },
-        "flashinfer": {*SERVER, "flashinfer", "tvm_ffi"},
+        "flashinfer": {*SERVER, "flashinfer", "tvm_ffi", "cutlass_dsl", "tilelang"},
         "inductor": {*SERVER, "cpu_isa", "torch", "triton", "batch_sizes"},
     }
 

@@ -4,6 +4,7 @@ the build, registries and archives.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -11,12 +12,15 @@ import io
 import json
 import os
 import platform
+import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
 import threading
 import urllib.request
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +52,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     Pulled,
     pulled_by_digest,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_wheels import NoWheels
 
+from sgl_admin.sglang import releases
 from tests.doubles.docker_words import absent
 
 FILES = Path(__file__).resolve().parents[2] / "roles" / "image" / "files"
@@ -246,7 +252,7 @@ def test_a_base_without_the_platform_is_refused_before_it_is_pulled(docker: Dock
         ),
         (
             "Get https://x/v2/: dial tcp: lookup x: no such host",
-            "cannot be pulled: .*no such host.*or with `docker load`",
+            "cannot be pulled: .*no such host.*`docker save --platform linux/arm64`",
         ),
     ],
 )
@@ -352,7 +358,9 @@ def wanted(url: str, content: bytes) -> image_downloads.Archive:
 
 
 class Mirror:
-    """A web server that has one file, and remembers which part of it was asked for."""
+    """A web server that has one file under every name, and remembers which part of it was asked
+    for; `scheme` is https once it is given a certificate.
+    """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -362,10 +370,17 @@ class Mirror:
         self.breaks_after: int | None = None
         self.chunked = False
         self.encoding: str | None = None
+        self.scheme = "http"
+        self.redirects_to: str | None = None
         mirror = self
 
         class Pages(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if mirror.redirects_to:
+                    self.send_response(302)
+                    self.send_header("Location", mirror.redirects_to)
+                    self.end_headers()
+                    return
                 asked = self.headers["Range"]
                 mirror.ranges.append(asked)
                 if self.path.startswith("http"):
@@ -394,7 +409,13 @@ class Mirror:
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server.server_port}"
+
+    def use_tls(self, certificate: tuple[Path, Path]) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.scheme = "https"
 
 
 @pytest.fixture(autouse=True)
@@ -405,11 +426,8 @@ def opener(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "_opener", None)
 
 
-@pytest.fixture
-def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    made = Mirror(archive())
+@contextlib.contextmanager
+def served(made: Mirror) -> Iterator[Mirror]:
     thread = threading.Thread(
         target=functools.partial(made.server.serve_forever, poll_interval=0.01)
     )
@@ -418,6 +436,15 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
     made.server.shutdown()
     made.server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with served(Mirror(archive())) as made:
+        yield made
 
 
 def test_an_archive_is_fetched_checked_and_unpacked_once(mirror: Mirror, tmp_path: Path) -> None:
@@ -602,18 +629,22 @@ def test_an_archive_that_holds_something_else_is_refused(
     assert list((tmp_path / "cache" / "programs").iterdir()) == []
 
 
+def published(archive: image_downloads.Unpinned) -> str:
+    return "0" * 64
+
+
 @pytest.mark.parametrize("architecture", ["amd64", "arm64"])
-def test_the_recipes_archives_are_pinned_or_asked_for(architecture: str) -> None:
-    given: dict[str, Any] = {
-        name: {"sha256": "0" * 64}
-        for name, entry in RECIPE["downloads"].items()
-        if not entry["sha256"][architecture]
+def test_the_recipes_archives_are_pinned_or_their_releases_digests_are_taken(
+    architecture: str,
+) -> None:
+    found = {
+        one.name: one for one in image_downloads.archives(RECIPE, {}, architecture, None, published)
     }
-    found = {one.name: one for one in image_downloads.archives(RECIPE, given, architecture, None)}
     versions = {name: entry["version"] for name, entry in RECIPE["downloads"].items()}
     released = {"prometheus": "3.5.0", "node_exporter": "1.9.1", "jaeger": "1.73.0"}
     assert versions.items() >= released.items()
-    assert set(found) == set(RECIPE["downloads"]) and set(given) <= {"jaeger"}
+    assert set(found) == set(RECIPE["downloads"])
+    assert {one.name for one in found.values() if not one.pinned} <= {"jaeger"}
     for one in found.values():
         assert (
             one.url.startswith("https://github.com/")
@@ -622,22 +653,123 @@ def test_the_recipes_archives_are_pinned_or_asked_for(architecture: str) -> None
         )
 
 
-def test_a_digest_that_nobody_pinned_is_asked_of_the_operator() -> None:
+JAEGER = "jaeger-1.73.0-linux-arm64.tar.gz"
+# As jaeger v1.73.0, scripts/build/package-deploy.sh writes it (`shasum -b -a 256`, sorted by name):
+# the archives of both majors, and not the files in them.
+JAEGER_SUMS = "\n".join(
+    f"{digit * 64} *{name}"
+    for digit, name in (
+        ("1", "jaeger-1.73.0-linux-amd64.tar.gz"),
+        ("a", JAEGER),
+        ("2", f"{JAEGER}.asc"),
+        ("3", "jaeger-2.10.0-linux-arm64.tar.gz"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("sums", "file", "digest"),
+    [
+        (JAEGER_SUMS, JAEGER, "a" * 64),
+        # prometheus/promu, cmd/checksum.go.
+        (f"{'b' * 64}  prometheus-3.6.0.linux-arm64.tar.gz\n",
+         "prometheus-3.6.0.linux-arm64.tar.gz", "b" * 64),
+        (f"{'c' * 64} *./{JAEGER}\r\n", JAEGER, "c" * 64),
+    ],
+)  # fmt: skip
+def test_a_releases_digest_is_read_from_its_sums(
+    mirror: Mirror, certificate: tuple[Path, Path], tmp_path: Path,
+    sums: str, file: str, digest: str,
+) -> None:  # fmt: skip
+    mirror.use_tls(certificate)
+    mirror.content = sums.encode()
+    archive = image_downloads.Unpinned("jaeger", file, f"{mirror.address}/sums.txt")
+    known = image_downloads.PublishedSums(str(tmp_path), None, str(certificate[0]))
+    assert known.digest(archive) == digest
+    mirror.content = b""
+    assert known.digest(archive) == digest, "it is kept"
+    assert len(mirror.ranges) == 1
+
+
+@pytest.mark.parametrize(
+    ("sums", "words"),
+    [
+        (b"", "does not list it"),
+        # jaeger-1.73.0-linux-arm64.sha256sum.txt, which lists the files in the archive.
+        (b"d" * 64 + b" *jaeger-1.73.0-linux-arm64/jaeger-all-in-one\n", "does not list it"),
+        (b"<html>" + b"e" * 64 + b" " + JAEGER.encode() + b"</html>", "does not list it"),
+        (b"\xff\xfe" + b"f" * 70, "does not list it"),
+    ],
+)
+def test_sums_that_do_not_name_the_archive_are_refused(
+    mirror: Mirror, certificate: tuple[Path, Path], tmp_path: Path, sums: bytes, words: str
+) -> None:
+    mirror.use_tls(certificate)
+    mirror.content = sums
+    archive = image_downloads.Unpinned("jaeger", JAEGER, f"{mirror.address}/sums.txt")
+    known = image_downloads.PublishedSums(str(tmp_path), None, str(certificate[0]))
+    with pytest.raises(ImageError, match=words):
+        known.digest(archive)
+
+
+def sums_url(mirror: Mirror) -> str:
+    return f"{mirror.address}/jaeger-1.73.0.sha256sum.txt"
+
+
+def test_sums_count_only_over_tls(
+    mirror: Mirror, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    mirror.content = JAEGER_SUMS.encode()
+    known = image_downloads.PublishedSums(str(tmp_path), None, str(certificate[0]))
+    plain = image_downloads.Unpinned("jaeger", JAEGER, sums_url(mirror))
+    with pytest.raises(ImageError, match="its address is not https"):
+        known.digest(plain)
+    assert mirror.ranges == [], "nothing was asked"
+    with served(Mirror(b"")) as secure:
+        secure.use_tls(certificate)
+        secure.redirects_to = sums_url(mirror)
+        redirected = image_downloads.Unpinned("jaeger", JAEGER, sums_url(secure))
+        with pytest.raises(ImageError, match="its address is not https"):
+            known.digest(redirected)
+        secure.redirects_to = None
+        strangers = image_downloads.PublishedSums(str(tmp_path))
+        with pytest.raises(ImageError, match="cannot be fetched") as caught:
+            strangers.digest(redirected)
+    assert f"curl -fsSL {sums_url(secure)} | grep {JAEGER}" in str(caught.value)
+    assert "sgl_image_downloads: {jaeger: {sha256: ...}}" in str(caught.value)
+
+
+def test_sums_that_were_brought_are_not_fetched(mirror: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "brought").mkdir()
+    (tmp_path / "brought" / "jaeger-1.73.0.sha256sum.txt").write_text(JAEGER_SUMS)
+    known = image_downloads.PublishedSums(str(tmp_path), str(tmp_path / "brought"))
+    archive = image_downloads.Unpinned("jaeger", JAEGER, sums_url(mirror))
+    assert known.digest(archive) == "a" * 64 and mirror.ranges == []
+
+
+def test_a_lab_that_wants_pinned_digests_is_given_the_command() -> None:
     with pytest.raises(ImageError) as caught:
-        image_downloads.archives(RECIPE, {}, "arm64", None)
-    assert (
-        str(caught.value) == "no digest of jaeger-1.73.0-linux-arm64.tar.gz is pinned: take it from"
-        " jaeger-1.73.0.sha256sum.txt of that release, and set sgl_image_downloads: {jaeger:"
-        " {sha256: ...}}"
+        image_downloads.archives(RECIPE, {}, "arm64", None, image_downloads.forbidden)
+    assert str(caught.value) == (
+        f"the digest of {JAEGER} is not pinned, and sgl_image_require_digests is true: `curl -fsSL"
+        " https://github.com/jaegertracing/jaeger/releases/download/v1.73.0/"
+        f"jaeger-1.73.0.sha256sum.txt | grep {JAEGER}` prints it; set"
+        " sgl_image_downloads: {jaeger: {sha256: ...}}"
     )
 
 
 def test_a_mirror_has_the_same_paths() -> None:
-    given = {"jaeger": {"sha256": "0" * 64}}
+    asked: list[str] = []
+
+    def published(archive: image_downloads.Unpinned) -> str:
+        asked.append(archive.sums)
+        return "0" * 64
+
     plain, mirrored = (
-        image_downloads.archives(RECIPE, given, "arm64", mirror)
+        image_downloads.archives(RECIPE, {}, "arm64", mirror, published)
         for mirror in (None, "https://mirror.example/github/")
     )
+    assert asked[1] == asked[0].replace("https://github.com/", "https://mirror.example/github/")
     assert [
         one.url.replace("https://mirror.example/github/", "https://github.com/") for one in mirrored
     ] == [one.url for one in plain]
@@ -650,7 +782,7 @@ def test_a_mirror_has_the_same_paths() -> None:
         ({"grafana": {}},
          f"names grafana, and this flavour downloads {', '.join(RECIPE['downloads'])}"),
         ({"prometheus": {"version": "3.6.0"}},
-         "linux-arm64.tar.gz is pinned: take it from its project's sha256sums.txt"),
+         "download/v3.6.0/sha256sums.txt | grep prometheus-3.6.0.linux-arm64.tar.gz"),
         ({"prometheus": {"sha256": "ABC"}}, "is no sha256 digest: 'ABC'"),
         ({"prometheus": {"version": "../../x", "sha256": "0" * 64}}, "is no version"),
         ({"prometheus": {"url": "https://x"}}, "takes version and sha256"),
@@ -661,7 +793,13 @@ def test_what_the_operator_gives_for_an_archive_is_checked(
     given: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ImageError, match=words.replace("(", r"\(")):
-        image_downloads.archives(RECIPE, {"jaeger": {"sha256": "0" * 64}, **given}, "arm64", None)
+        image_downloads.archives(
+            RECIPE,
+            {"jaeger": {"sha256": "0" * 64}, **given},
+            "arm64",
+            None,
+            image_downloads.forbidden,
+        )
 
 
 # --- the build ------------------------------------------------------------------------------------
@@ -710,23 +848,58 @@ def test_a_recipes_steps_come_one_after_the_other(
     docker: Docker, tmp_path: Path, context: Path
 ) -> None:
     build = gh200(docker, tmp_path)
-    assert build.next_step(str(context)) == "base"
-    docker.answers["image inspect lmsysorg/sglang:dev"] = image()
-    docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image(architecture="amd64")
-    assert build.next_step(str(context)) == "base", "one of the bases is for another architecture"
-    docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image()
-    assert build.next_step(str(context)) == "wheels"
+    assert build.next_step(str(context)) == "wheels", "what is small comes before the base"
     Path(build._wheelhouse(str(context))).mkdir()
     assert build.next_step(str(context)) == "downloads"
     have(build, context)
+    assert build.next_step(str(context)) == "base"
+    docker.answers[f"image inspect {RECIPE['base']}"] = image()
+    docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image(architecture="amd64")
+    assert build.next_step(str(context)) == "base", "one of the bases is for another architecture"
+    docker.answers["image inspect nvcr.io/nvidia/k8s/dcgm-exporter"] = image()
     assert build.next_step(str(context)) == "build"
 
 
 def test_an_archive_without_a_digest_is_told_before_any_download(
     docker: Docker, tmp_path: Path, context: Path
 ) -> None:
-    with pytest.raises(ImageError, match="no digest of jaeger"):
-        gh200(docker, tmp_path, downloads={}).next_step(str(context))
+    build = gh200(docker, tmp_path, downloads={}, require_digests=True)
+    with pytest.raises(ImageError, match="the digest of jaeger.* is not pinned"):
+        build.next_step(str(context))
+
+
+def test_a_release_that_was_not_pinned_is_built_from_with_the_line_that_pins_it(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GH200 with the inventory as shipped: nobody gave the digest of Jaeger for arm64."""
+    monkeypatch.setattr(
+        image_downloads.PublishedSums, "_fetched", lambda self, archive: JAEGER_SUMS
+    )
+    docker.answers["image inspect lmsysorg/sglang"] = image(digests=(f"lmsysorg/sglang@{DIGEST}",))
+    build = gh200(docker, tmp_path, downloads={})
+    command = build_command(build, docker, context, monkeypatch)
+    facts = next(word for word in command if word.startswith("DOWNLOADS="))
+    recorded = json.loads(facts.partition("=")[2])
+    assert recorded["jaeger"] == {"file": JAEGER, "sha256": "a" * 64, "pinned": False}
+    assert recorded["prometheus"]["pinned"] is True
+    warning, of_base = build.warnings(str(context))
+    assert f"sgl_image_downloads: {{jaeger: {{sha256: {'a' * 64}}}}}" in warning
+    assert of_base.endswith(f"; set sgl_image_base to lmsysorg/sglang@{DIGEST}")
+    monkeypatch.setattr(image_downloads, "provide", broken)
+    with pytest.raises(ImageError):
+        build.fetch_programs(str(context))
+    assert sorted(os.listdir(tmp_path / "cache" / "sums")) == [], "it is asked for again"
+
+
+def broken(*arguments: Any) -> None:
+    if arguments[0].name == "jaeger":
+        raise ImageError("another file")
+
+
+def test_the_base_is_the_newest_release_that_is_known() -> None:
+    """Upstream's release-docker.yml joins the images of both architectures under v<version>."""
+    newest = ".".join(map(str, releases.RELEASES[-1].since))
+    assert RECIPE["base"] == f"lmsysorg/sglang:v{newest}"
 
 
 def test_every_base_is_had_by_its_own_variable(
@@ -776,12 +949,12 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
 ) -> None:
     for name in ("http_proxy", "HTTPS_PROXY", "no_proxy"):
         monkeypatch.setenv(name, f"value-of-{name}")
-    docker.answers["image inspect lmsysorg/sglang:dev"] = image(
+    docker.answers[f"image inspect {RECIPE['base']}"] = image(
         digests=(f"lmsysorg/sglang@{DIGEST}",)
     )
     command = build_command(gh200(docker, tmp_path), docker, context, monkeypatch)
     for argument in (
-        "BASE=lmsysorg/sglang:dev", "BASE_NAME=lmsysorg/sglang:dev", f"BASE_DIGEST={DIGEST}",
+        f"BASE={RECIPE['base']}", f"BASE_NAME={RECIPE['base']}", f"BASE_DIGEST={DIGEST}",
         f"DCGM_IMAGE={RECIPE['stages']['DCGM_IMAGE']}",
         "http_proxy", "HTTPS_PROXY", "no_proxy",
     ):  # fmt: skip
@@ -798,11 +971,11 @@ def test_the_build_is_given_bases_programs_and_the_digest_of_the_tag(
 def test_the_hosts_own_platform_is_not_named(
     docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    docker.answers["image inspect lmsysorg/sglang:dev"] = image(architecture="amd64")
+    docker.answers[f"image inspect {RECIPE['base']}"] = image(architecture="amd64")
     with pytest.raises(
         ImageError,
         match=(
-            "box:gh200 is for arm64, and linux/amd64 is wanted: its base lmsysorg/sglang:dev is the"
+            f"box:gh200 is for arm64, and linux/amd64 is wanted: its base {RECIPE['base']} is the"
             " wrong one"
         ),
     ):
@@ -824,6 +997,12 @@ def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(
     (own / "sglang-1.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: sglang\nVersion: 1\n"
     )
+    (own / "good.py").write_text("x = 1\n")
+    (own / "broken.py").write_text("print x\n")
+    (tmp_path / "checkout" / "sglang").mkdir(parents=True)
+    for module in ("__init__", "launch_server"):
+        (tmp_path / "checkout" / "sglang" / f"{module}.py").write_text("x = 1\n")
+    (own / "editable.pth").write_text(f"{tmp_path / 'checkout'}\n")
     (tmp_path / "wheels").mkdir()
     text = (
         (FILES / "flavours/gh200/adopt_python.py")
@@ -833,6 +1012,10 @@ def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(
     base = Path(sys.executable).resolve().stat()
     done = run_program([tmp_path / place / "bin/python3", "-c", text, tmp_path / "wheels"])
     assert done.returncode == 0, done.stderr
+    # SGLang's images have it editable, owned by root: the server's user could keep no byte code.
+    assert list(own.glob("broken.py")) and not list(own.glob("__pycache__/broken*"))
+    assert list(own.glob("__pycache__/good*.pyc"))
+    assert list((tmp_path / "checkout/sglang/__pycache__").glob("launch_server*.pyc"))
     asked = [
         tmp_path / "sglang/bin/python",
         "-c",
@@ -891,6 +1074,107 @@ def test_wheels_of_another_architecture_are_kept_apart(
         os.listdir(own.build_dir)
     )
     assert os.path.basename(other._wheelhouse(str(context))).startswith("wheelhouse-arm64-")
+
+
+class Host:
+    """Stands for a connection: what is transferred lies in a folder, and the module is called with
+    that file system.
+    """
+
+    def __init__(self, build: ImageBuild, context: Path, remote: Path) -> None:
+        self.build, self.context, self.remote = build, str(context), remote
+        self.action = object.__new__(ActionModule)
+        self.said: list[str] = []
+
+    def attach(self, patch: pytest.MonkeyPatch) -> ActionModule:
+        patch.setattr(self.action, "_module", self.module)
+        patch.setattr(self.action, "_transfer", self.transfer)
+        patch.setattr(self.action, "_display", self, raising=False)
+        return self.action
+
+    def display(self, text: str) -> None:
+        self.said.append(text)
+
+    def transfer(self, path: str, name: str) -> str:
+        self.remote.mkdir(exist_ok=True)
+        return shutil.copy(path, str(self.remote / name))
+
+    def module(self, arguments: dict[str, Any], task_vars: object) -> dict[str, Any]:
+        self.build.fetch_wheels(self.context, arguments.get("wheels_archive"))
+        return {"next_step": "downloads"}
+
+
+@pytest.fixture
+def without_pip(tmp_path: Path) -> str:
+    """A Python as Ubuntu Server has it."""
+    folder = tmp_path / "python-without-pip"
+    venv.create(folder, with_pip=False)
+    return str(folder / "bin" / "python")
+
+
+def wheel(folder: Path) -> str:
+    """A pure wheel in a folder; returns the requirement with its digest."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "supervisor-4.3.0-py3-none-any.whl"
+    information = "supervisor-4.3.0.dist-info"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr(
+            f"{information}/METADATA", "Metadata-Version: 2.1\nName: supervisor\nVersion: 4.3.0\n"
+        )
+        packed.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        packed.writestr(f"{information}/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"supervisor==4.3.0 \\\n    --hash=sha256:{digest}\n"
+
+
+def refused(build: ImageBuild, context: Path) -> dict[str, Any]:
+    with pytest.raises(NoWheels) as caught:
+        build.fetch_wheels(str(context))
+    error = caught.value
+    return {
+        "failed": True,
+        "msg": str(error),
+        "wheels": {"requirements": error.requirements, "machine": error.machine},
+    }
+
+
+def test_a_host_without_pip_gets_its_wheels_from_the_controller(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch, without_pip: str
+) -> None:
+    requirement = wheel(tmp_path / "index")
+    (context / "flavours" / "gh200" / "requirements.txt").write_text(requirement)
+    build = gh200(docker, tmp_path)
+    host = Host(build, context, tmp_path / "remote")
+    with monkeypatch.context() as patch:
+        patch.setattr(image_build.sys, "executable", without_pip)
+        answer = refused(build, context)
+    assert "No module named pip" in answer["msg"] and answer["wheels"]["machine"] == "aarch64"
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    host.attach(monkeypatch)._bring_wheels({"name": "box:gh200", "step": "wheels"}, answer, None)
+    assert os.listdir(build._wheelhouse(str(context))) == ["supervisor-4.3.0-py3-none-any.whl"]
+    assert "by the controller's pip" in host.said[0] and "No module named pip" in host.said[0]
+
+    shutil.rmtree(build._wheelhouse(str(context)))
+    (context / "flavours" / "gh200" / "requirements.txt").write_text(
+        "supervisor==4.3.0 --hash=sha256:" + "0" * 64 + "\n"
+    )
+    with pytest.raises(ImageError, match="has another digest"):
+        build.fetch_wheels(str(context), str(tmp_path / "remote" / "wheels.tar"))
+
+
+def test_wheels_that_neither_can_fetch_are_told_with_both_reasons(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch, without_pip: str
+) -> None:
+    build = gh200(docker, tmp_path)
+    host = Host(build, context, tmp_path / "remote")
+    monkeypatch.setattr(image_build.sys, "executable", without_pip)
+    answer = refused(build, context)
+    found = host.attach(monkeypatch)._bring_wheels({"name": "box"}, answer, None)
+    assert found["failed"] and found["msg"].count("No module named pip") == 2
+    assert "apt-get install python3-pip" in found["msg"] and len(found["msg"]) < 400
 
 
 def test_a_debian_base_is_named_for_its_architecture(docker: Docker, tmp_path: Path) -> None:

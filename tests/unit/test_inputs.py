@@ -396,6 +396,30 @@ def test_a_record_without_servers_is_trusted_by_nobody(site: Site, served: objec
     assert actions(site.plan(Ask())) == ALL_RUN
 
 
+# Read by SGLang 0.5.23 (environ.py), DeepGEMM, FlashInfer 0.7.2, PyTorch, Triton, flash-attn-4.
+COMPILING_VARIABLES = (
+    "SGLANG_JIT_DEEPGEMM_PRECOMPILE", "SGLANG_ENABLE_JIT_DEEPGEMM", "SGLANG_DG_USE_NVRTC",
+    "DG_JIT_USE_NVRTC", "FLASHINFER_CUDA_ARCH_LIST", "TORCHINDUCTOR_MAX_AUTOTUNE",
+    "TRITON_DEFAULT_FP_FUSION", "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "B12X_DENSE_FUSED_QUANT",
+    "CUTE_DSL_ARCH", "TILELANG_TARGET",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("inherits", [False, True])
+@pytest.mark.parametrize("name", COMPILING_VARIABLES)
+def test_a_variable_that_changes_what_is_compiled_is_never_nothing_to_do(
+    site: Site, name: str, inherits: bool
+) -> None:
+    without = Ask()
+    other = Ask(inherited={name: "0"}) if inherits else Ask(environment=(f"{name}=0",))
+    for served, asked in ((without, other), (other, without)):
+        wipe()
+        site.serve(served)
+        assert actions(site.plan(served)) == ALL_STAND
+        assert actions(site.plan(asked)) == ALL_RUN
+        assert site.changed(served, asked) >= set(COMPILED)
+
+
 # --- any two requests ----------------------------------------------------------------------------
 
 CONFIGS = (

@@ -103,7 +103,8 @@ class Manifest(ManifestModule):
         self._there = there
 
     def docker(self) -> Any:
-        return SimpleNamespace(container=self._there.get)
+        mounting = [each for each in self._there.values() if each.get("mounts")]
+        return SimpleNamespace(container=self._there.get, mounting=lambda source, target: mounting)
 
 
 def elsewhere(records: Records) -> dict[str, Any]:  # noqa: F811 - the fixture's name
@@ -138,3 +139,22 @@ def test_a_pointer_that_is_removed_is_shown(
     if not check_mode:
         again = module.absent()
         assert (again["changed"], again["diff"]) == (False, {"before": "", "after": ""})
+
+
+@pytest.mark.parametrize("text", ["", "x", "CONTAINER_RUN_META_JSON_HOST=/x\n"])
+@pytest.mark.parametrize("status", ["running", "paused", "exited"])
+def test_a_pointer_of_a_tree_that_another_container_has_stays_while_that_one_is_up(
+    records: Records,  # noqa: F811 - the fixture's name
+    status: str,
+    text: str,
+) -> None:
+    records.pointer.write_text(text)
+    mounts = {"/telemetry": str(records.telemetry)}
+    other = records.container(name="sglang-gpu7", id="d" * 64, status=status, mounts=mounts)
+    module = Manifest(records.telemetry, {"d" * 64: other}, state="absent")
+    if status == "exited":
+        assert module.absent()["changed"] is True
+        return
+    with pytest.raises(run_record.RecordError, match=rf"sglang-gpu7 \({status}\)"):
+        module.absent()
+    assert records.pointer.exists()

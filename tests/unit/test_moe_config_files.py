@@ -16,7 +16,9 @@ from sgl_admin.base import paths, versions
 from sgl_admin.base.engine import Lookup
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.moe import config_files
+from sgl_admin.moe.tables import Pair
 from sgl_admin.sglang import ENGINE, releases
+from tests.unit.test_gpu_stages import measured
 
 LOOKUP = Lookup(513, 512, "fp8_w8a8", (128, 128))
 NAME = ENGINE.moe.file_name(LOOKUP, "NVIDIA GH200 480GB")
@@ -153,7 +155,9 @@ def test_an_upgrade_leaves_ours(site: Site) -> None:
     assert site.place() == 0
     assert placed() == {
         f"triton_3_6_0/{NAME}": {"1": TILE, "16": TILE},
+        f"triton_3_6_0/{DOWN}": {"1": TILE, "16": TILE},
         f"triton_3_6_0/{OTHER}": {"4": TILE},
+        f"triton_3_6_0/{OTHER.replace('.json', '_down.json')}": {"4": TILE},
     }
     assert sorted(config_files.tuned(ours(), TUNING)) == [16], (
         "what was SGLang's own in it is not ours"
@@ -216,22 +220,150 @@ def test_the_union_of_old_and_new_batch_sizes_is_written_as_sglang_reads_it(site
     assert config_files.tuned(ours(), TUNING) == {2: better, 16: better}
 
 
-def test_the_down_projections_file_goes_with_the_one_that_becomes_ours(site: Site) -> None:
+def test_the_down_projections_shipped_rows_stay_beside_ours(site: Site) -> None:
+    """Their TMA path, too: as SGLang ships it for an H200 (0.5.17, triton_3_6_0)."""
+    by_tma = {**TILE, "USE_TMA": True}
+    shipped = {str(size): TILE for size in (1, 512, 1024)}
+    site.install(
+        "0.5.17",
+        {f"triton_3_6_0/{NAME}": shipped, f"triton_3_6_0/{DOWN}": dict.fromkeys(shipped, by_tma)},
+    )
     site.place()
-    config_files.add(ours(), TUNING, 16, TILE)
-    assert set(placed()) == {f"triton_3_6_0/{NAME}", f"triton_3_5_1/{OTHER}"}
-    assert site.place() == 0 and set(placed()) == {f"triton_3_6_0/{NAME}", f"triton_3_5_1/{OTHER}"}
+    better = {**TILE, "num_stages": 4}
+    config_files.add(ours(), TUNING, 512, better, {**better, "USE_TMA": True})
+    assert placed() == {
+        f"triton_3_6_0/{NAME}": {**shipped, "512": better},
+        f"triton_3_6_0/{DOWN}": {"1": by_tma, "512": {**better, "USE_TMA": True}, "1024": by_tma},
+    }
+    site.install("0.5.23", {f"triton_3_6_0/{NAME}": {"2": TILE}})
+    before = placed()
+    site.place()
+    assert placed() == before, "both are ours from now on"
 
 
-def test_a_down_projections_file_of_somebody_elses_stays(site: Site) -> None:
-    """It lies beside a file of ours that SGLang has none for."""
+def test_a_row_that_has_none_for_the_down_projection_keeps_its_meaning(site: Site) -> None:
+    """SGLang takes the up projection's where there is no other file, and the nearest row of one
+    that is there: one row of ours alone would answer for every size.
+    """
+    wide = {**TILE, "BLOCK_SIZE_M": 64}
+    site.install("0.5.17", {f"triton_3_6_0/{NAME}": {"1": TILE, "1024": wide}})
+    site.place()
+    config_files.add(ours(), TUNING, 16, TILE, {**TILE, "USE_TMA": True})
+    assert placed()[f"triton_3_6_0/{DOWN}"] == {
+        "1": TILE,
+        "16": {**TILE, "USE_TMA": True},
+        "1024": wide,
+    }
+
+
+@pytest.mark.parametrize("torn", [None, "", "{}", '{"32": {"BLOCK_SIZE_M": 16}}'])
+def test_without_its_neighbour_for_the_down_projection_nothing_is_tuned(
+    site: Site, torn: str | None
+) -> None:
+    """SGLang would take the up projection's rows for it, which nobody has measured."""
+    config_files.add(ours(), TUNING, 16, TILE, {**TILE, "USE_TMA": True})
+    assert list(config_files.tuned(ours(), TUNING)) == [16]
+    down = config_files.down_file(ours())
+    if torn is None:
+        down.unlink()
+    else:
+        down.write_text(torn)
+    assert config_files.tuned(ours(), TUNING) == {}
+    config_files.add(ours(), TUNING, 16, TILE, both=False)
+    down.unlink(missing_ok=True)
+    assert list(config_files.tuned(ours(), TUNING)) == [16], "a release that reads none needs none"
+
+
+def test_a_release_that_reads_no_file_of_the_down_projection_gets_none(site: Site) -> None:
+    config_files.add(ours(), TUNING, 16, TILE, both=False)
+    assert set(placed()) == {f"triton_3_6_0/{NAME}"}
+
+
+# --- what stands until something is tuned
+
+
+def test_rows_that_stand_meanwhile_are_not_ours_and_give_way(site: Site) -> None:
     site.install("0.5.17", {f"triton_3_5_1/{OTHER}": {"64": TILE}})
     site.place()
-    down = ours().with_name(DOWN)
-    down.parent.mkdir(parents=True)
-    down.write_text("{}")
-    config_files.add(ours(), TUNING, 16, TILE)
-    assert down.exists()
+    default = {name: TILE[name] for name in list(TILE)[:4]}
+    config_files.lay(ours(), {1: Pair(default, default), 64: Pair(default, default)}, True)
+    both = {f"triton_3_6_0/{name}": {"1": default, "64": default} for name in (NAME, DOWN)}
+    assert {name: placed()[name] for name in both} == both
+    assert config_files.tuned(ours(), TUNING) == {} and site.place() == 0
+    assert "previous" not in config_files.rivals(ours(), site.release, ["x"], "3.6.0")
+    config_files.lay(ours(), {2: Pair(TILE, TILE)}, True)
+    assert {name: placed()[name] for name in both} == both, "laid once"
+    site.install("0.5.23", {f"triton_3_6_0/{NAME}": {"2": TILE}})
+    site.place()
+    assert placed() == {f"triton_3_6_0/{NAME}": {"2": TILE}}, "SGLang has one now"
+
+
+def test_rows_that_stand_meanwhile_answer_where_nothing_is_tuned_yet(site: Site) -> None:
+    site.install("0.5.17", {f"triton_3_5_1/{OTHER}": {"64": TILE}})
+    site.place()
+    slow = {**TILE, "num_warps": 8}
+    config_files.lay(ours(), {1: Pair(slow, slow), 64: Pair(slow, slow)}, True)
+    config_files.add(ours(), TUNING, 64, TILE)
+    assert config_files.read(ours()) == {1: slow, 64: TILE}
+    assert list(config_files.tuned(ours(), TUNING)) == [64]
+
+
+# --- rivals
+
+
+def test_the_rivals_are_what_sglang_would_read_and_what_stands(site: Site) -> None:
+    """As `get_moe_configs` finds a file (0.5.17): of this Triton, or of the newest that has it,
+    each projection's by itself.
+    """
+    h200, h100 = (
+        ENGINE.moe.file_name(LOOKUP, name) for name in ("NVIDIA H200", "NVIDIA H100 80GB HBM3")
+    )
+    names = ["NVIDIA GH200 480GB", "NVIDIA H200", "NVIDIA H100 80GB HBM3"]
+    old, new, newest = ({**TILE, "num_stages": stages} for stages in (2, 3, 4))
+    site.install(
+        "0.5.17",
+        {
+            f"triton_3_1_0/{h200}": {"1": old},
+            f"triton_3_10_0/{h200}": {"1": newest},
+            f"triton_3_5_1/{ENGINE.moe.down_name(h200)}": {"1": new},
+            f"triton_3_6_0/{h100}": {"8": new},
+        },
+    )
+    site.place()
+    found = config_files.rivals(ours(), site.release, names, "3.6.0")
+    assert found == {
+        "default": {"up": None, "down": None},
+        "nearest:NVIDIA H200": {"up": {1: newest}, "down": {1: new}},
+        "nearest:NVIDIA H100 80GB HBM3": {"up": {8: new}, "down": None},
+    }
+    config_files.add(ours(), TUNING, 4, old)
+    found = config_files.rivals(ours(), site.release, names, "3.6.0")
+    assert found["previous"] == {"up": {4: old}, "down": {4: old}}
+    mine = ours().with_name(h200)
+    found = config_files.rivals(mine, site.release, names[1:], "3.6.0")
+    assert list(found) == ["default", "shipped", "nearest:NVIDIA H100 80GB HBM3"]
+
+
+# --- what was measured
+
+
+def test_what_was_measured_stays_with_its_batch_sizes(site: Site) -> None:
+    row = measured(16)
+    config_files.add(ours(), TUNING, 16, TILE, TILE, row)
+    config_files.add(ours(), TUNING, 32, TILE)
+    assert config_files.gains(ours(), TUNING) == {16: row}
+    assert config_files.gains(ours(), {**TUNING, "E": 1}) == {}
+    assert config_files.filled_to(ours(), TUNING) == 0
+    config_files.filled(ours(), TUNING, 4096)
+    config_files.add(ours(), TUNING, 64, TILE)
+    assert config_files.filled_to(ours(), TUNING) == 4096
+    assert config_files.filled_to(ours(), {**TUNING, "E": 1}) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"after": None}, {"after": 0}, {"source": "x"}, {"default": -1}])
+def test_a_measured_row_of_another_form_is_none(site: Site, wrong: dict[str, Any]) -> None:
+    config_files.add(ours(), TUNING, 16, TILE, TILE, {**measured(16), **wrong})
+    assert config_files.gains(ours(), TUNING) == {}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +392,8 @@ def test_a_record_of_sglangs_files_that_cannot_be_read_makes_all_of_them_ours(
     (config_files.root() / ".built_in.json").write_text(content)
     config_files.add(ours(), TUNING, 16, TILE)
     site.place()
-    assert placed() == {**before, f"triton_3_6_0/{NAME}": {"1": TILE, "16": TILE}}
+    both = {f"triton_3_6_0/{name}": {"1": TILE, "16": TILE} for name in (NAME, DOWN)}
+    assert placed() == {**before, **both}
 
 
 def test_an_sglang_without_a_version_has_its_files_placed(site: Site) -> None:

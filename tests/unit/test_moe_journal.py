@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.moe.journal import Journal
+from sgl_admin.moe.journal import Journal, Settled
+from sgl_admin.moe.tables import Pair
 
 TUNING: dict[str, Any] = {"E": 513, "N": 512, "block_shape": [128, 128], "sglang": "0.5.17"}
 CONFIG = {
@@ -19,6 +20,8 @@ CONFIG = {
     "num_warps": 4,
     "num_stages": 3,
 }
+PAIR = Pair(CONFIG, {**CONFIG, "USE_TMA": True})
+ROW = {"default": 200.0, "after": 189.25, "source": "tuned"}
 
 
 @pytest.fixture
@@ -36,7 +39,12 @@ def write(path: Path) -> Journal:
     journal.drop(16, 1, "OutOfResources: shared memory")
     journal.measuring(16, 2)
     journal.look(16, 2, 190.5)
-    journal.settle(16, CONFIG, 189.25)
+    journal.measuring(16, PAIR.key)
+    journal.measured(16)
+    journal.measuring(16, "another pair")
+    journal.drop(16, "another pair", "OutOfResources: registers")
+    journal.settle(16, Settled(PAIR, ROW))
+    journal.check(16, 32)
     journal.measuring(32, 2)
     journal.look(32, 2, 250.0)
     journal.close()
@@ -44,15 +52,23 @@ def write(path: Path) -> Journal:
 
 
 def state(journal: Journal) -> tuple[Any, ...]:
-    return journal.dropped_launches, journal.dropped, journal.looks, journal.best, journal.open
+    return (
+        journal.dropped_launches,
+        journal.dropped,
+        journal.looks,
+        journal.best,
+        journal.checked,
+        journal.open,
+    )
 
 
 def lines_of(lines: list[dict[str, Any]]) -> tuple[Any, ...]:
     """What these lines say, by other code than the journal's."""
     launches: dict[str, str] = {}
-    dropped: dict[tuple[int, int], str] = {}
+    dropped: dict[tuple[int, Any], str] = {}
     looks: dict[int, dict[int, float]] = {}
-    best: dict[int, tuple[Any, float]] = {}
+    best: dict[int, Any] = {}
+    checked: set[tuple[int, ...]] = set()
     open_: tuple[int, ...] | None = None
     for line in lines:
         if "tuning" in line:
@@ -61,27 +77,34 @@ def lines_of(lines: list[dict[str, Any]]) -> tuple[Any, ...]:
             tuple(line["measuring"])
             if "measuring" in line
             else None
-            if "batch_size" in line
+            if "batch_size" in line or "measured" in line
             else open_
         )
         if "launch" in line:
             launches[line["launch"]] = line["dropped"]
         elif "dropped" in line:
-            dropped[line["batch_size"], line["configuration"]] = line["dropped"]
+            dropped[line["batch_size"], line["trial"]] = line["dropped"]
         elif "best" in line:
-            best[line["batch_size"]] = (line["best"], line["us"])
+            pair = Pair(line["best"]["up"], line["best"]["down"])
+            best[line["batch_size"]] = Settled(pair, line["row"])
+        elif "checked" in line:
+            checked.add(tuple(line["checked"]))
         elif "us" in line:
-            looks.setdefault(line["batch_size"], {})[line["configuration"]] = line["us"]
-    return launches, dropped, looks, best, open_
+            looks.setdefault(line["batch_size"], {})[line["trial"]] = line["us"]
+    return launches, dropped, looks, best, checked, open_
 
 
 def test_what_was_written_is_read(path: Path) -> None:
     written = write(path)
     expected = (
         {"fused_moe_kernel 3": "its compiler took more than 120 s"},
-        {(16, 1): "OutOfResources: shared memory"},
+        {
+            (16, 1): "OutOfResources: shared memory",
+            (16, "another pair"): "OutOfResources: registers",
+        },
         {16: {0: 210.0, 2: 190.5}, 32: {2: 250.0}},
-        {16: (CONFIG, 189.25)},
+        {16: Settled(PAIR, ROW)},
+        {(16, 32)},
         None,
     )
     assert state(written) == expected and state(Journal(path, TUNING)) == expected
@@ -123,7 +146,8 @@ def test_a_journal_that_ends_while_measuring_names_what_it_was(path: Path) -> No
     for write_end in (
         lambda: journal.look(16, 5, 1),
         lambda: journal.drop(16, 5, "no"),
-        lambda: journal.settle(16, CONFIG, 1),
+        lambda: journal.settle(16, Settled(PAIR, ROW)),
+        lambda: journal.measured(16),
     ):
         write_end()
         assert Journal(path, TUNING).open is None
@@ -135,20 +159,20 @@ def test_a_journal_that_ends_while_measuring_names_what_it_was(path: Path) -> No
 def test_another_tuning_starts_anew(path: Path, other: dict[str, Any]) -> None:
     write(path)
     journal = Journal(path, other)
-    assert state(journal) == ({}, {}, {}, {}, None)
+    assert state(journal) == ({}, {}, {}, {}, set(), None)
     journal.look(2, 1, 5)
     journal.close()
     assert path.read_text().splitlines() == [
         json.dumps({"tuning": other}),
-        '{"batch_size": 2, "configuration": 1, "us": 5.0}',
+        '{"batch_size": 2, "trial": 1, "us": 5.0}',
     ]
-    assert state(Journal(path, TUNING)) == ({}, {}, {}, {}, None), "and back again"
+    assert state(Journal(path, TUNING)) == ({}, {}, {}, {}, set(), None), "and back again"
 
 
 def test_findings_below_another_tunings_name_are_not_taken(path: Path) -> None:
     lines: list[dict[str, Any]] = [
-        {"tuning": TUNING}, {"batch_size": 2, "configuration": 1, "us": 5.0}, {"tuning": {"E": 8}},
-        {"batch_size": 2, "configuration": 2, "us": 1.0}, {"tuning": TUNING},
+        {"tuning": TUNING}, {"batch_size": 2, "trial": 1, "us": 5.0}, {"tuning": {"E": 8}},
+        {"batch_size": 2, "trial": 2, "us": 1.0}, {"tuning": TUNING},
     ]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert Journal(path, TUNING).looks == {2: {1: 5.0}}
@@ -157,9 +181,10 @@ def test_findings_below_another_tunings_name_are_not_taken(path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     ["", "{", "null", "[1]", "\x00\xff", "[" * 100_000, '{"measuring": [1]}',
-     '{"measuring": ["16", 2]}', '{"batch_size": 16, "configuration": 3, "us": "fast"}',
-     '{"batch_size": 16, "configuration": 3}', '{"batch_size": 16, "best": [1]}',
-     '{"batch_size": ' + "9" * 5000 + ', "configuration": 3, "us": 1.0}'],
+     '{"measuring": ["16", 2]}', '{"batch_size": 16, "trial": 3, "us": "fast"}',
+     '{"batch_size": 16, "best": {"up": 1}, "row": {}}',
+     '{"batch_size": 16, "trial": 3}', '{"batch_size": 16, "best": [1]}',
+     '{"batch_size": ' + "9" * 5000 + ', "trial": 3, "us": 1.0}'],
 )  # fmt: skip
 def test_a_line_that_is_none_is_passed_over(path: Path, line: str) -> None:
     written = write(path)
@@ -180,7 +205,7 @@ def test_a_finding_is_there_for_others_before_the_writer_goes_on(path: Path) -> 
     journal = Journal(path, TUNING)
     journal.measuring(16, 0)
     assert Journal(path, TUNING).open == (16, 0)
-    journal.settle(16, CONFIG, 1)
-    assert Journal(path, TUNING).best == {16: (CONFIG, 1.0)}
+    journal.settle(16, Settled(PAIR, ROW))
+    assert Journal(path, TUNING).best == {16: Settled(PAIR, ROW)}
     journal.close()
     journal.close()

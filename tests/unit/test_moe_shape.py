@@ -293,10 +293,49 @@ def test_lookups_of_other_experts_are_no_shape_of_these(qwen3_next: dict[str, An
 
 
 def test_blocks_of_128_leave_two_thirds_of_the_space() -> None:
-    assert len(space.configs(None)) == 1920
+    assert len(space.configs(None)) == 396
     found = space.configs((128, 128))
-    assert len(found) == 1280 and {config["BLOCK_SIZE_K"] for config in found} == {64, 128}
-    assert len({space.key(config) for config in found}) == 1280
+    assert len(found) == 264 and {config["BLOCK_SIZE_K"] for config in found} == {64, 128}
+    assert len({space.key(config) for config in found}) == 264
+
+
+def test_a_tile_fits_the_registers_of_its_warps_and_keeps_them_busy() -> None:
+    for config in space.configs(None):
+        elements = config["BLOCK_SIZE_M"] * config["BLOCK_SIZE_N"] // config["num_warps"]
+        # An accumulator of 32 bits in a thread's 255 registers.
+        assert elements // 32 <= 128
+        assert config["num_warps"] == 4 or elements >= 256
+    tiles = {(each["BLOCK_SIZE_M"], each["BLOCK_SIZE_N"]) for each in space.configs(None)}
+    assert len(tiles) == 19 and (256, 256) not in tiles and {(128, 256), (256, 128)} < tiles
+
+
+def test_a_signature_of_an_earlier_release_names_as_many_configurations() -> None:
+    """As its space had: the product of all values, cut to the blocks."""
+    assert space.earlier_count(None) == 1920 and space.earlier_count((128, 128)) == 1280
+    assert space.earlier_count((128, 128), 32) == 32
+    assert space.earlier_count((64, 64), 5000) == 640
+
+
+def test_each_trial_is_there_once_and_each_is_a_variant_of_one_that_is_tried_first() -> None:
+    coarse = space.configs((128, 128))
+    for up_tma, down_tma, streams in ((False, False, 2), (False, True, 4), (True, True, 6)):
+        trials = space.trials(coarse, up_tma, down_tma)
+        assert len(trials) == 264 * 4 * streams == len({repr(trial) for trial in trials})
+        first = [trial for trial in trials if space.is_coarse(trial)]
+        assert {trial.config["GROUP_SIZE_M"] for trial in first} == {32}
+        assert {trial.part for trial in first} == {space.UP, space.DOWN}
+
+
+@pytest.mark.parametrize(
+    ("rows", "heights"),
+    [(0.02, {16, 32}), (10, {16, 32}), (20, {16, 32, 64}), (80, {16, 32, 64, 128, 256}),
+     (320, {64, 128, 256}), (100_000, {128, 256})],
+)  # fmt: skip
+def test_a_tile_is_as_high_as_suits_the_rows_of_an_expert(rows: float, heights: set[int]) -> None:
+    found = {
+        config["BLOCK_SIZE_M"] for config in space.configs(None) if space.in_window(config, rows)
+    }
+    assert found == heights
 
 
 @pytest.mark.parametrize("block", [None, (128, 128)])
@@ -314,10 +353,10 @@ def test_a_sample_is_the_same_every_time_and_of_the_space(block: tuple[int, int]
 
 
 def test_a_sample_as_large_as_the_space_is_the_space() -> None:
-    assert space.configs(None, 1920) == space.configs(None, 5000) == space.configs(None)
+    assert space.configs(None, 396) == space.configs(None, 5000) == space.configs(None)
 
 
 def test_what_compiles_longest_comes_first() -> None:
     ordered = sorted(space.configs(None), key=space.compile_order)
-    assert {"BLOCK_SIZE_M": 256, "BLOCK_SIZE_N": 256, "num_stages": 5}.items() <= ordered[0].items()
+    assert {"BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 256, "num_stages": 5}.items() <= ordered[0].items()
     assert {"BLOCK_SIZE_M": 16, "BLOCK_SIZE_N": 32, "num_stages": 2}.items() <= ordered[-1].items()

@@ -20,11 +20,13 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _file_systems as file_systems,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._preflight import (
     Options,
     PreflightError,
@@ -64,6 +66,9 @@ class Docker:
         if "docker info" in line:
             return 0, json.dumps(self.info), ""
         return absent(command)
+
+
+MOUNTED = [mount.folder for mount in places.MOUNTS if mount.target == f"/{mount.folder}"]
 
 
 @pytest.fixture
@@ -108,7 +113,12 @@ def options(root: Path, **given: Any) -> Options:
     return Options(**{**fields, **given})
 
 
-def container(running: bool, environment: tuple[str, ...] = (), name: str = "sglang-dev") -> Answer:
+def container(
+    running: bool,
+    environment: tuple[str, ...] = (),
+    name: str = "sglang-dev",
+    tree: Path | None = None,
+) -> Answer:
     config = {"Labels": {}, "Env": list(environment)}
     state = {
         "Running": running,
@@ -117,6 +127,7 @@ def container(running: bool, environment: tuple[str, ...] = (), name: str = "sgl
         "ExitCode": 0,
         "Pid": 7,
     }
+    mounts = [{"Destination": f"/{part}", "Source": f"{tree}/{part}"} for part in MOUNTED if tree]
     return (
         0,
         json.dumps(
@@ -127,6 +138,7 @@ def container(running: bool, environment: tuple[str, ...] = (), name: str = "sgl
                     "Image": "sha256:1",
                     "Config": config,
                     "State": state,
+                    "Mounts": mounts,
                 }
             ]
         ),
@@ -482,6 +494,8 @@ def gpus(host: Docker, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
     monkeypatch.setattr(os.path, "exists", lambda path: path == "/dev/nvidiactl" or exists(path))
     # Whether this machine has the toolkit is not the question.
     monkeypatch.setattr(gpu_health, "toolkit_problem", lambda docker: None)
+    monkeypatch.setattr(gpu_access, "problem", lambda: None)
+    monkeypatch.setattr(gpu_access, "reload_warning", lambda info: None)
     # Nor are errors that its own kernel tells of.
     monkeypatch.setattr(gpu_health, "_kernel_log", lambda run, root: "")
     return GpuHost(host, NvidiaSmi())
@@ -569,6 +583,18 @@ def test_a_host_without_the_container_toolkit_lacks_it(
     assert (found.problems, found.lacking) == ([], ["docker lacks the toolkit"])
     assert look(options(tmp_path / "tree", gpus=True, ready_for="stop"), gpus).lacking == []
     assert look(options(tmp_path / "tree", gpus=False), gpus).lacking == []
+
+
+def test_a_host_that_cannot_give_its_gpus_to_a_container_lacks_that(
+    gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_access, "problem", lambda: "CDI is not generated")
+    monkeypatch.setattr(gpu_access, "reload_warning", lambda info: "a reload takes them")
+    found = look(options(tmp_path / "tree", gpus=True), gpus)
+    assert found.lacking == ["CDI is not generated"]
+    assert "a reload takes them" in found.warnings
+    found = look(options(tmp_path / "tree", gpus=False), gpus)
+    assert found.lacking == []
 
 
 def test_an_answer_that_describes_no_gpu_is_made_up_for_by_their_names(
@@ -676,8 +702,9 @@ def test_a_damaged_description_costs_no_refusal(
 def test_a_converged_run_asks_docker_twice_and_nvidia_smi_once(
     gpus: GpuHost, tmp_path: Path
 ) -> None:
+    (tmp_path / "tree" / "telemetry").mkdir(parents=True)
     gpus.docker.answers = {
-        "container inspect": container(running=True),
+        "container inspect": container(running=True, tree=tmp_path / "tree"),
         "image inspect": image("13.0.1"),
     }
     look(options(tmp_path / "tree", gpus=True), gpus)
@@ -686,6 +713,51 @@ def test_a_converged_run_asks_docker_twice_and_nvidia_smi_once(
         INSPECTED,
         "docker image inspect sglang-dev:local",
     ]
+
+
+@pytest.mark.parametrize("records", ["no pointer", "unreadable", "of another container"])
+@pytest.mark.parametrize("spelt", ["as it is", "by a link"])
+@pytest.mark.parametrize("own", [None, "sglang-b", "sglang-b on another tree"])
+@pytest.mark.parametrize("ready_for", ["start", "prep", "smoke", "stop"])
+def test_a_tree_has_one_container_whatever_its_records_say(
+    host: Docker, tmp_path: Path, ready_for: str, own: str | None, spelt: str, records: str
+) -> None:
+    tree, other = tmp_path / "tree", tmp_path / "other"
+    for folder in (tree, other):
+        (folder / "telemetry").mkdir(parents=True)
+    if records != "no pointer":
+        text = "x" if records == "unreadable" else "CONTAINER_RUN_META_JSON_HOST=/x.json\n"
+        (tree / "telemetry" / places.POINTER).write_text(text)
+    link = tmp_path / "link"
+    link.symlink_to(tree)
+    asked = f"inspect {'a' * 64}"
+    there = link if spelt == "by a link" else tree
+    host.answers[asked] = container(running=True, name="sglang-a", tree=there)
+    host.answers["ps --all"] = (0, f"{'a' * 64}\n", "")
+    if own is not None:
+        runs = own != "sglang-b"
+        host.answers["container inspect sglang-b"] = container(
+            running=runs, name="sglang-b", tree=other if runs else tree
+        )
+    found = look(options(tree, ready_for=ready_for, container="sglang-b"), host)
+    [problem] = [problem for problem in found.problems if "sglang-a" in problem]
+    assert "set sgl_container to sglang-a" in problem and len(problem) < 400 + len(str(tmp_path))
+    # One that does not run can be started by hand at any time; a stop of another costs it nothing.
+    host.answers[asked] = container(running=False, name="sglang-a", tree=there)
+    found = look(options(tree, ready_for=ready_for, container="sglang-b"), host)
+    assert any("sglang-a (exited)" in problem for problem in found.problems) is (
+        ready_for != "stop"
+    )
+
+
+def test_a_container_of_another_tree_is_none_of_ours(host: Docker, tmp_path: Path) -> None:
+    for folder in ("tree", "other"):
+        (tmp_path / folder / "telemetry").mkdir(parents=True)
+    host.answers[f"inspect {'a' * 64}"] = container(
+        running=True, name="sglang-a", tree=tmp_path / "other"
+    )
+    host.answers["ps --all"] = (0, f"{'a' * 64}\n", "")
+    assert look(options(tmp_path / "tree", container="sglang-b"), host).problems == []
 
 
 def test_a_bare_host_is_asked_for_everything_in_three_calls(gpus: GpuHost, tmp_path: Path) -> None:
@@ -806,6 +878,26 @@ def test_images_of_containerd_are_in_its_folder(
     assert docker_health.image_folder({**root, **store}) == own
     for nowhere in ({}, {"DockerRootDir": None}, {"DockerRootDir": ""}):
         assert docker_health.image_folder(nowhere) is None
+
+
+@pytest.mark.parametrize("store", ["overlay2", "containerd"])
+def test_an_image_needs_room_where_the_daemon_really_keeps_it(
+    gpus: GpuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    for name in ("docker", "containerd"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(docker_health, "_CONTAINERD", str(tmp_path / "containerd"))
+    gpus.docker.info["DockerRootDir"] = str(tmp_path / "docker")
+    if store == "containerd":
+        # Debian sid's docker.io 28.5.2 with the feature containerd-snapshotter; what 29 does.
+        gpus.docker.info["DriverStatus"] = [["driver-type", "io.containerd.snapshotter.v1"]]
+    wanted = options(tmp_path / "tree", gpus=True, space_gb={"docker": 1e9})
+    [problem] = look(wanted, gpus).problems
+    folder = tmp_path / ("containerd" if store == "containerd" else "docker")
+    assert problem.startswith(f"{folder} has ") and len(problem) < 400
+    assert "`docker system df`" in problem and "v<release>-runtime" in problem
+    [problem] = look(options(tmp_path / "tree", space_gb={"docker": 1e9}), gpus).problems
+    assert "runtime" not in problem
 
 
 # --- file systems ---------------------------------------------------------------------------------
@@ -977,6 +1069,8 @@ def test_an_image_from_elsewhere_needs_to_be_told_from_where(
     assert said(image_source="pull", image_pull="a/b:c") == said() == ([], [])
     [lacking] = said(image_source="load", image_archive=str(archive))[1]
     assert f"there is no archive {archive} on this host" in lacking
+    brought = {"image_archive": str(archive), "image_archive_from": "/data/image.tar"}
+    assert said(image_source="load", **brought) == ([], []), "the controller brings it"
     archive.touch()
     assert said(image_source="load", image_archive=str(archive)) == ([], [])
     archive.unlink()

@@ -831,35 +831,6 @@ def test_host_name_that_cannot_be_one():
 # --- TLS ---
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate of 127.0.0.1, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = folder / "cert.pem", folder / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-noenc",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=double",
-    ]
-    names = [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-out",
-        str(made[0]),
-        "-keyout",
-        str(made[1]),
-    ]
-    subprocess.run([*command, *names], check=True, capture_output=True)
-    return made
-
-
 def tls_server(certificate: tuple[Path, Path], *, asks_client: bool = False) -> PrometheusDouble:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)

@@ -50,14 +50,25 @@ QWEN3_NEXT: dict[str, Any] = {
 }
 
 
+# Whether `get_moe_configs` knows `down_moe`, and `_prepare_fused_moe_run` takes USE_TMA out of the
+# up projection's configuration.
+TMA = {
+    "0.5.3": (False, False),
+    "0.5.9": (True, False),
+    "0.5.17": (True, False),
+    "0.5.23": (True, True),
+}
+
+
 @pytest.mark.parametrize("version", ROWS)
 def test_each_row_says_what_its_release_has(version: str) -> None:
     release, warning = releases.of(version)
     assert warning is None and ".".join(map(str, release.since)) == version
     assert (release.cuda_graph_flag, release.otlp_flag, release.moe_configs) == ROWS[version]
-    assert (release.moe_override, release.kernels) == MODULES[
-        version
-    ] and release.fused_moe == f"{release.moe_override}.fused_moe"
+    package = release.fused_moe.rpartition(".")[0]
+    assert (package, release.kernels) == MODULES[version]
+    assert release.moe_look_up == f"{package}.fused_moe_triton_config"
+    assert (release.down_files, release.up_tma) == TMA[version]
 
 
 def test_every_row_is_tested_and_the_oldest_comes_first() -> None:

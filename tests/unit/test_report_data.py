@@ -118,6 +118,18 @@ def test_a_prepared_host() -> None:
     assert told.report.is_ours
 
 
+def test_what_was_chosen_for_the_operator_is_kept() -> None:
+    chosen = [{"arguments": ["--attention-backend", "flashinfer"], "reason": "no FA3 here"}]
+    server = {**RESULT["run"]["server"], "chosen": chosen}
+    result = {**RESULT, "run": {**RESULT["run"], "server": server}}
+    told = Told()
+    told.task("a", "sgl_prep", "provider_prep", "changed", **{**PREP, "result": result})
+    assert told.host()["chosen"] == chosen
+    del server["chosen"]
+    told.task("a", "sgl_prep", "provider_prep", "changed", **{**PREP, "result": result})
+    assert told.host()["chosen"] == []
+
+
 def test_hosts_that_failed_or_were_never_reached_are_there_with_their_reasons() -> None:
     told = Told()
     prepared(told, "a")

@@ -73,6 +73,18 @@ def test_hostile_report_keeps_the_contract():
     validators.validate_report(reports.hostile())
 
 
+def test_what_was_chosen_for_the_operator_is_shown_with_its_reason():
+    choice = {"arguments": ["--attention-backend", "flashinfer"], "reason": "no <flash_ops> here"}
+    report = validators.example("report")
+    for host in report["hosts"]:
+        host["chosen"] = [choice]
+    validators.validate_report(report)
+    page = report_page.render(report)
+    assert "Chosen for you, and why" in page
+    assert "--attention-backend flashinfer: no &lt;flash_ops&gt; here" in page
+    assert "Chosen for you" not in report_page.render(validators.example("report"))
+
+
 @pytest.mark.parametrize("status", ["ok", "failed"])
 def test_status_goes_with_the_hosts(status):
     with pytest.raises(ValidationError):
@@ -254,10 +266,20 @@ def test_page_says_what_the_report_says():
     assert {"0 B → 700 MiB", "112 MiB as before", "1.1 KiB → 2.3 KiB", "empty"} <= set(texts)
 
 
+def test_what_the_moe_configurations_bring_is_shown_for_each_host():
+    report = reports.fleet(3)
+    report["hosts"][1]["moe_gain"] = None
+    text = report_page.render(report)
+    gain = report["hosts"][0]["moe_gain"]
+    assert text.count("MoE kernels: ") == 2 and gain["summary"].replace("'", "&#39;") in text
+    assert text.count("<meter ") == 2 * len(gain["rows"])
+    assert ">600.8</td>" in text and ">nearest</td>" in text
+
+
 def test_page_can_be_heard():
     page = Page(report_page.render(reports.fleet(3)))
     assert page.all("html") == [{"lang": "en"}]
-    assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 3 * 3
+    assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 4 * 3
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
     assert all(
         "aria-hidden" in attributes or attributes.get("role") == "img"

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Records:
     def container(self, **changes: Any) -> dict[str, Any]:
         return {
             "id": self.manifest["container_id"],
+            "name": "sglang-dev",
             "running": True,
             "status": "running",
             "pid": os.getpid(),
@@ -219,23 +220,6 @@ def test_what_a_pointer_names_is_told_in_one_line_that_prints(records: Records) 
     assert records.refusal().isprintable() and len(records.refusal()) < 1500
 
 
-def test_a_prep_is_looked_for_wherever_the_manifest_says(records: Records) -> None:
-    """Its folders are but words of a file: one that no path can hold, or whose lock is a pipe,
-    holds no prep.
-    """
-    found = records.read()
-    assert found is not None
-    found.paths["run_dir"] = str(records.telemetry)
-    (records.telemetry / "job.json").write_text(json.dumps(validators.example("job")))
-    for root in ("/a\0b", "/\ud800"):
-        found.paths["profiles_root"] = root
-        assert run_record.running_prep(found) is None
-    found.paths["profiles_root"] = str(records.telemetry)
-    (records.telemetry / ".locks").mkdir()
-    os.mkfifo(records.telemetry / ".locks" / "prep.lock")
-    assert run_record.running_prep(found) is None
-
-
 def test_a_file_of_any_size_is_not_swallowed(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,30 +275,6 @@ def test_a_container_that_docker_says_nothing_of_is_not_called_missing(records: 
     assert found["reason"] == "whether container sglang-dev runs is unknown: no daemon answers"
 
 
-@pytest.mark.parametrize(
-    ("file", "lock", "words"),
-    [("server.json", "serving", "server stop"), ("smokes", "smoke", "smoke status")],
-)
-def test_what_goes_on_in_a_run_is_told_while_its_lock_is_held(
-    records: Records, tmp_path: Path, file: str, lock: str, words: str
-) -> None:
-    locks = tmp_path / "profiles" / ".locks"
-    locks.mkdir(parents=True)
-    records.manifest["paths"]["host"].update(
-        profiles_root=str(tmp_path / "profiles"), run_dir=str(records.result_path.parent)
-    )
-    records.write()
-    found = records.read()
-    assert found is not None and run_record.in_use(found) == []
-    (records.result_path.parent / file).mkdir()
-    with open(locks / f"{lock}.lock", "w") as stream:
-        assert run_record.in_use(found) == []
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        [told] = run_record.in_use(found)
-        assert words in told and "docker exec sglang-dev sgl-admin" in told
-    assert run_record.in_use(found) == []
-
-
 class Locks:
     """The locks of a tree, each held as long as it is in `with`."""
 
@@ -335,6 +295,7 @@ def locks(tmp_path: Path, records: Records) -> Locks:
     made = Locks(tmp_path)
     host = records.manifest["paths"]["host"]
     host.update(profiles_root=str(made.profiles), run_dir=str(records.result_path.parent))
+    records.manifest["pid1"] = processes.identity(os.getpid())
     records.write()
     return made
 
@@ -369,19 +330,89 @@ def test_where_the_record_cannot_be_read_the_locks_tell(
             assert describe(str(records.telemetry), nobody)["in_use"] == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"state": 7}'])
-def test_a_prep_whose_job_cannot_be_read_counts_while_its_lock_is_held(
-    records: Records, locks: Locks, text: str
+# What the records of a live run can say, or lack, while something runs.
+RECORDS: dict[str, Callable[[Path], Any]] = {
+    "no record": lambda run: None,
+    "an empty one": lambda run: write_all(run, ""),
+    "no JSON": lambda run: write_all(run, "{"),
+    "a list": lambda run: write_all(run, "[]"),
+    "no state": lambda run: write_all(run, "{}"),
+    "a number as its state": lambda run: write_all(run, '{"state": 7}'),
+    "one that ended": lambda run: write_all(
+        run, json.dumps({**validators.example("job"), "state": "done"})
+    ),
+    "a server that was stopped": lambda run: write_all(run, '{"state": "stopped"}'),
+}
+
+
+def write_all(run: Path, text: str) -> None:
+    for name in ("job.json", "server.json"):
+        (run / name).write_text(text)
+
+
+def used(records: Records, locks: Locks, **changes: Any) -> list[str]:
+    container = records.container(mounts={"/profiles": str(locks.profiles)}, **changes)
+    found = run_record.describe(str(records.telemetry), container)
+    assert found["live"], found["reason"]
+    told: list[str] = found["in_use"]
+    return told
+
+
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("lock", HELD)
+def test_what_goes_on_in_a_live_run_is_told_by_its_lock_whatever_its_records_say(
+    records: Records, locks: Locks, record: str, lock: str
 ) -> None:
-    job = records.result_path.parent / "job.json"
-    job.write_text(text)
-    found = records.read()
-    assert found is not None and run_record.in_use(found) == []
+    RECORDS[record](records.result_path.parent)
+    assert used(records, locks) == []
+    with locks.held(lock):
+        [told] = used(records, locks)
+        assert told.startswith(HELD[lock]) and "docker exec sglang-dev sgl-admin" in told
+    assert used(records, locks) == [], "a lock that is free"
+
+
+def test_a_prep_that_its_record_names_is_told_once(records: Records, locks: Locks) -> None:
+    job = {**validators.example("job"), "state": "running"}
+    (records.result_path.parent / "job.json").write_text(json.dumps(job))
+    container = records.container(mounts={"/profiles": str(locks.profiles)})
     with locks.held(places.LOCK_PREP):
-        [told] = run_record.in_use(found)
-        assert "a prep whose record cannot be read" in told and "status --watch" in told
-        job.write_text(json.dumps({**validators.example("job"), "state": "done"}))
-        assert run_record.in_use(found) == [], "a prep of another container of these caches"
+        found = run_record.describe(str(records.telemetry), container)
+    assert found["prep"]["prep_id"] == job["prep_id"] and found["in_use"] == []
+    assert run_record.describe(str(records.telemetry), container)["prep"] is None, "killed"
+
+
+@pytest.mark.parametrize("root", ["/", "/nowhere", "/a\0b", "/\ud800"])
+def test_locks_are_where_docker_mounts_them_and_not_where_a_record_says(
+    records: Records, locks: Locks, root: str
+) -> None:
+    records.manifest["paths"]["host"]["profiles_root"] = root
+    records.manifest_path.write_text(json.dumps(records.manifest))
+    with locks.held(places.LOCK_SERVING):
+        assert len(used(records, locks)) == 1
+    assert used(records, locks) == []
+
+
+def file_for_folder(folder: Path) -> None:
+    folder.rmdir()
+    folder.write_text("")
+
+
+# What lies in a lock's place, or keeps it from being read.
+STRANGE: dict[str, Callable[[Path], Any]] = {
+    "a pipe": lambda lock: os.mkfifo(lock),
+    "a folder": lambda lock: lock.mkdir(),
+    "a link": lambda lock: lock.symlink_to("/dev/null"),
+    "a link that leads nowhere": lambda lock: lock.symlink_to("nowhere"),
+    "a file for its folder": lambda lock: file_for_folder(lock.parent),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_lock_that_cannot_be_read_counts_as_held(
+    records: Records, locks: Locks, strange: str
+) -> None:
+    STRANGE[strange](locks.profiles / places.LOCKS / f"{places.LOCK_SERVING}.lock")
+    assert any(told.startswith(HELD[places.LOCK_SERVING]) for told in used(records, locks))
 
 
 def test_a_lock_that_may_not_be_read_counts_as_held(
@@ -394,6 +425,28 @@ def test_a_lock_that_may_not_be_read_counts_as_held(
         pass
     monkeypatch.setattr(run_record.safe_tree, "open_file_at", refuse)
     assert run_record._held(locks.profiles / places.LOCKS / "prep.lock")
+
+
+def test_a_lock_whose_file_was_removed_is_told_by_the_process_that_holds_it(
+    records: Records, locks: Locks
+) -> None:
+    lock = locks.profiles / places.LOCKS / f"{places.LOCK_SERVING}.lock"
+    with locks.held(places.LOCK_SERVING):
+        lock.unlink()
+        [told] = used(records, locks)
+        assert told.startswith(HELD[places.LOCK_SERVING])
+        # A container whose processes cannot be seen from here.
+        assert used(records, locks, pid=0, started_at=records.manifest["started_at"]) == []
+    assert used(records, locks) == []
+
+
+def test_whoever_only_looks_at_a_lock_holds_nobody_up(
+    records: Records, locks: Locks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(locks.held(places.LOCK_PREP))
+        monkeypatch.setattr(run_record.time, "sleep", lambda _: stack.close())
+        assert used(records, locks) == []
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ VALIDATE: dict[str, Callable[[Any], None]] = {
 # The keys of the examples that a writer may leave out; every other one is required.
 OPTIONAL = {
     "manifest": ("profile_cache.start.triton", "profile_cache.start.flashinfer"),
-    "stage": (),
+    # Results of releases before this one lack it.
+    "stage": ("artifacts.gain",),
     # What else a signature holds is each stage's own; the environment is the server's.
     "prep_result": (
         "run.server.env.*",
@@ -35,6 +36,9 @@ OPTIONAL = {
         "run.server.identity",
         "telemetry_probe.server",
         "telemetry_probe.window",
+        "stages.moe_tune.artifacts.gain",
+        # And those of releases before 1.2 this.
+        "new_files",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
     ),
     "job": (),

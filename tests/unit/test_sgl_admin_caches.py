@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.locks import try_lock
-from sgl_admin.records import caches
+from sgl_admin.records import caches, compiled
 
 SIGNATURE: dict[str, Any] = {"stage": "inductor", "torch": "2.13.0", "batch_sizes": [1, 4]}
 
@@ -168,3 +170,105 @@ def test_a_snapshot_passes_over_what_is_no_cache_and_no_record(
     record.path.with_name("inductor-lost.json").symlink_to("nowhere")
     found = caches.snapshot()
     assert found["flashinfer"]["reason"] == "empty" and found["torchinductor"]["valid"] is True
+
+
+# --- all that is compiled, and nothing else -------------------------------------------------------
+
+# As FlashInfer 0.7.2, TileLang 0.1.12, SGLang 0.5.23 and DeepGEMM's pre-compilation name theirs.
+NO_CONTENT = (
+    "flashinfer/.cache/flashinfer/0.7.2/90a/flashinfer_jit.log",
+    "tilelang/tmp/17_1f2e.so",
+    "tilelang/0.1.12/.staging/17/kernel_lib.so",
+    "sglang/ple/model/table.bin",
+    "sglang/model_streamer/1f2e/model.safetensors",
+    "sglang/gpu_p2p_access_cache_for_0,1.json",
+    "deep_gemm/locks/GEMM_n4096_k2048_g1.lock",
+)
+CONTENT = (
+    "flashinfer/.cache/flashinfer/cubins/fmha.cubin",
+    "sglang/flashinfer/autotune/0.7.2/90a/1f2e/rank_tp0_pp0_dp0.json",
+    "sglang/torch_compile_cache/1f2e/rank_0_0/x/inductor_cache/ab/graph.py",
+    "sglang/cute_aot/1f2e/kernel.o",
+    "cuda/580.159.04/a/b/1f2e",
+    "tilelang/0.1.12/1f2e/kernel_lib.so",
+)
+
+
+def lay(name: str, content: bytes = b"x") -> None:
+    path = paths.PROFILES / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_what_is_no_compiled_code_is_no_content(container: Path) -> None:
+    for name in (*NO_CONTENT, *CONTENT):
+        lay(name)
+    listed = {path for known in caches.listing().values() for path in known}
+    assert {str(path.relative_to(paths.PROFILES)) for path in listed} == set(CONTENT)
+
+
+@pytest.mark.parametrize(
+    ("name", "stands"),
+    [
+        ("sglang/flashinfer/autotune/0.7.2/90a/1f2e/rank_tp0_pp0_dp0.json", True),
+        ("cuda/580.159.04/index", True),
+        ("cuda/580.159.04/a/b/1f2e", False),
+        ("sglang/cute_aot/1f2e/kernel.o", False),
+    ],
+)
+def test_a_file_that_is_rewritten_in_use_is_not_held_to_its_size(
+    container: Path, name: str, stands: bool
+) -> None:
+    lay(name)
+    made = caches.SignatureRecord("inductor", ("sglang", "cuda"), SIGNATURE)
+    made.write()
+    lay(name, b"longer")
+    assert (made.problem([]) is None) is stands
+    (paths.PROFILES / name).unlink()
+    assert made.problem([]) == f"{name} is missing"
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("home/devuser/.nv/ComputeCache/a/b/1f2e", True),
+        ("home/devuser/.tilelang/cache/0.1.12/1f2e/kernel_lib.so", True),
+        ("home/devuser/.cache/unheard-of/kernel", True),
+        ("tmp/torchinductor_devuser/ab/graph.py", True),
+        ("tmp/devuser/cutlass_python_cache/1f2e.mlir", True),
+        ("var/tmp/kernel.cubin", True),
+        ("tmp/tmpab12cd_3/counter_417.db", False),
+        ("tmp/tmpab12cd_3/gauge_mostrecent_417.db", False),
+        ("tmp/tmpab12cd_3", False),
+        # Seen in a container of the local flavour: what Inductor compiles later includes it.
+        (f"tmp/torchinductor_devuser/precompiled_headers/{'c7' * 26}.h.gch", False),
+        ("home/devuser/.cache/huggingface/hub/model.safetensors", False),
+        ("tmp/x/__pycache__/x.cpython-312.pyc", False),
+        ("home/devuser/.bash_history", False),
+    ],
+)
+def test_what_is_compiled_outside_of_the_caches_is_found(
+    container: Path, name: str, named: bool
+) -> None:
+    path = container / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    (path.parent / "socket").touch()
+    assert compiled.new_outside(compiled.outside(), {}) == ([str(path)] if named else [])
+
+
+def test_without_a_container_nothing_outside_of_its_folder_is_looked_at() -> None:
+    script = "from sgl_admin.base import paths; print(paths.HOME, paths.TMP, paths.VAR_TMP)"
+    environment = {**os.environ, paths.ROOT_VARIABLE: "/some/root"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert all(place.startswith("/some/root/") for place in done.stdout.split())
+
+
+@pytest.mark.parametrize(("driver", "folder"), [("580.159.04", "580.159.04"), ("a/../b", "a_.._b")])
+def test_what_a_driver_compiles_has_a_folder_of_its_version(
+    container: Path, driver: str, folder: str
+) -> None:
+    expected = {"CUDA_CACHE_PATH": str(paths.PROFILES / "cuda" / folder)}
+    assert caches.driver_environment(driver) == expected
+    assert caches.driver_environment(None) == {}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import configparser
 import errno
+import http.server
 import importlib.metadata
 import json
 import os
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,26 +255,28 @@ STATUS = (
 
 
 @pytest.mark.parametrize(
-    ("bounding", "sealed", "host_engine", "profiling"),
+    ("bounding", "sealed", "host_engine", "problem", "profiling"),
     [
-        ("0000000000200000", 0, False, True),
-        ("0000000000000000", 0, False, False),
+        ("0000000000200000", 0, False, "", True),
+        ("0000000000000000", 0, False, "", False),
         # Root's own default set, without SYS_ADMIN.
-        ("00000000a80425fb", 0, False, False),
-        ("0000000000200000", 1, False, False),
-        ("0000000000000000", 1, True, True),
+        ("00000000a80425fb", 0, False, "", False),
+        ("0000000000200000", 1, False, "", False),
+        ("0000000000000000", 1, True, "", True),
+        # Two engines would profile one GPU.
+        ("0000000000200000", 0, False, "a host engine of DCGM 3", False),
     ],
 )
 def test_whether_dcgm_may_profile(
-    bounding: str, sealed: int, host_engine: bool, profiling: bool
+    bounding: str, sealed: int, host_engine: bool, problem: str, profiling: bool
 ) -> None:
-    assert dcgm.choose(STATUS.format(bounding=bounding, sealed=sealed), host_engine) == dcgm.Choice(
-        host_engine, profiling
-    )
+    choice = dcgm.choose(STATUS.format(bounding=bounding, sealed=sealed), host_engine, problem)
+    assert (choice.host_engine, choice.profiling) == (host_engine, profiling)
+    assert choice.reason == ("" if profiling else problem or "profiling metrics need SYS_ADMIN")
 
 
 def test_a_kernel_that_says_nothing_of_capabilities_gives_none() -> None:
-    assert dcgm.choose("Name:\tx\n", False).profiling is False
+    assert dcgm.choose("Name:\tx\n", False, "").profiling is False
 
 
 @pytest.fixture
@@ -315,9 +319,21 @@ def test_the_exporter_that_is_started(
     )
 
 
-@pytest.mark.parametrize(("answers", "found"), [("exit 0", True), ("exit 1", False)])
+@pytest.mark.parametrize(
+    ("answers", "found", "words"),
+    [
+        ("exit 0", True, ""),
+        # dcgmi 4 that asks an nv-hostengine of DCGM 3.
+        (
+            "echo 'Error: unable to connect to host engine: version mismatch' >&2; exit 1",
+            False,
+            "(Error: unable to connect to host engine: version mismatch)",
+        ),
+        ("exit 3", False, "(exit code 3)"),
+    ],
+)
 def test_what_has_the_engines_port_is_asked_whether_it_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str, found: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str, found: bool, words: str
 ) -> None:
     dcgmi = tmp_path / "dcgmi"
     dcgmi.write_text(f"#!/bin/sh\n{answers}\n")
@@ -326,11 +342,137 @@ def test_what_has_the_engines_port_is_asked_whether_it_is_one(
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         monkeypatch.setattr(dcgm, "HOST_ENGINE_PORT", holder.getsockname()[1])
-        assert dcgm.host_engine_answers() is False
+        assert dcgm.host_engine() == (False, "")
         holder.listen()
-        assert dcgm.host_engine_answers() is found
+        answers_, problem = dcgm.host_engine()
+        assert answers_ is found and words in problem and bool(problem) is not found
+        assert found or "systemctl stop nvidia-dcgm" in problem
         monkeypatch.setattr(dcgm, "DCGMI", str(tmp_path / "none"))
-        assert dcgm.host_engine_answers() is False
+        assert dcgm.host_engine()[0] is False
+
+
+# The pages and the last words of dcgm-exporter 4.4.1-4.5.2, by what goes wrong with profiling: the
+# messages are those of pkg/cmd/app.go and internal/pkg/collector/collector_factory.go, the error
+# behind the first that of a GPU without the profiling module.
+_DEV, _PROF = 'DCGM_FI_DEV_GPU_UTIL{gpu="0"} 0', 'DCGM_FI_PROF_DRAM_ACTIVE{gpu="0"} 0.1'
+_NO_DCP = (
+    'level=info msg="Not collecting DCP metrics: This request is serviced by a module of DCGM that'
+    ' is not currently loaded"'
+)
+_NO_GPU = (
+    'level=info msg="Not collecting GPU metrics; error watching fields: Feature not supported"'
+)
+_DEAD = (
+    "level=fatal msg=\"DCGM collector for entity type 'GPU' cannot be initialized; err: setting"
+    ' not configured"'
+)
+EXPORTER = """#!{python}
+import http.server, sys, time
+port = int(next(word for word in sys.argv if word.startswith("--address")).rpartition(":")[2])
+collectors = next(word for word in sys.argv if word.startswith("--collectors")).partition("=")[2]
+said, page, code = {said!r}, {page!r}, {code!r}
+if "PROF" not in open(collectors).read():
+    said, page, code = "plain", {plain!r}, None
+print(said, flush=True)
+if code is not None:
+    sys.exit(code)
+class Pages(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write((page if self.path == "/metrics" else "KO").encode())
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", port), Pages).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "page", "code", "profiling", "reason"),
+    [
+        ("", f"{_DEV}\n{_PROF}\n", None, True, ""),
+        (_NO_DCP, f"{_DEV}\n", None, False,
+         "no profiling metrics: This request is serviced by a module of DCGM that is not currently"
+         " loaded"),
+        ("", f"{_DEV}\n", None, False, "no profiling metrics: dcgm-exporter gives none"),
+        (_NO_GPU, "", None, False,
+         "no profiling metrics: dcgm-exporter had no metrics of the GPUs with them (error watching"
+         " fields: Feature not supported)"),
+        (_DEAD, "", 1, False,
+         "no profiling metrics: dcgm-exporter ended with exit code 1 with them (DCGM collector for"
+         " entity type 'GPU' cannot be initialized; err: setting not configured)"),
+    ],
+    ids=["profiles", "unsupported", "silent", "empty page", "ends"],
+)  # fmt: skip
+def test_dcgm_is_ready_with_metrics_of_the_gpus_and_says_why_it_does_not_profile(
+    container: Path,
+    counters: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    page: str,
+    code: int | None,
+    profiling: bool,
+    reason: str,
+) -> None:
+    for name in ("PLAIN", "PRIVILEGED"):
+        script = tmp_path / name
+        script.write_text(
+            EXPORTER.format(
+                python=sys.executable, said=said, page=page, code=code, plain=f"# x\n{_DEV}\n"
+            )
+        )
+        script.chmod(0o755)
+        monkeypatch.setattr(dcgm, name, str(script))
+    for name, value in (("_PATIENCE_S", (10.0, 0.5, 0.3)), ("_POLL_S", 0.02)):
+        monkeypatch.setattr(dcgm, name, value)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    given = settings(monkeypatch, SGL_DCGM_EXPORTER_PORT=port)
+    running: list[dcgm.Exporter] = []
+    started = dcgm.Exporter.__enter__
+
+    def begin(exporter: dcgm.Exporter) -> dcgm.Exporter:
+        running.append(exporter)
+        return started(exporter)
+
+    monkeypatch.setattr(dcgm.Exporter, "__enter__", begin)
+    thread = threading.Thread(target=dcgm.run, args=(dcgm.Choice(False, True), given), daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not publish.is_ready(BY_NAME["dcgm_exporter"], given):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        found = dcgm.chosen()
+    finally:
+        running[-1]._process.kill()
+        thread.join(timeout=10)
+    assert found == dcgm.Choice(False, profiling, reason or found.reason, settled=True)
+    assert not thread.is_alive() and len(running) == (2 if not page else 1)
+
+
+def test_an_exporter_without_metrics_of_the_gpus_is_not_ready(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/health says 200 whatever is collected."""
+
+    class Pages(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'DCGM_EXP_XID_ERRORS_COUNT{gpu="0"} 0\n')
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        given = settings(monkeypatch, SGL_DCGM_EXPORTER_PORT=str(server.server_port))
+        assert publish.answers(given, BY_NAME["dcgm_exporter"]) is False
+        assert publish.answers(given, replace(BY_NAME["dcgm_exporter"], shows="")) is True
+        server.shutdown()
 
 
 def test_the_manifest_tells_what_dcgm_may_do(
@@ -339,7 +481,7 @@ def test_the_manifest_tells_what_dcgm_may_do(
     files.write_json(paths.FLAVOUR, GPU_FLAVOUR)
     monkeypatch.setattr(versions, "installed", lambda name: "1.36.0")
 
-    def surfaces(**note: bool) -> tuple[dict[str, str], list[str]]:
+    def surfaces(**note: Any) -> tuple[dict[str, str], list[str]]:
         files.write_json(paths.STATE / "dcgm-exporter.json", note)
         manifest = publish.build_manifest(RUN_ID, settings(monkeypatch), threading.Event())
         validators.validate_manifest(json.loads(json.dumps(manifest).replace(str(container), "")))
@@ -358,6 +500,9 @@ def test_the_manifest_tells_what_dcgm_may_do(
         and "nv-hostengine of the host" in found["details"]
         and warnings == []
     )
+    found, warnings = surfaces(host_engine=False, profiling=False, reason="no module")
+    assert found == {"status": "degraded", "details": "no module"}
+    assert warnings == ["dcgm_metrics: no module"]
 
 
 # --- identity and ports ---------------------------------------------------------------------------
@@ -405,7 +550,7 @@ def image(container: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "unavailable": {"jaeger": "it is not there"},
     }
     files.write_json(paths.FLAVOUR, flavour)
-    monkeypatch.setattr(publish, "answers", lambda *_: True)
+    monkeypatch.setattr(publish, "is_ready", lambda *_: True)
     monkeypatch.setattr(publish, "container_id", lambda: example["container_id"])
     for name in ("container_name", "image", "image_id"):
         monkeypatch.setenv(f"SGL_{name.upper()}", example[name])
@@ -446,7 +591,9 @@ def test_a_service_that_does_not_answer_is_failed_and_warned_of(
     container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_no_time(monkeypatch)
-    monkeypatch.setattr(publish, "answers", lambda settings, port, path: port == 9100)
+    monkeypatch.setattr(
+        publish, "is_ready", lambda service, settings: service.name == "node_exporter"
+    )
     manifest = publish.build_manifest(RUN_ID, Settings.from_environment(), threading.Event())
     validators.validate_manifest(json.loads(json.dumps(manifest).replace(str(container), "")))
     assert manifest["telemetry_surfaces"]["sglang_metrics"]["status"] == "failed"

@@ -90,9 +90,15 @@ class FakeWarmup:
 
     closed = 0
     close_failure: StageFailure | None = None
+    # What keeps a server from starting.
+    obstacle: StageFailure | None = None
 
     def __init__(self, *_: object) -> None:
         type(self).closed = 0
+
+    def make_way(self) -> None:
+        if self.obstacle:
+            raise self.obstacle
 
     def ensure_requests(self, batch_sizes: tuple[int, ...]) -> object:
         return object()
@@ -276,18 +282,6 @@ def test_skips_have_their_reasons(world: World) -> None:
     )
     reasons = {name: stage["reason"] for name, stage in result["stages"].items()}
     assert reasons == each("requested", moe_tune="no_moe_layers", inductor=None)
-
-
-def test_rebuild_empties_the_stages_caches_and_no_others(world: World) -> None:
-    world.execute()
-    (paths.PROFILES / "triton" / "old" / "deep").mkdir(parents=True)
-    (paths.PROFILES / "deep_gemm" / "other").write_text("x")
-    result, _ = world.execute("--inductor", "rebuild")
-    assert statuses(result) == each("skipped", inductor="ok") and world.stages["inductor"].runs == 2
-    assert (
-        not (paths.PROFILES / "triton" / "old").exists()
-        and (paths.PROFILES / "deep_gemm" / "other").exists()
-    )
 
 
 def test_a_stage_that_was_not_asked_for_keeps_its_record(world: World) -> None:

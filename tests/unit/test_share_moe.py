@@ -39,11 +39,21 @@ from tests.unit.sharing import (
     tree,
     wipe,
 )
-from tests.unit.test_gpu_stages import NEXT, UNKNOWN, World, configuration, file_name, port, world
+from tests.unit.test_gpu_stages import (
+    NEXT,
+    UNKNOWN,
+    World,
+    configuration,
+    file_name,
+    measured,
+    port,
+    world,
+)
 
 __all__ = ["port", "world"]
 
 FILE = f"moe_configs/configs/triton_3_6_0/{file_name()}"
+DOWN = FILE.replace(".json", "_down.json")
 TUNED, READ = f"moe_configs/.tuned/{file_name()}", f"moe_configs/.tuned/read-{file_name()}"
 BUILT_IN = {32: configuration(32, 7), 64: configuration(64, 7)}
 
@@ -79,7 +89,9 @@ class MoeHost(Host):
             {"schema_version": "1", **moe_tune._what_is_read(context, shape)},
         )
         os.utime(moe_tune._path(context, shape), ns=(10**18, 10**18 + 5))
-        self.record("moe_tune").write([moe_tune._path(context, shape)])
+        path = moe_tune._path(context, shape)
+        config_files.filled(path, moe_tune._tuning(context, shape), moe_tune._largest(context))
+        self.record("moe_tune").write(moe_tune._files(path))
 
     def give(self, *words: str) -> bytes:
         assert self.share("export", self.file, *words).code == 0
@@ -140,7 +152,7 @@ def test_after_a_finished_tuning_is_taken_nothing_is_left_to_do(host: MoeHost) -
     before, archive = content(tree()), host.give()
     part = manifest(archive)["stages"]["moe_tune"]
     assert part["finished"] is True and [entry["path"] for entry in part["files"]] == sorted(
-        [FILE, TUNED, READ]
+        [FILE, DOWN, TUNED, READ]
     )
     wipe()
     answer = host.take(archive)
@@ -151,6 +163,36 @@ def test_after_a_finished_tuning_is_taken_nothing_is_left_to_do(host: MoeHost) -
         host.give() != archive and manifest(host.give())["stages"]["moe_tune"]["finished"] is True
     )
     assert host.take(archive).status("moe_tune")[0] == "standing"
+
+
+def test_both_projections_rows_and_what_was_measured_are_shared(host: MoeHost) -> None:
+    """Also where this host has rows of its own already."""
+
+    def add(size: int, stages: int) -> None:
+        context = host.prep().context
+        shape = moe_tune._expected(context)
+        up = {**configuration(size), "num_stages": stages}
+        config_files.add(
+            moe_tune._path(context, shape),
+            moe_tune._tuning(context, shape),
+            size,
+            up,
+            {**up, "USE_TMA": True},
+            measured(size),
+        )
+
+    path = paths.PROFILES / FILE
+    add(16, 3)
+    host.finish_tuning(64)
+    archive, rows = host.give(), config_files.rows(path)
+    wipe()
+    add(128, 4)
+    assert host.take(archive).code == 0
+    taken = config_files.rows(path)
+    assert {size: taken[size] for size in rows} == rows and rows[16].by_tma and taken[128].by_tma
+    tuning = moe_tune._tuning(host.prep().context, moe_tune._expected(host.prep().context))
+    assert config_files.gains(path, tuning) == {16: measured(16), 128: measured(128)}
+    assert config_files.filled_to(path, tuning) == 16384
 
 
 def test_all_stages_of_a_model_with_experts_are_one_archive(host: MoeHost) -> None:
@@ -183,7 +225,7 @@ def test_what_is_tuned_so_far_is_shared_while_the_tuning_goes_on(
         os.close(lock)
     part = manifest(archive)["stages"]["moe_tune"]
     assert part["finished"] is False and [entry["path"] for entry in part["files"]] == sorted(
-        [FILE, TUNED]
+        [FILE, DOWN, TUNED]
     )
     wipe()
     answer = host.take(archive)

@@ -149,9 +149,11 @@ def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
     assert "Uvicorn running" in (machine.root / "telemetry" / "logs" / f"{run_id}.log").read_text()
     # The server was told where to cache, and did.
     [start] = machine.starts()
-    assert {name: start["env"].get(name) for name in CACHES} == {
-        name: str(machine.root / "profiles" / cache) for name, cache in CACHES.items()
-    }
+    places = {name: str(machine.root / "profiles" / cache) for name, cache in CACHES.items()}
+    # The driver's has a folder for its version; a server would warn of the old name.
+    places["CUDA_CACHE_PATH"] += "/580.159.04"
+    del places["SGL_DG_CACHE_DIR"]
+    assert {name: start["env"].get(name) for name in places} == places
     for cache in set(CACHES.values()):
         assert any(path.is_file() for path in (machine.root / "profiles" / cache).rglob("*")), cache
     assert not processes.group_is_running(start["pid"])

@@ -4,6 +4,7 @@ it (`pip install --no-deps -e python[all]` in upstream's docker/Dockerfile).
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from sgl_admin.base import versions
+from sgl_admin.sglang import packages
 
 ROOT = Path(__file__).resolve().parents[2]
 # As upstream's python/pyproject.toml: a flat layout whose packages are found.
@@ -69,3 +73,51 @@ def test_an_editable_package_is_found_and_not_imported(python: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "sgl-workspace" / "sglang" / "python" / "sglang"
     assert json.loads(done.stdout) == ["0.5.23", str(folder), None]
+
+
+@pytest.mark.parametrize(
+    ("cubin", "jit", "environment", "refused"),
+    [
+        ("0.7.2", "0.7.2+cu130", {}, None),
+        (None, None, {}, None),
+        ("0.6.11", None, {}, "flashinfer-cubin 0.6.11"),
+        ("0.7.2", "0.7.1+cu130", {}, "flashinfer-jit-cache 0.7.1+cu130"),
+        ("0.6.11", None, {"FLASHINFER_DISABLE_VERSION_CHECK": "1"}, None),
+        ("0.6.11", None, {"FLASHINFER_CUBIN_DIR": "/cubins"}, None),
+    ],
+)
+def test_flashinfers_packages_have_to_be_of_one_version(
+    monkeypatch: pytest.MonkeyPatch,
+    cubin: str | None,
+    jit: str | None,
+    environment: dict[str, str],
+    refused: str | None,
+) -> None:
+    """As flashinfer-python 0.7.2 compares them (flashinfer/jit/env.py)."""
+    found = {"flashinfer-python": "0.7.2", "flashinfer-cubin": cubin, "flashinfer-jit-cache": jit}
+    monkeypatch.setattr(versions, "installed", found.get)
+    problem = packages.mismatch(environment)
+    assert (problem is None) if refused is None else (problem is not None and refused in problem)
+
+
+@pytest.mark.parametrize(
+    ("writable", "compiled", "kept_elsewhere"),
+    [(True, False, False), (False, True, False), (False, False, True)],
+)
+def test_byte_code_has_a_place_where_it_cannot_lie_beside_its_source(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writable: bool,
+    compiled: bool,
+    kept_elsewhere: bool,
+) -> None:
+    package = tmp_path / "sglang"
+    (package / "__pycache__").mkdir(parents=True)
+    main = package / "launch_server.py"
+    main.touch()
+    if compiled:
+        Path(importlib.util.cache_from_source(str(main))).touch()
+    monkeypatch.setattr(versions, "package_folder", lambda name: package)
+    monkeypatch.setattr(packages.os, "access", lambda path, mode: writable)
+    expected = {"PYTHONPYCACHEPREFIX": "/profiles/.byte_code"} if kept_elsewhere else {}
+    assert packages.byte_code_environment(Path("/profiles/.byte_code")) == expected

@@ -315,11 +315,30 @@ IMAGE = (
     Option(
         "sgl_image_archive",
         "path",
-        "Path on the host of the archive to load, as C(docker save) writes it.",
+        "Path on the host of the archive to load, as C(docker save) writes it. With containerd's"
+        " image store (Docker 29) save an image that a registry has for several platforms with"
+        " C(--platform linux/arm64).",
         module={INFO: "image_archive"},
         kind="host_path",
     ),
     Option("sgl_image_archive_sha256", "str", "Digest that the archive must have.", kind="sha256"),
+    Option(
+        "sgl_image_archive_from",
+        "str",
+        "Path on the controller of the archive: a host that lacks the image gets it from there, as"
+        " O(sgl_image_archive), for hosts that cannot reach any other place.",
+        "",
+        module={INFO: "image_archive_from"},
+        kind="controller_file",
+    ),
+    Option(
+        "sgl_image_save",
+        "str",
+        "Path on the host where C(playbooks/image.yml) saves the image as an archive, for hosts"
+        " that cannot build or pull it.",
+        "",
+        kind="host_path",
+    ),
     Option(
         "sgl_image_platform",
         "str",
@@ -362,6 +381,14 @@ IMAGE = (
         kind="downloads",
     ),
     Option(
+        "sgl_image_require_digests",
+        "bool",
+        "Refuse a release archive whose digest is not pinned. By default such an archive is checked"
+        " against the sums file that its release publishes, fetched over TLS, with a warning that"
+        " says how to pin it.",
+        False,
+    ),
+    Option(
         "sgl_download_mirror",
         "str",
         "Address of a mirror of C(https://github.com), with the same paths below it, for release"
@@ -372,7 +399,7 @@ IMAGE = (
         "sgl_download_dir",
         "path",
         "Folder on the host with release archives that somebody put there, for a lab that cannot"
-        " fetch them.",
+        " fetch them, and with the sums files of those whose digest is not pinned.",
         kind="host_path",
     ),
     Option(

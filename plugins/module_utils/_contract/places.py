@@ -35,14 +35,19 @@ MOUNTS = (
 POINTER = "container_run_meta.env"
 RUNS, LOGS, PROMETHEUS, JAEGER = "container_runs", "logs", "prometheus", "jaeger"
 TELEMETRY_FOLDERS = (RUNS, LOGS, PROMETHEUS, JAEGER)
-LOCKS, IN_PROGRESS, INCOMING = ".locks", ".in_progress", ".incoming"
+LOCKS, IN_PROGRESS, INCOMING, REBUILDING = ".locks", ".in_progress", ".incoming", ".rebuilding"
 # Locks by what is held: each is a file <name>.lock in LOCKS.
 LOCK_PREP, LOCK_SMOKE, LOCK_SERVER, LOCK_SERVING = "prep", "smoke", "server", "serving"
 
 # Each cache, a folder of profiles/, with the environment variables that lead its writers there.
+# Where each was read: SGLang 0.5.9, 0.5.17 and 0.5.23 (environ.py, third_party_cache_defaults),
+# FlashInfer 0.7.2 (jit/env.py), TileLang 0.1.12 (env.py), flash-attn-4 4.0.0b18 and CUTLASS
+# (cute/cache_utils.py, base_dsl/cache_helpers.py), tvm-ffi 0.1.11 (cpp/extension.py), PyTorch
+# (utils/cpp_extension.py, ATen jit_utils.cpp).
 CACHES: dict[str, tuple[str, ...]] = {
     "triton": ("TRITON_CACHE_DIR",),
     "torchinductor": ("TORCHINDUCTOR_CACHE_DIR",),
+    # FlashInfer appends .cache/flashinfer: kernels, cubins that it downloads, its autotuner.
     "flashinfer": ("FLASHINFER_WORKSPACE_BASE",),
     # Older releases of SGLang read the second name.
     "deep_gemm": ("SGLANG_DG_CACHE_DIR", "SGL_DG_CACHE_DIR"),
@@ -50,9 +55,25 @@ CACHES: dict[str, tuple[str, ...]] = {
     "tvm_ffi": ("TVM_FFI_CACHE_DIR", "SGLANG_JIT_CACHE_DIR"),
     # SGLANG_MOE_CONFIG_DIR replaces SGLang's own files, so it is set for single servers only.
     "moe_configs": (),
+    # FlashInfer's autotuner as SGLang runs it, torch_compile_cache, cute_aot, rust_extensions.
+    "sglang": ("SGLANG_CACHE_DIR",),
+    "tilelang": ("TILELANG_CACHE_DIR",),
+    "cute_dsl": (
+        "CUTE_DSL_CACHE_DIR",
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
+        "B12X_COMPILE_CACHE_DIR",
+    ),
+    "torch": ("TORCH_EXTENSIONS_DIR", "PYTORCH_KERNEL_CACHE_PATH"),
+    # What the driver compiles of PTX. A server on a GPU has a folder of its driver's version in it.
+    "cuda": ("CUDA_CACHE_PATH",),
 }
 CACHE_VARIABLES = {variable: cache for cache, names in CACHES.items() for variable in names}
+# Python's byte code of packages whose folders the container's user cannot write
+# (PYTHONPYCACHEPREFIX).
+BYTE_CODE = ".byte_code"
 PROFILES_FOLDERS = (*CACHES, "moe_configs/configs", LOCKS, IN_PROGRESS)
+# What nothing mounts, so that a new container begins without it.
+SCRATCH = ("/tmp", "/var/tmp")  # noqa: S108 - looked at, never written
 
 
 def unmountable(path: str) -> str | None:

@@ -38,7 +38,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Service:
-    """A service. `page` of its first port answers 200 once it is ready.
+    """A service. `page` of its first port answers 200 once it is ready, and then has `shows`.
 
     `priority`: started in this order, stopped in reverse. `version` is the command that prints
     its version. `gpu`: only hosts with GPUs have it. `surface` is its key in the manifest's
@@ -51,6 +51,7 @@ class Service:
     priority: int
     surface: str
     version: tuple[str, ...]
+    shows: str = ""
     ready_timeout_s: float = READY_TIMEOUT_S
     scraped: bool = True
     exporter: bool = False
@@ -111,12 +112,14 @@ SERVICES = (
     Service(
         "dcgm_exporter",
         (Port("dcgm_exporter", 9400, "Port of dcgm-exporter."),),
-        page="/health",
+        # Its /health says 200 also where it has no metrics of the GPUs.
+        page="/metrics",
+        shows="\nDCGM_FI_DEV_",
         priority=30,
         surface="dcgm_metrics",
         version=("dcgm-exporter", "--version"),
-        # DCGM wakes each GPU first.
-        ready_timeout_s=30.0,
+        # DCGM wakes each GPU first; without profiling metrics it is started a second time.
+        ready_timeout_s=45.0,
         exporter=True,
         gpu=True,
     ),

@@ -43,7 +43,7 @@ STAGES = (
     Stage(
         "flashinfer",
         "flashinfer",
-        ("flashinfer", "tvm_ffi"),
+        ("flashinfer", "tvm_ffi", "tilelang", "cute_dsl"),
         12,
         "FlashInfer's kernels",
         "--skip-warmup-cache",
@@ -51,7 +51,7 @@ STAGES = (
     Stage(
         "inductor",
         "inductor",
-        ("torchinductor", "triton"),
+        ("torchinductor", "triton", "sglang", "torch", "cuda"),
         13,
         "TorchInductor's and Triton's kernels",
         "--skip-warmup-cache",

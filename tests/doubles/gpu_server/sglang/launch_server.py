@@ -26,6 +26,7 @@ out:
     holds_port  SIGTERM does nothing, to it and its helper
     device_name what torch calls the GPU, where that is not what NVML calls it
     moe_kind    what the name of the MoE configuration says of the experts' data type
+    plants      a file that it writes as it starts, where no cache is
     http_500    answers HTTP 500 to completions
 """
 
@@ -52,6 +53,14 @@ _KEPT = (
     "SGL_DG_CACHE_DIR",
     "TVM_FFI_CACHE_DIR",
     "SGLANG_JIT_CACHE_DIR",
+    "SGLANG_CACHE_DIR",
+    "TILELANG_CACHE_DIR",
+    "CUTE_DSL_CACHE_DIR",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
+    "B12X_COMPILE_CACHE_DIR",
+    "TORCH_EXTENSIONS_DIR",
+    "PYTORCH_KERNEL_CACHE_PATH",
+    "CUDA_CACHE_PATH",
     "SGLANG_MOE_CONFIG_DIR",
     "CUDA_DEVICE_ORDER",
 )
@@ -62,9 +71,18 @@ COMPILED = {
     "TORCHINDUCTOR_CACHE_DIR": "fxgraph/ab/graph",
     "TVM_FFI_CACHE_DIR": "silu_and_mul__arch_9.0a/silu_and_mul.so",
     "FLASHINFER_WORKSPACE_BASE": ".cache/flashinfer/0.6.15/90a/cached_ops/attention/attention.so",
+    # As SGLang 0.5.23 (flashinfer_autotune.py) and TileLang 0.1.12 (cache/kernel_cache.py) name
+    # theirs; of the driver's cache only the folder is documented.
+    "SGLANG_CACHE_DIR": "flashinfer/autotune/0.6.15/90a/1f2e/rank_tp0_pp0_dp0.json",
+    "TILELANG_CACHE_DIR": "0.1.12/1f2e/kernel_lib.so",
+    "CUTE_DSL_CACHE_DIR": "1f2e.mlir",
+    "TORCH_EXTENSIONS_DIR": "py312_cu130/x/x.so",
+    "CUDA_CACHE_PATH": "a/b/1f2e",
 }
 SAMPLED = {
-    "FLASHINFER_WORKSPACE_BASE": ".cache/flashinfer/0.6.15/90a/cached_ops/sampling/sampling.so"
+    "FLASHINFER_WORKSPACE_BASE": ".cache/flashinfer/0.6.15/90a/cached_ops/sampling/sampling.so",
+    # Without the pre-compilation DeepGEMM compiles when it is called.
+    "SGLANG_DG_CACHE_DIR": "cache/kernel.fp8_gemm.2e3f/kernel.cubin",
 }
 _COMMON = (
     "--model-path",
@@ -78,6 +96,7 @@ _COMMON = (
     "--moe-runner-backend",
     "--served-model-name",
     "--attention-backend",
+    "--chunked-prefill-size",
     "--kv-cache-dtype",
 )
 # (since this version, flags with one value, flags with several)
@@ -283,7 +302,11 @@ def main() -> None:
         started = {
             "pid": os.getpid(),
             "argv": sys.argv[1:],
-            "env": {name: os.environ[name] for name in _KEPT if name in os.environ},
+            "env": {
+                name: os.environ[name]
+                for name in sorted(os.environ)
+                if name in _KEPT or name.startswith("SGL_")
+            },
         }
         with open(journal, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(started) + "\n")
@@ -301,6 +324,9 @@ def main() -> None:
     Handler.ready_at = time.monotonic() + float(told.get("ready_s", 0.15))
     Handler.fails = bool(told.get("http_500"))
     compile_into(COMPILED)
+    if planted := told.get("plants"):
+        Path(planted).parent.mkdir(parents=True, exist_ok=True)
+        Path(planted).write_text("compiled")
     if text := told.get("dies"):
         die(text)
     config = json.loads((Path(arguments.model_path) / "config.json").read_text())

@@ -5,7 +5,9 @@ The wheels are unpacked into a folder that comes last on that Python's path: a p
 image has stays the one in use.
 """
 
+import compileall
 import importlib.metadata
+import importlib.util
 import os
 import site
 import sys
@@ -13,6 +15,20 @@ import zipfile
 
 PACKAGES = "/opt/sgl-packages"
 NAME = "/opt/sglang/bin/python"
+
+
+def compile_packages() -> None:
+    """Write byte code beside the sources, which belong to root: the server's user could write none,
+    and would compile them at each start. What has it already is passed over.
+    """
+    folders = [folder for folder in (*site.getsitepackages(), PACKAGES) if os.path.isdir(folder)]
+    # SGLang's own images install it editable, outside of these folders.
+    spec = importlib.util.find_spec("sglang")
+    if spec is not None:
+        folders += spec.submodule_search_locations or []
+    for folder in folders:
+        # Templates and tests for other Pythons do not compile; nothing imports them.
+        compileall.compile_dir(folder, quiet=2, workers=0)
 
 
 def main() -> None:
@@ -43,6 +59,7 @@ def main() -> None:
         with open(NAME, "w", encoding="utf-8") as script:
             script.write(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         os.chmod(NAME, 0o755)  # noqa: S103 - a program
+    compile_packages()
     print(f"SGLang {importlib.metadata.version('sglang')} in {sys.executable}")
 
 
