@@ -92,7 +92,7 @@ sanity: setup ## ansible-test sanity
 	scripts/sanity.sh $(ARGS)
 
 .PHONY: integration
-integration: setup docker-up ## The tests against real Docker containers
+integration: setup docker-up test-tools-up ## The tests against real Docker containers
 	$(PYTEST) -m "not long" tests/integration tests/faults $(ARGS)
 
 .PHONY: browser
@@ -104,7 +104,7 @@ gpu: ## The acceptance suite on this machine's Hopper GPU, with the Python that 
 	$(PYTHON) tests/gpu/acceptance.py --out tests/output/gpu cold prepared shipped tuner full
 
 .PHONY: molecule
-molecule: setup docker-up ## Every molecule scenario
+molecule: setup docker-up test-tools-up ## Every molecule scenario
 	$(PYTEST) tests/molecule $(ARGS)
 
 .PHONY: setup
