@@ -1,9 +1,10 @@
-"""Makes docs/images/report-light.png and report-dark.png with the browser of tests/browser:
+"""Makes docs/images/report*.png with the browser of tests/browser:
 `.venv/bin/python scripts/screenshots.py`. They show the page of an example, three hosts.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,9 @@ from tests.browser import reports  # noqa: E402
 from tests.browser.browser import Browser  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
-HOSTS, WIDTH, HEIGHT, MAX_BYTES = 3, 1120, 960, 200_000
+HOSTS, MAX_BYTES = 3, 200_000
+# Name of the picture, and its size in px: one for a desk, one for a phone.
+SIZES = {"report": (1120, 960), "report-narrow": (500, 760)}
 
 
 def main() -> None:
@@ -30,9 +33,9 @@ def main() -> None:
     page = render(reports.fleet(HOSTS))
     with tempfile.TemporaryDirectory() as folder:
         browser = Browser(program, Path(folder))
-        for name, dark in (("light", False), ("dark", True)):
-            picture = IMAGES / f"report-{name}.png"
-            browser.screenshot(page, picture, WIDTH, HEIGHT, dark)
+        for name, scheme in itertools.product(SIZES, ("light", "dark")):
+            picture = IMAGES / f"{name}-{scheme}.png"
+            browser.screenshot(page, picture, *SIZES[name], dark=scheme == "dark")
             size = picture.stat().st_size
             if size > MAX_BYTES:
                 sys.exit(f"{picture} has {size} bytes, more than {MAX_BYTES}: make it smaller")

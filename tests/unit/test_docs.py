@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from scripts import prose
 from sgl_admin.commands import main as sgl_admin
@@ -109,9 +111,10 @@ def unknown(command: Command) -> str | None:
         return next((w for w in words[1:] if "=" not in w and w not in targets), None)
     if words[0].removeprefix("./").startswith(("scripts/", "tests/")):
         return None if (ROOT / words[0].removeprefix("./")).is_file() else words[0]
-    for module, known in MODULES.items():
-        if module in words:
-            return _unknown_words(words[words.index(module) + 1 :], known)
+    for module, parser in PARSERS.items():
+        # A lone name is a sentence's, or the collection's.
+        if module in words[1:]:
+            return _refused(words[words.index(module) + 1 :], parser())
     return None
 
 
@@ -132,27 +135,28 @@ def _read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def _subcommands(parser: object, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _subcommands(
+    parser: argparse.ArgumentParser, before: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
     """Each command of an argparse parser, by its words."""
-    choices = [a.choices for a in parser._actions if isinstance(a.choices, dict)]  # type: ignore[attr-defined]
+    choices = [each.choices for each in parser._actions if isinstance(each.choices, dict)]
     if not choices:
         yield before
     for name, inner in (item for group in choices for item in group.items()):
         yield from _subcommands(inner, (*before, name))
 
 
-MODULES = {
-    "slice_bench.cli": set(_subcommands(cli.parser())),
-    "sgl-admin": set(_subcommands(sgl_admin._parser())),
-}
+PARSERS = {"slice_bench.cli": cli.parser, "sgl-admin": sgl_admin._parser}
 
 
-def _unknown_words(words: tuple[str, ...], known: set[tuple[str, ...]]) -> str | None:
-    if words[:1] in [("--root",), ("COMMAND",)]:
-        return None
-    if any(words[: len(one)] == one for one in known):
-        return None
-    return " ".join(words)
+def _refused(words: tuple[str, ...], parser: argparse.ArgumentParser) -> str | None:
+    """These words, where the real parser does not take them."""
+    try:
+        further = parser.parse_known_args(words)[1]
+    except SystemExit:
+        return " ".join(words)
+    # A fleet's other arguments are ansible-playbook's, those of ready and server sgl-admin's.
+    return " ".join(further) if further and words[0] not in ("fleet", "ready", "server") else None
 
 
 def everything() -> list[Command]:
@@ -178,7 +182,9 @@ def test_every_command_in_a_code_block_exists() -> None:
         "make none",
         "scripts/none.sh",
         "python -m slice_bench.cli none",
+        "python -m slice_bench.cli stop --none",
         "docker exec sglang-dev sgl-admin caches none",
+        "docker exec sglang-dev sgl-admin status --none",
         ".venv/bin/ansible-playbook playbooks/none.yml",
     ],
 )
@@ -190,7 +196,7 @@ def test_a_command_that_does_not_exist_is_found(line: str) -> None:
 def test_sgl_admins_commands_are_all_in_its_table() -> None:
     page = _read("docs/reference/sgl-admin.md")
     rows = {tuple(row.split()[:2]) for row in re.findall(r"^\| `([a-z ]+)", page, re.MULTILINE)}
-    assert rows == MODULES["sgl-admin"]
+    assert rows == set(_subcommands(sgl_admin._parser()))
 
 
 def test_every_type_of_error_has_its_meaning() -> None:
@@ -223,3 +229,15 @@ def test_long_prose_is_found(problem: str) -> None:
 def test_tables_code_and_generated_parts_are_no_prose() -> None:
     text = f"# T\n\n| {LONG} |\n\n    {LONG}\n\n<!-- x -->\n{LONG}\n<!-- end of x -->\n\n[a](b).\n"
     assert list(prose.paragraphs(text)) == ["a."]
+
+
+def test_the_pictures_are_small_and_there_for_light_and_dark() -> None:
+    pictures = sorted((ROOT / "docs" / "images").glob("*.png"))
+    assert [picture.stem.rpartition("-")[2] for picture in pictures].count("dark") == 2
+    assert len(pictures) == 4 and all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
+def test_the_archive_that_a_project_installs_is_this_release() -> None:
+    version = yaml.safe_load(_read("galaxy.yml"))["version"]
+    page = _read("docs/how-to/use-in-your-project.md")
+    assert re.findall(r"slice_bench-sglang-([\d.]+)\.tar", page) == [version]
