@@ -249,9 +249,9 @@ def exit_code_table() -> str:
 
 def command_tables() -> str:
     """The commands of `slice_bench.cli`, and the options of each."""
-    top = cli.parser()
-    [commands] = [action for action in top._actions if isinstance(action.choices, dict)]
-    helps = {action.dest: action.help or "" for action in commands._get_subactions()}
+    actions = cli.parser()._actions
+    [commands] = [each for each in actions if isinstance(each, argparse._SubParsersAction)]
+    helps = {each.dest: each.help or "" for each in commands._choices_actions}
     lines = ["| command | what it does |", "|---|---|"]
     lines += [f"| `{name}` | {_cell(text)} |" for name, text in helps.items()]
     lines += ["", "| command | argument | meaning |", "|---|---|---|"]
@@ -269,9 +269,11 @@ _SHARED_ARGUMENTS = ("inventory", "limit", "extra_vars")
 
 
 def _argument(action: argparse.Action) -> str:
-    names = action.option_strings or [action.metavar or action.dest]
-    choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
-    return choices if choices and not action.option_strings else f"`{', '.join(map(str, names))}`"
+    if action.option_strings:
+        return f"`{', '.join(action.option_strings)}`"
+    if action.choices:
+        return ", ".join(f"`{choice}`" for choice in action.choices)
+    return f"`{action.metavar or action.dest}`"
 
 
 def _cell(text: str) -> str:

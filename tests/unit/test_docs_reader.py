@@ -1,4 +1,4 @@
-"""The reader in docs/reference/files.md tells a live run from a stale pointer."""
+"""The reader in docs/reference/files.md knows a live run from a stale pointer."""
 
 from __future__ import annotations
 
