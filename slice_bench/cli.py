@@ -143,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if further and arguments.command not in ("fleet", "ready", "server"):
         top.error(f"unrecognized arguments: {' '.join(further)}")
     arguments.further = further
+    from sgl_admin.contract.texts import say, say_lines
     from slice_bench import caller, commands
     from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed
 
@@ -152,16 +153,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = caller.with_arguments(found, arguments)
         return commands.COMMANDS[arguments.command](arguments, found)
     except caller.WrongUsage as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        say_lines(f"ERROR: {error}", sys.stderr)
         return EXIT_USAGE
     except Failed as failure:
-        print(f"ERROR: {failure}", file=sys.stderr)
+        say_lines(f"ERROR: {failure}", sys.stderr)
         return failure.exit_code
     except OSError as error:
-        print(f"ERROR: {error}", file=sys.stderr)
+        say_lines(f"ERROR: {error}", sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print(
+        say(
             "ERROR: no longer followed; a prep that had begun goes on: ask the same again to attach"
             " to it",
             file=sys.stderr,

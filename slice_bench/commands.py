@@ -10,13 +10,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
+from sgl_admin.contract import records
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN
 from sgl_admin.contract.stages import OPTIONS as STAGE_OPTIONS
 from sgl_admin.contract.stages import STAGES
+from sgl_admin.contract.texts import say, say_json, say_lines
 from slice_bench import fleet, profiles, words
 from slice_bench.caller import Caller, WrongUsage
 from slice_bench.collection import docker_cli
@@ -26,7 +29,7 @@ from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_OWNERSHIP, Failed, 
 def start(_arguments: argparse.Namespace, caller: Caller) -> int:
     if caller.validate_only:
         host = done(play("validate", caller.variables, *caller.flags, verbose=caller.verbose)).host
-        print(f"The host tree is there and {whose(host)}; Docker was not asked (VALIDATE_ONLY=1).")
+        say(f"The host tree is there and {whose(host)}; Docker was not asked (VALIDATE_ONLY=1).")
         return 0
     look_after_docker(caller)
     outcome = play(
@@ -39,8 +42,8 @@ def start(_arguments: argparse.Namespace, caller: Caller) -> int:
     links = done(outcome).links
     say_notes(outcome)
     check_pointer(Path(links["manifest"]), caller)
-    print(f"CONTAINER_RUN_META_JSON_HOST={links['manifest']}")
-    print(f"CONTAINER_RUN_META_JSON={links['manifest_container']}")
+    say(f"CONTAINER_RUN_META_JSON_HOST={links['manifest']}")
+    say(f"CONTAINER_RUN_META_JSON={links['manifest_container']}")
     return 0
 
 
@@ -58,7 +61,7 @@ def whose(host: dict[str, Any]) -> str:
 
 def stop(arguments: argparse.Namespace, caller: Caller) -> int:
     if shutil.which("docker") is None and not caller.own_inventory:
-        print("Nothing runs: there is no Docker on this machine.")
+        say("Nothing runs: there is no Docker on this machine.")
         return 0
     variables = {**caller.variables, **({"sgl_stop_force": True} if arguments.force else {})}
     outcome = play("stop", variables, *caller.flags, verbose=caller.verbose, heartbeat=True)
@@ -67,9 +70,9 @@ def stop(arguments: argparse.Namespace, caller: Caller) -> int:
         raise Failed(str(failure), EXIT_BUSY)
     container = done(outcome).host["container"]
     if container["id"] is None:
-        print(f"Nothing runs: there is no container {container['name']}.")
+        say(f"Nothing runs: there is no container {container['name']}.")
     else:
-        print(
+        say(
             f"Container {container['name']} is stopped and removed; its pointer is gone, caches and"
             " records stay."
         )
@@ -78,7 +81,7 @@ def stop(arguments: argparse.Namespace, caller: Caller) -> int:
 
 def say_notes(outcome: Outcome) -> None:
     for note in outcome.host["notes"]:
-        print(words.of_caller(note), file=sys.stderr)
+        say_lines(words.of_caller(note), sys.stderr)
 
 
 def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
@@ -120,13 +123,16 @@ def say_result(outcome: Outcome, as_json: bool) -> int:
             else Failed("the prep left no result; run it again")
         )
     if as_json:
-        print(Path(host["links"]["prep_result"]).read_text(encoding="utf-8").rstrip())
+        try:
+            say_json(records.read_json(Path(host["links"]["prep_result"])), indent=2)
+        except ValueError as error:
+            raise Failed(f"the prep's result cannot be shown: {error}") from error
     for warning in host["warnings"]:
-        print(f"warning: {words.of_caller(warning)}", file=sys.stderr)
+        say_lines(f"warning: {words.of_caller(warning)}", sys.stderr)
     if failure:
-        print(f"ERROR: {failure}", file=sys.stderr)
-    print(f"RESULT_JSON {host['links']['prep_result_container']}")
-    print(
+        say_lines(f"ERROR: {failure}", sys.stderr)
+    say(f"RESULT_JSON {host['links']['prep_result_container']}")
+    say(
         status_line(
             host["prep_status"], {name: stage["status"] for name, stage in host["stages"].items()}
         )
@@ -143,11 +149,11 @@ def say_dry_run(outcome: Outcome, modes: dict[str, str]) -> int:
             name: "skipped" if modes[option] == "skip" else "would_run"
             for name, option in STAGE_OPTIONS.items()
         }
-        print(
+        say(
             "No container runs yet: which stages apply to this host's devices is decided in it.",
             file=sys.stderr,
         )
-    print(status_line("dry_run", plan))
+    say(status_line("dry_run", plan))
     return 0
 
 
@@ -189,9 +195,27 @@ def _in_container(caller: Caller, *words: str) -> int:
             f"container {container['name']} is on {outcome.host['host']}, which is another machine:"
             f" run `docker exec {container['name']} {shlex.join(command)}` there"
         )
-    return subprocess.run(
-        ["docker", "exec", container["id"], *command], stdin=subprocess.DEVNULL, check=False
-    ).returncode
+    return _shown(["docker", "exec", container["id"], *command])
+
+
+def _shown(command: list[str]) -> int:
+    """Run a command whose lines, which another machine's or a container's programs make, may be
+    shown on a terminal; returns its exit code.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+    def show(stream: IO[bytes], to: TextIO) -> None:
+        for line in stream:
+            say(line.decode(errors="replace").rstrip("\r\n"), to, flush=True)
+
+    assert process.stdout is not None and process.stderr is not None
+    errors = threading.Thread(target=show, args=(process.stderr, sys.stderr), daemon=True)
+    errors.start()
+    show(process.stdout, sys.stdout)
+    errors.join()
+    return process.wait()
 
 
 def is_here(container_id: str) -> bool:
@@ -227,12 +251,12 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
         why = str(failure) if failure else "the smoke left no summary; run it again"
         raise Failed(why, found["exit_code"] or (failure.exit_code if failure else EXIT_FAILED))
     if arguments.json:
-        print(json.dumps(summary, indent=2))
+        say_json(summary, indent=2)
     if failure:
-        print(f"ERROR: {failure}", file=sys.stderr)
+        say_lines(f"ERROR: {failure}", sys.stderr)
     counts = summary["counts"]
-    print(f"SMOKE_SUMMARY {found['path']}")
-    print(
+    say(f"SMOKE_SUMMARY {found['path']}")
+    say(
         f"SMOKE_STATUS {summary['state']} passed:{counts['passed']} failed:{counts['failed']}"
         f" not_run:{counts['not_run']}"
         f" prep_metrics_ready:{json.dumps(summary['prep_metrics_ready'])}"
@@ -246,7 +270,7 @@ def list_profiles(_arguments: argparse.Namespace, _caller: Caller) -> int:
             about = profiles.load(name).get("description", "")
         except WrongUsage as error:
             about = f"ERROR: {error}"
-        print(f"{name:48} {about}".rstrip())
+        say(f"{name:48} {about}".rstrip())
     return 0
 
 

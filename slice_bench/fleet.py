@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sgl_admin.contract import texts
 from slice_bench.caller import WrongUsage
 from slice_bench.collection import report_fleet
 from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed, play_fleet
@@ -135,9 +136,10 @@ def say(report: dict[str, Any], as_json: bool) -> int:
         }
     except (LookupError, TypeError, AttributeError) as error:
         raise WrongUsage(f"{report.get('report_id')} is no whole report: {error!r}") from error
-    print(*lines, sep="\n", file=sys.stderr if as_json else sys.stdout)
+    for line in lines:
+        texts.say(line, sys.stderr if as_json else sys.stdout)
     if as_json:
-        print(json.dumps({**about, "exit_code": code, **found}, indent=2))
+        texts.say_json({**about, "exit_code": code, **found}, indent=2)
     return code
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_admin.contract.texts import say
 from slice_bench import words
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -258,7 +259,7 @@ class _Heartbeat(threading.Thread):
 
     def say(self, line: str) -> None:
         self._said_at = time.monotonic()
-        print(line, file=sys.stderr, flush=True)
+        say(line, file=sys.stderr, flush=True)
 
     def run(self) -> None:
         while not self.ended.wait(max(0.0, self._said_at + HEARTBEAT_S - time.monotonic())):

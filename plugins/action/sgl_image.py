@@ -11,20 +11,22 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_wheels as image_wheels,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import fits
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
     pulled_by_digest,
 )
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.image_context import digest, pack
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 _SAYS = {
     "base": (
@@ -37,6 +39,8 @@ _SAYS = {
     "pull": "docker pull",
     "load": "docker load",
 }
+# An image for GPUs may take an hour, and more on a slow network.
+_PATIENCE_S = 2 * 3600.0
 _BUILD_STEPS = ("base", "wheels", "downloads", "build")
 # What makes another image even where the build context is the same.
 _INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
@@ -44,14 +48,12 @@ _INPUT_OPTIONS = ("flavour", "base_name", "base_suite")
 _MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads", "require_digests")
 
 
-class ActionModule(ActionBase):
+class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        self.begin(tmp, task_vars)
         arguments = dict(self._task.args)
         for name in ("inputs", "step", "context_archive", "wheels_archive"):
             arguments.pop(name, None)
@@ -140,15 +142,25 @@ class ActionModule(ActionBase):
         return self._module({**arguments, "step": result["next_step"]}, task_vars)
 
     def _say(self, arguments: dict[str, Any], step: str, task_vars: dict[str, Any] | None) -> None:
-        self._display.display(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
+        self.say(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
 
     def _module(
         self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
     ) -> dict[str, Any]:
-        answer: dict[str, Any] = self._execute_module(
-            module_name="slice_bench.sglang.sgl_image", module_args=arguments, task_vars=task_vars
-        )
-        return answer
+        """The module's answer; it is called again while another run has the host's build folder."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            answer: dict[str, Any] = self._execute_module(
+                module_name="slice_bench.sglang.sgl_image",
+                module_args=arguments,
+                task_vars=task_vars,
+            )
+            held = answer.pop("waits_for", None)
+            if held is None:
+                return answer
+            if time.monotonic() >= deadline:
+                return {**answer, "failed": True, "msg": one_line(held)}
+            self.say(f"{self._host(task_vars)}: image {arguments['name']} waits: {one_line(held)}")
 
     def _bring_wheels(
         self, arguments: dict[str, Any], refused: dict[str, Any], task_vars: dict[str, Any] | None
@@ -158,7 +170,7 @@ class ActionModule(ActionBase):
         """
         wheels = refused["wheels"]
         why = image_wheels.reason(str(refused.get("msg")))
-        self._display.display(
+        self.say(
             f"{self._host(task_vars)}: image {arguments['name']}: the Python packages, by the"
             f" controller's pip, as the host's cannot fetch them ({why})"
         )

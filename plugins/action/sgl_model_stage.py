@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import IO, Any, cast
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import listing
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
@@ -30,6 +30,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging 
     read_source,
     survey,
 )
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 # A slice ends with the file that it reads, which may take longer: a line is shown in between all
 # the same.
@@ -50,14 +51,12 @@ _CLOSED = "connection unexpectedly closed (0 bytes received so far)"
 _NO_SUDO = re.compile(r"sudo: .*(password|terminal|tty)", re.IGNORECASE)
 
 
-class ActionModule(ActionBase):
+class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        self.begin(tmp, task_vars)
         arguments = {
             name: value for name, value in self._task.args.items() if name not in _INTERNAL
         }
@@ -66,7 +65,7 @@ class ActionModule(ActionBase):
         model = os.path.relpath(
             str(arguments.get("path", "")), str(arguments.get("models_root") or "/")
         )
-        shown = Shown(lambda text: self._display.display(f"{host}: model {model}: {text}"))
+        shown = Shown(lambda text: self.say(f"{host}: model {model}: {text}"))
         with shown.kept_alive():
             if arguments.get("source") != "controller":
                 return self._slices(arguments, task_vars, shown)
@@ -109,7 +108,12 @@ class ActionModule(ActionBase):
             changed = changed or bool(answer.get("changed"))
             if answer.get("failed") or self._task.check_mode or answer.get("done") is not False:
                 break
-            shown.progress(str(answer["phase"]), answer["bytes_done"], answer["bytes_total"])
+            shown.progress(
+                str(answer["phase"]),
+                answer["bytes_done"],
+                answer["bytes_total"],
+                one_line(answer.get("waits_for") or ""),
+            )
         if not answer.get("failed"):
             answer["bytes_moved"] = moved
         if warnings:
@@ -315,7 +319,7 @@ class Shown:
         self._phase: tuple[str, int, float] | None = None
         self._lock = threading.Lock()
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def progress(self, phase: str, done: int, total: int, holder: str = "") -> None:
         now = time.monotonic()
         new = self._phase is None or self._phase[0] != phase
         if self._phase is None or new:
@@ -323,7 +327,9 @@ class Shown:
         _name, first, since = self._phase
         rate = (done - first) / (now - since) if now > since else 0.0
         with self._lock:
-            self._last = describe(phase, done, total, (total - done) / rate if rate > 0 else None)
+            self._last = describe(
+                phase, done, total, (total - done) / rate if rate > 0 else None, holder
+            )
             if new or now - self._said_at >= _BUDGET_S * 0.9:
                 self._tell(self._last)
 
@@ -351,10 +357,10 @@ class Shown:
             thread.join()
 
 
-def describe(phase: str, done: int, total: int, left_s: float | None) -> str:
+def describe(phase: str, done: int, total: int, left_s: float | None, holder: str = "") -> str:
     """``copying: 12.3 of 80.1 GB (15 %), about 210 s left``."""
     if phase == "waiting":
-        return "waiting for another run that stages it"
+        return f"waiting for another run that stages it{f' ({holder})' if holder else ''}"
     unit, name = (10**9, "GB") if max(total, done) >= 10**9 else (10**6, "MB")
     if total <= 0:
         return f"{phase}: {done / unit:.1f} {name}"

@@ -53,10 +53,8 @@ class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         client = PrepClient(self.call, given["container"])
         try:
@@ -103,12 +101,12 @@ class ActionModule(AdminAction):
                 "exit_code": 0,
             }
         if envelope.get("attached") is True and envelope["job"]:
-            self._display.display(f"{host}: attached to {progress(envelope['job'])}")
+            self.say(f"{host}: attached to {progress(envelope['job'])}")
         shown, shown_at, finished = None, 0.0, 0
         while (job := envelope["job"]) and job["state"] == "running":
             doing = job.get("stage"), job.get("message")
             if doing != shown or (few and time.monotonic() - shown_at >= _HEARTBEAT_S):
-                self._display.display(f"{host}: {progress(job)}")
+                self.say(f"{host}: {progress(job)}")
                 shown, shown_at = doing, time.monotonic()
             if given["give"] and len(job.get("finished_batch_sizes", [])) > finished:
                 finished = len(job["finished_batch_sizes"])
@@ -158,11 +156,11 @@ class ActionModule(AdminAction):
         except AnsibleError as error:
             problem = str(error)
         if problem:
-            self._display.warning(f"what is finished so far is not shared yet: {problem}")
+            self.warn(f"what is finished so far is not shared yet: {problem}")
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
-            self._display.warning(str(warning))
+            self.warn(str(warning))
 
 
 @contextmanager

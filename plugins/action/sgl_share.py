@@ -10,8 +10,8 @@ import re
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.locks import LockTimeout
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     prep_spec,
     request_document,
@@ -21,6 +21,7 @@ from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature
     SignatureError,
 )
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 _ITEM = {
     "kind": {"type": "str", "choices": ["caches", "image"], "default": "caches"},
@@ -45,14 +46,12 @@ ARGUMENT_SPEC: dict[str, Any] = {
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
-class ActionModule(ActionBase):
+class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(
             argument_spec=ARGUMENT_SPEC, required_if=[("through", "registry", ["registry"])]
         )
@@ -72,6 +71,8 @@ class ActionModule(ActionBase):
             done = self._give(items) if given["state"] == "given" else self._take(items)
         except SignatureError as error:
             return {**result, "failed": True, "msg": str(error)}
+        except LockTimeout as error:
+            return {**result, "failed": True, "msg": f"on the controller, {error}"}
         except OSError as error:
             return {
                 **result,
@@ -207,7 +208,7 @@ class ActionModule(ActionBase):
                 " and run this again"
             )
         if stage["status"] == "imported" and stage["finished"] and stage["reason"]:
-            self._display.warning(f"{item['stage']}: {stage['reason']}")
+            self.warn(f"{item['stage']}: {stage['reason']}")
         kept = {key: stage[key] for key in ("finished", "files", "bytes")}
         return {**kept, "status": stage["status"], "digest": digest, "from": source}
 
@@ -236,7 +237,7 @@ class ActionModule(ActionBase):
     def _stored(self, name: str) -> dict[str, Any] | None:
         record, warning = self._store.find(name)
         if warning:
-            self._display.warning(warning)
+            self.warn(warning)
         return record
 
     def _check(self, name: str, digest: str | None, signature: str | None) -> None:

@@ -32,10 +32,8 @@ class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if self._task.check_mode:
             return {**result, "changed": True, "msg": "the smoke would be run"}
@@ -73,7 +71,7 @@ class ActionModule(AdminAction):
         while True:
             ended = [test for test in summary["tests"] if test["status"] != "not_run"]
             for test in ended[shown:]:
-                self._display.display(f"{host}: {test_line(test)}")
+                self.say(f"{host}: {test_line(test)}")
             if len(ended) > shown:
                 shown, shown_at = len(ended), time.monotonic()
             if summary["state"] != "running":
@@ -85,7 +83,5 @@ class ActionModule(AdminAction):
                     if not shown and summary["model"] is None
                     else "waiting for an answer"
                 )
-                self._display.display(
-                    f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)"
-                )
+                self.say(f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)")
             summary = client.follow(summary["smoke_id"], _POLL_S)

@@ -8,22 +8,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
-from ansible.plugins.action import ActionBase
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 ARGUMENT_SPEC: dict[str, Any] = {"hosts": {"type": "list", "elements": "str", "default": []}}
 _LONGEST_REASON = 200
 
 
-class ActionModule(ActionBase):
+class ActionModule(ToldAction):
     _requires_connection = False
     _supports_check_mode = True
 
-    def run(
-        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        result: dict[str, Any] = super().run(tmp, task_vars)
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         known = task_vars or {}
         problems = self._of_this_host(known)

@@ -42,12 +42,15 @@ author:
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    printable,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import KNOWN, Report
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import summary
 
@@ -131,30 +134,37 @@ class CallbackModule(CallbackBase):
         self._report.settle(set(stats.failures), set(stats.dark))
         if not self._report.is_ours:
             return
-        document = self._report.document()
+        pages: list[str] = []
+        publishes = self._report.of_a_prep and self.get_option("directory")
+        document = self._report.document(_page_into(pages) if publishes else lambda document: None)
         text = json.dumps(document, indent=2) + "\n"
         try:
             if outcome := self.get_option("outcome"):
                 _write(Path(outcome), text)
             elif self._report.of_a_prep and document["fleet"]["metrics_ready"]["of"] > 1:
-                self._display.display("\n".join(summary(document)))
-            if self._report.of_a_prep and (directory := self.get_option("directory")):
-                self._publish(Path(directory).expanduser(), document, text)
+                self._display.display("\n".join(map(printable, summary(document))))
+            if publishes and pages:
+                self._publish(Path(publishes).expanduser(), document, text, pages[-1])
         except OSError as error:
             self._display.warning(
                 f"no report: {error.filename}: {error.strerror}; set SGL_REPORT_DIR to a folder"
                 " that you may write"
             )
 
-    def _publish(self, directory: Path, document: dict[str, Any], text: str) -> None:
-        # Where nobody wants a page, jinja2's compiling of one costs nothing.
-        from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_page import render
-
+    def _publish(self, directory: Path, document: dict[str, Any], text: str, rendered: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         page = directory / f"{document['report_id']}.html"
         _write(page.with_suffix(".json"), text)
-        _write(page, render(document))
+        _write(page, rendered)
         self._display.display(f"Report: {page}")
+
+
+def _page_into(pages: list[str]) -> Callable[[dict[str, Any]], None]:
+    """Makes the page of a report, and puts it there."""
+    # Where nobody wants a page, jinja2's compiling of one costs nothing.
+    from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_page import render
+
+    return lambda document: pages.append(render(document))
 
 
 def _module(task: Any) -> str:
@@ -179,10 +189,13 @@ def _tasks(entries: Iterable[Any]) -> Iterator[Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; as the results that it tells of, it is for the owner and the group."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, flags, 0o640), "w", encoding="utf-8") as stream:
+            stream.write(text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -99,6 +99,14 @@ options:
     type: int
     description: Gid that a pointer which is there must belong to, where it is
       not the tree's.
+  group_writable:
+    type: bool
+    default: false
+    description: 'Let the members of the tree''s group write in it: its folders,
+      caches and records are made for them too (umask 007). Whoever may write
+      there decides what the next server runs, and caches are read whole at each
+      prep then to see that they are what was made. By default the group reads
+      results and logs, and only the service user gets to the caches.'
   image:
     type: str
     default: sglang-dev:local

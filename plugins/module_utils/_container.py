@@ -492,8 +492,8 @@ class Stack:
             raise ContainerError(
                 f"{self._host.telemetry_root} is the telemetry folder of container"
                 f" {other['name']} ({other['status']}), and a tree has one container: set"
-                f" sgl_container to {other['name']}, or have playbooks/stop.yml remove that"
-                " container first"
+                f" sgl_container to {other['name']}, or stop that container first"
+                " (playbooks/stop.yml)"
             )
 
     def _switch(self, new: str, old: Container | None) -> None:

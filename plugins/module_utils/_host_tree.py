@@ -25,15 +25,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
 NAMED_MISMATCHES = 10
 
-# Bits that an existing directory must have, as a mask over the wanted mode. What it grants beyond
-# them is the operator's business.
-_BITS_WRITTEN = 0o2770
-# Only directories are made in the parent, and only by its owner. It may be a home directory: sshd
-# refuses one that its group may write.
-_BITS_PARENT = 0o700
-# The server only reads models; a read-only export must do.
-_BITS_READ = 0o500
-
 
 class HostTreeError(Exception):
     """The tree cannot be used or made as it is; the text names the path and the remedy."""
@@ -49,7 +40,7 @@ class ForeignOwner(HostTreeError):
 
 @dataclass(frozen=True)
 class Spec:
-    """What is wanted. Paths are absolute; ``mode`` holds permission bits (0o775), ids are numeric.
+    """What is wanted. Paths are absolute, ids are numeric.
 
     ``pointer_uid`` and ``pointer_gid`` are the expected owner of the pointer alone, where that is
     not the tree's.
@@ -62,7 +53,7 @@ class Spec:
     huggingface: str
     uid: int
     gid: int
-    mode: int = 0o775
+    group_writable: bool = False
     ownership_ignore: bool = False
     pointer_uid: int | None = None
     pointer_gid: int | None = None
@@ -109,6 +100,7 @@ class Plan:
     spec: Spec
     create: list[str] = field(default_factory=list)
     chmod: dict[str, tuple[int, int]] = field(default_factory=dict)
+    modes: dict[str, int] = field(default_factory=dict)
     leftovers: list[str] = field(default_factory=list)
     foreign: list[Foreign] = field(default_factory=list)
     foreign_pointer: Foreign | None = None
@@ -118,6 +110,10 @@ class Plan:
     @property
     def changed(self) -> bool:
         return bool(self.create or self.chmod or self.leftovers)
+
+    def new_mode(self, path: str) -> int:
+        """The mode of a folder that is made; those above the roots are as the parent is."""
+        return self.modes.get(path, places.PARENT_RIGHTS.new)
 
     def diff(self) -> dict[str, dict[str, str]]:
         """Before and after of each path that changes, for ``--diff``."""
@@ -132,7 +128,7 @@ class Plan:
             after[printable(path)] = f"directory {new:04o} {owner}"
         for path in self.create:
             before[printable(path)] = "absent"
-            after[printable(path)] = f"directory {self.spec.mode:04o} {owner}"
+            after[printable(path)] = f"directory {self.new_mode(path):04o} {owner}"
         return {"before": before, "after": after}
 
     def result(self) -> dict[str, object]:
@@ -179,42 +175,20 @@ def clean_path(path: str) -> str:
     return os.path.normpath(re.sub("^//+", "/", path)) if path else path
 
 
-def parse_mode(value: object) -> int:
-    """Permission bits out of an octal string (``"0775"``) or a number (YAML reads an unquoted 0775
-    as 509).
+_INSIDE = {"telemetry": places.TELEMETRY_FOLDERS, "profiles": places.PROFILES_FOLDERS}
 
-    Raises HostTreeError when it is neither, or when the owner could not use the directory.
+
+def _wanted(spec: Spec) -> Iterator[tuple[str, str, places.Rights]]:
+    """Each directory of the tree, parents first: (option or root that it belongs to, path, its
+    rights).
     """
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise HostTreeError(f"mode {value!r} is not an octal string: write it as '0775'")
-    if isinstance(value, str):
-        if not re.fullmatch(r"(0o)?[0-7]{3,5}", value):
-            raise HostTreeError(
-                f"mode '{value}' is not an octal string: write it as '0775', with the quotes"
-            )
-        value = int(value, 8)
-    if not 0 <= value <= 0o7777 or value & 0o700 != 0o700:
-        raise HostTreeError(
-            f"mode {value:04o} does not let the owner read, write and enter the directory: use"
-            " '0775' or '2775'"
-        )
-    return value
-
-
-def _wanted(spec: Spec) -> Iterator[tuple[str, str, int]]:
-    """Each directory of the tree, parents first: (option or root that it belongs to, path, bits
-    that an existing one must have).
-    """
-    yield "root", spec.root, spec.mode & _BITS_PARENT
-    for option, top, names in (
-        ("telemetry_root", spec.telemetry, places.TELEMETRY_FOLDERS),
-        ("profiles_root", spec.profiles, places.PROFILES_FOLDERS),
-    ):
-        yield option, top, spec.mode & _BITS_WRITTEN
-        for name in names:
-            yield option, os.path.join(top, name), spec.mode & _BITS_WRITTEN
-    yield "models_root", spec.models, spec.mode & _BITS_READ
-    yield "huggingface_root", spec.huggingface, spec.mode & _BITS_WRITTEN
+    yield "root", spec.root, places.PARENT_RIGHTS
+    for folder, top in spec.roots().items():
+        if folder == "root":
+            continue
+        for name in ("", *_INSIDE.get(folder, ())):
+            rights = places.folder_rights(folder, name, spec.group_writable)
+            yield f"{folder}_root", os.path.join(top, name) if name else top, rights
 
 
 def _check_spec(spec: Spec) -> None:
@@ -363,6 +337,7 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
     pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
     parents = set(temp_parents)
     lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
+    in_profiles = top == spec.profiles
 
     def visit(holder: int, path: str, name: str, info: os.stat_result) -> bool:
         """Whether to enter it."""
@@ -379,6 +354,7 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
             if path != lost_and_found:
                 plan.foreign.append(Foreign(path, *entry_owner, top))
         else:
+            _note_inner(plan, path, info, in_profiles)
             return is_directory
         return False
 
@@ -544,7 +520,8 @@ def _inspect_directories(plan: Plan) -> dict[str, str]:
     roots = set(spec.roots().values())
     create: dict[str, None] = {}
     bases: dict[str, str] = {}
-    for option, path, bits in _wanted(spec):
+    for option, path, rights in _wanted(spec):
+        plan.modes[path] = rights.new
         is_root = path in roots
         info = _stat_directory(option, path, follow=is_root)
         if info is None:
@@ -559,8 +536,12 @@ def _inspect_directories(plan: Plan) -> dict[str, str]:
                 plan.foreign.append(Foreign(path, info.st_uid, info.st_gid, path, recursive))
             continue
         mode = stat.S_IMODE(info.st_mode)
-        if bits & ~mode:
-            plan.chmod[path] = (mode, mode | bits)
+        if path == spec.root and mode & rights.refused and _holds_strangers(spec):
+            rights = replace(rights, refused=0)
+        # A folder of models, or of the hub's files, may be a read-only export.
+        elif is_root and path not in (spec.telemetry, spec.profiles) and not _may(path, os.W_OK):
+            rights = replace(rights, refused=0)
+        _note_mode(plan, path, mode, rights)
         if is_root and path != spec.root and not _may(path, os.R_OK | os.X_OK):
             raise HostTreeError(
                 f"{option} {path} cannot be read by uid {os.geteuid()}: run `chmod u+rwx"
@@ -568,6 +549,28 @@ def _inspect_directories(plan: Plan) -> dict[str, str]:
             )
     plan.create = list(create)
     return bases
+
+
+def _note_mode(plan: Plan, path: str, mode: int, rights: places.Rights) -> None:
+    """Plan the change of a folder's mode; set-id and sticky bits stay as they are."""
+    wanted = (mode | rights.needed) & ~rights.refused
+    if wanted != mode:
+        plan.chmod[path] = (mode, wanted)
+
+
+def _note_inner(plan: Plan, path: str, info: os.stat_result, in_profiles: bool) -> None:
+    """The same for what services and programs made in the tree's folders."""
+    if not stat.S_ISDIR(info.st_mode) or path in plan.modes:
+        return
+    shared = plan.spec.group_writable
+    if not in_profiles:
+        rights = places.Rights(0, 0, 0o002 if shared else 0o022)
+    elif shared and os.path.basename(path) in (places.SIGNATURES, places.INCOMING):
+        rights = places.RECORD_RIGHTS
+    else:
+        # It is behind the rights of the folder profiles.
+        return
+    _note_mode(plan, path, stat.S_IMODE(info.st_mode), rights)
 
 
 def _check_ownership(plan: Plan) -> None:
@@ -621,9 +624,13 @@ def apply(plan: Plan) -> None:
                 f"the leftover {shown} cannot be removed ({exc.strerror}): run `rm -r {shown}` as"
                 " its owner"
             ) from exc
+    tops = (spec.telemetry + "/", spec.profiles + "/")
     for path, (_old, new) in plan.chmod.items():
         try:
             with _opened(spec, path) as fd:
+                # Its files first: a run that is killed in between finds the folder as it was.
+                if path.startswith(tops):
+                    safe_tree.close_files(fd, spec.uid, ~new & 0o066)
                 if not safe_tree.change_mode(fd, spec.uid, spec.gid, new):
                     raise HostTreeError(f"{path} changed its owner while the task ran: run again")
         except OSError as exc:
@@ -631,6 +638,8 @@ def apply(plan: Plan) -> None:
     for path in plan.create:
         try:
             with _opened(spec, os.path.dirname(path)) as fd:
-                safe_tree.make_folder(fd, os.path.basename(path), spec.uid, spec.gid, spec.mode)
+                safe_tree.make_folder(
+                    fd, os.path.basename(path), spec.uid, spec.gid, plan.new_mode(path)
+                )
         except OSError as exc:
             raise _os_error("make", path, exc) from exc

@@ -6,7 +6,6 @@ build. Each step that is done is kept.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,9 +27,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_p
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_wheels as image_wheels,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     Runner,
@@ -44,6 +45,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
 )
 
 BASE = "sglang-base"
+# How long one call waits for another build; the action plugin says so and calls again.
+_LOCK_S = 10.0
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA_BUNDLE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -507,11 +510,17 @@ class ImageBuild:
 
 @contextmanager
 def alone(build_dir: str) -> Iterator[None]:
-    """Holds the build folder against another run on this host, waiting for it."""
+    """Holds the build folder against another run on this host. Raises LockTimeout where that one
+    has it for longer than _LOCK_S seconds: then the action plugin says so, and asks again.
+    """
     os.makedirs(build_dir, exist_ok=True)
-    with open(os.path.join(build_dir, ".lock"), "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = os.path.join(build_dir, ".lock")
+    descriptor = locks.open_file(path)
+    try:
+        locks.take(descriptor, _LOCK_S, path_line(path))
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _older_wheelhouse(entry: str, name: str) -> bool:

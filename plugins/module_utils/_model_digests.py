@@ -294,7 +294,8 @@ def write_json(file: str, document: dict[str, Any]) -> None:
         with os.fdopen(fd, "w", encoding="ascii") as stream:
             if os.geteuid() == 0:
                 os.fchown(fd, owner.st_uid, owner.st_gid)
-            os.fchmod(fd, 0o664)
+            # Who may write in a folder may write its record.
+            os.fchmod(fd, 0o644 | owner.st_mode & 0o020)
             json.dump(document, stream, indent=1)
             stream.flush()
             os.fsync(fd)

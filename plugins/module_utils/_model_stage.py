@@ -164,11 +164,10 @@ class Stage:
         if answer:
             return answer
         if budget_s is not None:
-            return self._answer("waiting", done=False)
-        who = f" (pid {self.staging.holder})" if self.staging.holder else ""
+            return {**self._answer("waiting", done=False), "waits_for": self.staging.holder}
         raise ModelError(
-            f"the model {path_line(self.path)} is staged by another run{who}: run this again when"
-            " it is done"
+            f"the model {path_line(self.path)} is staged by another run"
+            f" ({self.staging.holder or 'unknown'}): run this again when it is done"
         )
 
     @property

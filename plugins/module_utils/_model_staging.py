@@ -29,6 +29,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks, places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     TEMP_NAME,
@@ -62,6 +63,7 @@ _LOCK_POLL_S = 0.1
 # longer.
 _GOES_ON_S = 60.0
 _FILE_MODE, _DIR_MODE = 0o664, 0o775
+_GROUP_WRITES = 0o020
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 _NO_COPY_RANGE = (
     errno.EXDEV,
@@ -288,14 +290,12 @@ class Staging:
         """Holds the staging of this model; False where another run still has it after ``wait_s``
         seconds. Raises ModelError.
         """
-        self._make(os.path.dirname(self.folder))
         try:
-            fd = os.open(
-                self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE
-            )
+            self._make_private(os.path.dirname(self.folder))
+            fd = locks.open_file(self.lock)
         except OSError as error:
             raise self._failed("open", self.lock, error) from error
-        with os.fdopen(fd, "r+", encoding="ascii", errors="replace") as lock:
+        with os.fdopen(fd, "r+", encoding="ascii", errors="replace"):
             deadline = time.monotonic() + wait_s
             while True:
                 try:
@@ -303,16 +303,13 @@ class Staging:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
-                        self.holder = lock.read(20).strip()
+                        self.holder = locks.holder(fd)
                         yield False
                         return
                     time.sleep(_LOCK_POLL_S)
             with contextlib.suppress(PermissionError):
                 if os.fstat(fd).st_uid != self.uid:
                     os.fchown(fd, self.uid, self.gid)
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
             self._recover()
             yield True
 
@@ -578,12 +575,10 @@ class Staging:
         try:
             with open(source, "rb", buffering=0, opener=safe_tree.opening) as read:
                 refuse_leaving(folder, source, read.fileno())
-                fd = os.open(
-                    part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE
-                )
+                fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 with open(fd, "wb", buffering=0) as write:
                     _unchanged(source, read.fileno(), file)
-                    os.fchmod(fd, staged_mode(os.fstat(read.fileno()).st_mode))
+                    os.fchmod(fd, self._staged_mode(os.fstat(read.fileno()).st_mode))
                     while offset < file.size:
                         copied = copy_range(
                             read.fileno(), fd, offset, min(_CHUNK, file.size - offset)
@@ -728,23 +723,39 @@ class Staging:
         """Owner and mode of all that was made here, and all of it on the disk."""
         for folder, _folders, names in os.walk(self.folder):
             for path, mode in (
-                (folder, _DIR_MODE),
-                *((os.path.join(folder, name), _FILE_MODE) for name in names),
+                (folder, self._dir_mode),
+                *((os.path.join(folder, name), None) for name in names),
             ):
                 fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     info = os.fstat(fd)
                     # A file with a second name was taken over from the old model, whose it still
                     # is.
-                    if mode == _DIR_MODE or info.st_nlink == 1:
+                    if mode is not None or info.st_nlink == 1:
                         if (info.st_uid, info.st_gid) != (self.uid, self.gid):
                             os.fchown(fd, self.uid, self.gid)
-                        wanted = mode if mode == _DIR_MODE else staged_mode(info.st_mode)
+                        wanted = self._staged_mode(info.st_mode) if mode is None else mode
                         if info.st_mode & 0o777 != wanted:
                             os.fchmod(fd, wanted | info.st_mode & stat.S_ISGID)
                     os.fsync(fd)
                 finally:
                     os.close(fd)
+
+    @property
+    def _group_writes(self) -> bool:
+        """As the models root has it, so have the models in it."""
+        try:
+            return bool(os.stat(self.root).st_mode & _GROUP_WRITES)
+        except OSError:
+            return False
+
+    @property
+    def _dir_mode(self) -> int:
+        return _DIR_MODE if self._group_writes else _DIR_MODE & ~_GROUP_WRITES
+
+    def _staged_mode(self, source: int) -> int:
+        mode = staged_mode(source)
+        return mode if self._group_writes else mode & ~_GROUP_WRITES
 
     def _rename(self) -> None:
         if not os.path.lexists(self.path):
@@ -760,7 +771,15 @@ class Staging:
             os.rename(self.path, self._aside)
             os.rename(self.folder, self.path)
 
-    def _make(self, folder: str) -> None:
+    def _make_private(self, folder: str) -> None:
+        """The folder of the locks, which other users cannot enter. Raises ModelError, OSError."""
+        self._make(folder, places.LOCK_RIGHTS.new)
+        with safe_tree.folder(folder) as fd:
+            info = os.fstat(fd)
+            if info.st_uid == os.geteuid() and info.st_mode & places.LOCK_RIGHTS.refused:
+                os.fchmod(fd, places.LOCK_RIGHTS.new)
+
+    def _make(self, folder: str, mode: int | None = None) -> None:
         """Make a folder and its missing parents, for the owner. Raises ModelError."""
         if os.path.isdir(folder) and not (
             folder.startswith(self.folder) and os.path.islink(folder)
@@ -770,7 +789,8 @@ class Staging:
             missing, base = missing_directories("the models root", folder)
             for path in missing:
                 setgid = os.stat(base).st_mode & stat.S_ISGID
-                make_directory(path, self.uid, self.gid, _DIR_MODE | setgid)
+                own = mode if mode is not None and path == folder else self._dir_mode
+                make_directory(path, self.uid, self.gid, own | setgid)
         except HostTreeError as error:
             raise ModelError(str(error)) from error
         except OSError as error:

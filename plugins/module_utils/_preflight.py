@@ -80,6 +80,7 @@ class Options:
     image_archive_from: str = ""
     server_args: Sequence[str] = ()
     allow_root: bool = False
+    group_writable: bool = False
 
     @property
     def needs_gpus(self) -> bool:
@@ -364,8 +365,8 @@ def _look_at_container(
         found.problems.append(
             f"sgl_container is {options.container}, but {path_line(spec.telemetry)} is the"
             f" telemetry folder of container {other['name']} ({other['status']}), and a tree has"
-            f" one container: set sgl_container to {other['name']}, or have playbooks/stop.yml"
-            " remove that container first"
+            f" one container: set sgl_container to {other['name']}, or stop that container first"
+            " (playbooks/stop.yml)"
         )
         return run_record.is_up(other)
     elif container is not None and container["status"] == "paused" and options.ready_for != "stop":
@@ -405,6 +406,7 @@ def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
         gid=user["gid"] if options.owner_gid is None else options.owner_gid,
         pointer_uid=options.pointer_uid,
         pointer_gid=options.pointer_gid,
+        group_writable=options.group_writable,
         ownership_ignore=options.ownership_ignore,
     )
 

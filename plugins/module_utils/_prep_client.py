@@ -81,6 +81,11 @@ class PrepClient:
             for name in ("job", "result")
         ):
             raise PrepError(f"sgl-admin answered without job and result: {text[:300]!r}")
+        if envelope["result"] is not None and (lacking := _lacking(envelope["result"])) is not None:
+            raise PrepError(
+                f"the prep's result has no valid {lacking}, so it proves nothing: look at"
+                " prep_result.json of the run, and run the prep again"
+            )
         return envelope
 
     def _call(self, problem: str, command: tuple[list[str], str]) -> str:
@@ -99,12 +104,48 @@ class PrepClient:
     @staticmethod
     def _object(text: str) -> dict[str, Any]:
         try:
-            document = json.loads(text)
+            document = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise PrepError(f"sgl-admin's answer is not JSON: {error}: {text[-300:]!r}") from error
         if not isinstance(document, dict):
             raise PrepError(f"sgl-admin's answer is no JSON object: {text[-300:]!r}")
         return document
+
+
+def _refuse_constant(name: str) -> None:
+    """Python reads NaN and Infinity, which JSON does not have: no other reader of a record does."""
+    raise ValueError(f"it holds {name}")
+
+
+# What is built on of a result and of each of its stages, here and in the report.
+_RESULT: dict[str, Any] = {
+    "run": dict,
+    "stages": dict,
+    "telemetry_probe": dict,
+    "profile_cache": dict,
+    "warnings": list,
+}
+_STAGE: dict[str, Any] = {
+    "status": str,
+    "ran": bool,
+    "duration_s": (int, float),
+    "errors": list,
+    "log_tail": list,
+}
+
+
+def _lacking(result: dict[str, Any]) -> str | None:
+    """The first part of a result that is missing or of another type; None where all are there."""
+    for key, kind in _RESULT.items():
+        if not isinstance(result.get(key), kind):
+            return key
+    if not isinstance(result["telemetry_probe"].get("ok"), bool):
+        return "telemetry_probe.ok"
+    for name, stage in result["stages"].items():
+        for key, kind in _STAGE.items():
+            if not isinstance(stage, dict) or not isinstance(stage.get(key), kind):
+                return f"stages.{name}.{key}"
+    return None
 
 
 def did_work(result: dict[str, Any]) -> bool:

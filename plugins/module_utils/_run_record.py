@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    locks,
     places,
     processes,
     records,
@@ -230,9 +231,12 @@ def in_use(
         if name == places.LOCK_PREP and prep is not None:
             continue
         lock = _lock(profiles_root, name)
-        if _held(lock) or _held_without_name(lock, container["pid"]):
+        who = _holder(lock)
+        if who is None and _held_without_name(lock, container["pid"]):
+            who = "another process"
+        if who is not None:
             ends = f"; {remedy.format(admin=admin)}" if live else ""
-            found.append(f"{words} ({path_line(str(lock))} is held{ends})")
+            found.append(f"{words} ({path_line(str(lock))} is held by {who}{ends})")
     return found
 
 
@@ -254,21 +258,31 @@ def _held(lock: Path) -> bool:
     """Whether some process holds the lock: a prep that was killed does not, whatever its record
     says. One that cannot be read counts as held.
     """
+    return _holder(lock) is not None
+
+
+def _holder(lock: Path) -> str | None:
+    """The process that holds a lock, in words; None where it is free. One that cannot be read
+    counts as held.
+    """
+    who = "another process"
     for attempt in range(_LOOKS):
         try:
             with open(safe_tree.open_file(str(lock), str(lock.parent.parent)), "rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    who = locks.holder(stream.fileno())
+                    # Who only looks, as this does, holds it for a moment.
+                    if attempt < _LOOKS - 1:
+                        time.sleep(_LOOK_S)
+                    continue
         except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            # Who only looks, as this does, holds it for a moment.
-            if attempt < _LOOKS - 1:
-                time.sleep(_LOOK_S)
-            continue
+            return None
         except (OSError, ValueError):
-            return True
-        return False
-    return True
+            return who
+        return None
+    return who
 
 
 def _held_without_name(lock: Path, pid: int) -> bool:

@@ -218,6 +218,29 @@ def change_mode(descriptor: int, uid: int, gid: int, mode: int) -> bool:
     return True
 
 
+def close_files(holder: int, uid: int, bits: int) -> None:
+    """Take these permission bits from the files of this owner in an open folder, and from nothing
+    else. Raises OSError.
+    """
+    with os.scandir(holder) as found:
+        names = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
+    for name in names:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, flags, dir_fd=holder)
+        except OSError as error:
+            # Services remove files meanwhile; one that its owner may not read grants nothing.
+            if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES):
+                continue
+            raise
+        try:
+            info = os.fstat(descriptor)
+            if stat.S_ISREG(info.st_mode) and info.st_uid == uid and info.st_mode & bits:
+                os.fchmod(descriptor, stat.S_IMODE(info.st_mode) & ~bits)
+        finally:
+            os.close(descriptor)
+
+
 def names(parent: int, name: str) -> list[str]:
     """What a folder holds. Raises OSError."""
     descriptor = os.open(name, _FOLDER, dir_fd=parent)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -28,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     TEMP_NAME,
     HostTreeError,
@@ -52,6 +52,7 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 64, 2, 4, 2, 16, 128
 # tokenizer does not know.
 VOCAB = 256 + len(SPECIALS)
 _STD = 0.02
+_LOCK, _LOCK_S = ".sgl-tiny.lock", 60.0
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -519,14 +520,41 @@ def _size(path: str) -> int:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[int]:
-    """The parent, opened and locked, so that a leftover has no living maker. The lock ends with the
-    process.
+    """The parent, opened and locked, so that a leftover has no living maker. The lock is of a file
+    in it that other users cannot open, and goes at the end. Raises LockTimeout.
     """
     with safe_tree.folder(directory) as fd:
-        # Some network filesystems have no locks; then the last rename wins.
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
+        try:
+            lock = _lock(fd, directory)
+        except locks.LockTimeout:
+            raise
+        except OSError:
+            # Some network filesystems have no locks; then the last rename wins.
+            lock = None
+        try:
+            yield fd
+        finally:
+            if lock is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(_LOCK, dir_fd=fd)
+                os.close(lock)
+
+
+def _lock(parent: int, directory: str) -> int:
+    """The descriptor of the lock's file, which is still there under its name. Raises OSError."""
+    while True:
+        descriptor = locks.open_file(_LOCK, parent)
+        try:
+            locks.take(descriptor, _LOCK_S, printable(os.path.join(directory, _LOCK)))
+            mine = os.fstat(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                named = os.stat(_LOCK, dir_fd=parent, follow_symlinks=False)
+                if (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _write_file(directory_fd: int, name: str, data: bytes, plan: Plan) -> None:
@@ -548,7 +576,7 @@ def _write_file(directory_fd: int, name: str, data: bytes, plan: Plan) -> None:
             uid, gid = _owner(plan)
             if (info.st_uid, info.st_gid) != (uid, gid):
                 os.fchown(fd, uid, gid)
-            os.fchmod(fd, 0o664)
+            os.fchmod(fd, 0o644 | os.fstat(directory_fd).st_mode & 0o020)
             os.fsync(fd)
         os.rename(temp, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
     except OSError:
@@ -578,7 +606,7 @@ def make(plan: Plan) -> None:
             if doing == plan.parents[0]:
                 with _locked(os.path.dirname(doing)) as base_fd:
                     _remove_leftovers(path, base_fd)
-            make_directory(doing, uid, gid, 0o775)
+            make_directory(doing, uid, gid, _folder_mode(os.path.dirname(doing)))
         doing = path
         made = files(plan.seed) if plan.write else {}
         record = _json_bytes(_record(plan.seed, made))
@@ -589,7 +617,7 @@ def make(plan: Plan) -> None:
             if plan.create:
                 temp = f".sgl-tiny-{name}-{secrets.token_hex(8)}"
                 doing = os.path.join(parent, temp)
-                safe_tree.make_folder(parent_fd, temp, uid, gid, 0o775)
+                safe_tree.make_folder(parent_fd, temp, uid, gid, _folder_mode(parent))
                 try:
                     _fill(temp, parent_fd, {**made, RECORD: record}, plan)
                     doing = path
@@ -607,8 +635,15 @@ def make(plan: Plan) -> None:
             elif plan.write:
                 wanted = {file: made[file] for file in plan.write if file != RECORD}
                 _fill(name, parent_fd, {**wanted, RECORD: record}, plan)
+    except locks.LockTimeout as exc:
+        raise TinyModelError(str(exc)) from exc
     except OSError as exc:
         raise _os_error(doing, exc) from exc
+
+
+def _folder_mode(parent: str) -> int:
+    """A new folder is written by the group where the one that holds it is. Raises OSError."""
+    return 0o755 | os.stat(parent).st_mode & 0o020
 
 
 def _remove_leftovers(path: str, parent_fd: int) -> None:

@@ -210,6 +210,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     Wanted,
     url_secret,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 class PromReady:
@@ -259,7 +260,7 @@ class PromReady:
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "url": {"type": "str", "default": DEFAULT_URL},
             "jobs": {"type": "list", "elements": "str", "default": []},

@@ -152,6 +152,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     PrometheusError,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 # A shorter value is hidden nowhere: it would blacken every message.
 _SHORTEST_SECRET = 8
@@ -263,7 +264,7 @@ def _unasked(params: dict[str, Any], problem: str) -> dict[str, Any]:
 
 def main() -> None:
     texts = {"type": "list", "elements": "str", "default": []}
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "state": {

@@ -11,8 +11,8 @@ short_description: Make the host tree after checking who owns what is there
 version_added: 1.0.0
 author: "slice_bench.sglang contributors (@slice-bench)"
 description:
-  - Makes the directories that the container mounts, with the service user's owner and a
-    group-writable mode, in one round trip.
+  - Makes the directories that the container mounts, with the service user's owner and modes that
+    close them to other users, in one round trip.
   - Before anything changes it checks that the roots, and everything inside O(telemetry_root) and
     O(profiles_root), belong to
     O(owner_uid):O(owner_gid). An entry of another owner stops the task and names the path, its
@@ -22,11 +22,11 @@ description:
   - Below O(telemetry_root) it makes C(container_runs), C(logs), C(prometheus) and C(jaeger). Below
     O(profiles_root) it makes a folder for each kernel cache, such as C(triton), and
     C(moe_configs/configs), C(.locks) and C(.in_progress).
-  - Nothing that existed is ever chowned. An existing directory of the tree that lacks the owner's
-    or the group's permission bits of O(mode)
-    gets them, and keeps whatever else it grants. In O(root) only the owner's bits are added, since
-    it may be a home directory;
-    O(models_root) needs only to be readable.
+  - Nothing that existed is ever chowned. An existing directory of O(telemetry_root) and
+    O(profiles_root) gets the permission bits that it lacks, and loses those that let other users
+    in, or its group write without O(group_writable); so do its files. Of O(root) (unless it holds
+    anything else, as a home directory does), O(models_root) and O(huggingface_root) only
+    the right of others to write goes.
   - A new directory is made under a temporary name C(.sgl-new-*), given its owner and mode, and
     renamed. What a killed run left under such a
     name is removed by the next one.
@@ -71,12 +71,13 @@ options:
       - The numeric group id that owns the tree.
     type: int
     required: true
-  mode:
+  group_writable:
     description:
-      - The permission bits of new directories, whatever the umask.
-      - Write it as a quoted octal string. It must let the owner read, write and enter.
-    type: raw
-    default: '0775'
+      - Whether members of the tree's group may write in it. The locks are the owner's all the
+        same.
+    type: bool
+    default: false
+    version_added: 1.1.0
   ownership_ignore:
     description:
       - Proceed, with a warning that names them, when paths have another owner.
@@ -104,7 +105,7 @@ EXAMPLES = r"""
     owner_uid: 1000
     owner_gid: 1000
 
-- name: Models on a disk of their own, new files in the directory's group
+- name: Models on a disk of their own, a tree for all members of the group
   slice_bench.sglang.sgl_host_dirs:
     root: /srv/sglang
     telemetry_root: /srv/sglang/telemetry
@@ -113,7 +114,7 @@ EXAMPLES = r"""
     huggingface_root: /mnt/nvme/huggingface
     owner_uid: 1000
     owner_gid: 1000
-    mode: '2775'
+    group_writable: true
   become: true
 """
 
@@ -125,7 +126,7 @@ created:
   elements: str
   sample: [/srv/sglang, /srv/sglang/telemetry, /srv/sglang/telemetry/container_runs]
 mode_changed:
-  description: The existing directories that got missing permission bits.
+  description: The existing directories whose permission bits were changed.
   returned: success
   type: list
   elements: str
@@ -173,12 +174,12 @@ entries_checked:
   sample: 4312
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "root": {"type": "path", "required": True},
             "telemetry_root": {"type": "path", "required": True},
@@ -187,7 +188,7 @@ def main() -> None:
             "huggingface_root": {"type": "path", "required": True},
             "owner_uid": {"type": "int", "required": True},
             "owner_gid": {"type": "int", "required": True},
-            "mode": {"type": "raw", "default": "0775"},
+            "group_writable": {"type": "bool", "default": False},
             "ownership_ignore": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -203,7 +204,7 @@ def main() -> None:
                 huggingface=host_tree.clean_path(params["huggingface_root"]),
                 uid=params["owner_uid"],
                 gid=params["owner_gid"],
-                mode=host_tree.parse_mode(params["mode"]),
+                group_writable=params["group_writable"],
                 ownership_ignore=params["ownership_ignore"],
             )
         )

@@ -257,7 +257,6 @@ problems:
   sample: []
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
     INFO,
@@ -265,12 +264,13 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
     module_spec,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface_root")
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "ready_for": {
                 "type": "str",

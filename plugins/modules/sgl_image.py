@@ -193,6 +193,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.locks import LockTimeout
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerError,
 )
@@ -208,10 +209,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources 
     Pulled,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_wheels import NoWheels
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "source": {"type": "str", "choices": ["build", "pull", "load"], "default": "build"},
@@ -282,6 +284,8 @@ def take_image(module: AnsibleModule) -> None:
                 # Another run may have brought it meanwhile.
                 before = source.found()
                 image = before if source.is_current(before) else source.make()
+    except LockTimeout as error:
+        wait(module, str(error))
     except DockerError as error:
         if module.check_mode:
             module.exit_json(
@@ -306,6 +310,18 @@ def take_image(module: AnsibleModule) -> None:
             "before": before_id + "\n",
             "after": (image["id"] if image else f"from {source.wanted}") + "\n",
         },
+    )
+
+
+def wait(module: AnsibleModule, what: str) -> None:
+    """Another run has the build folder: the action plugin says so, and calls again."""
+    given = module.params
+    module.exit_json(
+        changed=False,
+        image=None,
+        inputs=given["inputs"],
+        next_step=given["step"],
+        waits_for=what,
     )
 
 
@@ -359,6 +375,8 @@ def build_image(module: AnsibleModule) -> None:
     try:
         with build.alone():
             module.exit_json(inputs=inputs, **make(build, given, module.warn))
+    except LockTimeout as error:
+        wait(module, str(error))
     except NoWheels as error:
         wheels = {"requirements": error.requirements, "machine": error.machine}
         module.fail_json(msg=str(error), inputs=inputs, wheels=wheels)

@@ -126,6 +126,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerError,
     DockerMissing,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 class ManifestModule:
@@ -218,7 +219,7 @@ class ManifestModule:
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "telemetry_root": {"type": "path", "required": True},
             "container": {"type": "str", "default": "sglang-dev"},

@@ -153,12 +153,12 @@ model:
     shards: 9
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "models_root": {"type": "path"},

@@ -177,6 +177,11 @@ phase:
   returned: success
   type: str
   sample: done
+waits_for:
+  description: The process that stages this model, as far as the host shows it.
+  returned: while RV(phase) is V(waiting)
+  type: str
+  sample: pid 4711 of uid 1000 (python3)
 bytes_done:
   description: How far the phase is, in bytes.
   returned: success
@@ -249,6 +254,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files im
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import ContainerClient
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import Request, Stage
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
@@ -320,7 +326,7 @@ def _docker(module: AnsibleModule, environment: Mapping[str, str]) -> DockerCli:
 
 
 def _module() -> AnsibleModule:
-    return AnsibleModule(
+    return ToldModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "models_root": {"type": "path", "required": True},

@@ -153,7 +153,6 @@ items:
 
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -162,11 +161,12 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work im
     Host,
     ShareError,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
     """One step on the host; the action plugin says which."""
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "state": {"type": "str", "required": True, "choices": ["given", "taken"]},
             "items": {"type": "list", "elements": "dict", "required": True},

@@ -92,12 +92,12 @@ size_bytes:
   sample: 226615
 """
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
+from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = ToldModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "owner_uid": {"type": "int"},

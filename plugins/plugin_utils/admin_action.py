@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 
-from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 # What an answer raises whose parts are missing or of another type.
 BROKEN_ANSWER = (
@@ -26,7 +26,7 @@ def breaks_the_contract(error: Exception) -> str:
     )
 
 
-class AdminAction(ActionBase):
+class AdminAction(ToldAction):
     def call(self, arguments: list[str], text: str) -> tuple[int, str, str]:
         """Run a command on the host, without a module; `text` is its standard input."""
         done = self._low_level_execute_command(

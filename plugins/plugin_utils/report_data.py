@@ -6,10 +6,12 @@ schemas/report.schema.json.
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +19,11 @@ from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import ca
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
     NAMES as STAGES,
 )
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import fleet
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import clean
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import (
+    fleet,
+    summary,
+)
 
 # The modules whose results say what a host is and what was done on it.
 _VALUES, _HOST_INFO, _CONTAINER, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
@@ -144,10 +150,12 @@ class Report:
         entry.last, entry.last_task = now, name
         # A host that does another task after a failure elsewhere was not stopped by it.
         entry.stopped = entry.stopped and task_id == self._stopping
-        if action == _PREP and status != "skipped":
-            _note_prep(entry, result)
-        if action == _SHARE and status in ("ok", "changed"):
-            self._note_shared(delegate or host, result.get("items") or {}, now - began)
+        # Of records that are not as the contract says; `document` finds these once more.
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            if action == _PREP and status != "skipped":
+                _note_prep(entry, result)
+            if action == _SHARE and status in ("ok", "changed"):
+                self._note_shared(delegate or host, result.get("items") or {}, now - began)
         if action in KNOWN and status != "skipped":
             entry.known[action] = result
         if action == _DEBUG and role and status != "skipped":
@@ -201,8 +209,57 @@ class Report:
                     }
                 )
 
-    def document(self) -> dict[str, Any]:
-        hosts = [self._host(name, entry) for name, entry in self._hosts.items()]
+    def document(
+        self, use: Callable[[dict[str, Any]], object] = lambda document: None
+    ) -> dict[str, Any]:
+        """The report, which `use` has been called with: what makes a page of it. A host whose
+        records break it costs its own row only.
+        """
+        names = list(self._hosts)
+        if (document := self._whole(names, [], use)) is not None:
+            return document
+        broken = [name for name in names if self._whole([name], [], use) is None]
+        return self._whole(names, broken, use) or self._whole(names, names, use) or {}
+
+    def _whole(
+        self, names: list[str], broken: list[str], use: Callable[[dict[str, Any]], object]
+    ) -> dict[str, Any] | None:
+        """The report of these hosts, of those that are broken without their records; None where
+        it cannot be made, written or used.
+        """
+        try:
+            hosts = [
+                self._unreadable(name, self._hosts[name])
+                if name in broken
+                else self._host(name, self._hosts[name])
+                for name in names
+            ]
+            # Hosts and their containers put words into it.
+            document: dict[str, Any] = clean(self._of(hosts))
+            # What is no number in JSON is none in a report.
+            json.dumps(document, allow_nan=False)
+            summary(document)
+            use(document)
+        except Exception:
+            # Whatever a record holds that nobody foresaw.
+            return None
+        return document
+
+    def _unreadable(self, name: str, entry: _Host) -> dict[str, Any]:
+        """The row of a host whose records are not as the contract says."""
+        problem = (
+            "its records are not as their schemas say, so this row lacks them: look at them on the"
+            " host, and run the prep again (playbooks/prep.yml)"
+        )
+        if entry.problem:
+            problem = f"{entry.problem}; {problem}"
+        status = "failed" if entry.status == "ok" else entry.status
+        bare = replace(
+            entry, known={}, preps={}, gave=[], took=[], group=None, status=status, problem=problem
+        )
+        return self._host(name, bare)
+
+    def _of(self, hosts: list[dict[str, Any]]) -> dict[str, Any]:
         fine = sum(host["status"] == "ok" for host in hosts)
         return {
             "schema_version": "1",

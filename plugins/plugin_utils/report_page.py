@@ -9,6 +9,7 @@ Runs on the controller, beside Ansible's own Jinja2. All times are seconds, all 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stage
 )
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
+from jinja2.bccache import Bucket
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
 
@@ -96,6 +98,27 @@ class Group(NamedTuple):
     problems: list[Finding]
 
 
+class _BytecodeCache(FileSystemBytecodeCache):
+    """Without it a page takes longer, and that is all: no error of it counts."""
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        with suppress(OSError, ValueError):
+            super().load_bytecode(bucket)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        with suppress(OSError):
+            super().dump_bytecode(bucket)
+
+
+def _bytecode_cache() -> FileSystemBytecodeCache | None:
+    try:
+        return _BytecodeCache()
+    except (OSError, RuntimeError):
+        # Its folder in /tmp is another user's, who could have placed code in it; or there is no
+        # /tmp to write in.
+        return None
+
+
 def render(report: dict[str, Any]) -> str:
     """The whole page. ``report`` must keep its schema, maybe that of an older release; fields that
     it does not know are not shown.
@@ -103,7 +126,7 @@ def render(report: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # Compiling the template takes ten times as long as filling it.
-        bytecode_cache=FileSystemBytecodeCache(),
+        bytecode_cache=_bytecode_cache(),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,7 +6,6 @@ of what it is.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,8 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+
 # Nothing is written to for so long that is still being written.
 _ABANDONED_S = 24 * 3600
+# Archives and records are only renamed while the lock is held, or one is read.
+_LOCK_S = 300.0
 _KEYS = {"digest": str, "sha256": str, "bytes": int, "finished": bool}
 
 
@@ -81,7 +85,8 @@ class Store:
 
     def incoming(self, name: str) -> Path:
         """Where an archive is written before it is whole; each process has its own place."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # What is in it runs in the hosts' next servers: nobody else reads or exchanges it.
+        self.folder.mkdir(0o700, parents=True, exist_ok=True)
         self._sweep()
         return self.folder / f".{name}.{os.getpid()}.tmp"
 
@@ -114,11 +119,15 @@ class Store:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Only one process changes what an archive and its record are; the system takes the lock
-        from one that ends.
+        from one that ends. Raises LockTimeout.
         """
-        with open(self.folder / ".lock", "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        path = str(self.folder / ".lock")
+        descriptor = locks.open_file(path)
+        try:
+            locks.take(descriptor, _LOCK_S, path_line(path))
             yield
+        finally:
+            os.close(descriptor)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -12,7 +12,7 @@ from sgl_admin.base import failures, logs, paths
 from sgl_admin.base.errors import Explained, Refused
 from sgl_admin.base.processes import ended
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
-from sgl_admin.contract.texts import one_line
+from sgl_admin.contract.texts import one_line, say
 
 # Of the line in the run's log that says why such a process could not go on.
 PREFIX = "sgl-admin: "
@@ -63,7 +63,7 @@ def complain(error: Exception) -> None:
     if not failures.is_foreseen(error):
         traceback.print_exception(error)
     words = error if isinstance(error, Explained) else failures.from_error(error)
-    print(f"{PREFIX}{words}", file=sys.stderr)
+    say(f"{PREFIX}{words}", file=sys.stderr)
 
 
 def _last_words(run_id: str, start: int, exit_code: int) -> str:

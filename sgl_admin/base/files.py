@@ -11,22 +11,23 @@ from typing import Any
 
 from sgl_admin.base import paths
 from sgl_admin.contract.records import (
-    FILE_MODE,
     Shape,
+    create_beside,
     fsync_folder,
     read_bytes,
     read_json,
     read_record,
     sweep_temporaries,
+    without_blocking,
     write_json,
     write_text,
 )
 from sgl_admin.contract.texts import printable
 
 __all__ = [
-    "FILE_MODE",
     "NO_SPACE",
     "Shape",
+    "create_beside",
     "fsync_folder",
     "printable",
     "read_bytes",
@@ -35,6 +36,7 @@ __all__ = [
     "read_record",
     "reason",
     "sweep_temporaries",
+    "without_blocking",
     "write_json",
     "write_text",
 ]

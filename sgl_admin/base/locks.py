@@ -6,23 +6,35 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sgl_admin.base import paths
+from sgl_admin.contract import locks, places
+from sgl_admin.contract.locks import LockTimeout
+
+__all__ = ["LockTimeout", "acquire", "held", "holder", "locked", "try_lock"]
 
 
-class LockTimeout(TimeoutError):
-    """Another process holds a lock for longer than was waited for."""
+def _open(name: str) -> int:
+    """The lock's file, in a folder that other users cannot enter."""
+    try:
+        return locks.open_file(str(_path(name)))
+    except FileNotFoundError:
+        paths.LOCKS.mkdir(places.LOCK_RIGHTS.new, parents=True, exist_ok=True)
+    return locks.open_file(str(_path(name)))
+
+
+def _path(name: str) -> Path:
+    return paths.LOCKS / f"{name}.lock"
 
 
 def try_lock(name: str) -> int | None:
     """A descriptor that holds the lock as long as it is open in some process, or None where another
     holds it.
     """
-    paths.LOCKS.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(paths.LOCKS / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    descriptor = _open(name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -34,7 +46,7 @@ def try_lock(name: str) -> int | None:
 def held(name: str) -> bool:
     """Whether some process holds the lock. Creates no file: a lock without one is free."""
     try:
-        descriptor = os.open(paths.LOCKS / f"{name}.lock", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(_path(name), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -46,18 +58,25 @@ def held(name: str) -> bool:
     return False
 
 
+def holder(name: str) -> str:
+    """Who holds the lock, for a message."""
+    descriptor = _open(name)
+    try:
+        return locks.holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def acquire(name: str, timeout_s: float) -> int:
     """A descriptor that holds the lock `name`; raises LockTimeout when another holds it for longer
     than `timeout_s` seconds.
     """
-    deadline = time.monotonic() + timeout_s
-    while (descriptor := try_lock(name)) is None:
-        if time.monotonic() > deadline:
-            raise LockTimeout(
-                f"{paths.LOCKS / name}.lock is held by another process for more than"
-                f" {timeout_s:.0f} s"
-            )
-        time.sleep(0.1)
+    descriptor = _open(name)
+    try:
+        locks.take(descriptor, timeout_s, paths.to_host(_path(name)) or str(_path(name)))
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

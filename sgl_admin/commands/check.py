@@ -13,6 +13,7 @@ from sgl_admin.base import files, paths
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands.request_fields import FIELDS
 from sgl_admin.contract.exit_codes import EXIT_USAGE
+from sgl_admin.contract.texts import say_json
 from sgl_admin.init import trial
 from sgl_admin.sglang import ENGINE
 
@@ -37,7 +38,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.server_args:
         found += _argument_problems(sys.stdin.buffer.read())
     found += trial.problems()
-    print(json.dumps({"problems": found}))
+    say_json({"problems": found})
     return EXIT_USAGE if found else 0
 
 

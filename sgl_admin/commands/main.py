@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from sgl_admin import __version__
-from sgl_admin.base import clock, detached, files, locks, paths
+from sgl_admin.base import clock, detached, files, locks, paths, rights
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types, ready, status_codes
 from sgl_admin.commands import check as check_cli
@@ -23,11 +23,14 @@ from sgl_admin.contract.exit_codes import (
     EXIT_BUSY,
     EXIT_NO_LIVE_RUN,
     EXIT_NO_RESULT,
+    EXIT_OK,
     EXIT_PERMISSION,
+    EXIT_PROOF_FAILED,
     EXIT_SIGINT,
     EXIT_USAGE,
 )
 from sgl_admin.contract.records import RESULT_SHAPE
+from sgl_admin.contract.texts import say, say_json
 from sgl_admin.facts import model
 from sgl_admin.prep import worker
 from sgl_admin.prep.arguments import refuse_unknown
@@ -35,7 +38,7 @@ from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import caches, job, run, standalone
 from sgl_admin.records.request import Request
-from sgl_admin.serving import benchmark_server
+from sgl_admin.serving import benchmark_server, services
 from sgl_admin.share import incoming
 
 _POLL_S = 0.1
@@ -46,7 +49,7 @@ _START_PATIENCE_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    os.umask(0o002)
+    rights.begin()
     arguments = _parser().parse_args(argv)
     try:
         if arguments.root:
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(exit_code: int, message: str) -> int:
-    print(f"sgl-admin: {files.printable(message)}", file=sys.stderr)
+    say(f"sgl-admin: {files.printable(message)}", file=sys.stderr)
     return exit_code
 
 
@@ -140,10 +143,15 @@ def _add_ensure(group: Any) -> None:
 
 def _add_status(commands: Any) -> None:
     status = commands.add_parser(
-        "status", help="the prep that runs, or the last one", epilog=status_codes.MEANING
+        "status",
+        help="the prep that runs, or the last one, and the services that are dead",
+        epilog=(
+            f"{status_codes.MEANING} {EXIT_PROOF_FAILED} too where it ended well and a"
+            " service is dead that METRICS_READY stands on."
+        ),
     )
     status.set_defaults(handler=_status)
-    status.add_argument("--json", action="store_true", help="print {job, result} as JSON")
+    status.add_argument("--json", action="store_true", help="print {job, result, services} as JSON")
     status.add_argument(
         "--watch",
         action="store_true",
@@ -189,8 +197,8 @@ def _begin_or_attach(
         if time.monotonic() > deadline:
             raise Refused(
                 EXIT_BUSY,
-                "another prep is starting on this host (its lock is held, maybe by another"
-                " container); try again",
+                f"another prep is starting on this host (its lock is held by"
+                f" {locks.holder(job.LOCK)}, maybe of another container); try again",
             )
         time.sleep(_POLL_S)
 
@@ -309,7 +317,7 @@ def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
         doing = record["stage"], record["message"]
         if doing != shown or time.monotonic() - shown_at >= _HEARTBEAT_S:
             shown, shown_at = doing, time.monotonic()
-            print(job.describe(record), file=stream, flush=True)
+            say(job.describe(record), file=stream, flush=True)
 
 
 def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
@@ -341,35 +349,35 @@ def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
 
 def _print_result(run_id: str, result: dict[str, Any], as_json: bool, exit_code: int) -> int:
     if as_json:
-        print(json.dumps(result, indent=2))
+        say_json(result, indent=2)
     else:
         for name, stage in result["stages"].items():
             why = f"{stage['reason'] or ''}{'; '.join(stage['errors'])}"
-            print(f"{name:12} {stage['status']:8} {why}".rstrip())
+            say(f"{name:12} {stage['status']:8} {why}".rstrip())
         proof = result["telemetry_probe"]
-        print(f"{'metrics':12} {'ready' if proof['ok'] else 'not ready: ' + str(proof['reason'])}")
+        say(f"{'metrics':12} {'ready' if proof['ok'] else 'not ready: ' + str(proof['reason'])}")
     for warning in result["warnings"]:
-        print(f"sgl-admin: warning: {warning}", file=sys.stderr)
+        say(f"sgl-admin: warning: {warning}", file=sys.stderr)
     stages = " ".join(f"{name}:{stage['status']}" for name, stage in result["stages"].items())
-    print(f"RESULT_JSON {paths.prep_result(run_id)}")
-    print(f"RESULT_STATUS {result['status']} {stages}")
+    say(f"RESULT_JSON {paths.prep_result(run_id)}")
+    say(f"RESULT_STATUS {result['status']} {stages}")
     return exit_code
 
 
 def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
     if as_json:
-        print(json.dumps(plan, indent=2))
+        say_json(plan, indent=2)
     else:
         for name, stage in plan["stages"].items():
-            print(f"{name:12} {stage['status']:10} {stage['reason'] or ''}".rstrip())
-        print(f"{'metrics':12} {plan['telemetry_probe']}")
+            say(f"{name:12} {stage['status']:10} {stage['reason'] or ''}".rstrip())
+        say(f"{'metrics':12} {plan['telemetry_probe']}")
     stages = " ".join(f"{name}:{stage['status']}" for name, stage in plan["stages"].items())
-    print(f"RESULT_STATUS dry_run {stages}")
+    say(f"RESULT_STATUS dry_run {stages}")
     return 0
 
 
 def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: Any) -> int:
-    print(
+    say(
         json.dumps(
             {
                 "job": record,
@@ -386,21 +394,25 @@ def _status(arguments: argparse.Namespace) -> int:
     record = _wait(live.run_id, arguments.wait)
     if arguments.watch and record is not None:
         record = _watch(live.run_id, record["prep_id"], sys.stdout)
+    alive = services.states(live.manifest)
     if arguments.json:
-        return _print_envelope(live.run_id, record)
-    print(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
-    return status_codes.status_code(record)
+        return _print_envelope(live.run_id, record, services=alive)
+    say(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
+    for problem in services.problems(alive):
+        say(problem)
+    code = status_codes.status_code(record)
+    return code or (EXIT_OK if services.obstacle(alive) is None else EXIT_PROOF_FAILED)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     found = caches.snapshot()
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        say_json(found, indent=2)
         return 0
     for name in caches.CACHES:
         cache = found[name]
         state = "valid" if cache["valid"] else cache["reason"]
-        print(
+        say(
             f"{name:14} {cache['file_count']:7} files {cache['size_bytes'] / 2**20:10.1f} MiB "
             f" {state}"
         )
@@ -408,5 +420,5 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _version(arguments: argparse.Namespace) -> int:
-    print(f"sgl-admin {__version__}")
+    say(f"sgl-admin {__version__}")
     return 0

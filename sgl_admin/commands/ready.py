@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from sgl_admin.base import files
 from sgl_admin.contract.exit_codes import EXIT_OK, EXIT_PROOF_FAILED
+from sgl_admin.contract.texts import say, say_json
 from sgl_admin.records import run
 from sgl_admin.serving import readiness
 
@@ -34,8 +34,8 @@ def register(commands: Any) -> None:
 def _ready(arguments: argparse.Namespace) -> int:
     answer = readiness.readiness(run.live(), arguments.identity)
     if arguments.json:
-        print(json.dumps(answer))
+        say_json(answer)
     else:
         state = "ready" if answer["ready"] else f"not ready: {answer['reason']}"
-        print(files.printable(f"{answer['run_id']} {state}"))
+        say(files.printable(f"{answer['run_id']} {state}"))
     return EXIT_OK if answer["ready"] else EXIT_PROOF_FAILED

@@ -19,6 +19,7 @@ from sgl_admin.contract.exit_codes import (
     EXIT_SERVER_FAILED,
     EXIT_SIGINT,
 )
+from sgl_admin.contract.texts import say, say_json
 from sgl_admin.records import run
 from sgl_admin.serving import benchmark_server
 
@@ -77,7 +78,7 @@ def _start(arguments: argparse.Namespace) -> int:
     wanted = benchmark_server.prepared(live, arguments.identity)
     if arguments.dry_run:
         words = [*(f"{key}={value}" for key, value in wanted.env.items()), *wanted.argv]
-        print(
+        say(
             json.dumps({"argv": wanted.argv, "env": wanted.env})
             if arguments.json
             else files.printable(shlex.join(words))
@@ -112,7 +113,7 @@ class _Heartbeat:
     def __call__(self, waited_s: float) -> None:
         if time.monotonic() - self._said_at >= _HEARTBEAT_S:
             self._said_at = time.monotonic()
-            print(f"{self._name}: not healthy yet ({waited_s:.0f} s)", file=sys.stderr, flush=True)
+            say(f"{self._name}: not healthy yet ({waited_s:.0f} s)", file=sys.stderr, flush=True)
 
 
 def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: float) -> None:
@@ -124,7 +125,7 @@ def _refuse_unhealthy(run_id: str, record: dict[str, Any] | None, timeout_s: flo
         end_noted(record["pgid"], record["start_ticks"])
     failure = benchmark_server.unhealthy(run_id, record, timeout_s)
     for line in failure.log_tail:
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
     raise Refused(EXIT_SERVER_FAILED, str(failure))
 
 
@@ -153,15 +154,15 @@ def _print(
             if record is not None and ended
             else []
         )
-        print(json.dumps({"server": record, "healthy": healthy, "log_tail": tail, **more}))
+        say_json({"server": record, "healthy": healthy, "log_tail": tail, **more})
     elif record is None:
-        print("no server was started in this run")
+        say("no server was started in this run")
     else:
         state, log = (
             "healthy" if healthy else record["state"],
             paths.to_host(paths.log(run_id)) or paths.log(run_id),
         )
-        print(
+        say(
             files.printable(
                 f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log"
                 f" {log}"

@@ -6,17 +6,17 @@ import argparse
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from sgl_admin.base import files, locks
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import request as request_cli
 from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
+from sgl_admin.contract.texts import say, say_json
 from sgl_admin.prep.execute import set_aside
 from sgl_admin.prep.plan import Decision, Plan, plan_prep
 from sgl_admin.records import archive, caches, job, run
@@ -87,7 +87,7 @@ def _export(arguments: argparse.Namespace) -> int:
                 # Who reads a stream needs to know how long it gets.
                 summary = {**_summary(manifest), "file": arguments.file, "lacking": lacking}
                 if arguments.file == _STANDARD:
-                    _print(summary, arguments.json, sys.stderr.write)
+                    _print(summary, arguments.json, sys.stderr)
                 archive.write(manifest, stream)
             break
         except Changed as error:
@@ -96,7 +96,7 @@ def _export(arguments: argparse.Namespace) -> int:
                     EXIT_NO_RESULT, f"{error} while it was packed; run this again"
                 ) from error
     if arguments.file != _STANDARD:
-        _print(summary, arguments.json, sys.stdout.write)
+        _print(summary, arguments.json, sys.stdout)
     return 0
 
 
@@ -135,16 +135,13 @@ def _written(name: str) -> Iterator[BinaryIO]:
         yield os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
         return
     path = Path(name)
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-    )
+    descriptor, temporary = files.create_beside(path)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as stream:
-            os.fchmod(descriptor, files.FILE_MODE)
             yield stream
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -164,7 +161,7 @@ def _import(arguments: argparse.Namespace) -> int:
         who = (
             f"{record['prep_id']} (pid {record['pid']}) runs"
             if record is not None and job.alive(record)
-            else "a prep or an import begins"
+            else f"a prep or an import ({locks.holder(job.LOCK)}) begins"
         )
         raise Refused(
             EXIT_BUSY,
@@ -179,12 +176,12 @@ def _import(arguments: argparse.Namespace) -> int:
         os.close(lock)
     outcome["warnings"] = warnings
     if arguments.json:
-        print(json.dumps(outcome, indent=2))
+        say_json(outcome, indent=2)
     else:
         for stage, what in outcome["stages"].items():
-            print(f"{stage:12} {what['status']:8} {what['reason'] or ''}".rstrip())
+            say(f"{stage:12} {what['status']:8} {what['reason'] or ''}".rstrip())
         for warning in warnings:
-            print(f"sgl-admin: warning: {warning}", file=sys.stderr)
+            say(f"sgl-admin: warning: {warning}", file=sys.stderr)
     return (
         EXIT_ARCHIVE
         if any(what["status"] == "refused" for what in outcome["stages"].values())
@@ -313,7 +310,7 @@ def _of(plan: Plan, parts: tuple[Part, ...]) -> list[Decision]:
 def _verify(arguments: argparse.Namespace) -> int:
     with _opened(arguments.file, arguments.digest) as reader:
         reader.read(lambda entries: None)
-    _print({**_summary(reader.manifest), "file": arguments.file}, arguments.json, sys.stdout.write)
+    _print({**_summary(reader.manifest), "file": arguments.file}, arguments.json, sys.stdout)
     return 0
 
 
@@ -364,14 +361,15 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _print(summary: dict[str, Any], as_json: bool, write: Callable[[str], object]) -> None:
+def _print(summary: dict[str, Any], as_json: bool, stream: TextIO) -> None:
     if as_json:
-        write(json.dumps(summary) + "\n")
+        say(json.dumps(summary), stream)
         return
     for stage, found in summary["stages"].items():
         more = "" if found["finished"] else "  what is finished so far"
-        write(
+        say(
             f"{stage:12} {found['files']:7} files {found['bytes'] / 2**20:10.1f} MiB "
-            f" {found['key']}{more}\n"
+            f" {found['key']}{more}",
+            stream,
         )
-    write(f"{summary['digest']}\n")
+    say(summary["digest"], stream)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from sgl_admin.base import clock, detached, files, locks
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types, status_codes
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_RESULT, EXIT_SIGINT, EXIT_USAGE
+from sgl_admin.contract.texts import say, say_json
 from sgl_admin.records import job, run, scenario
 from sgl_admin.records import smokes as record
 from sgl_admin.serving import benchmark_server
@@ -87,7 +87,8 @@ def _status(arguments: argparse.Namespace) -> int:
     found = record.wait(run_id, smoke_id, arguments.wait) if smoke_id else None
     if arguments.json:
         return _print_envelope(found)
-    print("\n".join(_lines(found)) if found else f"no smoke yet in {run_id}")
+    for line in _lines(found) if found else [f"no smoke yet in {run_id}"]:
+        say(line)
     return status_codes.status_code(found)
 
 
@@ -130,8 +131,8 @@ def _begin(live: run.Run, text: str, server_timeout_s: float) -> str:
         if time.monotonic() > deadline:
             raise Refused(
                 EXIT_BUSY,
-                "another smoke is starting on this host (its lock is held, maybe by another"
-                " container); try again",
+                f"another smoke is starting on this host (its lock is held by"
+                f" {locks.holder(record.LOCK)}, maybe of another container); try again",
             )
         time.sleep(_POLL_S)
     try:
@@ -174,30 +175,31 @@ def _follow(run_id: str, smoke_id: str, as_json: bool) -> int:
             raise Refused(EXIT_NO_RESULT, f"the summary of {smoke_id} is gone; run it again")
         if found["server"]["used"] != used:
             used = found["server"]["used"]
-            print(
+            say(
                 f"{smoke_id}: server {used} at port {found['server']['port']}",
                 file=sys.stderr,
                 flush=True,
             )
         ended = [test for test in found["tests"] if test["status"] != record.NOT_RUN]
         for test in ended[shown:]:
-            print(files.printable(f"{smoke_id}: {_test_line(test)}"), file=sys.stderr, flush=True)
+            say(files.printable(f"{smoke_id}: {_test_line(test)}"), file=sys.stderr, flush=True)
         shown = len(ended)
         if found["state"] != record.RUNNING:
             break
     if as_json:
-        print(json.dumps(found, indent=2))
+        say_json(found, indent=2)
     else:
-        print("\n".join(_lines(found)))
+        for line in _lines(found):
+            say(line)
     for kind in ("warning", "error"):
         for message in found[f"{kind}s"]:
-            print(files.printable(f"sgl-admin: {kind}: {message}"), file=sys.stderr)
-    print(f"SMOKE_SUMMARY {record.path(run_id, smoke_id)}")
+            say(f"sgl-admin: {kind}: {message}", file=sys.stderr)
+    say(f"SMOKE_SUMMARY {record.path(run_id, smoke_id)}")
     return found["exit_code"] if found["exit_code"] in range(256) else EXIT_NO_RESULT
 
 
 def _print_envelope(found: dict[str, Any] | None) -> int:
-    print(json.dumps({"smoke": found}))
+    say_json({"smoke": found})
     return 0
 
 

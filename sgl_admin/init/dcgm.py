@@ -16,7 +16,6 @@ copy without profiling is started in its place.
 from __future__ import annotations
 
 import http.client
-import os
 import re
 import signal
 import socket
@@ -28,8 +27,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, rights
 from sgl_admin.contract.services import BY_NAME, LOOPBACK
+from sgl_admin.contract.texts import say
 from sgl_admin.init.services import Settings
 
 WARNING = (
@@ -70,7 +70,7 @@ class Choice:
 
 
 def main() -> None:
-    os.umask(0o002)
+    rights.begin()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ class Exporter:
         # What it said of metrics that it leaves out, and of its end.
         self.left_out = self.fatal = ""
         what = "profiling" if choice.profiling else choice.reason
-        print(f"dcgm_exporter: {what}: {' '.join(argv)}", flush=True)
+        say(f"dcgm_exporter: {what}: {' '.join(argv)}", flush=True)
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -133,7 +133,7 @@ class Exporter:
 
     def _pass_on(self) -> None:
         for line in self._process.stdout or ():
-            print(line, end="", flush=True)
+            say(line.rstrip("\r\n"), flush=True)
             if found := _LEFT_OUT.search(line):
                 self.left_out = found[1].strip()[:_LONGEST]
             if found := _FATAL.search(line):

@@ -4,7 +4,6 @@ pointer back when the run ends.
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
 import signal
@@ -14,23 +13,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base import clock, files, locks, paths, rights
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import start_time
 from sgl_admin.contract import processes
 from sgl_admin.contract.services import BY_NAME, LOOPBACK, SERVICES, SGLANG, Service
+from sgl_admin.contract.texts import say
 from sgl_admin.init import dcgm, surfaces
 from sgl_admin.init.services import Settings, of_image
 from sgl_admin.init.surfaces import Observed
 from sgl_admin.records import caches, job, run
 from sgl_admin.records import smokes as smoke
 from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.services import answers
 
 _RETRY_S = 1.0
 
 
 def main() -> None:
-    os.umask(0o002)
+    rights.begin()
     run_id = sys.argv[1]
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -40,7 +41,7 @@ def main() -> None:
     end_work(run_id)
     end_server(run_id)
     withdraw(run_id)
-    print(f"run_record: {run_id} is ended", flush=True)
+    say(f"run_record: {run_id} is ended", flush=True)
 
 
 def publish(run_id: str, ending: threading.Event) -> None:
@@ -59,12 +60,12 @@ def publish(run_id: str, ending: threading.Event) -> None:
                 )
             if not ending.is_set():
                 files.write_text(paths.POINTER, run.pointer_text(run_id), mode=0o600)
-                print(f"run_record: {run_id} is published", flush=True)
+                say(f"run_record: {run_id} is published", flush=True)
             return
         except OSError as error:
             if (reason := files.reason(error)) != said:
                 said = reason
-                print(f"run_record: ERROR: {run_id} is not published yet: {reason}", flush=True)
+                say(f"run_record: ERROR: {run_id} is not published yet: {reason}", flush=True)
         if ending.wait(_RETRY_S):
             return
 
@@ -78,9 +79,7 @@ def withdraw(run_id: str) -> None:
             paths.POINTER.unlink()
             files.fsync_folder(paths.TELEMETRY)
     except OSError as error:
-        print(
-            f"run_record: ERROR: the pointer is not taken back: {files.reason(error)}", flush=True
-        )
+        say(f"run_record: ERROR: the pointer is not taken back: {files.reason(error)}", flush=True)
 
 
 def end_work(run_id: str) -> None:
@@ -110,7 +109,7 @@ def end_server(run_id: str) -> None:
     try:
         benchmark_server.stop(run_id)
     except (OSError, Refused, StageFailure) as error:
-        print(f"run_record: ERROR: the server is not ended in order: {error}", flush=True)
+        say(f"run_record: ERROR: the server is not ended in order: {error}", flush=True)
 
 
 def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> dict[str, Any]:
@@ -147,7 +146,12 @@ def build_manifest(run_id: str, settings: Settings, ending: threading.Event) -> 
         "flavour": facts["flavour"],
         "architecture": facts["architecture"],
         "git_revision": facts["git_revision"],
-        "user": {"name": "devuser", "uid": os.getuid(), "gid": os.getgid(), "umask": "0002"},
+        "user": {
+            "name": "devuser",
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+            "umask": f"{rights.umask():04o}",
+        },
         "versions": facts["versions"],
         "services": describe_services(settings),
         "paths": {
@@ -208,23 +212,8 @@ def wait_for_services(
 def is_ready(service: Service, settings: Settings) -> bool:
     # Whether dcgm-exporter gives profiling metrics is known a few seconds after its first page.
     settled = service.name != "dcgm_exporter" or dcgm.chosen().settled
-    return settled and answers(settings, service)
-
-
-def answers(settings: Settings, service: Service) -> bool:
-    """Whether its page says 200 and shows what it must."""
     port = settings.ports[service.ports[0].name]
-    connection = http.client.HTTPConnection(settings.reachable, port, timeout=2)
-    try:
-        connection.request("GET", service.page)
-        response = connection.getresponse()
-        # Read to its end: a connection closed before is an error line in the service's log.
-        text = response.read()
-        return response.status == 200 and service.shows.encode() in b"\n" + text
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return settled and answers(settings.reachable, port, service)
 
 
 def container_id() -> str:

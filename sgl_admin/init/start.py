@@ -10,10 +10,11 @@ import socket
 import sys
 from pathlib import Path
 
-from sgl_admin.base import clock, files, locks, paths, ports
+from sgl_admin.base import clock, files, locks, paths, ports, rights
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.locks import try_lock
 from sgl_admin.contract.services import BY_NAME
+from sgl_admin.contract.texts import say
 from sgl_admin.init.services import (
     COMMANDS,
     Settings,
@@ -29,10 +30,13 @@ USER = "devuser"
 SUPERVISOR_CONFIG = paths.STATE / "supervisord.conf"
 # Below the container's stop timeout, so that everything is ended in order.
 STOP_WAIT_S = 25
+# supervisord waits a second longer before each try (process.py of supervisor 4), and gives up
+# after three of them unless it is told otherwise.
+_TRIES = 1_000_000
 
 
 def main() -> None:
-    os.umask(0o002)
+    rights.begin()
     settings = Settings.from_environment()
     services = of_image()
     try:
@@ -45,10 +49,10 @@ def main() -> None:
         run_id = begin_run(settings, services)
     except OSError as error:
         sys.exit(
-            f"sgl-init: ERROR: {files.reason(error)} (this container runs as"
+            f"sgl-init: ERROR: {files.printable(files.reason(error))} (this container runs as"
             f" {os.getuid()}:{os.getgid()})"
         )
-    print(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
+    say(f"sgl-init: {run_id}, log {paths.log(run_id)}", flush=True)
     os.execv(
         sys.executable,
         [
@@ -94,7 +98,7 @@ def tidy() -> None:
             for server in servers:
                 benchmark_server.stop(server.parent.name)
     except (OSError, Refused, StageFailure) as error:
-        print(
+        say(
             "sgl-init: WARNING: what an earlier run left is not tidied:"
             f" {files.reason(error) if isinstance(error, OSError) else error}",
             flush=True,
@@ -132,8 +136,10 @@ def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
             except OSError as error:
                 who = f" by {ports.holder(number)}" if error.errno == errno.EADDRINUSE else ""
                 sys.exit(
-                    f"sgl-init: ERROR: {service} cannot listen on {where}: {error.strerror}{who};"
-                    " stop what holds it, or set another port"
+                    files.printable(
+                        f"sgl-init: ERROR: {service} cannot listen on {where}:"
+                        f" {error.strerror}{who}; stop what holds it, or set another port"
+                    )
                 )
 
 
@@ -160,7 +166,8 @@ def render_supervisor_config(settings: Settings, services: list[str], run_id: st
     log = paths.log(run_id)
     sections = [
         f"[supervisord]\nlogfile={log}\nlogfile_maxbytes=0\n"
-        f"pidfile={paths.STATE}/supervisord.pid\numask=002\nuser={os.getuid()}\n"
+        f"pidfile={paths.STATE}/supervisord.pid\n"
+        f"umask={rights.umask():03o}\nuser={os.getuid()}\n"
     ]
 
     def program(name: str, command: list[str], priority: int, stop_wait_s: int) -> str:
@@ -168,7 +175,7 @@ def render_supervisor_config(settings: Settings, services: list[str], run_id: st
         line = shlex.join(command).replace("%", "%%")
         return (
             f"[program:{name}]\ncommand={line}\npriority={priority}\n"
-            f"autorestart=true\nstopwaitsecs={stop_wait_s}\n"
+            f"autorestart=true\nstartretries={_TRIES}\nstopwaitsecs={stop_wait_s}\n"
             f"stdout_logfile={log}\nstdout_logfile_maxbytes=0\nredirect_stderr=true\n"
         )
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from sgl_admin.base import clock, paths
 from sgl_admin.contract.services import BY_NAME, LOOPBACK, SGLANG, Service
-from sgl_admin.init import publish
 from sgl_admin.init.services import (
     COMMANDS,
     Settings,
@@ -25,6 +24,7 @@ from sgl_admin.init.services import (
     prometheus_config,
     render_prometheus_config,
 )
+from sgl_admin.serving.services import answers
 
 _POLL_S = 0.05
 _LONGEST = 240
@@ -103,7 +103,8 @@ def _ends(process: subprocess.Popen[bytes], settings: Settings, service: Service
     """Whether it ends before it answers."""
     deadline = time.monotonic() + service.ready_timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        if publish.answers(settings, service):
+        port = settings.ports[service.ports[0].name]
+        if answers(settings.reachable, port, service):
             return False
         time.sleep(_POLL_S)
     return process.poll() is not None

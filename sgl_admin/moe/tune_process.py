@@ -69,10 +69,10 @@ def tune(order: dict[str, Any], say: Any) -> int:
         bench = FusedExperts(shape, release, tables_of(order["rivals"]))
         _search(order, shape, journal, bench, compilers, say)
     except torch.cuda.OutOfMemoryError as error:
-        print(f"sgl-admin: {error}", file=sys.stderr)
+        say(f"sgl-admin: {error}", file=sys.stderr)
         return EXIT_MEMORY
     except CannotRun as error:
-        print(f"sgl-admin: {error}", file=sys.stderr)
+        say(f"sgl-admin: {error}", file=sys.stderr)
         return EXIT_CANNOT_RUN
     finally:
         if compilers is not None:

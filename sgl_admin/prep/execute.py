@@ -22,7 +22,7 @@ from sgl_admin.prep.progress import Progress
 from sgl_admin.prep.result import NewFiles, Outcome, Record
 from sgl_admin.records import caches, compiled, rebuilding
 from sgl_admin.records.job import Job
-from sgl_admin.serving import probe
+from sgl_admin.serving import probe, services
 from sgl_admin.serving.warmup import Warmup
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import Stage
@@ -37,6 +37,9 @@ def confirm_proof(plan: Plan) -> Plan:
     if plan.probe_wanted or plan.standing_proof is None:
         return plan
     problem = probe.lost(plan.prometheus_url, plan.standing_proof)
+    if problem is None:
+        plan = replace(plan, services=services.states(plan.run.manifest))
+        problem = services.obstacle(plan.services or {})
     if problem is None:
         return plan
     if plan.request.probe == "never":
@@ -116,6 +119,11 @@ class Execution(Interruptible):
         self._record_late_files(stages)
         after = self._cached if self.plan.nothing_to_do else caches.listing()
         new_files = self._new_files(after)
+        known = self.plan.services if self.plan.nothing_to_do else None
+        alive = services.states(self.plan.run.manifest) if known is None else known
+        self._warnings += [
+            problem for problem in services.problems(alive) if problem not in self._warnings
+        ]
         outcome = Outcome(
             self.job.record["prep_id"],
             self._started_at,
@@ -127,6 +135,7 @@ class Execution(Interruptible):
             caches.sizes(after),
             self._warnings,
             new_files,
+            alive,
         )
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)
@@ -169,6 +178,8 @@ class Execution(Interruptible):
             if decision.taken_over:
                 identity = self._context.served_identity
                 decision.record.write(decision.taken_over, served=identity)
+            else:
+                decision.record.settle()
             record["artifacts"] = {
                 **decision.stage.standing(self._context),
                 "files": decision.record.summary(),
@@ -287,6 +298,8 @@ class Execution(Interruptible):
         else:
             reason = "no proof was asked for (--probe never)"
             proof = probe.unproven(*self._asked, reason)
+        if proof is plan.standing_proof:
+            return proof
         return {**proof, "server": plan.server, "prep_id": self.job.record["prep_id"]}
 
     @property
@@ -301,6 +314,11 @@ class Execution(Interruptible):
                 self._progress.stage(
                     "telemetry_probe", "waiting for Prometheus to account for the tokens sent"
                 )
+                alive = services.wait(plan.run.manifest)
+                if (dead := services.obstacle(alive)) is not None:
+                    return probe.unproven(*self._asked, dead)
+                if (proof := self._proof_of_before()) is not None:
+                    return proof
                 ledger = self._warmup.ensure_requests(plan.context.batch_sizes[:1])
                 return probe.prove(
                     plan.run.run_id, plan.prometheus_url, ledger, plan.request.probe_timeout_s
@@ -308,6 +326,13 @@ class Execution(Interruptible):
         except (StageFailure, OSError) as error:
             self._interrupted = self._interrupted or isinstance(error, Interrupted)
             return probe.failure(*self._asked, failures.from_error(error))
+
+    def _proof_of_before(self) -> Record | None:
+        """The earlier proof, where it stands after all: a service came back meanwhile."""
+        proof = self.plan.standing_proof
+        if proof is None or self.plan.request.probe == "always":
+            return None
+        return proof if probe.lost(self.plan.prometheus_url, proof) is None else None
 
     def _close_server(self) -> str | None:
         try:

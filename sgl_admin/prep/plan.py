@@ -104,6 +104,8 @@ class Plan:
     probe_wanted: bool
     unreadable: tuple[UnreadableRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+    # The run's services, where they were asked already (serving/services.py).
+    services: dict[str, dict[str, Any]] | None = None
 
     @property
     def nothing_to_do(self) -> bool:

@@ -75,6 +75,8 @@ class Outcome:
     sizes_after: dict[str, dict[str, int]]
     warnings: list[str]
     new_files: NewFiles
+    # The run's services as they are now (serving/services.py).
+    services: Record
 
     @property
     def wanted(self) -> list[Record]:
@@ -153,6 +155,7 @@ def aggregate(plan: Plan, outcome: Outcome) -> Record:
         "run": _run_section(plan, outcome),
         "stages": outcome.stages,
         "telemetry_probe": outcome.proof,
+        "services": outcome.services,
         "errors": outcome.errors,
         "warnings": outcome.warnings,
         "profile_cache": {"before": outcome.sizes_before, "after": outcome.sizes_after},

@@ -5,12 +5,11 @@ the connection.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterable
 
-from sgl_admin.base import detached, files, paths
+from sgl_admin.base import detached, files, paths, rights
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import plan_prep
 from sgl_admin.records import caches, prepared, run
@@ -27,7 +26,7 @@ def main() -> int:
     """argv: the prep's id; standard input: the order. Standard output and error go to the run's
     log.
     """
-    os.umask(0o002)
+    rights.begin()
     prep_id, document = sys.argv[1], json.load(sys.stdin)
     request = Request.from_json(document["request"])
     try:

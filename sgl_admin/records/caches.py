@@ -14,12 +14,13 @@ from typing import Any
 
 from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
+from sgl_admin.contract import places
 from sgl_admin.contract.places import CACHE_VARIABLES, CACHES
 from sgl_admin.contract.records import canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
-from sgl_admin.records import compiled
+from sgl_admin.records import compiled, vouched
 
-RECORDS = ".signatures"
+RECORDS = places.SIGNATURES
 # What a tuning keeps while it lasts.
 WORK = ".tuning"
 # What the driver compiles.
@@ -76,7 +77,9 @@ class SignatureRecord:
         # As they are digested: to Python, true is 1, and NaN is not itself.
         if record is None or digest(record["signature"]) != digest(self.signature):
             return "no finished work with this signature"
-        problem = missing_file(record)
+        if vouched.Exposure().forged(self.path):
+            return "its signature record could be changed by other users"
+        problem = vouched.problem(record)
         served = record.get("served")
         if problem is None and isinstance(served, list):
             self._served = [identity for identity in served if isinstance(identity, str)]
@@ -103,17 +106,20 @@ class SignatureRecord:
         known = [identity for identity in self._served or () if identity != served]
         listed: dict[str, int] = {}
         latest = 0.0
-        everything = (found for cache in self.caches for found in cache_files(cache))
-        for path, stat in (
-            everything if content is None else ((path, path.stat()) for path in content)
-        ):
-            listed[str(path.relative_to(paths.PROFILES))] = stat.st_size
+        everything = [path for cache in self.caches for path, _ in cache_files(cache)]
+        # Before their sizes: one that is written to meanwhile is no longer what was read.
+        digests, exposed = vouched.describe(everything if content is None else content)
+        for name in digests:
+            stat = (paths.PROFILES / name).stat()
+            listed[name] = stat.st_size
             latest = max(latest, stat.st_mtime)
         summary = {
             "count": len(listed),
             "bytes": sum(listed.values()),
             "latest_mtime_iso": clock.utc(latest) if listed else None,
         }
+        # Whoever could change a record could vouch for a kernel of his own.
+        self.path.parent.mkdir(places.RECORD_RIGHTS.new, parents=True, exist_ok=True)
         files.write_json(
             self.path,
             {
@@ -121,12 +127,25 @@ class SignatureRecord:
                 "signature": self.signature,
                 "summary": summary,
                 "files": listed,
+                vouched.DIGESTS: digests,
+                vouched.EXPOSED: exposed,
                 "served": [*known, *filter(None, [served])][-_MOST_SERVERS:],
                 **({} if makers is None else {_MADE: sorted(makers & listed.keys())}),
             },
+            mode=0o600,
         )
         self._served = None
         return summary
+
+    def settle(self) -> None:
+        """Of work that stands: note it as closed to other users where it was open to them and is
+        not any more, so that its files need not be read each time.
+        """
+        record = files.read_json(self.path) or {}
+        if record.get(vouched.EXPOSED) is True:
+            names = [paths.PROFILES / name for name in record["files"]]
+            if not vouched.describe(names)[1]:
+                self.write(names)
 
     def _made(self, now: Iterable[Path] | None) -> set[str] | None:
         """The names of all files that this signature's work has made so far; None where that is
@@ -221,18 +240,6 @@ class SignatureRecord:
 def digest(signature: dict[str, Any]) -> str:
     """The 16 hex digits by which a signature is found."""
     return hashlib.sha256(canonical(signature)).hexdigest()[:16]
-
-
-def missing_file(record: dict[str, Any]) -> str | None:
-    """The first file of a record that is gone or has another size."""
-    for name, size in record["files"].items():
-        try:
-            actual = os.stat(paths.PROFILES / name).st_size
-            if actual != size and not compiled.is_rewritten(name):
-                return f"{files.printable(name)} has changed its size"
-        except (OSError, ValueError):
-            return f"{files.printable(name)} is missing"
-    return None
 
 
 def snapshot() -> dict[str, Any]:
@@ -330,7 +337,7 @@ def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
         record = None
     if record is None:
         return None, "its signature record cannot be read"
-    return record["signature"], missing_file(record)
+    return record["signature"], vouched.problem(record)
 
 
 def _modified(path: Path) -> float:

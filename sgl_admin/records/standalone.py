@@ -4,10 +4,13 @@ folder.
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
-from sgl_admin.base import clock, files, locks, paths
+from sgl_admin.base import clock, files, locks, paths, rights
 from sgl_admin.base.errors import Refused
+from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.contract.services import BY_NAME, LOOPBACK, SGLANG
 from sgl_admin.records import caches, run
@@ -32,19 +35,33 @@ def begin(root: str) -> None:
             f"--root {root} is no folder to work in; name one that is there, or a new one",
         )
     paths.relocate(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for place in (
+        paths.TELEMETRY,
         paths.RUNS,
         paths.LOGS,
         paths.STATE,
+        paths.PROFILES,
         paths.IN_PROGRESS,
         *(paths.PROFILES / cache for cache in caches.CACHES),
     ):
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(exist_ok=True)
+    _close(paths.PROFILES)
     try:
         with locks.locked("standalone", _LOCK_TIMEOUT_S):
             _begin_run()
     except TimeoutError as error:
         raise Refused(EXIT_USAGE, f"{error}: another sgl-admin begins a run there") from error
+
+
+def _close(profiles: Path) -> None:
+    """What is in the caches runs in the next server: as in a container's tree, they are for nobody
+    but the caller and, where that was asked for, the group.
+    """
+    rights_of = places.folder_rights("profiles", "", rights.group_writable())
+    status = profiles.stat()
+    if status.st_uid == os.geteuid() and status.st_mode & rights_of.refused:
+        profiles.chmod(stat.S_IMODE(status.st_mode) & ~rights_of.refused)
 
 
 def _begin_run() -> None:
@@ -55,7 +72,7 @@ def _begin_run() -> None:
     run_id = clock.new_id("container-run")
     (paths.run_dir(run_id) / "stages").mkdir(parents=True)
     paths.log(run_id).touch()
-    places = {
+    named = {
         "telemetry_root": str(paths.TELEMETRY),
         "run_dir": str(paths.run_dir(run_id)),
         "log_file": str(paths.log(run_id)),
@@ -69,7 +86,7 @@ def _begin_run() -> None:
             "prometheus": {"port": prometheus, "url": f"http://{LOOPBACK}:{prometheus}"},
             SGLANG.name: {"port": SGLANG.default},
         },
-        "paths": {"container": places, "host": dict(places)},
+        "paths": {"container": named, "host": dict(named)},
     }
     files.write_json(paths.manifest(run_id), manifest)
     files.write_text(paths.LIVE_RUN, run_id + "\n")

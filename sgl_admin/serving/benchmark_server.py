@@ -149,7 +149,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             raise Refused(
                 EXIT_BUSY,
                 "a server of another container of this host runs on these caches, or one of an"
-                " earlier run; stop it first",
+                f" earlier run (its lock is held by {locks.holder(SERVES)}); stop it first",
             )
         server = Server(
             wanted.argv, wanted.env, wanted.port, paths.log(live.run_id), inherits=(serves,)

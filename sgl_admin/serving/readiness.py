@@ -10,7 +10,7 @@ from sgl_admin.base import clock, files
 from sgl_admin.base.errors import Refused
 from sgl_admin.records import prepared, served
 from sgl_admin.records.run import Run
-from sgl_admin.serving import benchmark_server, probe
+from sgl_admin.serving import benchmark_server, probe, services
 
 _AGAIN = "run the prep again (playbooks/prep.yml)"
 
@@ -75,4 +75,4 @@ def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | 
             )
     if lost := probe.lost(live.manifest["services"]["prometheus"]["url"], proof):
         return f"{lost}; {_AGAIN}"
-    return None
+    return services.obstacle(services.states(live.manifest))

@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, files, paths, rights
 from sgl_admin.base.errors import Refused
 from sgl_admin.base.locks import locked
+from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT
 from sgl_admin.records import rebuilding
 from sgl_admin.records.archive import Broken, Entry, Manifest, Part, Reader, parse
@@ -73,6 +74,8 @@ def receive(reader: Reader, parts: tuple[Part, ...]) -> Path:
     folder = paths.INCOMING / clock.new_id("import")
     wanted = {entry for part in parts for entry in part.files}
     try:
+        # What is verified here is not another user's to change before it is placed.
+        paths.INCOMING.mkdir(places.LOCK_RIGHTS.new, exist_ok=True)
         (folder / _FILES).mkdir(parents=True)
         copies: list[tuple[Path, list[Entry]]] = []
 
@@ -100,7 +103,8 @@ def _finish(content: Path, path: Path, entry: Entry) -> None:
     if path != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(content, path)
-    os.chmod(path, entry.mode)
+    # What the host that gave it grants to others is not this one's to grant.
+    os.chmod(path, entry.mode & ~rights.umask())
     # Ninja and Triton compare times: with new ones FlashInfer's kernels would be built once more.
     os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 

@@ -5,11 +5,10 @@ outlives the connection.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 
-from sgl_admin.base import detached
+from sgl_admin.base import detached, rights
 from sgl_admin.records import run, scenario
 from sgl_admin.smoke.runner import Smoke
 
@@ -23,7 +22,7 @@ def main() -> int:
     """argv: the smoke's id; standard input: the order. Standard output and error go to the run's
     log.
     """
-    os.umask(0o002)
+    rights.begin()
     given = json.load(sys.stdin)
     try:
         smoke = Smoke(

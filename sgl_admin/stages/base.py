@@ -14,7 +14,7 @@ from sgl_admin.base import failures, files, paths
 from sgl_admin.contract import stages
 from sgl_admin.facts.devices import Devices
 from sgl_admin.facts.model import Model
-from sgl_admin.records import caches
+from sgl_admin.records import caches, vouched
 from sgl_admin.records.archive import Broken
 from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.sglang import ENGINE
@@ -190,6 +190,8 @@ class Stage:
                 raise Broken(
                     f"{files.printable(entry.path)} has another size than it was placed with"
                 )
+            if vouched.sha256(target) != entry.sha256:
+                raise Broken(f"{files.printable(entry.path)} was changed after it was verified")
         if part.finished:
             self.record(part.signature).write(
                 (paths.PROFILES / entry.path for entry in part.files),

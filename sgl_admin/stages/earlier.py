@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.contract.records import RESULT_SHAPE
-from sgl_admin.records import caches
+from sgl_admin.records import caches, vouched
 from sgl_admin.records.caches import RECORD_SHAPE
 from sgl_admin.sglang import ENGINE
 
@@ -31,7 +31,7 @@ def content(stage: Stage, context: Context, signature: dict[str, Any]) -> list[P
     recorded = {
         caches.digest(record["signature"]): record
         for record in _records(stage)
-        if _agrees(record["signature"], signature) and caches.missing_file(record) is None
+        if _agrees(record["signature"], signature) and vouched.problem(record) is None
     }
     if not recorded:
         return []

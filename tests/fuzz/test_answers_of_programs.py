@@ -40,7 +40,6 @@ from tests.contract import validators
 from tests.doubles import docker_daemon, docker_words
 from tests.doubles.prep_action import PrepAction
 from tests.fuzz.fuzzing import (
-    documents,
     encoded,
     files_of,
     fuzz,
@@ -336,23 +335,6 @@ def test_the_modules_options_reach_sgl_admin_or_are_refused_as_usage(
         f"{name}={value}" for name, value in options["server_env"].items()
     )
     assert made.server_timeout_s == pytest.approx(options["server_timeout"], rel=1e-5)
-
-
-@fuzz(
-    deep=0.2,
-    value=mostly(
-        st.from_regex(r"\A(0|0o|[0-7])?7[0-7]{2}\Z") | st.integers(0o700, 0o777), documents(), 60
-    ),
-)
-def test_a_mode_is_taken_or_refused(value: Any) -> None:
-    try:
-        bits = host_tree.parse_mode(value)
-    except host_tree.HostTreeError as error:
-        assert "mode" in str(error)
-        return
-    reached()
-    assert 0 <= bits <= 0o7777 and bits & 0o700 == 0o700
-    assert bits == (int(value, 8) if isinstance(value, str) else value)
 
 
 @fuzz(

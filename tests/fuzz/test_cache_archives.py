@@ -17,7 +17,7 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from sgl_admin.base import paths
+from sgl_admin.base import paths, rights
 from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_NO_RESULT
 from sgl_admin.records import served
 from tests.fuzz.fuzzing import damaged, encoded, fuzz, mostly, one_line, put, reached, spoiled, text
@@ -406,7 +406,8 @@ def test_whatever_lies_here_goes_there_and_is_the_same_archive_again(
         reached()
         found = content(tree())
         for name, thing in before.items():
-            assert found.pop(name) == thing._replace(mode=thing.mode & 0o777)
+            mode = thing.mode & 0o777 & ~rights.umask()
+            assert found.pop(name) == thing._replace(mode=mode)
         assert found == {}
 
 

@@ -286,7 +286,9 @@ def test_stop_and_start_tell_what_is_live(front: Front, tmp_path: Path) -> None:
     site.pointer.unlink()
     refused_with(5, "serving.lock is held", *STOP)
     refused_with(1, "a new run would end what runs in it", *START)
-    refused_with(1, f"container {site.container} of this", *START, CONTAINER_NAME="foo")
+    named = f"telemetry folder of container {site.container} (running)"
+    for command in (START, STOP, [*FRONT, "smoke"]):
+        refused_with(1, named, *command, CONTAINER_NAME="foo")
     shutil.copy2(kept, site.pointer)
     shutil.chown(site.pointer, *site.owner)
 

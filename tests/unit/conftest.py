@@ -4,12 +4,14 @@ container.
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, rights
 from sgl_admin.contract import places
 from tests.unit.model_files import write_model
 
@@ -17,9 +19,9 @@ RUN_ID = "container-run-20261123T091500Z-3fa9c1d2"
 
 
 @pytest.fixture
-def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every path of sgl_admin.base.paths under a folder of its own, with the bind mounts there;
-    returns that folder.
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Every path of sgl_admin.base.paths under a folder of its own, with the bind mounts there, and
+    the umask of the container's processes; returns that folder.
     """
     inside = tmp_path / "container"
     for name, value in vars(paths).copy().items():
@@ -34,7 +36,9 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (paths.PROFILES / folder).mkdir()
     for place in (paths.RUNS, paths.LOGS, paths.STATE):
         place.mkdir(parents=True)
-    return inside
+    before = os.umask(rights.umask())
+    yield inside
+    os.umask(before)
 
 
 @pytest.fixture

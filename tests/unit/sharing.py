@@ -141,7 +141,7 @@ class Host:
     def finish(self, stage: str = "inductor", content: dict[str, bytes] = INDUCTOR) -> None:
         """Lay a finished stage's files and its record there, as a prep does."""
         for number, (name, each) in enumerate(content.items()):
-            lay(name, each, mtime_ns=10**18 + number, mode=0o755 if name.endswith(".so") else 0o664)
+            lay(name, each, mtime_ns=10**18 + number, mode=0o750 if name.endswith(".so") else 0o640)
         self.vouch(stage, (paths.PROFILES / name for name in sorted(content)))
 
     def vouch(self, stage: str = "inductor", content: Iterable[Path] | None = None) -> None:
@@ -160,7 +160,7 @@ class Host:
         return {name: stage["status"] for name, stage in plan["stages"].items()}
 
 
-def lay(name: str, content: bytes, mtime_ns: int = 10**18, mode: int = 0o664) -> Path:
+def lay(name: str, content: bytes, mtime_ns: int = 10**18, mode: int = 0o640) -> Path:
     path = paths.PROFILES / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

@@ -453,7 +453,7 @@ def test_a_docker_that_runs_and_refuses_this_user_is_told_as_that(
             "port 9090 is taken: set sgl_prometheus_port to another port (-e NAME=VALUE sets a"
             " variable sgl_..., and so does the inventory)",
         ),
-        ("it died\nlog: sgl_tp", "it died\nlog: --tp"),
+        ("it died\nlog: sgl_tp", "it died\n    log: --tp"),
         ("run `chown -R a:b /x`", "run `chown -R a:b /x`"),
     ],
 )
@@ -764,8 +764,8 @@ def test_a_playbook_that_fails_on_its_host_names_the_file(
     assert cli.main(["start"]) == 1
     [log] = tmp_path.glob("start-*.log")
     assert capsys.readouterr().err == (
-        "ERROR: no live run: it died. The end of its log:\nValueError: none\n"
-        f"All that was printed is in {log}\n"
+        "ERROR: no live run: it died. The end of its log:\n    ValueError: none\n"
+        f"    All that was printed is in {log}\n"
     )
 
 

@@ -114,9 +114,9 @@ def test_a_model_is_copied_whole_and_once(root: Path, source: Path) -> None:
         copy = model(root) / file.name
         assert (
             copy.stat().st_mtime_ns == file.stat().st_mtime_ns
-            and stat.S_IMODE(copy.stat().st_mode) == 0o664
+            and stat.S_IMODE(copy.stat().st_mode) == 0o644
         )
-    assert stat.S_IMODE(model(root).stat().st_mode) == 0o775
+    assert stat.S_IMODE(model(root).stat().st_mode) == 0o755
     again = stage(root, source)
     assert again["changed"] is False and again["verified"] and again["bytes_moved"] == 0
     assert Stage(request(root, source)).plan()["changed"] is False
@@ -548,9 +548,8 @@ def test_a_leftover_behind_a_finished_model_goes(
 def test_another_run_is_named_or_waited_for(root: Path, source: Path) -> None:
     with staging(root).alone(0.0) as mine:
         assert mine
-        assert (
-            f"is staged by another run (pid {os.getpid()}): run this again when it is done"
-            in refused(lambda: stage(root, source))
+        assert f"is staged by another run (pid {os.getpid()} of uid {os.geteuid()} (" in refused(
+            lambda: stage(root, source)
         )
         assert stage(root, source, budget_s=0.0)["phase"] == "waiting"
     assert stage(root, source)["done"]

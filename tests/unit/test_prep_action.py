@@ -70,7 +70,26 @@ def test_a_prep_that_was_killed_after_its_result_has_failed() -> None:
 def test_ready_is_true_and_nothing_like_it() -> None:
     answer = json.loads(envelope("done", 0)[1])
     answer["result"]["telemetry_probe"]["ok"] = "yes"
-    assert run((0, json.dumps(answer), ""))["metrics_ready"] is False
+    result = run((0, json.dumps(answer), ""))
+    assert result["failed"] is True and "no valid telemetry_probe.ok" in result["msg"]
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_a_result_with_what_json_has_no_word_for_is_a_failure(name: str) -> None:
+    """Python reads it, and no reader of the report does."""
+    answer = json.loads(envelope("done", 0)[1])
+    answer["result"]["telemetry_probe"]["waited_s"] = float(name.replace("Infinity", "inf"))
+    result = run((0, json.dumps(answer), ""))
+    assert result["failed"] is True and f"it holds {name}" in result["msg"]
+
+
+@pytest.mark.parametrize("part", ["run", "stages", "telemetry_probe", "profile_cache", "warnings"])
+@pytest.mark.parametrize("value", [None, 7, "x"])
+def test_a_result_that_lacks_what_the_report_builds_on_is_a_failure(part: str, value: Any) -> None:
+    answer = json.loads(envelope("done", 0)[1])
+    answer["result"][part] = value
+    result = run((0, json.dumps(answer), ""))
+    assert result["failed"] is True and f"no valid {part}" in result["msg"]
 
 
 PLAN = {

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
+    report_fleet,
+    report_page,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import Report
+from jinja2 import FileSystemBytecodeCache
 
 from sgl_admin.contract.stages import NAMES as STAGES
 from tests.contract import validators
@@ -713,3 +720,105 @@ def test_a_report_of_an_older_release_has_a_summary_too() -> None:
         ["gh200-02", "failed"],
         ["gh200-03", "unreachable"],
     ]
+
+
+# --- a host whose records are not as the contract says --------------------------------------------
+
+
+def at(document: Any, path: str) -> tuple[Any, Any]:
+    """The holder of what a dotted path names, and its key there."""
+    *parents, last = path.split(".")
+    for key in parents:
+        document = document[key]
+    return document, last
+
+
+DAMAGED = (
+    "run",
+    "run.model",
+    "run.model_slug",
+    "run.tp",
+    "stages",
+    "stages.inductor",
+    "stages.inductor.status",
+    "stages.inductor.duration_s",
+    "stages.inductor.errors",
+    "telemetry_probe",
+    "telemetry_probe.ok",
+    "telemetry_probe.waited_s",
+    "telemetry_probe.tokens_seen",
+    "profile_cache",
+    "profile_cache.after",
+    "profile_cache.before",
+    "profile_cache.after.triton.size_bytes",
+    "warnings",
+)
+MISSING = object()
+VALUES = (MISSING, None, float("nan"), float("-inf"), 7, "x", [1], {"x": {"y": 1}}, True)
+
+
+@pytest.mark.parametrize("path", DAMAGED)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: "missing" if value is MISSING else None)
+def test_a_report_survives_the_records_of_any_one_host(path: str, value: Any) -> None:
+    """Page, JSON and summary are made, with every other host's row as it would be."""
+    told = Told()
+    result = copy.deepcopy(RESULT)
+    holder, key = at(result, path)
+    if value is MISSING:
+        del holder[key]
+    else:
+        holder[key] = value
+    for host, made in (("first", RESULT), ("odd", result), ("last", RESULT)):
+        told.task(host, "sgl_host_info", "preflight", **INFO)
+        told.task(host, "sgl_prep", "provider_prep", **{**PREP, "result": made})
+    told.report.settle(set(), set())
+    pages: list[str] = []
+    document = told.report.document(lambda report: pages.append(report_page.render(report)))
+    json.dumps(document, allow_nan=False)
+    assert [host["host"] for host in document["hosts"]] == ["first", "odd", "last"]
+    assert [host["metrics_ready"] for host in document["hosts"][::2]] == [True, True]
+    assert all(name in pages[-1] for name in ("first", "odd", "last"))
+    lines = "\n".join(report_fleet.summary(document))
+    odd = document["hosts"][1]
+    if odd["status"] == "failed":
+        assert "are not as their schemas say" in odd["problem"] and odd["metrics_ready"] is None
+        assert document["status"] == "partial"
+        assert "odd: failed: its records" in lines and "their schemas" in pages[-1]
+    if value is not MISSING and value != value:
+        assert odd["status"] == "failed" or "NaN" not in json.dumps(document)
+
+
+@pytest.mark.parametrize("module", ["sgl_host_info", "sgl_container", "sgl_manifest", "sgl_smoke"])
+@pytest.mark.parametrize("value", [7, "x", [1], {"live": True}, {"summary": float("nan")}])
+def test_a_report_survives_what_any_module_says_of_one_host(module: str, value: Any) -> None:
+    told = Told()
+    result = {"run": value, "live": True, "tree": value, "devices": value, "exit_code": 0}
+    told.task("odd", module, "preflight", **{**result, "summary": value})
+    told.task("fine", "sgl_prep", "provider_prep", **PREP)
+    told.report.settle(set(), set())
+    document = told.report.document(report_page.render)
+    assert [host["host"] for host in document["hosts"]] == ["odd", "fine"]
+    assert document["hosts"][1]["metrics_ready"] is True
+    json.dumps(document, allow_nan=False)
+
+
+def test_another_users_folder_for_compiled_templates_costs_nothing_but_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """jinja2 (bccache.py) raises RuntimeError where /tmp/_jinja2-cache-<uid> is another user's."""
+
+    def refuse(_self: object) -> str:
+        raise RuntimeError("Cannot determine safe temp directory.")
+
+    told = Told()
+    told.task("fine", "sgl_prep", "provider_prep", **PREP)
+    told.report.settle(set(), set())
+    document = told.report.document()
+    page = report_page.render(document)
+    monkeypatch.setattr(FileSystemBytecodeCache, "_get_default_cache_dir", refuse)
+    assert report_page.render(document) == page
+    # Or one that is full, or that may not be written.
+    monkeypatch.setattr(
+        FileSystemBytecodeCache, "_get_default_cache_dir", lambda _self: str(tmp_path / "none")
+    )
+    assert report_page.render(document) == page

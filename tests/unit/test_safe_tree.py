@@ -254,14 +254,19 @@ def test_the_hubs_cache_is_a_source(host: Path, home: Path, source: Path) -> Non
 
 @needs_root
 @pytest.mark.parametrize(
-    ("mode", "staged"), [(0o644, 0o664), (0o640, 0o660), (0o600, 0o600), (0o666, 0o664)]
+    ("mode", "staged"), [(0o644, 0o644), (0o640, 0o640), (0o600, 0o600), (0o666, 0o644)]
 )
+@pytest.mark.parametrize("shared", [False, True])
 def test_nobody_reads_a_staged_file_who_could_not_read_the_source(
-    home: Path, source: Path, mode: int, staged: int
+    home: Path, source: Path, mode: int, staged: int, shared: bool
 ) -> None:
     own(source)
     for path in source.iterdir():
         path.chmod(mode)
+    if shared:
+        # The group may write in the models root, so it may write to what it can read there.
+        (home / "models").chmod(0o775)
+        staged |= (staged & 0o040) >> 1
     Stage(request(home, source)).slice()
     for path in (home / "models" / "org" / "m").glob("*.safetensors"):
         info = path.stat()

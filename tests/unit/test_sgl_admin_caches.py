@@ -15,7 +15,7 @@ import pytest
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.locks import try_lock
-from sgl_admin.records import caches, compiled
+from sgl_admin.records import caches, compiled, vouched
 
 SIGNATURE: dict[str, Any] = {"stage": "inductor", "torch": "2.13.0", "batch_sizes": [1, 4]}
 
@@ -272,3 +272,155 @@ def test_what_a_driver_compiles_has_a_folder_of_its_version(
     expected = {"CUDA_CACHE_PATH": str(paths.PROFILES / "cuda" / folder)}
     assert caches.driver_environment(driver) == expected
     assert caches.driver_environment(None) == {}
+
+
+# --- where another user can write -----------------------------------------------------------------
+
+KERNEL = "triton/kernel.so"
+OTHER = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
+
+
+def member_replaces() -> None:
+    """In place: of the same size, and with the time that it had."""
+    path = paths.PROFILES / KERNEL
+    before = path.stat()
+    with open(path, "r+b") as stream:
+        stream.write(b"evil!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def group_may_write() -> None:
+    for name in (".", "triton"):
+        (paths.PROFILES / name).chmod(0o775)
+    (paths.PROFILES / KERNEL).touch()
+    (paths.PROFILES / KERNEL).chmod(0o664)
+
+
+def closed() -> None:
+    paths.PROFILES.chmod(0o700)
+
+
+def made() -> caches.SignatureRecord:
+    (paths.PROFILES / KERNEL).write_bytes(b"12345")
+    record = again()
+    record.write()
+    return record
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_kernel_that_a_member_of_the_group_replaced_is_not_run(
+    container: Path, opened: bool
+) -> None:
+    """Open when it was recorded, and closed by the next release since, or open still."""
+    group_may_write()
+    made()
+    if not opened:
+        closed()
+    assert again().problem([]) is None
+    member_replaces()
+    assert again().problem([]) == f"{KERNEL} has changed its content"
+
+
+def test_a_kernel_that_was_opened_later_is_read(container: Path) -> None:
+    closed()
+    made()
+    group_may_write()
+    assert again().problem([]) is None
+    member_replaces()
+    assert again().problem([]) == f"{KERNEL} has changed its content"
+
+
+@needs_root
+def test_a_kernel_that_another_user_put_there_is_read(container: Path) -> None:
+    closed()
+    made()
+    path = paths.PROFILES / KERNEL
+    before = path.stat()
+    path.unlink()
+    path.write_bytes(b"evil!")
+    os.chown(path, OTHER, OTHER)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert again().problem([]) == f"{KERNEL} has changed its content"
+
+
+@needs_root
+@pytest.mark.parametrize("how", ["writable", "owner", "folder", "link"])
+def test_a_record_that_another_user_could_write_vouches_for_nothing(
+    container: Path, how: str
+) -> None:
+    group_may_write()
+    record = made()
+    if how == "writable":
+        record.path.chmod(0o664)
+    elif how == "owner":
+        os.chown(record.path, OTHER, OTHER)
+    elif how == "folder":
+        record.path.parent.chmod(0o775)
+    else:
+        record.path.rename(record.path.with_name("own"))
+        record.path.symlink_to("own")
+    assert again().problem([]) == "its signature record could be changed by other users"
+
+
+def test_a_record_and_its_folder_are_the_owners_alone(container: Path) -> None:
+    before = os.umask(0)
+    try:
+        record = made()
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (record.path.parent, record.path)] == [
+        0o700,
+        0o600,
+    ]
+
+
+def test_what_nobody_else_can_write_is_not_read_again(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A converged run costs what it did."""
+    closed()
+    made()
+    monkeypatch.setattr(vouched, "_digests", lambda names: pytest.fail(str(names)) if names else [])
+    assert again().problem([]) is None
+
+
+def test_a_kernel_with_another_time_is_read_and_may_be_the_same(container: Path) -> None:
+    closed()
+    made()
+    os.utime(paths.PROFILES / KERNEL, (1, 1))
+    assert again().problem([]) is None
+    (paths.PROFILES / KERNEL).write_bytes(b"evil!")
+    assert again().problem([]) == f"{KERNEL} has changed its content"
+
+
+def test_work_that_is_closed_by_now_is_read_once_more_and_then_not_again(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group_may_write()
+    record = made()
+    closed()
+    record.settle()
+    (paths.PROFILES / KERNEL).chmod(0o640)
+    vouched._sha256.cache_clear()
+    assert files.read_json(record.path)[vouched.EXPOSED] is False  # type: ignore[index]
+    monkeypatch.setattr(vouched, "_digests", lambda names: pytest.fail(str(names)) if names else [])
+    assert again().problem([]) is None
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_record_of_1_0_0_stands_where_nobody_else_can_write(
+    container: Path, opened: bool
+) -> None:
+    record = made()
+    document = files.read_json(record.path)
+    assert document is not None
+    for key in (vouched.DIGESTS, vouched.EXPOSED):
+        del document[key]
+    files.write_json(record.path, document, mode=0o600)
+    if opened:
+        group_may_write()
+        assert "has no digest" in (again().problem([]) or "")
+    else:
+        closed()
+        assert again().problem([]) is None

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, rights
 
 KILLED_BEFORE_RENAME = """
 import os, signal, sys
@@ -30,11 +30,23 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_what_is_written_is_read_back_with_its_mode(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "mode"), [(None, 0o640), ("False", 0o640), ("True", 0o660), ("2", 0o640)]
+)
+def test_what_is_written_is_read_back_with_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, mode: int
+) -> None:
     path = tmp_path / "deeper" / "record.json"
-    files.write_json(path, {"wörd": [1, None]})
+    if variable is not None:
+        monkeypatch.setenv("SGL_GROUP_WRITABLE", variable)
+    before = os.umask(0)
+    try:
+        rights.begin()
+        files.write_json(path, {"wörd": [1, None]})
+    finally:
+        os.umask(before)
     assert files.read_json(path) == {"wörd": [1, None]}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    assert stat.S_IMODE(path.stat().st_mode) == mode
     files.write_text(path, "A=1\n", mode=0o600)
     assert path.read_text() == "A=1\n" and stat.S_IMODE(path.stat().st_mode) == 0o600
     assert leftovers(path.parent) == []

@@ -108,7 +108,7 @@ def test_the_supervisor_runs_each_service_and_the_record(
         "program:node_exporter",
         "program:run_record",
     ]
-    assert config["supervisord"]["umask"] == "002" and config["supervisord"]["user"] == str(
+    assert config["supervisord"]["umask"] == "027" and config["supervisord"]["user"] == str(
         os.getuid()
     )
     priorities = {name: int(config[name]["priority"]) for name in config.sections()[1:]}
@@ -124,6 +124,20 @@ def test_the_supervisor_runs_each_service_and_the_record(
     assert int(config["program:run_record"]["stopwaitsecs"]) < 60, (
         "below the container's stop timeout"
     )
+
+
+def test_a_service_that_cannot_start_is_started_again_for_as_long_as_it_takes(
+    container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """supervisor 4 (process.py) waits a second longer before each try, and gives a program up for
+    good after `startretries` of them, three by default: a port that was busy for 8 s.
+    """
+    text = start.render_supervisor_config(settings(monkeypatch), list(services.COMMANDS), RUN_ID)
+    config = configparser.RawConfigParser()
+    config.read_string(text)
+    for name in (*services.COMMANDS, "run_record"):
+        tries = int(config[f"program:{name}"]["startretries"])
+        assert tries * (tries + 1) / 2 > 10 * 365 * 86400, f"{name} is given up within ten years"
 
 
 def test_a_percent_sign_reaches_the_program(
@@ -469,9 +483,9 @@ def test_an_exporter_without_metrics_of_the_gpus_is_not_ready(
 
     with http.server.HTTPServer(("127.0.0.1", 0), Pages) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        given = settings(monkeypatch, SGL_DCGM_EXPORTER_PORT=str(server.server_port))
-        assert publish.answers(given, BY_NAME["dcgm_exporter"]) is False
-        assert publish.answers(given, replace(BY_NAME["dcgm_exporter"], shows="")) is True
+        dcgm = BY_NAME["dcgm_exporter"]
+        assert publish.answers("127.0.0.1", server.server_port, dcgm) is False
+        assert publish.answers("127.0.0.1", server.server_port, replace(dcgm, shows="")) is True
         server.shutdown()
 
 

@@ -570,9 +570,8 @@ def test_while_a_prep_runs_it_is_named_and_nothing_is_taken(host: Receiver, live
     assert lock is not None
     with nothing_taken():
         answer = host.take(host.archive)
-        assert (
-            answer.code == EXIT_BUSY and "a prep or an import begins on this host" in answer.error
-        )
+        who = f"pid {os.getpid()} of uid {os.geteuid()}"
+        assert answer.code == EXIT_BUSY and f"a prep or an import ({who}" in answer.error
         job.Job(live_run, host.prep().request, "prep-20261123T091600Z-77aa01bc").update()
         answer = host.take(host.archive)
     assert (
@@ -873,10 +872,12 @@ def test_a_mode_that_nobody_may_read_is_set_all_the_same(
 
     monkeypatch.setattr(shutil, "copyfile", copyfile)
     names = (GRAPH, "triton/copy of graph.json")
-    for mode, name in enumerate(names):
-        entry(document, name).update(mode=mode)
+    modes = dict(zip(names, (0, 0o040), strict=True))
+    for name, mode in modes.items():
+        # What it would grant to others than the group is not taken over.
+        entry(document, name).update(mode=mode | 0o007)
     assert host.take(resigned(host.archive, document)).code == 0
-    for mode, name in enumerate(names):
+    for name, mode in modes.items():
         assert (paths.PROFILES / name).stat().st_mode & 0o777 == mode
         (paths.PROFILES / name).chmod(0o600)
         assert (paths.PROFILES / name).read_bytes() == INDUCTOR[GRAPH]
@@ -1086,9 +1087,8 @@ def test_a_stage_lock_that_is_held_is_waited_for_and_told(
     lock = locks.try_lock("inductor")
     assert lock is not None
     answer = host.take(host.archive)
-    assert (
-        answer.code == EXIT_NO_RESULT and "inductor.lock is held by another process" in answer.error
-    )
+    assert answer.code == EXIT_NO_RESULT
+    assert f"inductor.lock is held by pid {os.getpid()} of uid {os.geteuid()} (" in answer.error
     os.close(lock)
     assert (
         admin("caches", "ensure", *host.words, "--detach", "--standing").document["result"]

@@ -56,8 +56,8 @@ def test_folder_has_every_file_and_nothing_else(path: Path) -> None:
         len(data) for name, data in contents(path).items() if name != tiny_model.RECORD
     )
     for file in path.iterdir():
-        assert file.stat().st_mode & 0o777 == 0o664
-    assert path.stat().st_mode & 0o777 == path.parent.stat().st_mode & 0o777 == 0o775
+        assert file.stat().st_mode & 0o777 == 0o644
+    assert path.stat().st_mode & 0o777 == path.parent.stat().st_mode & 0o777 == 0o755
 
 
 def test_second_run_changes_nothing(path: Path) -> None:

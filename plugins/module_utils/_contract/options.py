@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import services, stages
+from . import places, services, stages
 
 PREFIX = "sgl_"
 LAST_PORT, LAST_ID, A_DAY_S = 2**16 - 1, 2**32 - 2, 86400
@@ -251,6 +251,17 @@ TREE = (
         module={INFO: "pointer_gid"},
         minimum=0,
         maximum=LAST_ID,
+    ),
+    Option(
+        places.GROUP_WRITABLE,
+        "bool",
+        "Let the members of the tree's group write in it: its folders, caches and records are made"
+        " for them too (umask 007). Whoever may write there decides what the next server runs, and"
+        " caches are read whole at each prep then to see that they are what was made. By default"
+        " the group reads results and logs, and only the service user gets to the caches.",
+        False,
+        module={INFO: "group_writable"},
+        variable="SGL_GROUP_WRITABLE",
     ),
     Option(
         "sgl_space_gb",

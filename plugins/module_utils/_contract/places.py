@@ -36,6 +36,8 @@ POINTER = "container_run_meta.env"
 RUNS, LOGS, PROMETHEUS, JAEGER = "container_runs", "logs", "prometheus", "jaeger"
 TELEMETRY_FOLDERS = (RUNS, LOGS, PROMETHEUS, JAEGER)
 LOCKS, IN_PROGRESS, INCOMING, REBUILDING = ".locks", ".in_progress", ".incoming", ".rebuilding"
+# In a cache: the records that vouch for its files.
+SIGNATURES = ".signatures"
 # Locks by what is held: each is a file <name>.lock in LOCKS.
 LOCK_PREP, LOCK_SMOKE, LOCK_SERVER, LOCK_SERVING = "prep", "smoke", "server", "serving"
 
@@ -84,3 +86,51 @@ def unmountable(path: str) -> str | None:
         f"is '{one_line(path, 80)}', and Docker cannot mount a path with a colon in it: set it to a"
         " path without"
     )
+
+
+@dataclass(frozen=True)
+class Rights:
+    """The permission bits of a folder of the tree: of a new one, those that one that is there must
+    have, and those that it must not.
+    """
+
+    new: int
+    needed: int
+    refused: int
+
+
+# A lock is held by whoever can open its file, to read it too: so nobody but the owner gets there.
+LOCK_RIGHTS, LOCK_MODE = Rights(0o700, 0o700, 0o077), 0o600
+# Whoever writes a signature's record says what the next server may run.
+RECORD_RIGHTS = LOCK_RIGHTS
+# Only folders are made in the parent, and only by its owner. It may be a home directory, and
+# Docker's daemon has to pass through it.
+PARENT_RIGHTS = Rights(0o755, 0o700, 0o022)
+GROUP_WRITABLE = "sgl_group_writable"
+
+
+def umask(group_writable: bool) -> int:
+    """What no file and no folder of the container's processes grants."""
+    return 0o007 if group_writable else 0o027
+
+
+def folder_rights(folder: str, name: str, group_writable: bool) -> Rights:
+    """Of the mount `folder`, or of what is called `name` in it.
+
+    Telemetry can be read by the group, for those who look at results. What is in profiles runs in
+    the next server, so the folder itself is closed unless the group may write there; and the group
+    never renames what is directly in it, as that is where the locks are.
+    """
+    if name == LOCKS:
+        return LOCK_RIGHTS
+    group = 0o070 if group_writable else 0o050
+    if folder == "profiles" and not name:
+        group = 0o050 if group_writable else 0
+    if folder == "models":
+        # The server only reads models, others may too, and a read-only export must do.
+        return Rights(0o705 | group, 0o500, 0o002 if group_writable else 0o022)
+    if folder == "huggingface":
+        # The hub's client keeps tokens there. One that is there may be shared with other programs.
+        group = 0o070 if group_writable else 0
+        return Rights(0o700 | group, 0o700 | group, 0o002 if group_writable else 0o022)
+    return Rights(0o700 | group, 0o700 | group, 0o077 & ~group)

@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-FILE_MODE = 0o664
 RUN_ID = re.compile(r"container-run-\d{8}T\d{6}Z-[0-9a-f]{8}")
 POINTER_KEY, POINTER_KEY_HOST = "CONTAINER_RUN_META_JSON", "CONTAINER_RUN_META_JSON_HOST"
 # What readers of a prep's aggregate build on.
@@ -109,33 +108,42 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def write_json(path: Path, document: dict[str, Any], mode: int = FILE_MODE) -> None:
+def write_json(path: Path, document: dict[str, Any], mode: int | None = None) -> None:
     """As `write_text`."""
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", mode)
 
 
-def write_text(path: Path, text: str, mode: int = FILE_MODE) -> None:
-    """Replace `path` by temporary file, fsync, rename and fsync of the folder.
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Replace `path` by temporary file, fsync, rename and fsync of the folder. Without a mode the
+    process's umask decides who may read it.
 
     Raises OSError that names `path`; the old file stands then, or the new one, whole.
     """
     with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-        )
+        descriptor, temporary = create_beside(path)
         try:
             # Half of a surrogate pair, as names and JSON may hold, is escaped as JSON does it.
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
-                os.fchmod(stream.fileno(), mode)
+                if mode is not None:
+                    os.fchmod(stream.fileno(), mode)
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def create_beside(path: Path) -> tuple[int, Path]:
+    """A new file that is to take this name when it is whole, open for writing, and its own name.
+    Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(temporary, flags, 0o666), temporary
 
 
 @contextmanager

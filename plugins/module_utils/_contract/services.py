@@ -62,6 +62,11 @@ class Service:
     configured: bool = False
 
     @property
+    def needed(self) -> bool:
+        """Whether METRICS_READY stands on it: it keeps metrics, or has some of its own."""
+        return self.scraped
+
+    @property
     def program(self) -> str:
         return self.version[0]
 

@@ -4,12 +4,54 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 
 def printable(text: str) -> str:
     """One line without control characters: a terminal would obey those."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def say(text: object, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print one line. Whatever is in the text, a terminal is given nothing to obey, and a reader of
+    the output no second line.
+    """
+    stream = sys.stdout if file is None else file
+    stream.write(printable(str(text)) + "\n")
+    if flush:
+        stream.flush()
+
+
+def say_lines(text: object, file: TextIO | None = None) -> None:
+    """Print a text of several lines, of which all but the first are indented: none passes for a
+    line that a reader looks for.
+    """
+    first, *more = str(text).split("\n")
+    say(first, file)
+    for line in more:
+        say(f"    {line}", file)
+
+
+def say_json(document: object, indent: int | None = None) -> None:
+    """Print a document, in ASCII; JSON leaves one control character as it is."""
+    sys.stdout.write(json.dumps(document, indent=indent).replace("\x7f", "\\u007f") + "\n")
+
+
+def clean(value: Any) -> Any:
+    """A document of texts that may be shown, with the lines that they have."""
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return "\n".join(printable(line.replace("\t", "    ")) for line in value.split("\n"))
+    if isinstance(value, Mapping):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(item) for item in value]
+    return value
 
 
 def one_line(text: object, limit: int = 500) -> str:

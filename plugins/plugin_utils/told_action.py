@@ -1,0 +1,41 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What an action says. Hosts and their containers put words into it: none of them has a control
+character, or makes a line of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    clean,
+    printable,
+)
+
+
+class ToldAction(ActionBase):
+    """An action whose answer and whose lines meanwhile may be shown on a terminal; a subclass has
+    `act` in place of `run`.
+    """
+
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        answer: dict[str, Any] = clean(self.act(tmp, task_vars))
+        return answer
+
+    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def begin(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        """What each action's answer begins with."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        return result
+
+    def say(self, text: str) -> None:
+        self._display.display(printable(text))
+
+    def warn(self, text: object) -> None:
+        self._display.warning(printable(str(text)))
