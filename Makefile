@@ -63,8 +63,14 @@ slow-light:
 check: lint types unit ## The fast lane: lint, types, unit tests
 
 .PHONY: generate
-generate: setup ## Write what follows from the contract: defaults, argument specs, the README's table, schema names
+generate: setup ## Write what follows from the contract: defaults, argument specs, the tables of docs/reference, schema names
 	$(BIN)/python scripts/generate.py
+
+# Releases of SGLang; without any, the newest one on the package index.
+VERSIONS ?=
+.PHONY: upstream
+upstream: setup ## Show which assumptions about SGLang a release does not fulfil (VERSIONS="0.5.17 0.5.23")
+	$(BIN)/python scripts/upstream.py $(VERSIONS)
 
 .PHONY: lint
 lint: setup ## ruff, yamllint, ansible-lint, shellcheck
@@ -92,7 +98,7 @@ sanity: setup ## ansible-test sanity
 	scripts/sanity.sh $(ARGS)
 
 .PHONY: integration
-integration: setup docker-up ## The tests against real Docker containers
+integration: setup docker-up test-tools-up ## The tests against real Docker containers
 	$(PYTEST) -m "not long" tests/integration tests/faults $(ARGS)
 
 .PHONY: browser
@@ -104,7 +110,7 @@ gpu: ## The acceptance suite on this machine's Hopper GPU, with the Python that 
 	$(PYTHON) tests/gpu/acceptance.py --out tests/output/gpu cold prepared shipped tuner full
 
 .PHONY: molecule
-molecule: setup docker-up ## Every molecule scenario
+molecule: setup docker-up test-tools-up ## Every molecule scenario
 	$(PYTEST) tests/molecule $(ARGS)
 
 .PHONY: setup

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import tools
+
 pytest_plugins = ["tests.hosts.fixtures"]
 
 ROOT = Path(__file__).resolve().parent
@@ -23,3 +25,12 @@ def pytest_configure() -> None:
         raise pytest.UsageError(
             f"{link} does not lead to this checkout: run `make setup`, which makes that link."
         )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say at once what the chosen tests need and this machine lacks."""
+    if session.config.option.collectonly:
+        return
+    places = {tools.place_of(item.path) for item in session.items} - {None}
+    if message := tools.lacking(place for place in places if place):
+        raise pytest.UsageError(message)

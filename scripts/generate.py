@@ -5,6 +5,7 @@ Whole files have a first line that says so; parts of files stand between two mar
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -20,8 +21,10 @@ from referencing import Registry, Resource
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts import architecture  # noqa: E402
 from sgl_admin.contract import exit_codes, labels, options, places, services, stages  # noqa: E402
 from sgl_admin.contract.options import Option  # noqa: E402
+from slice_bench import caller, cli  # noqa: E402
 
 HEADER = "# Generated from plugins/module_utils/_contract by `make generate`.\n"
 WIDTH = 100
@@ -176,16 +179,48 @@ def _fragment(named: dict[str, Option]) -> str:
     return text.replace("O(sgl_", "C(sgl_")
 
 
-def readme_table() -> str:
-    """A table for each group of variables."""
+def variables_table() -> str:
+    """A section with a table for each group of variables."""
     return "\n".join(_table(title, group) for title, group in options.GROUPS)
 
 
 def _table(title: str, group: tuple[Option, ...]) -> str:
-    rows = [f"| `{option.name}` | {_shown(option)} | {_text(option)} |" for option in group]
-    return "\n".join(
-        [f"**{title}**", "", "| variable | default | meaning |", "|---|---|---|", *rows, ""]
+    rows = [
+        f"| `{option.name}` | {_shown(option)} | {new_container(option)} | {_text(option)} |"
+        for option in group
+    ]
+    head = ["| variable | default | new container | meaning |", "|---|---|---|---|"]
+    return "\n".join([f"## {title}", "", *head, *rows, ""])
+
+
+def new_container(option: Option) -> str:
+    """Whether a running container is recreated when this variable changes.
+
+    It is where the variable is part of the container's definition in the role `stack`: by name, as
+    a variable of its environment, or through the host tree's paths and owner.
+    """
+    definition = yaml.safe_load(_read("roles/stack/vars/main.yml"))
+    names = re.findall(
+        r"\bsgl_\w+",
+        json.dumps([definition[name] for name in ("stack_definition", *_DEFINED_BY)]),
     )
+    if option.variable or option.kind == "mounted" or option.name in names:
+        return "yes"
+    if option.module.get(options.INFO) in ("user", "owner_uid", "owner_gid"):
+        return "yes"
+    if option in options.IMAGE and f"{{{{ {option.name} }}}}" in _read(
+        "roles/image/tasks/have.yml"
+    ):
+        return "if the image changes"
+    return "no"
+
+
+# Variables of the role that its definition of a container refers to.
+_DEFINED_BY = ("stack_gpus", "stack_shm_size", "stack_image_environment")
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def _shown(option: Option) -> str:
@@ -210,6 +245,54 @@ def exit_code_table() -> str:
         meanings[stage.exit_code] = f"`{stage.name}` is the first stage that failed"
     rows = [f"| {code} | {meaning} |" for code, meaning in sorted(meanings.items())]
     return "\n".join(["| exit code | meaning |", "|---|---|", *rows, ""])
+
+
+def command_tables() -> str:
+    """The commands of `slice_bench.cli`, and the options of each."""
+    actions = cli.parser()._actions
+    [commands] = [each for each in actions if isinstance(each, argparse._SubParsersAction)]
+    helps = {each.dest: each.help or "" for each in commands._choices_actions}
+    lines = ["| command | what it does |", "|---|---|"]
+    lines += [f"| `{name}` | {_cell(text)} |" for name, text in helps.items()]
+    lines += ["", "| command | argument | meaning |", "|---|---|---|"]
+    for name, parser in commands.choices.items():
+        lines += [
+            f"| `{name}` | {_argument(action)} | {_cell(action.help or '')} |"
+            for action in parser._actions
+            if action.dest not in ("help", *_SHARED_ARGUMENTS)
+        ]
+    return "\n".join([*lines, ""])
+
+
+# Arguments of every command that names a host; the page describes them once.
+_SHARED_ARGUMENTS = ("inventory", "limit", "extra_vars")
+
+
+def _argument(action: argparse.Action) -> str:
+    if action.option_strings:
+        return f"`{', '.join(action.option_strings)}`"
+    if action.choices:
+        return ", ".join(f"`{choice}`" for choice in action.choices)
+    return f"`{action.metavar or action.dest}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def environment_table() -> str:
+    """The variables of the caller's environment that stand for variables of the inventory."""
+    rows = [f"| `{name}` | `{variable}` |" for name, variable in caller.ENVIRONMENT.items()]
+    return "\n".join(["| in the environment | variable |", "|---|---|", *rows, ""])
+
+
+def decisions_table() -> str:
+    """The pages in docs/decisions, by their titles."""
+    rows = []
+    for path in sorted((ROOT / "docs" / "decisions").glob("*.md")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        rows.append(f"| [{path.stem}](../decisions/{path.name}) | {title} |")
+    return "\n".join(["| page | about |", "|---|---|", *rows, ""])
 
 
 def prep_task() -> str:
@@ -373,10 +456,39 @@ FILES: dict[str, Callable[[], str]] = {
     "roles/preflight/meta/argument_specs.yml": preflight_spec,
     "roles/dashboard/meta/argument_specs.yml": dashboard_spec,
     "plugins/doc_fragments/options.py": doc_fragments,
+    "docs/images/architecture.svg": architecture.svg,
 }
 PARTS: list[tuple[str, str, str, Callable[[], str]]] = [
-    ("README.md", "<!-- variables -->\n", "<!-- end of variables -->\n", readme_table),
-    ("README.md", "<!-- exit codes -->\n", "<!-- end of exit codes -->\n", exit_code_table),
+    (
+        "docs/reference/variables.md",
+        "<!-- variables -->\n",
+        "<!-- end of variables -->\n",
+        variables_table,
+    ),
+    (
+        "docs/reference/exit-codes.md",
+        "<!-- exit codes -->\n",
+        "<!-- end of exit codes -->\n",
+        exit_code_table,
+    ),
+    (
+        "docs/reference/commands.md",
+        "<!-- commands -->\n",
+        "<!-- end of commands -->\n",
+        command_tables,
+    ),
+    (
+        "docs/reference/commands.md",
+        "<!-- environment -->\n",
+        "<!-- end of environment -->\n",
+        environment_table,
+    ),
+    (
+        "docs/explanation/decisions.md",
+        "<!-- decisions -->\n",
+        "<!-- end of decisions -->\n",
+        decisions_table,
+    ),
     (
         "roles/provider_prep/tasks/main.yml",
         "    # Generated from the contract by `make generate`.\n",

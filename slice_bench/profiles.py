@@ -116,7 +116,7 @@ def _type(key: str) -> type:
 
 
 def _check(document: Any, path: Path) -> None:
-    """Raises WrongUsage where a profile is not as the README says."""
+    """Raises WrongUsage where a profile is not as docs/how-to says."""
 
     def demand(holds: bool, what: str) -> None:
         if not holds:

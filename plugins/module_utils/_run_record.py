@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    listeners,
     locks,
     places,
     processes,
@@ -293,7 +294,7 @@ def _held_without_name(lock: Path, pid: int) -> bool:
         return False
     try:
         container = os.readlink(f"/proc/{pid}/ns/pid")
-        others = [name for name in os.listdir("/proc") if name.isdigit()]
+        others = list(listeners.pids())
     except OSError:
         return False
     ending = f"{places.LOCKS}/{lock.name} (deleted)"

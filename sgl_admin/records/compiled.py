@@ -33,7 +33,8 @@ _REWRITTEN = re.compile(r"(.*/)?autotune/.*\.json|cuda/(.*/)?index")
 # (torch/_inductor/codecache.py).
 _HARMLESS = re.compile(
     r".*\.(pyc|log|lock|sock|pid)|(counter|gauge_\w+|histogram|summary)_\d+\.db"
-    r"|[a-z2-7]{52}\.h(\.gch)?|tmp[a-z0-9_]{8}|sglang_temp_file_.*\.sh|sglang_weight_cache_.*\.ready"
+    r"|[a-z2-7]{52}\.h(\.gch)?|tmp[a-z0-9_]{8}"
+    r"|sglang_temp_file_.*\.sh|sglang_weight_cache_.*\.ready"
     r"|\.(bash|python|sqlite)_history|\.(lesshst|viminfo|wget-hsts)"
 )
 

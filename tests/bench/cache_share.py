@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests import tools  # noqa: E402
 from tests.unit.model_files import write_model  # noqa: E402
 
 RUNS = 5
@@ -116,6 +117,7 @@ def main() -> int:
         help="where the files lie (default: the system's folder for temporary files)",
     )
     arguments = parser.parse_args()
+    tools.require("tests/bench/cache_share.py")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         base = Path(folder)
         model = write_model(base / "model")

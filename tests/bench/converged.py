@@ -27,6 +27,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests import tools  # noqa: E402
 from tests.hosts.fleet import REPOSITORY, Fleet  # noqa: E402
 from tests.hosts.host import (  # noqa: E402
     STACK_IMAGES,
@@ -226,6 +227,7 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=["local", "ssh", "fleet"], help="one of the three")
     options = parser.parse_args()
+    tools.require("tests/bench/converged.py")
     rows = []
     for where, made in (("local", local), ("ssh", ssh), ("fleet", fleet)):
         if options.only in (None, where):

@@ -32,6 +32,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage im
     Stage,
 )
 
+from tests import tools  # noqa: E402
 from tests.doubles.model_folder import make_model  # noqa: E402
 
 RUNS = 3
@@ -105,6 +106,7 @@ def main() -> int:
         "--folder", help="where to make it; by default the folder for temporary files"
     )
     options = parser.parse_args()
+    tools.require("tests/bench/model_verify.py")
     with tempfile.TemporaryDirectory(prefix="bench-model-", dir=options.folder) as work:
         model = Path(work) / "model"
         make_model(model, SHARDS, int(options.gb * 1e9) // SHARDS)

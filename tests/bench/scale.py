@@ -51,6 +51,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
     host_architecture,
 )
 
+from tests import tools  # noqa: E402
 from tests.doubles.docker_daemon import Daemon, Daemons  # noqa: E402
 from tests.doubles.prep_container import PrepContainer  # noqa: E402
 from tests.hosts.host import STACK_VARIABLES, program, recap, write_inventory  # noqa: E402
@@ -434,6 +435,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--forks", type=int, help="as in the checkout's ansible.cfg by default")
     options = parser.parse_args()
+    tools.require("tests/bench/scale.py")
     counts = sorted(map(int, options.hosts.split(",")))
     # Short, as a socket's path may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp") as folder:

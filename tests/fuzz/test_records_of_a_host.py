@@ -37,6 +37,7 @@ OTHER = "container-run-20261123T091600Z-00000000"
 ROOT = "/home/ubuntu/sglang-observability"
 CONTAINER: dict[str, Any] = {
     "id": validators.example("manifest")["container_id"],
+    "name": "sglang-dev",
     "running": True,
     "status": "running",
     "pid": os.getpid(),

@@ -63,8 +63,9 @@ def test_what_is_added_to_the_contract_is_in_schemas_and_examples(
     tmp_path: Path, name: str
 ) -> None:
     file, before, added, listed = ADDED[name]
-    for part in ("plugins", "roles", "schemas", "scripts", "sgl_admin/contract", "README.md"):
+    for part in ("plugins", "roles", "schemas", "scripts", "sgl_admin/contract", "slice_bench"):
         _copy(part, tmp_path)
+    _copy("docs", tmp_path)
     _copy(generate.EXAMPLES, tmp_path)
     (tmp_path / "sgl_admin" / "__init__.py").touch()
     contract = tmp_path / CONTRACT / file
@@ -111,3 +112,29 @@ def _at(document: Any, key: str) -> Iterator[dict[str, Any]]:
     elif isinstance(document, list):
         for value in document:
             yield from _at(value, key)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param("sgl_model", "no", id="a prep asks for it"),
+        pytest.param("sgl_prometheus_port", "yes", id="of the container's environment"),
+        pytest.param("sgl_shm_size", "yes", id="of its definition, by another variable"),
+        pytest.param("sgl_environment", "yes", id="of its definition"),
+        pytest.param("sgl_models_root", "yes", id="a mount"),
+        pytest.param("sgl_owner_uid", "yes", id="its user"),
+        pytest.param("sgl_image_base", "if the image changes", id="makes the image"),
+        pytest.param("sgl_image_cuda", "no", id="only checked"),
+        pytest.param("sgl_throttle", "no", id="only how it is made"),
+    ],
+)
+def test_a_variable_says_whether_it_recreates_the_container(name: str, expected: str) -> None:
+    assert generate.new_container(generate.options.BY_NAME[name]) == expected
+
+
+def test_every_name_of_the_containers_definition_is_known_to_recreate_it() -> None:
+    """The definition's indirections are all followed, so no variable of it is left out."""
+    variables = generate.yaml.safe_load(generate._read("roles/stack/vars/main.yml"))
+    definition = json.dumps(variables["stack_definition"])
+    named = {name for name in re.findall(r"\bstack_\w+", definition) if name in variables}
+    assert named - {"stack_image_id"} == set(generate._DEFINED_BY)

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, ports
 from sgl_admin.commands import main as cli
-from sgl_admin.contract import listeners
 from sgl_admin.contract.exit_codes import EXIT_OK, EXIT_PROOF_FAILED
-from sgl_admin.contract.services import BY_NAME, SERVICES
+from sgl_admin.contract.services import BY_NAME, SERVICES, Service
 from sgl_admin.serving import readiness, services
 from tests.contract import validators
 
@@ -31,9 +30,10 @@ OTHERS = [service.name for service in SERVICES if not service.needed]
 
 
 class Stands:
-    """Stands for a service: its page says 200, or what it is told to."""
+    """Stands for a service: its page says 200 and shows what it must, or says another status."""
 
-    def __init__(self, page: str, shows: str = "") -> None:
+    def __init__(self, service: Service) -> None:
+        page, shows = service.page, service.shows.encode()
         self.status = 200
         self.asked: list[str] = []
         stands = self
@@ -44,7 +44,7 @@ class Stands:
                 self.send_response(stands.status if self.path == page else 404)
                 self.send_header("Content-Length", str(len(shows)))
                 self.end_headers()
-                self.wfile.write(shows.encode())
+                self.wfile.write(shows)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -76,7 +76,7 @@ def alive(
     monkeypatch.setattr(services, "_POLL_S", 0.01)
     monkeypatch.setattr(services.wait, "__defaults__", (0.2,))
     monkeypatch.delenv(paths.ROOT_VARIABLE, raising=False)
-    made = {service.name: Stands(service.page, service.shows) for service in SERVICES}
+    made = {service.name: Stands(service) for service in SERVICES}
     manifest = files.read_json(paths.manifest(world.run_id)) or {}
     # How they started: with traces the server would be another one.
     manifest["telemetry_surfaces"] = {
@@ -248,14 +248,15 @@ def test_another_process_at_a_services_port_is_none_of_ours(
     )
     words = [sys.executable, "-c", code, str(alive[name].port)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        with pytest.MonkeyPatch.context() as patch:
-            # As in a container, this process and its children are all that can be seen.
-            seen = {os.getpid()}
-            patch.setattr(listeners, "pids", lambda: iter(seen))
-            found = services.states(cli.run.live().manifest)
-        other.kill()
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            with pytest.MonkeyPatch.context() as patch:
+                # As in a container, this process and its children are all that can be seen.
+                patch.setattr(ports.listeners, "pids", lambda: iter({os.getpid()}))
+                found = services.states(cli.run.live().manifest)
+        finally:
+            other.kill()
     assert "instead of node_exporter" in found[name]["reason"]
     assert found["prometheus"]["state"] == "running"
     alive[name].start()

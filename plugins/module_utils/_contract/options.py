@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Every variable that a user sets, each once: type, default, choices and text.
 
-Role defaults, the argument specification, the README's table, the modules' options and their
-documentation follow from it. Texts have the markup of ansible-doc: V(value), C(code), O(option).
+Role defaults, the argument specification, docs/reference/variables.md, the modules' options and
+their documentation follow from it. Texts have the markup of ansible-doc: V(value), C(code),
+O(option).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Option:
     """A variable, or a part of one.
 
     `jinja` is the expression that computes the default where it is no constant, `shown` its
-    description for the README. `module` lists the modules that have it as an option, by the name
+    description for the manual. `module` lists the modules that have it as an option, by the name
     there; `variable` the container's environment variable that carries it. `kind` is a key of
     values.KINDS: what a text, each item of a list or a mapping must be; `minimum` and `maximum`
     bound a number, or each number of a list.
