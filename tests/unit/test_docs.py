@@ -193,9 +193,13 @@ def test_a_command_that_does_not_exist_is_found(line: str) -> None:
     assert unknown(command)
 
 
+# The words of a command before its flags, in the first column of a table.
+WORDS = r"^\| `([a-z]+(?:[ -][a-z]+)*)"
+
+
 def test_sgl_admins_commands_are_all_in_its_table() -> None:
     page = _read("docs/reference/sgl-admin.md")
-    rows = {tuple(row.split()[:2]) for row in re.findall(r"^\| `([a-z ]+)", page, re.MULTILINE)}
+    rows = {tuple(row.split()[:2]) for row in re.findall(WORDS, page, re.MULTILINE)}
     assert rows == set(_subcommands(sgl_admin._parser()))
 
 
