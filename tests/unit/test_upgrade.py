@@ -12,7 +12,9 @@ import platform
 import re
 import sys
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +112,27 @@ class Tree:
         return list(self.root.rglob("*.corrupt-*"))
 
 
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
 @pytest.fixture
-def tree(machine: Machine) -> Tree:  # noqa: F811 - the fixture
-    return Tree(machine)
+def tree(machine: Machine) -> Iterator[Tree]:  # noqa: F811 - the fixture
+    """With its Prometheus, which --root leaves to the operator."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        made = Tree(machine)
+        url = f"http://127.0.0.1:{server.server_port}"
+        made.manifest["services"]["prometheus"] = {"port": server.server_port, "url": url}
+        path = made.run_dir.with_suffix(".json")
+        path.write_text(json.dumps(made.manifest), encoding="utf-8")
+        yield made
+        server.shutdown()
 
 
 def by_stage(result: dict[str, Any], key: str) -> dict[str, Any]:
@@ -265,7 +285,10 @@ def test_inspect_finds_every_cache_valid(tree: Tree) -> None:
 
 
 def test_status_reports_the_old_prep(tree: Tree) -> None:
-    assert tree.run("status") == {"job": tree.job, "result": tree.result}
+    prometheus = {"state": "running", "needed": True, "reason": None}
+    assert tree.run("status") == {
+        "job": tree.job, "result": tree.result, "services": {"prometheus": prometheus}
+    }  # fmt: skip
     assert tree.corrupt() == []
 
 
