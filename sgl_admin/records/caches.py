@@ -162,9 +162,10 @@ class SignatureRecord:
         replaces.
 
         Several models may have been served with the same caches, and each one's record names all
-        that they hold. Where a record does not say what was made, as those of earlier releases, all
-        that it names is its own unless another model's does; and where another one cannot be read,
-        nothing is known to be this one's.
+        that they hold. Its own is what no other model's record says its work made: a prep that was
+        killed before it had its record may have made it. Another record that does not say what was
+        made, as those of earlier releases, counts with all that it names; and where one cannot be
+        read, nothing is known to be this one's.
         """
         mine: set[str] = set()
         others: set[str] = set()
@@ -177,11 +178,10 @@ class SignatureRecord:
                 )
                 return []
             if record is not None:
-                known = record.named if record.made is None else record.made
                 if path == self.path or self._same_model(record.signature):
-                    mine |= known
+                    mine |= record.named
                 else:
-                    others |= known
+                    others |= record.named if record.made is None else record.made
         if mine and not mine - others:
             warnings.append(
                 f"{self.stage} is rebuilt beside what its caches hold, as other models' records"
