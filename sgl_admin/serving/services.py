@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sgl_admin.base import paths, ports
+from sgl_admin.contract.records import is_integer
 from sgl_admin.contract.services import LOOPBACK, READY_TIMEOUT_S, SERVICES, Service
 
 _POLL_S = 0.2
@@ -81,7 +82,7 @@ def _of(manifest: dict[str, Any]) -> Iterator[tuple[Service, str, int]]:
         if not isinstance(surface, dict) or surface.get("status") == "unavailable":
             continue
         port = entry.get(service.ports[0].key) if isinstance(entry, dict) else None
-        if isinstance(port, int) and not isinstance(port, bool) and 0 < port < 2**16:
+        if is_integer(port) and 0 < port < 2**16:
             yield service, host, port
 
 

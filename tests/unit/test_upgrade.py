@@ -12,9 +12,7 @@ import platform
 import re
 import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 
 from sgl_admin.contract import stages
 from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.services import BY_NAME
 from tests.contract import validators
 
 # The fixture makes the machine that the tree is put on.
+from tests.unit.test_services import Stands
 from tests.unit.test_standalone import Machine, machine  # noqa: F401
 
 TREE = Path(__file__).resolve().parents[1] / "fixtures" / "tree-1.0.0.tar.gz"
@@ -112,27 +112,16 @@ class Tree:
         return list(self.root.rglob("*.corrupt-*"))
 
 
-class Answers(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
 def tree(machine: Machine) -> Iterator[Tree]:  # noqa: F811 - the fixture
     """With its Prometheus, which --root leaves to the operator."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        made = Tree(machine)
-        url = f"http://127.0.0.1:{server.server_port}"
-        made.manifest["services"]["prometheus"] = {"port": server.server_port, "url": url}
-        path = made.run_dir.with_suffix(".json")
-        path.write_text(json.dumps(made.manifest), encoding="utf-8")
-        yield made
-        server.shutdown()
+    prometheus, made = Stands(BY_NAME["prometheus"]), Tree(machine)
+    url = f"http://127.0.0.1:{prometheus.port}"
+    made.manifest["services"]["prometheus"] = {"port": prometheus.port, "url": url}
+    path = made.run_dir.with_suffix(".json")
+    path.write_text(json.dumps(made.manifest), encoding="utf-8")
+    yield made
+    prometheus.stop()
 
 
 def by_stage(result: dict[str, Any], key: str) -> dict[str, Any]:
