@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     places = {tools.place_of(item.path) for item in session.items} - {None}
     if message := tools.lacking(place for place in places if place):
         raise pytest.UsageError(message)
+
+
+@pytest.fixture(autouse=True)
+def own_umask() -> Iterator[None]:
+    """The usual one: sgl-admin sets its process's umask, and one test must not set another's."""
+    umask = os.umask(0o022)
+    yield
+    os.umask(umask)

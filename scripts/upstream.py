@@ -67,7 +67,7 @@ _Found = Iterator[tuple[str, bool]]
 def _paths(sglang: Package, release: Release) -> _Found:
     modules = {
         release.fused_moe,
-        release.moe_override,
+        release.moe_look_up,
         release.kernels,
         "sglang.srt.server_args",
         "sglang.launch_server",
@@ -88,7 +88,8 @@ def _names(sglang: Package, release: Release) -> _Found:
         (release.fused_moe, "fused_experts"),
         ("sglang.srt.layers.moe.topk", "StandardTopKOutput"),
         ("sglang.srt.layers.moe.moe_runner", "MoeRunnerConfig"),
-        (release.moe_override, "override_config"),
+        (release.fused_moe, "invoke_fused_moe_kernel"),
+        (release.moe_look_up, "get_moe_configs"),
     }
     for module, name in sorted(wanted):
         text = sglang.files.get(sglang.module(module) or "", "")

@@ -189,6 +189,8 @@ class Search:
 
     def _tuned(self, size: int, numbers: Sequence[int]) -> list[Pair]:
         """The best pairs by the looks."""
+        # A look compiles what is missing by itself, one after the other.
+        self._compile((size, self._trials[number]) for number in numbers)
         self._look(size, numbers)
         variants = self._variants(size)
         self._compile((size, self._trials[number]) for number in variants)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sgl_admin.contract.texts import say
 from sgl_admin.moe import space, verdict
 from sgl_admin.moe.compiling import Compilers, Target
 from sgl_admin.moe.journal import Journal, Settled
@@ -39,15 +40,15 @@ _WARM = {
 def main() -> int:
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as stream:
 
-        def say(**line: Any) -> None:
+        def tell(**line: Any) -> None:
             stream.write(json.dumps(line) + "\n")
             stream.flush()
 
         order = json.load(sys.stdin)
-        return tune(order, say)
+        return tune(order, tell)
 
 
-def tune(order: dict[str, Any], say: Any) -> int:
+def tune(order: dict[str, Any], tell: Any) -> int:
     """Tune as the order says, and tell of it; returns the exit code."""
     shape = MoeShape.from_json(order["shape"])
     journal = Journal(Path(order["journal"]), order["tuning"])
@@ -61,13 +62,13 @@ def tune(order: dict[str, Any], say: Any) -> int:
 
     compilers = None
     try:
-        say(phase="start", done=0, total=0)
+        tell(phase="start", done=0, total=0)
         release, _ = ENGINE.release()
         compilers = Compilers(
             Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"]
         )
         bench = FusedExperts(shape, release, tables_of(order["rivals"]))
-        _search(order, shape, journal, bench, compilers, say)
+        _search(order, shape, journal, bench, compilers, tell)
     except torch.cuda.OutOfMemoryError as error:
         say(f"sgl-admin: {error}", file=sys.stderr)
         return EXIT_MEMORY
@@ -87,7 +88,7 @@ def _search(
     journal: Journal,
     bench: Any,
     compilers: Compilers,
-    say: Any,
+    tell: Any,
 ) -> None:
     """Tune the sizes that were asked for, and fill the sizes between them. Raises CannotRun."""
     sizes: list[int] = order["batch_sizes"]
@@ -97,7 +98,7 @@ def _search(
         wanted = [bench.known(key) for key in keys]
         started = time.monotonic()
         failed = compilers.compile(wanted, progress)
-        say(
+        tell(
             compiled=len(wanted),
             failed=len(failed),
             seconds=round(time.monotonic() - started, 3),
@@ -111,11 +112,11 @@ def _search(
         journal,
         bench,
         compile_all,
-        lambda phase, done, total: say(phase=phase, done=done, total=total),
+        lambda phase, done, total: tell(phase=phase, done=done, total=total),
     )
 
     def found(size: int, settled: Settled) -> None:
-        say(
+        tell(
             batch_size=size,
             best=settled.pair.to_json(),
             row=settled.row,
@@ -123,12 +124,12 @@ def _search(
             look_s=search.look_s,
         )
 
-    say(phase="launches", done=0, total=len(sizes))
+    tell(phase="launches", done=0, total=len(sizes))
     bench.warm(sorted({*sizes, *ladder}), _WARM)
-    say(base={size: _base(bench.rivals(size)).to_json() for size in ladder})
+    tell(base={size: _base(bench.rivals(size)).to_json() for size in ladder})
     search.run(found)
     known = {int(size): pair_of(each) for size, each in order["known"].items()}
-    say(rows=search.fill(ladder, known, found))
+    tell(rows=search.fill(ladder, known, found))
 
 
 def _base(rivals: Any) -> Pair:

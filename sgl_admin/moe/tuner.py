@@ -39,6 +39,7 @@ _STALL_S = 600.0
 _MEASURE_STALL_S = 60.0
 # What a configuration may be to blame for, by the words of the process that died of it.
 _OF_CONFIGURATIONS = ("compile_failed", "unsupported")
+_KERNEL_CRASHED = "illegal memory access"
 # A death of a server's kind is this one's of its own.
 _OWN_TYPE = {"server_start_failed": "tuner_failed"}
 # Where the cause of a death is looked for, and what a message quotes of its words.
@@ -282,7 +283,11 @@ class Tuner:
         said = logs.last_lines(self._log, self._log_start, _LAST_LINES)
         death = ENGINE.death(said, code, oom_kills_since(self._oom_kills))
         words = one_line(death.words, _WORDS)
-        known = death.remedy and death.error_type not in _OF_CONFIGURATIONS
+        known = (
+            death.remedy
+            and death.error_type not in _OF_CONFIGURATIONS
+            and _KERNEL_CRASHED not in death.words
+        )
         if code is not None and known:
             raise StageFailure(
                 _OWN_TYPE.get(death.error_type, death.error_type),

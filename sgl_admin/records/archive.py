@@ -123,6 +123,15 @@ def entries(names: Iterable[Path]) -> tuple[Entry, ...]:
         return tuple(pool.map(_entry, sorted(names)))
 
 
+def portable_mode(mode: int) -> int:
+    """A file's mode for every host: its owner's bits, and for others the same without writing. A
+    host takes from it what its own umask takes.
+    """
+    owner = mode & 0o700
+    shared = owner & 0o500
+    return owner | shared >> 3 | shared >> 6
+
+
 def _entry(name: Path) -> Entry:
     if not name.is_relative_to(paths.PROFILES):
         raise Changed(f"{files.printable(str(name))} is not in the caches")
@@ -140,7 +149,7 @@ def _entry(name: Path) -> Entry:
         digest.hexdigest(),
         status.st_size,
         status.st_mtime_ns,
-        stat.S_IMODE(status.st_mode) & 0o777,
+        portable_mode(status.st_mode),
     )
 
 

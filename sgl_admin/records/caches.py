@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,9 +162,10 @@ class SignatureRecord:
         replaces.
 
         Several models may have been served with the same caches, and each one's record names all
-        that they hold. Where a record does not say what was made, as those of earlier releases, all
-        that it names is its own unless another model's does; and where another one cannot be read,
-        nothing is known to be this one's.
+        that they hold. Its own is what no other model's record says its work made: a prep that was
+        killed before it had its record may have made it. Another record that does not say what was
+        made, as those of earlier releases, counts with all that it names; and where one cannot be
+        read, nothing is known to be this one's.
         """
         mine: set[str] = set()
         others: set[str] = set()
@@ -177,11 +178,10 @@ class SignatureRecord:
                 )
                 return []
             if record is not None:
-                known = record.named if record.made is None else record.made
                 if path == self.path or self._same_model(record.signature):
-                    mine |= known
+                    mine |= record.named
                 else:
-                    others |= known
+                    others |= record.named if record.made is None else record.made
         if mine and not mine - others:
             warnings.append(
                 f"{self.stage} is rebuilt beside what its caches hold, as other models' records"
@@ -192,9 +192,31 @@ class SignatureRecord:
 
     def named_by_others(self) -> set[str]:
         """The files that other records of this stage vouch for."""
+        others = map(self._read, self._others())
+        return {name for record in others if record is not None for name in record.named}
+
+    def vouch_elsewhere(self, replaced: set[str], keep: Callable[[Path], None]) -> None:
+        """Have the other records of this stage vouch for files that its work made again, by their
+        names below the caches; `keep` gets each record before it is written.
+        """
+        for path in self._others():
+            record = self._read(path)
+            names = set() if record is None else record.named & replaced
+            if not names or vouched.Exposure().forged(path):
+                continue
+            digests, exposed = vouched.describe(paths.PROFILES / name for name in sorted(names))
+            document = files.read_json(path) or {}
+            document["files"].update(
+                {name: (paths.PROFILES / name).stat().st_size for name in digests}
+            )
+            document[vouched.DIGESTS] = {**document.get(vouched.DIGESTS, {}), **digests}
+            document[vouched.EXPOSED] = exposed or document.get(vouched.EXPOSED, False)
+            keep(path)
+            files.write_json(path, document, mode=0o600)
+
+    def _others(self) -> Iterator[Path]:
         folder = paths.PROFILES / self.caches[0] / RECORDS
-        others = (path for path in folder.glob(f"{self.stage}-*.json") if path != self.path)
-        return {name for path in others if (record := self._read(path)) for name in record.named}
+        return (path for path in folder.glob(f"{self.stage}-*.json") if path != self.path)
 
     def _same_model(self, signature: dict[str, Any]) -> bool:
         own, other = (

@@ -26,9 +26,7 @@ def set_aside(record: SignatureRecord, own: Iterable[Path]) -> None:
     folder = paths.REBUILDING / record.stage
     folder.mkdir(parents=True)
     if record.path.exists():
-        # A record is replaced by a rename, so its old content stays here.
-        place = _made(folder / record.path.relative_to(paths.PROFILES))
-        os.link(record.path, place)
+        _keep(folder, record.path)
     for path in own:
         path.replace(_made(folder / path.relative_to(paths.PROFILES)))
 
@@ -41,10 +39,14 @@ def replaced(record: SignatureRecord) -> None:
     if not folder.is_dir():
         return
     wanted = record.named_by_others()
+    made_again = set()
     for path in _files(folder):
         name = path.relative_to(folder)
-        if str(name) in wanted and not os.path.lexists(paths.PROFILES / name):
+        if str(name) in wanted and os.path.lexists(paths.PROFILES / name):
+            made_again.add(str(name))
+        elif str(name) in wanted:
             path.replace(_made(paths.PROFILES / name))
+    record.vouch_elsewhere(made_again, lambda path: _keep(folder, path))
     gone = paths.REBUILDING / f"{_REPLACED}{record.stage}"
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
@@ -92,6 +94,13 @@ def _put_back(folder: Path, names: tuple[str, ...]) -> None:
             shutil.rmtree(place)
         path.replace(place)
     shutil.rmtree(folder)
+
+
+def _keep(folder: Path, record: Path) -> None:
+    """A record is replaced by a rename, so its old content stays here."""
+    place = _made(folder / record.relative_to(paths.PROFILES))
+    place.unlink(missing_ok=True)
+    os.link(record, place)
 
 
 def _remove_empty() -> None:

@@ -633,9 +633,9 @@ def test_an_archive_of_another_image_is_not_loaded(site: Site) -> None:
     assert identity(theirs) is None, "it was loaded all the same"
     # One that is no image at all, or has another name in it.
     Path(site.path("none.tar")).write_bytes(b"no archive")
-    with pytest.raises(ShareError, match=f"{IMAGE['image']} cannot be loaded"):
+    with pytest.raises(ShareError, match=f"{IMAGE['image']} is not loaded"):
         host.take(IMAGE, site.path("none.tar"), None)
-    with pytest.raises(ShareError, match=f"{IMAGE['image']} cannot be loaded"):
+    with pytest.raises(ShareError, match=f"{IMAGE['image']} is not loaded"):
         host.take({**IMAGE, "name": "image-another"}, site.path("image.tar"), packed["digest"])
     clean()
 

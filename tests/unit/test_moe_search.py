@@ -138,6 +138,18 @@ def test_the_largest_group_comes_first_and_its_first_size_tries_everything(path:
     assert heights == {16, 32, 64}, "as high as 80 rows of an expert are, and a fourth of that"
 
 
+def test_what_is_looked_at_was_compiled_with_others(path: Path) -> None:
+    """A look compiles what is missing by itself, one after the other: 11 s of one size's, on an
+    H200.
+    """
+    bench = Bench(GROUPS, rivals=SLOW)
+    tried = Tried(path, CONFIGS, SIZES, bench)
+    tried.run()
+    compiled = set(itertools.chain(*tried.compiler.asked))
+    looked = {launch for size, trial in bench.looked for launch in bench.launches(size, trial)}
+    assert looked <= compiled
+
+
 def test_what_compiles_longest_is_asked_for_first(path: Path) -> None:
     tried = Tried(path, CONFIGS, [16], Bench({"a": [16]}))
     tried.run()

@@ -4,6 +4,7 @@ over all stages, where it works, fails, finds its way barred, or is killed at an
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -333,3 +334,17 @@ def test_a_rebuild_that_was_killed_is_told(two: Two) -> None:
     warnings: list[str] = []
     job.settle(two.run_id, warnings)
     assert warnings == ["a rebuild of inductor was killed: what it was to replace was put back"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_killed_prep_made_is_rebuilt_too(two: Two, name: str) -> None:
+    """Its successor found the files there, so its record says that it made none."""
+    path = two.record(0, name).path
+    record = files.read_json(path) or {}
+    path.write_text(json.dumps({**record, "made": []}))
+    before = kernels(two, name)
+    two.of(0)
+    assert rebuild(two, name)[1] == 0
+    after = kernels(two, name)
+    changed = {kernel.partition("/")[2] for kernel in after if after[kernel] != before[kernel]}
+    assert changed == {"first", SHARED}

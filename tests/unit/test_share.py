@@ -127,7 +127,7 @@ def test_any_reader_of_tar_files_finds_what_the_manifest_says(host: Host, file: 
         assert (entry["size"], entry["mtime_ns"], entry["mode"]) == (
             status.st_size,
             status.st_mtime_ns,
-            status.st_mode & 0o777,
+            archives.portable_mode(status.st_mode),
         )
         assert (f"files/{entry['sha256']}", path.read_bytes()) in [
             (made.name, found) for made, found in blobs

@@ -677,6 +677,8 @@ def timeless() -> dict[str, Any]:
     }
     for name in [name for name in found if "/.signatures/" in name]:
         del (record := json.loads(found[name].content))["summary"]["latest_mtime_iso"]
+        for digest in record["digests"].values():
+            del digest["mtime_ns"]
         found[name] = record
     return found
 

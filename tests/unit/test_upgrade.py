@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 
 from sgl_admin.contract import stages
 from sgl_admin.contract.places import CACHES
+from sgl_admin.contract.services import BY_NAME
 from tests.contract import validators
 
 # The fixture makes the machine that the tree is put on.
+from tests.unit.test_services import Stands
 from tests.unit.test_standalone import Machine, machine  # noqa: F401
 
 TREE = Path(__file__).resolve().parents[1] / "fixtures" / "tree-1.0.0.tar.gz"
@@ -111,8 +113,15 @@ class Tree:
 
 
 @pytest.fixture
-def tree(machine: Machine) -> Tree:  # noqa: F811 - the fixture
-    return Tree(machine)
+def tree(machine: Machine) -> Iterator[Tree]:  # noqa: F811 - the fixture
+    """With its Prometheus, which --root leaves to the operator."""
+    prometheus, made = Stands(BY_NAME["prometheus"]), Tree(machine)
+    url = f"http://127.0.0.1:{prometheus.port}"
+    made.manifest["services"]["prometheus"] = {"port": prometheus.port, "url": url}
+    path = made.run_dir.with_suffix(".json")
+    path.write_text(json.dumps(made.manifest), encoding="utf-8")
+    yield made
+    prometheus.stop()
 
 
 def by_stage(result: dict[str, Any], key: str) -> dict[str, Any]:
@@ -265,7 +274,10 @@ def test_inspect_finds_every_cache_valid(tree: Tree) -> None:
 
 
 def test_status_reports_the_old_prep(tree: Tree) -> None:
-    assert tree.run("status") == {"job": tree.job, "result": tree.result}
+    prometheus = {"state": "running", "needed": True, "reason": None}
+    assert tree.run("status") == {
+        "job": tree.job, "result": tree.result, "services": {"prometheus": prometheus}
+    }  # fmt: skip
     assert tree.corrupt() == []
 
 

@@ -46,6 +46,7 @@ def read_once(
     return kernels
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_every_assumption_holds_in_the_known_releases(
     packages: dict[str, Package], capsys: pytest.CaptureFixture[str]
@@ -74,6 +75,7 @@ BROKEN: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_assumption_is_named_and_ends_with_1(

@@ -38,6 +38,8 @@ _STACK = """\
   ansible.builtin.set_fact:
     stack_run: {live: false, run_id: null, metrics_ready: false}
     stack_outdated: false
+    stack_live: false
+    stack_would_start: false
     model_path: /models/x
 """
 

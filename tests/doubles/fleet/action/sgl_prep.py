@@ -56,7 +56,14 @@ class ActionModule(ActionBase):
             **{stage: "would_run" if stage in cold else "noop" for stage in KEYS},
         }
         if self._task.check_mode:
-            return {**result, "changed": bool(cold), "stages": statuses, "exit_code": 0}
+            stands = not cold and (self._folder / "proof").exists()
+            return {
+                **result,
+                "changed": not stands,
+                "stages": statuses,
+                "probe": "stands" if stands else "would_run",
+                "exit_code": 0,
+            }
         if self._task.args.get("standing") in (True, "True") and (
             cold or not (self._folder / "proof").exists()
         ):
