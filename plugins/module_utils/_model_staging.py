@@ -105,7 +105,13 @@ def survey(source: str) -> dict[str, SourceFile]:
     ModelMissing and ModelError.
     """
     shown = path_line(source)
-    if not os.path.isdir(source):
+    try:
+        is_folder = stat.S_ISDIR(os.stat(source).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = False
+    except OSError as error:
+        raise model_files.unreadable(source, error) from error
+    if not is_folder:
         raise ModelMissing(
             f"the source {shown} is not a folder that is there: set it to the folder that holds the"
             " model's config.json"

@@ -26,6 +26,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tr
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, services
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
@@ -449,7 +450,7 @@ def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> N
         model = _model_that_is_there(
             path, spec, {**fitting, "warn": found.warnings.append}, options
         )
-        found.facts["model"] = {**model, "stage": _to_be_staged(model, fitting, options)}
+        found.facts["model"] = {**model, "stage": _to_be_staged(model, spec, fitting, options)}
     except model_files.ModelError as error:
         found.problems.append(str(error))
 
@@ -495,14 +496,18 @@ def _known_of(path: str, options: Options) -> dict[str, bool]:
     return {"recorded": read.recorded, "verified": read.verified}
 
 
-def _to_be_staged(model: dict[str, Any], fitting: dict[str, Any], options: Options) -> bool:
+def _to_be_staged(
+    model: dict[str, Any], spec: host_tree.Spec, fitting: dict[str, Any], options: Options
+) -> bool:
     """Whether sgl_model_stage may have something to bring or to read. Raises ModelError for a
     source that is no model.
     """
     if options.model_source == "local":
         source = os.path.abspath(os.path.expanduser(options.model_from or ""))
         try:
-            model_files.inspect_model(source, **fitting)
+            # Whoever brings the model reads the source with these rights.
+            with safe_tree.acting_as(spec.uid, spec.gid):
+                model_files.inspect_model(source, **fitting)
         except model_files.ModelMissing:
             # What was staged from it before serves without it.
             if model["missing"] or not model["verified"]:

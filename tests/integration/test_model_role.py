@@ -5,6 +5,8 @@ needed.
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,15 @@ SHARD = "model-00002-of-00002.safetensors"
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, as a lab has them."""
-    folder = tmp_path_factory.mktemp("lab") / "qwen3-tiny"
-    made = module("sgl_tiny_model", {"path": str(folder)})
-    assert not made["failed"], made
-    (folder / ".sgl-tiny-model.json").unlink(missing_ok=True)
-    return folder
+def lab() -> Iterator[Path]:
+    """A folder with a model that every user can read, as a lab has them."""
+    with tempfile.TemporaryDirectory(prefix="sglang-it-lab-") as parent:
+        Path(parent).chmod(0o755)
+        folder = Path(parent) / "qwen3-tiny"
+        made = module("sgl_tiny_model", {"path": str(folder)})
+        assert not made["failed"], made
+        (folder / ".sgl-tiny-model.json").unlink(missing_ok=True)
+        yield folder
 
 
 def prepare(site: Site, *flags: str, **variables: Any) -> Play:
@@ -73,17 +77,21 @@ def test_a_model_from_a_folder_of_the_host(bare: Site, lab: Path) -> None:
 def test_what_cannot_be_staged_is_refused_before_anything_changes(
     bare: Site, lab: Path, tmp_path: Path
 ) -> None:
+    # pytest's own folder is closed to other users.
+    closed = tmp_path / "closed"
+    shutil.copytree(lab, closed)
     for variables, words in (
         ({"sgl_model_source": "local"}, "set sgl_model_from"),
+        ({"sgl_model_source": "local", "sgl_model_from": str(closed)}, "cannot be read by uid"),
         (
-            {"sgl_model_source": "local", "sgl_model_from": str(tmp_path / "none")},
+            {"sgl_model_source": "local", "sgl_model_from": str(lab.with_name("none"))},
             "is not a folder that is there",
         ),
     ):
         play = prepare(bare, **variables)
         assert play.code == 2 and words in play.text, play.output
         assert not bare.root.exists() and bare.inspect() is None
-    broken = tmp_path / "broken"
+    broken = lab.with_name("broken")
     shutil.copytree(lab, broken)
     (broken / SHARD).unlink()
     play = prepare(bare, sgl_model_source="local", sgl_model_from=str(broken))

@@ -27,11 +27,14 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import survey
 from ansible_collections.slice_bench.sglang.plugins.module_utils._preflight import (
     Options,
     PreflightError,
     look,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._safe_tree import acting_as
 
 from tests.doubles import docker_words
 from tests.doubles.docker_daemon import INFO
@@ -1125,6 +1128,24 @@ def test_a_model_from_somewhere_else_is_to_be_staged(host: Docker, tmp_path: Pat
     (source / "model-00002-of-00002.safetensors").unlink()
     [problem] = looked_at(host, tree, model_source="local", model_from=str(source))[0]
     assert "model-00002-of-00002.safetensors" in problem
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_source_that_the_service_user_cannot_read_is_refused(
+    host: Docker, tmp_path: Path
+) -> None:
+    """Root brings a model with the rights of the service user alone."""
+    nobody = 65534
+    # pytest's own folder is closed to other users.
+    source = made_model(tmp_path / "source")
+    [problem] = looked_at(
+        host, tmp_path / "tree", model_source="local", model_from=str(source),
+        owner_uid=nobody, owner_gid=nobody,
+    )[0]  # fmt: skip
+    assert str(source) in problem and f"cannot be read by uid {nobody}" in problem
+    assert f"setfacl -R -m u:{nobody}:rX" in problem
+    with acting_as(nobody, nobody), pytest.raises(ModelError, match="cannot be read"):
+        survey(str(source))
 
 
 def test_a_model_that_is_there_is_read_where_something_was_recorded(

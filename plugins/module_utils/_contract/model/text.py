@@ -61,12 +61,23 @@ def unreadable(path: str, exc: OSError) -> ModelError:
             " linked files too (cp -L)"
         )
     if isinstance(exc, PermissionError):
-        remedy = f"run `chmod -R u+rX,g+rX {shlex.quote(shown)}`, or run the task with become: true"
+        remedy = _permission_remedy(path)
     else:
         remedy = AGAIN
     return ModelError(
         f"{shown} cannot be read by uid {os.geteuid()} ({exc.strerror or exc}): {remedy}"
     )
+
+
+def _permission_remedy(path: str) -> str:
+    quoted = shlex.quote(path_line(path))
+    if os.getuid() != os.geteuid():
+        # Root acts as the service user: its own rights would not help.
+        return (
+            f"let that user read it and enter the folders above it (setfacl -R -m"
+            f" u:{os.geteuid()}:rX {quoted}), or copy it to where that user can read"
+        )
+    return f"run `chmod -R u+rX,g+rX {quoted}`, or run the task with become: true"
 
 
 def is_pointer(data: bytes) -> bool:
