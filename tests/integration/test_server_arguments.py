@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.doubles.server_arguments import ACCEPTED, OWNED, REFUSED
+from tests.doubles.server_arguments import ACCEPTED, KEYS, OWNED, REFUSED
 from tests.integration.installation import IMAGE
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,8 @@ def test_each_name_of_what_sgl_admin_sets_is_refused(real: dict[str, Any]) -> No
     }  # fmt: skip
     named = {name for name, destination in real["names"].items() if destination in owned}
     assert len(named) >= 12
-    assert named == {words[0].partition("=")[0] for words, _why in OWNED} & set(real["names"])
+    refused = [words[0] for words, _why in OWNED] + KEYS
+    assert named == {word.partition("=")[0] for word in refused} & set(real["names"])
 
 
 def test_the_image_tells_in_a_throwaway_container() -> None:
