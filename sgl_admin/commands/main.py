@@ -16,6 +16,7 @@ from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types, ready, status_codes
 from sgl_admin.commands import check as check_cli
 from sgl_admin.commands import prep as prep_cli
+from sgl_admin.commands import prune as prune_cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.commands import server as server_cli
 from sgl_admin.commands import share as share_cli
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print it as JSON")
     _add_status(commands)
     prep_cli.register(commands)
+    prune_cli.register(commands)
     ready.register(commands)
     server_cli.register(commands)
     check_cli.register(commands)
