@@ -318,6 +318,7 @@ class Killed(BaseException):
     """In place of SIGKILL, before a call that would change the disk."""
 
 
+@pytest.mark.slow
 def test_a_prune_that_is_killed_anywhere_leaves_whole_records(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,15 +396,8 @@ def test_a_year_comes_back_to_its_bound_and_nothing_live_is_touched(
     outside.reports(str(reports))
     assert outside.summary.of("reports").count == 2000 - 400
     assert len(list(reports.iterdir())) == 401 and (reports / "mine.html").exists()
-    assert (
-        site.prune()
-        == {
-            "freed": {},
-            "bytes": 0,
-            "kept": [],
-        }
-        or site.there() == site.runs[-30:]
-    )
+    assert site.prune()["freed"]["runs"]["count"] == 1, "the service has ended"
+    assert site.prune() == {"freed": {}, "bytes": 0, "kept": []}
 
 
 # --- outside of the tree --------------------------------------------------------------------------
