@@ -91,7 +91,7 @@ types: setup ## mypy
 
 .PHONY: unit
 unit: setup ## The unit tests but the slow ones, fuzzing in small
-	$(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
+	env SGL_FUZZ_EXAMPLES=50 $(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity
