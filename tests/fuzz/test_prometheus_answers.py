@@ -201,15 +201,13 @@ def test_prometheus_is_ready_only_when_it_says_so(
     asked: list[str] = []
 
     def exchange(method: str, target: str, *more: Any) -> Any:
-        # Each answer comes over a connection of its own.
-        client.close()
         asked.append(target.partition("?")[0])
         return real(method, target, *more)
 
     real = client._exchange
     with (
         mock.patch.object(client, "_exchange", exchange),
-        mock.patch.object(client, "_dial", lambda deadline: Socket(answers[asked[-1]])),
+        mock.patch("socket.create_connection", lambda *_, **__: Socket(answers[asked[-1]])),
     ):
         readiness = Readiness(client, Wanted(jobs, expression))
         try:
