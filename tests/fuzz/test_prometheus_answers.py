@@ -23,6 +23,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
 )
 from hypothesis import strategies as st
 
+from sgl_admin.base import http_client
 from sgl_admin.serving import probe
 from tests.doubles import prometheus_double
 from tests.fuzz.fuzzing import (
@@ -403,11 +404,11 @@ def test_a_proof_of_before_stands_only_where_prometheus_has_its_samples(
     }
     connected: list[bool] = []
 
-    def connect(*_: Any, **__: Any) -> Any:
+    def connect(connection: Any) -> None:
         connected.append(True)
-        return Socket(response(status, body))
+        connection.sock = Socket(response(status, body))
 
-    with mock.patch("socket.create_connection", connect):
+    with mock.patch.object(http_client._Connection, "connect", connect):
         problem = probe.lost(url, proof)
     if connected:
         reached()
