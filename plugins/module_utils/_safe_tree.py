@@ -15,7 +15,6 @@ import contextlib
 import errno
 import os
 import pwd
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 
@@ -171,12 +170,15 @@ def make_folder(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
     """Make one folder that has this owner and mode from its first moment, whatever the umask.
 
     It is made under a temporary name beside and renamed when finished: a kill leaves an empty
-    ``.sgl-new-*``, never a folder of the wrong owner. Raises OSError.
+    ``.sgl-new-NAME``, never a folder of the wrong owner, and whoever makes the folder next takes
+    that away. Raises OSError.
     """
+    temporary = TEMP_PREFIX + name
     for attempt in range(3):
-        temporary = TEMP_PREFIX + secrets.token_hex(8)
-        os.mkdir(temporary, 0o700, dir_fd=parent)
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(temporary, dir_fd=parent)
+            os.mkdir(temporary, 0o700, dir_fd=parent)
             new = os.open(temporary, _FOLDER, dir_fd=parent)
             try:
                 _hand_over_new(new, uid, gid, mode)
@@ -185,11 +187,10 @@ def make_folder(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
             return
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.rmdir(temporary, dir_fd=parent)
-            # A second run that starts now takes our temporary name for a leftover; the next
-            # attempt has another.
-            if not isinstance(error, FileNotFoundError) or attempt == 2:
+            # Another run makes the same folder at this moment.
+            if not isinstance(error, (FileNotFoundError, FileExistsError)) or attempt == 2:
+                with contextlib.suppress(OSError):
+                    os.rmdir(temporary, dir_fd=parent)
                 raise
 
 

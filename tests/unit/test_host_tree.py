@@ -5,6 +5,7 @@ leaves.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -479,24 +480,25 @@ def test_a_killed_run_is_completed_by_the_next(
 
 
 @needs_root
-@pytest.mark.parametrize("below", ["", "telemetry", "profiles", "profiles/moe_configs"])
-def test_a_leftover_of_any_owner_is_removed(spec: Spec, below: str) -> None:
+@pytest.mark.parametrize("folder", ["models", "telemetry", "profiles/triton", "telemetry/logs"])
+def test_a_leftover_of_any_owner_is_taken_away(spec: Spec, folder: str) -> None:
     converge(spec)
-    leftover = Path(spec.root, below, ".sgl-new-0123456789abcdef")
+    made = Path(spec.root, folder)
+    shutil.rmtree(made)
+    leftover = made.with_name(f".sgl-new-{made.name}")
     leftover.mkdir(0o700)
     os.chown(leftover, 65534, 65534)
-    plan = inspect(spec)
-    assert plan.leftovers == [str(leftover)] and plan.changed
-    assert plan.diff()["after"] == {str(leftover): "absent"}
-    apply(plan)
-    assert not leftover.exists()
+    assert inspect(spec).result()["foreign_count"] == 0
+    assert str(made) in converge(spec).create
+    assert made.is_dir() and not leftover.exists() and not inspect(spec).changed
 
 
 @needs_root
 def test_a_leftover_name_hides_nothing(spec: Spec, tmp_path: Path) -> None:
     """A directory that holds something is not a leftover, whatever its name; nor is a file."""
     converge(spec)
-    full = Path(spec.profiles, ".sgl-new-0123456789abcdef")
+    os.rmdir(os.path.join(spec.profiles, "triton"))
+    full = Path(spec.profiles, ".sgl-new-triton")
     full.mkdir()
     (full / "x").touch()
     os.chown(full, 65534, 65534)
