@@ -171,27 +171,28 @@ def make_folder(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
 
     It is made under a temporary name beside and renamed when finished: a kill leaves an empty
     ``.sgl-new-NAME``, never a folder of the wrong owner, and whoever makes the folder next takes
-    that away. Raises OSError.
+    that away. Raises OSError; :func:`another_made` tells that of another run's work.
     """
     temporary = TEMP_PREFIX + name
-    for attempt in range(3):
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(temporary, dir_fd=parent)
+        os.mkdir(temporary, 0o700, dir_fd=parent)
+        new = os.open(temporary, _FOLDER, dir_fd=parent)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(temporary, dir_fd=parent)
-            os.mkdir(temporary, 0o700, dir_fd=parent)
-            new = os.open(temporary, _FOLDER, dir_fd=parent)
-            try:
-                _hand_over_new(new, uid, gid, mode)
-            finally:
-                os.close(new)
-            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-            return
-        except OSError as error:
-            # Another run makes the same folder at this moment.
-            if not isinstance(error, (FileNotFoundError, FileExistsError)) or attempt == 2:
-                with contextlib.suppress(OSError):
-                    os.rmdir(temporary, dir_fd=parent)
-                raise
+            _hand_over_new(new, uid, gid, mode)
+        finally:
+            os.close(new)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(temporary, dir_fd=parent)
+        raise
+
+
+def another_made(error: OSError) -> bool:
+    """Whether :func:`make_folder` failed because another run makes the same folder."""
+    return error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ESTALE)
 
 
 def _hand_over_new(new: int, uid: int, gid: int, mode: int) -> None:
