@@ -1,4 +1,4 @@
-"""docs/air-gap.md, walked: an image that was saved elsewhere, and a host whose network reaches the
+"""docs/how-to/air-gap.md, walked: an image that was saved elsewhere, and a host whose network reaches the
 controller only.
 """
 

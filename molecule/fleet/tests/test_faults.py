@@ -1,4 +1,4 @@
-"""What goes wrong in a fleet ends as docs/faults.md says, and the same run without the fault
+"""What goes wrong in a fleet ends as docs/contributing/faults.md says, and the same run without the fault
 finishes with nothing done twice.
 """
 
