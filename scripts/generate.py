@@ -120,12 +120,19 @@ def preflight_spec() -> str:
 
 def dashboard_spec() -> str:
     """roles/dashboard/meta/argument_specs.yml: the variables of Grafana's machine."""
-    return _role_spec(
+    own = "|".join(option.name for option in options.GRAFANA)
+    text = _role_spec(
         {
             "short_description": "Grafana datasources and dashboards for the hosts of group sglang",
+            "description": [
+                "Runs on the hosts of group C(grafana), where Grafana is installed already.",
+                "Gives Grafana a datasource for each host of group C(sglang), and two dashboards.",
+            ],
             "options": _documented(options.GRAFANA),
         }
     )
+    # The GPU hosts' variables are no options of this role.
+    return re.sub(rf"O\((?!(?:{own})\))(\w+)\)", r"C(\1)", text)
 
 
 def _documented(wanted: Any) -> dict[str, Any]:
@@ -173,10 +180,18 @@ class ModuleDocFragment:
 
 
 def _fragment(named: dict[str, Option]) -> str:
-    documented = {name: option.documented() for name, option in named.items()}
+    documented = {name: _manual(option.documented()) for name, option in named.items()}
     text = yaml.dump({"options": documented}, Dumper=_Dumper, sort_keys=False, width=WIDTH - 24)
     # A variable is no option of the module that has this text.
     return text.replace("O(sgl_", "C(sgl_")
+
+
+def _manual(documented: dict[str, Any]) -> dict[str, Any]:
+    """An option as a module's documentation has it: no_log is for its argument_spec alone."""
+    spec = {key: value for key, value in documented.items() if key != "no_log"}
+    if "options" in spec:
+        spec["options"] = {name: _manual(part) for name, part in spec["options"].items()}
+    return spec
 
 
 def variables_table() -> str:

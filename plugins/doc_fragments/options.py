@@ -156,7 +156,6 @@ options:
     type: list
     elements: str
     default: []
-    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
@@ -203,7 +202,6 @@ options:
   server_api_key:
     type: str
     default: ''
-    no_log: true
     description: The key that the server asks for.
   probe_timeout:
     type: float
@@ -244,14 +242,12 @@ options:
     type: list
     elements: str
     default: []
-    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
   server_env:
     type: dict
     default: {}
-    no_log: true
     description: More environment variables of the server, the same as in serving.
       Records, logs and command lines have the values of variables that are known
       as public, and none of the others.
