@@ -97,23 +97,12 @@ def preflight_spec() -> str:
     """roles/preflight/meta/argument_specs.yml: the manual of every variable."""
     return _role_spec(
         {
-            "short_description": "Inspect the host and refuse what cannot work",
+            "short_description": "The variables of this collection, and the check of every host",
             "description": [
-                "Registers C(preflight_host), which the other roles take the service user,"
-                " Docker's state and the devices from.",
-                "Checks every variable of every role before anything changes on a host"
-                " (M(slice_bench.sglang.sgl_values)).",
+                "Set these variables in the inventory. All roles and playbooks read them.",
+                "The role checks each variable and inspects the host before anything changes.",
             ],
-            "options": {
-                "preflight_ready_for": {
-                    "type": "str",
-                    "description": "What the host must be ready for; see"
-                    " M(slice_bench.sglang.sgl_host_info).",
-                    "choices": list(options.READY_FOR),
-                    "default": "prep",
-                },
-                **_documented(o for o in options.OPTIONS if o not in options.GRAFANA),
-            },
+            "options": _documented(o for o in options.OPTIONS if o not in options.GRAFANA),
         }
     )
 
