@@ -145,6 +145,11 @@ ee: setup ## Build the execution environment for AWX and ansible-navigator (ARGS
 docs: setup-base ## Build the site of README.md, docs/ and the modules (ARGS=linkcheck asks for the external links)
 	scripts/site.sh $(ARGS)
 
+.PHONY: changelog
+changelog: setup-base ## Check the fragments of the changelog (ARGS=release makes CHANGELOG.md of them)
+	scripts/docs_tools_up.sh
+	$(WITH_PATH) .cache/docs-venv/bin/antsibull-changelog $(or $(ARGS),lint)
+
 .PHONY: clean
 clean: ## Remove .venv and everything else that these commands made in the checkout
 	rm -rf .venv .ansible .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage tests/output

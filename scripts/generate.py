@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -453,6 +454,33 @@ def _complete(part: dict[str, Any], required: list[str]) -> bool:
     return bool(lacking)
 
 
+def support_table() -> str:
+    """The versions that the tests run with, from the files that choose them."""
+    locked = _read("requirements/base.txt")
+    cores = re.findall(
+        r"^ansible-core==([\d.]+) ; python_full_version (\S+ '[\d.]+')", locked, re.M
+    )
+    flavours = "roles/image/files/flavours"
+    packages = _read(f"{flavours}/local/requirements.txt")
+    [sglang] = re.findall(r"^sglang==([\d.]+)", packages, re.MULTILINE)
+    base = json.loads(_read(f"{flavours}/gh200/build.json"))["base"]
+    oldest_core = yaml.safe_load(_read("meta/runtime.yml"))["requires_ansible"]
+    pyproject = tomllib.loads(_read("pyproject.toml"))
+    modules = pyproject["tool"]["ruff"]["per-file-target-version"]["plugins/modules/**"]
+    controller = pyproject["project"]["requires-python"].removeprefix(">=")
+    host = f"{modules[2]}.{modules[3:]}"
+    tested = "; ".join(f"{core} (Python {python})" for core, python in cores).replace("'", "")
+    rows = [
+        ("ansible-core", oldest_core.removeprefix(">="), tested),
+        ("Python of the controller", controller, "the one that runs the tests"),
+        ("Python of a host", host, f"Debian's, and {host} where the test machine has it"),
+        ("SGLang without a GPU", sglang, f"{sglang}, on the CPU"),
+        ("SGLang of the `gh200` image", "`sgl_image_base`", f"`{base}` is the default; not run"),
+    ]
+    head = "| part | oldest | in the tests |\n|---|---|---|\n"
+    return head + "".join(f"| {part} | {oldest} | {found} |\n" for part, oldest, found in rows)
+
+
 # Whole files, and parts of files with the patterns of the lines around them.
 FILES: dict[str, Callable[[], str]] = {
     "roles/settings/defaults/main.yml": role_defaults,
@@ -486,6 +514,12 @@ PARTS: list[tuple[str, str, str, Callable[[], str]]] = [
         "<!-- environment -->\n",
         "<!-- end of environment -->\n",
         environment_table,
+    ),
+    (
+        "docs/reference/support.md",
+        "<!-- versions -->\n",
+        "<!-- end of versions -->\n",
+        support_table,
     ),
     (
         "docs/explanation/decisions.md",

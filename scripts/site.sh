@@ -10,22 +10,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/common.sh
 
 readonly VENV=.cache/docs-venv
-readonly STAMP=$VENV/.requirements # written last
 readonly SITE=.cache/site
 readonly SOURCE=$SITE/source
 
 builder=${1:-html}
 
-[ -x .venv/bin/ansible-doc ] || die "there is no .venv with ansible-doc: run 'make setup'."
-wanted=$(sha256sum <requirements/docs.txt)
-if [ "$(cat "$STAMP" 2>/dev/null)" != "$wanted" ]; then
-    say "installing requirements/docs.txt into $VENV"
-    rm -rf "$VENV"
-    .venv/bin/python -m venv "$VENV"
-    "$VENV/bin/python" -m pip --disable-pip-version-check install -qq --require-hashes -r requirements/docs.txt
-    echo "$wanted" >"$STAMP"
-fi
-
+scripts/docs_tools_up.sh
 rm -rf "$SITE"
 mkdir -p "$SOURCE/collection" "$SITE/pictures/docs"
 chmod go-w "$SOURCE/collection" # antsibull-docs writes to no folder that others may write
