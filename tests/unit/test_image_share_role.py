@@ -20,12 +20,12 @@ DOUBLES = ROOT / "tests" / "doubles" / "image_share" / "action"
 LABEL = "org.slice-bench.image-inputs"
 PLAY = """\
 ---
-- name: See to the image
+- name: Ensure the image is present
   hosts: sglang
   gather_facts: false
   serial: SERIAL
   tasks:
-    - name: See to the image
+    - name: Ensure the image is present
       ansible.builtin.import_role:
         name: slice_bench.sglang.image
 """
