@@ -59,7 +59,7 @@ options:
     description: 'Let root be the service user, or own the tree. The container
       and the server in it run as uid 0 then, and what breaks out of the server
       can leave set-id programs of root''s in the tree: only for a host on which
-      nobody else has an account.'
+      you have the only account.'
   root:
     type: path
     description: Folder of the host tree. By default C(sglang-observability) in
@@ -81,7 +81,7 @@ options:
     type: bool
     default: false
     description: Go on, with a warning, where something in the tree belongs to
-      somebody else. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
+      another user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
       the same.
   owner_uid:
     type: int
