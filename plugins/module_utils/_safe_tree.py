@@ -205,7 +205,7 @@ def _hand_over_new(new: int, uid: int, gid: int, mode: int) -> None:
         or stat.S_IMODE(info.st_mode) & 0o777 != 0o700
         or os.listdir(new)
     ):
-        raise OSError(errno.ESTALE, "somebody exchanged the folder while it was made")
+        raise OSError(errno.ESTALE, "another user replaced the folder while it was made")
     if (info.st_uid, info.st_gid) != (uid, gid):
         os.fchown(new, uid, gid)
     os.fchmod(new, mode)

@@ -149,6 +149,8 @@ def test_second_prep_changes_nothing(prepared: Site) -> None:
     assert [path.stat().st_mtime_ns for path in records[:1]] == times, (
         "the manifest was written again"
     )
+    seen = prepared.must_play("look")
+    assert seen.changed == 0 and prepared.run_id in seen.output
 
 
 def test_check_mode_on_a_converged_host_says_unchanged(prepared: Site) -> None:

@@ -165,7 +165,7 @@ TREE = (
         "bool",
         "Let root be the service user, or own the tree. The container and the server in it run as"
         " uid 0 then, and what breaks out of the server can leave set-id programs of root's in the"
-        " tree: only for a host on which nobody else has an account.",
+        " tree: only for a host on which you have the only account.",
         False,
         module={INFO: "allow_root"},
     ),
@@ -208,7 +208,7 @@ TREE = (
     Option(
         "sgl_ownership_ignore",
         "bool",
-        "Go on, with a warning, where something in the tree belongs to somebody else."
+        "Go on, with a warning, where something in the tree belongs to another user."
         " HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does the same.",
         False,
         jinja="lookup('ansible.builtin.env', 'HOST_DIR_OWNERSHIP_IGNORE') == '1'",
@@ -409,8 +409,8 @@ IMAGE = (
     Option(
         "sgl_download_dir",
         "path",
-        "Folder on the host with release archives that somebody put there, for a lab that cannot"
-        " fetch them, and with the sums files of those whose digest is not pinned.",
+        "Folder on the host with downloaded release archives, for a lab without internet access,"
+        " and with the sums files of those whose digest is not pinned.",
         kind="host_path",
     ),
     Option(
