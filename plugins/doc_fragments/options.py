@@ -200,6 +200,15 @@ options:
       - skip
     default: ensure
     description: What to do about TorchInductor's and Triton's kernels.
+  perf:
+    type: str
+    choices:
+      - ensure
+      - rebuild
+      - skip
+    default: skip
+    description: What to do about the measurement of whether the host is as fast
+      as it should be.
   server_api_key:
     type: str
     default: ''
@@ -278,4 +287,25 @@ options:
     type: float
     default: 1800
     description: Seconds for the server to become healthy.
+  perf_required:
+    type: bool
+    default: false
+    description: Fail the prep of a host that stage C(perf) finds too slow. By
+      default the prep warns.
+  perf_max_age:
+    type: float
+    default: 7
+    description: Days after which stage C(perf) measures the host again. A change
+      of the driver, the VBIOS, the power limit or the image, and a reboot, have
+      it measured again before that.
+  perf_warn_percent:
+    type: float
+    default: 5
+    description: By how many percent a measurement may be worse than the median
+      of the fleet, or of the host's own history, before stage C(perf) warns.
+      Where these scatter more, three times their scatter.
+  perf_fail_percent:
+    type: float
+    default: 10
+    description: The same for a measurement that makes a host too slow.
 """

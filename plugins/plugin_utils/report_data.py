@@ -19,6 +19,9 @@ from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import ca
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
     NAMES as STAGES,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
+    SHARED,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import clean
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import (
     fleet,
@@ -376,14 +379,16 @@ def _note_prep(entry: _Host, prep: dict[str, Any]) -> None:
 
 
 def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The seconds of each stage that really ran, in whichever prep of this run."""
+    """The seconds of each stage that hosts share and that really ran, in whichever prep of this
+    run.
+    """
     ran = {
         name: [
             stages[name]["duration_s"]
             for stages in preps.values()
             if name in stages and stages[name].get("ran")
         ]
-        for name in STAGES
+        for name in SHARED
     }
     return {name: round(sum(seconds), 3) for name, seconds in ran.items() if seconds}
 
