@@ -160,6 +160,17 @@ options:
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
+  perf_conditions:
+    type: str
+    choices:
+      - warn
+      - refuse
+    default: warn
+    description: 'What to do about conditions that make a host with GPUs slow:
+      a power limit below the default, application clocks, ECC that is off, a
+      PCIe link below what it could be, a slowdown, no persistence mode, another
+      program on a GPU, a governor of the CPUs other than C(performance). V(warn)
+      says so, V(refuse) ends the preflight of a start or a prep.'
 """
     PREP = r"""
 options:

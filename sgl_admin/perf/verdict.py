@@ -29,7 +29,8 @@ class Verdict:
 
     @property
     def verdict(self) -> str:
-        return perf.worst([each.verdict for each in (*self.judgements, *self.findings)])
+        judged = [each.verdict for each in self.judgements]
+        return perf.worst([*judged, *(each.verdict for each in self.findings)])
 
     @property
     def reason(self) -> str | None:

@@ -48,8 +48,9 @@ class Perf(Stage):
     def skip_reason(self, context: Context) -> str | None:
         return None
 
-    def key(self, context: Context) -> None:
-        """Each host measures itself."""
+    def key(self, context: Context) -> str | None:
+        """None, as each host measures itself."""
+        return None
 
     def offer(self, context: Context) -> Offer | None:
         return None

@@ -654,6 +654,17 @@ REQUEST = (
         maximum=A_DAY_S,
     ),
     Option(
+        "sgl_perf_conditions",
+        "str",
+        "What to do about conditions that make a host with GPUs slow: a power limit below the"
+        " default, application clocks, ECC that is off, a PCIe link below what it could be, a"
+        " slowdown, no persistence mode, another program on a GPU, a governor of the CPUs other"
+        " than C(performance). V(warn) says so, V(refuse) ends the preflight of a start or a prep.",
+        "warn",
+        ("warn", "refuse"),
+        module={INFO: "perf_conditions"},
+    ),
+    Option(
         "sgl_perf_required",
         "bool",
         "Fail the prep of a host that stage C(perf) finds too slow. By default the prep warns.",
