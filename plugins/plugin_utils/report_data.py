@@ -26,6 +26,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import (
     fleet,
     summary,
+    warn_of_outliers,
 )
 
 # The modules whose results say what a host is and what was done on it.
@@ -264,6 +265,8 @@ class Report:
 
     def _of(self, hosts: list[dict[str, Any]]) -> dict[str, Any]:
         fine = sum(host["status"] == "ok" for host in hosts)
+        whole = fleet(hosts, self._fleet or None)
+        warn_of_outliers(hosts, whole)
         return {
             "schema_version": "1",
             "report_id": self.report_id,
@@ -277,7 +280,7 @@ class Report:
                 "ready": sum(host["metrics_ready"] is True for host in hosts),
                 "total": len(hosts),
             },
-            "fleet": fleet(hosts, self._fleet or None),
+            "fleet": whole,
             "hosts": hosts,
         }
 
@@ -333,6 +336,7 @@ class Report:
                 for name, stage in (result.get("stages") or {}).items()
             },
             "moe_gain": _moe_gain(result),
+            "perf": _perf(result),
             # What check mode says of the stages.
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
@@ -398,6 +402,12 @@ def _moe_gain(result: dict[str, Any]) -> dict[str, Any] | None:
     stage = (result.get("stages") or {}).get("moe_tune") or {}
     gain: dict[str, Any] | None = (stage.get("artifacts") or {}).get("gain")
     return gain
+
+
+def _perf(result: dict[str, Any]) -> dict[str, Any] | None:
+    """What stage `perf` found; None where it measured nothing."""
+    probe: dict[str, Any] = result.get("perf_probe") or {}
+    return probe if probe.get("verdict") else None
 
 
 def _made(stages: dict[str, Any], stage: str) -> bool:

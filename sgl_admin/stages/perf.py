@@ -112,6 +112,7 @@ class Perf(Stage):
             ],
             "skipped": [{"name": name, "reason": why} for name, why in measured.skipped.items()],
             "samples": samples,
+            "tolerance": asdict(_tolerance(context)),
             **verdict.to_json(),
         }
         entry = {
@@ -166,8 +167,7 @@ class Perf(Stage):
     def _judge(
         self, context: Context, measured: Measured, earlier: list[dict[str, Any]], subject: str
     ) -> Verdict:
-        option = context.request.option
-        tolerance = Tolerance(option("perf_warn_percent"), option("perf_fail_percent"))
+        tolerance = _tolerance(context)
         name, values = context.devices.name, measured.values
         floors, no_floor = data_sheet.judge(name, values)
         before, no_history = history.judge(earlier, subject, name, values, tolerance)
@@ -177,6 +177,11 @@ class Perf(Stage):
             tuple(measured.seen.findings()),
             {reference: why for reference, why in without.items() if why is not None},
         )
+
+
+def _tolerance(context: Context) -> Tolerance:
+    option = context.request.option
+    return Tolerance(float(option("perf_warn_percent")), float(option("perf_fail_percent")))
 
 
 def _settings(context: Context) -> dict[str, Any]:
