@@ -32,12 +32,16 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 	$(if $(OTHER_INVENTORY),,scripts/docker_up.sh)
 	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
 
-# The tests with containers mostly wait, so those without run beside them.
+# The tests with containers mostly wait, so others run beside them.
 BESIDE := scripts/beside.sh
 .PHONY: test
 test: lint types docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
-	$(BESIDE) tests/output/test-light.log $(MAKE) test-light -- $(PYTEST) -m "not long" --durations=30 \
-	    tests/integration tests/faults tests/molecule $(ARGS)
+	$(BESIDE) tests/output/test-beside.log $(MAKE) test-beside -- $(PYTEST) -m "not long" --durations=30 \
+	    tests/integration $(ARGS)
+
+.PHONY: test-beside
+test-beside: test-light
+	$(PYTEST) -m "not long" --durations=10 tests/faults tests/molecule
 
 .PHONY: test-light
 test-light: sanity
@@ -91,7 +95,7 @@ types: setup ## mypy
 
 .PHONY: unit
 unit: setup ## The unit tests but the slow ones, fuzzing in small
-	$(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
+	env SGL_FUZZ_EXAMPLES=50 $(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity

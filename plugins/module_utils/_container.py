@@ -511,13 +511,10 @@ class Stack:
             self._docker_run, self._host.telemetry_root, self.name, self._start_timeout
         )
         url = run["manifest"]["services"]["prometheus"]["url"]
-        readiness = Readiness(PrometheusClient(url), Wanted())
         try:
-            seen = readiness.wait(self._start_timeout)
+            seen = Readiness(PrometheusClient(url), Wanted()).wait(self._start_timeout)
         except FinalError as error:
             raise ContainerError(str(error)) from error
-        finally:
-            readiness.close()
         if not seen.ready:
             raise ContainerError(str(seen.reason))
         return run

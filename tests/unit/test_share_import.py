@@ -921,6 +921,7 @@ def settled(host: Receiver, number: int) -> None:
         assert host.share("import", host.file.with_name("broken.tar")).code == EXIT_ARCHIVE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["killed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("raises", "full"))]
 )
