@@ -145,13 +145,15 @@ class PruneModule:
             stack.enter_context(
                 safe_tree.acting_as(self.params["owner_uid"], self.params["owner_gid"])
             )
-            folders = []
+            folders: list[int | None] = []
             for name in ("telemetry", "profiles"):
                 try:
                     folders.append(stack.enter_context(safe_tree.folder(roots[name])))
                 except FileNotFoundError:
                     folders.append(None)
-            return pruning.Tree(*folders, self.keep, time.time()).prune(self.dry_run)
+            telemetry, profiles = folders
+            tree = pruning.Tree(telemetry, profiles, self.keep, time.time())
+            return tree.prune(self.dry_run)
 
     def absent(self) -> dict[str, Any]:
         roots = self.params["roots"]

@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TextIO
 
 import pytest
 
 from sgl_admin.commands import main as cli
 from slice_bench import cli as front
+
+
+_KEPT: list[TextIO] = []
 
 
 @pytest.mark.parametrize("buffered", [True, False])
@@ -39,10 +43,10 @@ def test_the_front_says_that_its_output_is_full(
     assert error.count("\n") == 1 and "the standard output" in error
 
 
-def open_full(buffered: bool):  # type: ignore[no-untyped-def]
+def open_full(buffered: bool) -> TextIO:
     """As PYTHONUNBUFFERED does it, or by default."""
     stream = open("/dev/full", "w", encoding="utf-8")
     stream.reconfigure(write_through=not buffered)
     # Closing it would flush it once more.
-    open_full.kept = stream  # type: ignore[attr-defined]
+    _KEPT.append(stream)
     return stream

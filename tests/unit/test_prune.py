@@ -87,7 +87,7 @@ class Site:
             for top in (self.telemetry, self.profiles):
                 opened.append(os.open(top, os.O_RDONLY))
                 stack.callback(os.close, opened[-1])
-            tree = pruning.Tree(*opened, pruning.bounds(keep), NOW)
+            tree = pruning.Tree(opened[0], opened[1], pruning.bounds(keep), NOW)
             return tree.prune(dry_run, live).to_json()
 
     def there(self) -> list[str]:
