@@ -31,8 +31,10 @@ class Settings:
     def log_bytes(self) -> int:
         """What the run's log takes at most."""
         text = self.log_size or str(options.BY_NAME["sgl_log_size"].default)
-        number, prefix = re.fullmatch(r"(\d+)([KMGTPE]?)i?B", text).groups()  # type: ignore[union-attr]
-        return int(number) << 10 * (" KMGTPE".index(prefix) if prefix else 0)
+        size = re.fullmatch(r"(\d+)([KMGTPE]?)i?B", text)
+        if size is None:
+            raise ValueError(f"sgl_log_size is {text!r}")
+        return int(size[1]) << 10 * (" KMGTPE".index(size[2]) if size[2] else 0)
 
     @classmethod
     def from_environment(cls) -> Settings:

@@ -12,7 +12,6 @@ import pytest
 from sgl_admin.commands import main as cli
 from slice_bench import cli as front
 
-
 _KEPT: list[TextIO] = []
 
 
