@@ -13,9 +13,11 @@ import errno
 import grp
 import os
 import pwd
+import random
 import re
 import shlex
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +26,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 
 TEMP_NAME = re.compile(re.escape(safe_tree.TEMP_PREFIX) + ".+")
 NAMED_MISMATCHES = 10
+# How often a folder is tried that another run makes at the same time, and the longest pause.
+_TRIES, _PAUSE_S = 20, 0.05
 
 
 class HostTreeError(Exception):
@@ -561,19 +565,45 @@ def _check_ownership(plan: Plan) -> None:
     )
 
 
-def make_directory(path: str, uid: int, gid: int, mode: int) -> None:
-    """Make one directory that from its first moment has this owner and mode. Raises OSError."""
+def make_directory(path: str, uid: int, gid: int, mode: int, top: str | None = None) -> None:
+    """Make one directory that from its first moment has this owner and mode, or take the one that
+    another run makes at the same time. No link is followed below ``top``. Raises OSError.
+    """
     parent, name = os.path.split(path)
-    with safe_tree.folder(parent) as descriptor:
-        safe_tree.make_folder(descriptor, name, uid, gid, mode)
+    for left in reversed(range(_TRIES)):
+        try:
+            with safe_tree.folder(parent, top) as descriptor:
+                safe_tree.make_folder(descriptor, name, uid, gid, mode)
+            return
+        except OSError as error:
+            if not safe_tree.another_made(error) or not left:
+                raise
+        if _is_made(path, top, (uid, gid, mode)):
+            return
+        # Two runs that go on in step would undo each other's work again and again.
+        time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311
+
+
+def _is_made(path: str, top: str | None, wanted: tuple[int, int, int]) -> bool:
+    try:
+        with safe_tree.folder(path, top) as descriptor:
+            info = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == wanted
 
 
 def _opened(spec: Spec, path: str) -> contextlib.AbstractContextManager[int]:
     """A directory, opened; inside telemetry/ and profiles/ no link is followed at all, so that
     nothing can be slipped in between.
     """
-    tops = [top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")]
-    return safe_tree.folder(path, tops[0] if tops else None)
+    return safe_tree.folder(path, _top(spec, path))
+
+
+def _top(spec: Spec, path: str) -> str | None:
+    return next(
+        (top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")), None
+    )
 
 
 def apply(plan: Plan) -> None:
@@ -594,9 +624,8 @@ def apply(plan: Plan) -> None:
             raise _os_error(f"set mode {new:04o} on", path, exc) from exc
     for path in plan.create:
         try:
-            with _opened(spec, os.path.dirname(path)) as fd:
-                safe_tree.make_folder(
-                    fd, os.path.basename(path), spec.uid, spec.gid, plan.new_mode(path)
-                )
+            make_directory(
+                path, spec.uid, spec.gid, plan.new_mode(path), _top(spec, os.path.dirname(path))
+            )
         except OSError as exc:
             raise _os_error("make", path, exc) from exc

@@ -118,6 +118,7 @@ def test_example_is_valid(name):
     VALIDATE[name](validators.example(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALIDATE)
 def test_every_key_is_required(name):
     not_missed = []
@@ -129,6 +130,7 @@ def test_every_key_is_required(name):
     assert not_missed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALIDATE)
 def test_every_value_has_a_type(name):
     """Nothing in the contract is an object and a text at once, or a list of empty objects."""
