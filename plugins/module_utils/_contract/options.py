@@ -82,7 +82,7 @@ READY_FOR = ("nothing", "tree", "stop", "smoke", "start", "prep")
 
 def _mode(stage: stages.Stage) -> Option:
     text = f"What to do about {stage.text}."
-    return Option(stage.option, "str", text, "ensure", stages.MODES)
+    return Option(stage.option, "str", text, stage.default, stages.MODES)
 
 
 STAGE_MODES = tuple(_mode(stage) for stage in stages.STAGES)
@@ -698,16 +698,64 @@ REQUEST = (
         minimum=1,
         maximum=A_DAY_S,
     ),
+    Option(
+        "sgl_perf_conditions",
+        "str",
+        "What to do about conditions that make a host with GPUs slow: a power limit below the"
+        " default, application clocks, ECC that is off, a PCIe link below what it could be, a"
+        " slowdown, no persistence mode, another program on a GPU, a governor of the CPUs other"
+        " than C(performance). V(warn) says so, V(refuse) ends the preflight of a start or a prep.",
+        "warn",
+        ("warn", "refuse"),
+        module={INFO: "perf_conditions"},
+    ),
+    Option(
+        "sgl_perf_required",
+        "bool",
+        "Fail the prep of a host that stage C(perf) finds too slow. By default the prep warns.",
+        False,
+        module={PREP: "perf_required"},
+    ),
+    Option(
+        "sgl_perf_max_age",
+        "float",
+        "Days after which stage C(perf) measures the host again. A change of the driver, the VBIOS,"
+        " the power limit or the image, and a reboot, have it measured again before that.",
+        7,
+        module={PREP: "perf_max_age"},
+        minimum=0,
+        maximum=3650,
+    ),
+    Option(
+        "sgl_perf_warn_percent",
+        "float",
+        "By how many percent a measurement may be worse than the median of the fleet, or of the"
+        " host's own history, before stage C(perf) warns. Where these scatter more, three times"
+        " their scatter.",
+        5,
+        module={PREP: "perf_warn_percent"},
+        minimum=0,
+        maximum=100,
+    ),
+    Option(
+        "sgl_perf_fail_percent",
+        "float",
+        "The same for a measurement that makes a host too slow.",
+        10,
+        module={PREP: "perf_fail_percent"},
+        minimum=0,
+        maximum=100,
+    ),
 )
 
 PREPARATION = (
     Option(
         "sgl_stages",
         "dict",
-        "What to do about each stage; one that is not named is ensured.",
+        "What to do about each stage; a stage that is not named has its own default.",
         {},
         parts=STAGE_MODES,
-        shown="every stage `ensure`",
+        shown="every stage `ensure`, but `perf` `skip`",
     ),
     *REQUEST,
     Option(

@@ -75,6 +75,8 @@ CACHES: dict[str, tuple[str, ...]] = {
     "torch": ("TORCH_EXTENSIONS_DIR", "PYTORCH_KERNEL_CACHE_PATH"),
     # What the driver compiles of PTX. A server on a GPU has a folder of its driver's version in it.
     "cuda": ("CUDA_CACHE_PATH",),
+    # The host's measurements, and their history.
+    "perf": (),
 }
 CACHE_VARIABLES = {variable: cache for cache, names in CACHES.items() for variable in names}
 # Python's byte code of packages whose folders the container's user cannot write
