@@ -138,7 +138,7 @@ def _check(document: Any, path: Path) -> None:
     sources = options.BY_NAME["sgl_model_source"].choices
     demand(
         given.get("model.source", "present") in sources,
-        f"model.source is none of {', '.join(sources)}",
+        f"model.source is not one of {', '.join(sources)}",
     )
     for key in ("moe.batch_sizes", "server.cuda_graph_batch_sizes"):
         demand(
@@ -152,7 +152,7 @@ def _check(document: Any, path: Path) -> None:
         )
     demand(
         all(mode in stages.MODES for mode in given.get("stages", {}).values()),
-        f"a stage is none of {', '.join(stages.MODES)}",
+        f"a stage is not one of {', '.join(stages.MODES)}",
     )
     demand(isinstance(given.get("server.args", []), list), "server.args is no list")
     demand(isinstance(given.get("server.env", {}), dict), "server.env is no mapping")

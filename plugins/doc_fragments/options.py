@@ -59,7 +59,7 @@ options:
     description: 'Let root be the service user, or own the tree. The container
       and the server in it run as uid 0 then, and what breaks out of the server
       can leave set-id programs of root''s in the tree: only for a host on which
-      nobody else has an account.'
+      you have the only account.'
   root:
     type: path
     description: Folder of the host tree. By default C(sglang-observability) in
@@ -81,7 +81,7 @@ options:
     type: bool
     default: false
     description: Go on, with a warning, where something in the tree belongs to
-      somebody else. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
+      another user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
       the same.
   owner_uid:
     type: int
@@ -156,7 +156,6 @@ options:
     type: list
     elements: str
     default: []
-    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
@@ -223,7 +222,6 @@ options:
   server_api_key:
     type: str
     default: ''
-    no_log: true
     description: The key that the server asks for.
   probe_timeout:
     type: float
@@ -264,14 +262,12 @@ options:
     type: list
     elements: str
     default: []
-    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
   server_env:
     type: dict
     default: {}
-    no_log: true
     description: More environment variables of the server, the same as in serving.
       Records, logs and command lines have the values of variables that are known
       as public, and none of the others.

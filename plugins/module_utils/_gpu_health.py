@@ -128,16 +128,16 @@ _XIDS = {
         " Xid before it"
     ),
     48: (
-        "memory had an error that ECC could not correct: reset the GPU (`nvidia-smi -r`), and have"
-        " it replaced if that comes again"
+        "memory had an error that ECC could not correct: reset the GPU (`nvidia-smi -r`), and"
+        " replace the GPU if the error returns"
     ),
     63: (
-        "a bad piece of memory is to be taken out of use: reset the GPU (`nvidia-smi -r`) for that"
+        "a bad piece of memory will be taken out of use: reset the GPU (`nvidia-smi -r`) for that"
         " to happen"
     ),
     64: (
         "a bad piece of memory could not be taken out of use: reset the GPU (`nvidia-smi -r`), and"
-        " have it replaced if that comes again"
+        " replace the GPU if the error returns"
     ),
     74: (
         "an NVLink connection failed: reset the GPUs (`nvidia-smi -r`), and have links and bridges"
@@ -898,18 +898,18 @@ def _conditions(gpus: list[dict[str, Any]]) -> Iterator[str]:
     for gpu in gpus:
         name = f"GPU {gpu['index']}"
         if gpu["broken"]:
-            yield f"{name} is damaged, {', '.join(gpu['broken'])}: have it replaced"
+            yield f"{name} is damaged, {', '.join(gpu['broken'])}: replace it"
         if gpu["wants_reset"]:
             reset = f"nvidia-smi -r -i {gpu['index']}"
             yield (
-                f"{name} is to be reset, {', '.join(gpu['wants_reset'])}: end what uses it and"
+                f"{name} must be reset, {', '.join(gpu['wants_reset'])}: end what uses it and"
                 f" reset it (`{reset}` as root), or reboot"
             )
         if gpu["uncorrectable"]:
             yield (
                 f"{name} had {gpu['uncorrectable']} uncorrectable ECC errors since the driver was"
                 f" loaded: reset it when it is idle (`nvidia-smi -r -i {gpu['index']}` as root),"
-                " and have it replaced if they come again"
+                " and replace it if they return"
             )
 
 
@@ -921,13 +921,13 @@ def _slow_now(gpus: list[dict[str, Any]]) -> Iterator[str]:
                 "power" if gpu["slowdown"] == ["hw_power_brake_slowdown"] else "cooling and power"
             )
             yield (
-                f"{name} is slowed down now ({', '.join(gpu['slowdown'])}), so that what is"
-                f" measured is too slow: look at its {cause}"
+                f"{name} is slowed down now ({', '.join(gpu['slowdown'])}), so"
+                f" measurements are too slow: check its {cause}"
             )
     if off := [gpu for gpu in gpus if gpu["persistence"] is False]:
         yield (
-            f"{_which(off)} not in persistence mode, so that the driver starts anew each time that"
-            f" nobody uses them: {_persistence_remedy(off)}"
+            f"{_which(off)} not in persistence mode, so the driver loads again at each first use:"
+            f" {_persistence_remedy(off)}"
         )
 
 

@@ -171,8 +171,8 @@ def _look_at_root(found: Findings, spec: host_tree.Spec, options: Options) -> No
         return
     found.problems.append(
         "the service user is root, so the container and the server in it would run as root: set"
-        " sgl_user to an ordinary user, or sgl_allow_root to true on a host where nobody else has"
-        " an account"
+        " sgl_user to an ordinary user, or sgl_allow_root to true on a host where you have the"
+        " only account"
     )
 
 

@@ -244,7 +244,7 @@ def _verdict(plan: Plan, part: Part) -> tuple[str, str | None]:
     if decision.action == "noop":
         return "standing", "this host's own work stands"
     if plan.request.stages[part.stage] == "rebuild":
-        return "refused", "it is to be built anew here (rebuild)"
+        return "refused", "this host rebuilds it (rebuild)"
     wanted = decision.stage.signature_given(plan.context, part.hints)
     if (
         why := difference(part.signature, wanted)

@@ -186,6 +186,7 @@ class Execution(Interruptible):
                 decision.record.write(decision.taken_over, served=identity)
             else:
                 decision.record.settle()
+                decision.record.used()
             record["artifacts"] = {
                 **decision.stage.standing(self._context),
                 "files": decision.record.summary(),

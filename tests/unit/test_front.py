@@ -650,7 +650,7 @@ def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str)
 # What ansible-playbook of ansible-core 2.19.14 printed, shortened: for -e sgl_root='{{ nowhere }}',
 # for -e sgl_tp=many, for an inventory that is no YAML, and for one without the group.
 UNDEFINED = """\
-PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+PLAY [Make the host tree and check its owner, without Docker] ***
 
 TASK [slice_bench.sglang.preflight : Validating arguments against arg spec 'main'] ***
 [ERROR]: Task failed: 'nowhere' is undefined
@@ -682,7 +682,7 @@ Origin: <inventory plugin 'yaml' with source '/tmp/hosts.yml'>
 
 [WARNING]: Could not match supplied host pattern, ignoring: sglang
 
-PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+PLAY [Make the host tree and check its owner, without Docker] ***
 skipping: no hosts matched
 """
 NO_GROUP = NO_YAML[NO_YAML.index("[WARNING]: Could not match") :]

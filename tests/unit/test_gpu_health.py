@@ -365,7 +365,7 @@ def test_mig_that_is_about_to_change_is_told_as_it_will_be(root: Path) -> None:
             None,
             "systemctl restart nvidia-gridd",
         ),
-        (Card(memory="[GPU requires reset]"), None, "GPU 0 is to be reset, the GPU requires it"),
+        (Card(memory="[GPU requires reset]"), None, "GPU 0 must be reset, the GPU requires it"),
     ],
 )
 def test_each_mode_and_state_has_its_word(
@@ -503,7 +503,7 @@ def test_an_image_says_which_cuda_it_has() -> None:
         ),
         (Card(uncorrectable=7), "7 uncorrectable ECC errors"),
         (Card(row_pending="Yes"), "a row remap is pending"),
-        (Card(row_failure="Yes"), "a row remap failed: have it replaced"),
+        (Card(row_failure="Yes"), "a row remap failed: replace it"),
         (Card(repair_pending="Yes"), "a repair is pending"),
         (Card(recovery_action="Drain and Reset"), "the driver asks for 'Drain and Reset'"),
         (
@@ -511,7 +511,7 @@ def test_an_image_says_which_cuda_it_has() -> None:
             "slowed down now (hw_slowdown, hw_thermal_slowdown)",
         ),
         (Card(reasons=["sw_thermal_slowdown"]), "cooling"),
-        (Card(reasons=["hw_power_brake_slowdown"]), "look at its power"),
+        (Card(reasons=["hw_power_brake_slowdown"]), "check its power"),
     ],
 )
 def test_each_condition_is_one_warning(root: Path, card: Card, words: str) -> None:
