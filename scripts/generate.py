@@ -83,7 +83,7 @@ def role_vars() -> str:
 def _prep_request() -> dict[str, str]:
     request = {"model": '"/models/{{ sgl_model }}"'}
     for stage in stages.STAGES:
-        request[stage.option] = _jinja(f"sgl_stages.{stage.option} | default('ensure')")
+        request[stage.option] = _jinja(f"sgl_stages.{stage.option} | default('{stage.default}')")
     for name, option in options.of_module(options.PREP):
         if name != "container":
             request[name] = _jinja(option.name)
@@ -302,13 +302,22 @@ def decisions_table() -> str:
 
 def prep_task() -> str:
     """What the role provider_prep passes to sgl_prep as it is."""
-    mode = "provider_prep_modes.{} | default(provider_prep_default_mode)"
-    lines = {stage.option: _jinja(mode.format(stage.option)) for stage in stages.STAGES}
+    lines = {
+        stage.option: _jinja(f"provider_prep_modes.{stage.option} | default({_mode(stage)})")
+        for stage in stages.STAGES
+    }
     for name, option in options.of_module(options.PREP):
         # A share of a tuning has its own batch sizes, and no proof.
         if name not in ("container", "moe_batch_sizes", "probe"):
             lines[name] = _jinja(option.name)
     return "".join(f"    {name}: {value}\n" for name, value in lines.items())
+
+
+def _mode(stage: stages.Stage) -> str:
+    """The expression for a stage's mode where none is named: a share of a tuning skips others."""
+    if stage.default == stages.BY_NAME["moe_tune"].default:
+        return "provider_prep_default_mode"
+    return f"'{stage.default}'"
 
 
 def dockerfile_caches() -> str:
@@ -321,7 +330,7 @@ def dockerfile_caches() -> str:
 
 def share_stages() -> str:
     """The choices of a stage in sgl_share's documentation."""
-    return f"        choices: [{', '.join(stages.NAMES)}]\n"
+    return f"        choices: [{', '.join(stages.SHARED)}]\n"
 
 
 def schema_names() -> str:

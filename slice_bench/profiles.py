@@ -78,7 +78,7 @@ def variables(profile: dict[str, Any]) -> dict[str, Any]:
     # The inventory's own model may be made on the spot; a profile's is what it says.
     found.setdefault("sgl_model_source", "present")
     found["sgl_stages"] = {
-        stage.option: profile.get("stages", {}).get(stage.option, "ensure")
+        stage.option: profile.get("stages", {}).get(stage.option, stage.default)
         for stage in stages.STAGES
     }
     found["sgl_server_args"] = [str(word) for word in server.get("args", [])] + _speculative(

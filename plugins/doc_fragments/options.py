@@ -159,6 +159,17 @@ options:
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
+  perf_conditions:
+    type: str
+    choices:
+      - warn
+      - refuse
+    default: warn
+    description: 'What to do about conditions that make a host with GPUs slow:
+      a power limit below the default, application clocks, ECC that is off, a
+      PCIe link below what it could be, a slowdown, no persistence mode, another
+      program on a GPU, a governor of the CPUs other than C(performance). V(warn)
+      says so, V(refuse) ends the preflight of a start or a prep.'
 """
     PREP = r"""
 options:
@@ -199,6 +210,15 @@ options:
       - skip
     default: ensure
     description: What to do about TorchInductor's and Triton's kernels.
+  perf:
+    type: str
+    choices:
+      - ensure
+      - rebuild
+      - skip
+    default: skip
+    description: What to do about the measurement of whether the host is as fast
+      as it should be.
   server_api_key:
     type: str
     default: ''
@@ -274,4 +294,25 @@ options:
     type: float
     default: 1800
     description: Seconds for the server to become healthy.
+  perf_required:
+    type: bool
+    default: false
+    description: Fail the prep of a host that stage C(perf) finds too slow. By
+      default the prep warns.
+  perf_max_age:
+    type: float
+    default: 7
+    description: Days after which stage C(perf) measures the host again. A change
+      of the driver, the VBIOS, the power limit or the image, and a reboot, have
+      it measured again before that.
+  perf_warn_percent:
+    type: float
+    default: 5
+    description: By how many percent a measurement may be worse than the median
+      of the fleet, or of the host's own history, before stage C(perf) warns.
+      Where these scatter more, three times their scatter.
+  perf_fail_percent:
+    type: float
+    default: 10
+    description: The same for a measurement that makes a host too slow.
 """

@@ -342,6 +342,7 @@ def test_stop_playbook_ends_a_live_run(prepared: Site) -> None:
     assert prepared.inspect() is None and not prepared.pointer.exists()
 
 
+@pytest.mark.long
 def test_pointer_comes_soon_after_the_start(prepared: Site) -> None:
     """Our own share of a start is small. The best of five: only a defect, and no busy machine, is
     slow each time.

@@ -492,11 +492,12 @@ def test_the_call_of_the_hand_off(
     )
     modes = {"deep_gemm": "skip", "moe": "ensure", "flashinfer": "skip", "inductor": "skip"}
     assert variables["sgl_stages"].items() >= modes.items()
-    # A later stage is ensured where none of the flags leaves it out.
+    # A later stage has its default where none of the flags leaves it out.
     assert {
         stage.option
         for stage in stages.STAGES
-        if (variables["sgl_stages"][stage.option] == "skip") is not bool(stage.skipped_by)
+        if (variables["sgl_stages"][stage.option] == "skip")
+        is not (bool(stage.skipped_by) or stage.default == "skip")
     } == set()
     assert variables["sgl_moe_fusion"] == "skip" and variables["sgl_keep_running"] is True
     assert "sgl_probe" not in variables, "METRICS_READY is proven all the same"
@@ -512,7 +513,7 @@ def test_the_call_of_the_hand_off(
 def test_a_profile_alone_asks_for_its_own_stages() -> None:
     made = profiles.variables(profiles.load(BASELINE))
     assert made["sgl_stages"] == {
-        **dict.fromkeys(stages.OPTIONS.values(), "ensure"),
+        **{stage.option: stage.default for stage in stages.STAGES},
         "moe": "skip",
     }
     assert made["sgl_model_source"] == "present", (
