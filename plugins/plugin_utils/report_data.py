@@ -330,6 +330,9 @@ class Report:
                 for name, stage in (result.get("stages") or {}).items()
             },
             "moe_gain": _moe_gain(result),
+            # The last one is of the server as it is prepared.
+            "server_start": (result.get("server_starts") or [None])[-1],
+            "start_advice": result.get("start_advice") or [],
             # What check mode says of the stages.
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
