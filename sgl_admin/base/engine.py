@@ -295,6 +295,12 @@ class Engine(Protocol):
     def completion(self, prompt: str, temperature: float, max_tokens: int) -> Post:
         """The request for a completion."""
 
+    def timed_completion(self, prompt: str, tokens: int) -> Post:
+        """The request for a completion of so many tokens, wherever the text would end."""
+
+    def completion_tokens_used(self, answer: bytes) -> int:
+        """The tokens that a completion says it has; raises as `prompt_tokens_used`."""
+
     def prompt_tokens_used(self, answer: bytes) -> int:
         """The prompt tokens that a completion says it took. Raises ValueError, KeyError, TypeError,
         OverflowError or RecursionError where it does not say.

@@ -144,9 +144,7 @@ def of(version: str | None) -> tuple[Release, str | None]:
     found = _VERSION.match(version or "")
     if found is None or found[0] == "0.0.0":
         return newest, (
-            f"SGLang's version {version} is none that is known: it is taken for {_text(newest)}"
-            if version
-            else None
+            f"unknown SGLang version {version}, assuming {_text(newest)}" if version else None
         )
     number = (int(found[1]), int(found[2]), int(found[3]))
     if number > newest.since:

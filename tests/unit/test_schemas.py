@@ -41,6 +41,7 @@ OPTIONAL = {
         "new_files",
         "server_starts",
         "start_advice",
+        "perf_probe",
         "services",
         "services.*",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
@@ -120,6 +121,7 @@ def test_example_is_valid(name):
     VALIDATE[name](validators.example(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALIDATE)
 def test_every_key_is_required(name):
     not_missed = []
@@ -131,6 +133,7 @@ def test_every_key_is_required(name):
     assert not_missed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALIDATE)
 def test_every_value_has_a_type(name):
     """Nothing in the contract is an object and a text at once, or a list of empty objects."""
