@@ -327,6 +327,11 @@ def test_a_cold_prep_fills_every_cache_and_a_second_one_starts_nothing(world: Wo
     )
     artifacts = {name: result["stages"][name]["artifacts"] for name in NAMES}
     assert artifacts["deep_gemm"]["kernels"] == 1 and artifacts["deep_gemm"]["server_ready_s"] > 0
+    # The first one compiles, the last one answers with what was tuned.
+    for start in result["server_starts"]:
+        assert [one["phase"] for one in start["phases"]] == ["imports"] and start["ready_s"] > 0
+    assert result["server_starts"][0]["ready_s"] == artifacts["deep_gemm"]["server_ready_s"]
+    assert result["server_starts"][-1]["first_request_s"] > 0 and result["start_advice"] == []
     assert all(artifacts[name]["compiled_files"] > 0 for name in COMPILED)
     # What sampling needs is built by the first request that samples.
     assert (
