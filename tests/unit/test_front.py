@@ -617,7 +617,7 @@ def test_a_profile_of_ones_own_goes_before_a_shipped_one(
         ("model: {name: m}\nsever: {}", "sever is no key"),
         ("model: {name: m, source: ftp}", "model.source"),
         ("model: {name: m}\nstages: {gemm: skip}", "stages takes"),
-        ("model: {name: m}\nstages: {moe: never}", "a stage is none of"),
+        ("model: {name: m}\nstages: {moe: never}", "a stage is not one of"),
         ("model: {name: m}\nserver: {cuda_graph_batch_sizes: [0]}", "whole numbers above 0"),
         ("model: {name: m}\nserver: {args: --x}", "server.args is no list"),
         ("model: {name: m}\nserver: {env: [A]}", "server.env is no mapping"),
