@@ -8,7 +8,6 @@ else lies there is somebody else's.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -172,7 +171,7 @@ class Outside:
         descriptor = locks.open_file(name, dir_fd=folder)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.take(descriptor, 0, name)
                 alone = True
             except OSError:
                 alone = False

@@ -497,3 +497,14 @@ def test_check_mode_without_docker_says_what_a_run_would_do(bare: Site) -> None:
     real = bare.play("prep", environment=without)
     assert real.code != 0 and "systemctl start docker" in real.text
     assert not bare.root.exists(), "something was changed before the refusal"
+
+
+def test_prune_and_uninstall_say_first_what_would_go(bare: Site) -> None:
+    """In check mode alone: what they remove of this machine belongs to other tests too."""
+    (bare.profiles / "triton").mkdir(parents=True)
+    pruned = bare.must_play("prune", "--check")
+    assert "would free" in pruned.output
+    everything = {"sgl_uninstall_caches": True, "sgl_uninstall_models": True}
+    removed = bare.must_play("uninstall", "--check", variables=everything)
+    assert "would free" in removed.output
+    assert (bare.profiles / "triton").is_dir()

@@ -275,7 +275,7 @@ QUESTIONS = {
     "watch": ("docs/how-to/watch.md", "Watch\n", "status --watch"),
     "reboot": ("docs/how-to/reboot.md", "Reboot a host", "prep.yml"),
     "disk full": ("docs/how-to/clean-up.md", "The disk is full", "may it go"),
-    "uninstall": ("docs/how-to/clean-up.md", "Uninstall", "uninstall.yml"),
+    "uninstall": ("docs/how-to/clean-up.md", "Uninstall", "playbooks/uninstall.yml"),
     "proxy": ("docs/how-to/proxy-and-mirrors.md", "Proxy and mirrors", "where to set proxy"),
     "no internet": ("docs/how-to/air-gap.md", "A GH200 without the internet", "controller"),
     "share caches": ("docs/how-to/share-caches.md", "Share caches", "sgl_cache_share"),

@@ -47,6 +47,29 @@ RUN_BY: list[tuple[str, set[str]]] = [
     (f"{_CONTAINER}::test_stop_playbook_ends_a_live_run", {"playbook", "stop"}),
     (f"{_REPORT}::test_of_one_host_nothing_more_is_said", {"playbook", "--limit"}),
     (
+        f"{_CONTAINER}::test_prune_and_uninstall_say_first_what_would_go",
+        {
+            "playbook",
+            "prune",
+            "uninstall",
+            "--check",
+            "sgl_uninstall_caches",
+            "sgl_uninstall_models",
+        },
+    ),
+    (
+        f"{_UNIT}/test_front.py::test_a_prep_is_cancelled_in_the_inventorys_container",
+        {"slice_bench.cli", "prep", "cancel"},
+    ),
+    (
+        f"{_UNIT}/test_prep_cancel.py::test_a_prep_is_ended_in_order_and_its_last_record_is_shown",
+        {"sgl-admin", "prep", "cancel"},
+    ),
+    (
+        f"{_UNIT}/test_prune.py::test_the_command_keeps_its_own_run_and_says_what_it_freed",
+        {"sgl-admin", "prune", "--keep", "--dry-run"},
+    ),
+    (
         f"{_CONCURRENCY}::test_another_request_while_a_prep_runs",
         {"playbook", "sgl_stop_force", "sgl_stages"},
     ),

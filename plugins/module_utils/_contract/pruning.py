@@ -392,8 +392,8 @@ def _run_in_use(telemetry: int, run_id: str) -> bool:
 def _take(descriptor: int, refusal: str) -> None:
     """Raises PruneError where another process holds the lock, or the file system has none."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        locks.take(descriptor, 0, refusal)
+    except locks.LockTimeout:
         raise PruneError(f"{refusal} ({locks.holder(descriptor)})") from None
     except OSError as error:
         raise PruneError(
@@ -427,7 +427,7 @@ def _hold_all(profiles: int, stack: contextlib.ExitStack) -> str | None:
                 descriptor = locks.open_file(name, dir_fd=folder)
                 stack.callback(os.close, descriptor)
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    locks.take(descriptor, 0, name)
                 except OSError:
                     return name
     except OSError:
