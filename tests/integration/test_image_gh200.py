@@ -42,6 +42,7 @@ from tests.integration.stand_ins import (
     build,
     docker_build,
     host_architecture,
+    put_packages,
     take_file,
 )
 
@@ -219,6 +220,16 @@ def test_sglang_is_found_where_its_image_installs_it(started: Gh200Site) -> None
         "/opt/sglang/bin/python", "-c", script, options=("--env=PYTHONPATH=/opt/sgl-admin",)
     )
     assert done.stdout == "/sgl-workspace/sglang/python/sglang None True\n", done.stderr
+
+
+@pytest.mark.parametrize(("architecture", "has_fa3"), [("x86_64", True), ("aarch64", False)])
+def test_the_replica_has_the_kernels_of_an_architecture(
+    architecture: str, has_fa3: bool, tmp_path: Path
+) -> None:
+    put_packages(tmp_path / "packages", architecture)
+    names = (tmp_path / "packages" / "kernels.txt").read_text(encoding="utf-8").splitlines()
+    assert any(name.startswith("sgl_kernel/flash_ops") for name in names) is has_fa3
+    assert any(name.startswith("sgl_kernel/sm90/") for name in names)
 
 
 def test_without_the_capability_profiling_metrics_are_left_out_with_a_warning(
