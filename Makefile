@@ -135,7 +135,7 @@ test-tools-up:
 
 .PHONY: lock
 lock: ## Compile each requirements file from its *.in with uv (ARGS=--upgrade takes the newest)
-	for file in requirements/base requirements/dev execution_environment/requirements; do \
+	for file in requirements/base requirements/dev requirements/docs execution_environment/requirements; do \
 	    $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $(ARGS) \
 	        --output-file $$file.txt $$file.in; \
 	done
@@ -144,6 +144,15 @@ lock: ## Compile each requirements file from its *.in with uv (ARGS=--upgrade ta
 ee: setup ## Build the execution environment for AWX and ansible-navigator (ARGS= goes to ansible-builder)
 	rm -rf .cache/ee
 	$(WITH_PATH) $(BIN)/ansible-builder build --context .cache/ee --tag sglang-ee $(ARGS)
+
+.PHONY: docs
+docs: setup-base ## Build the site of README.md, docs/ and the modules (ARGS=linkcheck asks for the external links)
+	scripts/site.sh $(ARGS)
+
+.PHONY: changelog
+changelog: setup-base ## Check the fragments of the changelog (ARGS=release makes CHANGELOG.md of them)
+	scripts/docs_tools_up.sh
+	$(WITH_PATH) .cache/docs-venv/bin/antsibull-changelog $(or $(ARGS),lint)
 
 .PHONY: clean
 clean: ## Remove .venv and everything else that these commands made in the checkout

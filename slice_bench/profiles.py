@@ -78,7 +78,7 @@ def variables(profile: dict[str, Any]) -> dict[str, Any]:
     # The inventory's own model may be made on the spot; a profile's is what it says.
     found.setdefault("sgl_model_source", "present")
     found["sgl_stages"] = {
-        stage.option: profile.get("stages", {}).get(stage.option, "ensure")
+        stage.option: profile.get("stages", {}).get(stage.option, stage.default)
         for stage in stages.STAGES
     }
     found["sgl_server_args"] = [str(word) for word in server.get("args", [])] + _speculative(
@@ -138,7 +138,7 @@ def _check(document: Any, path: Path) -> None:
     sources = options.BY_NAME["sgl_model_source"].choices
     demand(
         given.get("model.source", "present") in sources,
-        f"model.source is none of {', '.join(sources)}",
+        f"model.source is not one of {', '.join(sources)}",
     )
     for key in ("moe.batch_sizes", "server.cuda_graph_batch_sizes"):
         demand(
@@ -152,7 +152,7 @@ def _check(document: Any, path: Path) -> None:
         )
     demand(
         all(mode in stages.MODES for mode in given.get("stages", {}).values()),
-        f"a stage is none of {', '.join(stages.MODES)}",
+        f"a stage is not one of {', '.join(stages.MODES)}",
     )
     demand(isinstance(given.get("server.args", []), list), "server.args is no list")
     demand(isinstance(given.get("server.env", {}), dict), "server.env is no mapping")

@@ -574,8 +574,8 @@ class Stack:
             container = found[name]
             if container is not None and CONTAINER_LABEL not in container["labels"]:
                 raise ContainerError(
-                    f"container {name} has the name that a replacement of {self.name} needs, and is"
-                    " none of ours: rename it, or set sgl_container to another name"
+                    f"container {name} has the name that a replacement of {self.name} needs, and"
+                    " another program made it: rename it, or set sgl_container to another name"
                 )
         return found[self.name], found[self.next], found[self.replaced]
 

@@ -18,13 +18,15 @@ import pwd
 import stat
 from collections.abc import Callable, Iterator
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import trees
+
+remove_tree = trees.remove_tree
+
 TEMP_PREFIX = ".sgl-new-"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = trees.FOLDER
 # As many as the kernel follows in one look-up.
 _MAX_LINKS = 40
 _ENCODINGS = ("ascii", "utf-8", "latin-1", "idna")
-# Each level of a walk holds a descriptor.
-_MAX_DEPTH = 200
 
 
 class UntrustedLink(OSError):
@@ -205,7 +207,7 @@ def _hand_over_new(new: int, uid: int, gid: int, mode: int) -> None:
         or stat.S_IMODE(info.st_mode) & 0o777 != 0o700
         or os.listdir(new)
     ):
-        raise OSError(errno.ESTALE, "somebody exchanged the folder while it was made")
+        raise OSError(errno.ESTALE, "another user replaced the folder while it was made")
     if (info.st_uid, info.st_gid) != (uid, gid):
         os.fchown(new, uid, gid)
     os.fchmod(new, mode)
@@ -261,29 +263,6 @@ def exists(parent: int, name: str) -> bool:
     return True
 
 
-def remove_tree(parent: int, name: str, depth: int = 0) -> None:
-    """Remove a name and all below it, following nothing. Raises OSError."""
-    if depth > _MAX_DEPTH:
-        raise OSError(errno.ENAMETOOLONG, f"it is more than {_MAX_DEPTH} folders deep", name)
-    try:
-        inside = os.open(name, _FOLDER, dir_fd=parent)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=parent)
-        return
-    try:
-        for entry in os.listdir(inside):
-            remove_tree(inside, entry, depth + 1)
-    finally:
-        os.close(inside)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(name, dir_fd=parent)
-
-
 Visit = Callable[[int, str, str, os.stat_result], bool]
 
 
@@ -294,8 +273,8 @@ def walk(top: int, path: str, visit: Visit, depth: int = 0) -> None:
     Live services remove entries meanwhile. Raises OSError with the path of a folder that cannot be
     read.
     """
-    if depth > _MAX_DEPTH:
-        raise OSError(errno.ENAMETOOLONG, f"it is more than {_MAX_DEPTH} folders deep", path)
+    if depth > trees.MAX_DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"it is more than {trees.MAX_DEPTH} folders deep", path)
     inside = []
     with os.scandir(top) as found:
         for entry in found:

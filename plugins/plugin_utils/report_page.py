@@ -67,6 +67,7 @@ _ADDED_LATER: dict[str, Any] = {
     "work_s": {},
     "shared": {"made": [], "gave": [], "took": []},
     "chosen": [],
+    "perf": None,
 }
 
 # Beyond so many hosts with work of their own, what each one's work took is told on its own part of

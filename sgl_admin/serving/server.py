@@ -8,16 +8,19 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sgl_admin.base import gated, http_client, logs, paths, ports
 from sgl_admin.base.command import Command
-from sgl_admin.base.engine import HOST, Death
+from sgl_admin.base.engine import HOST, Death, Post
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.processes import end_group, ended, oom_kills, oom_kills_since
 from sgl_admin.contract.texts import one_line
 from sgl_admin.sglang import ENGINE
+
+_T = TypeVar("_T")
 
 # Where the cause of a death is looked for: the traceback of the process that died first is followed
 # by the others', and a compiler's output by the words of who wanted it.
@@ -26,6 +29,15 @@ _LAST_LINES, _LAST_BYTES = 4000, 1 << 19
 _WORDS = 160
 # For a server that broke a connection off to be gone.
 _GONE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A completion: its tokens, and how long it took."""
+
+    prompt_tokens: int
+    tokens: int
+    seconds: float
 
 
 class Server:
@@ -200,10 +212,26 @@ class Server:
     def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
         """Send one completion; returns the prompt tokens that the server says it took."""
         request = ENGINE.completion(prompt, temperature, max_tokens)
+        return self._answered(request, ENGINE.prompt_tokens_used)
+
+    def timed(self, prompt: str, tokens: int) -> Timed:
+        """Send one completion of so many tokens, and time it."""
+
+        def read(answer: bytes) -> Timed:
+            seconds = time.monotonic() - began
+            used = ENGINE.prompt_tokens_used(answer), ENGINE.completion_tokens_used(answer)
+            return Timed(*used, seconds)
+
+        request = ENGINE.timed_completion(prompt, tokens)
+        began = time.monotonic()
+        return self._answered(request, read)
+
+    def _answered(self, request: Post, read: Callable[[bytes], _T]) -> _T:
+        """What `read` makes of the answer to a request. Raises StageFailure without one."""
         try:
             status, answer = self._ask(request.path, 600, request.body)
             if status == 200:
-                return ENGINE.prompt_tokens_used(answer)
+                return read(answer)
         except (
             *http_client.NO_ANSWER,
             KeyError,

@@ -39,6 +39,7 @@ OPTIONAL = {
         "stages.moe_tune.artifacts.gain",
         # And those of releases before 1.2 this.
         "new_files",
+        "perf_probe",
         "services",
         "services.*",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
