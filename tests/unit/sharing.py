@@ -26,7 +26,7 @@ import pytest
 from sgl_admin.base import paths, versions
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
-from sgl_admin.contract import stages
+from sgl_admin.contract import places, stages
 from sgl_admin.facts import devices
 from sgl_admin.prep.plan import Decision, Plan, plan_prep
 from sgl_admin.records import caches, run
@@ -196,8 +196,8 @@ class Thing(NamedTuple):
 
 
 def tree() -> dict[str, Thing]:
-    """All below /profiles but for the locks, whose files any command makes, and the folder of
-    imports, which has to be empty.
+    """All below /profiles but for the locks, whose files any command makes, the times at which a
+    record was last used, and the folder of imports, which has to be empty.
     """
     found = {}
     for folder, folders, names in os.walk(paths.PROFILES):
@@ -205,7 +205,7 @@ def tree() -> dict[str, Thing]:
             folders[:] = [
                 name for name in folders if name not in (paths.LOCKS.name, paths.INCOMING.name)
             ]
-        for name in (*folders, *names):
+        for name in (*folders, *(name for name in names if not name.endswith(places.USED))):
             path = Path(folder, name)
             status = path.lstat()
             content = (

@@ -39,6 +39,8 @@ OPTIONAL = {
         "stages.moe_tune.artifacts.gain",
         # And those of releases before 1.2 this.
         "new_files",
+        "server_starts",
+        "start_advice",
         "perf_probe",
         "services",
         "services.*",
