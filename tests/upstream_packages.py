@@ -35,6 +35,7 @@ class Package:
     """The Python files of a wheel, and what its metadata requires."""
 
     def __init__(self, wheel: Path) -> None:
+        self.wheel = wheel
         self.name, self.version = wheel.name.split("-")[:2]
         with zipfile.ZipFile(wheel) as archive:
             self.names = archive.namelist()
@@ -55,6 +56,14 @@ class Package:
             rf"^Requires-Dist: {distribution}==([\w.]+)\s*$", self._metadata, re.MULTILINE
         )
         return pinned[1] if pinned else None
+
+    def pins(self) -> dict[str, str]:
+        """Every package that this one pins on all platforms, with its version."""
+        return dict(
+            re.findall(
+                r"^Requires-Dist: ([\w.-]+)(?:\[\w+\])?==([\w.]+)\s*$", self._metadata, re.MULTILINE
+            )
+        )
 
     @functools.cached_property
     def trees(self) -> dict[str, ast.Module]:
@@ -148,9 +157,18 @@ def sources(version: str, cache: Path = CACHE) -> Package:
     return Package(wheel)
 
 
-def kernel_files(distribution: str, version: str, architecture: str) -> list[str]:
-    """The files in a wheel of kernels. Raises RuntimeError."""
-    return _remote_names(_url(f"{distribution}=={version}", architecture))
+def kernel_files(
+    distribution: str, version: str, architecture: str, cache: Path = CACHE
+) -> list[str]:
+    """The files in a wheel of kernels, which are asked for once. Raises RuntimeError."""
+    known = cache / f"{distribution}-{version}-{architecture}.txt"
+    if not known.exists():
+        names = _remote_names(_url(f"{distribution}=={version}", architecture))
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = known.with_suffix(".partial")
+        partial.write_text("\n".join(names), encoding="utf-8")
+        partial.rename(known)
+    return known.read_text(encoding="utf-8").splitlines()
 
 
 def _url(requirement: str, architecture: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import build_client
@@ -13,11 +15,21 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
     DOCKER_ARCHITECTURES,
 )
 
+from tests import upstream_packages as upstream
 from tests.integration.installation import IMAGE, ROOT, docker
 
 BASE = "sglang-dev-gh200-test:base"
 DCGM = "sglang-dev-gh200-test:dcgm"
 DEBIAN = "sglang-base:bookworm"
+# The release that the replica has: its wheel and its kernels' come from the package index.
+SGLANG = "0.5.23"
+KERNELS = "sglang-kernel"
+# Of SGLang's extra for tracing, which pins no version.
+OPENTELEMETRY = {
+    "opentelemetry_sdk": "1.36.0",
+    "opentelemetry_exporter_otlp_proto_grpc": "1.36.0",
+    "opentelemetry_exporter_otlp_proto_http": "1.36.0",
+}
 
 
 def host_architecture() -> str:
@@ -43,20 +55,41 @@ def docker_build(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def build() -> None:
-    """Both stand-ins; unchanged layers come from the build's cache."""
-    for target, name in (("base", BASE), ("dcgm", DCGM)):
-        docker_build(
-            "--target",
-            target,
-            "--tag",
-            name,
-            "--build-arg",
-            f"DEBIAN={DEBIAN}",
-            "--build-arg",
-            f"LOCAL={IMAGE}",
-            str(ROOT / "tests" / "doubles" / "gh200"),
-        )
+def put_packages(folder: Path, architecture: str) -> None:
+    """What the replica's Dockerfile installs: SGLang's wheel, the names of its kernels' files for
+    an architecture, and the packages of which it needs the version alone.
+    """
+    sglang = upstream.sources(SGLANG)
+    kernels = upstream.kernel_files(KERNELS, str(sglang.required(KERNELS)), architecture)
+    versions = {**sglang.pins(), **OPENTELEMETRY}
+    folder.mkdir()
+    shutil.copyfile(sglang.wheel, folder / sglang.wheel.name)
+    (folder / "kernels.txt").write_text("\n".join(kernels), encoding="utf-8")
+    (folder / "metadata.txt").write_text(
+        "\n".join(f"{name}=={version}" for name, version in versions.items() if name != KERNELS),
+        encoding="utf-8",
+    )
+
+
+def build(architecture: str = platform.machine(), base: str = BASE) -> None:
+    """Both stand-ins; unchanged layers come from the build's cache. `architecture` says whose
+    kernels the base has.
+    """
+    with tempfile.TemporaryDirectory() as context:
+        shutil.copytree(ROOT / "tests" / "doubles" / "gh200", context, dirs_exist_ok=True)
+        put_packages(Path(context) / "packages", architecture)
+        for target, name in (("base", base), ("dcgm", DCGM)):
+            docker_build(
+                "--target",
+                target,
+                "--tag",
+                name,
+                "--build-arg",
+                f"DEBIAN={DEBIAN}",
+                "--build-arg",
+                f"LOCAL={IMAGE}",
+                context,
+            )
 
 
 def take_file(image: str, path: str, target: Path) -> None:

@@ -1,9 +1,10 @@
 """The gh200 flavour, from the Dockerfile, the recipe and the roles that a GPU host uses, with
 stand-ins for what cannot be had here.
 
-Stand-ins (tests/doubles/gh200): SGLang's base image, NVIDIA's dcgm-exporter image, Jaeger's
-program. Real: Prometheus, node_exporter, the build, the init, Docker's capabilities. What only the
-real ones can show is not shown here: that their programs run, and a GPU.
+Stand-ins (tests/doubles/gh200): a replica of SGLang's image with the real package's files,
+NVIDIA's dcgm-exporter image, Jaeger's program. Real: Prometheus, node_exporter, the build, the
+init, Docker's capabilities. What only the real ones can show is not shown here: that their programs
+run, and a GPU.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from tests.integration.installation import (
 from tests.integration.stand_ins import (
     BASE,
     DCGM,
+    SGLANG,
     build,
     docker_build,
     host_architecture,
+    put_packages,
     take_file,
 )
 
@@ -160,7 +163,7 @@ def test_the_image_is_built_and_its_container_publishes_a_run(site: Gh200Site, f
     assert manifest["flavour"] == "gh200" and manifest["architecture"] == host_architecture()
     base = json.loads(docker("image", "inspect", BASE).stdout)[0]
     assert manifest["base_image"] == {"name": BASE, "digest": base["Id"]}
-    assert manifest["versions"]["sglang"] == "0.5.17" and manifest["versions"]["jaeger"] == "1.73.0"
+    assert manifest["versions"]["sglang"] == SGLANG and manifest["versions"]["jaeger"] == "1.73.0"
     assert manifest["versions"]["dcgm_exporter"].startswith("4.4.1")
     assert manifest["services"]["jaeger"] == {
         "ui": 19686,
@@ -184,11 +187,11 @@ def test_the_base_images_own_python_and_paths_stay_in_use(started: Gh200Site) ->
         "/opt/sglang/bin/python", "-c", script
     ).stdout.split()
     assert (
-        python.startswith("/usr/bin/python3")
+        python == "/opt/sglang/bin/python"
         and supervisor.startswith("/opt/sgl-packages/")
         and pynvml.startswith("/opt/sgl-packages/")
     )
-    assert path.startswith("/usr/local/cuda/bin:")
+    assert path.startswith("/opt/sglang/bin:/usr/local/cuda/bin:")
     assert started.docker_exec("printenv", "CUDA_HOME").stdout.strip() == "/usr/local/cuda"
     # What was added comes last: a package that the base has is not put out of use.
     script = "import sys; print(sys.path[-1])"
@@ -204,6 +207,29 @@ def test_the_base_images_own_python_and_paths_stay_in_use(started: Gh200Site) ->
     assert started.docker_exec("/opt/sglang/bin/python", "-c", script).stdout == "True\n"
     assert started.admin("version").returncode == 0
     assert "libdcgm.so.4" in started.docker_exec("/sbin/ldconfig", "--print-cache").stdout
+
+
+def test_sglang_is_found_where_its_image_installs_it(started: Gh200Site) -> None:
+    """Editable, below /sgl-workspace: no folder on Python's path has it."""
+    script = (
+        "from sgl_admin.base import versions; from sgl_admin.sglang import releases;"
+        " print(versions.package_folder('sglang'), releases.installed()[1],"
+        " releases.installed()[0].built_in_moe_configs().is_dir())"
+    )
+    done = started.docker_exec(
+        "/opt/sglang/bin/python", "-c", script, options=("--env=PYTHONPATH=/opt/sgl-admin",)
+    )
+    assert done.stdout == "/sgl-workspace/sglang/python/sglang None True\n", done.stderr
+
+
+@pytest.mark.parametrize(("architecture", "has_fa3"), [("x86_64", True), ("aarch64", False)])
+def test_the_replica_has_the_kernels_of_an_architecture(
+    architecture: str, has_fa3: bool, tmp_path: Path
+) -> None:
+    put_packages(tmp_path / "packages", architecture)
+    names = (tmp_path / "packages" / "kernels.txt").read_text(encoding="utf-8").splitlines()
+    assert any(name.startswith("sgl_kernel/flash_ops") for name in names) is has_fa3
+    assert any(name.startswith("sgl_kernel/sm90/") for name in names)
 
 
 def test_without_the_capability_profiling_metrics_are_left_out_with_a_warning(
