@@ -200,6 +200,9 @@ options:
       - skip
     default: ensure
     description: What to do about TorchInductor's and Triton's kernels.
+  profile:
+    type: str
+    description: The profile that it is of; it names the server in the records.
   server_api_key:
     type: str
     default: ''

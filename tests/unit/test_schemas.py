@@ -38,6 +38,9 @@ OPTIONAL = {
         "telemetry_probe.window",
         "stages.moe_tune.artifacts.gain",
         # And those of releases before 1.2 this.
+        "run.profile",
+        "profiles",
+        "profiles.*",
         "new_files",
         "services",
         "services.*",
@@ -46,7 +49,7 @@ OPTIONAL = {
     "job": (),
     "smoke_summary": (),
     "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
-    "prepared": ("env.*", "telemetry_probe.server", "telemetry_probe.window"),
+    "prepared": ("profile", "env.*", "telemetry_probe.server", "telemetry_probe.window"),
     "readiness": (),
 }
 IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")

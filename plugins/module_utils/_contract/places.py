@@ -35,6 +35,8 @@ MOUNTS = (
 POINTER = "container_run_meta.env"
 RUNS, LOGS, PROMETHEUS, JAEGER = "container_runs", "logs", "prometheus", "jaeger"
 TELEMETRY_FOLDERS = (RUNS, LOGS, PROMETHEUS, JAEGER)
+# In telemetry: what was last asked for each profile that was proven.
+PREPARED = ".prepared"
 LOCKS, IN_PROGRESS, INCOMING, REBUILDING = ".locks", ".in_progress", ".incoming", ".rebuilding"
 # In a cache: the records that vouch for its files.
 SIGNATURES = ".signatures"
