@@ -59,3 +59,8 @@ def read(profile: str, scraped_port: int) -> Request | None:
     }
     port = request.warmup_port if record["own_port"] else scraped_port
     return replace(request, stages=modes, probe="auto", warmup_port=port)
+
+
+def any_profile() -> bool:
+    """Whether a prep of this tree ended with a proof."""
+    return _path("").exists()

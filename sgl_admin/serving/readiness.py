@@ -6,13 +6,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.base import clock, files
+from sgl_admin.base import clock, files, paths
 from sgl_admin.base.errors import Refused
-from sgl_admin.records import prepared, served
+from sgl_admin.records import prepared, remembered, served
 from sgl_admin.records.run import Run
 from sgl_admin.serving import benchmark_server, probe, services, strangers
 
 _AGAIN = "run the prep again (playbooks/prep.yml)"
+_BY_THE_SERVER = (
+    "start the server that was prepared before, which makes the proof (sgl-admin server start)"
+)
 
 
 def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
@@ -30,6 +33,10 @@ def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
         "proven_at": None,
         "checked_at": clock.utc(),
     }
+    if identity is None and not paths.prep_result(live.run_id).exists():
+        # After a reboot, or another start of the container.
+        how = _BY_THE_SERVER if remembered.any_profile() else _AGAIN
+        return {**answer, "reason": f"nothing is proven in {live.run_id} yet: {how}"}
     try:
         record = _record(live, identity)
         proof = record["telemetry_probe"]
