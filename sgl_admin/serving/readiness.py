@@ -33,10 +33,9 @@ def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
         "proven_at": None,
         "checked_at": clock.utc(),
     }
-    if identity is None and not paths.prep_result(live.run_id).exists():
-        # After a reboot, or another start of the container.
-        how = _BY_THE_SERVER if remembered.any_profile() else _AGAIN
-        return {**answer, "reason": f"nothing is proven in {live.run_id} yet: {how}"}
+    if identity is None and _may_be_proven_by_a_start(live):
+        reason = f"nothing was prepared in {live.run_id} yet: {_BY_THE_SERVER}"
+        return {**answer, "reason": reason}
     try:
         record = _record(live, identity)
         proof = record["telemetry_probe"]
@@ -52,6 +51,11 @@ def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
     except OSError as error:
         reason = f"{files.reason(error)}; {_AGAIN}"
     return {**answer, "ready": reason is None, "reason": reason}
+
+
+def _may_be_proven_by_a_start(live: Run) -> bool:
+    """Whether the run has no prep, as after a reboot, and an earlier one ended with a proof."""
+    return not paths.prep_result(live.run_id).exists() and remembered.any_profile()
 
 
 def _record(live: Run, identity: str | None) -> dict[str, Any]:
