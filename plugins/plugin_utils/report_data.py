@@ -302,10 +302,6 @@ class Report:
         # In check mode as it would be: what was found counts only where it stands for this request.
         counts = counts and not (self._check_mode and prep.get("probe", "stands") != "stands")
         found = run.get("metrics_ready") if counts else None
-        warnings = [
-            *entry.warnings,
-            *(words for words in result.get("warnings") or [] if words not in entry.warnings),
-        ]
         work_s = _work_s(entry.preps)
         rows = [_profile(name, answer) for name, answer in entry.profiles.items()]
         return {
@@ -346,7 +342,7 @@ class Report:
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
             "caches": _caches(result),
-            "warnings": warnings,
+            "warnings": _warnings(entry, result),
             "links": _links(run),
         }
 
@@ -403,6 +399,11 @@ def _profile(name: str, prep: dict[str, Any]) -> dict[str, Any]:
         "metrics_ready": prep.get("metrics_ready", stands),
         "reason": proof.get("reason"),
     }
+
+
+def _warnings(entry: _Host, result: dict[str, Any]) -> list[str]:
+    more = (words for words in result.get("warnings") or [] if words not in entry.warnings)
+    return [*entry.warnings, *more]
 
 
 def _all_ready(rows: list[dict[str, Any]]) -> bool | None:

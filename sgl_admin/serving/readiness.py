@@ -34,8 +34,8 @@ def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
         "checked_at": clock.utc(),
     }
     if identity is None and _may_be_proven_by_a_start(live):
-        reason = f"nothing was prepared in {live.run_id} yet: {_BY_THE_SERVER}"
-        return {**answer, "reason": reason}
+        answer["reason"] = f"nothing was prepared in {live.run_id} yet: {_BY_THE_SERVER}"
+        return answer
     try:
         record = _record(live, identity)
         proof = record["telemetry_probe"]

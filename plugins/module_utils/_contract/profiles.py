@@ -7,7 +7,6 @@ variable of the collection; which one, the variable says (Option.profile).
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,8 +19,6 @@ _SPECULATIVE_KEY = "server.speculative"
 SPECULATIVE = ("algorithm", "draft_model_path", "num_steps", "eagle_topk", "num_draft_tokens")
 _PARTS = sorted({key.partition(".")[0] for key in VARIABLES if "." in key})
 _KEYS = (*VARIABLES, "description", _SPECULATIVE_KEY)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_LONGEST_NAME = 200
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "path": (str,),
@@ -37,7 +34,11 @@ _EXPECTED.update(bool="true or false", list="a list", dict="a mapping")
 
 def is_name(text: str) -> bool:
     """Whether a profile may be called so: its file is <name>.yml below a folder of profiles."""
-    return len(text) <= _LONGEST_NAME and bool(_NAME.fullmatch(text))
+    try:
+        values.KINDS["profile"].check(text)
+    except values.Wrong:
+        return False
+    return True
 
 
 def problems(profile: Any) -> list[str]:

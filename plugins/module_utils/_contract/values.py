@@ -269,6 +269,16 @@ def _pattern(pattern: str) -> Callable[[Any], None]:
     return check
 
 
+_profile_name = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_LONGEST_PROFILE = 200
+
+
+def _profile(value: Any) -> None:
+    if len(value) > _LONGEST_PROFILE:
+        raise Wrong
+    _profile_name(value)
+
+
 def _line(value: Any) -> None:
     if not value.strip() or not value.isprintable() or not passable(value):
         raise Wrong
@@ -537,7 +547,8 @@ KINDS: dict[str, Kind] = {
     "controller_path": Kind("a path on the controller", _line),
     "controller_file": Kind("a file on the controller", _line),
     "url": Kind("an address such as https://mirror.example.com", _url),
-    "profile": Kind("the name of a profile, such as custom/sglang/mine", _line),
+    # A file of that name, with .yml, below a folder of profiles.
+    "profile": Kind("the name of a profile, such as custom/sglang/mine", _profile),
     "image": Kind(
         "an image such as registry.example.com/name:tag",
         _pattern(rf"{_NAME}{_TAG}(?:@sha256:[0-9a-f]{{64}})?"),
