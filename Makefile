@@ -32,12 +32,16 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 	$(if $(OTHER_INVENTORY),,scripts/docker_up.sh)
 	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
 
-# The tests with containers mostly wait, so those without run beside them.
+# The tests with containers mostly wait, so others run beside them.
 BESIDE := scripts/beside.sh
 .PHONY: test
 test: lint types docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
-	$(BESIDE) tests/output/test-light.log $(MAKE) test-light -- $(PYTEST) -m "not long" --durations=30 \
-	    tests/integration tests/faults tests/molecule $(ARGS)
+	$(BESIDE) tests/output/test-beside.log $(MAKE) test-beside -- $(PYTEST) -m "not long" --durations=30 \
+	    tests/integration $(ARGS)
+
+.PHONY: test-beside
+test-beside: test-light
+	$(PYTEST) -m "not long" --durations=10 tests/faults tests/molecule
 
 .PHONY: test-light
 test-light: sanity
@@ -91,7 +95,7 @@ types: setup ## mypy
 
 .PHONY: unit
 unit: setup ## The unit tests but the slow ones, fuzzing in small
-	$(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
+	env SGL_FUZZ_EXAMPLES=50 $(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity
@@ -131,7 +135,7 @@ test-tools-up:
 
 .PHONY: lock
 lock: ## Compile each requirements file from its *.in with uv (ARGS=--upgrade takes the newest)
-	for file in requirements/base requirements/dev execution_environment/requirements; do \
+	for file in requirements/base requirements/dev requirements/docs execution_environment/requirements; do \
 	    $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $(ARGS) \
 	        --output-file $$file.txt $$file.in; \
 	done
@@ -140,6 +144,15 @@ lock: ## Compile each requirements file from its *.in with uv (ARGS=--upgrade ta
 ee: setup ## Build the execution environment for AWX and ansible-navigator (ARGS= goes to ansible-builder)
 	rm -rf .cache/ee
 	$(WITH_PATH) $(BIN)/ansible-builder build --context .cache/ee --tag sglang-ee $(ARGS)
+
+.PHONY: docs
+docs: setup-base ## Build the site of README.md, docs/ and the modules (ARGS=linkcheck asks for the external links)
+	scripts/site.sh $(ARGS)
+
+.PHONY: changelog
+changelog: setup-base ## Check the fragments of the changelog (ARGS=release makes CHANGELOG.md of them)
+	scripts/docs_tools_up.sh
+	$(WITH_PATH) .cache/docs-venv/bin/antsibull-changelog $(or $(ARGS),lint)
 
 .PHONY: clean
 clean: ## Remove .venv and everything else that these commands made in the checkout

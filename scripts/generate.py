@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def role_vars() -> str:
 def _prep_request() -> dict[str, str]:
     request = {"model": '"/models/{{ sgl_model }}"'}
     for stage in stages.STAGES:
-        request[stage.option] = _jinja(f"sgl_stages.{stage.option} | default('ensure')")
+        request[stage.option] = _jinja(f"sgl_stages.{stage.option} | default('{stage.default}')")
     for name, option in options.of_module(options.PREP):
         if name != "container":
             request[name] = _jinja(option.name)
@@ -134,35 +135,31 @@ def preflight_spec() -> str:
     """roles/preflight/meta/argument_specs.yml: the manual of every variable."""
     return _role_spec(
         {
-            "short_description": "Inspect the host and refuse what cannot work",
+            "short_description": "The variables of this collection, and the check of every host",
             "description": [
-                "Registers C(preflight_host), which the other roles take the service user,"
-                " Docker's state and the devices from.",
-                "Checks every variable of every role before anything changes on a host"
-                " (M(slice_bench.sglang.sgl_values)).",
+                "Set these variables in the inventory. All roles and playbooks read them.",
+                "The role checks each variable and inspects the host before anything changes.",
             ],
-            "options": {
-                "preflight_ready_for": {
-                    "type": "str",
-                    "description": "What the host must be ready for; see"
-                    " M(slice_bench.sglang.sgl_host_info).",
-                    "choices": list(options.READY_FOR),
-                    "default": "prep",
-                },
-                **_documented(o for o in options.OPTIONS if o not in options.GRAFANA),
-            },
+            "options": _documented(o for o in options.OPTIONS if o not in options.GRAFANA),
         }
     )
 
 
 def dashboard_spec() -> str:
     """roles/dashboard/meta/argument_specs.yml: the variables of Grafana's machine."""
-    return _role_spec(
+    own = "|".join(option.name for option in options.GRAFANA)
+    text = _role_spec(
         {
             "short_description": "Grafana datasources and dashboards for the hosts of group sglang",
+            "description": [
+                "Runs on the hosts of group C(grafana), where Grafana is installed already.",
+                "Gives Grafana a datasource for each host of group C(sglang), and two dashboards.",
+            ],
             "options": _documented(options.GRAFANA),
         }
     )
+    # The GPU hosts' variables are no options of this role.
+    return re.sub(rf"O\((?!(?:{own})\))(\w+)\)", r"C(\1)", text)
 
 
 def _documented(wanted: Any) -> dict[str, Any]:
@@ -210,10 +207,18 @@ class ModuleDocFragment:
 
 
 def _fragment(named: dict[str, Option]) -> str:
-    documented = {name: option.documented() for name, option in named.items()}
+    documented = {name: _manual(option.documented()) for name, option in named.items()}
     text = yaml.dump({"options": documented}, Dumper=_Dumper, sort_keys=False, width=WIDTH - 24)
     # A variable is no option of the module that has this text.
     return text.replace("O(sgl_", "C(sgl_")
+
+
+def _manual(documented: dict[str, Any]) -> dict[str, Any]:
+    """An option as a module's documentation has it: no_log is for its argument_spec alone."""
+    spec = {key: value for key, value in documented.items() if key != "no_log"}
+    if "options" in spec:
+        spec["options"] = {name: _manual(part) for name, part in spec["options"].items()}
+    return spec
 
 
 def variables_table() -> str:
@@ -334,13 +339,22 @@ def decisions_table() -> str:
 
 def prep_task() -> str:
     """What the role provider_prep passes to sgl_prep as it is."""
-    mode = "provider_prep_modes.{} | default(provider_prep_default_mode)"
-    lines = {stage.option: _jinja(mode.format(stage.option)) for stage in stages.STAGES}
+    lines = {
+        stage.option: _jinja(f"provider_prep_modes.{stage.option} | default({_mode(stage)})")
+        for stage in stages.STAGES
+    }
     for name, option in options.of_module(options.PREP):
         # A share of a tuning has its own batch sizes, and no proof.
         if name not in ("container", "moe_batch_sizes", "probe"):
             lines[name] = _jinja(option.name)
     return "".join(f"    {name}: {value}\n" for name, value in lines.items())
+
+
+def _mode(stage: stages.Stage) -> str:
+    """The expression for a stage's mode where none is named: a share of a tuning skips others."""
+    if stage.default == stages.BY_NAME["moe_tune"].default:
+        return "provider_prep_default_mode"
+    return f"'{stage.default}'"
 
 
 def dockerfile_caches() -> str:
@@ -353,7 +367,7 @@ def dockerfile_caches() -> str:
 
 def share_stages() -> str:
     """The choices of a stage in sgl_share's documentation."""
-    return f"        choices: [{', '.join(stages.NAMES)}]\n"
+    return f"        choices: [{', '.join(stages.SHARED)}]\n"
 
 
 def schema_names() -> str:
@@ -486,6 +500,33 @@ def _complete(part: dict[str, Any], required: list[str]) -> bool:
     return bool(lacking)
 
 
+def support_table() -> str:
+    """The versions that the tests run with, from the files that choose them."""
+    locked = _read("requirements/base.txt")
+    cores = re.findall(
+        r"^ansible-core==([\d.]+) ; python_full_version (\S+ '[\d.]+')", locked, re.M
+    )
+    flavours = "roles/image/files/flavours"
+    packages = _read(f"{flavours}/local/requirements.txt")
+    [sglang] = re.findall(r"^sglang==([\d.]+)", packages, re.MULTILINE)
+    base = json.loads(_read(f"{flavours}/gh200/build.json"))["base"]
+    oldest_core = yaml.safe_load(_read("meta/runtime.yml"))["requires_ansible"]
+    pyproject = tomllib.loads(_read("pyproject.toml"))
+    modules = pyproject["tool"]["ruff"]["per-file-target-version"]["plugins/modules/**"]
+    controller = pyproject["project"]["requires-python"].removeprefix(">=")
+    host = f"{modules[2]}.{modules[3:]}"
+    tested = "; ".join(f"{core} (Python {python})" for core, python in cores).replace("'", "")
+    rows = [
+        ("ansible-core", oldest_core.removeprefix(">="), tested),
+        ("Python of the controller", controller, "the one that runs the tests"),
+        ("Python of a host", host, f"Debian's, and {host} where the test machine has it"),
+        ("SGLang without a GPU", sglang, f"{sglang}, on the CPU"),
+        ("SGLang of the `gh200` image", "`sgl_image_base`", f"`{base}` is the default; not run"),
+    ]
+    head = "| part | oldest | in the tests |\n|---|---|---|\n"
+    return head + "".join(f"| {part} | {oldest} | {found} |\n" for part, oldest, found in rows)
+
+
 # Whole files, and parts of files with the patterns of the lines around them.
 FILES: dict[str, Callable[[], str]] = {
     "roles/settings/defaults/main.yml": role_defaults,
@@ -520,6 +561,12 @@ PARTS: list[tuple[str, str, str, Callable[[], str]]] = [
         "<!-- environment -->\n",
         "<!-- end of environment -->\n",
         environment_table,
+    ),
+    (
+        "docs/reference/support.md",
+        "<!-- versions -->\n",
+        "<!-- end of versions -->\n",
+        support_table,
     ),
     (
         "docs/explanation/decisions.md",

@@ -9,6 +9,7 @@ where an assumption is broken.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sgl_admin.base.engine import Lookup  # noqa: E402
 from sgl_admin.contract import places  # noqa: E402
 from sgl_admin.sglang import (  # noqa: E402
     api,
@@ -46,6 +48,14 @@ _FA3 = re.compile(r"sgl_kernel/flash_ops[^/]*\.so")
 _HAVE_FA3 = {"x86_64": True, "aarch64": False}
 
 
+# Data types and blocks of experts; without blocks, or with groups along a row alone, the server
+# looks up by a pair of which one is zero or nothing.
+_DEVICE = "NVIDIA GH200 480GB"
+_DTYPES = (None, "fp8_w8a8", "int8_w8a8", "int8_w8a16", "int4_w4a16")
+_BLOCKS = (None, (128, 128), (64, 32))
+_NO_BLOCKS: tuple[list[int | None], ...] = ([0, 0], [0, 128], [0, None])
+
+
 @dataclass(frozen=True)
 class Assumption:
     kind: str
@@ -55,7 +65,8 @@ class Assumption:
 
 def assumptions(sglang: Package) -> Iterator[Assumption]:
     release, _ = releases.of(sglang.version)
-    for check in (_paths, _names, _flags, _variables, _metrics, _log_lines, _kernels):
+    checks = (_paths, _names, _flags, _variables, _metrics, _log_lines, _kernels, _moe_files)
+    for check in checks:
         kind = check.__name__.strip("_").replace("_", " ")
         for name, holds in check(sglang, release):
             yield Assumption(kind, name, holds)
@@ -164,6 +175,23 @@ def _kernels(sglang: Package, release: Release) -> _Found:
             (has_fa3 == expected),
         )
         yield f"{name}: kernels for Hopper", any("/sm90/" in file for file in files)
+
+
+def _moe_files(sglang: Package, release: Release) -> _Found:
+    """The names that its own function makes."""
+    theirs = sglang.function(
+        release.moe_look_up, "get_config_file_name", get_device_name=lambda: _DEVICE
+    )
+    ours = moe_configs.MoeConfigs()
+    for dtype, block, channel in itertools.product(_DTYPES, _BLOCKS, (False, True)):
+        lookup = Lookup(161, 192, dtype, block, channel)
+        expected = ours.file_name(lookup, _DEVICE)
+        for sizes in [list(block)] if block else _NO_BLOCKS:
+            made = theirs(161, 192, dtype, sizes, channel)
+            yield f"{expected} for {sizes}", made == expected and ours.lookup(made) == lookup
+        if release.down_files:
+            down = theirs(161, 192, dtype, list(block or (0, 0)), channel, down_moe=True)
+            yield f"its neighbour of {expected}", down == ours.down_name(expected)
 
 
 def _constants(file: str, pattern: re.Pattern[str]) -> set[str]:

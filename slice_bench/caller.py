@@ -33,7 +33,7 @@ environment:
   HOST_TELEMETRY_ROOT, HOST_PROFILES_ROOT, HOST_MODELS_ROOT, HOST_HF_ROOT
                                its parts, where they are not in it
   CONTAINER_NAME, IMAGE_NAME   of the container, in place of the inventory's
-  HOST_DIR_OWNERSHIP_IGNORE=1  warn of what somebody else owns in the tree, instead of refusing it
+  HOST_DIR_OWNERSHIP_IGNORE=1  warn of other users' files in the tree, instead of refusing them
   EXPECT_OWNER_UID, EXPECT_OWNER_GID
                                who must own the tree, where that is not the service user
   EXPECT_POINTER_OWNER_UID, EXPECT_POINTER_OWNER_GID
@@ -46,7 +46,7 @@ inventories/local)
   SLICE_BENCH_VERBOSE=1        show what Ansible prints; where a command fails it names a file \
 with all of it
 
-exit codes: 0 done, 2 wrong usage, 3 something belongs to somebody else, 5 (stop) something runs in
+exit codes: 0 done, 2 wrong usage, 3 something belongs to another user, 5 (stop) something runs in
             the container, 1 anything else;
             provider-prep, server and smoke end with that of sgl-admin, where it was asked:
             4 no live run, 5 busy, 6 no proof, 7 the server is not healthy (`server status` too),

@@ -67,9 +67,9 @@ def parser() -> argparse.ArgumentParser:
         "provider-prep", "warm the caches for a profile and prove that its server's metrics arrive"
     )
     _add_prep_arguments(prep)
-    ready, server = _add_commands_of_the_container(command)
+    of_the_container = _add_commands_of_the_container(command)
     smoke = command("smoke", "ask the prepared server the questions of a scenario, and sum up")
-    for of_one_host in (start, stop, prep, ready, server, smoke):
+    for of_one_host in (start, stop, prep, *of_the_container, smoke):
         caller.add_arguments(of_one_host)
     smoke.add_argument(
         "scenario", nargs="?", help="a YAML file (default: the one that the role smoke ships)"
@@ -88,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_commands_of_the_container(
     command: Callable[..., argparse.ArgumentParser],
-) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """Those that sgl-admin answers: `ready` and `server`."""
+) -> tuple[argparse.ArgumentParser, ...]:
+    """Those that sgl-admin answers."""
     from slice_bench import caller
 
     server = command(
@@ -107,7 +107,13 @@ def _add_commands_of_the_container(
         "say whether METRICS_READY holds now: exit code 0 where it does, 6 where not",
         f"Any other argument is that of `sgl-admin ready`, such as --json.\n\n{caller.MANUAL}",
     )
-    return ready, server
+    prep = command(
+        "prep",
+        "end the prep that runs, in order: finished stages stay",
+        f"Any other argument is that of `sgl-admin prep`, such as --json.\n\n{caller.MANUAL}",
+    )
+    prep.add_argument("action", choices=("cancel",))
+    return ready, server, prep
 
 
 def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
@@ -146,8 +152,8 @@ def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     top = parser()
     arguments, further = top.parse_known_args(argv)
-    # A fleet's other arguments are ansible-playbook's, those of ready and server sgl-admin's.
-    if further and arguments.command not in ("fleet", "ready", "server"):
+    # A fleet's other arguments are ansible-playbook's, those of the container sgl-admin's.
+    if further and arguments.command not in ("fleet", "ready", "server", "prep"):
         top.error(f"unrecognized arguments: {' '.join(further)}")
     arguments.further = further
     from sgl_admin.contract.texts import say, say_lines
@@ -171,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(
             "ERROR: no longer followed; a prep that had begun goes on: ask the same again to attach"
-            " to it",
+            " to it, or end it (slice_bench prep cancel)",
             file=sys.stderr,
         )
         return 130

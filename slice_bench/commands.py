@@ -203,6 +203,11 @@ def server(arguments: argparse.Namespace, caller: Caller) -> int:
     return _in_container(caller, "server", arguments.action, *named, *arguments.further)
 
 
+def prep(arguments: argparse.Namespace, caller: Caller) -> int:
+    """End the prep that runs."""
+    return _in_container(caller, "prep", arguments.action, *arguments.further)
+
+
 def ready(arguments: argparse.Namespace, caller: Caller) -> int:
     """Whether METRICS_READY holds now."""
     return _in_container(caller, "ready", *arguments.further)
@@ -362,6 +367,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Caller], int]] = {
     "provider-prep": provider_prep,
     "server": server,
     "ready": ready,
+    "prep": prep,
     "smoke": smoke,
     "profiles": list_profiles,
     "fleet": prepare_fleet,

@@ -1,4 +1,5 @@
-"""SGLang's own packages, read as they lie on the package index: nothing of them is imported or run.
+"""SGLang's own packages, read as they lie on the package index: nothing of them is imported, and of
+what they hold only single functions that need no library are run.
 
 A wheel that holds sources is downloaded once into a cache; of a wheel of kernels, which is too
 large for that, the list of its files is read alone. pip's settings say which index that is.
@@ -17,8 +18,9 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 CACHE = Path("~/.cache/slice_bench.sglang/upstream").expanduser()
 NEWEST = "newest"
@@ -69,6 +71,20 @@ class Package:
         return next(
             (name for name in (f"{stem}.py", f"{stem}/__init__.py") if name in self.files), None
         )
+
+    def function(self, module: str, name: str, **names: Any) -> Callable[..., Any]:
+        """A function of a module by itself, with `names` in the place of what it calls."""
+        tree = ast.parse(self.files[self.module(module) or ""])
+        [found] = (
+            node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name
+        )
+        for argument in found.args.args:
+            argument.annotation = None
+        found.returns = None
+        scope = dict(names)
+        exec(compile(ast.Module([found], []), module, "exec"), scope)  # noqa: S102 - of the index, as asked for by name
+        made: Callable[..., Any] = scope[name]
+        return made
 
 
 def flags(sglang: Package) -> list[str]:

@@ -104,6 +104,8 @@ class ActionModule(AdminAction):
             }
         if envelope.get("attached") is True and envelope["job"]:
             self.say(f"{host}: attached to {progress(envelope['job'])}")
+        if (job := envelope["job"]) and job["state"] == "running":
+            self.say(f"{host}: {goes_on(job['prep_id'], given['container'])}")
         shown, shown_at, finished = None, 0.0, 0
         while (job := envelope["job"]) and job["state"] == "running":
             doing = job.get("stage"), job.get("message")
@@ -174,6 +176,15 @@ def losing_nothing(prep: str) -> Iterator[None]:
         raise AnsibleConnectionFailure(
             f"{prep} goes on by itself: run this again to attach to it ({error})"
         ) from error
+
+
+def goes_on(prep_id: str, container: str) -> str:
+    """What Ctrl-C does not end, and what does. A worker that Ctrl-C ends has no time for words."""
+    admin = f"docker exec {container} sgl-admin"
+    return (
+        f"{prep_id} goes on by itself when ansible-playbook ends (Ctrl-C): `{admin} status --watch`"
+        f" follows it, `{admin} prep cancel` ends it"
+    )
 
 
 def plan_diff(plan: dict[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action imp
 _ITEM = {
     "kind": {"type": "str", "choices": ["caches", "image"], "default": "caches"},
     "name": {"type": "str", "required": True},
-    "stage": {"type": "str", "choices": list(stages.NAMES)},
+    "stage": {"type": "str", "choices": list(stages.SHARED)},
     "image": {"type": "str"},
     "from": {"type": "str"},
     "whole": {"type": "bool", "default": True},

@@ -40,6 +40,7 @@ author:
   - slice_bench.sglang contributors (@slice-bench)
 """
 
+import atexit
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -64,6 +65,9 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self._report: Report | None = None
+        # Hosts whose prep is followed now.
+        self._followed: set[str] = set()
+        atexit.register(self._say_what_goes_on)
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         self._report = Report(
@@ -94,6 +98,8 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
         if self._report:
             self._report.begin(host.get_name(), str(task._uuid))
+        if _module(task) == "sgl_prep" and not context.CLIARGS.get("check"):
+            self._followed.add(host.get_name())
 
     def v2_runner_on_ok(self, result: Any) -> None:
         self._ended(result, "changed" if result.result.get("changed") else "ok")
@@ -108,6 +114,8 @@ class CallbackModule(CallbackBase):
         self._ended(result, "skipped")
 
     def _ended(self, result: Any, status: str) -> None:
+        if _module(result.task) == "sgl_prep":
+            self._followed.discard(result.host.get_name())
         if not self._report:
             return
         task = result.task
@@ -127,6 +135,15 @@ class CallbackModule(CallbackBase):
             result.result,
             result.task_fields.get("delegate_to"),
         )
+
+    def _say_what_goes_on(self) -> None:
+        """Ctrl-C ends ansible-playbook before any host's prep is over."""
+        if self._followed:
+            self._display.display(
+                f"A prep that has begun on {printable(', '.join(sorted(self._followed)))} goes on"
+                " by itself: run the same again to attach to it; in the container `sgl-admin"
+                " status --watch` follows it, and `sgl-admin prep cancel` ends it."
+            )
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         if not self._report:

@@ -59,7 +59,7 @@ options:
     description: 'Let root be the service user, or own the tree. The container
       and the server in it run as uid 0 then, and what breaks out of the server
       can leave set-id programs of root''s in the tree: only for a host on which
-      nobody else has an account.'
+      you have the only account.'
   root:
     type: path
     description: Folder of the host tree. By default C(sglang-observability) in
@@ -81,7 +81,7 @@ options:
     type: bool
     default: false
     description: Go on, with a warning, where something in the tree belongs to
-      somebody else. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
+      another user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
       the same.
   owner_uid:
     type: int
@@ -156,10 +156,20 @@ options:
     type: list
     elements: str
     default: []
-    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
+  perf_conditions:
+    type: str
+    choices:
+      - warn
+      - refuse
+    default: warn
+    description: 'What to do about conditions that make a host with GPUs slow:
+      a power limit below the default, application clocks, ECC that is off, a
+      PCIe link below what it could be, a slowdown, no persistence mode, another
+      program on a GPU, a governor of the CPUs other than C(performance). V(warn)
+      says so, V(refuse) ends the preflight of a start or a prep.'
 """
     PREP = r"""
 options:
@@ -200,13 +210,21 @@ options:
       - skip
     default: ensure
     description: What to do about TorchInductor's and Triton's kernels.
+  perf:
+    type: str
+    choices:
+      - ensure
+      - rebuild
+      - skip
+    default: skip
+    description: What to do about the measurement of whether the host is as fast
+      as it should be.
   profile:
     type: str
     description: The profile that it is of; it names the server in the records.
   server_api_key:
     type: str
     default: ''
-    no_log: true
     description: The key that the server asks for.
   probe_timeout:
     type: float
@@ -247,14 +265,12 @@ options:
     type: list
     elements: str
     default: []
-    no_log: true
     description: More arguments of the SGLang server, the same as in serving.
       Records, logs and command lines have the values of arguments that are known
       as public, and none of the others.
   server_env:
     type: dict
     default: {}
-    no_log: true
     description: More environment variables of the server, the same as in serving.
       Records, logs and command lines have the values of variables that are known
       as public, and none of the others.
@@ -281,4 +297,25 @@ options:
     type: float
     default: 1800
     description: Seconds for the server to become healthy.
+  perf_required:
+    type: bool
+    default: false
+    description: Fail the prep of a host that stage C(perf) finds too slow. By
+      default the prep warns.
+  perf_max_age:
+    type: float
+    default: 7
+    description: Days after which stage C(perf) measures the host again. A change
+      of the driver, the VBIOS, the power limit or the image, and a reboot, have
+      it measured again before that.
+  perf_warn_percent:
+    type: float
+    default: 5
+    description: By how many percent a measurement may be worse than the median
+      of the fleet, or of the host's own history, before stage C(perf) warns.
+      Where these scatter more, three times their scatter.
+  perf_fail_percent:
+    type: float
+    default: 10
+    description: The same for a measurement that makes a host too slow.
 """

@@ -511,13 +511,10 @@ class Stack:
             self._docker_run, self._host.telemetry_root, self.name, self._start_timeout
         )
         url = run["manifest"]["services"]["prometheus"]["url"]
-        readiness = Readiness(PrometheusClient(url), Wanted())
         try:
-            seen = readiness.wait(self._start_timeout)
+            seen = Readiness(PrometheusClient(url), Wanted()).wait(self._start_timeout)
         except FinalError as error:
             raise ContainerError(str(error)) from error
-        finally:
-            readiness.close()
         if not seen.ready:
             raise ContainerError(str(seen.reason))
         return run
@@ -577,8 +574,8 @@ class Stack:
             container = found[name]
             if container is not None and CONTAINER_LABEL not in container["labels"]:
                 raise ContainerError(
-                    f"container {name} has the name that a replacement of {self.name} needs, and is"
-                    " none of ours: rename it, or set sgl_container to another name"
+                    f"container {name} has the name that a replacement of {self.name} needs, and"
+                    " another program made it: rename it, or set sgl_container to another name"
                 )
         return found[self.name], found[self.next], found[self.replaced]
 

@@ -35,6 +35,7 @@ _MAX_ANSWER = 8 * 2**20
 _MAX_GPUS = 64
 _MAX_PROCESSES = 64
 _MAX_FILE = 2**20
+_MAX_POLICIES = 4096
 _MAX_LOG = 16 * 2**20
 _MAX_RECORDS = 200_000
 _MAX_TEXT = 120
@@ -127,16 +128,16 @@ _XIDS = {
         " Xid before it"
     ),
     48: (
-        "memory had an error that ECC could not correct: reset the GPU (`nvidia-smi -r`), and have"
-        " it replaced if that comes again"
+        "memory had an error that ECC could not correct: reset the GPU (`nvidia-smi -r`), and"
+        " replace the GPU if the error returns"
     ),
     63: (
-        "a bad piece of memory is to be taken out of use: reset the GPU (`nvidia-smi -r`) for that"
+        "a bad piece of memory will be taken out of use: reset the GPU (`nvidia-smi -r`) for that"
         " to happen"
     ),
     64: (
         "a bad piece of memory could not be taken out of use: reset the GPU (`nvidia-smi -r`), and"
-        " have it replaced if that comes again"
+        " replace the GPU if the error returns"
     ),
     74: (
         "an NVLink connection failed: reset the GPUs (`nvidia-smi -r`), and have links and bridges"
@@ -208,6 +209,18 @@ class Gpu:
     broken: list[str]
     slowdown: list[str]
     coherent: bool
+    # In watts.
+    power_limit: int | None
+    default_power_limit: int | None
+    # Application clocks, in MHz: drivers from 580 on have deprecated them.
+    clock: int | None
+    default_clock: int | None
+    idle: bool
+    # Of its PCIe link: lanes and generation, and the most that both of its ends can.
+    lanes: int | None
+    most_lanes: int | None
+    generation: int | None
+    newest_generation: int | None
 
 
 @dataclass(frozen=True)
@@ -250,6 +263,8 @@ class Use:
     image_cuda: str | None = None
     # The image's NVIDIA_REQUIRE_CUDA: which drivers its own compatibility libraries make do with.
     image_requires: str = ""
+    # Whether a host whose conditions make it slow is refused.
+    refuse_slow: bool = False
 
 
 def ask(tool: str, run: Runner) -> tuple[Smi, list[str]]:
@@ -382,6 +397,37 @@ def _gpu(part: Part, index: int) -> Gpu:
         broken=list(_damages(part)),
         slowdown=_slowdowns(part),
         coherent=part.text("addressing_mode") == "ATS",
+        **_speed_settings(part),
+    )
+
+
+def _speed_settings(part: Part) -> dict[str, Any]:
+    """What may make it slower than others of its kind. Drivers before 530 say power_readings."""
+    readings, before = "gpu_power_readings", "power_readings"
+    link = "pci_gpu_link_info"
+    return {
+        "power_limit": _number(
+            part.text(f"{readings}/current_power_limit") or part.text(f"{before}/power_limit")
+        ),
+        "default_power_limit": _number(
+            part.text(f"{readings}/default_power_limit")
+            or part.text(f"{before}/default_power_limit")
+        ),
+        "clock": _number(part.text("applications_clocks/graphics_clock")),
+        "default_clock": _number(part.text("default_applications_clocks/graphics_clock")),
+        "idle": _is_active(part, "gpu_idle"),
+        "lanes": _number(part.text(f"{link}/link_widths/current_link_width")),
+        "most_lanes": _number(part.text(f"{link}/link_widths/max_link_width")),
+        "generation": _number(part.text(f"{link}/pcie_gen/current_link_gen")),
+        "newest_generation": _number(part.text(f"{link}/pcie_gen/max_link_gen")),
+    }
+
+
+def _is_active(part: Part, reason: str) -> bool:
+    """Whether the clocks have this reason now; driver 535 and older call it a throttle reason."""
+    return "Active" in (
+        part.text(f"clocks_event_reason_{reason}"),
+        part.text(f"clocks_throttle_reason_{reason}"),
     )
 
 
@@ -432,18 +478,8 @@ def _yes(part: Part, path: str) -> bool:
 
 
 def _slowdowns(part: Part) -> list[str]:
-    """The causes of a slowdown that is active now. Driver 535 and older call them throttle
-    reasons.
-    """
-    return [
-        name
-        for name in _SLOWDOWNS
-        if "Active"
-        in (
-            part.text(f"clocks_event_reason_{name}"),
-            part.text(f"clocks_throttle_reason_{name}"),
-        )
-    ]
+    """The causes of a slowdown that is active now."""
+    return [name for name in _SLOWDOWNS if _is_active(part, name)]
 
 
 def _uncorrectable(part: Part) -> int:
@@ -507,7 +543,19 @@ def describe(
         "processes": processes,
         "xid": None if log is None else _xids(log, smi.gpus),
         "grace": _grace(root) if grace else None,
+        "governors": _governors(root),
     }
+
+
+def _governors(root: str) -> list[str]:
+    """How the CPUs' clocks are chosen; none where the kernel does not say, as in many VMs."""
+    folder = os.path.join(root, "sys/devices/system/cpu/cpufreq")
+    try:
+        policies = sorted(os.listdir(folder))[:_MAX_POLICIES]
+    except OSError:
+        return []
+    found = {_read(os.path.join(folder, policy, "scaling_governor")) for policy in policies}
+    return sorted(one_line(text.strip(), 40) for text in found if text and text.strip())
 
 
 def _is_there(pid: int, root: str) -> bool:
@@ -657,7 +705,12 @@ def judge(health: dict[str, Any], use: Use) -> Verdict:
     _judge_kinds(gpus, use, verdict)
     _judge_cuda(health, use, verdict)
     verdict.warnings.extend(_conditions(gpus))
-    verdict.warnings.extend(_strangers(health["processes"], gpus))
+    slow = verdict.problems if use.refuse_slow else verdict.warnings
+    slow.extend(_slow_now(gpus))
+    slow.extend(_slow_settings(gpus))
+    slow.extend(_slow_links(gpus))
+    slow.extend(_slow_governors(health["governors"]))
+    slow.extend(_strangers(health["processes"], gpus))
     for xid in health["xid"] or []:
         times = "once" if xid["count"] == 1 else f"{xid['count']} times"
         meaning = _XIDS.get(
@@ -845,31 +898,95 @@ def _conditions(gpus: list[dict[str, Any]]) -> Iterator[str]:
     for gpu in gpus:
         name = f"GPU {gpu['index']}"
         if gpu["broken"]:
-            yield f"{name} is damaged, {', '.join(gpu['broken'])}: have it replaced"
+            yield f"{name} is damaged, {', '.join(gpu['broken'])}: replace it"
         if gpu["wants_reset"]:
             reset = f"nvidia-smi -r -i {gpu['index']}"
             yield (
-                f"{name} is to be reset, {', '.join(gpu['wants_reset'])}: end what uses it and"
+                f"{name} must be reset, {', '.join(gpu['wants_reset'])}: end what uses it and"
                 f" reset it (`{reset}` as root), or reboot"
             )
         if gpu["uncorrectable"]:
             yield (
                 f"{name} had {gpu['uncorrectable']} uncorrectable ECC errors since the driver was"
                 f" loaded: reset it when it is idle (`nvidia-smi -r -i {gpu['index']}` as root),"
-                " and have it replaced if they come again"
+                " and replace it if they return"
             )
+
+
+def _slow_now(gpus: list[dict[str, Any]]) -> Iterator[str]:
+    for gpu in gpus:
         if gpu["slowdown"]:
+            name = f"GPU {gpu['index']}"
             cause = (
                 "power" if gpu["slowdown"] == ["hw_power_brake_slowdown"] else "cooling and power"
             )
             yield (
-                f"{name} is slowed down now ({', '.join(gpu['slowdown'])}), so that what is"
-                f" measured is too slow: look at its {cause}"
+                f"{name} is slowed down now ({', '.join(gpu['slowdown'])}), so"
+                f" measurements are too slow: check its {cause}"
             )
     if off := [gpu for gpu in gpus if gpu["persistence"] is False]:
         yield (
-            f"{_which(off)} not in persistence mode, so that the driver starts anew each time that"
-            f" nobody uses them: {_persistence_remedy(off)}"
+            f"{_which(off)} not in persistence mode, so the driver loads again at each first use:"
+            f" {_persistence_remedy(off)}"
+        )
+
+
+def _slow_settings(gpus: list[dict[str, Any]]) -> Iterator[str]:
+    """What an administrator has set."""
+    limited = [gpu for gpu in gpus if _is_below(gpu["power_limit"], gpu["default_power_limit"])]
+    if limited:
+        first = limited[0]
+        remedy = _for_each(limited, f"-pl {first['default_power_limit']}")
+        yield (
+            f"{_which(limited)} limited to {first['power_limit']} W, below the default of"
+            f" {first['default_power_limit']} W, and so slower than others:"
+            f" `{remedy}` as root"
+        )
+    if clocked := [gpu for gpu in gpus if _is_below(gpu["clock"], gpu["default_clock"])]:
+        first = clocked[0]
+        yield (
+            f"{_which(clocked)} held to application clocks of {first['clock']} MHz, below the"
+            f" default of {first['default_clock']} MHz, and so slower than others:"
+            f" `{_for_each(clocked, '-rac')}` as root"
+        )
+    if without := [gpu for gpu in gpus if gpu["ecc"] is False]:
+        yield (
+            f"{_which(without)} without ECC, so that an error in memory goes unseen and others of"
+            f" its kind are not comparable: `{_for_each(without, '-e 1')}` as root, then reboot"
+        )
+
+
+def _is_below(value: int | None, least: int | None) -> bool:
+    """Whether a value that is known is below one that is known."""
+    return value is not None and least is not None and value < least
+
+
+def _slow_links(gpus: list[dict[str, Any]]) -> Iterator[str]:
+    """PCIe links that were not trained to what both ends can. Links of idle GPUs fall back to an
+    older generation by themselves, and a coherent GPU has another link to its CPU.
+    """
+    for gpu in gpus:
+        if gpu["coherent"]:
+            continue
+        name = f"GPU {gpu['index']}"
+        remedy = "have its slot, riser and BIOS settings checked"
+        if _is_below(gpu["lanes"], gpu["most_lanes"]):
+            yield (
+                f"{name} has {gpu['lanes']} of {gpu['most_lanes']} PCIe lanes, so that copies from"
+                f" the host are slow: {remedy}"
+            )
+        if _is_below(gpu["generation"], gpu["newest_generation"]) and not gpu["idle"]:
+            yield (
+                f"{name}'s PCIe link is of generation {gpu['generation']} under load, and could be"
+                f" of {gpu['newest_generation']}: {remedy}"
+            )
+
+
+def _slow_governors(governors: list[str]) -> Iterator[str]:
+    if others := [name for name in governors if name != "performance"]:
+        yield (
+            f"the CPUs' clocks are chosen by the governor {', '.join(others[:4])}, which answers"
+            " late to bursts of a server's work: `cpupower frequency-set -g performance` as root"
         )
 
 

@@ -13,17 +13,21 @@ import errno
 import grp
 import os
 import pwd
+import random
 import re
 import shlex
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
 
-TEMP_NAME = re.compile(r"\.sgl-new-[0-9a-f]{16}")
+TEMP_NAME = re.compile(re.escape(safe_tree.TEMP_PREFIX) + ".+")
 NAMED_MISMATCHES = 10
+# How often a folder is tried that another run makes at the same time, and the longest pause.
+_TRIES, _PAUSE_S = 20, 0.05
 
 
 class HostTreeError(Exception):
@@ -101,7 +105,6 @@ class Plan:
     create: list[str] = field(default_factory=list)
     chmod: dict[str, tuple[int, int]] = field(default_factory=dict)
     modes: dict[str, int] = field(default_factory=dict)
-    leftovers: list[str] = field(default_factory=list)
     foreign: list[Foreign] = field(default_factory=list)
     foreign_pointer: Foreign | None = None
     entries_checked: int = 0
@@ -109,7 +112,7 @@ class Plan:
 
     @property
     def changed(self) -> bool:
-        return bool(self.create or self.chmod or self.leftovers)
+        return bool(self.create or self.chmod)
 
     def new_mode(self, path: str) -> int:
         """The mode of a folder that is made; those above the roots are as the parent is."""
@@ -120,9 +123,6 @@ class Plan:
         owner = f"{self.spec.uid}:{self.spec.gid}"
         before: dict[str, str] = {}
         after: dict[str, str] = {}
-        for path in self.leftovers:
-            before[printable(path)] = "empty leftover of an interrupted run"
-            after[printable(path)] = "absent"
         for path, (old, new) in self.chmod.items():
             before[printable(path)] = f"directory {old:04o} {owner}"
             after[printable(path)] = f"directory {new:04o} {owner}"
@@ -137,7 +137,6 @@ class Plan:
             "changed": self.changed,
             "created": [printable(path) for path in self.create],
             "mode_changed": [printable(path) for path in self.chmod],
-            "removed": [printable(path) for path in self.leftovers],
             "paths": self.spec.roots(),
             "owner": {"uid": self.spec.uid, "gid": self.spec.gid},
             "foreign_count": len(self.foreign),
@@ -329,13 +328,16 @@ def _may(path: str, how: int) -> bool:
     return os.access(path, how, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None:
+def _scan(top: str, spec: Spec, plan: Plan) -> None:
     """Look at each entry below top, without following links; a foreign directory is named and not
     entered.
     """
     owner = spec.uid, spec.gid
     pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
-    parents = set(temp_parents)
+    begun = {
+        os.path.join(os.path.dirname(path), safe_tree.TEMP_PREFIX + os.path.basename(path))
+        for path in plan.create
+    }
     lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
     in_profiles = top == spec.profiles
 
@@ -344,9 +346,9 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
         plan.entries_checked += 1
         entry_owner = info.st_uid, info.st_gid
         is_directory = stat.S_ISDIR(info.st_mode)
-        if is_directory and os.path.dirname(path) in parents and _is_leftover(holder, name):
-            plan.leftovers.append(path)
-        elif path == spec.pointer and pointer_owner != owner:
+        if is_directory and path in begun and _is_empty(holder, name):
+            return False
+        if path == spec.pointer and pointer_owner != owner:
             if entry_owner != pointer_owner:
                 plan.foreign_pointer = Foreign(path, *entry_owner, top, recursive=False)
         elif entry_owner != owner:
@@ -373,35 +375,16 @@ def _scan(top: str, spec: Spec, temp_parents: Iterable[str], plan: Plan) -> None
         ) from exc
 
 
-def _is_leftover(holder: int, name: str) -> bool:
-    """An empty directory under the temporary name that :func:`make_directory` uses: its maker was
-    killed before the rename.
+def _is_empty(holder: int, name: str) -> bool:
+    """Whether nothing is known to be in a folder under a temporary name: its maker was killed
+    before it gave the folder its owner or its name.
     """
-    if not TEMP_NAME.fullmatch(name):
-        return False
     try:
         return not safe_tree.names(holder, name)
     except PermissionError:
         return True  # still 0700 of another owner; rmdir refuses it anyway when it holds something
     except OSError:
         return False
-
-
-def _leftovers_in(parent: str, *, ours_only: bool) -> list[str]:
-    """Leftovers in a directory that is not scanned; ours_only where a removal may be refused (a
-    sticky parent).
-    """
-    found = []
-
-    def visit(holder: int, path: str, name: str, info: os.stat_result) -> bool:
-        mine = not ours_only or os.geteuid() in (0, info.st_uid)
-        if stat.S_ISDIR(info.st_mode) and mine and _is_leftover(holder, name):
-            found.append(path)
-        return False
-
-    with contextlib.suppress(OSError), safe_tree.folder(parent) as descriptor:
-        safe_tree.walk(descriptor, parent.rstrip("/"), visit)
-    return found
 
 
 def _holds_strangers(spec: Spec) -> bool:
@@ -480,13 +463,9 @@ def inspect(spec: Spec) -> Plan:
     plan = Plan(spec)
     bases = _inspect_directories(plan)
     unscanned = {*plan.create, *(item.path for item in plan.foreign)}
-    for top, names in (
-        (spec.telemetry, places.TELEMETRY_FOLDERS),
-        (spec.profiles, places.PROFILES_FOLDERS),
-    ):
+    for top in (spec.telemetry, spec.profiles):
         if top not in unscanned:
-            inside = {os.path.dirname(os.path.join(top, name)) for name in names}
-            _scan(top, spec, inside, plan)
+            _scan(top, spec, plan)
     plan.foreign.sort(key=lambda item: item.path)
     _check_ownership(plan)
     for base, option in bases.items():
@@ -495,12 +474,6 @@ def inspect(spec: Spec) -> Plan:
                 f"{option} cannot be made: uid {os.geteuid()} may not write in {printable(base)}:"
                 f" run the task with become: true, or set {option} elsewhere"
             )
-        if base not in (spec.telemetry, spec.profiles) and not base.startswith(
-            (spec.telemetry + "/", spec.profiles + "/")
-        ):
-            plan.leftovers.extend(_leftovers_in(base, ours_only=True))
-    if spec.root not in plan.create and spec.root not in bases:
-        plan.leftovers.extend(_leftovers_in(spec.root, ours_only=True))
     if plan.changed and os.geteuid() != 0 and spec.gid not in _process_groups():
         raise HostTreeError(
             f"uid {os.geteuid()} is not in group {spec.gid}, so it cannot make directories for"
@@ -592,19 +565,45 @@ def _check_ownership(plan: Plan) -> None:
     )
 
 
-def make_directory(path: str, uid: int, gid: int, mode: int) -> None:
-    """Make one directory that from its first moment has this owner and mode. Raises OSError."""
+def make_directory(path: str, uid: int, gid: int, mode: int, top: str | None = None) -> None:
+    """Make one directory that from its first moment has this owner and mode, or take the one that
+    another run makes at the same time. No link is followed below ``top``. Raises OSError.
+    """
     parent, name = os.path.split(path)
-    with safe_tree.folder(parent) as descriptor:
-        safe_tree.make_folder(descriptor, name, uid, gid, mode)
+    for left in reversed(range(_TRIES)):
+        try:
+            with safe_tree.folder(parent, top) as descriptor:
+                safe_tree.make_folder(descriptor, name, uid, gid, mode)
+            return
+        except OSError as error:
+            if not safe_tree.another_made(error) or not left:
+                raise
+        if _is_made(path, top, (uid, gid, mode)):
+            return
+        # Two runs that go on in step would undo each other's work again and again.
+        time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311
+
+
+def _is_made(path: str, top: str | None, wanted: tuple[int, int, int]) -> bool:
+    try:
+        with safe_tree.folder(path, top) as descriptor:
+            info = os.fstat(descriptor)
+    except OSError:
+        return False
+    return (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == wanted
 
 
 def _opened(spec: Spec, path: str) -> contextlib.AbstractContextManager[int]:
     """A directory, opened; inside telemetry/ and profiles/ no link is followed at all, so that
     nothing can be slipped in between.
     """
-    tops = [top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")]
-    return safe_tree.folder(path, tops[0] if tops else None)
+    return safe_tree.folder(path, _top(spec, path))
+
+
+def _top(spec: Spec, path: str) -> str | None:
+    return next(
+        (top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")), None
+    )
 
 
 def apply(plan: Plan) -> None:
@@ -612,18 +611,6 @@ def apply(plan: Plan) -> None:
     stopped.
     """
     spec = plan.spec
-    for path in plan.leftovers:
-        try:
-            with _opened(spec, os.path.dirname(path)) as fd:
-                os.rmdir(os.path.basename(path), dir_fd=fd)
-        except FileNotFoundError:
-            pass
-        except OSError as exc:
-            shown = shlex.quote(printable(path))
-            raise HostTreeError(
-                f"the leftover {shown} cannot be removed ({exc.strerror}): run `rm -r {shown}` as"
-                " its owner"
-            ) from exc
     tops = (spec.telemetry + "/", spec.profiles + "/")
     for path, (_old, new) in plan.chmod.items():
         try:
@@ -637,9 +624,8 @@ def apply(plan: Plan) -> None:
             raise _os_error(f"set mode {new:04o} on", path, exc) from exc
     for path in plan.create:
         try:
-            with _opened(spec, os.path.dirname(path)) as fd:
-                safe_tree.make_folder(
-                    fd, os.path.basename(path), spec.uid, spec.gid, plan.new_mode(path)
-                )
+            make_directory(
+                path, spec.uid, spec.gid, plan.new_mode(path), _top(spec, os.path.dirname(path))
+            )
         except OSError as exc:
             raise _os_error("make", path, exc) from exc

@@ -278,7 +278,7 @@ def check_image(docker: DockerCli, image: dict[str, Any], architecture: str, fla
         what = image["labels"].get(FLAVOUR_LABEL)
         raise ImageError(
             f"{name} is {f'of flavour {what}' if what else 'not one that this collection built'},"
-            f" and sgl_flavour is {flavour}: name an image of that flavour, or have it built"
+            f" and sgl_flavour is {flavour}: name an image of that flavour, or build it"
             " (sgl_image_source: build)"
         )
     if image["architecture"] != architecture:

@@ -669,7 +669,7 @@ class Staging:
         raise ModelError(
             f"what came from {path_line(source)} is not what it has to be,"
             f" {several(texts, len(files), 'files')}: run this again (only these are"
-            " copied), and if they differ again, get the source anew"
+            " copied), and if they differ again, fetch the source again"
         )
 
     # --- into place -------------------------------------------------------------------------------
@@ -687,7 +687,7 @@ class Staging:
             memo = Memo(self.memo_file)
             if not set(files) <= set(memo.entries):
                 raise ModelError(
-                    f"somebody else changed {path_line(self.folder)} while the model was staged:"
+                    f"another process changed {path_line(self.folder)} while the model was staged:"
                     " run this again"
                 )
             memo.entries = {name: memo.entries[name] for name in files}

@@ -7,7 +7,6 @@ The container is on the host's network.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import pwd
 import socket
 from collections.abc import Iterable
@@ -76,7 +75,7 @@ def taken_beside(address: str, port: int, own: str) -> str | None:
     `address`; None where nobody does.
     """
     for listener in listeners.listeners(port):
-        place = _address(listener.address)
+        place = listener.address
         ours = place == own or own in services.ANY_ADDRESS
         if not ours and _overlap(place, address):
             return _shown(listener)
@@ -101,12 +100,6 @@ def _shown(listener: listeners.Listener) -> str:
     if pid is None:
         return f"a process of {_user(listener.uid)}"
     return f"{listeners.command(pid)} (pid {pid})"
-
-
-def _address(text: str) -> str:
-    """An address of the kernel's tables: hexadecimal, each 32 bits in the host's byte order."""
-    words = [bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8)]
-    return str(ipaddress.ip_address(b"".join(words)))
 
 
 def _user(uid: int) -> str:

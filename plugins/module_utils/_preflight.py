@@ -75,6 +75,7 @@ class Options:
     gpus: bool = False
     visible_devices: str | None = None
     image_cuda: str | None = None
+    perf_conditions: str = "warn"
     image_source: str = "build"
     image_pull: str | None = None
     image_archive: str | None = None
@@ -170,8 +171,8 @@ def _look_at_root(found: Findings, spec: host_tree.Spec, options: Options) -> No
         return
     found.problems.append(
         "the service user is root, so the container and the server in it would run as root: set"
-        " sgl_user to an ordinary user, or sgl_allow_root to true on a host where nobody else has"
-        " an account"
+        " sgl_user to an ordinary user, or sgl_allow_root to true on a host where you have the"
+        " only account"
     )
 
 
@@ -307,7 +308,15 @@ def _look_at_gpus(
             its, requires = gpu_health.image_cuda(docker.inspected)
             cuda = cuda or its
     verdict = gpu_health.judge(
-        health, gpu_health.Use(options.tp, options.visible_devices, cuda, requires)
+        health,
+        gpu_health.Use(
+            options.tp,
+            options.visible_devices,
+            cuda,
+            requires,
+            # What only looks, stops or smokes makes no measurement.
+            options.perf_conditions == "refuse" and options.ready_for in ("start", "prep"),
+        ),
     )
     found.problems.extend(verdict.problems)
     found.warnings.extend(verdict.warnings)

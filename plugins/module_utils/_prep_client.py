@@ -56,7 +56,7 @@ class PrepClient:
         )
         if envelope["job"] is None or envelope["job"].get("prep_id") != prep_id:
             raise PrepError(
-                f"{prep_id} is gone: the container was started anew meanwhile; run this again"
+                f"{prep_id} is gone: the container was restarted meanwhile; run this again"
             )
         return envelope
 

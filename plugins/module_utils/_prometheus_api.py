@@ -3,15 +3,13 @@
 """A small client of Prometheus' HTTP API, and the wait until a server, its scrape jobs and an
 expression are as they should be.
 
-:class:`PrometheusClient` asks one thing at a time over one kept connection; :class:`Readiness`
-looks and waits. An answer that is not Prometheus' is an error like any other: nothing that arrives
-can end in a traceback or pass for readiness.
+:class:`PrometheusClient` asks one thing at a time; :class:`Readiness` looks and waits. An answer
+that is not Prometheus' is an error like any other: nothing that arrives can end in a traceback or
+pass for readiness.
 
-Measured on two busy x86-64 cores against Prometheus 3.5.3 on the loopback, Python 3.11: a poll of
-``/-/ready`` takes 0.25 ms, of which 0.12 ms is this process' CPU; a look at a job and an expression
-0.8 ms (0.37 ms); a refused connection 0.04 ms. With pauses of 40 ms that is at most 1 % of one
-core. From readiness to the end of the wait: median 28 ms, at most 43 ms (60 waits). All times are
-seconds.
+http.client of the standard library speaks for it, over a connection of its own for each question:
+ansible.module_utils.urls would load a second HTTP stack, and cryptography where the host has it,
+into two modules of each run. All times are seconds.
 """
 
 from __future__ import annotations
@@ -19,12 +17,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import errno
 import http.client
-import io
 import json
 import math
-import os
+import queue
 import re
 import socket
 import ssl
@@ -32,8 +28,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
 DEFAULT_URL = "http://127.0.0.1:9090"
 DEFAULT_TIMEOUT_S = 60.0
@@ -54,7 +52,6 @@ API_BYTES = 16 * 1024 * 1024
 READY_SENTENCE = b"is Ready"
 NEVER_SCRAPED = "0001-01-01T00:00:00Z"
 NAMED_TARGETS = 5
-TEXT_CHARACTERS = 500
 
 # What a document of another shape leads to, numbers beyond a float and lists too deep to be shown
 # among it.
@@ -190,16 +187,11 @@ def reason_of(error: Exception) -> str:
     return one_line(str(error) or type(error).__name__)
 
 
-def one_line(text: str) -> str:
-    """Foreign text for a message: one line, printable, not longer than a message can bear."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= TEXT_CHARACTERS else text[: TEXT_CHARACTERS - 3] + "..."
-
-
 @dataclass(frozen=True)
 class Answer:
     status: int
     body: bytes
+    location: str
 
 
 @dataclass(frozen=True)
@@ -264,76 +256,26 @@ class QueryResult:
         return number != 0 and not math.isnan(number)
 
 
-class _Channel:
-    """What http.client needs of a socket, with a deadline for the whole of an answer: a socket's
-    own timeout starts anew with each byte.
+def _within(limit_s: float, ask: Callable[[], Answer]) -> Answer:
+    """What `ask` returns or raises, or TimeoutError after so long. It runs in a thread: a resolver
+    has no time limit, and that of a socket starts again with each byte.
     """
+    outcome: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
 
-    def __init__(self, sock: socket.socket, clock: Clock) -> None:
-        self.sock = sock
-        self.clock = clock
-        self.deadline = 0.0
-
-    def arm(self) -> None:
-        self.sock.settimeout(_left(self.deadline, self.clock))
-
-    def sendall(self, data: bytes) -> None:
-        self.arm()
-        self.sock.sendall(data)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Reader(self))
-
-    def close(self) -> None:
-        self.sock.close()
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, channel: _Channel) -> None:
-        self._channel = channel
-        self._raw = channel.sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._channel.arm()
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _left(deadline: float, clock: Clock) -> float:
-    left = deadline - clock()
-    if left <= 0:
-        raise TimeoutError("timed out")
-    return left
-
-
-def _resolve(host: str, port: int, limit_s: float) -> list[Any]:
-    """What :func:`socket.getaddrinfo` finds, or TimeoutError: it knows no time limit of its own,
-    and a resolver may take many seconds.
-    """
-    with contextlib.suppress(socket.gaierror):
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    outcome: list[Any] = []
-
-    def ask() -> None:
+    def run() -> None:
         try:
-            outcome.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            outcome.append(error)
+            outcome.put(ask())
+        except Exception as error:
+            outcome.put(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if not outcome:
-        raise TimeoutError(f"the resolver has not answered for {host}")
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer = outcome.get(timeout=max(limit_s, 0))
+    except queue.Empty:
+        raise TimeoutError("timed out") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 class PrometheusClient:
@@ -360,6 +302,7 @@ class PrometheusClient:
             "Host": self.endpoint.host_header,
             "Accept": "application/json, text/plain",
             "User-Agent": "slice_bench.sglang",
+            "Connection": "close",
         }
         self._secrets: list[str] = []
         self._credentials: str | None = None
@@ -369,16 +312,9 @@ class PrometheusClient:
             if self.endpoint.scheme == "https"
             else None
         )
-        self._http: http.client.HTTPConnection | None = None
-        self._channel: _Channel | None = None
 
     def _authorise(self, username: str | None, password: str | None, token: str | None) -> None:
         if token is not None:
-            if username is not None or password is not None:
-                raise FinalError(
-                    "bearer_token and url_username with url_password exclude each other; give one"
-                    " of them"
-                )
             if not re.fullmatch(r"[\x21-\x7e]+", token):
                 raise FinalError(
                     "bearer_token must be visible ASCII characters with no space or line break;"
@@ -387,11 +323,11 @@ class PrometheusClient:
             self._credentials = "bearer_token"
             self._headers["Authorization"] = f"Bearer {token}"
             self._secrets = [token]
-        elif username is not None or password is not None:
-            if not username or password is None or ":" in username:
+        elif username is not None and password is not None:
+            if not username or ":" in username:
                 raise FinalError(
-                    "url_username and url_password go together, and the user name holds no colon;"
-                    " give both"
+                    "url_username is empty or holds a colon, which HTTP cannot send; give the name"
+                    " that Prometheus knows"
                 )
             encoded = base64.b64encode(f"{username}:{password}".encode()).decode()
             self._credentials = "url_username and url_password"
@@ -479,13 +415,6 @@ class PrometheusClient:
             )
         raise self._malformed(path)
 
-    def close(self) -> None:
-        if self._http is not None:
-            self._http.close()
-        if self._channel is not None:
-            self._channel.close()
-        self._http = self._channel = None
-
     # --- how it is asked ---
 
     def _malformed(self, path: str) -> NotYetError:
@@ -527,14 +456,11 @@ class PrometheusClient:
     ) -> Answer:
         shown = self.endpoint.shown
         started = self._clock()
+        left = deadline - started
         try:
-            answer, location = self._exchange(method, target, deadline, limit, body)
-        except NotYetError:
-            self.close()
-            raise
+            answer = _within(left, lambda: self._exchange(method, target, left, limit, body))
         except (OSError, http.client.HTTPException, ValueError) as error:
             # http.client lets a chunk of less than no bytes end in a ValueError.
-            self.close()
             raise self._explained(error, self._clock() - started) from None
         if answer.status in (401, 403, 407):
             if self._credentials:
@@ -550,7 +476,7 @@ class PrometheusClient:
             # Not followed: credentials would go where they were not meant to.
             where = (
                 self._harmless(
-                    re.split(r"[?#]", re.sub(r"//[^/]*@", "//", location), maxsplit=1)[0]
+                    re.split(r"[?#]", re.sub(r"//[^/]*@", "//", answer.location), maxsplit=1)[0]
                 )
                 or "somewhere else"
             )
@@ -570,75 +496,28 @@ class PrometheusClient:
         return answer
 
     def _exchange(
-        self, method: str, target: str, deadline: float, limit: int, body: bytes | None
-    ) -> tuple[Answer, str]:
+        self, method: str, target: str, limit_s: float, limit: int, body: bytes | None
+    ) -> Answer:
+        endpoint = self.endpoint
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-        while True:
-            connection, channel, kept = self._connection(deadline)
-            channel.deadline = deadline
-            try:
-                connection.request(
-                    method, self.endpoint.prefix + target, body=body, headers=headers
-                )
-                response = connection.getresponse()
-            except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                self.close()
-                # The server may have closed a kept connection meanwhile; a new one gets a real
-                # answer.
-                if not kept:
-                    raise
-                continue
-            with response:
-                content = response.read(limit + 1)
-                if len(content) <= limit and response.length:
-                    raise http.client.IncompleteRead(b"", response.length)
-                complete = response.isclosed()
-            if not complete or connection.sock is None:
-                self.close()
-            return Answer(response.status, content), response.headers.get("Location") or ""
-
-    def _connection(self, deadline: float) -> tuple[http.client.HTTPConnection, _Channel, bool]:
-        if self._http is not None and self._channel is not None:
-            return self._http, self._channel, True
-        channel = _Channel(self._dial(deadline), self._clock)
-        connection = http.client.HTTPConnection(self.endpoint.host, self.endpoint.port)
-        connection.sock = cast(socket.socket, channel)
-        self._http, self._channel = connection, channel
-        return connection, channel, False
-
-    def _dial(self, deadline: float) -> socket.socket:
-        endpoint = self.endpoint
-        try:
-            found = _resolve(endpoint.host, endpoint.port, _left(deadline, self._clock))
-        except UnicodeError:
-            raise FinalError(
-                f"the host name in url {endpoint.shown} is not valid; correct url"
-            ) from None
-        first: OSError | None = None
-        for index, (family, kind, protocol, _name, address) in enumerate(found):
-            sock = None
-            try:
-                sock = socket.socket(family, kind, protocol)
-                # An address that swallows packets leaves time for the next one.
-                sock.settimeout(_left(deadline, self._clock) / (len(found) - index))
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError as error:
-                first = first or error
-                if sock is not None:
-                    sock.close()
-                continue
-            if self._tls is None:
-                return sock
-            try:
-                sock.settimeout(_left(deadline, self._clock))
-                return self._tls.wrap_socket(sock, server_hostname=endpoint.host)
-            except BaseException:
-                sock.close()
-                raise
-        raise first or OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        # Longer than whoever asked waits: a connection that was given up ends by itself.
+        patience_s = limit_s + 1
+        connection = (
+            http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=patience_s)
+            if self._tls is None
+            else http.client.HTTPSConnection(
+                endpoint.host, endpoint.port, timeout=patience_s, context=self._tls
+            )
+        )
+        with contextlib.closing(connection):
+            connection.request(method, endpoint.prefix + target, body, headers)
+            response = connection.getresponse()
+            content = response.read(limit + 1)
+            if len(content) <= limit and response.length:
+                raise http.client.IncompleteRead(b"", response.length)
+            return Answer(response.status, content, response.headers.get("Location") or "")
 
     def _explained(self, error: Exception, took: float) -> PrometheusError:
         """What went wrong below HTTP, with the remedy."""
@@ -650,6 +529,8 @@ class PrometheusClient:
                 f"{shown} did not answer within {took:.1f} s; check the server's load, and the"
                 " network and firewall on the way"
             )
+        if isinstance(error, UnicodeError):
+            return FinalError(f"the host name in url {shown} is not valid; correct url")
         if isinstance(error, socket.gaierror):
             return NoAnswerError(
                 f"the host name in {shown} does not resolve ({reason_of(error)}); correct url or"
@@ -840,9 +721,6 @@ class Readiness:
                 self._sleep(pause)
         finally:
             self.seen.waited_s = self._clock() - started
-
-    def close(self) -> None:
-        self.client.close()
 
     def _look(self, deadline: float) -> None:
         self.seen.polls += 1

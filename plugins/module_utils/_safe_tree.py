@@ -15,17 +15,18 @@ import contextlib
 import errno
 import os
 import pwd
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import trees
+
+remove_tree = trees.remove_tree
+
 TEMP_PREFIX = ".sgl-new-"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = trees.FOLDER
 # As many as the kernel follows in one look-up.
 _MAX_LINKS = 40
 _ENCODINGS = ("ascii", "utf-8", "latin-1", "idna")
-# Each level of a walk holds a descriptor.
-_MAX_DEPTH = 200
 
 
 class UntrustedLink(OSError):
@@ -171,26 +172,29 @@ def make_folder(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
     """Make one folder that has this owner and mode from its first moment, whatever the umask.
 
     It is made under a temporary name beside and renamed when finished: a kill leaves an empty
-    ``.sgl-new-*``, never a folder of the wrong owner. Raises OSError.
+    ``.sgl-new-NAME``, never a folder of the wrong owner, and whoever makes the folder next takes
+    that away. Raises OSError; :func:`another_made` tells that of another run's work.
     """
-    for attempt in range(3):
-        temporary = TEMP_PREFIX + secrets.token_hex(8)
+    temporary = TEMP_PREFIX + name
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(temporary, dir_fd=parent)
         os.mkdir(temporary, 0o700, dir_fd=parent)
+        new = os.open(temporary, _FOLDER, dir_fd=parent)
         try:
-            new = os.open(temporary, _FOLDER, dir_fd=parent)
-            try:
-                _hand_over_new(new, uid, gid, mode)
-            finally:
-                os.close(new)
-            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-            return
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.rmdir(temporary, dir_fd=parent)
-            # A second run that starts now takes our temporary name for a leftover; the next
-            # attempt has another.
-            if not isinstance(error, FileNotFoundError) or attempt == 2:
-                raise
+            _hand_over_new(new, uid, gid, mode)
+        finally:
+            os.close(new)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(temporary, dir_fd=parent)
+        raise
+
+
+def another_made(error: OSError) -> bool:
+    """Whether :func:`make_folder` failed because another run makes the same folder."""
+    return error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ESTALE)
 
 
 def _hand_over_new(new: int, uid: int, gid: int, mode: int) -> None:
@@ -203,7 +207,7 @@ def _hand_over_new(new: int, uid: int, gid: int, mode: int) -> None:
         or stat.S_IMODE(info.st_mode) & 0o777 != 0o700
         or os.listdir(new)
     ):
-        raise OSError(errno.ESTALE, "somebody exchanged the folder while it was made")
+        raise OSError(errno.ESTALE, "another user replaced the folder while it was made")
     if (info.st_uid, info.st_gid) != (uid, gid):
         os.fchown(new, uid, gid)
     os.fchmod(new, mode)
@@ -259,29 +263,6 @@ def exists(parent: int, name: str) -> bool:
     return True
 
 
-def remove_tree(parent: int, name: str, depth: int = 0) -> None:
-    """Remove a name and all below it, following nothing. Raises OSError."""
-    if depth > _MAX_DEPTH:
-        raise OSError(errno.ENAMETOOLONG, f"it is more than {_MAX_DEPTH} folders deep", name)
-    try:
-        inside = os.open(name, _FOLDER, dir_fd=parent)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=parent)
-        return
-    try:
-        for entry in os.listdir(inside):
-            remove_tree(inside, entry, depth + 1)
-    finally:
-        os.close(inside)
-    with contextlib.suppress(FileNotFoundError):
-        os.rmdir(name, dir_fd=parent)
-
-
 Visit = Callable[[int, str, str, os.stat_result], bool]
 
 
@@ -292,8 +273,8 @@ def walk(top: int, path: str, visit: Visit, depth: int = 0) -> None:
     Live services remove entries meanwhile. Raises OSError with the path of a folder that cannot be
     read.
     """
-    if depth > _MAX_DEPTH:
-        raise OSError(errno.ENAMETOOLONG, f"it is more than {_MAX_DEPTH} folders deep", path)
+    if depth > trees.MAX_DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"it is more than {trees.MAX_DEPTH} folders deep", path)
     inside = []
     with os.scandir(top) as found:
         for entry in found:

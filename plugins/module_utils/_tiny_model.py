@@ -17,22 +17,16 @@ import functools
 import hashlib
 import json
 import os
-import re
-import secrets
 import shlex
 import stat
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
-    TEMP_NAME,
     HostTreeError,
     clean_path,
-    make_directory,
     missing_directories,
     owner_text,
     printable,
@@ -52,7 +46,9 @@ HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 64, 2, 4, 2, 16, 128
 # tokenizer does not know.
 VOCAB = 256 + len(SPECIALS)
 _STD = 0.02
-_LOCK, _LOCK_S = ".sgl-tiny.lock", 60.0
+_TEMP = ".tmp"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -77,23 +73,17 @@ class Plan:
     create: bool = False
     write: list[str] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)
     reason: str = "present"
     size_bytes: int = 0
 
     @property
     def changed(self) -> bool:
-        return bool(self.create or self.write or self.leftovers)
+        return bool(self.write)
 
     def diff(self) -> dict[str, dict[str, str]]:
         """Before and after of each path that changes, for ``--diff``."""
         before: dict[str, str] = {}
         after: dict[str, str] = {}
-        for path in self.leftovers:
-            before[printable(path)], after[printable(path)] = (
-                "leftover of an interrupted run",
-                "absent",
-            )
         for path in self.parents:
             before[printable(path)], after[printable(path)] = "absent", "directory"
         for name in self.write:
@@ -351,10 +341,6 @@ def file_names() -> list[str]:
     ]
 
 
-_KNOWN = frozenset([*file_names(), RECORD])
-_TEMP_FILE = re.compile("(?:" + "|".join(map(re.escape, sorted(_KNOWN))) + r")\.[0-9a-f]{16}\.tmp")
-
-
 def _record(seed: int, made: dict[str, bytes]) -> dict[str, Any]:
     return {
         "made_by": "slice_bench.sglang.sgl_tiny_model",
@@ -365,28 +351,6 @@ def _record(seed: int, made: dict[str, bytes]) -> dict[str, Any]:
             for name, data in made.items()
         },
     }
-
-
-def _temp_name(path: str) -> re.Pattern[str]:
-    return re.compile(re.escape(f".sgl-tiny-{os.path.basename(path)}-") + "[0-9a-f]{16}")
-
-
-def _leftovers(path: str, parent_fd: int) -> list[str]:
-    """The names of what a killed run left in the nearest existing parent, which is open: the name
-    is ours and nothing foreign is in it.
-    """
-    pattern = _temp_name(path)
-    found = []
-    for name in os.listdir(parent_fd):
-        whole, empty = pattern.fullmatch(name), TEMP_NAME.fullmatch(name)
-        if not whole and not empty:
-            continue
-        with contextlib.suppress(OSError):
-            inside = safe_tree.names(parent_fd, name)
-            ours = all(file in _KNOWN or _TEMP_FILE.fullmatch(file) for file in inside)
-            if not inside or (whole and ours):
-                found.append(name)
-    return sorted(found)
 
 
 def _differing(path: str, seed: int) -> list[str]:
@@ -432,7 +396,7 @@ def _differing(path: str, seed: int) -> list[str]:
             same = False
         if not same:
             different.append(name)
-    return [*different, RECORD] if different else []
+    return different
 
 
 def _sha256(data: bytes) -> str:
@@ -446,34 +410,27 @@ def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = 
     path = clean_path(path)
     _check_request(path, uid, gid)
     plan = Plan(path, seed, uid, gid)
-    shown = printable(path)
-    info = None
-    try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as exc:
-        raise TinyModelError(
-            f"{shown} cannot be read ({exc.strerror}): run the task with become: true"
-        ) from exc
-    if info is None:
-        base = _plan_folder(plan)
-    else:
-        if not stat.S_ISDIR(info.st_mode):
+    with _as_owner(plan):
+        try:
+            info = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            _plan_folder(plan)
+        except OSError as exc:
             raise TinyModelError(
-                f"{shown} exists and is not a directory: set the path to a folder that does not"
-                " exist"
-            )
-        base = os.path.dirname(path)
-        plan.write = _differing(path, seed)
-        if plan.write:
-            plan.reason = (
-                "another seed or release" if len(plan.write) > len(file_names()) else "damaged"
-            )
-    with contextlib.suppress(OSError), safe_tree.folder(base) as base_fd:
-        plan.leftovers = [os.path.join(base, name) for name in _leftovers(path, base_fd)]
-    plan.size_bytes = sum(map(len, files(seed).values())) if plan.write else _size(path)
+                f"{printable(path)} cannot be read ({exc.strerror}): run the task with become: true"
+            ) from exc
+        else:
+            _plan_files(plan, info)
+        plan.size_bytes = sum(map(len, files(seed).values())) if plan.write else _size(path)
     return plan
+
+
+def _as_owner(plan: Plan) -> contextlib.AbstractContextManager[None]:
+    """Everything is read and made with the rights of whoever it is for."""
+    return safe_tree.acting_as(
+        os.geteuid() if plan.uid is None else plan.uid,
+        os.getegid() if plan.gid is None else plan.gid,
+    )
 
 
 def _check_request(path: str, uid: int | None, gid: int | None) -> None:
@@ -496,8 +453,8 @@ def _check_request(path: str, uid: int | None, gid: int | None) -> None:
         )
 
 
-def _plan_folder(plan: Plan) -> str:
-    """Plan to make the folder with all its files; returns the nearest parent that exists."""
+def _plan_folder(plan: Plan) -> None:
+    """Plan to make the folder with all its files."""
     plan.create = True
     plan.reason = "absent"
     plan.write = [*file_names(), RECORD]
@@ -509,161 +466,107 @@ def _plan_folder(plan: Plan) -> str:
     if not os.access(base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise TinyModelError(
             f"{printable(plan.path)} cannot be made: uid {os.geteuid()} may not write in"
-            f" {printable(base)}: run the task with become: true"
+            f" {printable(base)}: make that folder writable for it, or run the task with become:"
+            " true"
         )
-    return base
+
+
+def _plan_files(plan: Plan, info: os.stat_result) -> None:
+    """Plan to write the files of an existing folder that differ."""
+    if not stat.S_ISDIR(info.st_mode):
+        raise TinyModelError(
+            f"{printable(plan.path)} exists and is not a directory: set the path to a folder that"
+            " does not exist"
+        )
+    plan.write = _differing(plan.path, plan.seed)
+    if plan.write:
+        plan.reason = "another seed or release" if RECORD in plan.write else "damaged"
 
 
 def _size(path: str) -> int:
     return sum(os.path.getsize(os.path.join(path, name)) for name in file_names())
 
 
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[int]:
-    """The parent, opened and locked, so that a leftover has no living maker. The lock is of a file
-    in it that other users cannot open, and goes at the end. Raises LockTimeout.
-    """
-    with safe_tree.folder(directory) as fd:
-        try:
-            lock = _lock(fd, directory)
-        except locks.LockTimeout:
-            raise
-        except OSError:
-            # Some network filesystems have no locks; then the last rename wins.
-            lock = None
-        try:
-            yield fd
-        finally:
-            if lock is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(_LOCK, dir_fd=fd)
-                os.close(lock)
-
-
-def _lock(parent: int, directory: str) -> int:
-    """The descriptor of the lock's file, which is still there under its name. Raises OSError."""
-    while True:
-        descriptor = locks.open_file(_LOCK, parent)
-        try:
-            locks.take(descriptor, _LOCK_S, printable(os.path.join(directory, _LOCK)))
-            mine = os.fstat(descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                named = os.stat(_LOCK, dir_fd=parent, follow_symlinks=False)
-                if (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _write_file(directory_fd: int, name: str, data: bytes, plan: Plan) -> None:
-    """One file by temporary name, fsync and rename; its owner and mode are right before it has its
-    name.
-    """
-    temp = f"{name}.{secrets.token_hex(8)}.tmp"
-    fd = os.open(
-        temp,
-        os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-        0o600,
-        dir_fd=directory_fd,
-    )
-    try:
-        with os.fdopen(fd, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            info = os.fstat(fd)
-            uid, gid = _owner(plan)
-            if (info.st_uid, info.st_gid) != (uid, gid):
-                os.fchown(fd, uid, gid)
-            os.fchmod(fd, 0o644 | os.fstat(directory_fd).st_mode & 0o020)
-            os.fsync(fd)
-        os.rename(temp, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temp, dir_fd=directory_fd)
-        raise
-
-
-def _owner(plan: Plan) -> tuple[int, int]:
-    return (
-        os.geteuid() if plan.uid is None else plan.uid,
-        os.getegid() if plan.gid is None else plan.gid,
-    )
-
-
 def make(plan: Plan) -> None:
     """Do what the plan says. A new folder appears whole or not at all; in one of ours the record is
-    written last.
+    written last. What a killed run left has the names that this one writes.
 
     Raises TinyModelError.
     """
-    path = plan.path
-    uid, gid = _owner(plan)
-    doing = path
+    if not plan.write:
+        return
+    parent, name = os.path.split(plan.path)
+    with _as_owner(plan):
+        doing = plan.path
+        try:
+            for doing in plan.parents:
+                with safe_tree.folder(os.path.dirname(doing)) as holder:
+                    os.close(_folder(holder, os.path.basename(doing), plan))
+            doing = plan.path
+            with safe_tree.folder(parent) as parent_fd:
+                if plan.create:
+                    _make_whole(plan, parent_fd, name)
+                else:
+                    _fill(os.open(name, _FOLDER, dir_fd=parent_fd), plan)
+        except OSError as exc:
+            raise _os_error(doing, exc) from exc
+
+
+def _make_whole(plan: Plan, parent_fd: int, name: str) -> None:
+    """Make the folder beside and rename it. A second run at the same time writes the same bytes
+    there, so that it does not matter whose rename comes first.
+    """
+    temporary = f".sgl-tiny-{name}"
     try:
-        for doing in plan.parents:
-            if doing == plan.parents[0]:
-                with _locked(os.path.dirname(doing)) as base_fd:
-                    _remove_leftovers(path, base_fd)
-            make_directory(doing, uid, gid, _folder_mode(os.path.dirname(doing)))
-        doing = path
-        made = files(plan.seed) if plan.write else {}
-        record = _json_bytes(_record(plan.seed, made))
-        parent, name = os.path.split(path)
-        with _locked(parent) as parent_fd:
-            # Under the lock: the list of inspect may hold the folder of a run that was still alive.
-            _remove_leftovers(path, parent_fd)
-            if plan.create:
-                temp = f".sgl-tiny-{name}-{secrets.token_hex(8)}"
-                doing = os.path.join(parent, temp)
-                safe_tree.make_folder(parent_fd, temp, uid, gid, _folder_mode(parent))
-                try:
-                    _fill(temp, parent_fd, {**made, RECORD: record}, plan)
-                    doing = path
-                    if safe_tree.exists(parent_fd, name):
-                        if not _differing(path, plan.seed):
-                            return  # another run made the same folder while we waited for the lock
-                        raise TinyModelError(
-                            f"{printable(path)} appeared while the task ran: run again"
-                        )
-                    os.rename(temp, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
-                    os.fsync(parent_fd)
-                finally:
-                    with contextlib.suppress(OSError):
-                        safe_tree.remove_tree(parent_fd, temp)
-            elif plan.write:
-                wanted = {file: made[file] for file in plan.write if file != RECORD}
-                _fill(name, parent_fd, {**wanted, RECORD: record}, plan)
-    except locks.LockTimeout as exc:
-        raise TinyModelError(str(exc)) from exc
-    except OSError as exc:
-        raise _os_error(doing, exc) from exc
+        _fill(_folder(parent_fd, temporary, plan), plan)
+        os.rename(temporary, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        os.fsync(parent_fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            safe_tree.remove_tree(parent_fd, temporary)
+        if not safe_tree.exists(parent_fd, name) or _differing(plan.path, plan.seed):
+            raise
 
 
-def _folder_mode(parent: str) -> int:
-    """A new folder is written by the group where the one that holds it is. Raises OSError."""
-    return 0o755 | os.stat(parent).st_mode & 0o020
+def _folder(parent_fd: int, name: str, plan: Plan) -> int:
+    """The descriptor of a folder that is made where it is missing; the group writes it where it
+    writes the one that holds it. Raises OSError.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o755, dir_fd=parent_fd)
+    descriptor = os.open(name, _FOLDER, dir_fd=parent_fd)
+    if os.fstat(descriptor).st_uid != os.geteuid():
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, f"{name} belongs to another user")
+    _finish(descriptor, parent_fd, plan, 0o755)
+    return descriptor
 
 
-def _remove_leftovers(path: str, parent_fd: int) -> None:
-    for leftover in _leftovers(path, parent_fd):
-        safe_tree.remove_tree(parent_fd, leftover)
+def _finish(descriptor: int, holder: int, plan: Plan, mode: int) -> None:
+    """Group and mode of what was made in the folder `holder`."""
+    if plan.gid is not None and os.fstat(descriptor).st_gid != plan.gid:
+        os.fchown(descriptor, -1, plan.gid)
+    os.fchmod(descriptor, mode | os.fstat(holder).st_mode & 0o020)
 
 
-def _fill(name: str, parent_fd: int, contents: dict[str, bytes], plan: Plan) -> None:
-    fd = os.open(
-        name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd
-    )
+def _fill(directory_fd: int, plan: Plan) -> None:
+    """Write the files of the plan into an open folder, and close it. Each appears whole."""
+    made = files(plan.seed)
+    contents = {**made, RECORD: _json_bytes(_record(plan.seed, made))}
     try:
-        for file in os.listdir(fd):
-            if _TEMP_FILE.fullmatch(file):  # of a run that was killed while it wrote
-                os.unlink(file, dir_fd=fd)
-        for file, data in contents.items():
-            _write_file(fd, file, data, plan)
-        os.fsync(fd)
+        for name in plan.write:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name + _TEMP, dir_fd=directory_fd)
+            fd = os.open(name + _TEMP, _NEW_FILE, 0o600, dir_fd=directory_fd)
+            with os.fdopen(fd, "wb") as handle:
+                handle.write(contents[name])
+                handle.flush()
+                _finish(fd, directory_fd, plan, 0o644)
+                os.fsync(fd)
+            os.rename(name + _TEMP, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        os.fsync(directory_fd)
     finally:
-        os.close(fd)
+        os.close(directory_fd)
 
 
 def _os_error(path: str, exc: OSError) -> TinyModelError:

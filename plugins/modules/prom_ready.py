@@ -238,12 +238,9 @@ class PromReady:
             client, Wanted(jobs=self.params["jobs"], expression=self.params["expression"])
         )
         self.seen = readiness.seen
-        try:
-            if self.module.check_mode:
-                return readiness.look(self.params["timeout"])
-            return readiness.wait(self.params["timeout"], self.params["poll_interval"])
-        finally:
-            readiness.close()
+        if self.module.check_mode:
+            return readiness.look(self.params["timeout"])
+        return readiness.wait(self.params["timeout"], self.params["poll_interval"])
 
     def client(self) -> PrometheusClient:
         params = self.params

@@ -29,7 +29,7 @@ description:
     the right of others to write goes.
   - A new directory is made under a temporary name C(.sgl-new-*), given its owner and mode, and
     renamed. What a killed run left under such a
-    name is removed by the next one.
+    name is taken away by the next one that makes the directory.
   - C(lost+found) at the top of a filesystem that is mounted at O(telemetry_root) or
     O(profiles_root) is no mismatch.
 options:
@@ -89,7 +89,7 @@ attributes:
     description: Nothing is made; the result and the ownership check are those of a real run.
   diff_mode:
     support: full
-    description: Shows each path that is made, removed or gets another mode, before and after.
+    description: Shows each path that is made or gets another mode, before and after.
 notes:
   - Runs on Linux with Python 3.11 or later and its standard library.
 """
@@ -131,12 +131,6 @@ mode_changed:
   type: list
   elements: str
   sample: [/srv/sglang/profiles/triton]
-removed:
-  description: Empty temporary directories of an interrupted run that were removed.
-  returned: success
-  type: list
-  elements: str
-  sample: [/srv/sglang/profiles/.sgl-new-0f3c5a7e9b1d2f40]
 paths:
   description: The roots.
   returned: success

@@ -87,7 +87,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the host
+- name: Inspect the host
   slice_bench.sglang.sgl_host_info:
   register: host
 
@@ -99,7 +99,7 @@ EXAMPLES = r"""
     ports: {prometheus: 9090, sglang: 30000}
     space_gb: {telemetry: 1, profiles: 2}
 
-- name: Look at the GPUs too, of which the container sees one
+- name: Inspect the GPUs too, one of which the container sees
   slice_bench.sglang.sgl_host_info:
     ready_for: start
     gpus: true

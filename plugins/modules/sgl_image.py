@@ -75,7 +75,7 @@ options:
     description: Address of a mirror of C(https://github.com), with the same paths below it.
     type: str
   download_dir:
-    description: Folder on the host with release archives that somebody put there, under their own
+    description: Folder on the host with downloaded release archives, under their own
       names, and with the sums files of releases whose digests are not pinned. They are checked all
       the same.
     type: path

@@ -31,6 +31,7 @@ options:
   owner_uid:
     description:
       - The numeric user id that owns what is made. Without it, the user who runs the task.
+      - It is made with this user's rights, so the user has to be able to write there.
     type: int
   owner_gid:
     description:

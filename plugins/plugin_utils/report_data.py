@@ -19,10 +19,14 @@ from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import ca
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
     NAMES as STAGES,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
+    SHARED,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import clean
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import (
     fleet,
     summary,
+    warn_of_outliers,
 )
 
 # The modules whose results say what a host is and what was done on it.
@@ -271,6 +275,8 @@ class Report:
 
     def _of(self, hosts: list[dict[str, Any]]) -> dict[str, Any]:
         fine = sum(host["status"] == "ok" for host in hosts)
+        whole = fleet(hosts, self._fleet or None)
+        warn_of_outliers(hosts, whole)
         return {
             "schema_version": "1",
             "report_id": self.report_id,
@@ -284,7 +290,7 @@ class Report:
                 "ready": sum(host["metrics_ready"] is True for host in hosts),
                 "total": len(hosts),
             },
-            "fleet": fleet(hosts, self._fleet or None),
+            "fleet": whole,
             "hosts": hosts,
         }
 
@@ -338,6 +344,7 @@ class Report:
                 for name, stage in (result.get("stages") or {}).items()
             },
             "moe_gain": _moe_gain(result),
+            "perf": _perf(result),
             # What check mode says of the stages.
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
@@ -415,14 +422,16 @@ def _all_ready(rows: list[dict[str, Any]]) -> bool | None:
 
 
 def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The seconds of each stage that really ran, in whichever prep of this run."""
+    """The seconds of each stage that hosts share and that really ran, in whichever prep of this
+    run.
+    """
     ran = {
         name: [
             stages[name]["duration_s"]
             for stages in preps.values()
             if name in stages and stages[name].get("ran")
         ]
-        for name in STAGES
+        for name in SHARED
     }
     return {name: round(sum(seconds), 3) for name, seconds in ran.items() if seconds}
 
@@ -432,6 +441,12 @@ def _moe_gain(result: dict[str, Any]) -> dict[str, Any] | None:
     stage = (result.get("stages") or {}).get("moe_tune") or {}
     gain: dict[str, Any] | None = (stage.get("artifacts") or {}).get("gain")
     return gain
+
+
+def _perf(result: dict[str, Any]) -> dict[str, Any] | None:
+    """What stage `perf` found; None where it measured nothing."""
+    probe: dict[str, Any] = result.get("perf_probe") or {}
+    return probe if probe.get("verdict") else None
 
 
 def _made(stages: dict[str, Any], stage: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import perf
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
     NAMES as STAGES,
 )
@@ -38,8 +39,40 @@ def fleet(hosts: list[dict[str, Any]], names: Collection[str] | None = None) -> 
             for host in counted
             if host["status"] == "ok" and not is_ready(host) and not host.get("unfinished")
         ],
+        "perf": _perf(counted),
         "tuning_s": round(sum(sum(host.get("work_s", {}).values()) for host in counted), 3),
     }
+
+
+def _perf(hosts: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The measured hosts beside each other; None where none was measured. Tolerances are those of
+    the first.
+    """
+    probes = {host["host"]: host["perf"] for host in hosts if host.get("perf")}
+    if not probes:
+        return None
+    limits = next(iter(probes.values()))["tolerance"]
+    outliers, without = perf.of_fleet(probes, perf.Tolerance(limits["warn"], limits["fail"]))
+    return {
+        "outliers": [
+            {
+                "host": each.host,
+                "name": each.judgement.name,
+                "verdict": each.judgement.verdict,
+                "sentence": each.judgement.sentence,
+            }
+            for each in outliers
+        ],
+        "without": without,
+    }
+
+
+def warn_of_outliers(hosts: list[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Each host that is slower than the fleet has that among its warnings."""
+    for outlier in (found["perf"] or {"outliers": []})["outliers"]:
+        for host in hosts:
+            if host["host"] == outlier["host"]:
+                host["warnings"].append(f"perf: {outlier['verdict']}: {outlier['sentence']}")
 
 
 def of_report(report: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +106,9 @@ def summary(report: dict[str, Any]) -> list[str]:
         )
     for host in found["not_finished"]:
         lines.append(f"{host}: not finished: {first_line(why_stopped.get(host))}")
+    measured = found.get("perf") or {"outliers": []}
+    for outlier in measured["outliers"]:
+        lines.append(f"{outlier['host']}: slow ({outlier['verdict']}): {outlier['sentence']}")
     if not report["check_mode"]:
         for unproven in found["not_proven"]:
             lines.append(f"{unproven['host']}: not proven: {first_line(unproven['reason'])}")

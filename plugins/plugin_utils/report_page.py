@@ -68,6 +68,7 @@ _ADDED_LATER: dict[str, Any] = {
     "shared": {"made": [], "gave": [], "took": []},
     "chosen": [],
     "profiles": [],
+    "perf": None,
 }
 
 # Beyond so many hosts with work of their own, what each one's work took is told on its own part of

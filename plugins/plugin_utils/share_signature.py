@@ -41,8 +41,8 @@ def verify(name: str, digest: str | None, signature: str | None, key: str) -> No
     """
     if not signature or not digest:
         raise SignatureError(
-            f"{name} is not signed, and sgl_cache_verify_key is set: remove it from where it was"
-            " given to, and it is given anew with sgl_cache_sign_key"
+            f"{name} is not signed, and sgl_cache_verify_key is set: remove it there, and"
+            " publish it again with sgl_cache_sign_key"
         )
     with tempfile.TemporaryDirectory() as folder:
         statement = _statement(Path(folder), name, digest)
@@ -81,7 +81,7 @@ def _minisign(*words: str) -> None:
         said = (done.stderr.strip() or done.stdout.strip()).replace("\n", " ")
         if "password" in said.lower():
             said = (
-                "the key has a password, and nobody is there to be asked for it: make one without"
-                " by `minisign -G -W`"
+                "the key has a password, which cannot be entered here: make a key without one by"
+                " `minisign -G -W`"
             )
         raise SignatureError(f"minisign: {said or f'exit code {done.returncode}'}")

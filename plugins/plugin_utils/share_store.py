@@ -50,7 +50,7 @@ class Store:
             None,
             (
                 f"{archive} is not as it was stored (its sha256 digest is another): set aside as"
-                f" {aside}, and made anew"
+                f" {aside}, and made again"
             ),
         )
 

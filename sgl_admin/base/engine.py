@@ -32,6 +32,8 @@ class Lookup:
     N: int
     dtype: str | None
     block_shape: tuple[int, int] | None
+    # Each row of a weight has a scale of its own, and so has each token.
+    per_channel: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,10 @@ class Release(Protocol):
         """Whether the up projection can load by TMA."""
 
     @property
-    def ungated(self) -> bool:
-        """Whether its fused experts may lack the gate (Nemotron-H)."""
+    def ungated(self) -> Collection[str]:
+        """The methods of quantisation whose fused experts may lack the gate (Nemotron-H); the empty
+        one is of those that are not quantised.
+        """
 
     def fused_shared_experts(
         self, config: dict[str, Any], server_args: tuple[str, ...], ranks: int = 1
@@ -160,9 +164,7 @@ class MoeConfigs(Protocol):
         """The file that a server looks up on such a device."""
 
     def lookup(self, file_name: str) -> Lookup | None:
-        """None for a name of another form: one of the down projection alone, or of weights that are
-        quantised by channel.
-        """
+        """None for a name of another form, or one of the down projection alone."""
 
     def down_name(self, file_name: str) -> str:
         """Its neighbour, for the down projection alone."""
@@ -292,6 +294,12 @@ class Engine(Protocol):
 
     def completion(self, prompt: str, temperature: float, max_tokens: int) -> Post:
         """The request for a completion."""
+
+    def timed_completion(self, prompt: str, tokens: int) -> Post:
+        """The request for a completion of so many tokens, wherever the text would end."""
+
+    def completion_tokens_used(self, answer: bytes) -> int:
+        """The tokens that a completion says it has; raises as `prompt_tokens_used`."""
 
     def prompt_tokens_used(self, answer: bytes) -> int:
         """The prompt tokens that a completion says it took. Raises ValueError, KeyError, TypeError,

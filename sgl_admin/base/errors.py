@@ -4,17 +4,28 @@ by its exit code.
 
 from __future__ import annotations
 
+from typing import Any
+
 from sgl_admin.contract.stages import ERROR_TYPES
 
 
 class StageFailure(Exception):
-    """A stage could not do its work; `log_tail` holds the last lines of the log that shows why."""
+    """A stage could not do its work; `log_tail` holds the last lines of the log that shows why,
+    `artifacts` what its record keeps all the same.
+    """
 
-    def __init__(self, error_type: str, message: str, log_tail: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        error_type: str,
+        message: str,
+        log_tail: list[str] | None = None,
+        artifacts: dict[str, Any] | None = None,
+    ) -> None:
         assert error_type in ERROR_TYPES, error_type
         super().__init__(message)
         self.error_type = error_type
         self.log_tail = log_tail or []
+        self.artifacts = artifacts or {}
 
 
 class Interrupted(StageFailure):

@@ -105,6 +105,11 @@ def prep_result(run_id: str) -> Path:
     return run_dir(run_id) / "prep_result.json"
 
 
+def perf_samples(run_id: str) -> Path:
+    """What was seen of the host while stage `perf` measured it."""
+    return run_dir(run_id) / "perf_samples.json"
+
+
 def stage_file(run_id: str, stage: str) -> Path:
     return run_dir(run_id) / "stages" / f"{stage}.json"
 

@@ -4,17 +4,13 @@ cannot see.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
-import sys
 from collections.abc import Callable
 
 from sgl_admin.contract import listeners
 from sgl_admin.contract.listeners import Listener
-
-_ANY = frozenset({"0" * 8, "0" * 32})
-_MAPPED = "0000000000000000FFFF0000"
+from sgl_admin.contract.services import ANY_ADDRESS
 
 
 def holder(port: int) -> str:
@@ -89,18 +85,10 @@ def _held(host: str, port: int, counts: Callable[[int], bool]) -> bool | None:
 def _answering(host: str, port: int) -> list[Listener]:
     """The kernel takes a socket of this very address before one of all addresses."""
     found = list(listeners.listeners(port))
-    exact = _in_table(host)
-    return [one for one in found if one.address in exact] or [
-        one for one in found if one.address in _ANY
+    exact = listeners.plain(host)
+    return [one for one in found if one.address == exact] or [
+        one for one in found if one.address in ANY_ADDRESS
     ]
-
-
-def _in_table(host: str) -> set[str]:
-    """How the kernel's tables write an address: each 32 bits in the machine's own order."""
-    packed = ipaddress.ip_address(host).packed
-    words = [packed[start : start + 4] for start in range(0, len(packed), 4)]
-    text = "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
-    return {text, _MAPPED + text} if len(words) == 1 else {text}
 
 
 def _is_of(pid: int, group: int) -> bool:

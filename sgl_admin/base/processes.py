@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.contract import processes
+from sgl_admin.contract import listeners, processes
 
 _TERMINATE_S = 15.0
 # More than any of the kernel's counters takes.
@@ -34,11 +34,8 @@ def is_running(pid: int, ticks: str) -> bool:
     """Whether the process of that identity still does something: one that has ended and waits to be
     reaped does not.
     """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[19] == ticks and fields[0] not in "ZX"
+    fields = processes.status(pid)
+    return bool(fields) and fields[19] == ticks and fields[0] not in "ZX"
 
 
 def end_noted(group: Any, ticks: Any) -> None:
@@ -71,15 +68,10 @@ def group_is_running(group: int) -> bool:
     """Whether any process of the group still runs; one that has ended and only waits to be reaped
     does not count.
     """
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == group and fields[0] not in "ZX":
-                return True
-    return False
+    return any(
+        fields and int(fields[2]) == group and fields[0] not in "ZX"
+        for fields in map(processes.status, listeners.pids())
+    )
 
 
 def ended(exit_code: int) -> str:

@@ -15,6 +15,8 @@ from sgl_admin.base import clock, detached, files, locks, paths, rights
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types, ready, status_codes
 from sgl_admin.commands import check as check_cli
+from sgl_admin.commands import prep as prep_cli
+from sgl_admin.commands import prune as prune_cli
 from sgl_admin.commands import request as request_cli
 from sgl_admin.commands import server as server_cli
 from sgl_admin.commands import share as share_cli
@@ -70,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(EXIT_NO_RESULT, files.reason(error))
     except KeyboardInterrupt:
         return _complain(
-            EXIT_SIGINT, "no longer followed; a prep goes on by itself (sgl-admin status --watch)"
+            EXIT_SIGINT,
+            "no longer followed; a prep goes on by itself (sgl-admin status --watch follows it,"
+            " sgl-admin prep cancel ends it)",
         )
 
 
@@ -103,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(handler=_inspect)
     inspect.add_argument("--json", action="store_true", help="print it as JSON")
     _add_status(commands)
+    prep_cli.register(commands)
+    prune_cli.register(commands)
     ready.register(commands)
     server_cli.register(commands)
     check_cli.register(commands)

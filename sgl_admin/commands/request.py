@@ -54,15 +54,15 @@ def of(arguments: argparse.Namespace, live: Run) -> Request:
     fields = {name: getattr(arguments, name) for name in FIELDS if hasattr(arguments, name)}
     modes = {stage.name: mode for stage in STAGES if (mode := getattr(arguments, stage.name))}
     if arguments.request is None:
-        others = "skip" if modes else "ensure"
+        others = "skip" if modes else None
     elif fields or modes:
         raise Refused(EXIT_USAGE, "--request is the whole request: give no other flag of it")
     else:
-        fields, others = from_json(_read(arguments.request)), "ensure"
+        fields, others = from_json(_read(arguments.request)), None
         modes = fields.pop("stages", {})
     return _request(
         {name: field.default for name, field in FIELDS.items()} | fields,
-        {stage.name: modes.get(stage.name, others) for stage in STAGES},
+        {stage.name: modes.get(stage.name, others or stage.contract.default) for stage in STAGES},
         live,
         default_probe="never" if arguments.root else "auto",
     )

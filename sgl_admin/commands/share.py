@@ -106,7 +106,7 @@ def _pack(plan: Plan) -> tuple[Manifest, dict[str, str]]:
     for decision in plan.decisions:
         stage = decision.stage
         offer = stage.offer(plan.context) if decision.signature is not None else None
-        if offer is None:
+        if offer is None or decision.key is None:
             if decision.action != "skipped":
                 lacking[stage.name] = "nothing of it is finished"
             continue
@@ -118,7 +118,7 @@ def _pack(plan: Plan) -> tuple[Manifest, dict[str, str]]:
         parts.append(
             Part(
                 stage.name,
-                stage.key(plan.context),
+                decision.key,
                 offer.signature,
                 offer.finished,
                 offer.hints,
@@ -244,7 +244,7 @@ def _verdict(plan: Plan, part: Part) -> tuple[str, str | None]:
     if decision.action == "noop":
         return "standing", "this host's own work stands"
     if plan.request.stages[part.stage] == "rebuild":
-        return "refused", "it is to be built anew here (rebuild)"
+        return "refused", "this host rebuilds it (rebuild)"
     wanted = decision.stage.signature_given(plan.context, part.hints)
     if (
         why := difference(part.signature, wanted)

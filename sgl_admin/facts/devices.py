@@ -94,6 +94,19 @@ class GpuProcess:
         return f"{self.name} (pid {self.pid}, {self.memory_mib} MiB)"
 
 
+@dataclass(frozen=True)
+class GpuSample:
+    """What a GPU says of itself at one moment; None, or nothing, for what it does not tell."""
+
+    sm_mhz: int | None
+    memory_mhz: int | None
+    power_w: float | None
+    temperature_c: int | None
+    throttles: tuple[str, ...]
+    # Since the driver was loaded, or the GPU reset.
+    uncorrectable: int | None
+
+
 def find(visible: str | None = None) -> Devices:
     """The devices that a server started from here would see; `visible` is its
     CUDA_VISIBLE_DEVICES, by default this process's own.
@@ -197,10 +210,56 @@ def throttles(visible: str | None = None) -> list[str]:
     """What holds the first GPU's clocks down now, in words."""
     with _nvml() as nvml:
         gpu = next(_visible(nvml, visible), None)
-        reasons = None
-        if gpu is not None:
-            reasons = _answer(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu)
+        return [] if gpu is None else _throttles(nvml, gpu)
+
+
+def _throttles(nvml: Any, gpu: Any) -> list[str]:
+    reasons = _answer(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu)
     return [words for bit, words in _THROTTLES.items() if (reasons or 0) & bit]
+
+
+def settings(visible: str | None = None) -> list[dict[str, Any]]:
+    """Of each visible GPU, what may change how fast it is: its identity, VBIOS and power limit."""
+    with _nvml() as nvml:
+        return [
+            {
+                "uuid": _answer(nvml, nvml.nvmlDeviceGetUUID, gpu),
+                "vbios": _answer(nvml, nvml.nvmlDeviceGetVbiosVersion, gpu),
+                "power_limit_w": _watts(_answer(nvml, nvml.nvmlDeviceGetPowerManagementLimit, gpu)),
+            }
+            for gpu in _visible(nvml, visible)
+        ]
+
+
+@contextmanager
+def watching(visible: str | None = None) -> Iterator[Callable[[], list[GpuSample]]]:
+    """Samples the visible GPUs at each call. Raises GpuUnavailable where NVML fails meanwhile, as
+    of a GPU that is lost.
+    """
+    with _nvml() as nvml:
+        gpus = list(_visible(nvml, visible))
+        yield lambda: [_sample(nvml, gpu) for gpu in gpus]
+
+
+def _sample(nvml: Any, gpu: Any) -> GpuSample:
+    return GpuSample(
+        sm_mhz=_answer(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
+        memory_mhz=_answer(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_MEM),
+        power_w=_watts(_answer(nvml, nvml.nvmlDeviceGetPowerUsage, gpu)),
+        temperature_c=_answer(nvml, nvml.nvmlDeviceGetTemperature, gpu, nvml.NVML_TEMPERATURE_GPU),
+        throttles=tuple(_throttles(nvml, gpu)),
+        uncorrectable=_answer(
+            nvml,
+            nvml.nvmlDeviceGetTotalEccErrors,
+            gpu,
+            nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+            nvml.NVML_VOLATILE_ECC,
+        ),
+    )
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else round(milliwatts / 1000, 1)
 
 
 def _answer(nvml: Any, question: Callable[..., _T], *of: Any) -> _T | None:

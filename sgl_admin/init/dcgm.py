@@ -15,7 +15,6 @@ copy without profiling is started in its place.
 
 from __future__ import annotations
 
-import http.client
 import re
 import signal
 import socket
@@ -27,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files, paths, rights
+from sgl_admin.base import files, http_client, paths, rights
 from sgl_admin.contract.services import BY_NAME, LOOPBACK
 from sgl_admin.contract.texts import say
 from sgl_admin.init.services import Settings
@@ -171,16 +170,11 @@ def settle(exporter: Exporter, choice: Choice, settings: Settings) -> Choice | N
 def page(settings: Settings) -> str:
     """What Prometheus would scrape; nothing where it does not answer."""
     port = settings.ports[_SERVICE.ports[0].name]
-    connection = http.client.HTTPConnection(settings.reachable, port, timeout=2)
     try:
-        connection.request("GET", _SERVICE.page)
-        response = connection.getresponse()
-        text = response.read().decode(errors="replace")
-        return f"\n{text}" if response.status == 200 else ""
-    except (OSError, http.client.HTTPException):
+        status, text = http_client.ask(settings.reachable, port, _SERVICE.page, 2)
+    except http_client.NO_ANSWER:
         return ""
-    finally:
-        connection.close()
+    return f"\n{text.decode(errors='replace')}" if status == 200 else ""
 
 
 def choose(status: str, host_engine: bool, problem: str) -> Choice:

@@ -6,7 +6,6 @@ Runs in the tuner's own process: it imports torch, Triton and the installed engi
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ import torch
 import triton
 
 from sgl_admin.base.engine import Release
+from sgl_admin.moe import operands
 from sgl_admin.moe.compiling import Launch
+from sgl_admin.moe.operands import Tensor
 from sgl_admin.moe.search import CannotRun
 from sgl_admin.moe.shape import MoeShape
 from sgl_admin.moe.space import DOWN, UP, UP_SORTED, USE_TMA, Config, Trial
@@ -82,44 +83,36 @@ class FusedExperts:
         self._known: dict[str, Launch] = {}
 
     def _make_weights(self) -> dict[str, Any]:
-        lookup, hidden = self._shape.lookup, self._shape.hidden_size
-        dtype = getattr(torch, self._shape.torch_dtype)
-        first = 2 * lookup.N if self._shape.gated else lookup.N
-        shapes = {"w1": (lookup.E, first, hidden), "w2": (lookup.E, hidden, lookup.N)}
-        made: dict[str, Any] = {}
-        for name, (experts, rows, columns) in shapes.items():
+        wanted = operands.of(self._shape)
+        made: dict[str, Any] = dict(wanted.arguments)
+        for name, tensor in wanted.weights.items():
             weight = torch.empty(
-                (experts, rows, columns),
-                dtype=dtype if lookup.dtype is None else torch.float8_e4m3fn,
-                device=self._device,
+                tensor.shape, dtype=getattr(torch, tensor.dtype), device=self._device
             )
             # Some experts at a time: a whole layer in 16 bits would not always fit beside it.
             for part in weight.split(_EXPERTS_AT_ONCE):
-                part.copy_(
-                    torch.randn(part.shape, dtype=torch.float16, device=self._device)
-                    .mul_(columns**-0.5)
-                    .to(weight.dtype)
-                )
+                part.copy_(self._random(tensor, part.shape).to(weight.dtype))
             made[name] = weight
-            if lookup.dtype is not None:
-                made[f"{name}_scale"] = self._scale(experts, rows, columns)
-        if lookup.dtype is not None:
-            made["use_fp8_w8a8"] = True
-            made["block_shape"] = list(lookup.block_shape) if lookup.block_shape else None
-            if lookup.block_shape is None:
-                made.update(
-                    {f"a{number}_scale": torch.ones(1, device=self._device) for number in (1, 2)}
-                )
+        for name, tensor in wanted.scales.items():
+            made[name] = self._scale(tensor)
         return made
 
-    def _scale(self, experts: int, rows: int, columns: int) -> torch.Tensor:
-        if self._shape.lookup.block_shape is None:
-            return torch.rand(experts, device=self._device) + 0.5
-        n, k = self._shape.lookup.block_shape
-        return (
-            torch.rand((experts, math.ceil(rows / n), math.ceil(columns / k)), device=self._device)
-            + 0.5
-        )
+    def _random(self, tensor: Tensor, shape: torch.Size) -> torch.Tensor:
+        """Normal, or integers of the whole range."""
+        if not tensor.is_integer:
+            return torch.randn(shape, dtype=torch.float16, device=self._device).mul_(tensor.scale)
+        dtype = getattr(torch, tensor.dtype)
+        limits = torch.iinfo(dtype)
+        return torch.randint(limits.min, limits.max + 1, shape, dtype=dtype, device=self._device)
+
+    def _scale(self, tensor: Tensor) -> torch.Tensor:
+        """Each of another size, or, where there is one number for all, just that."""
+        if tensor.shape == (1,):
+            return torch.ones(1, device=self._device)
+        if tensor.is_integer:
+            return self._random(tensor, torch.Size(tensor.shape))
+        numbers = (torch.rand(tensor.shape, device=self._device) + 0.5).mul_(tensor.scale)
+        return numbers.to(getattr(torch, tensor.dtype))
 
     def _input(self, size: int) -> _Input:
         if size not in self._inputs:

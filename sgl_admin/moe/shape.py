@@ -15,8 +15,9 @@ from sgl_admin.sglang import ENGINE
 
 # The server's names of its data types.
 _DTYPES = {"half": "float16", "float16": "float16", "bfloat16": "bfloat16"}
-# The server's other names of a quantisation that a config declares.
-_SAME = {"modelopt": "modelopt_fp8", "compressed_tensors": "compressed-tensors"}
+
+# Of two weights in a byte; and the smallest group that SGLang makes (`MoeWNA16Method`).
+_PACKED, _LEAST_GROUP = "int4_w4a16", 32
 
 
 class Untunable(Exception):
@@ -41,6 +42,10 @@ class MoeShape:
     gated: bool = True
     # More shared experts than these no server fuses.
     most_shared: int = 2
+    # Of integers for activations of 16 bits: so many along a row share a scale and, maybe, a zero
+    # point. No name of a file tells these.
+    group: int | None = None
+    zero_points: bool = False
 
     @property
     def rows_per_token(self) -> int:
@@ -50,6 +55,23 @@ class MoeShape:
     def routed(self) -> int:
         """The routed experts of one rank."""
         return self.lookup.E - self.shared
+
+    @property
+    def in_a_byte(self) -> int:
+        """How many weights are in one; SGLang counts N, as the files name it, in bytes."""
+        return 2 if self.lookup.dtype == _PACKED else 1
+
+    @property
+    def intermediate(self) -> int:
+        """The experts' intermediate size on one GPU."""
+        return self.lookup.N * self.in_a_byte
+
+    @property
+    def by_tma(self) -> bool:
+        """Whether the kernel can load by TMA: that of integers for 16 bits has no descriptors, and
+        does not write sorted rows.
+        """
+        return self.group is None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,8 +110,11 @@ def of(
             f"--moe-dtype {moe_dtype}: the model's experts are"
             f" {weights.dtype or 'not quantised (bf16)'}; leave it away, or use auto"
         )
-    if not found.gated and not release.ungated:
-        raise Untunable("the model's experts have no gate, and this SGLang fuses only gated ones")
+    if not found.gated and weights.method not in release.ungated:
+        kind = f" that are quantised by {weights.method}" if weights.method else ""
+        raise Untunable(
+            f"the model's experts have no gate, and this SGLang fuses only gated ones{kind}"
+        )
     if not space.count(weights.block):
         raise Untunable(f"no launch configuration fits scales of blocks of {weights.block}")
     shared = release.fused_shared_experts(config, server_args, split.ranks)
@@ -102,6 +127,8 @@ def of(
         split.ranks,
         found.gated,
         max(2, found.shared),
+        _group(found, split, weights),
+        weights.zero_points,
     )
 
 
@@ -116,27 +143,43 @@ def _lookup(
             f"the experts' intermediate size {found.intermediate} cannot be divided among"
             f" {split.parts} GPUs"
         )
+    size = found.intermediate // split.parts
+    if weights.dtype == _PACKED:
+        if size % 2 or found.hidden % 2:
+            raise Untunable(f"{weights.dtype}: a row of {size} or {found.hidden} is no whole bytes")
+        size //= 2
     return Lookup(
         routed // split.ranks + shared,
-        found.intermediate // split.parts,
+        size,
         weights.dtype,
         weights.block,
+        weights.per_channel,
     )
+
+
+def _group(found: experts.Experts, split: Split, weights: quantisation.ExpertWeights) -> int | None:
+    """As the server has it: it makes a group smaller that does not divide the rows."""
+    group = weights.group
+    rows = (found.intermediate // split.parts, found.hidden)
+    while group is not None and any(row % group for row in rows):
+        group //= 2
+        if group < _LEAST_GROUP or not weights.shrinks_groups:
+            raise Untunable(
+                f"groups of {weights.group} ({weights.dtype}) do not divide rows of"
+                f" {rows[0]} and {rows[1]}"
+            )
+    return group
 
 
 def _weights(
     config: dict[str, Any], modelopt: dict[str, Any] | None, server_args: tuple[str, ...]
 ) -> quantisation.ExpertWeights:
     """The experts' data type: by the model's config, or as the server is asked to make it."""
-    declared = quantisation.find(config, modelopt)
-    asked = flag_value(server_args, "--quantization")
-    if asked is None or (declared and _SAME.get(asked, asked) == declared.method):
-        return quantisation.of_experts(declared, config)
-    if asked == "fp8" and declared is None:
-        return quantisation.ExpertWeights("fp8_w8a8")
-    raise Untunable(
-        f"experts that the server quantises by --quantization {asked} have no tuning here: only fp8"
-        " and unquantised ones have"
+    return quantisation.of_experts(
+        quantisation.find(config, modelopt),
+        config,
+        flag_value(server_args, "--quantization"),
+        flag_value(server_args, ENGINE.moe.backend_flag) == "triton",
     )
 
 
@@ -174,10 +217,14 @@ def mismatch(expected: MoeShape, names: Sequence[str]) -> str:
     lookups = [lookup for name in names if (lookup := ENGINE.moe.lookup(name)) is not None]
     if not lookups:
         return "a file of that name has no tuning here"
-    scales = (expected.lookup.dtype, expected.lookup.block_shape)
-    if all((lookup.dtype, lookup.block_shape) != scales for lookup in lookups):
+    scales = _scales(expected.lookup)
+    if all(_scales(lookup) != scales for lookup in lookups):
         return "its experts are of another data type than the model's config says"
     return (
         "it builds or splits its experts in another way than the model's config and its arguments"
         " say"
     )
+
+
+def _scales(lookup: Lookup) -> tuple[object, ...]:
+    return lookup.dtype, lookup.block_shape, lookup.per_channel

@@ -196,11 +196,18 @@ class Execution(Interruptible):
                 decision.record.write(decision.taken_over, served=identity)
             else:
                 decision.record.settle()
+                decision.record.used()
             record["artifacts"] = {
                 **decision.stage.standing(self._context),
                 "files": decision.record.summary(),
             }
+            self._warn_of(record)
         return record
+
+    def _warn_of(self, record: Record) -> None:
+        """What a stage warns of is told with the prep's warnings too."""
+        record["warnings"] = record["artifacts"].pop("warnings", [])
+        self._warnings += [each for each in record["warnings"] if each not in self._warnings]
 
     @staticmethod
     def _not_begun(decision: Decision) -> Record:
@@ -218,10 +225,12 @@ class Execution(Interruptible):
         self._progress.stage(decision.stage.name, f"stage {decision.stage.name}")
         try:
             record["artifacts"], record["signature"] = self._work(decision.stage)
+            self._warn_of(record)
         except Exception as error:
             log = paths.log(self.plan.run.run_id)
             failure = failures.recorded(error, log, decision.stage.failure_type)
             record.update(result.error_fields(failure))
+            record["artifacts"] = failure.artifacts
         duration_s = round(time.monotonic() - started, 3)
         record.update(finished_at=clock.utc(), duration_s=duration_s)
         return record

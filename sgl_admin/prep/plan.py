@@ -253,6 +253,7 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
         request.cuda_graph_batch_sizes or tuple(flavour["batch_sizes"]),
         _NO_SERVER,
         lambda done, total, unit, message: None,
+        run_id=run.run_id,
         arguments=(*arguments, *(word for choice in choices for word in choice.arguments)),
         choices=choices,
         environment=tuple(_server_environment(environment, found).items()),

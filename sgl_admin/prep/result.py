@@ -27,6 +27,8 @@ _STAGE_SHAPE: files.Shape = {
 }
 
 
+# The artifact of stage `perf` that the aggregate has under the same name.
+_PERF_PROBE = "perf_probe"
 # So many files a record names.
 _MOST_NAMED = 200
 
@@ -156,14 +158,34 @@ def aggregate(plan: Plan, outcome: Outcome) -> Record:
         "status": outcome.status,
         "run": section,
         "profiles": _profiles(plan, outcome, section),
-        "stages": outcome.stages,
+        "stages": {name: _without_perf_probe(stage) for name, stage in outcome.stages.items()},
         "telemetry_probe": outcome.proof,
+        "perf_probe": _perf_probe(outcome.stages),
         "services": outcome.services,
         "errors": outcome.errors,
         "warnings": outcome.warnings,
         "profile_cache": {"before": outcome.sizes_before, "after": outcome.sizes_after},
         "new_files": outcome.new_files.to_json(),
     }
+
+
+def _without_perf_probe(stage: Record) -> Record:
+    """A stage's record without what the aggregate has beside the stages."""
+    artifacts = {key: value for key, value in stage["artifacts"].items() if key != _PERF_PROBE}
+    return {**stage, "artifacts": artifacts}
+
+
+def _perf_probe(stages: dict[str, Record]) -> Record:
+    """PERF_READY: what stage `perf` found, or why it found nothing."""
+    stage = stages.get("perf")
+    found = (stage or {"artifacts": {}})["artifacts"].get(_PERF_PROBE)
+    if found is not None:
+        return {**found}
+    if stage is None or stage["status"] == "skipped":
+        reason = "no measurement was asked for (--perf skip)"
+    else:
+        reason = "; ".join(stage["errors"]) or "the stage left no measurement"
+    return {"ok": False, "verdict": None, "measured_at": None, "reason": reason}
 
 
 def write(plan: Plan, document: Record) -> None:

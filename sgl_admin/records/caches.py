@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from sgl_admin.contract.stages import STAGE_OF_CACHE
 from sgl_admin.records import compiled, vouched
 
 RECORDS = places.SIGNATURES
-# What a tuning keeps while it lasts.
-WORK = ".tuning"
+WORK = places.TUNING
 # What the driver compiles.
 _DRIVER_CACHE = "cuda"
 # Of one cache, how many servers a record names that ran with it: the last ones.
@@ -146,6 +146,10 @@ class SignatureRecord:
             names = [paths.PROFILES / name for name in record["files"]]
             if not vouched.describe(names)[1]:
                 self.write(names)
+
+    def used(self) -> None:
+        """Note that a prep or a server uses this work now: a prune keeps what was used lately."""
+        _note_use(self.path)
 
     def _made(self, now: Iterable[Path] | None) -> set[str] | None:
         """The names of all files that this signature's work has made so far; None where that is
@@ -308,6 +312,21 @@ def new_files(now: Listing, before: Listing) -> list[Path]:
         for path, state in known.items()
         if before[cache].get(path) != state
     ]
+
+
+def note_use(identity: str) -> None:
+    """Note that the server of this identity is started with what it ran with before."""
+    for path in sorted(paths.PROFILES.glob(f"*/{RECORDS}/*.json")):
+        with suppress(OSError, ValueError):
+            served = files.read_record(path, {"served": list})
+            if served is not None and identity in served["served"]:
+                _note_use(path)
+
+
+def _note_use(record: Path) -> None:
+    # Beside the record, whose own time says when the work was done.
+    with suppress(OSError):
+        record.with_suffix(places.USED).touch(places.LOCK_MODE)
 
 
 def driver_environment(driver_version: str | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract import stages
 from sgl_admin.records.request import Request
 
 _SHAPE: files.Shape = {"profile": str, "request": str, "own_port": bool}
@@ -54,11 +55,16 @@ def read(profile: str, scraped_port: int) -> Request | None:
         request = Request.from_json(record["request"])
     except ValueError as error:
         raise ValueError(f"{path} is {error}") from error
-    modes = {
-        stage: "ensure" if mode == "rebuild" else mode for stage, mode in request.stages.items()
-    }
+    modes = {stage: _mode(stage, mode) for stage, mode in request.stages.items()}
     port = request.warmup_port if record["own_port"] else scraped_port
     return replace(request, stages=modes, probe="auto", warmup_port=port)
+
+
+def _mode(stage: str, mode: str) -> str:
+    # What no host can give another is no cache: a measurement of the host, which a prep makes.
+    if not stages.BY_NAME[stage].shared:
+        return "skip"
+    return "ensure" if mode == "rebuild" else mode
 
 
 def any_profile() -> bool:

@@ -18,7 +18,7 @@ from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted, is_running, start_time
 from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_SERVER_FAILED
-from sgl_admin.records import job
+from sgl_admin.records import caches, job
 from sgl_admin.records import prepared as servers
 from sgl_admin.records import smokes as smoke
 from sgl_admin.records.run import Run
@@ -54,6 +54,7 @@ class Prepared:
     env: dict[str, str]
     model: str
     command: Command
+    identity: str = ""
 
     @property
     def port(self) -> int:
@@ -81,7 +82,7 @@ def prepared(live: Run, identity: str | None = None) -> Prepared:
         command = servers.command({**server, "run_id": live.run_id})
     except ValueError as error:
         raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {_PREPARE}") from error
-    made = Prepared(command.argv, command.env, model, command)
+    made = Prepared(command.argv, command.env, model, command, str(server.get("identity", "")))
     try:
         if made.port not in range(1, 2**16):
             raise ValueError
@@ -178,6 +179,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             server.stop()
             raise
         server.release()
+        caches.note_use(wanted.identity)
         return record, True
 
 

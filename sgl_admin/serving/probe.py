@@ -10,7 +10,6 @@ another's count.
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
@@ -19,11 +18,11 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-from sgl_admin.base import clock, paths, ports
+from sgl_admin.base import clock, http_client, paths, ports
 from sgl_admin.base.engine import HOST
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.files import printable
-from sgl_admin.serving.server import Server, limited
+from sgl_admin.serving.server import Server
 from sgl_admin.sglang import ENGINE
 
 _POLL_S = 0.2
@@ -33,9 +32,7 @@ _JUMP_S = 2.0
 _DAY_S = 86400
 # What an answer that is none of Prometheus' makes of reading it.
 _NO_ANSWER = (
-    OSError,
-    http.client.HTTPException,
-    ValueError,
+    *http_client.NO_ANSWER,
     LookupError,
     TypeError,
     ArithmeticError,
@@ -322,13 +319,7 @@ def _sample(found: Any) -> tuple[float, float]:
 def _get(prometheus_url: str, path: str) -> tuple[int, bytes]:
     host, port = _address(prometheus_url)
     prefix = urllib.parse.urlsplit(prometheus_url).path.rstrip("/")
-    connection = http.client.HTTPConnection(host, port, timeout=5)
-    try:
-        connection.request("GET", prefix + path)
-        response = connection.getresponse()
-        return response.status, limited(response)
-    finally:
-        connection.close()
+    return http_client.ask(host, port, prefix + path, 5)
 
 
 def failure(run_id: str, prometheus_url: str, address: str, error: StageFailure) -> dict[str, Any]:

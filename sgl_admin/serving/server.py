@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import select
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sgl_admin.base import gated, logs, paths, ports
+from sgl_admin.base import gated, http_client, logs, paths, ports
 from sgl_admin.base.command import Command
-from sgl_admin.base.engine import HOST, Death
+from sgl_admin.base.engine import HOST, Death, Post
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.processes import end_group, ended, oom_kills, oom_kills_since
 from sgl_admin.contract.texts import one_line
 from sgl_admin.sglang import ENGINE
+
+_T = TypeVar("_T")
 
 # Where the cause of a death is looked for: the traceback of the process that died first is followed
 # by the others', and a compiler's output by the words of who wanted it.
@@ -28,16 +29,15 @@ _LAST_LINES, _LAST_BYTES = 4000, 1 << 19
 _WORDS = 160
 # For a server that broke a connection off to be gone.
 _GONE_S = 2.0
-# Of an answer's body.
-_MOST_BYTES = 16 << 20
 
 
-def limited(response: http.client.HTTPResponse) -> bytes:
-    """An answer's body. Raises ValueError above 16 MiB: no answer that is asked for is so large."""
-    body = response.read(_MOST_BYTES + 1)
-    if len(body) > _MOST_BYTES:
-        raise ValueError(f"an answer of more than {_MOST_BYTES} bytes")
-    return body
+@dataclass(frozen=True)
+class Timed:
+    """A completion: its tokens, and how long it took."""
+
+    prompt_tokens: int
+    tokens: int
+    seconds: float
 
 
 class Server:
@@ -173,8 +173,8 @@ class Server:
     def healthy(self) -> bool:
         """Whether its health page says so now: whatever another process answers there is none."""
         try:
-            ready = ENGINE.is_ready(self._request("GET", ENGINE.health_path, timeout_s=5)[0])
-        except (OSError, http.client.HTTPException, ValueError):
+            ready = ENGINE.is_ready(self._ask(ENGINE.health_path, timeout_s=5)[0])
+        except http_client.NO_ANSWER:
             return False
         return ready and self._has_the_port() is True
 
@@ -212,14 +212,28 @@ class Server:
     def complete(self, prompt: str, temperature: float, max_tokens: int = 16) -> int:
         """Send one completion; returns the prompt tokens that the server says it took."""
         request = ENGINE.completion(prompt, temperature, max_tokens)
+        return self._answered(request, ENGINE.prompt_tokens_used)
+
+    def timed(self, prompt: str, tokens: int) -> Timed:
+        """Send one completion of so many tokens, and time it."""
+
+        def read(answer: bytes) -> Timed:
+            seconds = time.monotonic() - began
+            used = ENGINE.prompt_tokens_used(answer), ENGINE.completion_tokens_used(answer)
+            return Timed(*used, seconds)
+
+        request = ENGINE.timed_completion(prompt, tokens)
+        began = time.monotonic()
+        return self._answered(request, read)
+
+    def _answered(self, request: Post, read: Callable[[bytes], _T]) -> _T:
+        """What `read` makes of the answer to a request. Raises StageFailure without one."""
         try:
-            status, answer = self._request("POST", request.path, request.body, timeout_s=600)
+            status, answer = self._ask(request.path, 600, request.body)
             if status == 200:
-                return ENGINE.prompt_tokens_used(answer)
+                return read(answer)
         except (
-            OSError,
-            http.client.HTTPException,
-            ValueError,
+            *http_client.NO_ANSWER,
             KeyError,
             TypeError,
             OverflowError,
@@ -249,8 +263,8 @@ class Server:
         page = ENGINE.metrics_path
         self._demand_the_port()
         try:
-            status, answer = self._request("GET", page, timeout_s=10)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            status, answer = self._ask(page, timeout_s=10)
+        except http_client.NO_ANSWER as error:
             raise self._unanswered(f"the server's {page} does not answer: {error!r}") from error
         if status != 200:
             raise StageFailure(
@@ -291,16 +305,8 @@ class Server:
         """All that it has written, line by line."""
         return logs.lines_from(self.log, self.log_start)
 
-    def _request(
-        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 60
+    def _ask(
+        self, path: str, timeout_s: float, body: dict[str, Any] | None = None
     ) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout_s)
-        headers = {"Content-Type": "application/json"} if body else {}
-        if key := ENGINE.api_key(self._command.argv):
-            headers["Authorization"] = f"Bearer {key}"
-        try:
-            connection.request(method, path, json.dumps(body) if body else None, headers)
-            response = connection.getresponse()
-            return response.status, limited(response)
-        finally:
-            connection.close()
+        key = ENGINE.api_key(self._command.argv)
+        return http_client.ask(HOST, self.port, path, timeout_s, body, key)

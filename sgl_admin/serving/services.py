@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sgl_admin.base import paths, ports
+from sgl_admin.base import http_client, paths, ports
 from sgl_admin.contract.records import is_integer
 from sgl_admin.contract.services import LOOPBACK, READY_TIMEOUT_S, SERVICES, Service
 
@@ -59,17 +58,12 @@ def wait(manifest: dict[str, Any], timeout_s: float = READY_TIMEOUT_S) -> States
 
 def answers(host: str, port: int, service: Service) -> bool:
     """Whether its page says 200 and shows what it must."""
-    connection = http.client.HTTPConnection(host, port, timeout=_ANSWER_S)
     try:
-        connection.request("GET", service.page)
-        response = connection.getresponse()
         # Read to its end: a connection closed before is an error line in the service's log.
-        text = response.read()
-        return response.status == 200 and service.shows.encode() in b"\n" + text
-    except (OSError, http.client.HTTPException, ValueError):
+        status, text = http_client.ask(host, port, service.page, _ANSWER_S)
+    except http_client.NO_ANSWER:
         return False
-    finally:
-        connection.close()
+    return status == 200 and service.shows.encode() in b"\n" + text
 
 
 def addresses(manifest: dict[str, Any]) -> Iterator[tuple[Service, str, list[int]]]:

@@ -16,7 +16,7 @@ from sgl_admin.base.command import Command
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.probe import TokenLedger
-from sgl_admin.serving.server import Server
+from sgl_admin.serving.server import Server, Timed
 
 # Greedy and sampled: each has kernels of its own.
 _TEMPERATURES = (0.0, 0.8)
@@ -129,6 +129,17 @@ class Warmup:
                 # without their server they end at once.
                 self._server.stop()
                 raise
+
+    def timed(self, prompt: str, tokens: int) -> Timed:
+        """Time one completion of so many tokens by the server, which has answered others."""
+        answers = []
+
+        def send() -> int:
+            answers.append(self._server.timed(prompt, tokens))
+            return answers[0].prompt_tokens
+
+        self.ledger.add(send)
+        return answers[0]
 
     def ensure_requests(self, batch_sizes: tuple[int, ...]) -> TokenLedger:
         """The ledger of a server that was asked something: by a stage already, or now. A new one is

@@ -26,5 +26,15 @@ def completion(prompt: str, temperature: float, max_tokens: int) -> Post:
     )
 
 
+def timed_completion(prompt: str, tokens: int) -> Post:
+    """The text's end is no end: a tiny model's first token may be one."""
+    post = completion(prompt, 0.0, tokens)
+    return Post(post.path, {**post.body, "ignore_eos": True})
+
+
 def prompt_tokens_used(answer: bytes) -> int:
     return int(json.loads(answer)["usage"]["prompt_tokens"])
+
+
+def completion_tokens_used(answer: bytes) -> int:
+    return int(json.loads(answer)["usage"]["completion_tokens"])

@@ -58,7 +58,9 @@ class SGLang:
     health_path = api.HEALTH_PATH
     is_ready = staticmethod(api.is_ready)
     completion = staticmethod(api.completion)
+    timed_completion = staticmethod(api.timed_completion)
     prompt_tokens_used = staticmethod(api.prompt_tokens_used)
+    completion_tokens_used = staticmethod(api.completion_tokens_used)
 
     metrics_path = metrics.PATH
     metrics_flag = metrics.FLAG

@@ -13,6 +13,7 @@ from sgl_admin.contract.model.arguments import flag_value
 VARIABLE = "SGLANG_MOE_CONFIG_DIR"
 FOLDER = "configs"
 _SUFFIX, _DOWN_SUFFIX = ".json", "_down.json"
+_CHANNEL = ",per_channel_quant=True"
 _NAME = re.compile(
     r"E=(?P<E>\d{1,9}),N=(?P<N>\d{1,9}),device_name=(?P<device>[^,]+?)(?:,dtype=(?P<dtype>\w+?))?"
     r"(?:,block_shape=\[(?P<n>\d{1,9}),"
@@ -55,14 +56,16 @@ class MoeConfigs:
         block = ""
         if lookup.block_shape:
             block = f",block_shape=[{lookup.block_shape[0]}, {lookup.block_shape[1]}]"
-        return f"E={lookup.E},N={lookup.N},device_name={device}{dtype}{block}{_SUFFIX}"
+        channel = _CHANNEL if lookup.per_channel else ""
+        return f"E={lookup.E},N={lookup.N},device_name={device}{dtype}{block}{channel}{_SUFFIX}"
 
     def lookup(self, file_name: str) -> Lookup | None:
         found = _NAME.fullmatch(file_name)
-        if found is None or found["down"] or found["channel"]:
+        if found is None or found["down"]:
             return None
         block = (int(found["n"]), int(found["k"])) if found["n"] else None
-        return Lookup(int(found["E"]), int(found["N"]), found["dtype"], block)
+        by_channel = found["channel"] is not None
+        return Lookup(int(found["E"]), int(found["N"]), found["dtype"], block, by_channel)
 
     def down_name(self, file_name: str) -> str:
         return file_name.removesuffix(_SUFFIX) + _DOWN_SUFFIX

@@ -41,8 +41,9 @@ class Release:
     # How many shared experts the server fuses into the routed ones, by the model's config and the
     # ranks of expert parallelism.
     fused_shared: Callable[[dict[str, Any], int], int]
-    # Whether fused experts may lack the gate (`MoeRunnerConfig.is_gated`).
-    ungated: bool = True
+    # Methods of quantisation whose fused experts may lack the gate (`MoeRunnerConfig.is_gated`, in
+    # `create_weights` of each); all others make room for one. The empty one quantises nothing.
+    ungated: tuple[str, ...] = ("", "modelopt_fp8")
     # Whether configurations of the down projection alone are read, and whether the up projection
     # can load by TMA (USE_TMA in its own).
     down_files: bool = True
@@ -113,7 +114,7 @@ RELEASES = (
         f"{_OLD_MOE}.fused_moe_triton_kernels",
         "srt/layers/moe/fused_moe_triton",
         _deepseek,
-        ungated=False,
+        ungated=(),
         down_files=False,
     ),
     Release(
@@ -127,8 +128,9 @@ RELEASES = (
         _deepseek,
     ),
     _SINCE_0_5_17,
-    # Read too, and the same but for TMA: what is newer than the last one gets a warning.
-    replace(_SINCE_0_5_17, since=(0, 5, 23), up_tma=True),
+    # Read too, and the same but for TMA and the gate: what is newer than the last one gets a
+    # warning.
+    replace(_SINCE_0_5_17, since=(0, 5, 23), up_tma=True, ungated=("", "modelopt_fp8", "fp8")),
 )
 
 
@@ -142,9 +144,7 @@ def of(version: str | None) -> tuple[Release, str | None]:
     found = _VERSION.match(version or "")
     if found is None or found[0] == "0.0.0":
         return newest, (
-            f"SGLang's version {version} is none that is known: it is taken for {_text(newest)}"
-            if version
-            else None
+            f"unknown SGLang version {version}, assuming {_text(newest)}" if version else None
         )
     number = (int(found[1]), int(found[2]), int(found[3]))
     if number > newest.since:

@@ -4,15 +4,13 @@ of its failure.
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sgl_admin.base import http_client
 from sgl_admin.base.engine import HOST
 from sgl_admin.records.scenario import Options
 from sgl_admin.smoke import thinking
@@ -73,8 +71,8 @@ def ask(
     reading = Reading()
     started = time.monotonic()
     try:
-        with _response(
-            port, "POST", "/v1/chat/completions", body, options.timeout_s, key
+        with http_client.answering(
+            HOST, port, "/v1/chat/completions", options.timeout_s, body, key
         ) as response:
             if response.status != 200:
                 raise ChatFailure(
@@ -83,10 +81,10 @@ def ask(
             if options.stream:
                 reading.stream(response)
             else:
-                reading.whole(response.read())
+                reading.whole(http_client.limited(response))
     except TimeoutError as error:
         raise ChatFailure(TIMEOUT, f"no whole answer within {options.timeout_s:g} s") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except http_client.NO_ANSWER as error:
         raise ChatFailure(
             HTTP_ERROR,
             f"no whole answer from {HOST}:{port}: {(str(error) or repr(error))[:_EXCERPT]}",
@@ -97,9 +95,9 @@ def ask(
 def served_model(port: int, key: str | None = None) -> str | None:
     """What the server calls its model; None where it does not say."""
     try:
-        with _response(port, "GET", "/v1/models", None, 10, key) as response:
-            name = json.loads(response.read())["data"][0]["id"] if response.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
+        status, answer = http_client.ask(HOST, port, "/v1/models", 10, key=key)
+        name = json.loads(answer)["data"][0]["id"] if status == 200 else None
+    except (*http_client.NO_ANSWER, LookupError, TypeError, RecursionError):
         return None
     return name if isinstance(name, str) else None
 
@@ -201,46 +199,3 @@ def _valid_usage(usage: Any, text: bytes) -> dict[str, int]:
 
 def _excerpt(text: bytes) -> str:
     return repr(text[:_EXCERPT].decode(errors="replace"))
-
-
-class _Socket(socket.socket):
-    """Its deadline is for all that it receives: a plain time limit begins anew with every byte that
-    trickles in.
-    """
-
-    deadline: float
-
-    def recv_into(self, *arguments: Any) -> int:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.settimeout(left)
-        return super().recv_into(*arguments)
-
-
-@contextmanager
-def _response(
-    port: int,
-    method: str,
-    path: str,
-    body: dict[str, Any] | None,
-    timeout_s: float,
-    key: str | None,
-) -> Iterator[http.client.HTTPResponse]:
-    """Raises TimeoutError after so many seconds, whatever has come by then; OSError,
-    http.client.HTTPException, ValueError.
-    """
-    with _Socket(socket.AF_INET, socket.SOCK_STREAM) as connected:
-        connected.deadline = time.monotonic() + timeout_s
-        connected.settimeout(timeout_s)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.connect((HOST, port))
-        connection = http.client.HTTPConnection(HOST, port)
-        connection.sock = connected
-        content = None if body is None else json.dumps(body)
-        headers = {"Content-Type": "application/json", "Connection": "close"}
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        connection.request(method, path, content, headers)
-        with connection.getresponse() as response:
-            yield response

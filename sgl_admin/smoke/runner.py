@@ -105,7 +105,7 @@ class Smoke(Interruptible):
         if self.summary["model"] is None:
             self.summary["model"] = "default"
             self.summary["warnings"].append(
-                "the server's /v1/models names no model; it is asked for as 'default'"
+                "the server's /v1/models names no model; requests name it 'default'"
             )
         self._write()
 

@@ -9,7 +9,8 @@ from sgl_admin.stages.deep_gemm import DeepGemm
 from sgl_admin.stages.flashinfer import FlashInfer
 from sgl_admin.stages.inductor import Inductor
 from sgl_admin.stages.moe_tune import MoeTune
+from sgl_admin.stages.perf import Perf
 
-STAGES: tuple[Stage, ...] = (DeepGemm(), MoeTune(), FlashInfer(), Inductor())
+STAGES: tuple[Stage, ...] = (DeepGemm(), MoeTune(), FlashInfer(), Inductor(), Perf())
 
 __all__ = ["STAGES", "Context", "Stage"]

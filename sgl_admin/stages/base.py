@@ -41,6 +41,7 @@ class Context:
     batch_sizes: tuple[int, ...]
     warmup: Warmup
     progress: Callable[[int, int, str, str], None]
+    run_id: str = ""
     # Of the server, beside its model and its port.
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
@@ -157,9 +158,9 @@ class Stage:
         """Artifacts beyond the files of work that stands: what a no-op reports."""
         return {}
 
-    def key(self, context: Context) -> str:
+    def key(self, context: Context) -> str | None:
         """By which hosts of the same hardware, software and settings find each other's work: no
-        host has to have done any for it.
+        host has to have done any for it. None for work that each host does itself.
         """
         return caches.digest(self.signature(context))
 

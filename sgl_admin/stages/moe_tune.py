@@ -375,6 +375,8 @@ def _tuning_now(context: Context, shape: MoeShape) -> dict[str, Any]:
         "configurations": space.count(shape.lookup.block_shape, context.request.moe_sample),
         **({"ep": shape.ranks} if shape.ranks > 1 else {}),
         **({} if shape.gated else {"gated": False}),
+        **({"per_channel": True} if shape.lookup.per_channel else {}),
+        **({"group": shape.group, "zero_points": shape.zero_points} if shape.group else {}),
     }
 
 
@@ -396,7 +398,7 @@ def _order(context: Context, shape: MoeShape, batch_sizes: list[int]) -> Order:
     rebuilt = context.request.stages[MoeTune.name] == "rebuild"
     done = config_files.tuned(path, tuning)
     rows = config_files.rows(path)
-    tma = _sm(context) >= _TMA_SINCE
+    tma = shape.by_tma and _sm(context) >= _TMA_SINCE
 
     def lay(base: dict[int, Pair]) -> None:
         config_files.lay(path, base, release.down_files)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
 
+from sgl_admin.contract import stages
 from tests.contract import validators
 
 MIB = 1024**2
@@ -88,7 +89,7 @@ def _host(number: int) -> dict[str, Any]:
         host["work_s"] = {
             name: stage["duration_s"]
             for name, stage in host["stages"].items()
-            if stage["status"] in ("ok", "error")
+            if stage["status"] in ("ok", "error") and name in stages.SHARED
         }
         host["shared"]["made"] = [
             name for name in host["work_s"] if host["stages"][name]["status"] == "ok"

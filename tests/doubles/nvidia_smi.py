@@ -83,6 +83,15 @@ class Card:
     # Only a vGPU's driver says anything of one.
     license_status: str = ""
     addressing: str = "HMM"
+    ecc: str = "Enabled"
+    power_limit: str = "700.00 W"
+    default_power_limit: str = "700.00 W"
+    clock: str = "1980 MHz"
+    default_clock: str = "1980 MHz"
+    lanes: str = "16x"
+    most_lanes: str = "16x"
+    generation: str = "5"
+    newest_generation: str = "5"
     uncorrectable: int = 0
     row_pending: str = "No"
     row_failure: str = "No"
@@ -128,6 +137,28 @@ class Card:
             "<sram_uncorrectable_secded>0</sram_uncorrectable_secded><dram_correctable>3</dram_correctable>"
             f"<dram_uncorrectable>{self.uncorrectable}</dram_uncorrectable>"
         )
+        power, limit = (
+            ("gpu_power_readings", "current_power_limit")
+            if major >= 535
+            else ("power_readings", "power_limit")
+        )
+        readings = (
+            f"<{power}><power_state>P0</power_state><{limit}>{self.power_limit}</{limit}>"
+            f"<default_power_limit>{self.default_power_limit}</default_power_limit></{power}>"
+            f"<applications_clocks><graphics_clock>{self.clock}</graphics_clock>"
+            "</applications_clocks><default_applications_clocks>"
+            f"<graphics_clock>{self.default_clock}</graphics_clock></default_applications_clocks>"
+            "<module_power_readings><current_power_limit>N/A</current_power_limit>"
+            "<default_power_limit>N/A</default_power_limit></module_power_readings>"
+        )
+        link = (
+            "<pci_gpu_link_info><pcie_gen>"
+            f"<max_link_gen>{self.newest_generation}</max_link_gen>"
+            f"<current_link_gen>{self.generation}</current_link_gen></pcie_gen><link_widths>"
+            f"<max_link_width>{self.most_lanes}</max_link_width>"
+            f"<current_link_width>{self.lanes}</current_link_width></link_widths>"
+            "</pci_gpu_link_info>"
+        )
         license_ = (
             "<vgpu_software_licensed_product><licensed_product_name>NVIDIA Virtual Compute Server"
             f"</licensed_product_name><license_status>{self.license_status}</license_status>"
@@ -155,12 +186,12 @@ class Card:
         {license_}
         {reset if major < 580 else ""}
         {recovery}
-        <pci><pci_device_id>233510DE</pci_device_id><pci_bus_id>{self.bus}</pci_bus_id></pci>
+        <pci><pci_device_id>233510DE</pci_device_id><pci_bus_id>{self.bus}</pci_bus_id>{link}</pci>
         <clocks_{what}_reasons>{reasons}</clocks_{what}_reasons>
         <fb_memory_usage><total>{self.memory}</total><used>1 MiB</used>\
 <free>{self.memory}</free></fb_memory_usage>
         <compute_mode>{self.compute_mode}</compute_mode>
-        <ecc_mode><current_ecc>Enabled</current_ecc><pending_ecc>Enabled</pending_ecc></ecc_mode>
+        <ecc_mode><current_ecc>{self.ecc}</current_ecc><pending_ecc>{self.ecc}</pending_ecc></ecc_mode>
         <ecc_errors>
             <volatile>{counts}</volatile>
             <aggregate>{counts}<sram_threshold_exceeded>No</sram_threshold_exceeded></aggregate>
@@ -171,6 +202,7 @@ class Card:
             <remapped_row_pending>{self.row_pending}</remapped_row_pending>
             <remapped_row_failure>{self.row_failure}</remapped_row_failure>
         </remapped_rows>
+        {readings}
         <fabric><state>{self.fabric_state}</state><status>{self.fabric_status}</status></fabric>
         <processes>{processes}</processes>
     </gpu>"""

@@ -140,7 +140,6 @@ class PrometheusDouble:
             "/api/v1/query": [vector()],
         }
         self.requests: list[Request] = []
-        self.connections = 0
         self.prefix = prefix
         self.authorization = authorization
         self._stopping = threading.Event()
@@ -153,7 +152,6 @@ class PrometheusDouble:
             def get_request(self) -> tuple[Any, Any]:
                 # A failed TLS handshake ends here, as an OSError.
                 sock, address = super().get_request()
-                double.connections += 1
                 return (tls.wrap_socket(sock, server_side=True) if tls else sock), address
 
             def handle_error(self, request: Any, client_address: Any) -> None:

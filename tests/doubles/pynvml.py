@@ -8,6 +8,8 @@ machine has; each key may be left out:
     cuda            13000: the newest CUDA that the driver runs, as NVML counts it
     gpus            [{"name", "uuid", "memory": [free, total] in bytes, "capability": [9, 0],
                     "mig": 0, 1 or null where the GPU cannot do it, "throttle": a bit mask,
+                    "vbios", "power_limit" and "power" in milliwatts, "temperature",
+                    "clocks": MHz by NVML's number of the clock, "uncorrectable": ECC errors,
                     "processes": [{"pid", "memory": bytes, or null where the driver does not
                     tell}]}], by default one H100
     process_names   pid -> path; of any other process NVML knows no name, as of one outside the
@@ -35,6 +37,12 @@ GPU: dict[str, Any] = {
     "memory": [80 << 30, 80 << 30],
     "mig": 0,
     "throttle": 0,
+    "vbios": "96.00.89.00.01",
+    "power_limit": 700_000,
+    "power": 120_000,
+    "temperature": 34,
+    "clocks": {"1": 1980, "2": 2619},
+    "uncorrectable": 0,
     "processes": [],
 }
 _initialised = 0
@@ -187,3 +195,36 @@ def nvmlDeviceGetComputeRunningProcesses(handle: Handle) -> list[c_nvmlProcessIn
 
 def nvmlDeviceGetCurrentClocksThrottleReasons(handle: Handle) -> int:
     return int(_gpu("nvmlDeviceGetCurrentClocksThrottleReasons", handle)["throttle"])
+
+
+# nvml.h: NVML_CLOCK_SM 1, NVML_CLOCK_MEM 2, NVML_TEMPERATURE_GPU 0,
+# NVML_MEMORY_ERROR_TYPE_UNCORRECTED 1, NVML_VOLATILE_ECC 0.
+NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+NVML_TEMPERATURE_GPU = 0
+NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 1, 0
+
+
+def nvmlDeviceGetVbiosVersion(handle: Handle) -> str:
+    return str(_gpu("nvmlDeviceGetVbiosVersion", handle)["vbios"])
+
+
+def nvmlDeviceGetPowerManagementLimit(handle: Handle) -> int:
+    return int(_gpu("nvmlDeviceGetPowerManagementLimit", handle)["power_limit"])
+
+
+def nvmlDeviceGetPowerUsage(handle: Handle) -> int:
+    return int(_gpu("nvmlDeviceGetPowerUsage", handle)["power"])
+
+
+def nvmlDeviceGetTemperature(handle: Handle, sensor: int) -> int:
+    assert sensor == NVML_TEMPERATURE_GPU
+    return int(_gpu("nvmlDeviceGetTemperature", handle)["temperature"])
+
+
+def nvmlDeviceGetClockInfo(handle: Handle, clock: int) -> int:
+    return int(_gpu("nvmlDeviceGetClockInfo", handle)["clocks"][str(clock)])
+
+
+def nvmlDeviceGetTotalEccErrors(handle: Handle, kind: int, counter: int) -> int:
+    assert (kind, counter) == (NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC)
+    return int(_gpu("nvmlDeviceGetTotalEccErrors", handle)["uncorrectable"])

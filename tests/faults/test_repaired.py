@@ -73,7 +73,7 @@ def test_damaged_records_of_the_run_itself(faulty: FaultSite) -> None:
     assert (
         done.returncode == 4 and str(run_id) in done.stderr and "playbooks/start.yml" in done.stderr
     )
-    play = faulty.must_play("prep", variables={"sgl_start_timeout": 3})
+    play = faulty.must_play("prep", variables={"sgl_start_timeout": 8})
     assert faulty.run_id != run_id and faulty.result()["telemetry_probe"]["ok"] is True, play.output
     assert leftovers(faulty) == []
 
@@ -83,7 +83,7 @@ def test_pointer_that_somebody_removed(faulty: FaultSite) -> None:
     faulty.pointer.unlink()
     done = faulty.ensure()
     assert done.returncode == 4 and "no pointer" in done.stderr
-    faulty.must_play("prep", variables={"sgl_start_timeout": 3})
+    faulty.must_play("prep", variables={"sgl_start_timeout": 8})
     assert faulty.run_id != run_id and faulty.result()["telemetry_probe"]["ok"] is True
     assert leftovers(faulty) == []
 

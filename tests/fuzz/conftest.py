@@ -1,5 +1,5 @@
-"""How many examples each test takes: the same few ones every time, or many new ones where
-SGL_FUZZ_EXAMPLES says how many.
+"""How many examples each test takes, which SGL_FUZZ_EXAMPLES says: up to FEW the same ones every
+time, and new ones beyond.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-EXAMPLES = int(os.environ.get("SGL_FUZZ_EXAMPLES", "0"))
+FEW = 200
+EXAMPLES = int(os.environ.get("SGL_FUZZ_EXAMPLES") or FEW)
 
 settings.register_profile(
     "fuzz",
-    max_examples=EXAMPLES or 200,
+    max_examples=EXAMPLES,
     # The fast lane may not fail by chance; the slow one is there to find what nobody thought of.
-    derandomize=not EXAMPLES,
+    derandomize=EXAMPLES <= FEW,
     deadline=None,
     print_blob=True,
     suppress_health_check=[

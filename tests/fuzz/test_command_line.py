@@ -248,9 +248,7 @@ class Answering(Server):
         super().__init__([], {}, 9, Path(os.devnull))
         self.answer = answer
 
-    def _request(
-        self, method: str, path: str, body: Any = None, timeout_s: float = 60
-    ) -> tuple[int, bytes]:
+    def _ask(self, path: str, timeout_s: float, body: Any = None) -> tuple[int, bytes]:
         return 200, self.answer
 
     def log_tail(self, lines: int = 20) -> list[str]:

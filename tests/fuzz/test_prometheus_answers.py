@@ -23,6 +23,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
 )
 from hypothesis import strategies as st
 
+from sgl_admin.base import http_client
 from sgl_admin.serving import probe
 from tests.doubles import prometheus_double
 from tests.fuzz.fuzzing import (
@@ -201,15 +202,13 @@ def test_prometheus_is_ready_only_when_it_says_so(
     asked: list[str] = []
 
     def exchange(method: str, target: str, *more: Any) -> Any:
-        # Each answer comes over a connection of its own.
-        client.close()
         asked.append(target.partition("?")[0])
         return real(method, target, *more)
 
     real = client._exchange
     with (
         mock.patch.object(client, "_exchange", exchange),
-        mock.patch.object(client, "_dial", lambda deadline: Socket(answers[asked[-1]])),
+        mock.patch("socket.create_connection", lambda *_, **__: Socket(answers[asked[-1]])),
     ):
         readiness = Readiness(client, Wanted(jobs, expression))
         try:
@@ -405,11 +404,11 @@ def test_a_proof_of_before_stands_only_where_prometheus_has_its_samples(
     }
     connected: list[bool] = []
 
-    def connect(*_: Any, **__: Any) -> Any:
+    def connect(connection: Any) -> None:
         connected.append(True)
-        return Socket(response(status, body))
+        connection.sock = Socket(response(status, body))
 
-    with mock.patch("socket.create_connection", connect):
+    with mock.patch.object(http_client._Connection, "connect", connect):
         problem = probe.lost(url, proof)
     if connected:
         reached()

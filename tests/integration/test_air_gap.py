@@ -1,5 +1,5 @@
-"""docs/air-gap.md, walked: an image that was saved elsewhere, and a host whose network reaches the
-controller only.
+"""docs/how-to/air-gap.md, walked: an image that was saved elsewhere, and a host whose network
+reaches the controller only.
 """
 
 from __future__ import annotations

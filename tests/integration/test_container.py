@@ -149,6 +149,8 @@ def test_second_prep_changes_nothing(prepared: Site) -> None:
     assert [path.stat().st_mtime_ns for path in records[:1]] == times, (
         "the manifest was written again"
     )
+    seen = prepared.must_play("look")
+    assert seen.changed == 0 and prepared.run_id in seen.output
 
 
 def test_check_mode_on_a_converged_host_says_unchanged(prepared: Site) -> None:
@@ -340,6 +342,7 @@ def test_stop_playbook_ends_a_live_run(prepared: Site) -> None:
     assert prepared.inspect() is None and not prepared.pointer.exists()
 
 
+@pytest.mark.long
 def test_pointer_comes_soon_after_the_start(prepared: Site) -> None:
     """Our own share of a start is small. The best of five: only a defect, and no busy machine, is
     slow each time.

@@ -118,16 +118,12 @@ class RealPrometheus:
         readiness = Readiness(
             PrometheusClient(**{"url": self.url, **client}), Wanted(jobs, expression)
         )
-        try:
-            return readiness.wait(timeout)
-        finally:
-            readiness.close()
+        return readiness.wait(timeout)
 
     def failure(self, *jobs: str, expression: str | None = None) -> str:
         """The reason that one look gives."""
         readiness = Readiness(PrometheusClient(self.url), Wanted(jobs, expression))
         seen = readiness.look(PLENTY_S)
-        readiness.close()
         assert not seen.ready
         return seen.reason or ""
 
@@ -179,7 +175,6 @@ def test_from_nothing_to_ready(make):
     seen = readiness.wait(PLENTY_S)
     assert seen.ready
     assert [target.health for target in seen.targets] == ["up"]
-    readiness.close()
 
 
 def test_starting_server_is_not_ready_until_its_log_is_read(make):
@@ -200,7 +195,6 @@ def test_starting_server_is_not_ready_until_its_log_is_read(make):
     seen = readiness.wait(PLENTY_S)
     assert seen.ready
     assert seen.polls > before + 1
-    readiness.close()
 
 
 def test_job_is_up(server):

@@ -1,4 +1,6 @@
-"""What docs/security.md says: loopback only, least rights, and no secret in any log or record."""
+"""What docs/contributing/security.md says: loopback only, least rights, and no secret in any log or
+record.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,8 @@ def test_everything_listens_on_loopback_alone(prepared: Site) -> None:
 
 
 def test_the_server_of_a_prep_listens_on_loopback_but_for_torchs_store(prepared: Site) -> None:
-    """PyTorch's rendezvous store takes every address, whatever it is told (docs/security.md);
-    nothing else does.
+    """PyTorch's rendezvous store takes every address, whatever it is told; nothing else does
+    (docs/contributing/security.md).
     """
     ports = prepared.ports
     prepared.begin("--inductor", "rebuild", "--probe", "never")

@@ -63,6 +63,7 @@ OTHERS = {
     **{
         stage.name: {f"{cache}/kernel": stage.name.encode() for cache in stage.caches}
         for stage in stages.STAGES
+        if stage.shared
         if stage.name not in ("moe_tune", "inductor")
     },
     "deep_gemm": {"deep_gemm/cache/kernel.fp8/kernel.cubin": b"cubin"},

@@ -366,7 +366,7 @@ def test_one_that_another_run_made_with_other_options_stays(docker: Docker) -> N
 def test_a_container_of_somebody_else_beside_it_is_not_touched(docker: Docker) -> None:
     outdated = old(docker)
     docker.add(f"{NAME}.next", "postgres", "running")
-    with pytest.raises(ContainerError, match="is none of ours: rename it"):
+    with pytest.raises(ContainerError, match="another program made it: rename it"):
         stack(docker).started(definition(), outdated, [])
     with pytest.raises(ContainerError):
         stack(docker).removed()

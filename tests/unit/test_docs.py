@@ -245,3 +245,49 @@ def test_the_archive_that_a_project_installs_is_this_release() -> None:
     version = yaml.safe_load(_read("galaxy.yml"))["version"]
     page = _read("docs/how-to/use-in-your-project.md")
     assert re.findall(r"slice_bench-sglang-([\d.]+)\.tar", page) == [version]
+
+
+# What operators ask, each with the page, its heading and words of the answer.
+QUESTIONS = {
+    "install": ("README.md", "Prepare your GPU hosts", "scripts/setup.sh"),
+    "prepare one GH200": ("docs/tutorials/gh200-fleet.md", "4. Prepare", "playbooks/prep.yml"),
+    "prepare ten": ("docs/explanation/fleet-sizing.md", "What each size needs", "| one | ten |"),
+    "change the model": (
+        "docs/how-to/models-and-profiles.md",
+        "Change the model",
+        "Set `sgl_model`",
+    ),
+    "two profiles": (
+        "docs/how-to/models-and-profiles.md",
+        "Keep two profiles on one host",
+        "provider-prep",
+    ),
+    "serve": ("docs/how-to/serve.md", "Serve what was prepared", "server start"),
+    "where is METRICS_READY": (
+        "docs/reference/files.md",
+        "METRICS_READY in a file",
+        "telemetry_probe.ok",
+    ),
+    "what does it prove": ("docs/explanation/proof.md", "What it proves", "Prometheus scrapes"),
+    "upgrade SGLang": ("docs/how-to/upgrade.md", "Upgrade SGLang", "sgl_image_base"),
+    "roll back": ("docs/how-to/upgrade.md", "Roll back", "old digest"),
+    "cancel": ("docs/how-to/watch.md", "Cancel", "stop"),
+    "watch": ("docs/how-to/watch.md", "Watch\n", "status --watch"),
+    "reboot": ("docs/how-to/reboot.md", "Reboot a host", "prep.yml"),
+    "disk full": ("docs/how-to/clean-up.md", "The disk is full", "may it go"),
+    "uninstall": ("docs/how-to/clean-up.md", "Uninstall", "stop.yml"),
+    "proxy": ("docs/how-to/proxy-and-mirrors.md", "Proxy and mirrors", "where to set proxy"),
+    "no internet": ("docs/how-to/air-gap.md", "A GH200 without the internet", "controller"),
+    "share caches": ("docs/how-to/share-caches.md", "Share caches", "sgl_cache_share"),
+    "exit code 13": ("docs/reference/exit-codes.md", "sgl-admin, and the", "| 13 | `inductor`"),
+    "what leaves the host": ("docs/explanation/security.md", "What leaves a host", "report"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_is_answered_one_link_from_the_readme(question: str) -> None:
+    page, heading, words = QUESTIONS[question]
+    readme = _read("README.md")
+    assert page == "README.md" or page in {link.partition("#")[0] for link in links(readme)}
+    _before, found, section = _read(page).partition(f"# {heading}")
+    assert found and words in re.split(r"^#", section, maxsplit=1, flags=re.MULTILINE)[0]

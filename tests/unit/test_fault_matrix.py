@@ -1,4 +1,4 @@
-"""docs/faults.md promises a test for each of its lines."""
+"""docs/contributing/faults.md promises a test for each of its lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def rows() -> list[str]:
     """The tables' lines, without their heads."""
-    lines = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "contributing" / "faults.md").read_text(encoding="utf-8").splitlines()
     return [
         line
         for line, after in zip(lines, [*lines[1:], ""], strict=True)
@@ -38,7 +38,7 @@ def test_every_line_names_its_tests() -> None:
 
 
 def test_every_test_of_a_refusal_is_a_line() -> None:
-    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "contributing" / "faults.md").read_text(encoding="utf-8")
     refused = re.findall(
         r"^def (test_\w+)",
         (ROOT / "tests" / "integration" / "test_refused.py").read_text(),
@@ -48,7 +48,7 @@ def test_every_test_of_a_refusal_is_a_line() -> None:
 
 
 def test_security_names_tests_that_are_there() -> None:
-    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "contributing" / "security.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(test_\w+)`", text))
     assert len(named) > 30
     assert sorted(named - known()) == []

@@ -489,11 +489,12 @@ def test_the_call_of_the_hand_off(
     assert variables["sgl_profiles"] == [BASELINE] and variables["sgl_tp"] == 1
     modes = {"deep_gemm": "skip", "moe": "ensure", "flashinfer": "skip", "inductor": "skip"}
     assert variables["sgl_stages"].items() >= modes.items()
-    # A later stage is ensured where none of the flags leaves it out.
+    # A later stage has its default where none of the flags leaves it out.
     assert {
         stage.option
         for stage in stages.STAGES
-        if (variables["sgl_stages"][stage.option] == "skip") is not bool(stage.skipped_by)
+        if (variables["sgl_stages"][stage.option] == "skip")
+        is not (bool(stage.skipped_by) or stage.default == "skip")
     } == set()
     assert variables["sgl_moe_fusion"] == "skip" and variables["sgl_keep_running"] is True
     assert "sgl_probe" not in variables, "METRICS_READY is proven all the same"
@@ -509,7 +510,7 @@ def test_the_call_of_the_hand_off(
 def test_a_profile_alone_asks_for_its_own_stages() -> None:
     made = profiles.variables(profiles.load(BASELINE))
     assert made["sgl_stages"] == {
-        **dict.fromkeys(stages.OPTIONS.values(), "ensure"),
+        **{stage.option: stage.default for stage in stages.STAGES},
         "moe": "skip",
     }
     assert made["sgl_model_source"] == "present", (
@@ -652,7 +653,7 @@ def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str)
 # What ansible-playbook of ansible-core 2.19.14 printed, shortened: for -e sgl_root='{{ nowhere }}',
 # for -e sgl_tp=many, for an inventory that is no YAML, and for one without the group.
 UNDEFINED = """\
-PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+PLAY [Make the host tree and check its owner, without Docker] ***
 
 TASK [slice_bench.sglang.preflight : Validating arguments against arg spec 'main'] ***
 [ERROR]: Task failed: 'nowhere' is undefined
@@ -684,7 +685,7 @@ Origin: <inventory plugin 'yaml' with source '/tmp/hosts.yml'>
 
 [WARNING]: Could not match supplied host pattern, ignoring: sglang
 
-PLAY [Make the host tree and check its owner, without asking Docker anything] ***
+PLAY [Make the host tree and check its owner, without Docker] ***
 skipping: no hosts matched
 """
 NO_GROUP = NO_YAML[NO_YAML.index("[WARNING]: Could not match") :]

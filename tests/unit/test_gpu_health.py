@@ -365,7 +365,7 @@ def test_mig_that_is_about_to_change_is_told_as_it_will_be(root: Path) -> None:
             None,
             "systemctl restart nvidia-gridd",
         ),
-        (Card(memory="[GPU requires reset]"), None, "GPU 0 is to be reset, the GPU requires it"),
+        (Card(memory="[GPU requires reset]"), None, "GPU 0 must be reset, the GPU requires it"),
     ],
 )
 def test_each_mode_and_state_has_its_word(
@@ -503,7 +503,7 @@ def test_an_image_says_which_cuda_it_has() -> None:
         ),
         (Card(uncorrectable=7), "7 uncorrectable ECC errors"),
         (Card(row_pending="Yes"), "a row remap is pending"),
-        (Card(row_failure="Yes"), "a row remap failed: have it replaced"),
+        (Card(row_failure="Yes"), "a row remap failed: replace it"),
         (Card(repair_pending="Yes"), "a repair is pending"),
         (Card(recovery_action="Drain and Reset"), "the driver asks for 'Drain and Reset'"),
         (
@@ -511,7 +511,7 @@ def test_an_image_says_which_cuda_it_has() -> None:
             "slowed down now (hw_slowdown, hw_thermal_slowdown)",
         ),
         (Card(reasons=["sw_thermal_slowdown"]), "cooling"),
-        (Card(reasons=["hw_power_brake_slowdown"]), "look at its power"),
+        (Card(reasons=["hw_power_brake_slowdown"]), "check its power"),
     ],
 )
 def test_each_condition_is_one_warning(root: Path, card: Card, words: str) -> None:
@@ -793,3 +793,82 @@ def test_a_process_of_another_user_that_cannot_be_seen_counts(
         NvidiaSmi([Card(processes=[(4242, "C", "[Insufficient Permissions]", "5 MiB")])]), root
     )["processes"]
     assert process["own"] is False and process["name"] == "[Insufficient Permissions]"
+
+
+# --- what makes a host slow
+
+
+SLOW: dict[str, tuple[dict[str, Any], str]] = {
+    "power": ({"power_limit": "350.00 W"}, "GPU 0 is limited to 350 W, below the default of 700 W"),
+    "clocks": ({"clock": "1200 MHz"}, "GPU 0 is held to application clocks of 1200 MHz"),
+    "ecc": ({"ecc": "Disabled"}, "GPU 0 is without ECC"),
+    "lanes": ({"lanes": "8x"}, "GPU 0 has 8 of 16 PCIe lanes"),
+    "generation": ({"generation": "1", "reasons": ()}, "of generation 1 under load"),
+    "slowdown": ({"reasons": ("hw_thermal_slowdown",)}, "GPU 0 is slowed down now"),
+    "persistence": ({"persistence": "Disabled"}, "GPU 0 is not in persistence mode"),
+}
+
+
+def slow(root: Path, card: Card, driver: str, refuse: bool) -> Verdict:
+    smi, _warnings = asked(0, NvidiaSmi([card], driver=driver).xml())
+    health = gpu_health.describe(smi, nobody, None, str(root))
+    return gpu_health.judge(health, Use(refuse_slow=refuse))
+
+
+@pytest.mark.parametrize("driver", ["525.60.13", "535.54.03", "580.105.08"])
+@pytest.mark.parametrize("condition", SLOW)
+def test_what_makes_a_host_slow_is_said_or_refused(root: Path, condition: str, driver: str) -> None:
+    changes, words = SLOW[condition]
+    for refuse in (False, True):
+        verdict = slow(root, Card(**changes), driver, refuse)
+        [said] = verdict.problems if refuse else verdict.warnings
+        assert words in said and len(said) < 400
+        assert not (verdict.warnings if refuse else verdict.problems)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"power_limit": "750.00 W"},
+        {"power_limit": "N/A", "default_power_limit": "N/A"},
+        {"clock": "Requested functionality has been deprecated"},
+        # Links of idle GPUs fall back by themselves.
+        {"generation": "1"},
+        {"generation": "N/A", "newest_generation": "N/A", "lanes": "N/A", "most_lanes": "N/A"},
+        {"lanes": "Unknown Error", "ecc": "N/A"},
+        # Its link to the CPU is another one.
+        {"addressing": "ATS", "lanes": "1x", "generation": "1", "reasons": ()},
+    ],
+    ids=["healthy", "more", "no limit", "no clocks", "idle", "no link", "broken", "coherent"],
+)
+def test_what_makes_no_host_slow_is_not_refused(root: Path, changes: dict[str, Any]) -> None:
+    assert slow(root, Card(**changes), "580.105.08", refuse=True).problems == []
+
+
+def test_a_broken_field_costs_that_field_only(root: Path) -> None:
+    broken = Card(power_limit="[Unknown Error]", ecc="Disabled", lanes="8x")
+    said = " ".join(slow(root, broken, "580.105.08", refuse=False).warnings)
+    assert "limited to" not in said and "without ECC" in said and "8 of 16 PCIe lanes" in said
+
+
+@pytest.mark.parametrize(
+    ("governors", "said"),
+    [
+        ([], None),
+        (["performance", "performance"], None),
+        (["performance", "powersave\n"], "powersave"),
+        (["", "ondemand"], "ondemand"),
+    ],
+    ids=["unknown", "fast", "one slow", "one unknown"],
+)
+def test_a_governor_that_saves_power_is_named(
+    root: Path, governors: list[str], said: str | None
+) -> None:
+    for number, governor in enumerate(governors):
+        folder = root / "sys/devices/system/cpu/cpufreq" / f"policy{number}"
+        folder.mkdir(parents=True)
+        (folder / "scaling_governor").write_text(governor)
+    problems = slow(root, Card(), "580.105.08", refuse=True).problems
+    assert [said in problem for problem in problems if said] == ([True] if said else [])
+    assert bool(problems) is bool(said)

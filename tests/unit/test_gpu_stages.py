@@ -23,7 +23,7 @@ from sgl_admin.base import clock, files, locks, paths, processes, versions
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
-from sgl_admin.contract import places
+from sgl_admin.contract import stages
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
 from sgl_admin.moe.shape import MoeShape
@@ -48,7 +48,7 @@ DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
 NAMES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
 COMPILED = {"deep_gemm", "flashinfer", "inductor"}
 H100 = "NVIDIA H100 80GB HBM3"
-GPU_CACHES = tuple(places.CACHES)
+GPU_CACHES = tuple(cache for name in NAMES for cache in stages.BY_NAME[name].caches)
 DENSE: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "hidden_size": 1024,

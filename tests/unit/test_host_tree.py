@@ -4,7 +4,9 @@ leaves.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,6 +94,18 @@ def refused(spec: Spec, top: Path) -> str:
         converge(spec)
     assert snapshot(top) == before
     return str(caught.value)
+
+
+@pytest.mark.parametrize("uid", [os.geteuid(), pytest.param(65534, marks=needs_root)])
+def test_runs_at_the_same_time_make_one_tree(tmp_path: Path, uid: int) -> None:
+    """Each finds folders half made by the others."""
+    for turn in range(10):
+        one = replace(spec_at(tmp_path / str(turn)), uid=uid, gid=uid)
+        with multiprocessing.get_context("fork").Pool(4) as runs:
+            runs.map(converge, [one] * 4, chunksize=1)
+        root = Path(one.root)
+        assert {str(path.relative_to(root)) for path in root.rglob("*")} == EXPECTED
+        assert not inspect(one).changed
 
 
 def test_makes_the_whole_tree_whatever_the_umask(spec: Spec) -> None:
@@ -479,24 +493,25 @@ def test_a_killed_run_is_completed_by_the_next(
 
 
 @needs_root
-@pytest.mark.parametrize("below", ["", "telemetry", "profiles", "profiles/moe_configs"])
-def test_a_leftover_of_any_owner_is_removed(spec: Spec, below: str) -> None:
+@pytest.mark.parametrize("folder", ["models", "telemetry", "profiles/triton", "telemetry/logs"])
+def test_a_leftover_of_any_owner_is_taken_away(spec: Spec, folder: str) -> None:
     converge(spec)
-    leftover = Path(spec.root, below, ".sgl-new-0123456789abcdef")
+    made = Path(spec.root, folder)
+    shutil.rmtree(made)
+    leftover = made.with_name(f".sgl-new-{made.name}")
     leftover.mkdir(0o700)
     os.chown(leftover, 65534, 65534)
-    plan = inspect(spec)
-    assert plan.leftovers == [str(leftover)] and plan.changed
-    assert plan.diff()["after"] == {str(leftover): "absent"}
-    apply(plan)
-    assert not leftover.exists()
+    assert inspect(spec).result()["foreign_count"] == 0
+    assert str(made) in converge(spec).create
+    assert made.is_dir() and not leftover.exists() and not inspect(spec).changed
 
 
 @needs_root
 def test_a_leftover_name_hides_nothing(spec: Spec, tmp_path: Path) -> None:
     """A directory that holds something is not a leftover, whatever its name; nor is a file."""
     converge(spec)
-    full = Path(spec.profiles, ".sgl-new-0123456789abcdef")
+    os.rmdir(os.path.join(spec.profiles, "triton"))
+    full = Path(spec.profiles, ".sgl-new-triton")
     full.mkdir()
     (full / "x").touch()
     os.chown(full, 65534, 65534)
@@ -527,14 +542,20 @@ def test_two_first_runs_at_once_end_in_the_same_tree(
     assert not [name for name in os.listdir(spec.root) if name.startswith(".sgl-new-")]
 
 
-def test_a_directory_that_appears_with_contents_is_not_replaced(spec: Spec) -> None:
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_directory_that_appears_with_contents_is_not_replaced(spec: Spec, mode: int) -> None:
+    """It is taken where it is as it must be: another run made it."""
     converge(spec)
     os.rmdir(spec.models)
     plan = inspect(spec)
     os.mkdir(spec.models)
+    os.chmod(spec.models, mode)
     Path(spec.models, "precious").touch()
-    with pytest.raises(HostTreeError, match="run again"):
+    if mode == 0o755:
         apply(plan)
+    else:
+        with pytest.raises(HostTreeError, match="run again"):
+            apply(plan)
     assert Path(spec.models, "precious").exists()
     assert not [name for name in os.listdir(spec.root) if name.startswith(".sgl-new-")]
 

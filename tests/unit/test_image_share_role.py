@@ -20,12 +20,12 @@ DOUBLES = ROOT / "tests" / "doubles" / "image_share" / "action"
 LABEL = "org.slice-bench.image-inputs"
 PLAY = """\
 ---
-- name: See to the image
+- name: Ensure the image is present
   hosts: sglang
   gather_facts: false
   serial: SERIAL
   tasks:
-    - name: See to the image
+    - name: Ensure the image is present
       ansible.builtin.import_role:
         name: slice_bench.sglang.image
 """
@@ -182,7 +182,7 @@ def test_where_it_cannot_be_given_the_first_that_lacks_it_builds_it(
         "two gives sglang-dev:x",
     ] and ran.has == {"one", "two", "three"}
     assert re.search(
-        "one has the image and could not give it: .*no room on this host", ran.output
+        "one has the image and could not publish it: .*no room on this host", ran.output
     ), ran.output
     assert "unreachable=1" not in ran.output, "who asks is not gone because another one is"
 
@@ -220,7 +220,7 @@ def test_where_what_was_built_cannot_be_given_each_builds_its_own(checkout: Chec
         "two builds",
         "two gives sglang-dev:x",
     ] and ran.has == {"one", "two"}
-    assert "one built the image and could not give it: the registry is down" in ran.output
+    assert "one built the image and could not publish it: the registry is down" in ran.output
 
 
 @pytest.mark.parametrize("has", ["one", "three"])

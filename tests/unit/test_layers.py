@@ -21,6 +21,7 @@ ORDER = (
     "facts",
     "serving",
     "moe",
+    "perf",
     "stages",
     "prep",
     "share",

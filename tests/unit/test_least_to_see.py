@@ -248,9 +248,9 @@ def test_a_lock_that_somebody_else_has_is_told_with_pid_and_user(held: tuple[Pat
 def test_no_playbook_waits_without_an_end(
     held: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The controller's folder of shared work, the folder of builds, and the tiny model's."""
+    """The controller's folder of shared work, and the folder of builds."""
     path, pid = held
-    for module in (share_store, image_build, tiny_model):
+    for module in (share_store, image_build):
         monkeypatch.setattr(module, "_LOCK_S", 0.2)
     with pytest.raises(locks.LockTimeout) as caught, image_build.alone(str(path.parent)):
         pytest.fail("the folder that another one has was taken")
@@ -261,16 +261,11 @@ def test_no_playbook_waits_without_an_end(
     with pytest.raises(locks.LockTimeout) as caught:
         store.put("a", written, {})
     assert in_words(caught.value, path, pid)
-    model = path.parent / "tiny"
-    path.rename(path.with_name(tiny_model._LOCK))
-    with pytest.raises(tiny_model.TinyModelError) as told:
-        tiny_model.make(tiny_model.inspect(str(model), 0))
-    assert in_words(told.value, path.with_name(tiny_model._LOCK), pid)
 
 
 @needs_root
 def test_the_tiny_models_folder_cannot_be_held_by_who_reads_it(root: Path) -> None:
-    """Its lock was the folder itself, which everybody may open."""
+    """It has no lock."""
     root.mkdir()
     root.chmod(0o755)
     made = tiny_model.inspect(str(root / "tiny"), 0)

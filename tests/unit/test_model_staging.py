@@ -474,6 +474,7 @@ def killed_at(
     return False
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     call=st.sampled_from([*CALLS, "exchange"]),

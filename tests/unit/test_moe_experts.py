@@ -296,6 +296,7 @@ def test_a_shared_expert_that_is_fused_is_on_every_rank() -> None:
         (4, ("--ep-size", "four"), "--ep-size four is not a number of GPUs"),
         (4, ("--ep-size", "0"), "--ep-size 0 is not a number of GPUs"),
         (1, ("--quantization", "awq"), "quantises by --quantization awq have no tuning"),
+        (1, ("--quantization", "w8a8_int8"), "quantises by --quantization w8a8_int8 have no"),
         (1, ("--dtype", "float32"), "32 bits"),
     ],
 )
@@ -397,11 +398,11 @@ NO_TYPES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "int8": (
         compressed({"type": "int", "strategy": "channel"}),
-        "compressed-tensors (int of 8 bits, scales by channel)",
+        "compressed-tensors (int of 8 bits, scales by channel) without --quantization w8a8_int8",
     ),
     "fp8 by channel": (
         compressed({"strategy": "channel"}),
-        "compressed-tensors (float of 8 bits, scales by channel)",
+        "compressed-tensors (float of 8 bits, scales by channel) without a scale for each token",
     ),
     "fp8 of weights alone": (compressed({"strategy": "tensor"}, activations=False), "weights only"),
     "nvfp4": (
@@ -454,8 +455,9 @@ def name_of(lookup: Lookup) -> str:
         ([name_of(Lookup(128, 768, "int8_w8a16", None))], "of another data type"),
         ([name_of(Lookup(128, 768, "int4_w4a16", (0, 128)))], "of another data type"),
         ([name_of(Lookup(128, 768, "fp8_w8a8", (128, 128)))], "of another data type"),
+        ([name_of(Lookup(128, 768, "fp8_w8a8", None, True))], "of another data type"),
         (
-            [name_of(Lookup(128, 768, "fp8_w8a8", None))[:-5] + ",per_channel_quant=True.json"],
+            [name_of(Lookup(128, 768, None, None))[:-5] + "_down.json"],
             "a file of that name has no tuning here",
         ),
         ([name_of(Lookup(131, 768, None, None))], "builds or splits its experts in another way"),

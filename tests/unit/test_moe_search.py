@@ -353,6 +353,7 @@ def least(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "_REFINED", 1)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_brought_down_at_any_call_ends_as_one_that_is_not(
     tmp_path: Path, least: None
 ) -> None:
@@ -377,6 +378,7 @@ def test_a_search_that_is_brought_down_at_any_call_ends_as_one_that_is_not(
         path.unlink()
 
 
+@pytest.mark.slow
 def test_every_write_of_the_journal_may_be_the_last_one(tmp_path: Path, least: None) -> None:
     """Torn after each line and in each one's middle: what was settled stays, at most one size is
     measured again.

@@ -1249,3 +1249,24 @@ def test_who_must_own_the_tree_and_the_pointer_can_be_said(host: Docker, tmp_pat
 def test_a_smoke_needs_a_live_run(host: Docker, tmp_path: Path) -> None:
     [problem] = look(options(tmp_path / "tree", ready_for="smoke"), host).problems
     assert "no run is live in container sglang-dev" in problem and "prep.yml" in problem
+
+
+@pytest.mark.parametrize(
+    ("ready_for", "conditions", "refused"),
+    [
+        ("prep", "warn", False),
+        ("prep", "refuse", True),
+        ("start", "refuse", True),
+        ("nothing", "refuse", False),
+        ("smoke", "refuse", False),
+    ],
+)
+def test_conditions_that_make_a_host_slow_refuse_what_measures(
+    tmp_path: Path, gpus: GpuHost, ready_for: str, conditions: str, refused: bool
+) -> None:
+    gpus.smi.cards = [Card(power_limit="350.00 W")]
+    wanted = options(tmp_path / "tree", gpus=True, ready_for=ready_for, perf_conditions=conditions)
+    found = look(wanted, gpus)
+    words = "GPU 0 is limited to 350 W"
+    assert any(words in problem for problem in found.problems) is refused
+    assert any(words in warning for warning in found.warnings) is not refused

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_prep
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
 
 from tests.contract import validators
 from tests.doubles.prep_action import PrepAction
@@ -40,7 +41,7 @@ def test_the_request_goes_in_by_standard_input() -> None:
     assert "--request -" in command and "/models/m" not in command and text is not None
     request = json.loads(text)
     assert (request["model"], request["tp"], request["probe"]) == ("/models/m", 2, "auto")
-    assert set(request["stages"].values()) == {"ensure"}
+    assert request["stages"] == {stage.name: stage.default for stage in stages.STAGES}
 
 
 def test_a_poll_has_nothing_on_standard_input() -> None:

@@ -69,18 +69,15 @@ def server() -> Iterator[PrometheusDouble]:
 def wait(
     url: str, *jobs: str, expression: str | None = None, timeout: float = PLENTY_S, **client: Any
 ) -> Seen:
-    readiness = Readiness(PrometheusClient(url, **client), Wanted(jobs, expression))
-    try:
-        return readiness.wait(timeout, POLL_S)
-    finally:
-        readiness.close()
+    return Readiness(PrometheusClient(url, **client), Wanted(jobs, expression)).wait(
+        timeout, POLL_S
+    )
 
 
 def failure(url: str, *jobs: str, expression: str | None = None, **client: Any) -> str:
     """The reason that one look gives."""
     readiness = Readiness(PrometheusClient(url, **client), Wanted(jobs, expression))
     seen = readiness.look(PLENTY_S)
-    readiness.close()
     assert not seen.ready
     assert seen.reason is not None
     assert "\n" not in seen.reason
@@ -126,7 +123,6 @@ def test_becomes_ready_late(server):
     assert seen.ready
     assert seen.polls == 4
     assert len(server.asked("/api/v1/status/buildinfo")) == 1
-    assert server.connections == 1, "polls share one connection"
 
 
 def test_readiness_and_version_are_asked_for_once(server):
@@ -202,7 +198,6 @@ def test_some_other_web_server_is_not_ready(server):
     readiness = Readiness(PrometheusClient(server.url), Wanted())
     for _look in range(3):
         assert "but not as Prometheus does" in (readiness.look(PLENTY_S).reason or "")
-    readiness.close()
     assert len(server.asked("/api/v1/status/buildinfo")) == 1
 
 
@@ -216,7 +211,7 @@ def test_hanging_connection_is_given_up_for_a_new_one(server, monkeypatch):
     server.replies["/-/ready"] = [Reply(hangs=True), READY]
     seen = wait(server.url)
     assert seen.ready
-    assert server.connections == 2
+    assert len(server.asked("/-/ready")) == 2
 
 
 def test_trickling_answer_is_left_at_the_end_of_the_wait(server):
@@ -231,13 +226,6 @@ def test_api_that_hangs_or_trickles(server, path):
         assert timed_out(
             server.url, *(["node"] if path.endswith("targets") else []), expression="up"
         )
-
-
-def test_connection_dropped_between_requests_is_made_anew(server):
-    server.replies["/-/ready"] = [Reply(503, closes=True), Reply(503, closes=True), READY]
-    seen = wait(server.url)
-    assert seen.ready
-    assert seen.polls == 3
 
 
 @pytest.mark.parametrize(
@@ -360,7 +348,6 @@ def test_target_not_yet_scraped(server):
     server.replies["/api/v1/targets"] = [targets(target("node", "a:9100", "unknown"))]
     readiness = Readiness(PrometheusClient(server.url), Wanted(["node"]))
     seen = readiness.look(PLENTY_S)
-    readiness.close()
     assert "target a:9100 has not been scraped yet (scrape interval 1s)" in (seen.reason or "")
     assert seen.targets[0].last_scrape is None
 
@@ -429,7 +416,6 @@ def test_expression_holds_as_an_alert_does(server, reply, holds):
     server.replies["/api/v1/query"] = [reply]
     readiness = Readiness(PrometheusClient(server.url), Wanted(expression="x"))
     assert readiness.look(PLENTY_S).ready is holds
-    readiness.close()
 
 
 def test_samples_are_returned(server):
@@ -551,9 +537,9 @@ class Canned(PrometheusClient):
     body = b""
 
     def _exchange(
-        self, method: str, target: str, deadline: float, limit: int, body: bytes | None
-    ) -> tuple[prometheus_api.Answer, str]:
-        return prometheus_api.Answer(200, READY.body if target == "/-/ready" else self.body), ""
+        self, method: str, target: str, limit_s: float, limit: int, body: bytes | None
+    ) -> prometheus_api.Answer:
+        return prometheus_api.Answer(200, READY.body if target == "/-/ready" else self.body, "")
 
 
 def look_at(body: bytes, wanted: Wanted) -> Seen:
@@ -720,11 +706,9 @@ def test_secret_that_the_server_repeats_is_not_shown(server):
 @pytest.mark.parametrize(
     "options",
     [
-        {"bearer_token": "a", "username": "u", "password": "p"},
         {"bearer_token": "tok\n"},
         {"bearer_token": ""},
-        {"username": "u"},
-        {"password": "p"},
+        {"username": "", "password": "p"},
         {"username": "u:v", "password": "p"},
     ],
 )
@@ -844,7 +828,6 @@ def test_tls(certificate):
     with tls_server(certificate) as double:
         double.replies["/-/ready"] = [STARTING, STARTING, READY]
         assert wait(double.url, ca_path=str(certificate[0])).ready
-        assert double.connections == 1
         assert wait(double.url, validate_certs=False).ready
 
 
@@ -1003,7 +986,6 @@ def test_look_does_not_wait(server):
     seen = readiness.look(PLENTY_S)
     assert (seen.ready, seen.polls) == (False, 1)
     assert (seen.reason or "").startswith("Prometheus is not ready: ")
-    readiness.close()
 
 
 def test_scalar_of_a_histogram_does_not_hold():

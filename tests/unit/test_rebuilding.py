@@ -276,6 +276,7 @@ def kill(two: Two, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kill]:
     yield Kill(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rebuild_that_is_killed_anywhere_leaves_the_old_work_or_the_new(
     two: Two, name: str, kill: Kill
@@ -309,6 +310,7 @@ def check(two: Two, name: str, old: dict[str, str], number: int) -> None:
     assert not paths.REBUILDING.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_putting_back_that_is_killed_anywhere_is_ended_by_the_next(
     two: Two, name: str, kill: Kill

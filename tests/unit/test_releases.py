@@ -115,7 +115,7 @@ def test_a_version_that_says_nothing_is_taken_for_the_newest_with_a_warning(vers
     assert (
         release is RELEASES[-1]
         and warning is not None
-        and re.search(rf"version {re.escape(version)} is none that is known", warning)
+        and re.search(rf"unknown SGLang version {re.escape(version)}, assuming", warning)
     )
 
 

@@ -146,10 +146,11 @@ def test_repository_is_read(files):
 
 
 def version_in_changelog(text: str) -> str | None:
-    """Of the top entry that is a release: `## 1.0.0`, `## v1.0.0 (date)`, `## [1.0.0] - date`. What
-    is not released yet stands above it.
+    """Of the top entry that is a release: `## 1.0.0`, or `## v1\\.0\\.0` as antsibull-changelog
+    writes it. What is not released yet stands above it.
     """
-    top = re.search(r"^## \[?v?(?!Unreleased)([^\s\]]+)", text, re.MULTILINE)
+    plain = text.replace("\\", "")
+    top = re.search(r"^## \[?v?(?!Unreleased)([^\s\]]+)", plain, re.MULTILINE)
     return top and top.group(1)
 
 

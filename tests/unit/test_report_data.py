@@ -442,6 +442,10 @@ def test_who_made_what_and_who_took_it() -> None:
         "failures": [],
         "not_finished": [],
         "not_proven": [],
+        "perf": {
+            "outliers": [],
+            "without": "a reference takes 4 measured hosts of one kind, and the fleet has 2",
+        },
         "tuning_s": 960.0,
     }
     assert report_fleet.summary(document) == ["METRICS_READY: 2 of 2 hosts"]
@@ -851,3 +855,29 @@ def test_another_users_folder_for_compiled_templates_costs_nothing_but_time(
         FileSystemBytecodeCache, "_get_default_cache_dir", lambda _self: str(tmp_path / "none")
     )
     assert report_page.render(document) == page
+
+
+def test_a_host_that_is_slower_than_its_fleet_is_named() -> None:
+    """The tolerances are those of the hosts' own records."""
+    probe = validators.example("prep_result")["perf_probe"]
+    hosts = []
+    for number in range(6):
+        host = validators.example("report")["hosts"][0]
+        value = 780.0 * (0.93 if number == 3 else 1 + number / 1000)
+        measured = {"name": "gemm_bf16", "value": value, "unit": "TFLOP/s", "spread_percent": None}
+        host.update(host=f"h{number}", perf={**probe, "measurements": [measured]}, warnings=[])
+        hosts.append(host)
+    found = report_fleet.fleet(hosts)
+    report_fleet.warn_of_outliers(hosts, found)
+    ready = {"ready": 6, "total": 6}
+    report = {**validators.example("report"), "hosts": hosts, "fleet": found}
+    report.update(status="ok", metrics_ready=ready)
+    validators.validate_report(report)
+    words = "gemm_bf16 is 725.4 TFLOP/s, 7% below the median of 6 hosts"
+    assert [host["host"] for host in hosts if host["warnings"]] == ["h3"]
+    assert words in hosts[3]["warnings"][0]
+    assert f"h3: slow (warn): {words}" in "\n".join(report_fleet.summary(report))
+    assert words in report_page.render(report)
+    few = report_fleet.fleet(hosts[:3])["perf"]
+    assert few["outliers"] == [] and "the fleet has 3" in few["without"]
+    assert report_fleet.fleet([{**host, "perf": None} for host in hosts])["perf"] is None

@@ -409,7 +409,7 @@ def test_a_folder_exchanged_while_it_is_made_is_not_handed_over(
         as_user(attack)
 
     monkeypatch.setattr(os, "mkdir", mkdir)
-    with safe_tree.folder(str(home)) as parent, pytest.raises(OSError, match="exchanged"):
+    with safe_tree.folder(str(home)) as parent, pytest.raises(OSError, match="replaced the folder"):
         safe_tree.make_folder(parent, "made", USER, USER, 0o775)
     assert [path.stat().st_uid for path in home.glob(f"{safe_tree.TEMP_PREFIX}*")] in ([], [12345])
 

@@ -42,6 +42,7 @@ OPTIONAL = {
         "profiles",
         "profiles.*",
         "new_files",
+        "perf_probe",
         "services",
         "services.*",
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
@@ -121,6 +122,7 @@ def test_example_is_valid(name):
     VALIDATE[name](validators.example(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALIDATE)
 def test_every_key_is_required(name):
     not_missed = []
@@ -132,6 +134,7 @@ def test_every_key_is_required(name):
     assert not_missed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALIDATE)
 def test_every_value_has_a_type(name):
     """Nothing in the contract is an object and a text at once, or a list of empty objects."""

@@ -27,12 +27,14 @@ from sgl_admin.commands import request as request_cli
 from sgl_admin.commands import request_fields
 from sgl_admin.contract import options
 from sgl_admin.contract.stages import BY_NAME as STAGES_BY_NAME
-from sgl_admin.contract.stages import NAMES
+from sgl_admin.contract.stages import NAMES, STAGES
 from sgl_admin.facts import devices
 from sgl_admin.records import job, run
 from sgl_admin.records.request import Request
 from tests.contract import validators
 
+# The mode of each stage where none is named.
+DEFAULTS = {stage.name: stage.default for stage in STAGES}
 LIVE = run.Run("r", {"services": {"sglang": {"port": 31999}}})
 
 
@@ -41,8 +43,8 @@ def request(arguments: Sequence[str] = (), model: str = "/models/m") -> Request:
     return request_cli.of(parsed, LIVE)
 
 
-def test_without_a_stage_flag_every_stage_is_ensured() -> None:
-    assert request().stages == dict.fromkeys(NAMES, "ensure")
+def test_without_a_stage_flag_every_stage_has_its_default() -> None:
+    assert request().stages == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -368,7 +370,7 @@ def by_json(document: Any, monkeypatch: pytest.MonkeyPatch) -> Request:
 def test_the_modules_document_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     made = by_json(request_document(OPTIONS), monkeypatch)
     assert made.stages == {
-        **dict.fromkeys(NAMES, "ensure"),
+        **DEFAULTS,
         "deep_gemm": "skip",
         "moe_tune": "rebuild",
     }
@@ -479,11 +481,11 @@ def test_an_option_needs_only_its_entry_in_the_contract(
         by_json({"model": "/models/m", "any_thing": wrong}, monkeypatch)
 
 
-def test_a_stage_that_the_document_does_not_name_is_ensured(
+def test_a_stage_that_the_document_does_not_name_has_its_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = by_json({"model": "m", "stages": {"inductor": "rebuild"}}, monkeypatch)
-    assert made.stages == {**dict.fromkeys(NAMES, "ensure"), "inductor": "rebuild"}
+    assert made.stages == {**DEFAULTS, "inductor": "rebuild"}
 
 
 @pytest.mark.parametrize(

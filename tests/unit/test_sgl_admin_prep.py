@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ class FakeStage(Stage):
         self.reason: str | None = None
         self.during: Callable[[Context], None] = lambda context: None
         self.runs = 0
+
+    @property
+    def contract(self) -> stages.Stage:
+        """Every one is ensured where no mode is named."""
+        return replace(super().contract, default="ensure")
 
     def skip_reason(self, context: Context) -> str | None:
         return self.reason
@@ -168,7 +174,8 @@ def world(live_run: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         "find",
         lambda visible: devices.Devices(name="cpu", count=1, cuda=False, cpu_isa="avx2"),
     )
-    monkeypatch.setattr(plan_module, "STAGES", tuple(made.stages.values()))
+    for module in (plan_module, request_cli):
+        monkeypatch.setattr(module, "STAGES", tuple(made.stages.values()))
     monkeypatch.setattr(execute_module, "Warmup", FakeWarmup)
     monkeypatch.setattr(probe, "prove", made.prove)
     monkeypatch.setattr(probe, "lost", made.lost)

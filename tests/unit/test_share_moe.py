@@ -205,7 +205,7 @@ def test_all_stages_of_a_model_with_experts_are_one_archive(host: MoeHost) -> No
     answer = host.take(archive)
     assert answer.code == 0 and {
         name: answer.status(name) for name in answer.document["stages"]
-    } == dict.fromkeys(stages.NAMES, ("imported", None))
+    } == dict.fromkeys(stages.SHARED, ("imported", None))
     assert content(tree()) == before and set(host.ensured().values()) == {"noop"}
 
 
@@ -760,7 +760,7 @@ def test_a_host_takes_what_another_one_tuned_and_starts_no_server(
     servers, archive = len(world.starts()), host.give()
     assert {
         name: part["finished"] for name, part in manifest(archive)["stages"].items()
-    } == dict.fromkeys(stages.NAMES, True)
+    } == dict.fromkeys(stages.SHARED, True)
     wipe()
     answer = host.take(archive)
     assert answer.code == 0 and {answer.status(name) for name in answer.document["stages"]} == {

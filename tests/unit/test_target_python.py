@@ -232,6 +232,7 @@ def test_everything_is_imported_by_a_real_python_3_9(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == [[3, 9], {}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PYTHON39 is None, reason="this machine has no Python 3.9")
 def test_a_host_with_python_3_9_is_looked_at_and_given_its_folders(tmp_path: Path) -> None:
     """The modules as Ansible sends them, by the interpreter of a RHEL 9."""

@@ -1,5 +1,5 @@
-"""What goes wrong in a fleet ends as docs/faults.md says, and the same run without the fault
-finishes with nothing done twice.
+"""What goes wrong in a fleet ends as docs/contributing/faults.md says, and the same run without the
+fault finishes with nothing done twice.
 """
 
 from __future__ import annotations

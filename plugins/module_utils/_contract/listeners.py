@@ -6,7 +6,9 @@ for the host and for the container.
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ _LISTEN = "0A"
 
 @dataclass(frozen=True)
 class Listener:
-    # In hexadecimal, as the kernel writes it: each 32 bits in the machine's own order.
+    # As `plain` writes it.
     address: str
     inode: str
     uid: int
@@ -40,7 +42,18 @@ def listeners(port: int) -> Iterator[Listener]:
         for fields in map(str.split, lines):
             address, _colon, number = fields[1].rpartition(":")
             if fields[3] == _LISTEN and int(number, 16) == port:
-                yield Listener(address, fields[9], int(fields[7]))
+                words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
+                # Each 32 bits in the machine's own order.
+                packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+                yield Listener(plain(packed), fields[9], int(fields[7]))
+
+
+def plain(address: str | bytes) -> str:
+    """The one text of an IP address; that of IPv4 where it is one within IPv6. Raises
+    ValueError.
+    """
+    found = ipaddress.ip_address(address)
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def pids() -> Iterator[int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import places, services, stages
+from . import places, pruning, services, stages
 
 PREFIX = "sgl_"
 LAST_PORT, LAST_ID, A_DAY_S = 2**16 - 1, 2**32 - 2, 86400
@@ -84,7 +84,7 @@ READY_FOR = ("nothing", "tree", "stop", "smoke", "start", "prep")
 
 def _mode(stage: stages.Stage) -> Option:
     text = f"What to do about {stage.text}."
-    return Option(stage.option, "str", text, "ensure", stages.MODES)
+    return Option(stage.option, "str", text, stage.default, stages.MODES)
 
 
 STAGE_MODES = tuple(_mode(stage) for stage in stages.STAGES)
@@ -183,7 +183,7 @@ TREE = (
         "bool",
         "Let root be the service user, or own the tree. The container and the server in it run as"
         " uid 0 then, and what breaks out of the server can leave set-id programs of root's in the"
-        " tree: only for a host on which nobody else has an account.",
+        " tree: only for a host on which you have the only account.",
         False,
         module={INFO: "allow_root"},
     ),
@@ -226,7 +226,7 @@ TREE = (
     Option(
         "sgl_ownership_ignore",
         "bool",
-        "Go on, with a warning, where something in the tree belongs to somebody else."
+        "Go on, with a warning, where something in the tree belongs to another user."
         " HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does the same.",
         False,
         jinja="lookup('ansible.builtin.env', 'HOST_DIR_OWNERSHIP_IGNORE') == '1'",
@@ -293,6 +293,51 @@ TREE = (
             for name in ("telemetry", "profiles", "docker")
         ),
         shown="`{telemetry: 1, profiles: 2, docker: 8}`, with `gh200` docker 120",
+    ),
+)
+
+_KEPT = {
+    "runs": "How many runs, with their samples, traces and logs.",
+    "caches": "For how many days since a prep or a server last used them, kernel caches.",
+    "journals": "For how many days, what tunings that did not finish had found.",
+    "builds": "For how many days, downloads for image builds.",
+    "images": "How many images of ours beside those that are named or used.",
+    "reports": "How many reports, on the controller.",
+    "shared": "For how many days since they were last used, archives in O(sgl_cache_dir).",
+}
+SPACE = (
+    Option(
+        "sgl_keep",
+        "dict",
+        "What C(playbooks/prune.yml) keeps; those that are to be other than the numbers here:"
+        f" {', '.join(f'C({kind}) {number}' for kind, number in pruning.DEFAULTS.items())}."
+        " C(runs), C(images) and C(reports) are counted, the others are days. What is in use stays"
+        " in any case, and so do tuned configurations.",
+        {},
+        parts=tuple(
+            Option(kind, "int", text, minimum=1 if kind == "runs" else 0, maximum=100000)
+            for kind, text in _KEPT.items()
+        ),
+        shown=f"`{{{', '.join(f'{kind}: {n}' for kind, n in pruning.DEFAULTS.items())}}}`",
+    ),
+    Option(
+        "sgl_prune",
+        "bool",
+        "Prune a host at the end of C(playbooks/prep.yml), as C(playbooks/prune.yml) does.",
+        False,
+    ),
+    Option(
+        "sgl_uninstall_caches",
+        "bool",
+        "Let C(playbooks/uninstall.yml) remove the kernel caches too.",
+        False,
+    ),
+    Option(
+        "sgl_uninstall_models",
+        "bool",
+        "Let C(playbooks/uninstall.yml) remove the models and the Hugging Face cache too, where"
+        " they are in O(sgl_root).",
+        False,
     ),
 )
 
@@ -427,8 +472,8 @@ IMAGE = (
     Option(
         "sgl_download_dir",
         "path",
-        "Folder on the host with release archives that somebody put there, for a lab that cannot"
-        " fetch them, and with the sums files of those whose digest is not pinned.",
+        "Folder on the host with downloaded release archives, for a lab without internet access,"
+        " and with the sums files of those whose digest is not pinned.",
         kind="host_path",
     ),
     Option(
@@ -677,16 +722,64 @@ REQUEST = (
         maximum=A_DAY_S,
         profile="server.timeout_s",
     ),
+    Option(
+        "sgl_perf_conditions",
+        "str",
+        "What to do about conditions that make a host with GPUs slow: a power limit below the"
+        " default, application clocks, ECC that is off, a PCIe link below what it could be, a"
+        " slowdown, no persistence mode, another program on a GPU, a governor of the CPUs other"
+        " than C(performance). V(warn) says so, V(refuse) ends the preflight of a start or a prep.",
+        "warn",
+        ("warn", "refuse"),
+        module={INFO: "perf_conditions"},
+    ),
+    Option(
+        "sgl_perf_required",
+        "bool",
+        "Fail the prep of a host that stage C(perf) finds too slow. By default the prep warns.",
+        False,
+        module={PREP: "perf_required"},
+    ),
+    Option(
+        "sgl_perf_max_age",
+        "float",
+        "Days after which stage C(perf) measures the host again. A change of the driver, the VBIOS,"
+        " the power limit or the image, and a reboot, have it measured again before that.",
+        7,
+        module={PREP: "perf_max_age"},
+        minimum=0,
+        maximum=3650,
+    ),
+    Option(
+        "sgl_perf_warn_percent",
+        "float",
+        "By how many percent a measurement may be worse than the median of the fleet, or of the"
+        " host's own history, before stage C(perf) warns. Where these scatter more, three times"
+        " their scatter.",
+        5,
+        module={PREP: "perf_warn_percent"},
+        minimum=0,
+        maximum=100,
+    ),
+    Option(
+        "sgl_perf_fail_percent",
+        "float",
+        "The same for a measurement that makes a host too slow.",
+        10,
+        module={PREP: "perf_fail_percent"},
+        minimum=0,
+        maximum=100,
+    ),
 )
 
 PREPARATION = (
     Option(
         "sgl_stages",
         "dict",
-        "What to do about each stage; one that is not named is ensured.",
+        "What to do about each stage; a stage that is not named has its own default.",
         {},
         parts=STAGE_MODES,
-        shown="every stage `ensure`",
+        shown="every stage `ensure`, but `perf` `skip`",
         profile="stages",
     ),
     *REQUEST,
@@ -830,6 +923,7 @@ GRAFANA = (
 GROUPS = (
     ("The model", MODEL),
     ("The host", TREE),
+    ("Space", SPACE),
     ("The image", IMAGE),
     ("The container", CONTAINER),
     ("The prep", PREPARATION),

@@ -40,8 +40,15 @@ PREPARED = ".prepared"
 LOCKS, IN_PROGRESS, INCOMING, REBUILDING = ".locks", ".in_progress", ".incoming", ".rebuilding"
 # In a cache: the records that vouch for its files.
 SIGNATURES = ".signatures"
+# Beside a record, with this ending in place of its own: when its work was last used.
+USED = ".used"
 # Locks by what is held: each is a file <name>.lock in LOCKS.
 LOCK_PREP, LOCK_SMOKE, LOCK_SERVER, LOCK_SERVING = "prep", "smoke", "server", "serving"
+# Those that are held while something runs in a run.
+RUN_LOCKS = (LOCK_PREP, LOCK_SMOKE, LOCK_SERVER, LOCK_SERVING)
+MOE_CONFIGS = "moe_configs"
+# In it: what a tuning keeps while it lasts.
+TUNING = ".tuning"
 
 # Each cache, a folder of profiles/, with the environment variables that lead its writers there.
 # Where each was read: SGLang 0.5.9, 0.5.17 and 0.5.23 (environ.py, third_party_cache_defaults),
@@ -58,7 +65,7 @@ CACHES: dict[str, tuple[str, ...]] = {
     # SGLang's own JIT kernels: built by tvm-ffi up to 0.5.17, by SGLang itself in 0.5.23.
     "tvm_ffi": ("TVM_FFI_CACHE_DIR", "SGLANG_JIT_CACHE_DIR"),
     # SGLANG_MOE_CONFIG_DIR replaces SGLang's own files, so it is set for single servers only.
-    "moe_configs": (),
+    MOE_CONFIGS: (),
     # FlashInfer's autotuner as SGLang runs it, torch_compile_cache, cute_aot, rust_extensions.
     "sglang": ("SGLANG_CACHE_DIR",),
     "tilelang": ("TILELANG_CACHE_DIR",),
@@ -70,12 +77,14 @@ CACHES: dict[str, tuple[str, ...]] = {
     "torch": ("TORCH_EXTENSIONS_DIR", "PYTORCH_KERNEL_CACHE_PATH"),
     # What the driver compiles of PTX. A server on a GPU has a folder of its driver's version in it.
     "cuda": ("CUDA_CACHE_PATH",),
+    # The host's measurements, and their history.
+    "perf": (),
 }
 CACHE_VARIABLES = {variable: cache for cache, names in CACHES.items() for variable in names}
 # Python's byte code of packages whose folders the container's user cannot write
 # (PYTHONPYCACHEPREFIX).
 BYTE_CODE = ".byte_code"
-PROFILES_FOLDERS = (*CACHES, "moe_configs/configs", LOCKS, IN_PROGRESS)
+PROFILES_FOLDERS = (*CACHES, f"{MOE_CONFIGS}/configs", LOCKS, IN_PROGRESS)
 # What nothing mounts, so that a new container begins without it.
 SCRATCH = ("/tmp", "/var/tmp")  # noqa: S108 - looked at, never written
 

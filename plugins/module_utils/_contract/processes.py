@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 
+def status(pid: int) -> list[str]:
+    """What /proc/PID/stat says after the program's name: state, parent, group and so on (proc(5),
+    from field 3); empty when the process is gone or cannot be seen.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def start_ticks(pid: int) -> int | None:
     """When a process began, in clock ticks since boot; None when it is gone or cannot be seen."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return int(fields[19])
-    except (OSError, ValueError, IndexError):
+        return int(status(pid)[19])
+    except (ValueError, IndexError):
         return None
 
 

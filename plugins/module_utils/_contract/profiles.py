@@ -97,7 +97,7 @@ def variables(profile: Mapping[str, Any]) -> dict[str, Any]:
     found.setdefault("sgl_model_source", "present")
     modes = found.get("sgl_stages", {})
     found["sgl_stages"] = {
-        stage.option: modes.get(stage.option, "ensure") for stage in stages.STAGES
+        stage.option: modes.get(stage.option, stage.default) for stage in stages.STAGES
     }
     words = [str(word) for word in found.get("sgl_server_args", [])]
     found["sgl_server_args"] = [*words, *_speculative(named.get(_SPECULATIVE_KEY, {}))]

@@ -16,7 +16,8 @@ class Stage:
 
     `option` is its key in sgl_stages and, with dashes, its flag; `caches` are folders of profiles/
     that it fills; `exit_code` is what sgl-admin ends with when this stage is the first that failed;
-    `skipped_by` is the flag of `slice_bench provider-prep` that leaves it out.
+    `skipped_by` is the flag of `slice_bench provider-prep` that leaves it out; `default` is its
+    mode where none is named; `shared` says whether one host's work stands for others.
     """
 
     name: str
@@ -25,6 +26,8 @@ class Stage:
     exit_code: int
     text: str
     skipped_by: str = ""
+    default: str = "ensure"
+    shared: bool = True
 
     @property
     def flag(self) -> str:
@@ -56,8 +59,18 @@ STAGES = (
         "TorchInductor's and Triton's kernels",
         "--skip-warmup-cache",
     ),
+    Stage(
+        "perf",
+        "perf",
+        ("perf",),
+        14,
+        "the measurement of whether the host is as fast as it should be",
+        default="skip",
+        shared=False,
+    ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
+SHARED = tuple(stage.name for stage in STAGES if stage.shared)
 OPTIONS = {stage.name: stage.option for stage in STAGES}
 BY_NAME = {stage.name: stage for stage in STAGES}
 # The stage whose in-progress marker speaks for a cache.
@@ -75,6 +88,8 @@ ERROR_TYPES = (
     "server_start_failed",
     "server_unhealthy_timeout",
     "request_failed",
+    "measurement_failed",
+    "too_slow",
     "cleanup_failed",
     "interrupted",
     "unsupported",

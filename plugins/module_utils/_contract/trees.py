@@ -1,0 +1,101 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Removing by directory descriptors: no link is followed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Each level of a walk holds a descriptor.
+MAX_DEPTH = 200
+_BLOCK = 512
+_NO_FOLDER = (errno.ELOOP, errno.ENOTDIR)
+
+
+def remove_tree(parent: int, name: str, depth: int = 0) -> None:
+    """Remove a name and all below it, following nothing. Raises OSError."""
+    if depth > MAX_DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"it is more than {MAX_DEPTH} folders deep", name)
+    try:
+        inside = os.open(name, FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in _NO_FOLDER:
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=parent)
+        return
+    try:
+        for entry in os.listdir(inside):
+            remove_tree(inside, entry, depth + 1)
+    finally:
+        os.close(inside)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(name, dir_fd=parent)
+
+
+def allocated(parent: int, name: str, depth: int = 0) -> int:
+    """The bytes on disk that a name and all below it take. Raises OSError."""
+    if depth > MAX_DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"it is more than {MAX_DEPTH} folders deep", name)
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        taken = info.st_blocks * _BLOCK
+        if not stat.S_ISDIR(info.st_mode):
+            # Removing one of several names frees nothing.
+            return taken if info.st_nlink == 1 else 0
+        inside = os.open(name, FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            return 0
+        raise
+    try:
+        return taken + sum(allocated(inside, entry, depth + 1) for entry in os.listdir(inside))
+    finally:
+        os.close(inside)
+
+
+def latest_change(parent: int, name: str, depth: int = 0) -> float:
+    """When a name, or anything below it, was last modified; 0 where it is gone. Raises OSError."""
+    if depth > MAX_DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"it is more than {MAX_DEPTH} folders deep", name)
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(info.st_mode):
+            return info.st_mtime
+        inside = os.open(name, FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        return 0.0
+    try:
+        below = (latest_change(inside, entry, depth + 1) for entry in os.listdir(inside))
+        return max((info.st_mtime, *below))
+    finally:
+        os.close(inside)
+
+
+@contextlib.contextmanager
+def inner(parent: int, *names: str) -> Iterator[int | None]:
+    """A folder below an open one, by its names on the way; None where it is not there. Raises
+    OSError, for a link too.
+    """
+    descriptor = os.dup(parent)
+    try:
+        for name in names:
+            try:
+                below = os.open(name, FOLDER, dir_fd=descriptor)
+            except FileNotFoundError:
+                yield None
+                return
+            os.close(descriptor)
+            descriptor = below
+        yield descriptor
+    finally:
+        os.close(descriptor)

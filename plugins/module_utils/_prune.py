@@ -1,0 +1,238 @@
+# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bounds what this collection keeps outside of the host tree: reports and shared archives on the
+controller, downloads for image builds and images on a host. By its names and labels alone: what
+else lies there is somebody else's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    locks,
+    pruning,
+    trees,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
+    INPUTS_LABEL,
+)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+    DockerCli,
+    DockerError,
+)
+
+# What a report and the log of a failed playbook are called: group 1 is in the order of time.
+_REPORT = re.compile(r"(?:report|[a-z]+)-(\d{8}T\d{6}Z)-\w+\.(?:html|json|log)")
+_ARCHIVE = re.compile(r"(.+)\.tar(?:\.corrupt-\d+)?")
+# In the build folder, see _image_build.py and _image_downloads.py.
+_BUILDS = re.compile(r"wheelhouse(?:-\w+)?-[0-9a-f]{16}|programs|sums")
+# Folders whose entries are each of one release.
+_SHELVES = ("programs", "sums")
+_SIZE = re.compile(r"([\d.]+) ?([kMGT]?B)")
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class Outside:
+    def __init__(self, keep: Mapping[str, int], now: float, dry_run: bool) -> None:
+        self._keep = keep
+        self._now = now
+        self._dry_run = dry_run
+        self.summary = pruning.Summary()
+
+    def _old(self, kind: str, changed: float) -> bool:
+        return changed < self._now - self._keep[kind] * pruning.A_DAY_S
+
+    def forget_age(self) -> None:
+        """For the end of all of it: nothing is young enough to stay."""
+        self._now = float("inf")
+
+    def _remove(self, kind: str, folder: int, name: str) -> None:
+        size = trees.allocated(folder, name)
+        if not self._dry_run:
+            trees.remove_tree(folder, name)
+        self.summary.of(kind).add(size)
+
+    # --- on the controller
+
+    def reports(self, path: str) -> None:
+        """A report's page and data count as one."""
+        with _folder(path) as folder:
+            if folder is None:
+                return
+            found: dict[str, list[str]] = {}
+            for name in os.listdir(folder):
+                if match := _REPORT.fullmatch(name):
+                    found.setdefault(f"{match[1]} {name.rpartition('.')[0]}", []).append(name)
+            beyond = sorted(found)[: -self._keep["reports"] or None]
+            for each in beyond:
+                for name in found[each]:
+                    self._remove("reports", folder, name)
+
+    def shared(self, path: str) -> None:
+        """Archives of a folder for relays. A record without its archive counts for nothing."""
+        with _folder(path) as folder, self._locked("shared", folder, ".lock") as alone:
+            if folder is None or not alone:
+                return
+            for name in sorted(os.listdir(folder)):
+                match = _ARCHIVE.fullmatch(name)
+                if match is None or not self._is_shared(folder, match[1], name):
+                    continue
+                record = f"{match[1]}.json"
+                used = max(_changed(folder, name), _changed(folder, record))
+                if self._old("shared", used):
+                    self._remove("shared", folder, name)
+                    if name.endswith(".tar") and not self._dry_run:
+                        trees.remove_tree(folder, record)
+
+    @staticmethod
+    def _is_shared(folder: int, name: str, archive: str) -> bool:
+        """Whether a record of ours is beside an archive, or it was set aside by its name."""
+        if not archive.endswith(".tar"):
+            return True
+        try:
+            descriptor = safe_tree.open_file_at(folder, f"{name}.json", name)
+            with open(descriptor, "rb") as stream:
+                record = json.loads(stream.read(1 << 20))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(record, dict) and {"digest", "sha256", "bytes", "finished"} <= set(record)
+
+    # --- on a host
+
+    def builds(self, path: str) -> None:
+        with _folder(path) as folder, self._locked("builds", folder, ".lock") as alone:
+            if folder is None or not alone:
+                return
+            for name in sorted(os.listdir(folder)):
+                if not _BUILDS.fullmatch(name):
+                    continue
+                if name not in _SHELVES:
+                    self._remove_old("builds", folder, name)
+                    continue
+                with trees.inner(folder, name) as shelf:
+                    if shelf is not None:
+                        for entry in sorted(os.listdir(shelf)):
+                            self._remove_old("builds", shelf, entry)
+
+    def _remove_old(self, kind: str, folder: int, name: str) -> None:
+        if self._old(kind, trees.latest_change(folder, name)):
+            self._remove(kind, folder, name)
+
+    def images(self, docker: DockerCli, name: str, every: bool = False) -> None:
+        """Images of ours that no container uses, but the newest ones and the one that has the name;
+        with `every`, these too. What somebody named otherwise is theirs. Raises DockerError.
+        """
+        used = _used_images(docker)
+        current = docker.image(name)
+        repository = name.partition("@")[0]
+        head, colon, tag = repository.rpartition(":")
+        repository = head if colon and "/" not in tag else repository
+        found = [
+            image
+            for image in _our_images(docker)
+            if image["Id"] not in used and _is_ours(image, repository)
+        ]
+        found.sort(key=lambda image: str(image.get("Created", "")), reverse=True)
+        if not every:
+            others = [image for image in found if current is None or image["Id"] != current["id"]]
+            found = others[self._keep["images"] :]
+        sizes = _unique_sizes(docker) if found else {}
+        for image in found:
+            names = [tag for tag in image.get("RepoTags") or [] if tag != "<none>:<none>"]
+            if not self._dry_run:
+                try:
+                    docker.call("image", "rm", *(names or [image["Id"]]))
+                except DockerError as error:
+                    self.summary.kept.append(
+                        f"image {image['Id'][:19]} is not removed: {one_line(error, 200)}"
+                    )
+                    continue
+            self.summary.of("images").add(sizes.get(image["Id"], 0))
+
+    @contextlib.contextmanager
+    def _locked(self, kind: str, folder: int | None, name: str) -> Iterator[bool]:
+        """Whether nobody else works in the folder; it is held as long as this lasts. A dry run
+        makes no file.
+        """
+        if folder is None or (self._dry_run and not safe_tree.exists(folder, name)):
+            yield True
+            return
+        descriptor = locks.open_file(name, dir_fd=folder)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
+            except OSError:
+                alone = False
+                self.summary.kept.append(
+                    f"{pruning.WORDS[kind]} stay: {locks.holder(descriptor)} works there"
+                )
+            yield alone
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _folder(path: str) -> Iterator[int | None]:
+    try:
+        descriptor = safe_tree.open_folder(os.path.abspath(path))
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _changed(folder: int, name: str) -> float:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _our_images(docker: DockerCli) -> list[dict[str, Any]]:
+    words = ["image", "ls", "--all", "--no-trunc", "--quiet", "--filter", f"label={INPUTS_LABEL}"]
+    ids = sorted(set(docker.call(*words).split()))
+    found = [docker.inspect("image", each) for each in ids]
+    return [image for image in found if image is not None]
+
+
+def _is_ours(image: dict[str, Any], repository: str) -> bool:
+    """Whether it has no name, or none but ours."""
+    tags = [tag for tag in image.get("RepoTags") or [] if tag != "<none>:<none>"]
+    return all(tag.rpartition(":")[0] == repository for tag in tags)
+
+
+def _used_images(docker: DockerCli) -> set[str]:
+    """The images of all containers, those too that do not run. Raises DockerError."""
+    ids = docker.call("ps", "--all", "--no-trunc", "--quiet").split()
+    if not ids:
+        return set()
+    listed = docker.call("container", "inspect", "--format", "{{.Image}}", *ids)
+    return set(listed.split())
+
+
+def _unique_sizes(docker: DockerCli) -> dict[str, int]:
+    """What only this image takes, of each image, by its id; nothing where Docker does not say."""
+    try:
+        output = docker.call("system", "df", "--verbose", "--format", "{{json .Images}}")
+        images = json.loads(output)
+    except (DockerError, ValueError, RecursionError):
+        return {}
+    sizes = {}
+    for image in images if isinstance(images, list) else []:
+        match = _SIZE.fullmatch(str(image.get("UniqueSize"))) if isinstance(image, dict) else None
+        if match:
+            sizes[str(image.get("ID"))] = int(float(match[1]) * _UNITS[match[2]])
+    return sizes

@@ -1,0 +1,160 @@
+"""The measurements, by torch: the same code for every device. Each is repeated for some seconds,
+as a GPU at its power limit is slower than in a burst.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+# Of a GPU and of a CPU, the rows and columns of the matrices that are multiplied.
+_GPU_SIZE, _CPU_SIZE = 8192, 1024
+_MIB = 1 << 20
+_HBM, _LINK, _HOST = 1024 * _MIB, 256 * _MIB, 128 * _MIB
+# A rate is the median of windows of so many seconds.
+_WINDOW_S = 0.25
+# The first compute capability that multiplies FP8.
+_FP8_SINCE = (8, 9)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One measurement: `prepare` returns what is repeated, `amount` is what one call does, in the
+    measurement's unit for each second.
+    """
+
+    name: str
+    seconds: float
+    amount: float
+    prepare: Callable[[], Callable[[], Any]]
+    # Why it cannot be measured here.
+    missing: str | None = None
+
+
+def rate(work: Work, synchronise: Callable[[], None]) -> tuple[float, float]:
+    """The median rate, and by how many percent the rates scatter (from the 10th to the 90th
+    percentile).
+    """
+    call = work.prepare()
+    call()
+    synchronise()
+    began = time.perf_counter()
+    call()
+    synchronise()
+    calls = max(1, int(_WINDOW_S / max(time.perf_counter() - began, 1e-6)))
+    rates: list[float] = []
+    end = time.perf_counter() + work.seconds
+    while time.perf_counter() < end or len(rates) < 3:
+        began = time.perf_counter()
+        for _number in range(calls):
+            call()
+        synchronise()
+        rates.append(calls * work.amount / (time.perf_counter() - began))
+    rates.sort()
+    median = statistics.median(rates)
+    spread = rates[int(0.9 * (len(rates) - 1))] - rates[int(0.1 * (len(rates) - 1))]
+    return median, 100 * spread / median
+
+
+def on_cpu(torch: Any) -> Iterator[Work]:
+    size = _CPU_SIZE
+    yield Work(
+        "gemm_fp32",
+        3.0,
+        2 * size**3 / 1e12,
+        lambda: _gemm(torch, ["cpu"], torch.float32, size),
+    )
+    yield _triad(torch, 2.0)
+
+
+def on_gpus(torch: Any, count: int) -> Iterator[Work]:
+    """All of them at once, so that the slowest decides; amounts are of one."""
+    devices = [f"cuda:{index}" for index in range(count)]
+    size, amount = _GPU_SIZE, 2 * _GPU_SIZE**3 / 1e12
+    yield Work("gemm_bf16", 10.0, amount, lambda: _gemm(torch, devices, torch.bfloat16, size))
+    capability = torch.cuda.get_device_capability(0)
+    lacks = None if capability >= _FP8_SINCE else "the GPU does not multiply FP8"
+    yield Work("gemm_fp8", 10.0, amount, lambda: _gemm_fp8(torch, devices, size), lacks)
+    yield Work("hbm_copy", 3.0, 2 * _HBM / 1e9, lambda: _copy(torch, devices))
+    yield Work("hbm_read", 3.0, _HBM / 1e9, lambda: _read(torch, devices))
+    yield Work("h2d", 3.0, _LINK / 1e9, lambda: _link(torch, devices, to_device=True))
+    yield Work("d2h", 3.0, _LINK / 1e9, lambda: _link(torch, devices, to_device=False))
+    if count > 1:
+        bus = 2 * (count - 1) / count * _LINK / 1e9
+        yield Work("allreduce", 4.0, bus, lambda: _allreduce(torch, devices))
+    yield _triad(torch, 3.0)
+
+
+def _each(calls: list[Callable[[], Any]]) -> Callable[[], None]:
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
+
+
+def _gemm(torch: Any, devices: list[str], dtype: Any, size: int) -> Callable[[], Any]:
+    def on(device: str) -> Callable[[], Any]:
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _number in range(2))
+        out = torch.empty(size, size, device=device, dtype=dtype)
+        return lambda: torch.mm(left, right, out=out)
+
+    return _each([on(device) for device in devices])
+
+
+def _gemm_fp8(torch: Any, devices: list[str], size: int) -> Callable[[], Any]:
+    def on(device: str) -> Callable[[], Any]:
+        left, right = (
+            torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _number in range(2)
+        )
+        scale = torch.ones((), device=device)
+        # cuBLASLt takes the right one by columns only.
+        return lambda: torch._scaled_mm(
+            left, right.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
+        )
+
+    return _each([on(device) for device in devices])
+
+
+def _copy(torch: Any, devices: list[str]) -> Callable[[], Any]:
+    def on(device: str) -> Callable[[], Any]:
+        source, target = (torch.zeros(_HBM // 4, device=device) for _number in range(2))
+        return lambda: target.copy_(source)
+
+    return _each([on(device) for device in devices])
+
+
+def _read(torch: Any, devices: list[str]) -> Callable[[], Any]:
+    def on(device: str) -> Callable[[], Any]:
+        source = torch.zeros(_HBM // 4, device=device)
+        return lambda: source.sum()
+
+    return _each([on(device) for device in devices])
+
+
+def _link(torch: Any, devices: list[str], to_device: bool) -> Callable[[], Any]:
+    def on(device: str) -> Callable[[], Any]:
+        host = torch.zeros(_LINK // 4, pin_memory=True)
+        there = torch.zeros(_LINK // 4, device=device)
+        target, source = (there, host) if to_device else (host, there)
+        return lambda: target.copy_(source, non_blocking=True)
+
+    return _each([on(device) for device in devices])
+
+
+def _allreduce(torch: Any, devices: list[str]) -> Callable[[], Any]:
+    tensors = [torch.zeros(_LINK // 4, device=device) for device in devices]
+    return lambda: torch.cuda.nccl.all_reduce(tensors)
+
+
+def _triad(torch: Any, seconds: float) -> Work:
+    def prepare() -> Callable[[], Any]:
+        one, two, out = (
+            torch.zeros(_HOST // 8, dtype=torch.float64).fill_(number) for number in (1, 2, 0)
+        )
+        return lambda: torch.add(one, two, alpha=3.0, out=out)
+
+    return Work("triad", seconds, 3 * _HOST / 1e9, prepare)

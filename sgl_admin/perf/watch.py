@@ -1,0 +1,204 @@
+"""What is seen of the host while it is measured: samples, ten a second, and what they say."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgl_admin.contract import perf
+from sgl_admin.facts import devices
+from sgl_admin.facts.devices import GpuProcess, GpuSample
+from sgl_admin.perf.verdict import Finding
+
+PERIOD_S = 0.1
+# How often the GPUs' processes are asked for.
+_PROCESSES_S = 1.0
+# A power cap is how a GPU at full load keeps to its limit, so it is not among the disturbances.
+_CAP = "power cap"
+# What other processes may have of all CPUs, in percent.
+_OTHERS = 10.0
+# Of the samples in which a GPU was throttled, in percent.
+_THROTTLED = 2.0
+# By how many seconds the wall clock may leave the monotonic one.
+_JUMP_S = 2.0
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Clock ticks since boot: of all CPUs, those in which they worked, and those of our own."""
+
+    total: int
+    busy: int
+    own: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One moment, in seconds since the first sample."""
+
+    at_s: float
+    ticks: Ticks | None
+    gpus: tuple[GpuSample, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        ticks = None if self.ticks is None else asdict(self.ticks)
+        return {"at_s": self.at_s, "ticks": ticks, "gpus": [asdict(gpu) for gpu in self.gpus]}
+
+
+@dataclass
+class Seen:
+    """All samples, the processes that used a GPU meanwhile, and by how many seconds the wall clock
+    was set.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    processes: dict[int, GpuProcess] = field(default_factory=dict)
+    clock_jump_s: float = 0.0
+
+    def findings(self) -> list[Finding]:
+        return [
+            *_of_processes(list(self.processes.values())),
+            *_of_cpus([sample.ticks for sample in self.samples if sample.ticks is not None]),
+            *_of_gpus([sample.gpus for sample in self.samples]),
+        ]
+
+    @property
+    def clock_was_set(self) -> bool:
+        return abs(self.clock_jump_s) > _JUMP_S
+
+
+@contextmanager
+def watching(
+    group: int, cuda: bool, visible: str | None
+) -> Iterator[tuple[Seen, Callable[[], None]]]:
+    """What is seen, and what takes the next sample where it is due. Raises GpuUnavailable where a
+    GPU is lost.
+    """
+    seen = Seen()
+    if not cuda:
+        yield seen, _Watch(seen, group, None, visible)
+        return
+    with devices.watching(visible) as gpus:
+        yield seen, _Watch(seen, group, gpus, visible)
+
+
+class _Watch:
+    def __init__(
+        self,
+        seen: Seen,
+        group: int,
+        gpus: Callable[[], list[GpuSample]] | None,
+        visible: str | None,
+    ) -> None:
+        self._seen, self._group, self._gpus, self._visible = seen, group, gpus, visible
+        self._began, self._wall = time.monotonic(), time.time()
+        self._due = self._processes_due = self._began
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + PERIOD_S
+        elapsed = now - self._began
+        gpus = tuple(self._gpus()) if self._gpus else ()
+        self._seen.samples.append(Sample(round(elapsed, 3), ticks(self._group), gpus))
+        self._seen.clock_jump_s = time.time() - self._wall - elapsed
+        if self._gpus and now >= self._processes_due:
+            self._processes_due = now + _PROCESSES_S
+            for process in devices.processes((self._group,), visible=self._visible):
+                self._seen.processes.setdefault(process.pid, process)
+
+
+def ticks(group: int) -> Ticks | None:
+    """The CPUs' clock ticks by /proc/stat; None where it cannot be read. Our own are those of this
+    process and of the leader of `group`.
+    """
+    try:
+        numbers = [int(word) for word in (_PROC / "stat").read_text().split("\n")[0].split()[1:9]]
+        user, nice, system, idle, iowait, irq, softirq, steal = numbers
+    except (OSError, ValueError):
+        return None
+    busy = user + nice + system + irq + softirq + steal
+    return Ticks(busy + idle + iowait, busy, _ticks_of(os.getpid()) + _ticks_of(group))
+
+
+def _ticks_of(pid: int) -> int:
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _of_processes(processes: list[GpuProcess]) -> Iterator[Finding]:
+    if processes:
+        named = ", ".join(map(str, processes[:4]))
+        yield Finding(perf.WARN, f"the GPU was used meanwhile by {named}: end that")
+
+
+def _of_cpus(found: Sequence[Ticks]) -> Iterator[Finding]:
+    """Other processes' part of all CPUs, by the differences of samples that follow each other."""
+    total = others = backwards = 0
+    for before, after in zip(found, found[1:], strict=False):
+        differences = (
+            after.total - before.total,
+            after.busy - before.busy,
+            after.own - before.own,
+        )
+        if min(differences) < 0:
+            # The measuring process has ended, or the counters began anew.
+            backwards += 1
+            continue
+        total += differences[0]
+        others += differences[1] - differences[2]
+    if backwards > 1:
+        yield Finding(
+            perf.WARN,
+            f"the CPUs' counters went backwards {backwards} times, so other load is not known",
+        )
+    if total and (percent := 100 * others / total) > _OTHERS:
+        yield Finding(
+            perf.WARN,
+            f"other processes had {percent:.0f}% of the CPUs meanwhile: end them (top shows them)",
+        )
+
+
+def _of_gpus(found: Sequence[tuple[GpuSample, ...]]) -> Iterator[Finding]:
+    for index in range(max(map(len, found), default=0)):
+        samples = [gpus[index] for gpus in found if index < len(gpus)]
+        yield from _of_throttles(index, samples)
+        errors = [each.uncorrectable for each in samples if each.uncorrectable is not None]
+        yield from _of_errors(index, errors)
+
+
+def _of_throttles(index: int, samples: list[GpuSample]) -> Iterator[Finding]:
+    held = [each for each in samples if set(each.throttles) - {_CAP}]
+    percent = 100 * len(held) / len(samples)
+    if percent > _THROTTLED:
+        words = ", ".join(sorted({name for each in held for name in each.throttles} - {_CAP}))
+        yield Finding(
+            perf.WARN,
+            f"GPU {index} was throttled ({words}) in {percent:.0f}% of the samples: look at its"
+            " cooling and its power supply",
+        )
+
+
+def _of_errors(index: int, errors: list[int]) -> Iterator[Finding]:
+    pairs = list(zip(errors, errors[1:], strict=False))
+    if any(after < before for before, after in pairs):
+        yield Finding(
+            perf.WARN,
+            f"GPU {index}'s count of ECC errors went backwards, as after a reset: measure again",
+        )
+    elif pairs and errors[-1] > errors[0]:
+        yield Finding(
+            perf.FAIL,
+            f"GPU {index} had {errors[-1] - errors[0]} uncorrectable ECC errors meanwhile: reset it"
+            " (`nvidia-smi -r`), and have it replaced if that comes again",
+        )
