@@ -31,6 +31,7 @@ from sgl_admin.sglang import (  # noqa: E402
     moe_configs,
     releases,
     split,
+    startup,
     tracing,
 )
 from sgl_admin.sglang.releases import Release  # noqa: E402
@@ -41,7 +42,7 @@ _FLAG = re.compile(r"--[a-z][a-z0-9-]+")
 _VARIABLE = re.compile(r"\bSGLANG_[A-Z][A-Z0-9_]*[A-Z0-9]\b")
 _KERNELS = "sglang-kernel"
 # What SGLang may format into its log lines: nothing, a file, an exit code.
-_FORMATTED = ("", "/a/b.json", "-9")
+_FORMATTED = ("", "/a/b.json", "-9", "1.25", "target decode")
 # The library of FlashAttention 3, and where it is: choices.py goes by the file, and its reason
 # names the architecture that lacks it.
 _FA3 = re.compile(r"sgl_kernel/flash_ops[^/]*\.so")
@@ -158,8 +159,29 @@ def _log_lines(sglang: Package, release: Release) -> _Found:
     said = {text for value in _FORMATTED for text in upstream.texts(sglang, value)}
     for pattern in (moe_configs._READ, moe_configs._LOOKED_UP, last_words._FATAL):
         yield pattern.pattern, any(pattern.search(text) for text in said)
+    for pattern in (
+        startup._ARGUMENTS,
+        startup._BEGINS,
+        startup._COMPILES,
+        *startup._ENDS.values(),
+    ):
+        yield pattern.pattern, any(pattern.search(text) for text in said)
+    begins = "DeepGEMM warmup"
+    yield f"{begins} (tqdm's bar)", begins in said and startup._BAR.pattern.startswith(begins)
+    yield startup._GRAPHS.pattern, any(_is_of_graphs(text) for text in said)
+    for gauge in ("startup_time_seconds", "startup_cuda_graph_time_seconds"):
+        yield f"sglang:{gauge}", {f"sglang:{gauge}", f"sglang_{gauge}"} & said != set()
+    for kind, phase in startup._BY_METRIC:
+        yield f"phase {kind}{phase}", phase in said
     for alternative in last_words._CHILD.pattern.split("|"):
         yield alternative, any(re.search(alternative, text) for text in said)
+
+
+def _is_of_graphs(text: str) -> bool:
+    """Whether a text with one value in every place is the line of captured graphs: what is captured
+    and the seconds are of two kinds.
+    """
+    return startup._GRAPHS.search(re.sub(r"(?<=elapsed=)[^,]*", "1.25 s", text)) is not None
 
 
 def _kernels(sglang: Package, release: Release) -> _Found:

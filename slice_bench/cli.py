@@ -150,6 +150,17 @@ def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command; not 0 where what it says could not be written."""
+    from sgl_admin.contract.texts import say_lines, unwritten
+
+    code = _run(argv)
+    if (problem := unwritten()) is not None:
+        say_lines(f"ERROR: {problem}", sys.stderr)
+        return code or 1
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     top = parser()
     arguments, further = top.parse_known_args(argv)
     # A fleet's other arguments are ansible-playbook's, those of the container sgl-admin's.

@@ -6,6 +6,8 @@ Docker's daemon, which is root, gets to the folders that a container mounts.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import stat
@@ -62,6 +64,26 @@ def room(path: str) -> Room:
         inodes=found.f_favail if found.f_files else None,
         read_only=bool(found.f_flag & os.ST_RDONLY),
     )
+
+
+def without_locks(path: str) -> str | None:
+    """Why the folder at `path`, or the nearest above it, has no locks, which tell what runs."""
+    try:
+        descriptor = os.open(existing(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return None
+        return (
+            f"{path_line(path)} is on a file system without locks ({error.strerror}): set"
+            " sgl_profiles_root on a local one, or start the NFS server's lock service"
+        )
+    finally:
+        os.close(descriptor)
+    return None
 
 
 def mounts(source: str = _MOUNTS) -> list[Mount]:

@@ -36,6 +36,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 )
 
 _GB = 10**9
+# Below so many times what must be free, a disk fills within days.
+_SOON = 2
 # A prep writes thousands of files.
 _LEAST_INODES = 10_000
 # What shows which part of a folder's content can go.
@@ -639,23 +641,37 @@ def _look_at_space(found: Findings, docker: docker_health.Docker, options: Optio
                 " system that holds it (`df`, `mount`)"
             )
             continue
+        if name == "profiles" and (reason := file_systems.without_locks(path)):
+            found.problems.append(reason)
         if (reason := _unwritable(path, room)) and room.device not in refused:
             refused.add(room.device)
             found.problems.append(reason)
-        need = options.space_gb.get(name, 0.0) * _GB
-        if room.free < need:
-            smaller = ""
-            if name == "docker" and options.gpus:
-                # Upstream's docker/Dockerfile: its target `runtime` has CUDA's compilers too.
-                smaller = (
-                    ", set sgl_image_base to a release's smaller image"
-                    " (lmsysorg/sglang:v<release>-runtime)"
-                )
-            found.problems.append(
-                f"{path} has {room.free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted"
-                f" there before anything is written: free some{_SHOWS.get(name, '')}{smaller}, or"
-                f" set sgl_space_gb: {{{name}: {room.free / _GB:.1f}}} to go on with less"
+        _look_at_room(found, options, name, path, room)
+
+
+def _look_at_room(
+    found: Findings, options: Options, name: str, path: str, room: file_systems.Room
+) -> None:
+    """What is free there must be enough, and is worth a warning where it soon is not."""
+    need = options.space_gb.get(name, 0.0) * _GB
+    if room.free < need:
+        smaller = ""
+        if name == "docker" and options.gpus:
+            # Upstream's docker/Dockerfile: its target `runtime` has CUDA's compilers too.
+            smaller = (
+                ", set sgl_image_base to a release's smaller image"
+                " (lmsysorg/sglang:v<release>-runtime)"
             )
+        found.problems.append(
+            f"{path} has {room.free / _GB:.1f} GB free, and {need / _GB:.1f} GB are wanted"
+            f" there before anything is written: free some{_SHOWS.get(name, '')}{smaller}, or"
+            f" set sgl_space_gb: {{{name}: {room.free / _GB:.1f}}} to go on with less"
+        )
+    elif name != "docker" and room.free < _SOON * need:
+        found.warnings.append(
+            f"{path_line(path)} has {room.free / _GB:.1f} GB free and fills soon:"
+            " playbooks/prune.yml removes old runs and caches"
+        )
 
 
 def _unwritable(path: str, room: file_systems.Room) -> str | None:

@@ -127,11 +127,14 @@ class Outside:
         if self._old(kind, trees.latest_change(folder, name)):
             self._remove(kind, folder, name)
 
-    def images(self, docker: DockerCli, name: str, every: bool = False) -> None:
+    def images(
+        self, docker: DockerCli, name: str, every: bool = False, container: str | None = None
+    ) -> None:
         """Images of ours that no container uses, but the newest ones and the one that has the name;
-        with `every`, these too. What somebody named otherwise is theirs. Raises DockerError.
+        with `every`, these too. What somebody named otherwise is theirs. A dry run may foretell
+        that `container` is gone by then. Raises DockerError.
         """
-        used = _used_images(docker)
+        used = _used_images(docker, container if self._dry_run else None)
         current = docker.image(name)
         repository = name.partition("@")[0]
         head, colon, tag = repository.rpartition(":")
@@ -214,9 +217,11 @@ def _is_ours(image: dict[str, Any], repository: str) -> bool:
     return all(tag.rpartition(":")[0] == repository for tag in tags)
 
 
-def _used_images(docker: DockerCli) -> set[str]:
-    """The images of all containers, those too that do not run. Raises DockerError."""
-    ids = docker.call("ps", "--all", "--no-trunc", "--quiet").split()
+def _used_images(docker: DockerCli, without: str | None) -> set[str]:
+    """The images of all other containers, those too that do not run. Raises DockerError."""
+    listed = docker.call("ps", "--all", "--no-trunc", "--format", "{{.ID}} {{.Names}}")
+    rows = [line.partition(" ") for line in listed.splitlines()]
+    ids = [container for container, _space, name in rows if name != without]
     if not ids:
         return set()
     listed = docker.call("container", "inspect", "--format", "{{.Image}}", *ids)

@@ -43,6 +43,10 @@ options:
     description: Name of the image. Other images of this collection with this name or none are
       pruned.
     type: str
+  container:
+    description: With O(state=absent), the container that is stopped before, so that check mode can
+      say what becomes of its image.
+    type: str
   report_dir:
     description: Folder with reports.
     type: path
@@ -141,13 +145,15 @@ class PruneModule:
             stack.enter_context(
                 safe_tree.acting_as(self.params["owner_uid"], self.params["owner_gid"])
             )
-            folders = []
+            folders: list[int | None] = []
             for name in ("telemetry", "profiles"):
                 try:
                     folders.append(stack.enter_context(safe_tree.folder(roots[name])))
                 except FileNotFoundError:
                     folders.append(None)
-            return pruning.Tree(*folders, self.keep, time.time()).prune(self.dry_run)
+            telemetry, profiles = folders
+            tree = pruning.Tree(telemetry, profiles, self.keep, time.time())
+            return tree.prune(self.dry_run)
 
     def absent(self) -> dict[str, Any]:
         roots = self.params["roots"]
@@ -184,7 +190,8 @@ class PruneModule:
             # Without Docker there are no images.
             with contextlib.suppress(DockerMissing):
                 docker = DockerCli(self.module.run_command)
-                self.outside.images(docker, self.params["image"], every)
+                stopped = self.params["container"] if every else None
+                self.outside.images(docker, self.params["image"], every, stopped)
         if self.params["report_dir"]:
             self.outside.reports(self.params["report_dir"])
         if self.params["cache_dir"]:
@@ -206,6 +213,7 @@ def main() -> None:
             "owner_gid": {"type": "int"},
             "build_dir": {"type": "path"},
             "image": {"type": "str"},
+            "container": {"type": "str"},
             "report_dir": {"type": "path"},
             "cache_dir": {"type": "path"},
             "caches": {"type": "bool", "default": False},

@@ -343,8 +343,7 @@ class Report:
                 name: {key: stage.get(key) for key in _STAGE_KEYS}
                 for name, stage in (result.get("stages") or {}).items()
             },
-            "moe_gain": _moe_gain(result),
-            "perf": _perf(result),
+            **_measured(result),
             # What check mode says of the stages.
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
@@ -434,6 +433,16 @@ def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
         for name in SHARED
     }
     return {name: round(sum(seconds), 3) for name, seconds in ran.items() if seconds}
+
+
+def _measured(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "moe_gain": _moe_gain(result),
+        "perf": _perf(result),
+        # The last one is of the server as it is prepared.
+        "server_start": (result.get("server_starts") or [None])[-1],
+        "start_advice": result.get("start_advice") or [],
+    }
 
 
 def _moe_gain(result: dict[str, Any]) -> dict[str, Any] | None:

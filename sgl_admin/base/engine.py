@@ -306,6 +306,20 @@ class Engine(Protocol):
         OverflowError or RecursionError where it does not say.
         """
 
+    def start_breakdown(
+        self, lines: Iterable[str], page: str, began_at: float, ready_s: float
+    ) -> dict[str, Any]:
+        """Where a start of the server went, by its own log and its metrics page; it began at this
+        time since the epoch and took `ready_s`. What neither says is left out.
+        """
+
+    def start_advice(
+        self, starts: Sequence[Mapping[str, Any]], compiled: int
+    ) -> list[dict[str, str]]:
+        """Settings that would shorten the next start, of those whose gain was measured, by the
+        starts of a prep that compiled so many files.
+        """
+
     def prompt_tokens_total(self, metrics: str) -> float:
         """All prompt tokens so far, by the server's metrics page. Raises ValueError."""
 

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract import places
 
-_NAME = ".digest-key"
 _MODE = 0o600
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def place() -> Path:
-    return paths.TELEMETRY / _NAME
+    return paths.TELEMETRY / places.DIGEST_KEY
 
 
 def ensure() -> None:

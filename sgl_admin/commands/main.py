@@ -32,7 +32,7 @@ from sgl_admin.contract.exit_codes import (
     EXIT_USAGE,
 )
 from sgl_admin.contract.records import RESULT_SHAPE
-from sgl_admin.contract.texts import say, say_json
+from sgl_admin.contract.texts import say, say_json, unwritten
 from sgl_admin.facts import model
 from sgl_admin.prep import worker
 from sgl_admin.prep.arguments import refuse_unknown
@@ -51,6 +51,15 @@ _START_PATIENCE_S = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command; not 0 where what it says could not be written."""
+    code = _run(argv)
+    if (problem := unwritten()) is not None:
+        _complain(EXIT_NO_RESULT, problem)
+        return code or EXIT_NO_RESULT
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     rights.begin()
     arguments = _parser().parse_args(argv)
     try:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import clock, files, locks, paths, ports, rights
+from sgl_admin.base import clock, files, locks, logs, paths, ports, rights
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import start_time
 from sgl_admin.contract import processes
@@ -29,6 +29,8 @@ from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.services import answers
 
 _RETRY_S = 1.0
+# A thousand requests a second write 12 MB meanwhile.
+_LOG_LOOK_S = 60.0
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     publish(run_id, ending)
-    ending.wait()
+    bound_log(run_id, ending)
     end_work(run_id)
     end_server(run_id)
     withdraw(run_id)
@@ -69,6 +71,25 @@ def publish(run_id: str, ending: threading.Event) -> None:
                 say(f"run_record: ERROR: {run_id} is not published yet: {reason}", flush=True)
         if ending.wait(_RETRY_S):
             return
+
+
+def bound_log(run_id: str, ending: threading.Event) -> None:
+    """Until the run ends, keep its log within its size. Where the file system cannot do that, it
+    says so once.
+    """
+    most = Settings.from_environment().log_bytes
+    said = None
+    while not ending.wait(_LOG_LOOK_S):
+        try:
+            logs.bound(paths.log(run_id), most)
+        except OSError as error:
+            if error.errno != said:
+                said = error.errno
+                say(
+                    f"run_record: WARNING: this log is not kept within sgl_log_size:"
+                    f" {error.strerror}",
+                    flush=True,
+                )
 
 
 def withdraw(run_id: str) -> None:

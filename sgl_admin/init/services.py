@@ -5,6 +5,7 @@ themselves are in the contract; a flavour names those that its image has.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,16 @@ class Settings:
     retention_size: str
     trace_retention: str
     scrape_interval: str
+    log_size: str = ""
+
+    @property
+    def log_bytes(self) -> int:
+        """What the run's log takes at most."""
+        text = self.log_size or str(options.BY_NAME["sgl_log_size"].default)
+        size = re.fullmatch(r"(\d+)([KMGTPE]?)i?B", text)
+        if size is None:
+            raise ValueError(f"sgl_log_size is {text!r}")
+        return int(size[1]) << 10 * (" KMGTPE".index(size[2]) if size[2] else 0)
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -33,6 +44,7 @@ class Settings:
             retention_size=_variable("sgl_tsdb_retention_size"),
             trace_retention=_variable("sgl_trace_retention"),
             scrape_interval=_variable("sgl_scrape_interval"),
+            log_size=_variable("sgl_log_size"),
         )
 
     def address(self, port: str) -> str:

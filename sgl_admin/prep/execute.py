@@ -152,6 +152,7 @@ class Execution(Interruptible):
             self._warnings,
             new_files,
             alive,
+            self._warmup.starts,
         )
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)

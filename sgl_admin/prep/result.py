@@ -80,6 +80,8 @@ class Outcome:
     new_files: NewFiles
     # The run's services as they are now (serving/services.py).
     services: Record
+    # Where each start of the server went (sglang/startup.py).
+    server_starts: list[Record]
 
     @property
     def wanted(self) -> list[Record]:
@@ -166,6 +168,8 @@ def aggregate(plan: Plan, outcome: Outcome) -> Record:
         "warnings": outcome.warnings,
         "profile_cache": {"before": outcome.sizes_before, "after": outcome.sizes_after},
         "new_files": outcome.new_files.to_json(),
+        "server_starts": outcome.server_starts,
+        "start_advice": ENGINE.start_advice(outcome.server_starts, len(outcome.new_files.cached)),
     }
 
 

@@ -258,6 +258,14 @@ class Server:
             self.log_tail(),
         )
 
+    def metrics_page(self) -> str:
+        """Empty where it does not answer."""
+        try:
+            status, answer = self._ask(ENGINE.metrics_path, timeout_s=10)
+        except http_client.NO_ANSWER:
+            return ""
+        return answer.decode(errors="replace") if status == 200 else ""
+
     def prompt_tokens(self) -> float:
         """The server's own count of prompt tokens, as Prometheus scrapes it."""
         page = ENGINE.metrics_path

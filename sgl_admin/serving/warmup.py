@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sgl_admin.base import paths
 from sgl_admin.base.command import Command
@@ -17,6 +18,7 @@ from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.probe import TokenLedger
 from sgl_admin.serving.server import Server, Timed
+from sgl_admin.sglang import ENGINE
 
 # Greedy and sampled: each has kernels of its own.
 _TEMPERATURES = (0.0, 0.8)
@@ -53,6 +55,8 @@ class Warmup:
         self.ready_s: float | None = None
         self.first_request_s: float | None = None
         self.first_sampled_request_s: float | None = None
+        # Where each start went, in their order.
+        self.starts: list[dict[str, Any]] = []
         self.ledger = TokenLedger(self._server)
 
     def make_way(self) -> None:
@@ -80,15 +84,32 @@ class Warmup:
             return
         try:
             self.keep_place()
-            began = time.monotonic()
+            began, began_at = time.monotonic(), time.time()
             self._server.start()
             self._on_server(self._server.group)
             self._server.wait_healthy(self._timeout_s, self._tick)
             self._started = True
             self.ready_s = round(time.monotonic() - began, 3)
+            self._note_start(began_at, self.ready_s)
         except (StageFailure, OSError) as failure:
             self._failure = failure
             raise
+
+    def _note_start(self, began_at: float, ready_s: float) -> None:
+        page = self._server.metrics_page()
+        try:
+            known = ENGINE.start_breakdown(self._server.own_lines(), page, began_at, ready_s)
+        except OSError:
+            # Its log cannot be read, and it is ready all the same.
+            known = ENGINE.start_breakdown((), page, began_at, ready_s)
+        self.starts.append(
+            {
+                **known,
+                # Of a server that is asked nothing.
+                "first_request_s": None,
+                "first_sampled_request_s": None,
+            }
+        )
 
     def exercise(
         self,
@@ -107,6 +128,11 @@ class Warmup:
         began = time.monotonic()
         self.ledger.complete("The capital of Spain is", _TEMPERATURES[-1])
         self.first_sampled_request_s = round(time.monotonic() - began, 3)
+        if self.starts[-1]["first_request_s"] is None:
+            self.starts[-1].update(
+                first_request_s=self.first_request_s,
+                first_sampled_request_s=self.first_sampled_request_s,
+            )
         sent = 2
         for number, (size, temperature) in enumerate(rounds):
             progress(number, len(rounds))

@@ -16,6 +16,7 @@ from sgl_admin.sglang import (
     packages,
     releases,
     split,
+    startup,
     tracing,
 )
 from sgl_admin.sglang.moe_configs import MoeConfigs
@@ -69,3 +70,5 @@ class SGLang:
     prompt_tokens_query = staticmethod(metrics.prompt_tokens_query)
 
     death = staticmethod(deaths.death)
+    start_breakdown = staticmethod(startup.breakdown)
+    start_advice = staticmethod(startup.advice)

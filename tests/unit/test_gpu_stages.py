@@ -210,6 +210,8 @@ class World:
         validators.validate_job(job)
         assert job["exit_code"] == exit_code and job["server"] is None
         self.assert_nothing_is_left()
+        # No server does its work (test_stage_perf).
+        assert result["stages"].pop("perf")["status"] == "skipped"
         return result, exit_code
 
     def assert_nothing_is_left(self) -> None:
@@ -325,6 +327,11 @@ def test_a_cold_prep_fills_every_cache_and_a_second_one_starts_nothing(world: Wo
     )
     artifacts = {name: result["stages"][name]["artifacts"] for name in NAMES}
     assert artifacts["deep_gemm"]["kernels"] == 1 and artifacts["deep_gemm"]["server_ready_s"] > 0
+    # The first one compiles, the last one answers with what was tuned.
+    for start in result["server_starts"]:
+        assert [one["phase"] for one in start["phases"]] == ["imports"] and start["ready_s"] > 0
+    assert result["server_starts"][0]["ready_s"] == artifacts["deep_gemm"]["server_ready_s"]
+    assert result["server_starts"][-1]["first_request_s"] > 0 and result["start_advice"] == []
     assert all(artifacts[name]["compiled_files"] > 0 for name in COMPILED)
     # What sampling needs is built by the first request that samples.
     assert (
@@ -784,7 +791,7 @@ def test_two_gpus_whose_names_begin_alike_have_caches_of_their_own(world: World)
     world.nvml(gpus=[{"name": "NVIDIA GH200 480GB"}])
     world.execute()
     world.nvml(gpus=[{"name": "NVIDIA GH200 120GB"}])
-    assert [decision.action for decision in world.plan().decisions] == ["run"] * 4
+    assert [decision.action for decision in world.plan().decisions] == [*["run"] * 4, "skipped"]
     result, _ = world.execute("--moe", "ensure")
     made = {path.name for path in world.moe_file.parent.glob("*GH200*")}
     names = [file_name(device=f"NVIDIA GH200 {size}") for size in ("480GB", "120GB")]

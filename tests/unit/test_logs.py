@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sgl_admin.base import detached, logs, paths
 from sgl_admin.base.errors import Refused
+from sgl_admin.init import publish
+from sgl_admin.init.services import Settings
 from sgl_admin.serving.server import Server
 from sgl_admin.sglang import ENGINE
 
@@ -133,3 +137,68 @@ def test_no_module_of_sgl_admin_reads_a_log_whole() -> None:
         if any(word in line for word in readers) and any(call in line for call in whole)
     ]
     assert found == []
+
+
+# --- the bound of a run's log ---------------------------------------------------------------------
+
+
+def filled(log: Path, lines: int) -> None:
+    with open(log, "ab") as stream:
+        stream.writelines(b"%08d %s\n" % (number, b"x" * 190) for number in range(lines))
+
+
+def test_a_log_is_kept_within_its_size_with_its_beginning_and_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    filled(log, 40_000)
+    size = log.stat().st_size
+    # The server has it open, and notes where its words begin.
+    with open(log, "ab") as server:
+        server.write(b"begins here\n")
+        server.flush()
+        assert logs.bound(log, 2 * _MIB) is True
+        assert log.stat().st_blocks * 512 <= 2 * _MIB
+        assert logs.bound(log, 2 * _MIB) is False, "it is within it"
+        server.write(b"and goes on\n")
+    assert log.stat().st_size == size + 24
+    lines = list(logs.lines_from(log, 0))
+    assert lines[0].startswith("00000000 ") and lines[-2:] == ["begins here", "and goes on"]
+    assert any("freed to keep it within sgl_log_size" in line for line in lines)
+    assert 5_000 < len(lines) < 10_000 and not any("\0" in line for line in lines)
+    assert list(logs.lines_from(log, size)) == ["begins here", "and goes on"]
+    assert logs.last_lines(log, 0)[-1] == "and goes on"
+
+
+def test_a_hole_of_6_gib_is_passed_over(huge: Path) -> None:
+    with at_most(_MIB):
+        assert list(logs.lines_from(huge, 0))[-1].startswith("torch.OutOfMemoryError")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1GB", 1 << 30), ("512MB", 512 << 20), ("2GiB", 2 << 30), ("900B", 900)]
+)
+def test_the_size_of_a_log_is_read_as_prometheus_reads_its_own(
+    text: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGL_LOG_SIZE", text)
+    assert Settings.from_environment().log_bytes == size
+
+
+def test_a_runs_log_is_looked_at_until_the_run_ends(
+    live_run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(paths.log(live_run), 2_000)
+    monkeypatch.setenv("SGL_LOG_SIZE", "100KB")
+    rounds = iter([False, False, False, True])
+    ending = SimpleNamespace(wait=lambda seconds: next(rounds))
+    publish.bound_log(live_run, ending)  # type: ignore[arg-type]
+    assert paths.log(live_run).stat().st_blocks * 512 <= 100 << 10
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(logs, "_punch", refused)
+    filled(paths.log(live_run), 2_000)
+    rounds = iter([False, False, True])
+    publish.bound_log(live_run, ending)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert said.count("is not kept within sgl_log_size: Operation not supported") == 1

@@ -955,6 +955,39 @@ def test_what_a_file_system_does_not_allow_or_say_is_told(
     assert len(found.warnings) == (0 if warning is None else 2)
 
 
+@pytest.mark.parametrize(
+    ("number", "refused"),
+    [
+        (errno.ENOLCK, True),
+        (errno.EOPNOTSUPP, True),
+        (errno.ENOSYS, True),
+        # Somebody holds it, so it has locks.
+        (errno.EAGAIN, False),
+    ],
+)
+def test_a_file_system_without_locks_is_told_before_anything_is_made(
+    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, refused: bool
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    fake = SimpleNamespace(flock=flock, LOCK_SH=1, LOCK_NB=4)
+    monkeypatch.setattr(file_systems, "fcntl", fake)
+    problems = look(options(tmp_path / "tree"), host).problems
+    assert [("without locks" in problem) for problem in problems] == [True] * refused
+
+
+@pytest.mark.parametrize(("free", "warned"), [(1.5, True), (2.5, False)])
+def test_a_disk_that_fills_soon_is_a_warning(
+    host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, warned: bool
+) -> None:
+    blocks = int(free * 10**9 / 4096)
+    answering(monkeypatch, statvfs=lambda path: statvfs(f_bavail=blocks))
+    found = look(options(tmp_path / "tree", space_gb={"telemetry": 1}), host)
+    assert found.problems == []
+    assert any("playbooks/prune.yml removes" in said for said in found.warnings) is warned
+
+
 def test_a_folder_that_cannot_be_seen_is_not_taken_for_the_one_above(
     host: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ class Site:
             for top in (self.telemetry, self.profiles):
                 opened.append(os.open(top, os.O_RDONLY))
                 stack.callback(os.close, opened[-1])
-            tree = pruning.Tree(*opened, pruning.bounds(keep), NOW)
+            tree = pruning.Tree(opened[0], opened[1], pruning.bounds(keep), NOW)
             return tree.prune(dry_run, live).to_json()
 
     def there(self) -> list[str]:
@@ -462,7 +462,7 @@ class Images:
             self.removed += words[2:]
             return ""
         if words[0] == "ps":
-            return "c1\n" if self.used else ""
+            return "c1 sglang-dev\n" if self.used else ""
         if words[0] == "container":
             return "\n".join(self.used)
         if words[0] == "system":
@@ -496,6 +496,8 @@ def test_old_images_of_ours_go_and_no_other(tmp_path: Path) -> None:
     foretold = Outside(pruning.bounds({}), NOW, dry_run=True)
     foretold.images(docker, "sglang-dev:gh200")  # type: ignore[arg-type]
     assert docker.removed == [] and foretold.summary.of("images").count == 3
+    foretold.images(docker, "sglang-dev:gh200", every=True, container="sglang-dev")  # type: ignore[arg-type]
+    assert foretold.summary.of("images").count == 3 + 7, "that container is gone by then"
     outside = Outside(pruning.bounds({}), NOW, dry_run=False)
     outside.images(docker, "sglang-dev:gh200")  # type: ignore[arg-type]
     assert docker.removed == ["sha256:old", "sglang-dev:before"]
@@ -519,6 +521,7 @@ def roots_of(site: Site) -> dict[str, str]:
 def test_uninstall_takes_off_what_was_brought(site: Site, caches: bool, models: bool) -> None:
     site.add_runs(2)
     site.point(site.runs[1])
+    (site.telemetry / places.DIGEST_KEY).write_text("k")
     site.cache("0" * 16, 1, "torchinductor/a/x.so")
     roots = roots_of(site)
     for name in ("models", "huggingface"):

@@ -272,14 +272,27 @@ def test_what_the_moe_configurations_bring_is_shown_for_each_host():
     text = report_page.render(report)
     gain = report["hosts"][0]["moe_gain"]
     assert text.count("MoE kernels: ") == 2 and gain["summary"].replace("'", "&#39;") in text
-    assert text.count("<meter ") == 2 * len(gain["rows"])
+    assert text.count('<meter min="0" max="1.25"') == 2 * len(gain["rows"])
+
+
+def test_where_the_servers_start_went_is_shown_with_what_would_shorten_it():
+    report = reports.fleet(2)
+    report["hosts"][1].update(server_start=None, start_advice=[])
+    text = report_page.render(report)
+    start = report["hosts"][0]["server_start"]
+    assert text.count("Server ready in 53 s") == 1
+    for one in start["phases"]:
+        assert f'<th scope="row">{one["phase"].replace("_", " ")}</th>' in text
+    assert text.count('<meter min="0" max="1" ') == len(start["phases"]) + 1
+    [advice] = report["hosts"][0]["start_advice"]
+    assert text.count(" would shorten it: ") == 1 and advice["measured"] in text
     assert ">600.8</td>" in text and ">nearest</td>" in text
 
 
 def test_page_can_be_heard():
     page = Page(report_page.render(reports.fleet(3)))
     assert page.all("html") == [{"lang": "en"}]
-    assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 4 * 3
+    assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 5 * 3
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
     assert all(
         "aria-hidden" in attributes or attributes.get("role") == "img"

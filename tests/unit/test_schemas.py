@@ -42,6 +42,8 @@ OPTIONAL = {
         "profiles",
         "profiles.*",
         "new_files",
+        "server_starts",
+        "start_advice",
         "perf_probe",
         "services",
         "services.*",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class FakeWarmup:
 
     def __init__(self, *_: object) -> None:
         type(self).closed = 0
+        self.starts: list[dict[str, object]] = []
 
     def make_way(self) -> None:
         if self.obstacle:
@@ -840,6 +841,7 @@ class FakeServer:
         self.started = 0
         self.stopped = threading.Event()
         self.start_failure: StageFailure | None = None
+        self.log_failure: OSError | None = None
         self.hang_from = 10**9
         self.hanging = threading.Semaphore(0)
         self.group = 77
@@ -851,6 +853,14 @@ class FakeServer:
 
     def wait_healthy(self, timeout_s: float, tick: object) -> None:
         pass
+
+    def metrics_page(self) -> str:
+        return ""
+
+    def own_lines(self) -> Iterator[str]:
+        if self.log_failure:
+            raise self.log_failure
+        return iter(["[2026-11-28 14:00:17] Load weight end. elapsed=1.84 s, type=X"])
 
     def prompt_tokens(self) -> float:
         return 5.0
@@ -889,6 +899,27 @@ def test_each_batch_size_is_asked_greedy_and_sampled_of_one_server(fake_server: 
     )
     made.close()
     assert fake_server.started == 1 and groups == [77, None]
+
+
+@pytest.mark.parametrize(
+    ("failure", "phases"),
+    [(None, [{"phase": "weights", "seconds": 1.84}]), (OSError(5, "Input/output error"), [])],
+)
+def test_where_a_start_went_is_kept_and_its_log_never_fails_it(
+    fake_server: FakeServer, failure: OSError | None, phases: list[Any]
+) -> None:
+    fake_server.log_failure = failure
+    made, _ = new_warmup()
+    made.start()
+    [start] = made.starts
+    assert start["phases"] == phases
+    times = [start["first_request_s"]]
+    made.exercise((1,))
+    times.append(start["first_request_s"])
+    assert made.starts == [start] and times[0] is None and times[1] >= 0
+    made.rest()
+    made.exercise((1,))
+    assert len(made.starts) == 2, "each start is told"
 
 
 def test_a_server_that_does_not_start_is_tried_once(fake_server: FakeServer) -> None:

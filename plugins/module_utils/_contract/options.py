@@ -541,6 +541,15 @@ CONTAINER = (
         kind="prometheus_size",
     ),
     Option(
+        "sgl_log_size",
+        "str",
+        "What the log of a run takes of the disk at most. Above it the middle of the log is freed;"
+        " its beginning and its end stay.",
+        "1GB",
+        variable="SGL_LOG_SIZE",
+        kind="prometheus_size",
+    ),
+    Option(
         "sgl_trace_retention",
         "str",
         "Time after which Jaeger drops a trace of a run.",

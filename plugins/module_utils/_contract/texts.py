@@ -20,10 +20,7 @@ def say(text: object, file: TextIO | None = None, flush: bool = False) -> None:
     """Print one line. Whatever is in the text, a terminal is given nothing to obey, and a reader of
     the output no second line.
     """
-    stream = sys.stdout if file is None else file
-    stream.write(printable(str(text)) + "\n")
-    if flush:
-        stream.flush()
+    _write(printable(str(text)) + "\n", sys.stdout if file is None else file, flush)
 
 
 def say_lines(text: object, file: TextIO | None = None) -> None:
@@ -38,7 +35,35 @@ def say_lines(text: object, file: TextIO | None = None) -> None:
 
 def say_json(document: object, indent: int | None = None) -> None:
     """Print a document, in ASCII; JSON leaves one control character as it is."""
-    sys.stdout.write(json.dumps(document, indent=indent).replace("\x7f", "\\u007f") + "\n")
+    _write(json.dumps(document, indent=indent).replace("\x7f", "\\u007f") + "\n", sys.stdout)
+
+
+def _write(text: str, stream: TextIO, flush: bool = False) -> None:
+    """Raises OSError that names the stream: one that is full names no file of its own."""
+    try:
+        stream.write(text)
+        if flush:
+            stream.flush()
+    except OSError as error:
+        error.filename = f"the standard {'output' if stream is sys.stdout else 'error'}"
+        raise
+
+
+def unwritten() -> str | None:
+    """At the end of a program: why its standard output could not be written; None where it was.
+
+    Python would end with a traceback and an exit code of its own then.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still in the buffer is written at the end once more.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        return (
+            f"the standard output cannot be written ({error.strerror}): free some space where it"
+            " goes, or send it elsewhere, and ask again"
+        )
+    return None
 
 
 def clean(value: Any) -> Any:
