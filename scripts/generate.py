@@ -23,7 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts import architecture  # noqa: E402
-from sgl_admin.contract import exit_codes, labels, options, places, services, stages  # noqa: E402
+from sgl_admin.contract import (  # noqa: E402
+    exit_codes,
+    labels,
+    options,
+    places,
+    profiles,
+    services,
+    stages,
+)
 from sgl_admin.contract.options import Option  # noqa: E402
 from slice_bench import caller, cli  # noqa: E402
 
@@ -35,7 +43,36 @@ EXAMPLES = "tests/contract/examples"
 def role_defaults() -> str:
     """roles/settings/defaults/main.yml: every variable's default; omitted where it has none."""
     lines = [f"{option.name}: {_default(option)}" for option in options.OPTIONS]
+    lines.append("# The profile that is prepared now, with the variables that it sets.")
+    lines.append("settings_profile: {}")
     return f"---\n{HEADER}" + "".join(f"{line}\n" for line in lines)
+
+
+def profile_tasks() -> str:
+    """playbooks/tasks/profile.yml: tasks with the variables of a profile."""
+    lines = [
+        f"    {option.name}: {_jinja(f'settings_profile.{option.name} | default(omit)')}\n"
+        for option in profiles.VARIABLES.values()
+    ]
+    return f"---\n{HEADER}{_PROFILE_TASKS}" + "".join(lines)
+
+
+_PROFILE_TASKS = """\
+# settings_profile is what the lookup profiles returns, profile_tasks a file beside this one.
+# What tasks noted for the profile before it, this one must not take for its own.
+- name: Begin with what the preflight found for the profile
+  ansible.builtin.set_fact:
+    preflight_host: "{{ prep_found[settings_profile.name] }}"
+    cache_share_lacks: []
+    cache_share_asked: false
+    cache_share_not_given: ""
+    cache_share_given: {}
+  when: settings_profile.name in prep_found | default({})
+
+- name: Go on with the profile
+  ansible.builtin.include_tasks: "{{ profile_tasks }}"
+  vars:
+"""
 
 
 def _default(option: Option) -> str:
@@ -494,6 +531,7 @@ def support_table() -> str:
 FILES: dict[str, Callable[[], str]] = {
     "roles/settings/defaults/main.yml": role_defaults,
     "roles/settings/vars/main.yml": role_vars,
+    "playbooks/tasks/profile.yml": profile_tasks,
     "roles/preflight/meta/argument_specs.yml": preflight_spec,
     "roles/dashboard/meta/argument_specs.yml": dashboard_spec,
     "plugins/doc_fragments/options.py": doc_fragments,

@@ -71,6 +71,20 @@ class Caller:
     own_inventory: bool = False
     flags: tuple[str, ...] = ()
 
+    @property
+    def inventory_dir(self) -> str | None:
+        """The folder of the inventory that the caller names, which may have profiles beside it."""
+        named = [
+            value
+            for flag, value in zip(self.flags, self.flags[1:], strict=False)
+            if flag == "--inventory"
+        ]
+        inventory = named[-1] if named else os.environ.get("ANSIBLE_INVENTORY", "")
+        if not os.path.exists(inventory):
+            return None
+        path = os.path.abspath(inventory)
+        return path if os.path.isdir(path) else os.path.dirname(path)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which host, and what is to be other than its inventory says."""

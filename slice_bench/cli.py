@@ -98,6 +98,9 @@ def _add_commands_of_the_container(
         f"Any other argument is that of `sgl-admin server`, such as --json.\n\n{caller.MANUAL}",
     )
     server.add_argument("action", choices=("start", "status", "stop"))
+    server.add_argument(
+        "profile", nargs="?", help="start: the profile whose server it is (default: the latest)"
+    )
 
     ready = command(
         "ready",
@@ -116,7 +119,11 @@ def _add_commands_of_the_container(
 def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
     from sgl_admin.contract.stages import STAGES
 
-    prep.add_argument("profile", help="its name; `profiles` lists them")
+    prep.add_argument(
+        "profile",
+        nargs="+",
+        help="its name; `profiles` lists them. Several are prepared one after another",
+    )
     prep.add_argument("--tune-moe", action="store_true", help="tune the mixture-of-experts kernel")
     for flag in dict.fromkeys(stage.skipped_by for stage in STAGES if stage.skipped_by):
         skipped = [stage.text for stage in STAGES if stage.skipped_by == flag]

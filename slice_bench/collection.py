@@ -24,6 +24,14 @@ def docker_cli() -> ModuleType:
     return _docker_cli
 
 
+def profile_files() -> ModuleType:
+    """What finds and reads profiles."""
+    _findable()
+    from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
+
+    return profile_files
+
+
 def _findable() -> None:
     folder = str(CHECKOUT / ".ansible" / "collections")
     if folder not in sys.path:

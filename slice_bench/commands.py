@@ -85,18 +85,16 @@ def say_notes(outcome: Outcome) -> None:
 
 
 def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
-    wanted = profiles.variables(profiles.load(arguments.profile))
-    stages = wanted["sgl_stages"]
-    if arguments.tune_moe:
-        stages["moe"] = "ensure"
-    for stage in STAGES:
-        if stage.skipped_by in arguments.skipped:
-            stages[stage.option] = "skip"
+    names = list(dict.fromkeys(arguments.profile))
+    stages = _stages_of(names, arguments, caller)
+    variables: dict[str, Any] = {"sgl_profiles": names}
+    if _changes_stages(arguments):
+        variables["sgl_stages"] = stages
     if arguments.skip_moe_fusion_cache:
-        wanted["sgl_moe_fusion"] = "skip"
+        variables["sgl_moe_fusion"] = "skip"
     if arguments.tp is not None:
-        wanted["sgl_tp"] = arguments.tp
-    variables = {**wanted, **caller.variables, "sgl_keep_running": True}
+        variables["sgl_tp"] = arguments.tp
+    variables = {**variables, **caller.variables, "sgl_keep_running": True}
     if not arguments.dry_run:
         look_after_docker(caller)
     outcome = play(
@@ -111,6 +109,32 @@ def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
     return (
         say_dry_run(outcome, stages) if arguments.dry_run else say_result(outcome, arguments.json)
     )
+
+
+def _changes_stages(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.tune_moe or arguments.skipped)
+
+
+def _stages_of(names: list[str], arguments: argparse.Namespace, caller: Caller) -> dict[str, str]:
+    """The modes of the stages of these profiles, with what the flags change. Raises WrongUsage: a
+    profile is wrong, or the flags would make one of profiles that differ.
+    """
+    found = []
+    for name in names:
+        stages = profiles.variables(profiles.load(name, caller.inventory_dir))["sgl_stages"]
+        if arguments.tune_moe:
+            stages["moe"] = "ensure"
+        for stage in STAGES:
+            if stage.skipped_by in arguments.skipped:
+                stages[stage.option] = "skip"
+        found.append(stages)
+    if _changes_stages(arguments) and any(stages != found[0] for stages in found):
+        raise WrongUsage(
+            "--tune-moe and --skip-... hold for all profiles of a run, and the stages of these"
+            " differ: prepare them one by one with it"
+        )
+    last: dict[str, str] = found[-1]
+    return last
 
 
 def say_result(outcome: Outcome, as_json: bool) -> int:
@@ -131,6 +155,8 @@ def say_result(outcome: Outcome, as_json: bool) -> int:
         say_lines(f"warning: {words.of_caller(warning)}", sys.stderr)
     if failure:
         say_lines(f"ERROR: {failure}", sys.stderr)
+    for row in host.get("profiles") or []:
+        say(_profile_line(row))
     say(f"RESULT_JSON {host['links']['prep_result_container']}")
     say(
         status_line(
@@ -138,6 +164,13 @@ def say_result(outcome: Outcome, as_json: bool) -> int:
         )
     )
     return int(host["exit_code"])
+
+
+def _profile_line(row: dict[str, Any]) -> str:
+    """What came of one profile."""
+    stages = " ".join(f"{name}:{status}" for name, status in row["stages"].items())
+    ready = json.dumps(row["metrics_ready"])
+    return f"RESULT_PROFILE {row['profile']} {row['status']} {stages} metrics_ready:{ready}"
 
 
 def say_dry_run(outcome: Outcome, modes: dict[str, str]) -> int:
@@ -166,7 +199,8 @@ def status_line(status: str, stages: dict[str, str]) -> str:
 
 def server(arguments: argparse.Namespace, caller: Caller) -> int:
     """Start, stop, or ask after the prepared server."""
-    return _in_container(caller, "server", arguments.action, *arguments.further)
+    named = [arguments.profile] if arguments.profile else []
+    return _in_container(caller, "server", arguments.action, *named, *arguments.further)
 
 
 def prep(arguments: argparse.Namespace, caller: Caller) -> int:

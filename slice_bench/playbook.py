@@ -122,6 +122,12 @@ def _environment_of_checkout(outcome: Path) -> dict[str, str]:
         "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
     }
+    if own := environment.get("SLICE_BENCH_PROFILES"):
+        environment["SLICE_BENCH_PROFILES"] = os.pathsep.join(
+            os.path.abspath(os.path.expanduser(folder))
+            for folder in own.split(os.pathsep)
+            if folder
+        )
     for place in ("SGL_REPORT_DIR", "ANSIBLE_INVENTORY"):
         # An inventory may be a list of hosts, too.
         if environment.get(place) and (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from sgl_admin.contract.profiles import VARIABLES as PROFILE
 from slice_bench.caller import ENVIRONMENT
-from slice_bench.profiles import VARIABLES as PROFILE
 
 # What sets a variable in the front: its flag, the caller's environment, a profile's key.
 _FLAGS = {
@@ -15,7 +15,7 @@ _FLAGS = {
     "sgl_smoke_scenario": "the scenario",
 }
 NAMES = {
-    **{variable: f"{key} of the profile" for key, variable in PROFILE.items()},
+    **{option.name: f"{key} of the profile" for key, option in PROFILE.items()},
     **{variable: name for name, variable in ENVIRONMENT.items()},
     **_FLAGS,
 }

@@ -58,6 +58,8 @@ class ActionModule(AdminAction):
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         client = PrepClient(self.call, given["container"])
         try:
+            if given["profile"]:
+                result["profile"] = given["profile"]
             if self._task.check_mode:
                 return {**result, **self._plan(client, given)}
             return {**result, **self._prep(client, given, task_vars or {})}

@@ -10,6 +10,7 @@ from typing import Any
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 ARGUMENT_SPEC: dict[str, Any] = {"hosts": {"type": "list", "elements": "str", "default": []}}
@@ -44,7 +45,12 @@ class ActionModule(ToldAction):
                 continue
             except AnsibleError as error:
                 unreadable.append(f"{name} cannot be read: {one_line(error, _LONGEST_REASON)}")
-        return unreadable or [*values.problems(given), *self._missing_files(given)]
+        if unreadable:
+            return unreadable
+        found = [*values.problems(given), *self._missing_files(given)]
+        return found or profile_files.problems(
+            given.get("sgl_profiles"), known.get("inventory_dir")
+        )
 
     def _of_host(self, host: str, known: Mapping[str, Any]) -> list[str]:
         """Of another host, what its inventory sets."""

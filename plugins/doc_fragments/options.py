@@ -219,6 +219,9 @@ options:
     default: skip
     description: What to do about the measurement of whether the host is as fast
       as it should be.
+  profile:
+    type: str
+    description: The profile that it is of; it names the server in the records.
   server_api_key:
     type: str
     default: ''

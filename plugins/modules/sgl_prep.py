@@ -72,6 +72,10 @@ prep_id:
   returned: when a prep was run
   type: str
   sample: prep-20261123T091600Z-77aa01bc
+profile:
+  description: The profile that the prep is of.
+  returned: with O(profile)
+  type: str
 status:
   description: V(ok), V(partial) or V(error).
   returned: when a prep has ended

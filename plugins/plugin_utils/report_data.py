@@ -71,6 +71,8 @@ class _Host:
     # The stages of each prep of this run by its id: a prep that is attached to once more is no
     # second one.
     preps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # The latest answer of a prep of each profile.
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     gave: list[dict[str, Any]] = field(default_factory=list)
     took: list[dict[str, Any]] = field(default_factory=list)
     last_task: str | None = None
@@ -259,7 +261,15 @@ class Report:
             problem = f"{entry.problem}; {problem}"
         status = "failed" if entry.status == "ok" else entry.status
         bare = replace(
-            entry, known={}, preps={}, gave=[], took=[], group=None, status=status, problem=problem
+            entry,
+            known={},
+            preps={},
+            profiles={},
+            gave=[],
+            took=[],
+            group=None,
+            status=status,
+            problem=problem,
         )
         return self._host(name, bare)
 
@@ -298,11 +308,8 @@ class Report:
         # In check mode as it would be: what was found counts only where it stands for this request.
         counts = counts and not (self._check_mode and prep.get("probe", "stands") != "stands")
         found = run.get("metrics_ready") if counts else None
-        warnings = [
-            *entry.warnings,
-            *(words for words in result.get("warnings") or [] if words not in entry.warnings),
-        ]
         work_s = _work_s(entry.preps)
+        rows = [_profile(name, answer) for name, answer in entry.profiles.items()]
         return {
             "host": name,
             "status": entry.status,
@@ -312,10 +319,11 @@ class Report:
             "unfinished": unfinished,
             "group": entry.group,
             "work_s": work_s,
+            "profiles": rows,
             "shared": _shared(entry, work_s),
             "run_id": run.get("run_id") if run.get("live") else None,
             "prep_id": prep.get("prep_id"),
-            "metrics_ready": prep.get("metrics_ready", found),
+            "metrics_ready": _all_ready(rows) if rows else prep.get("metrics_ready", found),
             "exit_code": prep.get("exit_code"),
             "prep_status": prep.get("status"),
             "notes": entry.notes,
@@ -340,7 +348,7 @@ class Report:
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
             "caches": _caches(result),
-            "warnings": warnings,
+            "warnings": _warnings(entry, result),
             "links": _links(run),
         }
 
@@ -377,8 +385,39 @@ def _note_prep(entry: _Host, prep: dict[str, Any]) -> None:
         stage.get("key") for stage in (found.get("stages") or {}).values()
     ):
         entry.group = cache_group(prep)
+    if profile := prep.get("profile"):
+        entry.profiles[str(profile)] = prep
     if prep.get("result") and prep.get("prep_id"):
         entry.preps[prep["prep_id"]] = prep["result"]["stages"]
+
+
+def _profile(name: str, prep: dict[str, Any]) -> dict[str, Any]:
+    """The row of a profile on a host, by the latest answer of its prep."""
+    result = prep.get("result") or {}
+    proof = result.get("telemetry_probe") or {}
+    stands = True if prep.get("probe") == "stands" else None
+    return {
+        "profile": name,
+        "status": prep.get("status"),
+        "prep_id": prep.get("prep_id"),
+        "model": _model(result.get("run") or {}),
+        "stages": dict(prep.get("stages") or {}),
+        "metrics_ready": prep.get("metrics_ready", stands),
+        "reason": proof.get("reason"),
+    }
+
+
+def _warnings(entry: _Host, result: dict[str, Any]) -> list[str]:
+    more = (words for words in result.get("warnings") or [] if words not in entry.warnings)
+    return [*entry.warnings, *more]
+
+
+def _all_ready(rows: list[dict[str, Any]]) -> bool | None:
+    """Whether the metrics of each profile's server are proven; None where nothing says so."""
+    told = [row["metrics_ready"] for row in rows]
+    if all(ready is True for ready in told):
+        return True
+    return False if False in told else None
 
 
 def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:

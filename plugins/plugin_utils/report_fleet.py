@@ -98,6 +98,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         f"METRICS_READY: {ready} of {of} {'host' if of == 1 else 'hosts'}"
         + (", as they were found (check mode changes nothing)" if report["check_mode"] else "")
     ]
+    lines += _of_profiles(report["hosts"])
     for failure in found["failures"]:
         lines.append(
             f"{failure['host']}: {'unreachable' if failure['unreachable'] else 'failed'}:"
@@ -115,6 +116,16 @@ def summary(report: dict[str, Any]) -> list[str]:
         "".join(character if character.isprintable() else "?" for character in line)
         for line in lines
     ]
+
+
+def _of_profiles(hosts: list[dict[str, Any]]) -> list[str]:
+    """Of each profile, on how many of the hosts that came to it its server's metrics are proven."""
+    rows = [row for host in hosts for row in host.get("profiles") or []]
+    lines = []
+    for name in dict.fromkeys(row["profile"] for row in rows):
+        told = [row["metrics_ready"] for row in rows if row["profile"] == name]
+        lines.append(f"profile {name}: {told.count(True)} of {len(told)}")
+    return lines
 
 
 def first_line(text: str | None) -> str:

@@ -67,6 +67,7 @@ _ADDED_LATER: dict[str, Any] = {
     "work_s": {},
     "shared": {"made": [], "gave": [], "took": []},
     "chosen": [],
+    "profiles": [],
     "perf": None,
 }
 
@@ -146,6 +147,7 @@ def render(report: dict[str, Any]) -> str:
         problems=findings(hosts, problems_of),
         warnings=findings(hosts, lambda host: [(text, None) for text in host["warnings"]]),
         chosen=findings(hosts, chosen_for),
+        profiles=any(host["profiles"] for host in hosts),
         stages=STAGES,
         timeline=timeline(report),
         caches=[name for name in CACHES if any(name in (host["caches"] or {}) for host in hosts)],

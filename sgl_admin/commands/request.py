@@ -123,6 +123,7 @@ def _request(
         server_env=tuple(fields["server_env"]),
         cuda_graph_batch_sizes=fields["cuda_graph_batch_sizes"],
         server_api_key=fields["server_api_key"],
+        profile=fields["profile"],
         server_timeout_s=fields["server_timeout"],
         probe_timeout_s=fields["probe_timeout"],
         warmup_port=fields["port"] or int(live.manifest["services"]["sglang"]["port"]),

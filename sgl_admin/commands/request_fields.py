@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_admin.contract import options, values
+from sgl_admin.contract import options, profiles, values
 from sgl_admin.contract.options import Option
 from sgl_admin.contract.stages import MODES, PROBES
 from sgl_admin.sglang import ENGINE
@@ -114,6 +114,13 @@ def _folder(value: Any) -> str:
     if not folder.strip():
         raise ValueError("no folder is named")
     return folder.rstrip("/") or "/"
+
+
+def _profile(value: Any) -> str:
+    name = _text(value)
+    if name and not profiles.is_name(name):
+        raise ValueError(f"{_shown(name)} is not the name of a profile")
+    return name
 
 
 def _positive(value: Any) -> int:
@@ -292,6 +299,14 @@ FIELDS = {
             default=(),
             metavar="KEY=VALUE",
             repeated=True,
+        ),
+        Field(
+            "profile",
+            "--profile",
+            _profile,
+            "the profile that it is of, by which `sgl-admin server start` names its server",
+            default="",
+            metavar="NAME",
         ),
         # No flag: everybody sees a command line.
         Field("server_api_key", None, _api_key, "the key that the server asks for", default=""),

@@ -18,10 +18,15 @@ from sgl_admin.contract.exit_codes import (
     EXIT_OK,
     EXIT_SERVER_FAILED,
     EXIT_SIGINT,
+    EXIT_USAGE,
 )
 from sgl_admin.contract.texts import say, say_json
+from sgl_admin.prep import again
+from sgl_admin.prep.plan import Plan
 from sgl_admin.records import run
+from sgl_admin.records.run import Run
 from sgl_admin.serving import benchmark_server
+from sgl_admin.serving.server import Server
 
 _HEARTBEAT_S = 5.0
 
@@ -37,10 +42,17 @@ def register(commands: Any) -> None:
         help="start it, detached, where it does not run, and wait until it is healthy",
         epilog=(
             "Its command and environment are those of the run's latest prep, or of the one that"
-            " --identity names: what the caches are warm for."
+            " --identity or a profile names: what the caches are warm for. In a run without a prep"
+            " it is that of the latest proven prep. Where the run has no proof of it, this server"
+            " makes the proof."
         ),
     )
     start.set_defaults(handler=_start)
+    start.add_argument(
+        "profile",
+        nargs="?",
+        help="the profile whose server is started, also in a run that has not prepared it",
+    )
     argument_types.add_seconds(
         start, "--timeout", "to become healthy", argument_types.SERVER_TIMEOUT_S
     )
@@ -91,7 +103,10 @@ def _admin_key(arguments: argparse.Namespace) -> int:
 
 def _start(arguments: argparse.Namespace) -> int:
     live = run.live()
-    wanted = benchmark_server.prepared(live, arguments.identity)
+    if arguments.profile and arguments.identity:
+        raise Refused(EXIT_USAGE, "a profile and --identity name one server each: give one of them")
+    planned = _planned(live, arguments)
+    wanted = _of_plan(planned) if planned else benchmark_server.prepared(live, arguments.identity)
     if arguments.dry_run:
         shown = wanted.command.shown
         words = [*(f"{key}={value}" for key, value in shown["env"].items()), *shown["argv"]]
@@ -117,7 +132,38 @@ def _start(arguments: argparse.Namespace) -> int:
         if not healthy:
             _refuse_unhealthy(live.run_id, found, arguments.timeout)
         record = found or record
+        if planned:
+            again.prove(planned, _handle(live.run_id, record, wanted))
     return _print(live.run_id, record, healthy, arguments.json, started=started)
+
+
+def _planned(live: Run, arguments: argparse.Namespace) -> Plan | None:
+    """The plan for the server, where the run's own records do not say which one it is. Raises
+    Refused.
+    """
+    if arguments.profile:
+        return again.plan(live, arguments.profile)
+    if arguments.identity or paths.prep_result(live.run_id).exists():
+        return None
+    return again.plan(live)
+
+
+def _of_plan(planned: Plan) -> benchmark_server.Prepared:
+    command = planned.command
+    return benchmark_server.Prepared(command.argv, command.env, planned.request.model, command)
+
+
+def _handle(run_id: str, record: dict[str, Any], wanted: benchmark_server.Prepared) -> Server:
+    """The server that runs, with what its record does not show of its command."""
+    return Server(
+        wanted.argv,
+        wanted.env,
+        wanted.port,
+        paths.log(run_id),
+        record["log_start"],
+        group=record["pgid"],
+        command=wanted.command,
+    )
 
 
 class _Heartbeat:

@@ -23,7 +23,8 @@ from sgl_admin.prep.result import NewFiles, Outcome, Record
 from sgl_admin.records import caches, compiled, rebuilding
 from sgl_admin.records.job import Job
 from sgl_admin.serving import probe, services, strangers
-from sgl_admin.serving.warmup import Warmup
+from sgl_admin.serving.server import Server
+from sgl_admin.serving.warmup import OfRunning, Warmup
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import Stage
 
@@ -63,7 +64,10 @@ def set_aside(plan: Plan, warnings: list[str]) -> None:
 class Execution(Interruptible):
     """One execution of a plan whose proof is confirmed (`confirm_proof`)."""
 
-    def __init__(self, plan: Plan, job: Job) -> None:
+    def __init__(self, plan: Plan, job: Job, running: Server | None = None) -> None:
+        """`running` is the plan's server where another command has started it: it is asked, and
+        goes on.
+        """
         self.plan = plan
         self.job = job
         self._warnings = list(plan.warnings)
@@ -72,16 +76,8 @@ class Execution(Interruptible):
         # What the caches, and the container outside of them, held before anything ran.
         self._cached: caches.Listing = {}
         self._outside: compiled.Outside = {}
-        self._warmup = Warmup(
-            plan.run.run_id,
-            plan.server_argv,
-            plan.server_environment,
-            plan.request.warmup_port,
-            plan.request.server_timeout_s,
-            job.server,
-            self._progress.server_starting,
-            self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
-            plan.command,
+        self._warmup = (
+            self._own_server() if running is None else OfRunning(plan.run.run_id, running)
         )
         # What a server makes is set aside for a rebuild; a tuning replaces its own piece by piece.
         self._rebuilds = [
@@ -98,6 +94,20 @@ class Execution(Interruptible):
             progress=self._progress.steps,
             on_group=job.server,
             on_batch_size=self._progress.batch_size,
+        )
+
+    def _own_server(self) -> Warmup:
+        plan = self.plan
+        return Warmup(
+            plan.run.run_id,
+            plan.server_argv,
+            plan.server_environment,
+            plan.request.warmup_port,
+            plan.request.server_timeout_s,
+            self.job.server,
+            self._progress.server_starting,
+            self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
+            plan.command,
         )
 
     def run(self) -> tuple[Record, int]:

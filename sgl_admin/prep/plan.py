@@ -368,7 +368,11 @@ def _has_settings_of(before: dict[str, Any], plan: Plan) -> bool:
 def _compare_with_previous(plan: Plan, findings: _Findings) -> None:
     """Warn where this prep changes which server `sgl-admin server start` starts."""
     previous = findings.read(paths.prep_result(plan.run.run_id), RESULT_SHAPE)
-    before = previous["run"].get("server") if previous else None
+    about = previous["run"] if previous else {}
+    if plan.request.profile and about.get("profile") != plan.request.profile:
+        # Each is started by its name.
+        return
+    before = about.get("server")
     if not isinstance(before, dict) or _has_settings_of(before, plan):
         return
     identity = str(before.get("identity", ""))

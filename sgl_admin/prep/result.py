@@ -10,8 +10,9 @@ from typing import Any
 from sgl_admin.base import clock, files, paths, versions
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED
+from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.prep.plan import Decision, Plan
-from sgl_admin.records import prepared
+from sgl_admin.records import prepared, remembered
 from sgl_admin.sglang import ENGINE
 
 Record = dict[str, Any]
@@ -153,10 +154,12 @@ def write_stage(run_id: str, record: Record, warnings: list[str]) -> None:
 
 
 def aggregate(plan: Plan, outcome: Outcome) -> Record:
+    section = _run_section(plan, outcome)
     return {
         "schema_version": "1",
         "status": outcome.status,
-        "run": _run_section(plan, outcome),
+        "run": section,
+        "profiles": _profiles(plan, outcome, section),
         "stages": {name: _without_perf_probe(stage) for name, stage in outcome.stages.items()},
         "telemetry_probe": outcome.proof,
         "perf_probe": _perf_probe(outcome.stages),
@@ -199,9 +202,38 @@ def write(plan: Plan, document: Record) -> None:
         section["prep_id"],
         document["telemetry_probe"],
         plan.command,
+        section["profile"],
     )
     files.write_json(paths.prep_result(run.run_id), document)
     run.add_prep_result_paths()
+    if document["status"] == "ok" and document["telemetry_probe"]["ok"] is True:
+        remembered.write(plan.request, int(run.manifest["services"]["sglang"]["port"]))
+
+
+def _profiles(plan: Plan, outcome: Outcome, section: Record) -> Record:
+    """What the latest prep of each profile of this run came to."""
+    try:
+        before = files.read_record(paths.prep_result(plan.run.run_id), RESULT_SHAPE) or {}
+    except ValueError:
+        # It is replaced by this one.
+        before = {}
+    found = before.get("profiles")
+    known: Record = dict(found) if isinstance(found, dict) else {}
+    if not plan.request.profile:
+        return known
+    return {
+        **known,
+        plan.request.profile: {
+            "prep_id": outcome.prep_id,
+            "status": outcome.status,
+            "model": plan.request.model,
+            "identity": plan.server,
+            "stages": {name: stage["status"] for name, stage in outcome.stages.items()},
+            "metrics_ready": outcome.proof["ok"] is True,
+            "reason": outcome.proof["reason"],
+            "finished_at": section["finished_at"],
+        },
+    }
 
 
 def _run_section(plan: Plan, outcome: Outcome) -> Record:
@@ -209,6 +241,7 @@ def _run_section(plan: Plan, outcome: Outcome) -> Record:
     return {
         "run_id": plan.run.run_id,
         "prep_id": outcome.prep_id,
+        "profile": plan.request.profile or None,
         "model": plan.request.model,
         "model_slug": model.slug,
         "model_identity": model.identity,

@@ -50,7 +50,7 @@ def sweep(run_id: str) -> None:
     for record in (paths.job(run_id), paths.prep_result(run_id)):
         files.sweep_temporaries(record.parent, record.name)
     stages = paths.run_dir(run_id) / "stages"
-    for folder in (stages, prepared.folder(run_id), paths.IN_PROGRESS, *records):
+    for folder in (stages, prepared.folder(run_id), paths.PREPARED, paths.IN_PROGRESS, *records):
         files.sweep_temporaries(folder)
 
 

@@ -44,6 +44,7 @@ def write(
     prep_id: str,
     proof: dict[str, Any],
     command: Command | None = None,
+    profile: str | None = None,
 ) -> None:
     """Values of the command that are not shown go to a file of their own, which only its owner may
     read. Raises OSError.
@@ -56,6 +57,7 @@ def write(
         "run_id": run_id,
         "identity": server["identity"],
         "prep_id": prep_id,
+        "profile": profile,
         "model": model,
         "argv": server["argv"],
         "env": server["env"],

@@ -35,6 +35,8 @@ class Request:
     moe_fusion: str = "ensure"
     # What the server asks its callers for.
     server_api_key: str = ""
+    # The profile that it is of, where it is of one.
+    profile: str = ""
     # Options that are only passed through, where they differ from their defaults.
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -52,7 +54,7 @@ class Request:
 
     def _fields(self) -> dict[str, Any]:
         fields = asdict(self)
-        for name in ("options", "server_api_key"):
+        for name in ("options", "server_api_key", "profile"):
             if not fields[name]:
                 del fields[name]
         return fields
@@ -73,6 +75,7 @@ class Request:
         """The request as the command line that asks for it."""
         flags = [f"{stages.BY_NAME[name].flag}={mode}" for name, mode in self.stages.items()]
         return [
+            *([f"--profile={self.profile}"] if self.profile else []),
             f"--model={self.model}",
             f"--tp={self.tp}",
             *flags,

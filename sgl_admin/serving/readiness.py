@@ -6,13 +6,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.base import clock, files
+from sgl_admin.base import clock, files, paths
 from sgl_admin.base.errors import Refused
-from sgl_admin.records import prepared, served
+from sgl_admin.records import prepared, remembered, served
 from sgl_admin.records.run import Run
 from sgl_admin.serving import benchmark_server, probe, services, strangers
 
 _AGAIN = "run the prep again (playbooks/prep.yml)"
+_BY_THE_SERVER = (
+    "start the server that was prepared before, which makes the proof (sgl-admin server start)"
+)
 
 
 def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
@@ -30,6 +33,9 @@ def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
         "proven_at": None,
         "checked_at": clock.utc(),
     }
+    if identity is None and _may_be_proven_by_a_start(live):
+        answer["reason"] = f"nothing was prepared in {live.run_id} yet: {_BY_THE_SERVER}"
+        return answer
     try:
         record = _record(live, identity)
         proof = record["telemetry_probe"]
@@ -45,6 +51,11 @@ def readiness(live: Run, identity: str | None = None) -> dict[str, Any]:
     except OSError as error:
         reason = f"{files.reason(error)}; {_AGAIN}"
     return {**answer, "ready": reason is None, "reason": reason}
+
+
+def _may_be_proven_by_a_start(live: Run) -> bool:
+    """Whether the run has no prep, as after a reboot, and an earlier one ended with a proof."""
+    return not paths.prep_result(live.run_id).exists() and remembered.any_profile()
 
 
 def _record(live: Run, identity: str | None) -> dict[str, Any]:

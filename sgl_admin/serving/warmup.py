@@ -217,3 +217,29 @@ class Warmup:
                 os.close(self._place)
                 self._place = None
             self._on_server(None)
+
+
+class OfRunning(Warmup):
+    """A server that another command started, and that goes on: it is asked, never started or
+    ended.
+    """
+
+    def __init__(self, run_id: str, server: Server) -> None:
+        super().__init__(
+            run_id,
+            server.argv,
+            server.environment,
+            server.port,
+            0.0,
+            lambda group: None,
+            lambda: None,
+        )
+        self._server = server
+        self._started = True
+        self.ledger = TokenLedger(server)
+
+    def keep_place(self) -> None:
+        """It has the server's place."""
+
+    def close(self) -> None:
+        """Nothing of it is this process's."""

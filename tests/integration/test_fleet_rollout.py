@@ -113,3 +113,54 @@ def test_more_refusals_than_allowed_stop_all_before_anything_changes(fleet: Flee
         "ready": 3,
         "of": 4,
     }, done.output
+
+
+def test_each_profile_is_prepared_on_each_host_with_a_proof_of_its_own(
+    fleet: FleetCheckout, tmp_path: Path
+) -> None:
+    """One after another, with what the first one made: no stage is done twice."""
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    for name in ("one", "two"):
+        (profiles / f"{name}.yml").write_text(f"model: {{name: of/{name}}}\n")
+    fleet.hosts({"a": {}, "b": {}}, sgl_profiles=["one", "two"], double_sizes=SIZES)
+    before = fleet.run("--check")
+    assert before.code == 0 and before.report is not None, before.output
+    assert all(
+        [row["metrics_ready"] for row in host["profiles"]] == [None, None]
+        for host in before.report["hosts"]
+    )
+    done = fleet.run()
+    assert done.code == 0 and done.report is not None, done.output
+    assert [tuned(fleet, name) for name in ("a", "b")] == [SIZES, []]
+    for host in done.report["hosts"]:
+        rows = [(row["profile"], row["metrics_ready"]) for row in host["profiles"]]
+        assert rows == [("one", True), ("two", True)]
+    assert "profile one: 2 of 2" in done.output and "profile two: 2 of 2" in done.output
+    models = set((fleet.states / "b" / "asked").read_text().split("\n")) - {""}
+    assert models == {"one /models/of/one", "two /models/of/two"}
+    again = fleet.run()
+    assert again.code == 0 and "changed=0" in again.output, again.output
+    assert fleet.run("-e", "sgl_model=of/three").code == 0
+    assert "two /models/of/three" in (fleet.states / "a" / "asked").read_text()
+
+
+def test_a_wrong_profile_is_refused_by_name_before_anything_changes(
+    fleet: FleetCheckout, tmp_path: Path
+) -> None:
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    (profiles / "fine.yml").write_text("model: {name: m}\n")
+    for content, why in (
+        ("model: {name: m}\nsever: {}", "sever is not a key of a profile"),
+        ("model: {name: m}\ntp: one", "tp must be a whole number"),
+        (None, "there is no profile 'wrong'"),
+    ):
+        path = profiles / "wrong.yml"
+        path.unlink(missing_ok=True)
+        if content:
+            path.write_text(content)
+        fleet.hosts({"a": {}}, sgl_profiles=["fine", "wrong"])
+        done = fleet.run()
+        assert done.code == 2 and why in " ".join(done.output.split()), done.output
+        assert not (fleet.states / "a" / "asked").exists(), "nothing was begun"

@@ -496,10 +496,7 @@ def test_the_call_of_the_hand_off(
     assert run(monkeypatch, plays, "provider-prep", *HANDED_OFF) == 0
     ((name, variables, flags),) = plays.asked
     assert (name, flags) == ("prep", ())
-    assert (
-        variables["sgl_model"] == "Qwen/Qwen3-Next-80B-A3B-Thinking-FP8"
-        and variables["sgl_tp"] == 1
-    )
+    assert variables["sgl_profiles"] == [BASELINE] and variables["sgl_tp"] == 1
     modes = {"deep_gemm": "skip", "moe": "ensure", "flashinfer": "skip", "inductor": "skip"}
     assert variables["sgl_stages"].items() >= modes.items()
     # A later stage has its default where none of the flags leaves it out.
@@ -619,19 +616,25 @@ def test_a_profile_of_ones_own_goes_before_a_shipped_one(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("[]", "no mapping"),
+        ("[]", "it is not a mapping"),
         ("a: [", "not YAML"),
-        ("tp: 1", "names no model"),
-        ("model: {name: 5}", "model.name is not of type str"),
-        ("model: {name: m}\ntp: true", "tp is not of type int"),
-        ("model: {name: m}\nsever: {}", "sever is no key"),
-        ("model: {name: m, source: ftp}", "model.source"),
-        ("model: {name: m}\nstages: {gemm: skip}", "stages takes"),
-        ("model: {name: m}\nstages: {moe: never}", "a stage is not one of"),
-        ("model: {name: m}\nserver: {cuda_graph_batch_sizes: [0]}", "whole numbers above 0"),
-        ("model: {name: m}\nserver: {args: --x}", "server.args is no list"),
-        ("model: {name: m}\nserver: {env: [A]}", "server.env is no mapping"),
-        ("model: {name: m}\nserver: {speculative: {steps: 1}}", "server.speculative takes"),
+        ("tp: 1", "it names no model"),
+        ("model: {name: 5}", "model.name must be a text"),
+        ("model: {name: ''}", "it names no model"),
+        ("model: m", "model must be a mapping"),
+        ("model: {name: ../m}", "model.name is '../m': set it to a folder"),
+        ("model: {name: m}\ntp: true", "tp must be a whole number"),
+        ("model: {name: m}\ntp: 0", "tp is 0: set it to a whole number from 1"),
+        ("model: {name: m}\nsever: {}", "sever is not a key of a profile"),
+        ("model: {name: m}\nserver: {arg: []}", "did you mean server.args"),
+        ("model: {name: m, source: ftp}", "model.source is 'ftp': set it to one of present"),
+        ("model: {name: m}\nstages: {gemm: skip}", "stages.gemm is unknown"),
+        ("model: {name: m}\nstages: {moe: never}", "stages.moe is 'never'"),
+        ("model: {name: m}\nserver: {cuda_graph_batch_sizes: [0]}", "whole number from 1"),
+        ("model: {name: m}\nserver: {args: --x}", "server.args must be a list"),
+        ("model: {name: m}\nserver: {args: [--api-key=x]}", "server.args has --api-key"),
+        ("model: {name: m}\nserver: {env: [A]}", "server.env must be a mapping"),
+        ("model: {name: m}\nserver: {speculative: {steps: 1}}", "server.speculative has steps"),
     ],
 )
 def test_a_profile_that_is_wrong_names_the_place(

@@ -125,6 +125,35 @@ def test_a_prepared_host() -> None:
     assert told.report.is_ours
 
 
+def test_each_profile_of_a_host_has_a_row_of_its_own() -> None:
+    told = Told()
+    told.task("a", "sgl_host_info", "preflight", **INFO)
+    unproven = copy.deepcopy(PREP)
+    unproven["metrics_ready"] = False
+    unproven["result"]["telemetry_probe"].update(ok=False, reason="0 of 9 tokens arrived")
+    told.task("a", "sgl_prep", "provider_prep", profile="lab/one", **plan())
+    told.task("a", "sgl_prep", "provider_prep", "changed", profile="lab/one", **PREP)
+    told.task("a", "sgl_prep", "provider_prep", "changed", profile="two", **unproven)
+    document = told.document()
+    host = document["hosts"][0]
+    rows = [(row["profile"], row["metrics_ready"], row["reason"]) for row in host["profiles"]]
+    assert rows == [("lab/one", True, None), ("two", False, "0 of 9 tokens arrived")]
+    assert host["metrics_ready"] is False, "a host is ready where each of its profiles is"
+    assert "profile lab/one: 1 of 1" in report_fleet.summary(document)
+    assert "profile two: 0 of 1" in report_fleet.summary(document)
+    page = report_page.render(document)
+    assert "lab/one" in page and "0 of 9 tokens arrived" in page
+
+
+def test_check_mode_foretells_each_profile() -> None:
+    told = Told(check_mode=True)
+    stages = {name: "noop" for name in STAGES}
+    for profile, probe in (("one", "stands"), ("two", "would_run")):
+        told.task("a", "sgl_prep", "provider_prep", profile=profile, probe=probe, stages=stages)
+    rows = told.host()["profiles"]
+    assert [row["metrics_ready"] for row in rows] == [True, None]
+
+
 def test_what_was_chosen_for_the_operator_is_kept() -> None:
     chosen = [{"arguments": ["--attention-backend", "flashinfer"], "reason": "no FA3 here"}]
     server = {**RESULT["run"]["server"], "chosen": chosen}

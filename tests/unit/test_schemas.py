@@ -38,6 +38,9 @@ OPTIONAL = {
         "telemetry_probe.window",
         "stages.moe_tune.artifacts.gain",
         # And those of releases before 1.2 this.
+        "run.profile",
+        "profiles",
+        "profiles.*",
         "new_files",
         "server_starts",
         "start_advice",
@@ -49,7 +52,7 @@ OPTIONAL = {
     "job": (),
     "smoke_summary": (),
     "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
-    "prepared": ("env.*", "telemetry_probe.server", "telemetry_probe.window"),
+    "prepared": ("profile", "env.*", "telemetry_probe.server", "telemetry_probe.window"),
     "readiness": (),
 }
 IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")
@@ -153,6 +156,9 @@ def test_every_value_has_a_type(name):
 def test_field_may_be_added_to_every_object(name):
     document = validators.example(name)
     for path, found in list(objects(document)):
+        if path[-1:] == ("profiles",) and name == "prep_result":
+            # It holds profiles by any name.
+            continue
         # These hold strings by any name, so a string is what can be added.
         strings_only = path[-1:] in (("env",), ("versions",))
         found["added_later"] = "text" if strings_only else [{"any": 1}]

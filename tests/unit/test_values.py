@@ -17,6 +17,7 @@ LONG = "x" * 5000
 
 # Wrong values of each kind: of a text, of one item, or of the mapping.
 WRONG_KINDS: dict[str, tuple[Any, ...]] = {
+    "profile": ("../p", "/etc/p", "a//b", "a b", "-p", "p/", "p" * 201),
     "line": ("a\nb", "a\0b", "   ", "\x1b[31m", ["a"], None),
     "word": ("fp8 w8a8", "", "bf16\n", "--x", {}),
     "token": ("two words", "a\nb", "käse", ["t"], 3.5j),

@@ -27,7 +27,8 @@ class Option:
 
     `jinja` is the expression that computes the default where it is no constant, `shown` its
     description for the manual. `module` lists the modules that have it as an option, by the name
-    there; `variable` the container's environment variable that carries it. `kind` is a key of
+    there; `variable` the container's environment variable that carries it; `profile` its key in a
+    profile, dotted where it is in a part of its own. `kind` is a key of
     values.KINDS: what a text, each item of a list or a mapping must be; `minimum` and `maximum`
     bound a number, or each number of a list.
     """
@@ -45,6 +46,7 @@ class Option:
     shown: str = ""
     module: dict[str, str] = field(default_factory=dict)
     variable: str = ""
+    profile: str = ""
     kind: str = ""
     minimum: float | None = None
     maximum: float | None = None
@@ -89,12 +91,24 @@ STAGE_MODES = tuple(_mode(stage) for stage in stages.STAGES)
 
 MODEL = (
     Option(
+        "sgl_profiles",
+        "list",
+        "Profiles to prepare on the host, one after another: each is the one place for a model, its"
+        " tensor parallel size, its stages and its server. What a profile names goes before the"
+        " variables of the inventory, and C(-e) before both. C(sgl-admin server start NAME) starts"
+        " the server of one.",
+        [],
+        elements="str",
+        kind="profile",
+    ),
+    Option(
         "sgl_model",
         "str",
         "The model's folder under the models folder. A prep needs it; starting and stopping does"
         " not.",
         module={INFO: "model"},
         kind="model",
+        profile="model.name",
     ),
     Option(
         "sgl_model_source",
@@ -105,6 +119,7 @@ MODEL = (
         "present",
         ("present", "tiny", "local", "controller", "hub"),
         module={INFO: "model_source"},
+        profile="model.source",
     ),
     Option(
         "sgl_model_from",
@@ -112,6 +127,7 @@ MODEL = (
         "The folder, or for V(hub) the repository such as C(Qwen/Qwen3-8B).",
         module={INFO: "model_from"},
         kind="line",
+        profile="model.from",
     ),
     Option(
         "sgl_model_revision",
@@ -121,6 +137,7 @@ MODEL = (
         "main",
         module={INFO: "model_revision"},
         kind="revision",
+        profile="model.revision",
     ),
     Option(
         "sgl_hub_endpoint",
@@ -147,6 +164,7 @@ MODEL = (
         module={INFO: "tp", PREP: "tp"},
         minimum=1,
         maximum=1024,
+        profile="tp",
     ),
 )
 
@@ -612,6 +630,7 @@ REQUEST = (
         module={PREP: "moe_batch_sizes"},
         minimum=1,
         maximum=LAST_BATCH_SIZE,
+        profile="moe.batch_sizes",
     ),
     Option(
         "sgl_moe_dtype",
@@ -620,6 +639,7 @@ REQUEST = (
         "auto",
         module={PREP: "moe_dtype"},
         kind="word",
+        profile="moe.dtype",
     ),
     Option(
         "sgl_moe_fusion",
@@ -648,6 +668,7 @@ REQUEST = (
         module={INFO: "server_args", PREP: "server_args"},
         no_log=True,
         kind="server_argument",
+        profile="server.args",
     ),
     Option(
         "sgl_server_env",
@@ -659,6 +680,7 @@ REQUEST = (
         module={PREP: "server_env"},
         no_log=True,
         kind="server_environment",
+        profile="server.env",
     ),
     Option(
         "sgl_server_api_key_file",
@@ -697,6 +719,7 @@ REQUEST = (
         module={PREP: "cuda_graph_batch_sizes"},
         minimum=1,
         maximum=LAST_BATCH_SIZE,
+        profile="server.cuda_graph_batch_sizes",
     ),
     Option(
         "sgl_server_timeout",
@@ -706,6 +729,7 @@ REQUEST = (
         module={PREP: "server_timeout"},
         minimum=1,
         maximum=A_DAY_S,
+        profile="server.timeout_s",
     ),
     Option(
         "sgl_perf_conditions",
@@ -765,6 +789,7 @@ PREPARATION = (
         {},
         parts=STAGE_MODES,
         shown="every stage `ensure`, but `perf` `skip`",
+        profile="stages",
     ),
     *REQUEST,
     Option(
@@ -934,6 +959,7 @@ def module_spec(module: str) -> dict[str, Any]:
 _PREP_ONLY = (
     Option("model", "str", "The model's folder in the container.", required=True),
     *STAGE_MODES,
+    Option("profile", "str", "The profile that it is of; it names the server in the records."),
     Option("server_api_key", "str", "The key that the server asks for.", "", no_log=True),
     Option("probe_timeout", "float", "Seconds for Prometheus to account for the tokens sent.", 30),
 )

@@ -35,6 +35,8 @@ MOUNTS = (
 POINTER = "container_run_meta.env"
 RUNS, LOGS, PROMETHEUS, JAEGER = "container_runs", "logs", "prometheus", "jaeger"
 TELEMETRY_FOLDERS = (RUNS, LOGS, PROMETHEUS, JAEGER)
+# In telemetry: what was last asked for each profile that was proven.
+PREPARED = ".prepared"
 # With it, values that are not shown are digested in the records.
 DIGEST_KEY = ".digest-key"
 LOCKS, IN_PROGRESS, INCOMING, REBUILDING = ".locks", ".in_progress", ".incoming", ".rebuilding"

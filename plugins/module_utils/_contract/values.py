@@ -49,7 +49,7 @@ def problems(given: Mapping[str, Any]) -> list[str]:
     found = [*unknown(given)]
     for name, value in given.items():
         if name in options.BY_NAME:
-            found += _problems_of(name, options.BY_NAME[name], value)
+            found += problems_of(name, options.BY_NAME[name], value)
     return found or _contradictions(given)
 
 
@@ -87,7 +87,10 @@ def _unknown_variable(name: str, meant: str) -> str:
     )
 
 
-def _problems_of(name: str, option: Option, value: Any) -> list[str]:
+def problems_of(name: str, option: Option, value: Any) -> list[str]:
+    """What is wrong with the value of an option that is called so there, each fault in one
+    sentence.
+    """
     if _is_default(option, value):
         return []
     try:
@@ -137,7 +140,7 @@ def _of_mapping(name: str, option: Option, value: Any) -> Iterator[str]:
                 f" {', '.join(parts)}"
             )
             continue
-        yield from _problems_of(f"{name}.{key}", parts[key], entry)
+        yield from problems_of(f"{name}.{key}", parts[key], entry)
     if option.kind:
         KINDS[option.kind].check(value)
 
@@ -264,6 +267,16 @@ def _pattern(pattern: str) -> Callable[[Any], None]:
             raise Wrong
 
     return check
+
+
+_profile_name = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_LONGEST_PROFILE = 200
+
+
+def _profile(value: Any) -> None:
+    if len(value) > _LONGEST_PROFILE:
+        raise Wrong
+    _profile_name(value)
 
 
 def _line(value: Any) -> None:
@@ -534,6 +547,8 @@ KINDS: dict[str, Kind] = {
     "controller_path": Kind("a path on the controller", _line),
     "controller_file": Kind("a file on the controller", _line),
     "url": Kind("an address such as https://mirror.example.com", _url),
+    # A file of that name, with .yml, below a folder of profiles.
+    "profile": Kind("the name of a profile, such as custom/sglang/mine", _profile),
     "image": Kind(
         "an image such as registry.example.com/name:tag",
         _pattern(rf"{_NAME}{_TAG}(?:@sha256:[0-9a-f]{{64}})?"),

@@ -5,7 +5,7 @@ Two stages have work to do, moe_tune and inductor. On a host whose variable `dou
 `tuner_fails`, the tuner fails when it has finished a part; `prep_refused` is why no prep begins,
 and one that `hangs` never ends. The result is the contract's example with these stages. With the
 variable `double_sizes`, a tuning is one of these batch sizes: each that is tuned is a file, and a
-line of `tuned`.
+line of `tuned`. Each profile has a proof of its own, and `asked` has a line for each prep.
 """
 
 from __future__ import annotations
@@ -34,9 +34,15 @@ class ActionModule(ActionBase):
     ) -> dict[str, Any]:
         known = task_vars or {}
         result: dict[str, Any] = {**super().run(tmp, task_vars), "changed": False}
+        profile = self._task.args.get("profile")
+        if profile:
+            result["profile"] = profile
         self._told, self._host = known.get("double", {}), known["inventory_hostname"]
         self._folder = Path(known["double_folder"]) / self._host
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._proof = self._folder / f"proof{str(profile or '').replace('/', '-')}"
+        with open(self._folder / "asked", "a", encoding="utf-8") as asked:
+            asked.write(f"{profile} {self._task.args['model']}\n")
         if "prep_refused" in self._told:
             return {**result, "failed": True, "msg": self._told["prep_refused"], "exit_code": 5}
         if "hangs" in self._told:
@@ -56,7 +62,7 @@ class ActionModule(ActionBase):
             **{stage: "would_run" if stage in cold else "noop" for stage in KEYS},
         }
         if self._task.check_mode:
-            stands = not cold and (self._folder / "proof").exists()
+            stands = not cold and self._proof.exists()
             return {
                 **result,
                 "changed": not stands,
@@ -64,9 +70,7 @@ class ActionModule(ActionBase):
                 "probe": "stands" if stands else "would_run",
                 "exit_code": 0,
             }
-        if self._task.args.get("standing") in (True, "True") and (
-            cold or not (self._folder / "proof").exists()
-        ):
+        if self._task.args.get("standing") in (True, "True") and (cold or not self._proof.exists()):
             plan: dict[str, Any] = {
                 stage: {"status": status, "key": self._key(stage)}
                 for stage, status in statuses.items()
@@ -115,7 +119,7 @@ class ActionModule(ActionBase):
             if stage != "moe_tune" or not failed:
                 (self._folder / stage).touch()
         if not failed:
-            (self._folder / "proof").touch()
+            self._proof.touch()
         answer = {
             "changed": bool(cold),
             "prep_id": prep_id,
