@@ -334,10 +334,6 @@ def _scan(top: str, spec: Spec, plan: Plan) -> None:
     """
     owner = spec.uid, spec.gid
     pointer_owner = spec.of_pointer().uid, spec.of_pointer().gid
-    begun = {
-        os.path.join(os.path.dirname(path), safe_tree.TEMP_PREFIX + os.path.basename(path))
-        for path in plan.create
-    }
     lost_and_found = os.path.join(top, "lost+found") if os.path.ismount(top) else None
     in_profiles = top == spec.profiles
 
@@ -346,7 +342,7 @@ def _scan(top: str, spec: Spec, plan: Plan) -> None:
         plan.entries_checked += 1
         entry_owner = info.st_uid, info.st_gid
         is_directory = stat.S_ISDIR(info.st_mode)
-        if is_directory and path in begun and _is_empty(holder, name):
+        if is_directory and _is_begun(holder, path, spec):
             return False
         if path == spec.pointer and pointer_owner != owner:
             if entry_owner != pointer_owner:
@@ -375,14 +371,22 @@ def _scan(top: str, spec: Spec, plan: Plan) -> None:
         ) from exc
 
 
-def _is_empty(holder: int, name: str) -> bool:
-    """Whether nothing is known to be in a folder under a temporary name: its maker was killed
-    before it gave the folder its owner or its name.
+def _is_begun(holder: int, path: str, spec: Spec) -> bool:
+    """Whether another run makes a folder of the tree here, or was killed before it gave the folder
+    its owner or its name: it has a temporary name, and nothing is known to be in it.
     """
+    where, name = os.path.split(path)
+    if not name.startswith(safe_tree.TEMP_PREFIX) or not any(
+        where == os.path.dirname(wanted) and safe_tree.is_temporary(name, os.path.basename(wanted))
+        for _option, wanted, _rights in _wanted(spec)
+    ):
+        return False
     try:
         return not safe_tree.names(holder, name)
-    except PermissionError:
-        return True  # still 0700 of another owner; rmdir refuses it anyway when it holds something
+    except (PermissionError, FileNotFoundError):
+        # Still 0700 of another owner, and rmdir refuses it where it holds something; or it has its
+        # own name by now.
+        return True
     except OSError:
         return False
 

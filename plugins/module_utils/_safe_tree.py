@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import pwd
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 
@@ -172,14 +173,18 @@ def make_folder(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
     """Make one folder that has this owner and mode from its first moment, whatever the umask.
 
     It is made under a temporary name beside and renamed when finished: a kill leaves an empty
-    ``.sgl-new-NAME``, never a folder of the wrong owner, and whoever makes the folder next takes
-    that away. Raises OSError; :func:`another_made` tells that of another run's work.
+    folder of such a name (:func:`is_temporary`), never one of the wrong owner, and whoever makes
+    the folder next takes that away. Raises OSError; :func:`another_made` tells that of another
+    run's work.
     """
-    temporary = TEMP_PREFIX + name
+    for found in names(parent, "."):
+        if is_temporary(found, name):
+            with contextlib.suppress(OSError):
+                os.rmdir(found, dir_fd=parent)
+    # Its own in each run: one must not give its name to what another has only begun.
+    temporary = f"{TEMP_PREFIX}{name}.{secrets.token_hex(4)}"
+    os.mkdir(temporary, 0o700, dir_fd=parent)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(temporary, dir_fd=parent)
-        os.mkdir(temporary, 0o700, dir_fd=parent)
         new = os.open(temporary, _FOLDER, dir_fd=parent)
         try:
             _hand_over_new(new, uid, gid, mode)
@@ -190,6 +195,11 @@ def make_folder(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
         with contextlib.suppress(OSError):
             os.rmdir(temporary, dir_fd=parent)
         raise
+
+
+def is_temporary(found: str, name: str) -> bool:
+    """Whether a folder has a name under which :func:`make_folder` begins the folder `name`."""
+    return found.startswith(f"{TEMP_PREFIX}{name}.")
 
 
 def another_made(error: OSError) -> bool:
