@@ -66,6 +66,10 @@ RUN_BY: list[tuple[str, set[str]]] = [
         {"sgl-admin", "prep", "cancel"},
     ),
     (
+        f"{_UNIT}/test_profiles_again.py::test_after_a_reboot_the_latest_is_started_without_a_name",
+        {"sgl-admin", "ready", "server", "start"},
+    ),
+    (
         f"{_UNIT}/test_prune.py::test_the_command_keeps_its_own_run_and_says_what_it_freed",
         {"sgl-admin", "prune", "--keep", "--dry-run"},
     ),

@@ -429,6 +429,7 @@ def test_every_field_is_a_flag_and_a_key(tmp_path: Path, monkeypatch: pytest.Mon
         **request_document(OPTIONS),
         "moe_sample": 9,
         "port": 4000,
+        "profile": "tiny",
     }
     assert set(document) == set(request_cli.FIELDS)
     file = tmp_path / "request.json"

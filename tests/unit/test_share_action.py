@@ -173,10 +173,11 @@ def test_the_role_packs_and_takes_what_the_prep_is_asked_for() -> None:
     shared = yaml.safe_load((ROLES / "settings" / "vars" / "main.yml").read_text())[
         "settings_prep_request"
     ]
-    # No variable says how long Prometheus is waited for; callers' keys are for the prep alone.
-    own = {"probe_timeout", "server_api_key"}
-    assert set(shared) == set(prep_spec()) - own
-    assert set(asked) & set(prep_spec()) == set(shared) | {"server_api_key"}
+    # Callers' keys and the profile's name are for the prep alone, and no variable says how long
+    # Prometheus is waited for.
+    own = {"server_api_key", "profile"}
+    assert set(shared) == set(prep_spec()) - own - {"probe_timeout"}
+    assert set(asked) & set(prep_spec()) == set(shared) | own
     assert {name: value for name, value in shared.items() if asked[name] == value} == {
         name: shared[name]
         for name in set(shared)
