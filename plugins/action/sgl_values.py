@@ -13,7 +13,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
-ARGUMENT_SPEC: dict[str, Any] = {"hosts": {"type": "list", "elements": "str", "default": []}}
+ARGUMENT_SPEC: dict[str, Any] = {
+    "hosts": {"type": "list", "elements": "str", "default": []},
+    "ready_for": {"type": "str", "default": "prep"},
+}
 _LONGEST_REASON = 200
 
 
@@ -25,14 +28,14 @@ class ActionModule(ToldAction):
         result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         known = task_vars or {}
-        problems = self._of_this_host(known)
+        problems = self._of_this_host(known, profiles=given["ready_for"] == "prep")
         for host in given["hosts"]:
             problems += [f"host {host}: {text}" for text in self._of_host(host, known)]
         if problems:
             return {**result, "failed": True, "msg": "; ".join(problems)}
         return {**result, "changed": False}
 
-    def _of_this_host(self, known: Mapping[str, Any]) -> list[str]:
+    def _of_this_host(self, known: Mapping[str, Any], *, profiles: bool) -> list[str]:
         given: dict[str, Any] = {}
         unreadable: list[str] = []
         for name in known:
@@ -48,9 +51,9 @@ class ActionModule(ToldAction):
         if unreadable:
             return unreadable
         found = [*values.problems(given), *self._missing_files(given)]
-        return found or profile_files.problems(
-            given.get("sgl_profiles"), known.get("inventory_dir")
-        )
+        if found or not profiles:
+            return found
+        return profile_files.problems(given.get("sgl_profiles"), known.get("inventory_dir"))
 
     def _of_host(self, host: str, known: Mapping[str, Any]) -> list[str]:
         """Of another host, what its inventory sets."""

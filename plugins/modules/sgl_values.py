@@ -21,6 +21,13 @@ options:
     type: list
     elements: str
     default: []
+  ready_for:
+    description:
+      - What the host must be ready for, as in M(slice_bench.sglang.sgl_host_info).
+      - The files of C(sgl_profiles) are read for V(prep) only. A profile that is wrong or missing
+        does not keep a host from being stopped.
+    type: str
+    default: prep
 attributes:
   action:
     support: full

@@ -92,6 +92,7 @@ ROWS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("prep", {"sgl_prometheus_port": 9100}, ("sgl_node_exporter_port", "both 9100")),
     ("prep", {"sgl_batch": "lots"}, ("sgl_batch", "lots")),
     ("prep", {"sgl_server_args": ["--api-k=hunter2"]}, ("sgl_server_args", "--api-k")),
+    ("prep", {"sgl_profiles": ["nowhere"]}, ("there is no profile", "nowhere")),
     ("prep", {"sgl_hub_token": "{{ nowhere }}"}, ("sgl_hub_token cannot be read", "nowhere")),
     ("start", {"sgl_prometheus_port": 99999}, ("sgl_prometheus_port", "65535")),
     ("start", {"sgl_root": "/srv/a:b"}, ("sgl_root", "colon")),
@@ -114,6 +115,14 @@ def test_a_wrong_value_ends_in_one_sentence_before_anything_changes(lab: Lab, nu
     # The sentence, twice as Ansible shows each failure, and no page around it.
     assert len(output.splitlines()) < 30
     assert lab.state() == before
+
+
+@pytest.mark.slow
+def test_a_profile_that_is_missing_keeps_no_host_from_being_stopped(lab: Lab) -> None:
+    code, output = lab.play("stop", sgl_profiles=["nowhere"])
+    assert "nowhere" not in message(output), output
+    # This docker, which was reached, does nothing.
+    assert code == 2 and (lab.folder / "docker-was-called").exists()
 
 
 @pytest.mark.slow
