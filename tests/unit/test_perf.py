@@ -138,6 +138,12 @@ def test_what_an_h200_was_seen_to_reach_is_above_its_floor() -> None:
     assert {each.verdict for each in judgements} == {PASS}
 
 
+def test_copies_of_a_healthy_gh200_pass() -> None:
+    """As nvbandwidth's copy engines were seen at (NVIDIA/nvbandwidth, issue 23)."""
+    judgements, _ = data_sheet.judge("NVIDIA GH200 480GB", {"h2d": 346.0, "d2h": 346 / 1.15})
+    assert {each.name: each.verdict for each in judgements} == {"h2d": PASS, "d2h": PASS}
+
+
 @pytest.mark.parametrize("name", SEEN_ON_H200)
 def test_half_of_it_fails_with_the_number(name: str) -> None:
     values = {**SEEN_ON_H200, name: SEEN_ON_H200[name] / 2}
