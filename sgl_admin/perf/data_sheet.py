@@ -5,8 +5,9 @@ Peaks are NVIDIA's, without sparsity: "NVIDIA GH200 Grace Hopper Superchip" (HBM
 (SXM, NVL) data sheets. Names are NVML's. The parts of a peak that a healthy GPU must reach are
 below what an H200 was seen to reach: BF16 780 of 989 TFLOP/s, FP8 1388 of 1979, copy 4217 of
 4800 GB/s, host to device 55 of 64 GB/s. Over NVLink-C2C a GH200's copy engines were seen at 346 of
-450 GB/s to the device, and about 15 % less from it (NVIDIA/nvbandwidth, issue 23). A card whose power limit is far below its data sheet's
-largest (PCIe, NVL) reaches a smaller part in a sustained multiplication.
+450 GB/s to the device, and about 15 % less from it (NVIDIA/nvbandwidth, issue 23). A card whose
+power limit is far below its data sheet's largest (PCIe, NVL) reaches a smaller part in a sustained
+multiplication.
 """
 
 from __future__ import annotations
