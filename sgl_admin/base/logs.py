@@ -22,6 +22,14 @@ _FREED = b"\n[the middle of this log was freed to keep it within sgl_log_size]"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
+def size(log: Path) -> int:
+    """Where the next line of a log will begin, in bytes."""
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def last_lines(log: Path, start: int, lines: int = 20, most_bytes: int = TAIL_BYTES) -> list[str]:
     """The last lines of what a log holds from `start` on, in bytes, fit for a terminal."""
     with open(log, "rb") as stream:

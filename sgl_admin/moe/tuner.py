@@ -4,24 +4,21 @@ configuration has brought it down.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import select
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files, gated, logs, paths
-from sgl_admin.base.command import Command
+from sgl_admin.base import files, logs, ordered, paths
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.base.processes import end_group, ended, oom_kills, oom_kills_since
+from sgl_admin.base.processes import ended, oom_kills, oom_kills_since
 from sgl_admin.contract.texts import one_line
 from sgl_admin.facts import devices
 from sgl_admin.moe import config_files
@@ -47,8 +44,6 @@ _LAST_LINES, _WORDS = 400, 160
 # So many configurations may bring the process down before something else must be wrong.
 _FALLS = 25
 _PROCESS = "sgl_admin.moe.tune_process"
-# This package's, so that the process finds it where this one did.
-_SOURCES = str(Path(__file__).parents[2])
 # For the process to end after its last word.
 _END_S = 60.0
 # How often the GPU's clocks are looked at.
@@ -186,25 +181,16 @@ class Tuner:
             "ended": self._ended,
             "sm": self._sm,
         }
-        read, write = os.pipe()
-        try:
+        environment = {**self._environment, "TRITON_CACHE_DIR": str(self.folder / "triton")}
+        self._oom_kills, self._log_start = oom_kills(), logs.size(self._log)
+        with ordered.working(_PROCESS, order, environment, self._log, self._on_group) as worker:
+            process = worker.process
             try:
-                process = self._begin(order, write)
-            finally:
-                os.close(write)
-            try:
-                hung = self._follow(read, found)
+                hung = self._follow(worker.stream, found)
                 if hung is None:
                     process.wait(timeout=_END_S)
             except subprocess.TimeoutExpired:
                 hung = f"it did not end within {_END_S:.0f} s of its work"
-            finally:
-                # Its compilers are of its group, and outlive it where it crashed.
-                end_group(process.pid, process.poll)
-                process.wait()
-                self._on_group(None)
-        finally:
-            os.close(read)
         if hung is None and process.returncode == 0:
             return True
         self._ended = hung or ended(process.returncode)
@@ -222,48 +208,6 @@ class Tuner:
             return dict(noted["rivals"])
         files.write_json(path, {"schema_version": "1", "rivals": self._order.rivals})
         return self._order.rivals
-
-    def _begin(self, order: dict[str, Any], tells: int) -> subprocess.Popen[bytes]:
-        """The process, begun once it is noted and ended with this one (gate.py); it tells on the
-        descriptor `tells`.
-        """
-        python_path = os.pathsep.join(filter(None, (_SOURCES, os.environ.get("PYTHONPATH"))))
-        environment = {
-            **os.environ,
-            **self._environment,
-            "TRITON_CACHE_DIR": str(self.folder / "triton"),
-            "PYTHONPATH": python_path,
-        }
-        command = [sys.executable, "-P", "-m", _PROCESS, str(tells)]
-        self._oom_kills = oom_kills()
-        with open(self._log, "ab") as output:
-            self._log_start = output.tell()
-            process, word = gated.start(
-                Command.public(command, {}),
-                (tells,),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                cwd="/",
-            )
-        assert process.stdin is not None
-        try:
-            self._on_group(process.pid)
-            os.write(word, b"1")
-            process.stdin.write(json.dumps(order).encode())
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has ended already, which is seen at once.
-        except BaseException:
-            # Nobody else would end it: it is not noted, or waits for its order for ever.
-            end_group(process.pid, process.poll)
-            raise
-        finally:
-            os.close(word)
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        return process
 
     def _raise_hopeless(self, code: int | None, measured: int) -> None:
         """Raise StageFailure where no configuration is to blame for the process's end."""

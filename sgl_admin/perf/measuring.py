@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import gated, logs, paths
-from sgl_admin.base.command import Command
+from sgl_admin.base import logs, ordered, paths
 from sgl_admin.base.errors import GpuUnavailable, StageFailure
-from sgl_admin.base.processes import end_group, ended
+from sgl_admin.base.ordered import Worker
+from sgl_admin.base.processes import ended
 from sgl_admin.contract import perf
 from sgl_admin.contract.texts import one_line
 from sgl_admin.facts import devices
@@ -28,7 +26,6 @@ from sgl_admin.perf.watch import Seen
 _GPU_LIMIT_S, _CPU_LIMIT_S = 60.0, 120.0
 _END_S = 10.0
 _PROCESS = "sgl_admin.perf.measure_process"
-_SOURCES = str(Path(__file__).parents[2])
 _MOST_BYTES = 1 << 16
 
 
@@ -67,20 +64,13 @@ class Measuring:
 
     def run(self) -> Measured:
         """Raises StageFailure where it could not be measured."""
-        read, write = os.pipe()
-        try:
-            try:
-                process = self._begin(write)
-            finally:
-                os.close(write)
-            try:
-                hung = self._follow(read, process)
-            finally:
-                end_group(process.pid, process.poll)
-                process.wait()
-                self._on_group(None)
-        finally:
-            os.close(read)
+        order = {"gpus": self._gpus}
+        self._log_start = logs.size(self._log)
+        with ordered.working(
+            _PROCESS, order, self._environment, self._log, self._on_group
+        ) as worker:
+            hung = self._follow(worker)
+            process = worker.process
         if hung:
             raise self._failure(f"it was not done after {self._limit_s:.0f} s")
         if self._problem is not None:
@@ -103,51 +93,20 @@ class Measuring:
             logs.last_lines(self._log, self._log_start),
         )
 
-    def _begin(self, tells: int) -> subprocess.Popen[bytes]:
-        python_path = os.pathsep.join(filter(None, (_SOURCES, os.environ.get("PYTHONPATH"))))
-        command = [sys.executable, "-P", "-m", _PROCESS, str(tells)]
-        with open(self._log, "ab") as output:
-            self._log_start = output.tell()
-            process, word = gated.start(
-                Command.public(command, {}),
-                (tells,),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **self._environment, "PYTHONPATH": python_path},
-                cwd="/",
-            )
-        assert process.stdin is not None
-        try:
-            self._on_group(process.pid)
-            os.write(word, b"1")
-            process.stdin.write(json.dumps({"gpus": self._gpus}).encode())
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has ended already, which is seen at once.
-        except BaseException:
-            end_group(process.pid, process.poll)
-            raise
-        finally:
-            os.close(word)
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        return process
-
-    def _follow(self, stream: int, process: subprocess.Popen[bytes]) -> bool:
+    def _follow(self, worker: Worker) -> bool:
         """Read what the process tells until it ends, and watch the host; whether it hung."""
         visible = self._environment.get(devices.VISIBLE)
         deadline = time.monotonic() + self._limit_s
         buffer = b""
         try:
-            with watch.watching(process.pid, self._gpus > 0, visible) as (seen, sample):
+            with watch.watching(worker.process.pid, self._gpus > 0, visible) as (seen, sample):
                 self._found.seen = seen
                 while time.monotonic() < deadline:
                     sample()
-                    if not select.select([stream], [], [], watch.PERIOD_S)[0]:
+                    if not select.select([worker.stream], [], [], watch.PERIOD_S)[0]:
                         continue
-                    if not (more := os.read(stream, _MOST_BYTES)):
-                        process.wait(timeout=_END_S)
+                    if not (more := os.read(worker.stream, _MOST_BYTES)):
+                        worker.process.wait(timeout=_END_S)
                         return False
                     *lines, buffer = (buffer + more).split(b"\n")
                     for line in lines:

@@ -8,13 +8,15 @@ import os
 import random
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from sgl_admin.base.errors import GpuUnavailable, StageFailure
 from sgl_admin.base.files import write_text
+from sgl_admin.base.ordered import Worker
 from sgl_admin.contract import perf
 from sgl_admin.contract.perf import FAIL, PASS, WARN, Tolerance
 from sgl_admin.facts.devices import GpuProcess, GpuSample
@@ -291,22 +293,24 @@ def measured(
     """One whose process tells these lines."""
     (tmp_path / "log").touch()
 
-    def begin(self: Measuring, tells: int) -> FakeProcess:
-        self._log_start = 0
-        stream = os.fdopen(os.dup(tells), "w")
+    @contextlib.contextmanager
+    def working(*_: Any) -> Iterator[Worker]:
+        read, tells = os.pipe()
         text = "".join(
             (line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines
         )
 
         def tell() -> None:
-            with contextlib.suppress(BrokenPipeError), stream:
+            with contextlib.suppress(BrokenPipeError), os.fdopen(tells, "w") as stream:
                 stream.write(text)
 
         threading.Thread(target=tell).start()
-        return FakeProcess(code)
+        try:
+            yield Worker(cast("Any", FakeProcess(code)), read)
+        finally:
+            os.close(read)
 
-    monkeypatch.setattr(Measuring, "_begin", begin)
-    monkeypatch.setattr(measuring, "end_group", lambda group, reap: None)
+    monkeypatch.setattr(measuring.ordered, "working", working)
     return Measuring(0, {}, tmp_path / "log", lambda *_: None, lambda group: None)
 
 
