@@ -105,7 +105,6 @@ said:
 """
 
 import contextlib
-import os
 import time
 from typing import Any
 
@@ -195,7 +194,7 @@ class PruneModule:
         if self.params["report_dir"]:
             self.outside.reports(self.params["report_dir"])
         if self.params["cache_dir"]:
-            self.outside.shared(os.path.expanduser(self.params["cache_dir"]))
+            self.outside.shared(self.params["cache_dir"])
 
     def answer(self, summary: pruning.Summary) -> dict[str, Any]:
         document = summary.to_json()

@@ -158,7 +158,7 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
         result["telemetry_probe"]["ok"] is True
         and result["run"]["settings"]["moe_fusion"] == "skip"
     )
-    assert result["run"]["settings"]["cuda_graph_batch_sizes"] == [1, 4]
+    assert result["run"]["profile"] == PROFILE
     (page,) = [
         path
         for path in Path(front.environment["SGL_REPORT_DIR"]).glob("*.html")
