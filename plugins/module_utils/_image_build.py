@@ -34,6 +34,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.discl
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+    NAME_LABEL,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
@@ -489,6 +490,7 @@ class ImageBuild:
 
     def _build_command(self, arguments: dict[str, str]) -> list[str]:
         command = [*build_client(self._run), "--progress=plain", "--tag", self.name]
+        command += ["--label", f"{NAME_LABEL}={self.name}"]
         if self._foreign:
             command += ["--platform", f"linux/{self.architecture}"]
             # Under emulation it takes minutes, which is more than it saves there.

@@ -22,6 +22,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
+    NAME_LABEL,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
@@ -130,14 +131,12 @@ class Outside:
         self, docker: DockerCli, name: str, every: bool = False, container: str | None = None
     ) -> None:
         """Images of ours that no container uses, but the newest ones and the one that has the name;
-        with `every`, these too. What somebody named otherwise is theirs. A dry run may foretell
-        that `container` is gone by then. Raises DockerError.
+        with `every`, these too. What has another name, or lost one, is another's. A dry run may
+        foretell that `container` is gone by then. Raises DockerError.
         """
         used = _used_images(docker, container if self._dry_run else None)
         current = docker.image(name)
-        repository = name.partition("@")[0]
-        head, colon, tag = repository.rpartition(":")
-        repository = head if colon and "/" not in tag else repository
+        repository = _repository(name)
         found = [
             image
             for image in _our_images(docker)
@@ -211,9 +210,18 @@ def _our_images(docker: DockerCli) -> list[dict[str, Any]]:
 
 
 def _is_ours(image: dict[str, Any], repository: str) -> bool:
-    """Whether it has no name, or none but ours."""
+    """Whether it has no names but ours; one that has none must have been built for ours."""
     tags = [tag for tag in image.get("RepoTags") or [] if tag != "<none>:<none>"]
-    return all(tag.rpartition(":")[0] == repository for tag in tags)
+    if not tags:
+        labels = (image.get("Config") or {}).get("Labels") or {}
+        tags = [labels.get(NAME_LABEL, "")]
+    return all(_repository(tag) == repository for tag in tags)
+
+
+def _repository(name: str) -> str:
+    name = name.partition("@")[0]
+    head, colon, tag = name.rpartition(":")
+    return head if colon and "/" not in tag else name
 
 
 def _used_images(docker: DockerCli, without: str | None) -> set[str]:

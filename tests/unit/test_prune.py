@@ -19,6 +19,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
     pruning,
     records,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import NAME_LABEL
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prune import Outside
 from ansible_collections.slice_bench.sglang.plugins.module_utils._uninstall import Uninstall
@@ -472,7 +473,13 @@ class Images:
 
     def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
         number = list(self.images).index(name)
-        return {"Id": name, "Created": f"2026-11-{30 - number:02}", "RepoTags": self.images[name]}
+        built_for = "lab/other:1" if "other" in name else "sglang-dev:gh200"
+        return {
+            "Id": name,
+            "Created": f"2026-11-{30 - number:02}",
+            "RepoTags": self.images[name],
+            "Config": {"Labels": {} if "unlabelled" in name else {NAME_LABEL: built_for}},
+        }
 
     def image(self, name: str) -> dict[str, Any] | None:
         return next(({"id": key} for key, tags in self.images.items() if name in tags), None)
@@ -490,6 +497,9 @@ def test_old_images_of_ours_go_and_no_other(tmp_path: Path) -> None:
             "sha256:both": ["sglang-dev:x", "lab/serve:2"],
             "sha256:used": [],
             "sha256:busy": [],
+            # They had the name of another installation's image, or an earlier release built them.
+            "sha256:other": [],
+            "sha256:unlabelled": [],
         },
         used=("sha256:used",),
     )

@@ -6,5 +6,8 @@ from __future__ import annotations
 
 # The build inputs of an image; the Dockerfile sets it.
 INPUTS_LABEL = "org.slice-bench.image-inputs"
+# The name for which an image was built: an image that has lost it is told by this from those of
+# another installation.
+NAME_LABEL = "org.slice-bench.image-name"
 # A digest of all that makes a container; one that the role stack created has it.
 CONTAINER_LABEL = "org.slice-bench.container-inputs"
