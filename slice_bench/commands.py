@@ -155,7 +155,9 @@ def say_result(outcome: Outcome, as_json: bool) -> int:
         say_lines(f"warning: {words.of_caller(warning)}", sys.stderr)
     if failure:
         say_lines(f"ERROR: {failure}", sys.stderr)
-    for row in host.get("profiles") or []:
+    rows = host.get("profiles") or []
+    # Of one, the lines below say it.
+    for row in rows if len(rows) > 1 else []:
         say(_profile_line(row))
     say(f"RESULT_JSON {host['links']['prep_result_container']}")
     say(

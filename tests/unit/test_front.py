@@ -517,6 +517,25 @@ def test_the_call_of_the_hand_off(
     ]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_of_several_profiles_has_a_line(
+    count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one the last two lines say all, as they did before there were several."""
+    plays = Plays()
+    stages_of = {name: stage["status"] for name, stage in plays.host["stages"].items()}
+    plays.host["profiles"] = [
+        {"profile": name, "status": "ok", "stages": stages_of, "metrics_ready": True}
+        for name in ("one", "two")[:count]
+    ]
+    assert run(monkeypatch, plays, "provider-prep", BASELINE) == 0
+    *before, path, status = capsys.readouterr().out.splitlines()
+    assert path.startswith("RESULT_JSON ") and status.startswith("RESULT_STATUS ok ")
+    shown = status.removeprefix("RESULT_STATUS ok ")
+    lines = [f"RESULT_PROFILE {name} ok {shown} metrics_ready:true" for name in ("one", "two")]
+    assert before == (lines if count > 1 else [])
+
+
 def test_a_profile_alone_asks_for_its_own_stages() -> None:
     made = profiles.variables(profiles.load(BASELINE))
     assert made["sgl_stages"] == {
