@@ -70,6 +70,8 @@ class Plan:
     seed: int
     uid: int | None
     gid: int | None
+    # Another task makes the folder above it.
+    root_is_planned: bool = False
     create: bool = False
     write: list[str] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
@@ -403,13 +405,21 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def inspect(path: str, seed: int = 0, uid: int | None = None, gid: int | None = None) -> Plan:
+def inspect(
+    path: str,
+    seed: int = 0,
+    uid: int | None = None,
+    gid: int | None = None,
+    models_root: str | None = None,
+) -> Plan:
     """Read the host and decide. Raises TinyModelError, with nothing changed, for what must be
-    refused.
+    refused. Where ``models_root`` is missing, another task makes it before, so that its owner can
+    write there.
     """
     path = clean_path(path)
     _check_request(path, uid, gid)
     plan = Plan(path, seed, uid, gid)
+    plan.root_is_planned = models_root is not None and not os.path.lexists(models_root)
     with _as_owner(plan):
         try:
             info = os.lstat(path)
@@ -463,7 +473,10 @@ def _plan_folder(plan: Plan) -> None:
     except HostTreeError as exc:
         raise TinyModelError(str(exc)) from exc
     plan.parents = missing[:-1]
-    if not os.access(base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    may_write = os.access(
+        base, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    )
+    if not may_write and not plan.root_is_planned:
         raise TinyModelError(
             f"{printable(plan.path)} cannot be made: uid {os.geteuid()} may not write in"
             f" {printable(base)}: make that folder writable for it, or run the task with become:"

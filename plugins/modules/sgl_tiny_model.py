@@ -28,6 +28,11 @@ options:
       - The folder. Its missing parents are made too.
     type: path
     required: true
+  models_root:
+    description:
+      - The folder that holds the models. Where it is missing, an earlier task makes it, and a check
+        does not ask who may write there.
+    type: path
   owner_uid:
     description:
       - The numeric user id that owns what is made. Without it, the user who runs the task.
@@ -101,6 +106,7 @@ def main() -> None:
     module = ToldModule(
         argument_spec={
             "path": {"type": "path", "required": True},
+            "models_root": {"type": "path"},
             "owner_uid": {"type": "int"},
             "owner_gid": {"type": "int"},
             "seed": {"type": "int", "default": 0},
@@ -110,7 +116,11 @@ def main() -> None:
     params = module.params
     try:
         plan = tiny_model.inspect(
-            params["path"], params["seed"], params["owner_uid"], params["owner_gid"]
+            params["path"],
+            params["seed"],
+            params["owner_uid"],
+            params["owner_gid"],
+            params["models_root"],
         )
         if plan.changed and not module.check_mode:
             tiny_model.make(plan)

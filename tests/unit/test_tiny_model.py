@@ -316,6 +316,10 @@ def test_root_makes_it_only_where_its_owner_could(models: Path) -> None:
     with pytest.raises(TinyModelError, match=f"uid 12345 may not write in {models}: make that"):
         inspect(str(models / "tiny"), uid=12345, gid=23456)
     assert os.geteuid() == 0 and list(models.iterdir()) == []
+    # A check of a bare host: the tree that is to hold it is not made yet.
+    root = models / "tree" / "models"
+    plan = inspect(str(root / "tiny"), uid=12345, gid=23456, models_root=str(root))
+    assert plan.changed and list(models.iterdir()) == []
 
 
 class Killed(BaseException):
