@@ -35,8 +35,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "models" / "org" / "tiny"
 
 
-def converge(path: Path, seed: int = 0, **owner: int) -> tiny_model.Plan:
-    plan = inspect(str(path), seed, **owner)
+def converge(
+    path: Path, seed: int = 0, uid: int | None = None, gid: int | None = None
+) -> tiny_model.Plan:
+    plan = inspect(str(path), seed, uid, gid)
     if plan.changed:
         make(plan)
     return plan
