@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, processes
 
 from sgl_admin.contract.places import CACHES
 from sgl_admin.contract.services import BY_NAME
@@ -157,8 +157,11 @@ def test_every_stage_stands(tree: Tree) -> None:
     assert tree.machine.starts() == []
     after = tree.profiles()
     assert {name: after[name] for name in before} == before
-    assert {Path(name).parent for name in after.keys() - before.keys()} == {
-        Path(RECORDS[stage]) / ".signatures" for stage in COMPILED
+    made = [Path(name) for name in after.keys() - before.keys()]
+    records = {stage: Path(RECORDS[stage]) / ".signatures" for stage in RELEASED}
+    assert {path.parent for path in made if path.suffix == places.USED} == set(records.values())
+    assert {path.parent for path in made if path.suffix != places.USED} == {
+        records[stage] for stage in COMPILED
     }
     assert tree.corrupt() == []
     again = tree.ensure()
