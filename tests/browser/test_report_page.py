@@ -99,7 +99,7 @@ def test_nothing_could_be_loaded(browser, address):
 
 
 @pytest.mark.parametrize("name", REPORTS)
-@pytest.mark.parametrize("width", [400, 700, 1000, 1280])
+@pytest.mark.parametrize("width", [400, 700, 1000, 1280, 1440])
 def test_page_fits_its_window(browser, name, width):
     assert browser.look(render(REPORTS[name]()), TOO_WIDE, width) == []
 

@@ -1,16 +1,16 @@
 """A receiver of OTLP traces over gRPC: it stands for Jaeger, which cannot be fetched everywhere,
 and speaks the same protocol.
 
-It runs in the image, whose Python has gRPC and OpenTelemetry's messages. argv: port, and the file
-that gets a line of JSON for each span.
+It runs in the image, whose Python has gRPC and OpenTelemetry's messages. argv: port, the file that
+gets a line of JSON for each span, and the port of a page that says that all is well.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import threading
 from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
@@ -41,7 +41,16 @@ def main() -> None:
     if not server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}"):
         sys.exit("the port is taken")
     server.start()
-    threading.Event().wait()
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[3])), Page).serve_forever()
+
+
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 if __name__ == "__main__":

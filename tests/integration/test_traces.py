@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from tests.integration.installation import ROOT, Site, docker, wait_for
 
 pytestmark = pytest.mark.slow
 
-PORT = 19317
-RECEIVER = "sglang-dev-it-otlp"
+PORT, PAGE_PORT = 19317, 19316
 
 
 @pytest.fixture
@@ -27,26 +27,19 @@ def collector(prepared: Site) -> Iterator[Path]:
     """
     spans = prepared.telemetry / "otlp-spans.jsonl"
     double = ROOT / "tests" / "doubles" / "otlp_receiver.py"
-    docker("rm", "--force", RECEIVER, check=False)
+    # In the run's own container, as a program beside it would be taken for a stranger.
+    program = prepared.telemetry / "otlp_receiver.py"
+    shutil.copy(double, program)
+    program.chmod(0o644)
     docker(
-        "run",
+        "exec",
         "--detach",
-        "--name",
-        RECEIVER,
-        "--network",
-        "host",
-        "--user",
-        ":".join(map(str, prepared.owner)),
-        "--volume",
-        f"{double}:/receiver.py:ro",
-        "--volume",
-        f"{prepared.telemetry}:/telemetry",
-        "--entrypoint",
+        prepared.container,
         "/opt/sglang/bin/python",
-        prepared.variables["sgl_image"],
-        "/receiver.py",
+        f"/telemetry/{program.name}",
         str(PORT),
         f"/telemetry/{spans.name}",
+        str(PAGE_PORT),
     )
     manifest = prepared.pointed()
     before = manifest.read_text()
@@ -55,13 +48,14 @@ def collector(prepared: Site) -> Iterator[Path]:
         "status": "running",
         "details": "a receiver of the tests",
     }
-    told["services"]["jaeger"]["otlp_grpc"] = PORT
+    told["services"]["jaeger"].update(otlp_grpc=PORT, ui=PAGE_PORT)
     manifest.write_text(json.dumps(told))
     try:
         yield spans
     finally:
         prepared.admin("server", "stop")
-        docker("rm", "--force", RECEIVER, check=False)
+        prepared.signal_matching(program.name)
+        program.unlink()
         manifest.write_text(before)
         spans.unlink(missing_ok=True)
         # The records of a prep with tracing are not what the next test expects.
