@@ -16,8 +16,7 @@ from sgl_admin.contract import pruning
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_RESULT, EXIT_OK, EXIT_USAGE
 from sgl_admin.contract.texts import say, say_json
 
-# Of all kinds, those that lie in the host tree.
-_KINDS = ("runs", "caches", "journals")
+_KINDS = {kind.name: kind for kind in pruning.KINDS if kind.in_tree}
 
 
 def register(commands: Any) -> None:
@@ -43,7 +42,7 @@ def register(commands: Any) -> None:
         help=(
             "how many runs, or for how many days since they were last used caches and journals, are"
             " kept (by default "
-            + ", ".join(f"{kind}={pruning.DEFAULTS[kind]}" for kind in _KINDS)
+            + ", ".join(f"{name}={kind.default}" for name, kind in _KINDS.items())
             + ")"
         ),
     )

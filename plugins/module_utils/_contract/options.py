@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import places, pruning, services, stages
+from .pruning import A_DAY_S
 
 PREFIX = "sgl_"
-LAST_PORT, LAST_ID, A_DAY_S = 2**16 - 1, 2**32 - 2, 86400
+LAST_PORT, LAST_ID = 2**16 - 1, 2**32 - 2
 # More than any server schedules or any kernel is tuned for.
 LAST_BATCH_SIZE = 2**20
 
@@ -85,6 +86,15 @@ READY_FOR = ("nothing", "tree", "stop", "smoke", "start", "prep")
 def _mode(stage: stages.Stage) -> Option:
     text = f"What to do about {stage.text}."
     return Option(stage.option, "str", text, stage.default, stages.MODES)
+
+
+def _shown_modes() -> str:
+    others = [
+        f"`{stage.option}` `{stage.default}`"
+        for stage in stages.STAGES
+        if stage.default != "ensure"
+    ]
+    return ", but ".join(["every stage `ensure`", *others])
 
 
 STAGE_MODES = tuple(_mode(stage) for stage in stages.STAGES)
@@ -296,29 +306,28 @@ TREE = (
     ),
 )
 
-_KEPT = {
-    "runs": "How many runs, with their samples, traces and logs.",
-    "caches": "For how many days since a prep or a server last used them, kernel caches.",
-    "journals": "For how many days, what tunings that did not finish had found.",
-    "builds": "For how many days, downloads for image builds.",
-    "images": "How many images of ours beside those that are named or used.",
-    "reports": "How many reports, on the controller.",
-    "shared": "For how many days since they were last used, archives in O(sgl_cache_dir).",
-}
+_COUNTED = [f"C({kind.name})" for kind in pruning.KINDS if kind.counted]
 SPACE = (
     Option(
         "sgl_keep",
         "dict",
         "What C(playbooks/prune.yml) keeps; those that are to be other than the numbers here:"
-        f" {', '.join(f'C({kind}) {number}' for kind, number in pruning.DEFAULTS.items())}."
-        " C(runs), C(images) and C(reports) are counted, the others are days. What is in use stays"
-        " in any case, and so do tuned configurations.",
+        f" {', '.join(f'C({kind.name}) {kind.default}' for kind in pruning.KINDS)}."
+        f" {', '.join(_COUNTED[:-1])} and {_COUNTED[-1]} are counted, the others are days. What is"
+        " in use stays in any case, and so do tuned configurations.",
         {},
         parts=tuple(
-            Option(kind, "int", text, minimum=1 if kind == "runs" else 0, maximum=100000)
-            for kind, text in _KEPT.items()
+            Option(
+                kind.name,
+                "int",
+                kind.text,
+                # The newest run may be about to start.
+                minimum=1 if kind.name == "runs" else 0,
+                maximum=100000,
+            )
+            for kind in pruning.KINDS
         ),
-        shown=f"`{{{', '.join(f'{kind}: {n}' for kind, n in pruning.DEFAULTS.items())}}}`",
+        shown=f"`{{{', '.join(f'{kind.name}: {kind.default}' for kind in pruning.KINDS)}}}`",
     ),
     Option(
         "sgl_prune",
@@ -788,7 +797,7 @@ PREPARATION = (
         "What to do about each stage; a stage that is not named has its own default.",
         {},
         parts=STAGE_MODES,
-        shown="every stage `ensure`, but `perf` `skip`",
+        shown=_shown_modes(),
         profile="stages",
     ),
     *REQUEST,

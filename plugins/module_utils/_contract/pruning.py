@@ -24,16 +24,65 @@ from typing import Any
 
 from . import locks, places, records, trees
 
-# How many are kept, or for how many days since they were last used.
-DEFAULTS: dict[str, int] = {
-    "runs": 30,
-    "caches": 90,
-    "journals": 30,
-    "builds": 90,
-    "images": 2,
-    "reports": 200,
-    "shared": 90,
-}
+
+@dataclass(frozen=True)
+class Kind:
+    """Something that grows: how many of it are kept, or for how many days, what it is called in a
+    summary, and its bound as the manual describes it. `in_tree`: it lies in the host tree.
+    """
+
+    name: str
+    default: int
+    words: str
+    text: str
+    counted: bool = False
+    in_tree: bool = False
+
+
+KINDS = (
+    Kind(
+        "runs",
+        30,
+        "runs",
+        "How many runs, with their samples, traces and logs.",
+        counted=True,
+        in_tree=True,
+    ),
+    Kind(
+        "caches",
+        90,
+        "cache files",
+        "For how many days since a prep or a server last used them, kernel caches.",
+        in_tree=True,
+    ),
+    Kind(
+        "journals",
+        30,
+        "tuning journals",
+        "For how many days, what tunings that did not finish had found.",
+        in_tree=True,
+    ),
+    Kind(
+        "builds",
+        90,
+        "downloads for image builds",
+        "For how many days, downloads for image builds.",
+    ),
+    Kind(
+        "images",
+        2,
+        "images",
+        "How many images of ours beside those that are named or used.",
+        counted=True,
+    ),
+    Kind("reports", 200, "reports", "How many reports, on the controller.", counted=True),
+    Kind(
+        "shared",
+        90,
+        "shared archives",
+        "For how many days since they were last used, archives in O(sgl_cache_dir).",
+    ),
+)
 A_DAY_S = 86400
 # What a prune has renamed and not removed yet.
 ASIDE = ".pruned"
@@ -84,18 +133,15 @@ class Summary:
 
 def bounds(given: Mapping[str, Any]) -> dict[str, int]:
     """What is kept, of each kind: the default where sgl_keep does not name it."""
-    return {**DEFAULTS, **{kind: int(value) for kind, value in given.items()}}
+    return {
+        **{kind.name: kind.default for kind in KINDS},
+        **{name: int(value) for name, value in given.items()},
+    }
 
 
-# What each kind is called where a person reads it.
+# What each kind, and what else goes, is called where a person reads it.
 WORDS = {
-    "runs": "runs",
-    "caches": "cache files",
-    "journals": "tuning journals",
-    "builds": "downloads for image builds",
-    "images": "images",
-    "reports": "reports",
-    "shared": "shared archives",
+    **{kind.name: kind.words for kind in KINDS},
     "tree": "parts of the host tree",
     "leftovers": "leftovers of a killed prune",
 }
