@@ -65,7 +65,7 @@ class Outside:
 
     def reports(self, path: str) -> None:
         """A report's page and data count as one."""
-        with _folder(path) as folder:
+        with folder_at(path) as folder:
             if folder is None:
                 return
             found: dict[str, list[str]] = {}
@@ -79,7 +79,7 @@ class Outside:
 
     def shared(self, path: str) -> None:
         """Archives of a folder for relays. A record without its archive counts for nothing."""
-        with _folder(path) as folder, self._locked("shared", folder, ".lock") as alone:
+        with folder_at(path) as folder, self._locked("shared", folder, ".lock") as alone:
             if folder is None or not alone:
                 return
             for name in sorted(os.listdir(folder)):
@@ -87,7 +87,7 @@ class Outside:
                 if match is None or not self._is_shared(folder, match[1], name):
                     continue
                 record = f"{match[1]}.json"
-                used = max(_changed(folder, name), _changed(folder, record))
+                used = max(trees.latest_change(folder, each) for each in (name, record))
                 if self._old("shared", used):
                     self._remove("shared", folder, name)
                     if name.endswith(".tar") and not self._dry_run:
@@ -109,7 +109,7 @@ class Outside:
     # --- on a host
 
     def builds(self, path: str) -> None:
-        with _folder(path) as folder, self._locked("builds", folder, ".lock") as alone:
+        with folder_at(path) as folder, self._locked("builds", folder, ".lock") as alone:
             if folder is None or not alone:
                 return
             for name in sorted(os.listdir(folder)):
@@ -182,24 +182,9 @@ class Outside:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _folder(path: str) -> Iterator[int | None]:
-    try:
-        descriptor = safe_tree.open_folder(os.path.abspath(path))
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _changed(folder: int, name: str) -> float:
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
-    except FileNotFoundError:
-        return 0.0
+def folder_at(path: str) -> contextlib.AbstractContextManager[int | None]:
+    """A folder of the host, opened by `safe_tree.open_folder`; None where it is not there."""
+    return trees.opened(lambda: safe_tree.open_folder(os.path.abspath(path)))
 
 
 def _our_images(docker: DockerCli) -> list[dict[str, Any]]:

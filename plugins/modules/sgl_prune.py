@@ -116,7 +116,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerError,
     DockerMissing,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prune import Outside
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prune import Outside, folder_at
 from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils._uninstall import Uninstall
 
@@ -144,13 +144,9 @@ class PruneModule:
             stack.enter_context(
                 safe_tree.acting_as(self.params["owner_uid"], self.params["owner_gid"])
             )
-            folders: list[int | None] = []
-            for name in ("telemetry", "profiles"):
-                try:
-                    folders.append(stack.enter_context(safe_tree.folder(roots[name])))
-                except FileNotFoundError:
-                    folders.append(None)
-            telemetry, profiles = folders
+            telemetry, profiles = (
+                stack.enter_context(folder_at(roots[name])) for name in ("telemetry", "profiles")
+            )
             tree = pruning.Tree(telemetry, profiles, self.keep, time.time())
             return tree.prune(self.dry_run)
 
@@ -171,11 +167,8 @@ class PruneModule:
     def demand_rest(self, roots: dict[str, str]) -> None:
         """Raises PruneError where something uses the tree."""
         for name in ("profiles", "telemetry"):
-            try:
-                with safe_tree.folder(roots[name]) as folder:
-                    used = pruning.used_by(**{name: folder})
-            except FileNotFoundError:
-                continue
+            with folder_at(roots[name]) as folder:
+                used = pruning.used_by(**{name: folder})
             if used is not None:
                 raise pruning.PruneError(
                     f"{roots[name]} is in use: {used}; stop it first (playbooks/stop.yml for the"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.errors import Refused
-from sgl_admin.contract import pruning
+from sgl_admin.contract import pruning, trees
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_RESULT, EXIT_OK, EXIT_USAGE
 from sgl_admin.contract.texts import say, say_json
 
@@ -94,14 +93,5 @@ def _live() -> list[str]:
         raise Refused(EXIT_NO_RESULT, f"which run is live is unknown: {error}") from error
 
 
-@contextmanager
-def _folder(path: Path) -> Iterator[int | None]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _folder(path: Path) -> AbstractContextManager[int | None]:
+    return trees.opened(lambda: os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))

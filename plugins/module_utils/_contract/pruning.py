@@ -333,7 +333,7 @@ class Tree:
                     if not name.endswith(".json"):
                         continue
                     listed = _listed(folder, name)
-                    used = max(_changed(folder, name), _changed(folder, _used(name)))
+                    used = max(trees.latest_change(folder, each) for each in (name, _used(name)))
                     if cache in _PRUNED_CACHES and self._old("caches", used):
                         old.append((cache, name, listed))
                     else:
@@ -541,14 +541,6 @@ def _listed(folder: int, name: str) -> dict[str, Any]:
 
 def _used(name: str) -> str:
     return name[: -len(".json")] + places.USED
-
-
-def _changed(folder: int, name: str) -> float:
-    """When a file was last modified; 0 where there is none."""
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _set_aside(folder: int, name: str, top: int, ending: str = "") -> None:

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Each level of a walk holds a descriptor.
@@ -79,6 +79,20 @@ def latest_change(parent: int, name: str, depth: int = 0) -> float:
         return max((info.st_mtime, *below))
     finally:
         os.close(inside)
+
+
+@contextlib.contextmanager
+def opened(open_folder: Callable[[], int]) -> Iterator[int | None]:
+    """A folder as `open_folder` opens it; None where it is not there. Raises OSError."""
+    try:
+        descriptor = open_folder()
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
