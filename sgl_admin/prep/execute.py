@@ -97,17 +97,20 @@ class Execution(Interruptible):
         )
 
     def _own_server(self) -> Warmup:
-        plan = self.plan
+        plan, run_id = self.plan, self.plan.run.run_id
         return Warmup(
-            plan.run.run_id,
-            plan.server_argv,
-            plan.server_environment,
-            plan.request.warmup_port,
+            run_id,
+            Server(
+                plan.server_argv,
+                plan.server_environment,
+                plan.request.warmup_port,
+                paths.log(run_id),
+                command=plan.command,
+            ),
             plan.request.server_timeout_s,
             self.job.server,
             self._progress.server_starting,
             self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
-            plan.command,
         )
 
     def run(self) -> tuple[Record, int]:

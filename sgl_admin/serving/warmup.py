@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import paths
-from sgl_admin.base.command import Command
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.probe import TokenLedger
@@ -28,23 +26,18 @@ class Warmup:
     def __init__(
         self,
         run_id: str,
-        argv: list[str],
-        environment: dict[str, str],
-        port: int,
+        server: Server,
         timeout_s: float,
         on_server: Callable[[int | None], None],
         tick: Callable[[], None],
         make_ready: Callable[[], None] = lambda: None,
-        command: Command | None = None,
     ) -> None:
-        """`make_ready` is called before each start; what it raises fails the start. `command` is as
-        Server takes it.
-        """
+        """`make_ready` is called before each start; what it raises fails the start."""
         self._run_id = run_id
         self._make_ready = make_ready
         # Of the server's place, while this one has it.
         self._place: int | None = None
-        self._server = Server(argv, environment, port, paths.log(run_id), command=command)
+        self._server = server
         self._timeout_s = timeout_s
         self._on_server = on_server
         self._tick = tick
@@ -225,18 +218,8 @@ class OfRunning(Warmup):
     """
 
     def __init__(self, run_id: str, server: Server) -> None:
-        super().__init__(
-            run_id,
-            server.argv,
-            server.environment,
-            server.port,
-            0.0,
-            lambda group: None,
-            lambda: None,
-        )
-        self._server = server
+        super().__init__(run_id, server, 0.0, lambda group: None, lambda: None)
         self._started = True
-        self.ledger = TokenLedger(server)
 
     def keep_place(self) -> None:
         """It has the server's place."""

@@ -878,19 +878,17 @@ class FakeServer:
 
 
 @pytest.fixture
-def fake_server(container: Path, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
-    made = FakeServer()
-    monkeypatch.setattr(warmup, "Server", lambda *_, **__: made)
-    return made
+def fake_server(container: Path) -> FakeServer:
+    return FakeServer()
 
 
-def new_warmup() -> tuple[warmup.Warmup, list[int | None]]:
+def new_warmup(fake: Any) -> tuple[warmup.Warmup, list[int | None]]:
     groups: list[int | None] = []
-    return warmup.Warmup("r", [], {}, 1, 1.0, groups.append, lambda: None), groups
+    return warmup.Warmup("r", fake, 1.0, groups.append, lambda: None), groups
 
 
 def test_each_batch_size_is_asked_greedy_and_sampled_of_one_server(fake_server: FakeServer) -> None:
-    made, groups = new_warmup()
+    made, groups = new_warmup(fake_server)
     assert made.exercise((1, 4)) == 12
     assert sorted(fake_server.asked) == [0.0] * 6 + [0.8] * 6
     assert made.ledger.tokens == 84 and made.ledger.baseline == 5.0
@@ -909,7 +907,7 @@ def test_where_a_start_went_is_kept_and_its_log_never_fails_it(
     fake_server: FakeServer, failure: OSError | None, phases: list[Any]
 ) -> None:
     fake_server.log_failure = failure
-    made, _ = new_warmup()
+    made, _ = new_warmup(fake_server)
     made.start()
     [start] = made.starts
     assert start["phases"] == phases
@@ -924,7 +922,7 @@ def test_where_a_start_went_is_kept_and_its_log_never_fails_it(
 
 def test_a_server_that_does_not_start_is_tried_once(fake_server: FakeServer) -> None:
     fake_server.start_failure = StageFailure("oom", "no memory")
-    made, _ = new_warmup()
+    made, _ = new_warmup(fake_server)
     for _ in range(2):
         with pytest.raises(StageFailure, match="no memory"):
             made.ensure_requests((1,))
@@ -938,7 +936,7 @@ def test_an_interruption_does_not_wait_for_requests_in_flight(
     alone, before the pool.
     """
     fake_server.hang_from = 3
-    made, _ = new_warmup()
+    made, _ = new_warmup(fake_server)
 
     class Pool(warmup.ThreadPoolExecutor):
         def map(self, *arguments: Any, **options: Any) -> Any:
@@ -956,7 +954,8 @@ def test_a_server_that_cannot_be_recorded_is_tried_once(fake_server: FakeServer)
     def refuse(group: int | None) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    made = warmup.Warmup("r", [], {}, 1, 1.0, refuse, lambda: None)
+    fake: Any = fake_server
+    made = warmup.Warmup("r", fake, 1.0, refuse, lambda: None)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
             made.ensure_requests((1,))
