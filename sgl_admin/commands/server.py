@@ -149,8 +149,9 @@ def _planned(live: Run, arguments: argparse.Namespace) -> Plan | None:
 
 
 def _of_plan(planned: Plan) -> benchmark_server.Prepared:
-    command = planned.command
-    return benchmark_server.Prepared(command.argv, command.env, planned.request.model, command)
+    return benchmark_server.Prepared(
+        planned.command, planned.request.model, planned.context.served_identity
+    )
 
 
 def _handle(run_id: str, record: dict[str, Any], wanted: benchmark_server.Prepared) -> Server:

@@ -265,6 +265,7 @@ def _run_section(plan: Plan, outcome: Outcome) -> Record:
         "server": {
             **plan.command.shown,
             "identity": plan.server,
+            "served": plan.context.served_identity,
             "chosen": [choice.to_json() for choice in plan.context.choices],
         },
     }

@@ -314,12 +314,12 @@ def new_files(now: Listing, before: Listing) -> list[Path]:
     ]
 
 
-def note_use(identity: str) -> None:
-    """Note that the server of this identity is started with what it ran with before."""
+def note_use(served_identity: str) -> None:
+    """Note that the server whose identity is among a record's `served` starts with that work."""
     for path in sorted(paths.PROFILES.glob(f"*/{RECORDS}/*.json")):
         with suppress(OSError, ValueError):
             served = files.read_record(path, {"served": list})
-            if served is not None and identity in served["served"]:
+            if served is not None and served_identity in served["served"]:
                 _note_use(path)
 
 

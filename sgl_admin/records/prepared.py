@@ -61,7 +61,7 @@ def write(
         "model": model,
         "argv": server["argv"],
         "env": server["env"],
-        **({SETTINGS: server[SETTINGS]} if SETTINGS in server else {}),
+        **{name: server[name] for name in (SETTINGS, "served") if name in server},
         "telemetry_probe": proof,
     }
     files.write_json(path(run_id, server["identity"]), document)

@@ -46,15 +46,22 @@ _HELD = "a prep, a smoke or another command has the place of the server"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a prep says of its server: command, environment beyond the container's own, and
-    model. `command` says what of them is not shown.
+    """What a prep says of its server: its command, with the environment beyond the container's own,
+    its model, and by which name records of caches have it; that is empty in results of releases
+    before 1.2.
     """
 
-    argv: list[str]
-    env: dict[str, str]
-    model: str
     command: Command
-    identity: str = ""
+    model: str
+    served: str
+
+    @property
+    def argv(self) -> list[str]:
+        return self.command.argv
+
+    @property
+    def env(self) -> dict[str, str]:
+        return self.command.env
 
     @property
     def port(self) -> int:
@@ -82,7 +89,7 @@ def prepared(live: Run, identity: str | None = None) -> Prepared:
         command = servers.command({**server, "run_id": live.run_id})
     except ValueError as error:
         raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {_PREPARE}") from error
-    made = Prepared(command.argv, command.env, model, command, str(server.get("identity", "")))
+    made = Prepared(command, model, str(server.get("served", "")))
     try:
         if made.port not in range(1, 2**16):
             raise ValueError
@@ -179,7 +186,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             server.stop()
             raise
         server.release()
-        caches.note_use(wanted.identity)
+        caches.note_use(wanted.served)
         return record, True
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import files, locks, paths
+from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_PROOF_FAILED
-from sgl_admin.records import job, prepared, remembered, run
+from sgl_admin.records import caches, job, prepared, remembered, run
 from sgl_admin.serving import benchmark_server, warmup
 from sgl_admin.sglang import ENGINE
 from tests.contract import validators
@@ -100,6 +101,19 @@ def test_each_profile_is_started_by_its_name_in_the_next_run_too(
     assert {name: stage.runs for name, stage in world.stages.items()} == runs, "no stage is done"
     first, second = (ENGINE.port(command.argv) for command in started.commands)
     assert first == second and started.commands[0].argv != started.commands[1].argv
+
+
+def test_a_start_is_known_by_the_records_of_the_caches_that_it_uses(world: World) -> None:  # noqa: F811
+    """What a prune keeps, where only servers were started for long."""
+    world.execute()
+    identity = result()["run"]["server"]["identity"]
+    for named in (None, identity):
+        for path in paths.PROFILES.rglob(f"*{places.USED}"):
+            path.unlink()
+        caches.note_use(benchmark_server.prepared(run.live(), named).served)
+        records = set(paths.PROFILES.glob(f"*/{places.SIGNATURES}/*.json"))
+        used = {path.with_suffix(".json") for path in paths.PROFILES.rglob(f"*{places.USED}")}
+        assert used == records != set()
 
 
 def test_after_a_reboot_the_latest_is_started_without_a_name(

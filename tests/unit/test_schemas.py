@@ -39,6 +39,7 @@ OPTIONAL = {
         "stages.moe_tune.artifacts.gain",
         # And those of releases before 1.2 this.
         "run.profile",
+        "run.server.served",
         "profiles",
         "profiles.*",
         "new_files",
@@ -52,7 +53,13 @@ OPTIONAL = {
     "job": (),
     "smoke_summary": (),
     "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
-    "prepared": ("profile", "env.*", "telemetry_probe.server", "telemetry_probe.window"),
+    "prepared": (
+        "profile",
+        "served",
+        "env.*",
+        "telemetry_probe.server",
+        "telemetry_probe.window",
+    ),
     "readiness": (),
 }
 IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")
