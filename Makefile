@@ -95,7 +95,7 @@ types: setup ## mypy
 
 .PHONY: unit
 unit: setup ## The unit tests but the slow ones, fuzzing in small
-	env SGL_FUZZ_EXAMPLES=50 $(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
+	env SGL_FUZZ_EXAMPLES=100 $(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity
