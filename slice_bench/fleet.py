@@ -5,7 +5,6 @@ exit code for whether all are ready.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -104,10 +103,10 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The report in a file, also one of an older release. Raises WrongUsage."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = texts.read_json_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WrongUsage(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise WrongUsage(f"{path} is not JSON: {error}") from error
     if (
         not isinstance(report, dict)

@@ -30,7 +30,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     CONTAINER_LABEL,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    one_line,
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerAbsent,
     DockerCli,
@@ -410,7 +413,7 @@ class Stack:
             # An image of an earlier release; where it does not start, the old container comes back.
             return
         try:
-            problems = json.loads(output.strip().rpartition("\n")[2])["problems"]
+            problems = read_json_text(output.strip().rpartition("\n")[2])["problems"]
         except (ValueError, KeyError, TypeError):
             problems = [self._refusal(code, error)]
         if problems:

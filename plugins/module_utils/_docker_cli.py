@@ -8,7 +8,6 @@ credentials, and every host that can run the container has it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports a
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     CONTAINER_LABEL,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    one_line,
+    read_json_text,
+)
 
 # Runs an argument list; returns exit code, standard output, standard error.
 Runner = Callable[[list[str]], tuple[int, str, str]]
@@ -99,8 +101,8 @@ class DockerCli:
         if self._info is None:
             code, output, _ignored = self._run([self.binary, "info", "--format", "{{json .}}"])
             try:
-                document = json.loads(output)
-            except (ValueError, RecursionError):
+                document = read_json_text(output)
+            except ValueError:
                 document = None
             # A client that reaches no daemon describes itself.
             answered = code == 0 and isinstance(document, dict) and not document.get("ServerErrors")
@@ -120,8 +122,8 @@ class DockerCli:
                 return None
             raise refusal
         try:
-            document = json.loads(output)
-        except (ValueError, RecursionError):
+            document = read_json_text(output)
+        except ValueError:
             document = None
         if not isinstance(document, list) or not document or not isinstance(document[0], dict):
             raise DockerError(f"docker {kind} inspect {name} prints no description: {_STRANGE}")
@@ -176,8 +178,8 @@ class DockerCli:
         """The descriptions of those containers that exist."""
         code, output, error = self._run([self.binary, "container", "inspect", *names])
         try:
-            document = json.loads(output) if output.strip() or not code else []
-        except (ValueError, RecursionError):
+            document = read_json_text(output) if output.strip() or not code else []
+        except ValueError:
             document = None
         if code:
             self._demand_absence(code, error, names, document)

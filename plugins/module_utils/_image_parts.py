@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -13,6 +12,9 @@ import tarfile
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.services import PROGRAMS
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -65,8 +67,8 @@ def archive_names(path: str) -> set[str]:
                 stream = archive.extractfile(member) if member.isreg() else None
                 if stream is None or member.size > _NAMING_BYTES:
                     raise ImageError(f"{path} has no valid {kind}: save the image again")
-                names |= _names_in(kind, json.loads(stream.read()))
-    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+                names |= _names_in(kind, read_json_text(stream.read()))
+    except (tarfile.TarError, EOFError, ValueError) as error:
         raise ImageError(
             f"{path} is not an archive of docker save ({error}): save the image again"
         ) from error
@@ -198,7 +200,7 @@ def platforms_of(docker: DockerCli, reference: str) -> list[str] | None:
     through a mirror of the daemon.
     """
     try:
-        document = json.loads(docker.call("manifest", "inspect", "--verbose", reference))
+        document = read_json_text(docker.call("manifest", "inspect", "--verbose", reference))
         entries = document if isinstance(document, list) else [document]
         found = [entry["Descriptor"]["platform"] for entry in entries]
         # An attestation is listed as unknown/unknown.
@@ -208,7 +210,7 @@ def platforms_of(docker: DockerCli, reference: str) -> list[str] | None:
             )
             or None
         )
-    except (DockerError, ValueError, KeyError, TypeError, RecursionError):
+    except (DockerError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -13,6 +13,9 @@ import tempfile
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     Runner,
@@ -215,8 +218,8 @@ class Loaded(_Elsewhere):
     def _noted(self) -> dict[str, Any]:
         try:
             with open(self._note, encoding="utf-8") as stream:
-                note = json.load(stream)
-        except (OSError, ValueError, RecursionError):
+                note = read_json_text(stream.read())
+        except (OSError, ValueError):
             return {}
         return note if isinstance(note, dict) else {}
 

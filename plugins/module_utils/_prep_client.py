@@ -12,6 +12,9 @@ from typing import Any
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
     REFUSALS,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     InputRunner,
     explain,
@@ -104,8 +107,8 @@ class PrepClient:
     @staticmethod
     def _object(text: str) -> dict[str, Any]:
         try:
-            document = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            document = read_json_text(text, parse_constant=_refuse_constant)
+        except ValueError as error:
             raise PrepError(f"sgl-admin's answer is not JSON: {error}: {text[-300:]!r}") from error
         if not isinstance(document, dict):
             raise PrepError(f"sgl-admin's answer is no JSON object: {text[-300:]!r}")

@@ -18,7 +18,6 @@ import base64
 import contextlib
 import dataclasses
 import http.client
-import json
 import math
 import queue
 import re
@@ -31,7 +30,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    one_line,
+    read_json_text,
+)
 
 DEFAULT_URL = "http://127.0.0.1:9090"
 DEFAULT_TIMEOUT_S = 60.0
@@ -53,9 +55,8 @@ READY_SENTENCE = b"is Ready"
 NEVER_SCRAPED = "0001-01-01T00:00:00Z"
 NAMED_TARGETS = 5
 
-# What a document of another shape leads to, numbers beyond a float and lists too deep to be shown
-# among it.
-_MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
+# What a document of another shape leads to, numbers beyond a float among it.
+_MALFORMED = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError)
 
 Clock = Callable[[], float]
 
@@ -428,8 +429,8 @@ class PrometheusClient:
         answer = self._call(method, target, deadline, limit=API_BYTES, body=body)
         path = target.partition("?")[0]
         try:
-            document = json.loads(answer.body)
-        except (ValueError, RecursionError):
+            document = read_json_text(answer.body)
+        except ValueError:
             document = None
         if not isinstance(document, dict):
             document = {}

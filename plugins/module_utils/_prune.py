@@ -8,7 +8,6 @@ else lies there is somebody else's.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.label
     INPUTS_LABEL,
     NAME_LABEL,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    one_line,
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -101,8 +103,8 @@ class Outside:
         try:
             descriptor = safe_tree.open_file_at(folder, f"{name}.json", name)
             with open(descriptor, "rb") as stream:
-                record = json.loads(stream.read(1 << 20))
-        except (OSError, ValueError, RecursionError):
+                record = read_json_text(stream.read(1 << 20))
+        except (OSError, ValueError):
             return False
         return isinstance(record, dict) and {"digest", "sha256", "bytes", "finished"} <= set(record)
 
@@ -224,8 +226,8 @@ def _unique_sizes(docker: DockerCli) -> dict[str, int]:
     """What only this image takes, of each image, by its id; nothing where Docker does not say."""
     try:
         output = docker.call("system", "df", "--verbose", "--format", "{{json .Images}}")
-        images = json.loads(output)
-    except (DockerError, ValueError, RecursionError):
+        images = read_json_text(output)
+    except (DockerError, ValueError):
         return {}
     sizes = {}
     for image in images if isinstance(images, list) else []:

@@ -20,6 +20,9 @@ from typing import IO, Any, cast
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
     EXIT_NO_RESULT,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     DockerError,
@@ -390,8 +393,8 @@ def _object(text: str, *keys: str) -> dict[str, Any]:
     """
     for candidate in (text, text.strip().splitlines()[-1] if text.strip() else ""):
         try:
-            document = json.loads(candidate)
-        except (ValueError, RecursionError):
+            document = read_json_text(candidate)
+        except ValueError:
             continue
         if isinstance(document, dict) and all(key in document for key in keys):
             return document

@@ -14,6 +14,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_
     EXIT_NO_LIVE_RUN,
     EXIT_USAGE,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     InputRunner,
     explain,
@@ -89,7 +92,7 @@ class SmokeClient:
                 f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code
             )
         try:
-            summary: dict[str, Any] = json.loads(output)["smoke"]
+            summary: dict[str, Any] = read_json_text(output)["smoke"]
             # Whatever is used of it, so that it is missed here and not later.
             if not isinstance(summary["smoke_id"], str) or not isinstance(summary["state"], str):
                 raise TypeError
@@ -98,7 +101,7 @@ class SmokeClient:
                 <= summary.keys()
             ):
                 raise KeyError("summary")
-        except (ValueError, RecursionError, LookupError, TypeError) as broken:
+        except (ValueError, LookupError, TypeError) as broken:
             raise SmokeError(
                 f"sgl-admin's answer is no smoke's summary: {output[-300:]!r}; is the image older"
                 " than this collection?"

@@ -24,6 +24,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    read_json_text,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     HostTreeError,
     clean_path,
@@ -367,8 +370,8 @@ def _differing(path: str, seed: int) -> list[str]:
     )
     remedy = "set the path to a folder that does not exist, or remove this one"
     try:
-        record = json.loads(safe_tree.read_file(os.path.join(path, RECORD), 1 << 20, path))
-    except (FileNotFoundError, ValueError, RecursionError):
+        record = read_json_text(safe_tree.read_file(os.path.join(path, RECORD), 1 << 20, path))
+    except (FileNotFoundError, ValueError):
         raise TinyModelError(f"{foreign}: {remedy}") from None
     except OSError as exc:
         raise TinyModelError(

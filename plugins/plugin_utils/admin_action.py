@@ -15,7 +15,6 @@ BROKEN_ANSWER = (
     AttributeError,
     ValueError,
     ArithmeticError,
-    RecursionError,
 )
 
 

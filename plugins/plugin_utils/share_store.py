@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    path_line,
+    read_json_text,
+)
 
 # Nothing is written to for so long that is still being written.
 _ABANDONED_S = 24 * 3600
@@ -74,8 +77,8 @@ class Store:
 
     def _record(self, name: str) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            found = read_json_text(self._path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return None
         if not isinstance(found, dict) or not all(
             isinstance(found.get(key), kind) for key, kind in _KEYS.items()

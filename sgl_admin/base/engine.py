@@ -302,8 +302,8 @@ class Engine(Protocol):
         """The tokens that a completion says it has; raises as `prompt_tokens_used`."""
 
     def prompt_tokens_used(self, answer: bytes) -> int:
-        """The prompt tokens that a completion says it took. Raises ValueError, KeyError, TypeError,
-        OverflowError or RecursionError where it does not say.
+        """The prompt tokens that a completion says it took. Raises ValueError, KeyError, TypeError
+        or OverflowError where it does not say.
         """
 
     def start_breakdown(

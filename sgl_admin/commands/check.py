@@ -5,7 +5,6 @@ whether the server takes the operator's arguments. For a container that is throw
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -13,7 +12,7 @@ from sgl_admin.base import files, paths
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands.request_fields import FIELDS
 from sgl_admin.contract.exit_codes import EXIT_USAGE
-from sgl_admin.contract.texts import say_json
+from sgl_admin.contract.texts import read_json_text, say_json
 from sgl_admin.init import trial
 from sgl_admin.sglang import ENGINE
 
@@ -45,7 +44,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _argument_problems(content: bytes) -> list[str]:
     """Raises Refused where the arguments are no list."""
     try:
-        given = json.loads(content)
+        given = read_json_text(content)
     except ValueError as error:
         raise Refused(EXIT_USAGE, f"standard input is not JSON: {error}") from error
     try:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from sgl_admin.commands import request_fields
 from sgl_admin.commands.request_fields import FIELDS, PASSED_THROUGH
 from sgl_admin.contract.exit_codes import EXIT_USAGE
 from sgl_admin.contract.stages import MODES
+from sgl_admin.contract.texts import read_json_text
 from sgl_admin.records.request import Request
 from sgl_admin.records.run import Run
 from sgl_admin.stages import STAGES
@@ -71,8 +71,8 @@ def of(arguments: argparse.Namespace, live: Run) -> Request:
 def from_json(content: bytes) -> dict[str, Any]:
     """The fields of a JSON request, checked. Raises Refused (usage) that names the key."""
     try:
-        document = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        document = read_json_text(content.decode("utf-8"))
+    except ValueError as error:
         raise Refused(EXIT_USAGE, f"the request is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise Refused(EXIT_USAGE, f"the request is a JSON {type(document).__name__}, not an object")
@@ -84,7 +84,7 @@ def from_json(content: bytes) -> dict[str, Any]:
             raise Refused(EXIT_USAGE, f"the request has an unknown key: {name}")
         try:
             fields[name] = FIELDS[name].check(value)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise Refused(EXIT_USAGE, f"the request's {name}: {error}") from error
     stages = [stage.name for stage in STAGES]
     if unknown := [name for name in fields.get("stages", {}) if name not in stages]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sgl_admin.base import files
+from sgl_admin.contract.texts import read_json_text
 from sgl_admin.moe.tables import Pair, pair_of
 
 
@@ -62,8 +63,8 @@ class Journal:
             return
         for line in content.splitlines():
             try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
+                found = read_json_text(line)
+            except ValueError:
                 continue
             if isinstance(found, dict):
                 yield found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import subprocess
@@ -17,7 +16,7 @@ from sgl_admin.base.errors import GpuUnavailable, StageFailure
 from sgl_admin.base.ordered import Worker
 from sgl_admin.base.processes import ended
 from sgl_admin.contract import perf
-from sgl_admin.contract.texts import one_line
+from sgl_admin.contract.texts import one_line, read_json_text
 from sgl_admin.facts import devices
 from sgl_admin.perf import watch
 from sgl_admin.perf.watch import Seen
@@ -120,7 +119,7 @@ class Measuring:
 
     def _take(self, line: bytes) -> None:
         try:
-            told: Any = json.loads(line)
+            told: Any = read_json_text(line)
         except ValueError:
             told = None
         match told:

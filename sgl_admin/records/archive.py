@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import stat
@@ -26,6 +25,7 @@ from typing import Any, BinaryIO
 
 from sgl_admin.base import files, paths
 from sgl_admin.contract.records import canonical, sha256
+from sgl_admin.contract.texts import read_json_text
 from sgl_admin.records.caches import RECORDS, WORK
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -365,8 +365,8 @@ def _describe(block: bytes, name: str, size: int) -> str:
 def parse(content: bytes) -> Manifest:
     """A manifest's bytes. Raises Broken."""
     try:
-        document = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
+        document = read_json_text(content.decode())
+    except ValueError as error:
         raise Broken(f"its manifest is not JSON: {str(error)[:200]}") from None
     if (
         not isinstance(document, dict)
@@ -378,7 +378,7 @@ def parse(content: bytes) -> Manifest:
     _check_entries(entry for part in manifest.parts for entry in part.files)
     try:
         same = manifest.content == content
-    except (ValueError, RecursionError):
+    except ValueError:
         same = False
     if not same:
         raise Broken("its manifest is not written as export writes one")

@@ -11,6 +11,7 @@ from typing import Any
 from sgl_admin.base import keyed
 from sgl_admin.contract import options, stages
 from sgl_admin.contract.records import canonical
+from sgl_admin.contract.texts import read_json_text
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class Request:
         try:
             fields: dict[str, Any] = {
                 key: _hashable(value) if isinstance(value, list) else value
-                for key, value in json.loads(text).items()
+                for key, value in read_json_text(text).items()
             }
             return cls(**fields)
-        except (AttributeError, TypeError, RecursionError) as error:
+        except (AttributeError, TypeError) as error:
             raise ValueError(f"not a request: {error}") from error
 
     def describe(self) -> list[str]:

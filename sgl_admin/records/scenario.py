@@ -4,11 +4,12 @@ held to what a server takes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from sgl_admin.contract.texts import read_json_text
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _SCENARIO_KEYS = ("name", "defaults", "tests")
@@ -73,8 +74,8 @@ class Scenario:
 def parse(text: str | bytes) -> Scenario:
     """The scenario of a JSON text. Raises ScenarioError and nothing else."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = read_json_text(text)
+    except ValueError as error:
         raise ScenarioError(f"the scenario is not valid JSON: {error}") from error
     found = _object(document, "the scenario", _SCENARIO_KEYS)
     name = _text(found.get("name"), "name")

@@ -10,7 +10,6 @@ another's count.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -22,6 +21,7 @@ from sgl_admin.base import clock, http_client, paths, ports
 from sgl_admin.base.engine import HOST
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.files import printable
+from sgl_admin.contract.texts import read_json_text
 from sgl_admin.serving.server import Server
 from sgl_admin.sglang import ENGINE
 
@@ -36,7 +36,6 @@ _NO_ANSWER = (
     LookupError,
     TypeError,
     ArithmeticError,
-    RecursionError,
 )
 _LONG_PROMPT = " ".join(f"The number after {number} is {number + 1}." for number in range(60))
 
@@ -292,7 +291,7 @@ def _samples(prometheus_url: str, query: str, since: float, until: float) -> tup
     window_s = max(1, int(until - since) + 2)
     parameters = urllib.parse.urlencode({"query": f"{query}[{window_s}s]", "time": f"{until:.3f}"})
     status, body = _get(prometheus_url, f"/api/v1/query?{parameters}")
-    answer = json.loads(body)
+    answer = read_json_text(body)
     if status != 200 or answer["status"] != "success":
         raise ValueError(f"HTTP {status}, {body[:200]!r}")
     count, highest = 0, []

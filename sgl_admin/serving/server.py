@@ -237,7 +237,6 @@ class Server:
             KeyError,
             TypeError,
             OverflowError,
-            RecursionError,
         ) as error:
             raise self._unanswered(f"a warm-up request failed: {error!r}") from error
         said = one_line(answer.decode(errors="replace"), _WORDS)

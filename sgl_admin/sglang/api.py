@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from sgl_admin.base.engine import Post
+from sgl_admin.contract.texts import read_json_text
 
 HEALTH_PATH = "/health"
 
@@ -33,8 +32,8 @@ def timed_completion(prompt: str, tokens: int) -> Post:
 
 
 def prompt_tokens_used(answer: bytes) -> int:
-    return int(json.loads(answer)["usage"]["prompt_tokens"])
+    return int(read_json_text(answer)["usage"]["prompt_tokens"])
 
 
 def completion_tokens_used(answer: bytes) -> int:
-    return int(json.loads(answer)["usage"]["completion_tokens"])
+    return int(read_json_text(answer)["usage"]["completion_tokens"])

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 
 from sgl_admin.contract import places
+from sgl_admin.contract.texts import read_json_text
 from sgl_admin.sglang import command_line, metrics, packages
 
 _PARSER = "sgl_admin.sglang.argument_parser"
@@ -71,7 +72,7 @@ def problem(arguments: tuple[str, ...], environment: Mapping[str, str]) -> str |
                 timeout=_TIMEOUT_S,
                 check=False,
             )
-        said = json.loads(done.stdout)["problem"] if done.returncode == 0 else None
+        said = read_json_text(done.stdout)["problem"] if done.returncode == 0 else None
     except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
         return None
     if said is None:

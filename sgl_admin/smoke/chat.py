@@ -4,7 +4,6 @@ of its failure.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from sgl_admin.base import http_client
 from sgl_admin.base.engine import HOST
+from sgl_admin.contract.texts import read_json_text
 from sgl_admin.records.scenario import Options
 from sgl_admin.smoke import thinking
 
@@ -96,8 +96,8 @@ def served_model(port: int, key: str | None = None) -> str | None:
     """What the server calls its model; None where it does not say."""
     try:
         status, answer = http_client.ask(HOST, port, "/v1/models", 10, key=key)
-        name = json.loads(answer)["data"][0]["id"] if status == 200 else None
-    except (*http_client.NO_ANSWER, LookupError, TypeError, RecursionError):
+        name = read_json_text(answer)["data"][0]["id"] if status == 200 else None
+    except (*http_client.NO_ANSWER, LookupError, TypeError):
         return None
     return name if isinstance(name, str) else None
 
@@ -153,8 +153,8 @@ class Reading:
     def _take(self, text: bytes, part_name: str) -> bool:
         """A whole answer or a chunk of it; returns whether words were in it."""
         try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            document = read_json_text(text)
+        except ValueError as error:
             raise ChatFailure(SCHEMA_ERROR, f"malformed JSON: {_excerpt(text)}") from error
         if not isinstance(document, dict):
             raise ChatFailure(SCHEMA_ERROR, f"not a JSON object: {_excerpt(text)}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_admin.base import files, versions
 from sgl_admin.contract.records import sha256
+from sgl_admin.contract.texts import read_json_text
 from sgl_admin.records import served
 from sgl_admin.sglang import ENGINE
 
@@ -180,8 +181,8 @@ def _content(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     try:
-        return sha256(json.dumps(json.loads(content), sort_keys=True).encode())
-    except (ValueError, RecursionError):
+        return sha256(json.dumps(read_json_text(content), sort_keys=True).encode())
+    except ValueError:
         return sha256(content)
 
 

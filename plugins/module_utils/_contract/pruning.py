@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import locks, places, records, trees
+from .texts import read_json_text
 
 
 @dataclass(frozen=True)
@@ -530,8 +530,8 @@ def _listed(folder: int, name: str) -> dict[str, Any]:
     such record.
     """
     try:
-        document = json.loads(_read(folder, name, _MOST_RECORD) or b"")
-    except (ValueError, RecursionError) as error:
+        document = read_json_text(_read(folder, name, _MOST_RECORD) or b"")
+    except ValueError as error:
         raise ValueError(f"{name} is not valid JSON") from error
     listed = document.get("files") if isinstance(document, dict) else None
     if not isinstance(listed, dict):

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .texts import read_json_text
+
 if TYPE_CHECKING:
     from typing import TypeGuard
 
@@ -80,8 +82,8 @@ def read_json(path: Path, limit: int | None = None) -> dict[str, Any] | None:
 def parse_json(path: Path, content: bytes) -> dict[str, Any]:
     """The JSON object that was read from `path`. Raises ValueError where it is anything else."""
     try:
-        document = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        document = read_json_text(content.decode("utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds a JSON {type(document).__name__}, not an object")

@@ -66,6 +66,32 @@ def unwritten() -> str | None:
     return None
 
 
+# More than a record, an answer or a model's configuration needs, and far from Python's limit.
+_DEEPEST = 100
+
+
+def read_json_text(text: str | bytes, **options: Any) -> Any:
+    """The value of a JSON text of a file, a program or another host. Raises ValueError, also where
+    it is nested so deep that a walk through it would exceed Python's recursion limit.
+    """
+    too_deep = f"it is nested more than {_DEEPEST} levels deep"
+    try:
+        value = json.loads(text, **options)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [value]
+    for _depth in range(_DEEPEST + 1):
+        level = [
+            item
+            for each in level
+            if isinstance(each, (dict, list))
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return value
+    raise ValueError(too_deep)
+
+
 def clean(value: Any) -> Any:
     """A document of texts that may be shown, with the lines that they have."""
     if isinstance(value, str):

@@ -7,9 +7,10 @@ SGLang's flags (`sglang.launch_server --help`, the same from 0.5.3 to 0.5.23).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from ..texts import read_json_text
 
 # Formats that read the weights as transformers writes them. Others have files of their own, or
 # none ("dummy").
@@ -46,7 +47,7 @@ def reads_tokenizer(arguments: Sequence[str]) -> bool:
 def overridden(config: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     """The config as the server has it: `--json-model-override-args` replaces keys of it."""
     try:
-        changes = json.loads(flag_value(arguments, "--json-model-override-args") or "{}")
-    except (ValueError, RecursionError):
+        changes = read_json_text(flag_value(arguments, "--json-model-override-args") or "{}")
+    except ValueError:
         return config
     return {**config, **changes} if isinstance(changes, dict) else config

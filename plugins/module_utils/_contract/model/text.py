@@ -12,7 +12,7 @@ import stat
 from typing import Any
 
 from ..records import without_blocking
-from ..texts import path_line
+from ..texts import path_line, read_json_text
 
 AGAIN = "copy or download the model again"
 # One index of a 512-expert model is 15 MB.
@@ -112,13 +112,13 @@ def json_object(path: str, data: bytes) -> dict[str, Any]:
             f" (it is {other}): save it so, or {AGAIN}"
         )
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = read_json_text(data.decode("utf-8"))
     except UnicodeDecodeError as exc:
         raise ModelError(
             f"{shown} is not valid JSON (byte {data[exc.start]:#04x} at {exc.start} is not UTF-8):"
             f" save it as UTF-8, or {AGAIN}"
         ) from None
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise ModelError(f"{shown} is not valid JSON ({exc}): {AGAIN}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{shown} holds a JSON {type(value).__name__}, not an object: {AGAIN}")

@@ -9,7 +9,6 @@ is one, else the PyTorch files.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..records import MODEL_INDEX, is_integer
-from ..texts import path_line
+from ..texts import path_line, read_json_text
 from .config import language_parts
 from .text import (
     AGAIN,
@@ -288,8 +287,8 @@ def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
     if not header.startswith(b"{"):
         return None, "no safetensors file"
     try:
-        tensors = json.loads(header.decode("utf-8"))
-    except (ValueError, RecursionError):
+        tensors = read_json_text(header.decode("utf-8"))
+    except ValueError:
         return None, "its header is not JSON"
     tensors.pop("__metadata__", None)
     end = 0
