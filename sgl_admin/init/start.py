@@ -80,7 +80,12 @@ def tidy() -> None:
         files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
         if (lock := try_lock(job.LOCK)) is not None:
             try:
-                for folder in (paths.RUNS, *paths.RUNS.glob("*/"), *paths.RUNS.glob("*/stages")):
+                below = [
+                    folder
+                    for pattern in ("*/", "*/stages", "*/metrics")
+                    for folder in paths.RUNS.glob(pattern)
+                ]
+                for folder in (paths.RUNS, *below):
                     files.sweep_temporaries(folder)
                 for record in paths.RUNS.glob("*/job.json"):
                     job.settle(record.parent.name, [])
@@ -150,6 +155,7 @@ def begin_run(settings: Settings, services: list[str]) -> str:
     run_id = clock.new_id("container-run")
     for folder in (
         paths.run_dir(run_id) / "stages",
+        paths.metrics(run_id),
         paths.PROMETHEUS / run_id,
         paths.JAEGER / run_id,
     ):
