@@ -58,6 +58,12 @@ def runs(world: World) -> dict[str, int]:  # noqa: F811
     return {name: stage.runs for name, stage in world.stages.items()}
 
 
+def result(world: World) -> dict[str, Any]:  # noqa: F811
+    found = files.read_json(paths.prep_result(world.run_id)) or {}
+    validators.validate_prep_result(found)
+    return found
+
+
 def test_the_stage_alone_is_run_once_and_then_stands(
     world: World,  # noqa: F811
     probe: dict[str, Any],
@@ -81,11 +87,15 @@ def test_the_prepared_server_stays_the_one_that_is_started(
     probe: dict[str, Any],
 ) -> None:
     prepare(world, "--profile", "one", "--cuda-graph-bs", "2")
-    kept = remembered.read("one", 31999)
-    before = (files.read_json(paths.prep_result(world.run_id)) or {})["run"]["server"]
+    kept, before = remembered.read("one", 31999), result(world)["run"]["server"]
+    prepare(world, "--profile", "two", "--cuda-graph-bs", "4")
+    other = result(world)["run"]["server"]
+    assert other["identity"] != before["identity"]
+    assert admin("perf").code == EXIT_OK
+    assert result(world)["run"]["server"] == other
     assert admin("perf", "one").code == EXIT_OK
-    now = files.read_json(paths.prep_result(world.run_id)) or {}
-    assert now["run"]["server"]["identity"] == before["identity"]
+    now = result(world)
+    assert (now["run"]["profile"], now["run"]["server"]) == ("one", before)
     assert remembered.read("one", 31999) == kept and now["telemetry_probe"]["ok"] is True
 
 
