@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
@@ -373,8 +374,9 @@ def test_each_root_has_parents_that_are_looked_at(scratch: Path) -> None:
     os.chown(scratch / "foreign", OTHER, OTHER)
     spec = spec_at(scratch / "tree")
     for which in ("telemetry", "profiles", "models", "huggingface"):
+        elsewhere: dict[str, Any] = {which: str(scratch / "foreign" / which)}
         with pytest.raises(HostTreeError, match=f"set sgl_{which}_root to a folder"):
-            inspect(replace(spec, **{which: str(scratch / "foreign" / which)}))
+            inspect(replace(spec, **elsewhere))
 
 
 @needs_root
