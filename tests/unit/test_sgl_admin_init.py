@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 
 from sgl_admin.base import files, locks, paths, processes, versions
+from sgl_admin.contract import places
 from sgl_admin.contract.services import BY_NAME, SERVICES, SURFACES
 from sgl_admin.facts import devices, image_facts, model
 from sgl_admin.init import dcgm, publish, services, start, surfaces
@@ -178,6 +180,9 @@ def test_a_new_run_has_its_folders_and_no_pointer_yet(
             and (paths.JAEGER / run_id).is_dir()
         )
         assert run_id in (paths.run_dir(run_id) / "prometheus.yml").read_text()
+        # Prometheus' own would be open to the group, of which any member could hold it.
+        lock = paths.PROMETHEUS / run_id / places.PROMETHEUS_LOCK
+        assert stat.S_IMODE(lock.stat().st_mode) == places.LOCK_MODE
     assert not paths.POINTER.exists()
 
 
