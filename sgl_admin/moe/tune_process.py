@@ -17,6 +17,7 @@ from typing import Any
 
 from sgl_admin.contract.texts import say
 from sgl_admin.moe import space, verdict
+from sgl_admin.moe.claims import Claims
 from sgl_admin.moe.compiling import Compilers, Target
 from sgl_admin.moe.journal import Journal, Settled
 from sgl_admin.moe.search import CannotRun, Search
@@ -65,7 +66,11 @@ def tune(order: dict[str, Any], tell: Any) -> int:
         tell(phase="start", done=0, total=0)
         release, _ = ENGINE.release()
         compilers = Compilers(
-            Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"]
+            Target(order["sm"]),
+            [release.kernels],
+            order["workers"],
+            order["compile_limit_s"],
+            locks=_folder(order, "compiling"),
         )
         bench = FusedExperts(shape, release, tables_of(order["rivals"]))
         _search(order, shape, journal, bench, compilers, tell)
@@ -96,6 +101,9 @@ def _search(
 
     def compile_all(keys: Any, progress: Any) -> Any:
         wanted = [bench.known(key) for key in keys]
+        # The part of this process first: it finds what the others have compiled meanwhile.
+        first = wanted[order["number"] :: order["processes"]]
+        wanted = list(dict.fromkeys([*first, *wanted]))
         started = time.monotonic()
         failed = compilers.compile(wanted, progress)
         tell(
@@ -113,6 +121,7 @@ def _search(
         bench,
         compile_all,
         lambda phase, done, total: tell(phase=phase, done=done, total=total),
+        Claims(_folder(order, "claims"), order["number"]),
     )
 
     def found(size: int, settled: Settled) -> None:
@@ -130,6 +139,11 @@ def _search(
     search.run(found)
     known = {int(size): pair_of(each) for size, each in order["known"].items()}
     tell(rows=search.fill(ladder, known, found))
+
+
+def _folder(order: dict[str, Any], name: str) -> Path | None:
+    """What the processes of several GPUs share beside their journals."""
+    return Path(order["journal"]).with_name(name) if order["processes"] > 1 else None
 
 
 def _base(rivals: Any) -> Pair:
