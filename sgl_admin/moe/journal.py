@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -43,6 +43,8 @@ class Findings:
         self.best: dict[int, Settled] = {}
         # Neighbouring batch sizes between which the rows were checked.
         self.checked: set[tuple[int, int]] = set()
+        # Sizes at which something was measured.
+        self.begun: set[int] = set()
         # What was being measured when the last line was written.
         self.open: tuple[int, int | str] | None = None
         # Whether the last of them was of the tuning that is asked for.
@@ -60,6 +62,7 @@ class Findings:
             match line:
                 case {"measuring": [int(size), int() | str() as number]}:
                     self.open = (size, number)
+                    self.begun.add(size)
                 case {"measured": int()}:
                     self.open = None
                 case {"batch_size": int(size), "trial": int(number), "us": float(us)}:
@@ -96,6 +99,7 @@ class _Other:
     """The journal of another process, as far as it was read."""
 
     findings: Findings
+    inode: int = 0
     read_to: int = 0
 
 
@@ -104,8 +108,10 @@ class Journal(Findings):
     the other journals of its folder have settled is among them.
     """
 
-    def __init__(self, path: Path, tuning: dict[str, Any]) -> None:
-        """Opens the journal at `path`, or begins it where it is of another tuning."""
+    def __init__(self, path: Path, tuning: dict[str, Any], beside: Iterable[Path] = ()) -> None:
+        """Opens the journal at `path`, or begins it where it is of another tuning. `beside` are
+        those of the processes that work at the same time.
+        """
         super().__init__()
         self.path = path
         self._tuning = tuning
@@ -118,8 +124,9 @@ class Journal(Findings):
             files.write_text(path, json.dumps({"tuning": tuning}) + "\n")
         self._stream: TextIO | None = None
         self._others: dict[Path, _Other] = {}
-        # Sizes that another process has looked at and not settled: times of two GPUs are not mixed.
-        self.begun_elsewhere: set[int] = set()
+        self._beside = set(beside) - {path}
+        # Sizes that one of them has begun: it goes on with them, also after its process crashed.
+        self.begun_beside: set[int] = set()
         self.refresh()
 
     def refresh(self) -> None:
@@ -129,19 +136,23 @@ class Journal(Findings):
                 other = self._others.setdefault(path, _Other(Findings()))
                 self._read_more(path, other)
                 self._adopt(other.findings)
-        begun = {size for each in self._others.values() for size in each.findings.looks}
-        self.begun_elsewhere = begun - set(self.best)
+        begun = {
+            size
+            for path in self._beside & self._others.keys()
+            for size in self._others[path].findings.begun
+        }
+        self.begun_beside = begun - set(self.best)
 
     def _read_more(self, path: Path, other: _Other) -> None:
         try:
-            content = files.read_bytes(path)
+            inode, content = path.stat().st_ino, files.read_bytes(path)
         except (FileNotFoundError, ValueError):
             return
+        if inode != other.inode:
+            # Its process has begun it again.
+            other.findings, other.inode, other.read_to = Findings(), inode, 0
         # A line that is being written is left for the next time.
         whole = content.rfind(b"\n") + 1
-        if whole < other.read_to:
-            # Begun again by its process.
-            other.findings, other.read_to = Findings(), 0
         other.findings.read(content[other.read_to : whole], self._tuning)
         other.read_to = whole
 

@@ -186,20 +186,22 @@ class Search:
         """
         # Two processes begin at two ends: what is best at a size says most of the sizes near it.
         items = items[::-1] if self._claims.number % 2 else items
-        # What this one began goes first, and what another one began, which may go on there, last.
-        for item in items if self._claims.is_alone else sorted(items, key=self._begun):
+        # What this one began goes first: its looks are of this GPU.
+        if not self._claims.is_alone:
+            items = sorted(items, key=lambda item: item not in self._journal.begun)
+        for item in items:
             if is_done(item):
                 continue
             with self._claims.claim(str(item)) as is_mine:
                 if not self._claims.is_alone:
                     self._journal.refresh()
-                if is_mine and not is_done(item):
+                if is_mine and not is_done(item) and not self._is_anothers(item):
                     yield item
 
-    def _begun(self, item: object) -> int:
-        if item in self._journal.looks:
-            return 0
-        return 2 if item in self._journal.begun_elsewhere else 1
+    def _is_anothers(self, item: object) -> bool:
+        """Whether a process that works beside this one began it, and will go on with it."""
+        journal = self._journal
+        return item in journal.begun_beside and item not in journal.begun
 
     def _until_done(
         self, items: Sequence[_Item], is_done: Callable[[_Item], bool]

@@ -52,7 +52,7 @@ def main() -> int:
 def tune(order: dict[str, Any], tell: Any) -> int:
     """Tune as the order says, and tell of it; returns the exit code."""
     shape = MoeShape.from_json(order["shape"])
-    journal = Journal(Path(order["journal"]), order["tuning"])
+    journal = Journal(Path(order["journal"]), order["tuning"], map(Path, order["beside"]))
     # Where it is not known why that process ended, it may have been killed with all the others: the
     # configuration is tried again.
     if journal.open is not None and order["ended"]:

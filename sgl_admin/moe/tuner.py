@@ -239,6 +239,7 @@ class Tuner:
             "ended": each.ended,
             "sm": self._sm,
             "number": each.number,
+            "beside": [str(other.journal) for other in self._processes],
             "processes": len(self._processes),
         }
         environment = {**self._environment, "TRITON_CACHE_DIR": str(self.folder / "triton")}
