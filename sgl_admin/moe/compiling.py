@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ def _once(work: Callable[[Launch], None], launch: Launch, locks: Path) -> None:
         work(launch)
 
 
+def _start(start: Callable[[Target], None], target: Target, niceness: int) -> None:
+    os.nice(niceness)
+    start(target)
+
+
 def _ready() -> None:
     """Nothing: a compiler that has done this has started."""
 
@@ -97,7 +103,7 @@ class Compilers:
     def __init__(
         self, target: Target, modules: Iterable[str], workers: int, limit_s: float,
         work: Callable[[Launch], None] = compile_launch, start: Callable[[Target], None] = begin,
-        locks: Path | None = None,
+        locks: Path | None = None, niceness: int = 0,
     ) -> None:  # fmt: skip
         """`modules` are imported once, before the processes are forked from whatever did it; a
         compiler over `limit_s` seconds is ended. `locks` is a folder of those who share the cache.
@@ -110,9 +116,17 @@ class Compilers:
             locks.mkdir(parents=True, exist_ok=True)
             self._work = functools.partial(_once, work, locks=locks)
         self._pool = ProcessPool(
-            max_workers=workers, context=context, initializer=start, initargs=(target,)
+            max_workers=workers,
+            context=context,
+            initializer=_start,
+            initargs=(start, target, niceness),
         )
         self._pool.schedule(_ready)
+
+    def begin(self, launches: Iterable[Launch]) -> None:
+        """Compile every launch some time; whoever needs one of them sees whether it failed."""
+        for launch in launches:
+            self._pool.schedule(self._work, args=(launch,), timeout=self._limit_s)
 
     def compile(
         self, launches: Iterable[Launch], progress: Callable[[int, int], None]

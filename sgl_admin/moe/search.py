@@ -93,9 +93,10 @@ class Search:
         compile_all: Compile,
         progress: Progress,
         claims: Claims | None = None,
+        compile_ahead: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         """`rows_per_expert`: how many of one token's rows an expert has on average. `claims` are
-        for work that other processes share.
+        for work that other processes share. `compile_ahead` compiles beside the measuring.
         """
         self._trials = trials
         self._sizes = sorted(sizes)
@@ -105,6 +106,7 @@ class Search:
         self._compile_all = compile_all
         self._progress = progress
         self._claims = claims or Claims()
+        self._compile_ahead = compile_ahead
         self._number = {_trial_key(trial): number for number, trial in enumerate(trials)}
         self._compiled: set[str] = set()
         self._launches: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -133,15 +135,21 @@ class Search:
     def _run_group(self, group: Sequence[int], tuned: Sequence[int], found: Found) -> None:
         unsettled = [size for size in group if not self._is_settled(size)]
         compiled = False
+        # One of several GPUs begins with what its own size needs: waiting costs all of them.
+        ahead = self._compile_ahead
         for size in self._claimed(unsettled, self._is_settled):
             if not compiled:
                 # By the groups before alone: so one that was killed among these goes on with the
                 # same candidates.
-                self._compile(
+                wanted = [
                     (each, self._trials[number])
                     for each in unsettled
                     for number in self._first(each, tuned, _OTHER_SHARE)
-                )
+                ]
+                if ahead is None:
+                    self._compile(wanted)
+                else:
+                    ahead(self._missing(wanted))
                 compiled = True
             same = [other for other in group if other in self._journal.best]
             numbers = (
@@ -460,18 +468,20 @@ class Search:
             launch in self._journal.dropped_launches for launch in self._kernels(size, trial)
         )
 
-    def _compile(self, wanted: Iterable[tuple[int, Trial]]) -> None:
+    def _missing(self, wanted: Iterable[tuple[int, Trial]]) -> list[str]:
         # Large tiles take longest, and would otherwise be what all wait for at the end.
         ordered = sorted(wanted, key=lambda each: compile_order(each[1].config))
         launches = dict.fromkeys(
             launch for size, trial in ordered for launch in self._kernels(size, trial)
         )
-        missing = [
+        return [
             launch
             for launch in launches
             if launch not in self._compiled and launch not in self._journal.dropped_launches
         ]
-        if missing:
+
+    def _compile(self, wanted: Iterable[tuple[int, Trial]]) -> None:
+        if missing := self._missing(wanted):
             for launch, why in self._compile_all(
                 missing, lambda done, total: self._progress("compile", done, total)
             ).items():
