@@ -195,7 +195,7 @@ class Tuner:
         batch_sizes = sorted({*batch_sizes, *known})
         with ExitStack() as stack:
             for each in self._processes:
-                stack.callback(lambda each=each: each.stack.close())
+                stack.callback(each.stack.close)
             for each in self._processes:
                 self._begin(each, batch_sizes)
             self._follow(batch_sizes, found)
