@@ -35,7 +35,7 @@ def content(stage: Stage, context: Context, signature: dict[str, Any]) -> list[P
     }
     if not recorded:
         return []
-    for result in _results():
+    for result in results():
         made = result["stages"].get(stage.name)
         if not isinstance(made, dict) or made.get("status") != "ok":
             continue
@@ -53,7 +53,7 @@ def _records(stage: Stage) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _results() -> Iterator[dict[str, Any]]:
+def results() -> Iterator[dict[str, Any]]:
     """What preps of this host ended with."""
     for path in sorted(paths.RUNS.glob("*/prep_result.json"), reverse=True):
         if result := _read(path, RESULT_SHAPE):
