@@ -25,10 +25,15 @@ class Repeat:
     """A stage that runs although a record of its work stands."""
 
     stage: str
+    # What else changed than the image and its software.
     changes: tuple[str, ...]
     # How long it took; None where no record says it, or where it runs only to be shown warm.
     seconds: float | None
     cached: bool = False
+    # From which base image to which.
+    image: str | None = None
+    # Of the packages that the stage depends on, those that changed.
+    software: tuple[str, ...] = ()
 
 
 def repeats(decisions: Iterable[Decision]) -> list[Repeat]:
@@ -49,7 +54,14 @@ def line(decisions: Iterable[Decision]) -> str | None:
 
 
 def _changes(found: list[Repeat]) -> str:
-    return "; ".join(dict.fromkeys(change for each in found for change in each.changes))
+    image = next((each.image for each in found if each.image), "")
+    software = list(dict.fromkeys(name for each in found for name in each.software))
+    parts = []
+    if image or software:
+        about = f": {', '.join(software[:_MOST_NAMED])}" if software else ""
+        parts.append(f"the image changed{image}{about}")
+    parts += dict.fromkeys(change for each in found for change in each.changes)
+    return "; ".join(parts)
 
 
 def _time(found: list[Repeat]) -> str:
@@ -70,15 +82,16 @@ def _repeat(decision: Decision) -> Repeat | None:
         return None
     explanation = decision.explanation or ""
     if caches.digest(record["signature"]) == caches.digest(own.signature):
-        # What a tuning lacks beyond its record was never done.
-        if decision.missing_batch_sizes:
-            return None
-        image = tuple(_image_changes(record)) if decision.cached else ()
-        changes = image or (explanation,)
+        image = _image_change(record) if decision.cached else None
+        changes, software = () if image else (explanation,), ()
     else:
-        changes = tuple(_differences(decision, record)) or (explanation,)
+        image = _image_change(record)
+        software = tuple(_software(decision, record))
+        changes = tuple(_differences(decision, record))
+        if not software and not changes:
+            changes = (explanation,)
     seconds = None if decision.cached else _seconds(decision.stage.name, record)
-    return Repeat(decision.stage.name, changes, seconds, decision.cached)
+    return Repeat(decision.stage.name, changes, seconds, decision.cached, image, software)
 
 
 def _closest(own: caches.SignatureRecord) -> dict[str, Any] | None:
@@ -104,13 +117,17 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
+def _software(decision: Decision, record: dict[str, Any]) -> Iterator[str]:
+    before, now = record["signature"], decision.record.signature
+    for key in _differing(before, now):
+        if key in inputs.software(decision.stage.depends_on):
+            yield f"{key} {before[key]} to {now[key]}"
+
+
 def _differences(decision: Decision, record: dict[str, Any]) -> Iterator[str]:
     before, now = record["signature"], decision.record.signature
-    differing = _differing(before, now)
-    software = [key for key in differing if key in inputs.software(decision.stage.depends_on)]
-    yield from _image_changes(record, [f"{key} {before[key]} to {now[key]}" for key in software])
-    for key in differing:
-        if key in software:
+    for key in _differing(before, now):
+        if key in inputs.software(decision.stage.depends_on):
             continue
         if key in _DEVICE:
             yield f"{key} changed from {before[key]} to {now[key]}"
@@ -126,13 +143,11 @@ def _differences(decision: Decision, record: dict[str, Any]) -> Iterator[str]:
             yield f"{key} changed"
 
 
-def _image_changes(record: dict[str, Any], software: Iterable[str] = ()) -> Iterator[str]:
+def _image_change(record: dict[str, Any]) -> str | None:
     before, now = record.get(caches.IMAGE), caches.base_image()
-    about = ", ".join(list(software)[:_MOST_NAMED])
     if isinstance(before, str) and before and now and before != now:
-        yield f"the image changed from {before} to {now}" + (f": {about}" if about else "")
-    elif about:
-        yield f"the image changed: {about}"
+        return f" from {before} to {now}"
+    return None
 
 
 def _named(what: str, before: set[tuple[str, str]], now: set[tuple[str, str]]) -> str:

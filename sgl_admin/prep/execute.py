@@ -195,9 +195,9 @@ class Execution(Interruptible):
             return self._not_begun(decision) if self._interrupted else self._run_stage(decision)
         record = result.stage_record(decision)
         if decision.action == "noop":
-            if decision.taken_over:
+            if (work := decision.taken_over) is not None:
                 identity = self._context.served_identity
-                decision.record.write(decision.taken_over, served=identity)
+                decision.record.write(work.files, served=identity, seconds=work.seconds)
             else:
                 decision.record.settle()
                 decision.record.used()

@@ -56,7 +56,7 @@ class Decision:
     missing_batch_sizes: list[int] | None = None
     # The files of an earlier release's work, which this release takes over with a record of its
     # own.
-    taken_over: tuple[Path, ...] = ()
+    taken_over: earlier.Work | None = None
     # Its files are whole: it runs only to show that they are what this server needs.
     cached: bool = False
 
@@ -320,9 +320,8 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
     )
     record = decision.record
     problem = findings.problem(record)
-    if problem is not None and (content := earlier.content(stage, context, record.signature)):
-        decision = replace(decision, taken_over=tuple(content))
-        problem = None
+    if problem is not None and (work := earlier.work(stage, context, record.signature)):
+        decision, problem = replace(decision, taken_over=work), None
     elif problem is None and not stage.trusts(context, record):
         decision, problem = replace(decision, cached=True), _NEVER_SERVED
     # What is lacking agrees with the missing batch sizes; a record's problem may be of all of them.
