@@ -274,6 +274,13 @@ options:
     description: More environment variables of the server, the same as in serving.
       Records, logs and command lines have the values of variables that are known
       as public, and none of the others.
+  server_fast_start:
+    type: bool
+    default: false
+    description: Whether the server that C(sgl-admin server start) starts leaves
+      out what a prep has made needless, such as DeepGEMM's loop over all shapes.
+      A kernel that the caches lack is then compiled at the first request that
+      needs it.
   server_open_admin:
     type: bool
     default: false

@@ -692,6 +692,16 @@ REQUEST = (
         profile="server.env",
     ),
     Option(
+        "sgl_server_fast_start",
+        "bool",
+        "Whether the server that C(sgl-admin server start) starts leaves out what a prep has made"
+        " needless, such as DeepGEMM's loop over all shapes. A kernel that the caches lack is then"
+        " compiled at the first request that needs it.",
+        False,
+        module={PREP: "server_fast_start"},
+        profile="server.fast_start",
+    ),
+    Option(
         "sgl_server_api_key_file",
         "path",
         "A file on the controller with the key that the server asks its callers for. By default it"
