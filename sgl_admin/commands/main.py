@@ -183,14 +183,15 @@ def _ensure(arguments: argparse.Namespace) -> int:
         return _print_dry_run(_plan(live, request).to_json(), arguments.json)
     standing = arguments.detach and arguments.standing
     prep_id, plan = _begin_or_attach(live, request, standing)
-    if plan is not None and prep_id is None:
+    if prep_id is None:
+        assert plan is not None
         return _print_envelope(live.run_id, None, attached=False, plan=plan.to_json())
-    cost = {"cost": plan.cost} if plan is not None and plan.cost else {}
+    cost = {} if plan is None or plan.cost is None else {"cost": plan.cost}
     if arguments.detach:
         record = _wait(live.run_id, arguments.wait)
         return _print_envelope(live.run_id, record, attached=plan is None, **cost)
     if cost:
-        say(f"{prep_id} {plan.cost}", file=sys.stderr)
+        say(f"{prep_id} {cost['cost']}", file=sys.stderr)
     return _follow(live.run_id, prep_id, arguments.json)
 
 

@@ -80,16 +80,16 @@ def _repeat(decision: Decision) -> Repeat | None:
     record = _closest(own)
     if record is None:
         return None
-    explanation = decision.explanation or ""
+    changes: tuple[str, ...] = ()
+    software: tuple[str, ...] = ()
     if caches.digest(record["signature"]) == caches.digest(own.signature):
         image = _image_change(record) if decision.cached else None
-        changes, software = () if image else (explanation,), ()
     else:
         image = _image_change(record)
         software = tuple(_software(decision, record))
         changes = tuple(_differences(decision, record))
-        if not software and not changes:
-            changes = (explanation,)
+    if not (changes or software or (image and decision.cached)):
+        changes = (decision.explanation or "",)
     seconds = None if decision.cached else _seconds(decision.stage.name, record)
     return Repeat(decision.stage.name, changes, seconds, decision.cached, image, software)
 

@@ -156,7 +156,8 @@ def test_a_plan_that_breaks_the_contract_is_a_failure_in_words() -> None:
 
 def said(answers: list[tuple[int, str, str]], given: dict[str, Any], check_mode: bool) -> list[str]:
     """The lines that the action shows meanwhile."""
-    action, lines = PrepAction(answers, {"model": "/models/m", **given}, check_mode), []
+    action = PrepAction(answers, {"model": "/models/m", **given}, check_mode)
+    lines: list[str] = []
     action._display.display = lines.append
     action.run(None, {"inventory_hostname": "host-1"})
     return lines

@@ -8,7 +8,10 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 _MINUTE_S, _HOUR_S = 60, 3600
 # No prep takes a year.
@@ -118,7 +121,7 @@ def one_line(text: object, limit: int = 500) -> str:
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
-def is_duration(value: Any) -> bool:
+def is_duration(value: Any) -> TypeGuard[float]:
     """Whether a value that was read from JSON is a number of seconds that a person can be shown."""
     return isinstance(value, (int, float)) and value is not True and 0 <= value <= _LONGEST_S
 
