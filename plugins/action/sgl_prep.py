@@ -19,6 +19,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
     prep_spec,
     request_document,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
+    duration,
+    is_duration,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
     PrepClient,
     PrepError,
@@ -46,6 +50,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "assume_started": {"type": "bool", "default": True},
     "standing": {"type": "bool", "default": False},
     "give": {"type": "dict"},
+    "earlier": {"type": "dict"},
 }
 
 
@@ -57,19 +62,22 @@ class ActionModule(AdminAction):
         result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         client = PrepClient(self.call, given["container"])
+        host = str((task_vars or {}).get("inventory_hostname", "localhost"))
         try:
             if given["profile"]:
                 result["profile"] = given["profile"]
             if self._task.check_mode:
-                return {**result, **self._plan(client, given)}
-            return {**result, **self._prep(client, given, task_vars or {})}
+                return {**result, **self._plan(client, given, host)}
+            return {**result, **self._prep(client, given, task_vars or {}, host)}
         except PrepError as error:
             return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
         except BROKEN_ANSWER as error:
             return {**result, "failed": True, "msg": breaks_the_contract(error)}
 
-    def _plan(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
+    def _plan(self, client: PrepClient, given: dict[str, Any], host: str) -> dict[str, Any]:
         if not given["assume_started"]:
+            if took := earlier_work(given["earlier"] or {}):
+                self.say(f"{host}: {took}")
             return {
                 "changed": True,
                 "stages": {},
@@ -77,6 +85,8 @@ class ActionModule(AdminAction):
                 "msg": "a prep would follow the start of the container",
             }
         plan = client.dry_run(request_document(given))
+        if cost := plan.get("cost"):
+            self.say(f"{host}: the prep {cost}")
         self._warn(plan["warnings"])
         stages = {name: stage["status"] for name, stage in plan["stages"].items()}
         return {
@@ -88,9 +98,8 @@ class ActionModule(AdminAction):
         }
 
     def _prep(
-        self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any]
+        self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any], host: str
     ) -> dict[str, Any]:
-        host = str(task_vars.get("inventory_hostname", "localhost"))
         few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
         with losing_nothing("the prep, if it had begun,"):
             envelope = client.start(request_document(given), _FIRST_POLL_S, given["standing"])
@@ -104,6 +113,8 @@ class ActionModule(AdminAction):
             }
         if envelope.get("attached") is True and envelope["job"]:
             self.say(f"{host}: attached to {progress(envelope['job'])}")
+        if cost := envelope.get("cost"):
+            self.say(f"{host}: the prep {cost}")
         if (job := envelope["job"]) and job["state"] == "running":
             self.say(f"{host}: {goes_on(job['prep_id'], given['container'])}")
         shown, shown_at, finished = None, 0.0, 0
@@ -185,6 +196,32 @@ def goes_on(prep_id: str, container: str) -> str:
         f"{prep_id} goes on by itself when ansible-playbook ends (Ctrl-C): `{admin} status --watch`"
         f" follows it, `{admin} prep cancel` ends it"
     )
+
+
+def earlier_work(result: dict[str, Any]) -> str | None:
+    """What may run again in a container that is yet to be started, and how long it took, by the
+    result of the latest prep; None where that did no work.
+    """
+    found = {name: _took(stage) for name, stage in (result.get("stages") or {}).items()}
+    times = {name: seconds for name, seconds in found.items() if seconds}
+    if not times:
+        return None
+    return (
+        f"the container is replaced first; then the prep runs those of {', '.join(times)} that the"
+        f" new one changes, which took about {duration(sum(times.values()))} together before"
+    )
+
+
+def _took(stage: Any) -> float:
+    """How long a stage's work took, by its record, which is of any release; 0 where it does not
+    say.
+    """
+    try:
+        files = stage["artifacts"].get("files") or {}
+        seconds = files.get("made_in_s", stage["duration_s"] if stage["status"] == "ok" else 0)
+        return float(seconds) if is_duration(seconds) else 0.0
+    except BROKEN_ANSWER:
+        return 0.0
 
 
 def plan_diff(plan: dict[str, Any]) -> dict[str, str]:

@@ -28,12 +28,14 @@ class ActionModule(ToldAction):
         result: dict[str, Any] = self.begin(tmp, task_vars)
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         known = task_vars or {}
-        problems = self._of_this_host(known, profiles=given["ready_for"] == "prep")
+        prepares = given["ready_for"] == "prep"
+        problems = self._of_this_host(known, profiles=prepares)
         for host in given["hosts"]:
             problems += [f"host {host}: {text}" for text in self._of_host(host, known)]
         if problems:
             return {**result, "failed": True, "msg": "; ".join(problems)}
-        return {**result, "changed": False}
+        named = self._templar.template(known.get("sgl_profiles")) if prepares else None
+        return {**result, "changed": False, "profiles": profile_files.listed_names(named)}
 
     def _of_this_host(self, known: Mapping[str, Any], *, profiles: bool) -> list[str]:
         given: dict[str, Any] = {}

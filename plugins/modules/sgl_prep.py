@@ -36,6 +36,10 @@ options:
         another host can go on where this one fails.
       - The options of M(slice_bench.sglang.sgl_share), without its C(state).
     type: dict
+  earlier:
+    description: In check mode, where the container would be started first, the C(prep_result) of
+      the latest prep. It says what may run again, and how long that took.
+    type: dict
 extends_documentation_fragment:
   - slice_bench.sglang.options.prep
 attributes:

@@ -53,4 +53,10 @@ msg:
   returned: failure
   type: str
   sample: "sgl_tp is 0: set it to a whole number from 1 to 1024"
+profiles:
+  description: The profiles that are to be prepared, in their order.
+  returned: success
+  type: list
+  elements: str
+  sample: [custom/sglang/qwen3-next-80b-fp8-baseline]
 """

@@ -71,7 +71,7 @@ class _Host:
     # The stages of each prep of this run by its id: a prep that is attached to once more is no
     # second one.
     preps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # The latest answer of a prep of each profile.
+    # The latest answer of a prep of each profile; empty for one whose turn has not come.
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     gave: list[dict[str, Any]] = field(default_factory=list)
     took: list[dict[str, Any]] = field(default_factory=list)
@@ -158,6 +158,7 @@ class Report:
         entry.stopped = entry.stopped and task_id == self._stopping
         # Of records that are not as the contract says; `document` finds these once more.
         with suppress(AttributeError, KeyError, TypeError, ValueError):
+            self._note_profiles(entry, action, result)
             if action == _PREP and status != "skipped":
                 _note_prep(entry, result)
             if action == _SHARE and status in ("ok", "changed"):
@@ -190,6 +191,12 @@ class Report:
             )
             if host.status == "ok":
                 host.problem = host.failed_task = None
+
+    def _note_profiles(self, entry: _Host, action: str, result: dict[str, Any]) -> None:
+        """The profiles that a prep will come to."""
+        if action == _VALUES and self.of_a_prep:
+            for profile in result.get("profiles") or []:
+                entry.profiles.setdefault(str(profile), {})
 
     def _note_shared(self, host: str, items: dict[str, dict[str, Any]], seconds: float) -> None:
         """What a host gave or took in one task of so many seconds."""
@@ -356,7 +363,9 @@ class Report:
         """Why a host on which nothing failed did not go to its end; None where it did, or was ready
         before that.
         """
-        if entry.status != "ok" or entry.known.get(_PREP, {}).get("metrics_ready") is True:
+        if entry.status != "ok":
+            return None
+        if entry.known.get(_PREP, {}).get("metrics_ready") is True and all(entry.profiles.values()):
             return None
         if entry.stopped:
             after = (

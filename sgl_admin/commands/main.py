@@ -183,40 +183,46 @@ def _ensure(arguments: argparse.Namespace) -> int:
     _check_ownership()
     if arguments.dry_run:
         return _print_dry_run(_plan(live, request).to_json(), arguments.json)
-    found, attached = _begin_or_attach(live, request, arguments.detach and arguments.standing)
-    if isinstance(found, Plan):
-        return _print_envelope(live.run_id, None, attached=False, plan=found.to_json())
+    standing = arguments.detach and arguments.standing
+    prep_id, plan = _begin_or_attach(live, request, standing)
+    if prep_id is None:
+        assert plan is not None
+        return _print_envelope(live.run_id, None, attached=False, plan=plan.to_json())
+    cost = {} if plan is None or plan.cost is None else {"cost": plan.cost}
     if arguments.detach:
-        return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait), attached=attached)
-    return _follow(live.run_id, found, arguments.json, _print_result)
+        record = _wait(live.run_id, arguments.wait)
+        return _print_envelope(live.run_id, record, attached=plan is None, **cost)
+    if cost:
+        say(f"{prep_id} {cost['cost']}", file=sys.stderr)
+    return _follow(live.run_id, prep_id, arguments.json, _print_result)
 
 
 def _perf(arguments: argparse.Namespace) -> int:
     live = run.live()
     request = perf_cli.request(live, arguments.profile, arguments.rebuild)
     _check_ownership()
-    prep_id, _attached = _begin_or_attach(live, request)
+    prep_id, _plan_of_it = _begin_or_attach(live, request)
     return _follow(live.run_id, str(prep_id), arguments.json, perf_cli.show)
 
 
 def _begin_or_attach(
     live: run.Run, request: Request, standing: bool = False
-) -> tuple[str | Plan, bool]:
-    """The id of the prep that does this request, and whether it was running already. Raises Refused
-    (busy) when another one runs.
+) -> tuple[str | None, Plan | None]:
+    """The id of the prep that does this request, and its plan; no plan where it was running
+    already. Raises Refused (busy) when another one runs.
 
-    With `standing`, the plan where it has something to do: then nothing was begun.
+    With `standing`, no id where the plan has something to do: then nothing was begun.
     """
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
         if (lock := locks.try_lock(job.LOCK)) is not None:
             try:
-                return _begin(live, request, lock, standing), False
+                return _begin(live, request, lock, standing)
             finally:
                 os.close(lock)
         record = job.read(live.run_id)
         if record is not None and job.alive(record):
-            return _attach(record, request), True
+            return _attach(record, request), None
         # Its holder has not written its record yet, has ended this very moment, or only looked
         # whether a prep runs.
         if time.monotonic() > deadline:
@@ -228,11 +234,11 @@ def _begin_or_attach(
         time.sleep(_POLL_S)
 
 
-def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | Plan:
+def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> tuple[str | None, Plan]:
     """With the prep lock held: do the prep at once where nothing is to be done, or else begin its
-    process; returns its id.
+    process; returns its id and its plan.
 
-    With `standing` no process is begun: the plan is returned instead.
+    With `standing` no process is begun, and there is no id.
     """
     warnings: list[str] = []
     job.settle(live.run_id, warnings)
@@ -241,13 +247,13 @@ def _begin(live: run.Run, request: Request, lock: int, standing: bool) -> str | 
     plan = confirm_proof(_plan(live, request, warnings))
     worker.sweep(live.run_id)
     if standing and not plan.nothing_to_do:
-        return plan
+        return None, plan
     prep_id = clock.new_id("prep")
     if plan.nothing_to_do:
         Execution(plan, job.Job(live.run_id, request, prep_id, plan.shown_request)).run()
     else:
         _spawn(plan, prep_id, lock)
-    return prep_id
+    return prep_id, plan
 
 
 def _plan(live: run.Run, request: Request, warnings: Iterable[str] = ()) -> Plan:
@@ -401,6 +407,8 @@ def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
         for name, stage in plan["stages"].items():
             say(f"{name:12} {stage['status']:10} {stage['reason'] or ''}".rstrip())
         say(f"{'metrics':12} {plan['telemetry_probe']}")
+        if plan["cost"]:
+            say(f"a prep {plan['cost']}")
     stages = " ".join(f"{name}:{stage['status']}" for name, stage in plan["stages"].items())
     say(f"RESULT_STATUS dry_run {stages}")
     return 0

@@ -195,9 +195,9 @@ class Execution(Interruptible):
             return self._not_begun(decision) if self._interrupted else self._run_stage(decision)
         record = result.stage_record(decision)
         if decision.action == "noop":
-            if decision.taken_over:
+            if (work := decision.taken_over) is not None:
                 identity = self._context.served_identity
-                decision.record.write(decision.taken_over, served=identity)
+                decision.record.write(work.files, served=identity, seconds=work.seconds)
             else:
                 decision.record.settle()
                 decision.record.used()
@@ -243,6 +243,7 @@ class Execution(Interruptible):
         """The stage's work under its lock. Returns the artifacts, and the signature of what was
         done.
         """
+        started = time.monotonic()
         with ExitStack() as lock:
             with self._may_be_interrupted():
                 lock.enter_context(locked(stage.name, _LOCK_TIMEOUT_S))
@@ -257,7 +258,10 @@ class Execution(Interruptible):
                 if made is not None:
                     artifacts["compiled_files"] = len(made)
                 artifacts["files"] = record.write(
-                    stage.content(self._context), self._context.served_identity, made
+                    stage.content(self._context),
+                    self._context.served_identity,
+                    made,
+                    round(time.monotonic() - started, 3),
                 )
                 rebuilding.replaced(record)
         return artifacts, signature

@@ -21,6 +21,7 @@ from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.facts import devices, gpu_fit, model
 from sgl_admin.facts.devices import Devices
 from sgl_admin.moe import config_files
+from sgl_admin.prep import cost
 from sgl_admin.records import caches, prepared, served
 from sgl_admin.records.caches import SignatureRecord, dead_owner
 from sgl_admin.records.request import Request
@@ -55,7 +56,7 @@ class Decision:
     missing_batch_sizes: list[int] | None = None
     # The files of an earlier release's work, which this release takes over with a record of its
     # own.
-    taken_over: tuple[Path, ...] = ()
+    taken_over: earlier.Work | None = None
     # Its files are whole: it runs only to show that they are what this server needs.
     cached: bool = False
 
@@ -107,6 +108,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
     # The run's services, where they were asked already (serving/services.py).
     services: dict[str, dict[str, Any]] | None = None
+    # What running stages again costs, in words; None where no work is repeated.
+    cost: str | None = None
 
     @property
     def nothing_to_do(self) -> bool:
@@ -172,6 +175,7 @@ class Plan:
             "would_change": not self.nothing_to_do,
             "stages": {decision.stage.name: decision.to_json() for decision in self.decisions},
             "telemetry_probe": self._probe_status(),
+            "cost": self.cost,
             "chosen": [choice.to_json() for choice in self.context.choices],
             "warnings": [*self.warnings, *(record.warning for record in self.unreadable)],
         }
@@ -234,6 +238,7 @@ def plan_prep(run: Run, request: Request, warnings: Iterable[str] = ()) -> Plan:
         server=server,
         standing_proof=proof,
         probe_wanted=request.probe == "always" or (request.probe == "auto" and proof is None),
+        cost=cost.line(decisions),
     )
     _compare_with_previous(plan, findings)
     return replace(plan, unreadable=tuple(findings.unreadable), warnings=tuple(findings.warnings))
@@ -323,9 +328,8 @@ def _decide(stage: Stage, context: Context, findings: _Findings) -> Decision:
     )
     record = decision.record
     problem = findings.problem(record)
-    if problem is not None and (content := earlier.content(stage, context, record.signature)):
-        decision = replace(decision, taken_over=tuple(content))
-        problem = None
+    if problem is not None and (work := earlier.work(stage, context, record.signature)):
+        decision, problem = replace(decision, taken_over=work), None
     elif problem is None and not stage.trusts(context, record):
         decision, problem = replace(decision, cached=True), _NEVER_SERVED
     # What is lacking agrees with the missing batch sizes; a record's problem may be of all of them.

@@ -19,6 +19,7 @@ from sgl_admin.contract import places
 from sgl_admin.contract.places import CACHE_VARIABLES, CACHES
 from sgl_admin.contract.records import canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
+from sgl_admin.contract.texts import is_duration
 from sgl_admin.records import compiled, vouched
 
 RECORDS = places.SIGNATURES
@@ -29,7 +30,12 @@ _DRIVER_CACHE = "cuda"
 _MOST_SERVERS = 64
 # In a record: which of the files its work made. Of a signature: what tells of which model it is.
 _MADE = "made"
-_OF_MODEL = ("model_config", "model_files")
+OF_MODEL = ("model_config", "model_files")
+# Of the latest work that a record is of: the base image, and the longest time that it took.
+IMAGE = "image"
+MADE_IN = "made_in_s"
+# Of an image's digest, so many characters tell it for a person.
+_DIGEST = len("sha256:") + 12
 RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
 
 
@@ -96,12 +102,14 @@ class SignatureRecord:
         content: Iterable[Path] | None = None,
         served: str = "",
         made: Iterable[Path] | None = None,
+        seconds: float | None = None,
     ) -> dict[str, Any]:
         """Vouch for these files, or for all that the caches hold now; returns the record's summary
         of them. `served` is the server that ran with them, `made` are those that the work made now,
-        where that is known.
+        where that is known, `seconds` what it took.
         """
         self.problem([])
+        longest = max(filter(None, (self._made_in(), seconds)), default=None)
         makers = self._made(made)
         known = [identity for identity in self._served or () if identity != served]
         listed: dict[str, int] = {}
@@ -117,6 +125,7 @@ class SignatureRecord:
             "count": len(listed),
             "bytes": sum(listed.values()),
             "latest_mtime_iso": clock.utc(latest) if listed else None,
+            **({} if longest is None else {MADE_IN: longest}),
         }
         # Whoever could change a record could vouch for a kernel of his own.
         self.path.parent.mkdir(places.RECORD_RIGHTS.new, parents=True, exist_ok=True)
@@ -129,6 +138,7 @@ class SignatureRecord:
                 "files": listed,
                 vouched.DIGESTS: digests,
                 vouched.EXPOSED: exposed,
+                IMAGE: base_image(),
                 "served": [*known, *filter(None, [served])][-_MOST_SERVERS:],
                 **({} if makers is None else {_MADE: sorted(makers & listed.keys())}),
             },
@@ -146,6 +156,17 @@ class SignatureRecord:
             names = [paths.PROFILES / name for name in record["files"]]
             if not vouched.describe(names)[1]:
                 self.write(names)
+
+    def all(self) -> list[dict[str, Any]]:
+        """The records of this stage that can be read, for any signature, the latest first."""
+        folder = paths.PROFILES / self.caches[0] / RECORDS
+        found = sorted(folder.glob(f"{self.stage}-*.json"), key=_modified, reverse=True)
+        return [record for path in found if (record := _read_record(path)) is not None]
+
+    def _made_in(self) -> float | None:
+        record = _read_record(self.path)
+        recorded = None if record is None else record["summary"].get(MADE_IN)
+        return recorded if is_duration(recorded) else None
 
     def used(self) -> None:
         """Note that a prep or a server uses this work now: a prune keeps what was used lately."""
@@ -182,7 +203,7 @@ class SignatureRecord:
                 )
                 return []
             if record is not None:
-                if path == self.path or self._same_model(record.signature):
+                if path == self.path or self.same_model(record.signature):
                     mine |= record.named
                 else:
                     others |= record.named if record.made is None else record.made
@@ -222,19 +243,16 @@ class SignatureRecord:
         folder = paths.PROFILES / self.caches[0] / RECORDS
         return (path for path in folder.glob(f"{self.stage}-*.json") if path != self.path)
 
-    def _same_model(self, signature: dict[str, Any]) -> bool:
+    def same_model(self, signature: dict[str, Any]) -> bool:
         own, other = (
-            {key: found[key] for key in _OF_MODEL if key in found}
+            {key: found[key] for key in OF_MODEL if key in found}
             for found in (self.signature, signature)
         )
-        return len(other) == len(_OF_MODEL) and digest(own) == digest(other)
+        return len(other) == len(OF_MODEL) and digest(own) == digest(other)
 
     def _read(self, path: Path) -> _Vouched | None:
         """What a record says of the files in this stage's caches; None where it cannot be read."""
-        try:
-            record = files.read_record(path, RECORD_SHAPE)
-        except (OSError, ValueError):
-            return None
+        record = _read_record(path)
         if record is None:
             return None
         made = record.get(_MADE)
@@ -261,6 +279,24 @@ class SignatureRecord:
         if self.problem([]) is not None:
             return []
         return [paths.PROFILES / name for name in (files.read_json(self.path) or {})["files"]]
+
+
+def base_image() -> str | None:
+    """The base of the image that this process runs in, as a person names it; None where there is
+    none.
+    """
+    base = (files.read_json(paths.IMAGE_FACTS) or {}).get("base_image")
+    if not isinstance(base, dict) or not base.get("name"):
+        return None
+    name, digest = str(base["name"]), base.get("digest")
+    return f"{name.partition('@')[0]}@{digest[:_DIGEST]}" if digest else name
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        return files.read_record(path, RECORD_SHAPE)
+    except (OSError, ValueError):
+        return None
 
 
 def digest(signature: dict[str, Any]) -> str:

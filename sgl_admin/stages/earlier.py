@@ -9,11 +9,13 @@ compiles nothing that is there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_admin.base import files, paths
 from sgl_admin.contract.records import RESULT_SHAPE
+from sgl_admin.contract.texts import is_duration
 from sgl_admin.records import caches, vouched
 from sgl_admin.records.caches import RECORD_SHAPE
 from sgl_admin.sglang import ENGINE
@@ -22,27 +24,37 @@ if TYPE_CHECKING:
     from sgl_admin.stages.base import Context, Stage
 
 
-def content(stage: Stage, context: Context, signature: dict[str, Any]) -> list[Path]:
-    """The files that an earlier release's record vouches for, where that record is of the work that
-    this signature describes; none otherwise.
-    """
+@dataclass(frozen=True)
+class Work:
+    """The files that an earlier release's record vouches for, and how long they took."""
+
+    files: tuple[Path, ...]
+    seconds: float | None
+
+
+def work(stage: Stage, context: Context, signature: dict[str, Any]) -> Work | None:
+    """An earlier release's work, where its record is of what this signature describes."""
     if not stage.server_made or context.model_files or signature.get("named_files"):
-        return []
+        return None
     recorded = {
         caches.digest(record["signature"]): record
         for record in _records(stage)
         if _agrees(record["signature"], signature) and vouched.problem(record) is None
     }
     if not recorded:
-        return []
-    for result in _results():
+        return None
+    for result in results():
         made = result["stages"].get(stage.name)
         if not isinstance(made, dict) or made.get("status") != "ok":
             continue
         record = recorded.get(caches.digest(made.get("signature") or {}))
-        if record is not None and _same_server(result["run"], context):
-            return [paths.PROFILES / name for name in record["files"]]
-    return []
+        if record is not None and record["files"] and _same_server(result["run"], context):
+            seconds = made.get("duration_s")
+            return Work(
+                tuple(paths.PROFILES / name for name in record["files"]),
+                seconds if is_duration(seconds) else None,
+            )
+    return None
 
 
 def _records(stage: Stage) -> Iterator[dict[str, Any]]:
@@ -53,7 +65,7 @@ def _records(stage: Stage) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _results() -> Iterator[dict[str, Any]]:
+def results() -> Iterator[dict[str, Any]]:
     """What preps of this host ended with."""
     for path in sorted(paths.RUNS.glob("*/prep_result.json"), reverse=True):
         if result := _read(path, RESULT_SHAPE):

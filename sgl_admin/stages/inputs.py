@@ -108,10 +108,9 @@ class Inputs:
 
 def signature(declared: Inputs, context: Context) -> dict[str, Any]:
     """What a stage's declaration says of a context."""
-    software = {**_SHARED_SOFTWARE, **declared.software}
     return {
         "inputs_version": VERSION,
-        **{name: version() for name, version in software.items()},
+        **{name: version() for name, version in {**_SHARED_SOFTWARE, **declared.software}.items()},
         **{name: value(context) for name, value in declared.facts.items()},
         "tp": context.request.tp,
         "model_config": _shortened(relevant(context.model.config, declared.ignored_config)),
@@ -120,6 +119,11 @@ def signature(declared: Inputs, context: Context) -> dict[str, Any]:
         "environment": environment(context),
         "named_files": _named_files(context, declared.inert_arguments),
     }
+
+
+def software(declared: Inputs) -> set[str]:
+    """The names that signatures have for what comes with an image."""
+    return {ENGINE.name, "triton", *_SHARED_SOFTWARE, *declared.software}
 
 
 def environment(context: Context) -> dict[str, str]:

@@ -152,3 +152,69 @@ def test_a_plan_that_breaks_the_contract_is_a_failure_in_words() -> None:
     assert run((0, json.dumps(plan), ""), check_mode=True)["changed"] is False
     for broken in ({**plan, "stages": []}, {**plan, "stages": {"inductor": {}}}, {}):
         assert run((0, json.dumps(broken), ""), check_mode=True)["failed"] is True
+
+
+def said(answers: list[tuple[int, str, str]], given: dict[str, Any], check_mode: bool) -> list[str]:
+    """The lines that the action shows meanwhile."""
+    action = PrepAction(answers, {"model": "/models/m", **given}, check_mode)
+    lines: list[str] = []
+    action._display.display = lines.append
+    action.run(None, {"inventory_hostname": "host-1"})
+    return lines
+
+
+COST = "runs inductor (another model); that took about 12 min before"
+
+
+def test_the_cost_is_said_before_the_first_stage() -> None:
+    code, text, _ = envelope("running", None)
+    begun = (code, json.dumps({**json.loads(text), "cost": COST}), "")
+    first, second, *_ = said([begun, envelope("done", 0)], {}, check_mode=False)
+    assert first == f"host-1: the prep {COST}" and "goes on by itself" in second
+
+
+def test_a_prep_without_a_cost_says_none() -> None:
+    assert said([envelope("done", 0)], {}, check_mode=False) == []
+    assert said([(0, json.dumps({**PLAN, "cost": None}), "")], {}, check_mode=True) == []
+
+
+def test_a_check_says_the_cost() -> None:
+    plan = (0, json.dumps({**PLAN, "cost": COST}), "")
+    assert said([plan], {}, check_mode=True) == [f"host-1: the prep {COST}"]
+
+
+def stage(status: str, duration_s: object, **files: object) -> dict[str, Any]:
+    return {"status": status, "duration_s": duration_s, "artifacts": {"files": files}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "named"),
+    [
+        (
+            {"inductor": stage("ok", 300)},
+            "inductor that the new one changes, which took about 5 min",
+        ),
+        (
+            {
+                "deep_gemm": stage("noop", 0, made_in_s=9000),
+                "inductor": stage("ok", 1, made_in_s=60),
+            },
+            "deep_gemm, inductor that the new one changes, which took about 2.5 h",
+        ),
+        ({"inductor": stage("noop", 0)}, None),
+        ({"inductor": stage("error", 700)}, None),
+        ({"inductor": {"status": "skipped"}, "flashinfer": 7, "perf": stage("ok", "soon")}, None),
+        ({"inductor": stage("ok", 10**400)}, None),
+        ({}, None),
+    ],
+)
+def test_a_check_before_a_new_container_says_what_may_run_again(
+    stages: dict[str, Any], named: str | None
+) -> None:
+    given = {"assume_started": False, "earlier": {"stages": stages}}
+    lines = said([], given, check_mode=True)
+    if named is None:
+        assert lines == []
+    else:
+        [line] = lines
+        assert line.startswith("host-1: the container is replaced first") and named in line

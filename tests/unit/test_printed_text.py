@@ -118,7 +118,7 @@ def test_what_sgl_admin_shows_of_a_record(output: Callable[[], str], as_json: bo
         "RESULT_STATUS",
     ]
     assert sum(line.startswith("metrics  ") for line in lines) == (0 if as_json else 1)
-    main._print_dry_run({**outcome(ESCAPES), "telemetry_probe": ESCAPES}, as_json)
+    main._print_dry_run({**outcome(ESCAPES), "telemetry_probe": ESCAPES, "cost": ESCAPES}, as_json)
     assert allowed(output())
     texts.say(job.describe(record(ESCAPES)))
     assert allowed(said := output()) and said.count("\n") == 1

@@ -7,6 +7,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +30,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._uninstall impo
 from sgl_admin.base import paths
 from sgl_admin.commands import main as cli
 from sgl_admin.records import caches as cache_records
+
+ROOT = Path(__file__).resolve().parents[2]
+ANSIBLE = str(Path(sys.executable).with_name("ansible-playbook"))
 
 NOW = 1_795_000_000.0
 DAY = 86400
@@ -611,3 +616,66 @@ def test_a_prep_and_a_server_note_that_they_use_a_cache(container: Path) -> None
     used.unlink()
     record.used()
     assert used.exists()
+
+
+_PLAY = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_tasks: {tasks}
+      when: sgl_prune | bool
+"""
+
+
+def _after_a_prep(folder: Path, *flags: str) -> str:
+    """What prep.yml does last, on a host that its roles have looked at; returns what it prints."""
+    tree = {name: str(folder / name) for name in ("root", "telemetry", "profiles")}
+    seen = {"tree": {"paths": tree, "owner": {"uid": os.getuid(), "gid": os.getgid()}}}
+    variables = {
+        "ansible_python_interpreter": sys.executable,
+        "preflight_host": seen,
+        "sgl_prune": True,
+        "sgl_keep": {"runs": 1, "reports": 1},
+        "sgl_image": "",
+        "sgl_image_build_dir": "",
+        "sgl_cache_dir": "",
+    }
+    play = folder / "play.yml"
+    play.write_text(_PLAY.format(tasks=ROOT / "playbooks" / "tasks" / "prune.yml"))
+    done = subprocess.run(
+        [ANSIBLE, "-i", "localhost,", "-e", json.dumps(variables), *flags, str(play)],
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "SGL_REPORT_DIR": str(folder / "reports"),
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_prep_that_prunes_says_what_it_freed(tmp_path: Path) -> None:
+    for name in ("profiles", "reports", "telemetry/container_runs"):
+        (tmp_path / name).mkdir(parents=True)
+    for day in (21, 22, 23):
+        stamp = f"202601{day}T000000Z-000000{day}"
+        for place in (
+            tmp_path / "telemetry" / "container_runs" / f"container-run-{stamp}.json",
+            tmp_path / "reports" / f"report-{stamp}.json",
+        ):
+            place.write_text("{}")
+    assert "runs: 2" in (foretold := _after_a_prep(tmp_path, "--check"))
+    assert "reports: 2" in foretold and "would free" in foretold
+    done = _after_a_prep(tmp_path)
+    assert "runs: 2" in done and "reports: 2" in done and "would free" not in done
+    [run] = (tmp_path / "telemetry" / "container_runs").iterdir()
+    [report] = (tmp_path / "reports").iterdir()
+    assert "0123T" in run.name and "0123T" in report.name
+    assert "changed=0" in _after_a_prep(tmp_path)

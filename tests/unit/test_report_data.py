@@ -145,6 +145,44 @@ def test_each_profile_of_a_host_has_a_row_of_its_own() -> None:
     assert "lab/one" in page and "0 of 9 tokens arrived" in page
 
 
+@pytest.mark.parametrize(
+    ("ended", "ready", "unfinished"),
+    [
+        ((), False, True),
+        (("one",), False, True),
+        (("one", "two"), True, False),
+    ],
+)
+def test_a_host_that_is_stopped_between_profiles_is_not_ready(
+    ended: tuple[str, ...], ready: bool, unfinished: bool
+) -> None:
+    """The proof of its first profile is none of the second."""
+    told = Told()
+    told.report.of_a_prep = True
+    told.report.play("play", ["a", "b"], ["a", "b"])
+    told.task("a", "sgl_values", None, profiles=["one", "two"])
+    told.task("a", "sgl_host_info", "preflight", **INFO)
+    for profile in ended:
+        told.task("a", "sgl_prep", "provider_prep", "changed", profile=profile, **PREP)
+    told.task("b", "sgl_host_info", "preflight", "failed", msg="no disk")
+    told.report.stop()
+    document = told.document(failed=("b",))
+    host = document["hosts"][0]
+    assert [row["profile"] for row in host["profiles"]] == ["one", "two"]
+    assert (host["metrics_ready"] is True, host["unfinished"] is not None) == (ready, unfinished)
+    assert document["fleet"]["metrics_ready"]["ready"] == int(ready)
+    assert document["fleet"]["not_finished"] == (["a"] if unfinished else [])
+    assert f"profile two: {int(ready)} of 1" in report_fleet.summary(document)
+    report_page.render(document)
+
+
+def test_profiles_that_a_playbook_does_not_prepare_have_no_row() -> None:
+    told = Told("look.yml")
+    told.task("a", "sgl_values", "preflight", profiles=["one", "two"])
+    told.task("a", "sgl_host_info", "preflight", **INFO)
+    assert told.host()["profiles"] == []
+
+
 def test_check_mode_foretells_each_profile() -> None:
     told = Told(check_mode=True)
     stages = {name: "noop" for name in STAGES}

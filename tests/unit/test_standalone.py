@@ -40,11 +40,14 @@ class Machine:
     folder: Path
     root: Path
     port: int
+    # What is found before the doubles: other packages, another sgl-admin.
+    before: tuple[Path, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
+        places = (*self.before, DOUBLES / "gpu_server", DOUBLES, ROOT)
         ours = {
-            "PYTHONPATH": os.pathsep.join(map(str, (DOUBLES / "gpu_server", DOUBLES, ROOT))),
+            "PYTHONPATH": os.pathsep.join(map(str, places)),
             "SGL_TEST_NVML": str(self.folder / "nvml.json"),
             "SGL_TEST_GPU_SERVER": str(self.folder / "server.json"),
             "SGL_TEST_NO_TORCH": "1",

@@ -1,4 +1,5 @@
-"""This release takes over a tree of the last one: it reads every record and compiles nothing.
+"""This release takes over a tree of the last one: it reads every record and compiles nothing. The
+way back, of an image and of the collection, does not compile either.
 
 tests/fixtures/README.md says where the tree comes from.
 """
@@ -26,10 +27,13 @@ from tests.contract import validators
 
 # The fixture makes the machine that the tree is put on.
 from tests.unit.test_services import Stands
-from tests.unit.test_standalone import Machine, machine  # noqa: F401
+from tests.unit.test_standalone import DOUBLES, Machine, machine  # noqa: F401
 
 RELEASED = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
-TREE = Path(__file__).resolve().parents[1] / "fixtures" / "tree-1.0.0.tar.gz"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+TREE = FIXTURES / "tree-1.0.0.tar.gz"
+# sgl-admin as it was in that release.
+ADMIN = FIXTURES / "sgl_admin-1.0.0.tar.gz"
 # The cache that holds a stage's signature records.
 RECORDS = {
     "deep_gemm": "deep_gemm",
@@ -342,3 +346,127 @@ def test_the_host_reads_an_old_job_that_runs(tree: Tree) -> None:
         keys = ("prep_id", "pid", "stage", "arguments")
         found = run_record.running_prep(record, profiles)
     assert found == {key: tree.job[key] for key in keys}
+
+
+# --- there and back ------------------------------------------------------------------------------
+
+# SGLang in the image of the tree, and in the next one.
+SGLANG, NEXT = "0.5.17", "0.5.17.post1"
+# Loaded by each Python process, after the double of the device node: the tuner's is a double too.
+SITE = f"""
+import runpy
+runpy.run_path({str(DOUBLES / "gpu_server" / "sitecustomize.py")!r})
+try:
+    from sgl_admin.moe import tuner
+except ImportError:
+    pass
+else:
+    tuner._PROCESS = "tests.doubles.moe_process"
+"""
+# The same in the last release, as its own double was.
+OLD_SITE = """
+import os
+from pathlib import Path
+try:
+    from sgl_admin import devices
+except ImportError:
+    pass
+else:
+    devices.CONTROL = Path("/dev/null")
+"""
+
+
+class Host:
+    """A host that is moved between images and releases of the collection."""
+
+    def __init__(self, tree: Tree, folder: Path) -> None:
+        self.tree = tree
+        self._folder = folder
+        self.starts = 0
+
+    def image(self, sglang: str) -> None:
+        """Another image: its SGLang is of this release."""
+        packages = self._folder / sglang
+        packages.mkdir(exist_ok=True)
+        (packages / "sitecustomize.py").write_text(SITE)
+        about = packages / f"sglang-{sglang}.dist-info" / "METADATA"
+        about.parent.mkdir(exist_ok=True)
+        about.write_text(f"Metadata-Version: 2.1\nName: sglang\nVersion: {sglang}\n")
+        self.tree.machine.before = (packages,)
+
+    def collection(self, old: bool, sglang: str = SGLANG) -> None:
+        self.image(sglang)
+        if not old:
+            return
+        place = self._folder / "old"
+        with tarfile.open(ADMIN) as archive:
+            archive.extractall(place, filter="data")
+        (place / "sitecustomize.py").write_text(OLD_SITE)
+        self.tree.machine.before = (place, *self.tree.machine.before)
+
+    def foretold(self) -> dict[str, str]:
+        return by_stage(self.tree.ensure("--dry-run"), "status")
+
+    def prep(self, *words: str) -> tuple[dict[str, str], int, str]:
+        """What becomes of each stage, how often its server started, and what is said meanwhile."""
+        arguments = (*self.tree.job["arguments"], "--port", str(self.tree.machine.port), *words)
+        code, out, err = self.tree.machine.admin("caches", "ensure", "--json", *arguments)
+        assert code == 0, err + out[:3000]
+        result, _ = json.JSONDecoder().raw_decode(out)
+        starts = len(self.tree.machine.starts())
+        started, self.starts = starts - self.starts, starts
+        return by_stage(result, "status"), started, err
+
+
+@pytest.fixture
+def host(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    monkeypatch.setenv("MOE_GPU", json.dumps({"notes": str(tmp_path)}))
+    return Host(tree, tmp_path)
+
+
+STANDS = dict.fromkeys(RELEASED, "noop")
+
+
+def test_an_image_up_and_back(host: Host) -> None:
+    """The table of what is done again. An image that this host has not had runs all stages. Back in
+    one that it had, only a tuning is done again: where Triton is the same, SGLang has one file for
+    both.
+    """
+    table = []
+    for image in (SGLANG, NEXT, SGLANG, NEXT):
+        host.image(image)
+        statuses, _started, said = host.prep()
+        table.append((image, statuses, " runs " in said))
+        if len(table) == 2:
+            cost = said.partition(" runs ")[2].partition("\n")[0]
+    retuned = {**STANDS, "moe_tune": "ok"}
+    assert table == [
+        (SGLANG, STANDS, False),
+        (NEXT, dict.fromkeys(RELEASED, "ok"), True),
+        (SGLANG, retuned, True),
+        (NEXT, retuned, True),
+    ]
+    assert re.fullmatch(
+        rf"{', '.join(RELEASED)} \(the image changed: sglang {SGLANG} to {NEXT}.*\);"
+        r" that took about \d+ s before.*",
+        cost,
+    ), cost
+
+
+def test_the_collection_up_and_back(host: Host) -> None:
+    """Each release reads what the other one wrote. What the last release made stands in both; what
+    only this one made, the last one does again, as its signatures hold less.
+    """
+    assert host.prep()[:2] == (STANDS, 0)
+    host.collection(old=True)
+    assert host.tree.machine.admin("version")[1] == "sgl-admin 1.0.0\n"
+    assert host.prep()[:2] == (STANDS, 0)
+    host.collection(old=False)
+    assert host.prep()[:2] == (STANDS, 0)
+    host.image(NEXT)
+    assert host.prep()[0] == dict.fromkeys(RELEASED, "ok")
+    host.collection(old=True, sglang=NEXT)
+    assert host.foretold() == {**dict.fromkeys(COMPILED, "would_run"), "moe_tune": "would_run"}
+    host.image(NEXT)
+    assert host.prep()[:2] == (STANDS, 0)
+    assert host.tree.corrupt() == []

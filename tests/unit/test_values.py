@@ -5,9 +5,11 @@ and the examples of its kind.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.action import sgl_values
 
 from sgl_admin.contract import options, values
 from sgl_admin.contract.options import Option
@@ -296,3 +298,38 @@ def test_a_port_of_another_flavour_does_not_collide() -> None:
 def test_everything_wrong_is_said_at_once() -> None:
     found = values.problems({"sgl_tp": 0, "sgl_modle": "x", "sgl_capabilities": ["A", "B"]})
     assert len(found) == 4
+
+
+class ValuesAction(sgl_values.ActionModule):
+    """The action without Ansible around it."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments
+        self._templar = SimpleNamespace(template=lambda value: value)
+
+    def begin(self, tmp: object, task_vars: object) -> dict[str, Any]:
+        return {}
+
+    def validate_argument_spec(self, argument_spec: Any = None, **_: Any) -> Any:
+        given = {name: option.get("default") for name, option in argument_spec.items()}
+        return None, {**given, **self._arguments}
+
+
+@pytest.mark.parametrize(
+    ("given", "ready_for", "named"),
+    [
+        (["one", "two"], "prep", ["one", "two"]),
+        ([], "prep", []),
+        (["one"], "stop", []),
+    ],
+)
+def test_a_host_says_which_profiles_it_will_prepare(
+    monkeypatch: pytest.MonkeyPatch, given: object, ready_for: str, named: list[str]
+) -> None:
+    monkeypatch.setattr(sgl_values.profile_files, "problems", lambda *_: [])
+    answer = ValuesAction(ready_for=ready_for).run(None, {"sgl_profiles": given})
+    assert (answer["changed"], answer["profiles"]) == (False, named)
+
+
+def test_a_host_without_profiles_says_none() -> None:
+    assert ValuesAction().run(None, {})["profiles"] == []

@@ -8,7 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+_MINUTE_S, _HOUR_S = 60, 3600
+# No prep takes a year.
+_LONGEST_S = 365 * 24 * _HOUR_S
 
 
 def printable(text: str) -> str:
@@ -112,6 +119,20 @@ def one_line(text: object, limit: int = 500) -> str:
     words = "".join(character if character.isprintable() else " " for character in start).split()
     line = " ".join(words)
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def is_duration(value: Any) -> TypeGuard[float]:
+    """Whether a value that was read from JSON is a number of seconds that a person can be shown."""
+    return isinstance(value, (int, float)) and value is not True and 0 <= value <= _LONGEST_S
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 2 * _MINUTE_S:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * _HOUR_S:
+        return f"{seconds / _MINUTE_S:.0f} min"
+    return f"{seconds / _HOUR_S:.1f} h"
 
 
 def path_line(path: str) -> str:
