@@ -80,9 +80,9 @@ options:
   ownership_ignore:
     type: bool
     default: false
-    description: Go on, with a warning, where something in the tree belongs to
-      another user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
-      the same.
+    description: Go on, with a warning, where something in the tree, or a parent
+      of it, belongs to another user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's
+      environment does the same.
   owner_uid:
     type: int
     description: Uid that the tree must belong to and that the container runs
@@ -274,6 +274,13 @@ options:
     description: More environment variables of the server, the same as in serving.
       Records, logs and command lines have the values of variables that are known
       as public, and none of the others.
+  server_fast_start:
+    type: bool
+    default: false
+    description: Whether the server that C(sgl-admin server start) starts leaves
+      out what a prep has made needless, such as DeepGEMM's loop over all shapes.
+      A kernel that the caches lack is then compiled at the first request that
+      needs it.
   server_open_admin:
     type: bool
     default: false

@@ -320,6 +320,13 @@ class Engine(Protocol):
         starts of a prep that compiled so many files.
         """
 
+    def fast_environment(
+        self, done: Collection[str], environment: Mapping[str, str]
+    ) -> dict[str, str]:
+        """What a server is started with, beside its environment, where the caches of these stages
+        are whole, so that its start leaves out what they make needless.
+        """
+
     def prompt_tokens_total(self, metrics: str) -> float:
         """All prompt tokens so far, by the server's metrics page. Raises ValueError."""
 

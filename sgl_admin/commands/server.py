@@ -109,9 +109,10 @@ def _start(arguments: argparse.Namespace) -> int:
     wanted = _of_plan(planned) if planned else benchmark_server.prepared(live, arguments.identity)
     if arguments.dry_run:
         shown = wanted.command.shown
-        words = [*(f"{key}={value}" for key, value in shown["env"].items()), *shown["argv"]]
+        env = {**shown["env"], **wanted.start_env}
+        words = [*(f"{key}={value}" for key, value in env.items()), *shown["argv"]]
         say(
-            json.dumps({"argv": shown["argv"], "env": shown["env"]})
+            json.dumps({"argv": shown["argv"], "env": env})
             if arguments.json
             else files.printable(shlex.join(words))
         )
@@ -150,7 +151,12 @@ def _planned(live: Run, arguments: argparse.Namespace) -> Plan | None:
 
 def _of_plan(planned: Plan) -> benchmark_server.Prepared:
     return benchmark_server.Prepared(
-        planned.command, planned.request.model, planned.context.served_identity
+        planned.command,
+        planned.request.model,
+        planned.context.served_identity,
+        planned.start_environment(
+            [decision.stage.name for decision in planned.decisions if decision.action == "noop"]
+        ),
     )
 
 

@@ -218,6 +218,17 @@ def _throttles(nvml: Any, gpu: Any) -> list[str]:
     return [words for bit, words in _THROTTLES.items() if (reasons or 0) & bit]
 
 
+def named(visible: str | None = None) -> list[tuple[str | None, str]]:
+    """Of each visible GPU its identity, by which CUDA_VISIBLE_DEVICES may name it, and its
+    product's name.
+    """
+    with _nvml() as nvml:
+        return [
+            (_answer(nvml, nvml.nvmlDeviceGetUUID, gpu), _name(nvml, gpu))
+            for gpu in _visible(nvml, visible)
+        ]
+
+
 def settings(visible: str | None = None) -> list[dict[str, Any]]:
     """Of each visible GPU, what may change how fast it is: its identity, VBIOS and power limit."""
     with _nvml() as nvml:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sgl_admin.base import paths, versions
 from sgl_admin.base.errors import StageFailure
@@ -64,6 +65,38 @@ def wait_until_free(visible: str | None = None) -> None:
                 f"the GPU is in use by {named}: end that, or wait for its end, and run this again",
             )
         time.sleep(0.5)
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """Of several GPUs those that work may take, for CUDA_VISIBLE_DEVICES, and in words those that
+    others use; nothing where there is one, which needs no name.
+    """
+
+    idle: tuple[str, ...] = ()
+    busy: tuple[str, ...] = ()
+
+
+def all_idle(found: Devices, visible: str | None = None) -> Gpus:
+    """Of the visible GPUs those of the first one's kind, after a server's end. Where all are in
+    use, none is named.
+    """
+    if not found.cuda or found.count < 2:
+        return Gpus()
+    named = [uuid for uuid, name in devices.named(visible) if uuid and name == found.name]
+    if len(named) < 2:
+        return Gpus()
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        others = {uuid: devices.processes(visible=uuid) for uuid in named}
+        if not any(others.values()) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    idle = tuple(uuid for uuid in named if not others[uuid])
+    busy = tuple(
+        f"{uuid}: in use by {', '.join(map(str, others[uuid]))}" for uuid in named if others[uuid]
+    )
+    return Gpus(idle, busy) if idle else Gpus()
 
 
 def held_memory(found: Devices, visible: str | None = None) -> str | None:

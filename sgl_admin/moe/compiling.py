@@ -7,11 +7,16 @@ all that the compiler has to know.
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import hashlib
 import importlib
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from dataclasses import dataclass
+from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -73,6 +78,21 @@ def compile_launch(launch: Launch) -> None:
     function.preload(launch.specialization)
 
 
+def _once(work: Callable[[Launch], None], launch: Launch, locks: Path) -> None:
+    """While one process compiles a kernel, another one that needs it waits, and then finds it in
+    the cache.
+    """
+    name = hashlib.sha256(launch.key.encode()).hexdigest()
+    with open(locks / name, "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        work(launch)
+
+
+def _start(start: Callable[[Target], None], target: Target, niceness: int) -> None:
+    os.nice(niceness)
+    start(target)
+
+
 def _ready() -> None:
     """Nothing: a compiler that has done this has started."""
 
@@ -83,18 +103,30 @@ class Compilers:
     def __init__(
         self, target: Target, modules: Iterable[str], workers: int, limit_s: float,
         work: Callable[[Launch], None] = compile_launch, start: Callable[[Target], None] = begin,
+        locks: Path | None = None, niceness: int = 0,
     ) -> None:  # fmt: skip
         """`modules` are imported once, before the processes are forked from whatever did it; a
-        compiler over `limit_s` seconds is ended.
+        compiler over `limit_s` seconds is ended. `locks` is a folder of those who share the cache.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(modules))
         self._limit_s = limit_s
         self._work = work
+        if locks is not None:
+            locks.mkdir(parents=True, exist_ok=True)
+            self._work = functools.partial(_once, work, locks=locks)
         self._pool = ProcessPool(
-            max_workers=workers, context=context, initializer=start, initargs=(target,)
+            max_workers=workers,
+            context=context,
+            initializer=_start,
+            initargs=(start, target, niceness),
         )
         self._pool.schedule(_ready)
+
+    def begin(self, launches: Iterable[Launch]) -> None:
+        """Compile every launch some time; whoever needs one of them sees whether it failed."""
+        for launch in launches:
+            self._pool.schedule(self._work, args=(launch,), timeout=self._limit_s)
 
     def compile(
         self, launches: Iterable[Launch], progress: Callable[[int, int], None]

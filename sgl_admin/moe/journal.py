@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +14,9 @@ from typing import Any, TextIO
 from sgl_admin.base import files
 from sgl_admin.contract.texts import read_json_text
 from sgl_admin.moe.tables import Pair, pair_of
+
+# All journals of a tuning; a host with one GPU has one.
+JOURNALS = "journal*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,12 @@ class Settled:
     row: dict[str, Any]
 
 
-class Journal:
-    """Findings of one tuning, by number of the trial in its space, or by the key of a pair. Its one
-    writer appends; the last line may be torn.
+class Findings:
+    """What the lines of a journal say, by number of the trial in its space, or by the key of a
+    pair.
     """
 
-    def __init__(self, path: Path, tuning: dict[str, Any]) -> None:
-        """Opens the journal at `path`, or begins it where it is of another tuning."""
-        self.path = path
+    def __init__(self) -> None:
         # launch -> why it cannot be used: its compiler took too long, or crashed.
         self.dropped_launches: dict[str, str] = {}
         # (batch size, trial or pair) -> why it cannot be used: it hung, it crashed, or it does not
@@ -42,38 +43,26 @@ class Journal:
         self.best: dict[int, Settled] = {}
         # Neighbouring batch sizes between which the rows were checked.
         self.checked: set[tuple[int, int]] = set()
+        # Sizes at which something was measured.
+        self.begun: set[int] = set()
         # What was being measured when the last line was written.
         self.open: tuple[int, int | str] | None = None
-        known = False
-        for line in self._lines():
-            if line.get("tuning") is not None:
-                known = line["tuning"] == tuning
-            elif known:
-                self._take(line)
-        if not known:
-            self.__dict__.update(dropped_launches={}, dropped={}, looks={}, best={}, open=None)
-            self.checked = set()
-            files.write_text(path, json.dumps({"tuning": tuning}) + "\n")
-        self._stream: TextIO | None = None
+        # Whether the last of them was of the tuning that is asked for.
+        self.is_known = False
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        try:
-            content = files.read_bytes(self.path).decode(errors="replace")
-        except (FileNotFoundError, ValueError):
-            return
-        for line in content.splitlines():
-            try:
-                found = read_json_text(line)
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                yield found
+    def read(self, content: bytes, tuning: dict[str, Any]) -> None:
+        for line in _lines(content):
+            if line.get("tuning") is not None:
+                self.is_known = line["tuning"] == tuning
+            elif self.is_known:
+                self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:
         try:
             match line:
                 case {"measuring": [int(size), int() | str() as number]}:
                     self.open = (size, number)
+                    self.begun.add(size)
                 case {"measured": int()}:
                     self.open = None
                 case {"batch_size": int(size), "trial": int(number), "us": float(us)}:
@@ -93,6 +82,87 @@ class Journal:
                     self.checked.add((low, high))
         except (TypeError, ValueError):
             return
+
+
+def _lines(content: bytes) -> Iterator[dict[str, Any]]:
+    for line in content.decode(errors="replace").splitlines():
+        try:
+            found = read_json_text(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+@dataclass
+class _Other:
+    """The journal of another process, as far as it was read."""
+
+    findings: Findings
+    inode: int = 0
+    read_to: int = 0
+
+
+class Journal(Findings):
+    """Findings of one tuning on one GPU. Its one writer appends; the last line may be torn. What
+    the other journals of its folder have settled is among them.
+    """
+
+    def __init__(self, path: Path, tuning: dict[str, Any], beside: Iterable[Path] = ()) -> None:
+        """Opens the journal at `path`, or begins it where it is of another tuning. `beside` are
+        those of the processes that work at the same time.
+        """
+        super().__init__()
+        self.path = path
+        self._tuning = tuning
+        try:
+            self.read(files.read_bytes(path), tuning)
+        except (FileNotFoundError, ValueError):
+            pass
+        if not self.is_known:
+            self.__dict__.update(vars(Findings()))
+            files.write_text(path, json.dumps({"tuning": tuning}) + "\n")
+        self._stream: TextIO | None = None
+        self._others: dict[Path, _Other] = {}
+        self._beside = set(beside) - {path}
+        # Sizes that one of them has begun: it goes on with them, also after its process crashed.
+        self.begun_beside: set[int] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up what the other processes have written since."""
+        for path in sorted(self.path.parent.glob(JOURNALS)):
+            if path != self.path:
+                other = self._others.setdefault(path, _Other(Findings()))
+                self._read_more(path, other)
+                self._adopt(other.findings)
+        begun = {
+            size
+            for path in self._beside & self._others.keys()
+            for size in self._others[path].findings.begun
+        }
+        self.begun_beside = begun - set(self.best)
+
+    def _read_more(self, path: Path, other: _Other) -> None:
+        try:
+            inode, content = path.stat().st_ino, files.read_bytes(path)
+        except (FileNotFoundError, ValueError):
+            return
+        if inode != other.inode:
+            # Its process has begun it again.
+            other.findings, other.inode, other.read_to = Findings(), inode, 0
+        # A line that is being written is left for the next time.
+        whole = content.rfind(b"\n") + 1
+        other.findings.read(content[other.read_to : whole], self._tuning)
+        other.read_to = whole
+
+    def _adopt(self, other: Findings) -> None:
+        self.dropped_launches.update(other.dropped_launches)
+        self.dropped.update(other.dropped)
+        self.checked |= other.checked
+        for size in other.best.keys() - self.best.keys():
+            self.best[size] = other.best[size]
+            self.looks[size] = dict(other.looks.get(size, {}))
 
     def _write(self, line: dict[str, Any]) -> None:
         self._take(line)

@@ -6,6 +6,9 @@ sizes that launch the same kernels are tuned one after the other, and only the f
 everything. Both projections are looked at apart; the best of each, with the same BLOCK_SIZE_M, are
 measured as whole calls, in turns with their rivals. The sizes between those that were asked for are
 filled with the rows of their neighbours and the rivals, and the rows are checked where they change.
+
+Several GPUs share a search: each works at another size, so that what is compared was measured on
+one of them, and takes up what the others have settled.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from sgl_admin.moe import space, tables, verdict
+from sgl_admin.moe.claims import Claims
 from sgl_admin.moe.journal import Journal, Settled
 from sgl_admin.moe.space import DOWN, UP, UP_SORTED, USE_TMA, Trial, compile_order
 from sgl_admin.moe.tables import Pair
@@ -39,6 +43,8 @@ _LAST, _LAST_TURNS = 4, 24
 _CHECK_TURNS = 12
 # So many sizes may get a row because a check found a slower one there.
 _MOST_INSERTED = 24
+# Between two looks at what the other GPUs have settled.
+_WAIT_S = 0.2
 
 
 class CannotRun(Exception):
@@ -73,6 +79,7 @@ Progress = Callable[[str, int, int], None]
 # Compiles launches, and returns why for each that could not be.
 Compile = Callable[[Iterable[str], Callable[[int, int], None]], Mapping[str, str]]
 Found = Callable[[int, Settled], None]
+_Item = TypeVar("_Item", int, tuple[int, int])
 
 
 class Search:
@@ -85,8 +92,12 @@ class Search:
         bench: Bench,
         compile_all: Compile,
         progress: Progress,
+        claims: Claims | None = None,
+        compile_ahead: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
-        """`rows_per_expert`: how many of one token's rows an expert has on average."""
+        """`rows_per_expert`: how many of one token's rows an expert has on average. `claims` are
+        for work that other processes share. `compile_ahead` compiles beside the measuring.
+        """
         self._trials = trials
         self._sizes = sorted(sizes)
         self._rows_per_expert = rows_per_expert
@@ -94,6 +105,8 @@ class Search:
         self._bench = bench
         self._compile_all = compile_all
         self._progress = progress
+        self._claims = claims or Claims()
+        self._compile_ahead = compile_ahead
         self._number = {_trial_key(trial): number for number, trial in enumerate(trials)}
         self._compiled: set[str] = set()
         self._launches: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -110,47 +123,107 @@ class Search:
         for size, settled in list(self._journal.best.items()):
             # Whoever settled it may have been killed before it could tell.
             found(size, settled)
-        tuned: list[int] = []
-        for group in self.grouped(self._sizes):
-            unsettled = [size for size in group if size not in self._journal.best]
-            # By the groups before alone: so one that was killed among these goes on with the same
-            # candidates.
-            self._compile(
-                (size, self._trials[number])
-                for size in unsettled
-                for number in self._first(size, tuned, _OTHER_SHARE)
+        while True:
+            tuned: list[int] = []
+            for group in self.grouped(self._sizes):
+                self._run_group(group, tuned, found)
+                tuned += group
+            if all(map(self._is_settled, self._sizes)):
+                return
+            self._wait()
+
+    def _run_group(self, group: Sequence[int], tuned: Sequence[int], found: Found) -> None:
+        unsettled = [size for size in group if not self._is_settled(size)]
+        compiled = False
+        # One of several GPUs begins with what its own size needs: waiting costs all of them.
+        ahead = self._compile_ahead
+        for size in self._claimed(unsettled, self._is_settled):
+            if not compiled:
+                # By the groups before alone: so one that was killed among these goes on with the
+                # same candidates.
+                wanted = [
+                    (each, self._trials[number])
+                    for each in unsettled
+                    for number in self._first(each, tuned, _OTHER_SHARE)
+                ]
+                if ahead is None:
+                    self._compile(wanted)
+                else:
+                    ahead(self._missing(wanted))
+                compiled = True
+            same = [other for other in group if other in self._journal.best]
+            numbers = (
+                self._first(size, same, _SAME_SHARE)
+                if same
+                else (self._first(size, tuned, _OTHER_SHARE))
             )
-            for size in unsettled:
-                same = [other for other in group if other in self._journal.best]
-                numbers = (
-                    self._first(size, same, _SAME_SHARE)
-                    if same
-                    else (self._first(size, tuned, _OTHER_SHARE))
-                )
-                self._settle(size, self._tuned(size, numbers), found, _LAST_TURNS)
-            tuned += group
+            self._settle(size, self._tuned(size, numbers), found, _LAST_TURNS)
 
     def fill(self, ladder: Iterable[int], known: Mapping[int, Pair], found: Found) -> list[int]:
         """Give a row to each size of the ladder, and to others where a check between two rows finds
         one that is slower than a rival there; returns the sizes of all rows.
         """
-        rows = {**known, **{size: each.pair for size, each in self._journal.best.items()}}
-        for size in sorted(ladder):
-            if size not in rows:
-                self._settle(size, _near(rows, size), found, _CHECK_TURNS)
-                rows[size] = self._journal.best[size].pair
-        inserted = 0
-        while open_gaps := [gap for gap in tables.gaps(rows) if gap not in self._journal.checked]:
-            for done, (low, high) in enumerate(open_gaps):
-                self._progress(f"batch size {tables.middle(low, high)}", done, len(open_gaps))
-                worse = inserted < _MOST_INSERTED and not self._holds(rows, low, high)
-                if worse:
-                    size = tables.middle(low, high)
-                    self._settle(size, _near(rows, size), found, _CHECK_TURNS)
-                    rows[size] = self._journal.best[size].pair
-                    inserted += 1
+
+        def rows() -> dict[int, Pair]:
+            return {**known, **{size: each.pair for size, each in self._journal.best.items()}}
+
+        for size in self._until_done(sorted(ladder), lambda size: size in rows()):
+            self._settle(size, _near(rows(), size), found, _CHECK_TURNS)
+        filled = len(rows())
+        while open_gaps := [gap for gap in tables.gaps(rows()) if not self._is_checked(gap)]:
+            for done, (low, high) in enumerate(self._until_done(open_gaps, self._is_checked)):
+                size = tables.middle(low, high)
+                self._progress(f"batch size {size}", done, len(open_gaps))
+                is_free = len(rows()) - filled < _MOST_INSERTED
+                if is_free and not self._holds(rows(), low, high):
+                    self._settle(size, _near(rows(), size), found, _CHECK_TURNS)
                 self._journal.check(low, high)
-        return sorted(rows)
+        return sorted(rows())
+
+    # --- with other processes
+
+    def _is_settled(self, size: int) -> bool:
+        return size in self._journal.best
+
+    def _is_checked(self, gap: tuple[int, int]) -> bool:
+        return gap in self._journal.checked
+
+    def _claimed(self, items: Sequence[_Item], is_done: Callable[[_Item], bool]) -> Iterator[_Item]:
+        """Each that is left and that no other process works at, claimed as long as the caller works
+        at it.
+        """
+        # Two processes begin at two ends: what is best at a size says most of the sizes near it.
+        items = items[::-1] if self._claims.number % 2 else items
+        # What this one began goes first: its looks are of this GPU.
+        if not self._claims.is_alone:
+            items = sorted(items, key=lambda item: item not in self._journal.begun)
+        for item in items:
+            if is_done(item):
+                continue
+            with self._claims.claim(str(item)) as is_mine:
+                if not self._claims.is_alone:
+                    self._journal.refresh()
+                if is_mine and not is_done(item) and not self._is_anothers(item):
+                    yield item
+
+    def _is_anothers(self, item: object) -> bool:
+        """Whether a process that works beside this one began it, and will go on with it."""
+        journal = self._journal
+        return item in journal.begun_beside and item not in journal.begun
+
+    def _until_done(
+        self, items: Sequence[_Item], is_done: Callable[[_Item], bool]
+    ) -> Iterator[_Item]:
+        """As `_claimed`, until other processes have done theirs too, or have ended."""
+        while not all(map(is_done, items)):
+            yield from self._claimed(items, is_done)
+            if not all(map(is_done, items)):
+                self._wait()
+
+    def _wait(self) -> None:
+        self._progress("the last sizes of the other GPUs", 0, 0)
+        time.sleep(_WAIT_S)
+        self._journal.refresh()
 
     def grouped(self, sizes: Iterable[int]) -> list[list[int]]:
         """Batch sizes that launch the same kernels, the largest group first."""
@@ -395,18 +468,20 @@ class Search:
             launch in self._journal.dropped_launches for launch in self._kernels(size, trial)
         )
 
-    def _compile(self, wanted: Iterable[tuple[int, Trial]]) -> None:
+    def _missing(self, wanted: Iterable[tuple[int, Trial]]) -> list[str]:
         # Large tiles take longest, and would otherwise be what all wait for at the end.
         ordered = sorted(wanted, key=lambda each: compile_order(each[1].config))
         launches = dict.fromkeys(
             launch for size, trial in ordered for launch in self._kernels(size, trial)
         )
-        missing = [
+        return [
             launch
             for launch in launches
             if launch not in self._compiled and launch not in self._journal.dropped_launches
         ]
-        if missing:
+
+    def _compile(self, wanted: Iterable[tuple[int, Trial]]) -> None:
+        if missing := self._missing(wanted):
             for launch, why in self._compile_all(
                 missing, lambda done, total: self._progress("compile", done, total)
             ).items():

@@ -8,16 +8,19 @@ libraries print goes to standard error, the run's log.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.contract.texts import say
 from sgl_admin.moe import space, verdict
-from sgl_admin.moe.compiling import Compilers, Target
+from sgl_admin.moe.claims import Claims
+from sgl_admin.moe.compiling import Compilers, Launch, Target
 from sgl_admin.moe.journal import Journal, Settled
 from sgl_admin.moe.search import CannotRun, Search
 from sgl_admin.moe.shape import MoeShape
@@ -25,6 +28,8 @@ from sgl_admin.moe.tables import Pair, pair_of
 from sgl_admin.moe.tuner import EXIT_CANNOT_RUN, EXIT_MEMORY
 from sgl_admin.sglang import ENGINE
 
+# Of what is compiled while a GPU measures.
+_NICENESS = 10
 # Of no space: what a call compiles beside its configured kernels is warmed with it, and then no
 # configuration is loaded already.
 _WARM = {
@@ -51,7 +56,7 @@ def main() -> int:
 def tune(order: dict[str, Any], tell: Any) -> int:
     """Tune as the order says, and tell of it; returns the exit code."""
     shape = MoeShape.from_json(order["shape"])
-    journal = Journal(Path(order["journal"]), order["tuning"])
+    journal = Journal(Path(order["journal"]), order["tuning"], map(Path, order["beside"]))
     # Where it is not known why that process ended, it may have been killed with all the others: the
     # configuration is tried again.
     if journal.open is not None and order["ended"]:
@@ -60,13 +65,22 @@ def tune(order: dict[str, Any], tell: Any) -> int:
 
     from sgl_admin.moe.bench import FusedExperts
 
-    compilers = None
+    compilers: list[Compilers] = []
     try:
         tell(phase="start", done=0, total=0)
         release, _ = ENGINE.release()
-        compilers = Compilers(
-            Target(order["sm"]), [release.kernels], order["workers"], order["compile_limit_s"]
+        shared = _folder(order, "compiling")
+        begun = functools.partial(
+            Compilers,
+            Target(order["sm"]),
+            [release.kernels],
+            order["workers"],
+            order["compile_limit_s"],
+            locks=shared,
         )
+        compilers.append(begun())
+        if shared is not None:
+            compilers.append(begun(niceness=_NICENESS))
         bench = FusedExperts(shape, release, tables_of(order["rivals"]))
         _search(order, shape, journal, bench, compilers, tell)
     except torch.cuda.OutOfMemoryError as error:
@@ -76,8 +90,8 @@ def tune(order: dict[str, Any], tell: Any) -> int:
         say(f"sgl-admin: {error}", file=sys.stderr)
         return EXIT_CANNOT_RUN
     finally:
-        if compilers is not None:
-            compilers.close()
+        for each in compilers:
+            each.close()
         journal.close()
     return 0
 
@@ -87,17 +101,23 @@ def _search(
     shape: MoeShape,
     journal: Journal,
     bench: Any,
-    compilers: Compilers,
+    compilers: Sequence[Compilers],
     tell: Any,
 ) -> None:
     """Tune the sizes that were asked for, and fill the sizes between them. Raises CannotRun."""
     sizes: list[int] = order["batch_sizes"]
     ladder: list[int] = order["ladder"]
 
-    def compile_all(keys: Any, progress: Any) -> Any:
+    def launches(keys: Any) -> list[Launch]:
         wanted = [bench.known(key) for key in keys]
+        # The part of this process first: it finds what the others have compiled meanwhile.
+        first = wanted[order["number"] :: order["processes"]]
+        return list(dict.fromkeys([*first, *wanted]))
+
+    def compile_all(keys: Any, progress: Any) -> Any:
+        wanted = launches(keys)
         started = time.monotonic()
-        failed = compilers.compile(wanted, progress)
+        failed = compilers[0].compile(wanted, progress)
         tell(
             compiled=len(wanted),
             failed=len(failed),
@@ -113,6 +133,8 @@ def _search(
         bench,
         compile_all,
         lambda phase, done, total: tell(phase=phase, done=done, total=total),
+        Claims(_folder(order, "claims"), order["number"]),
+        (lambda keys: compilers[1].begin(launches(keys))) if len(compilers) > 1 else None,
     )
 
     def found(size: int, settled: Settled) -> None:
@@ -130,6 +152,11 @@ def _search(
     search.run(found)
     known = {int(size): pair_of(each) for size, each in order["known"].items()}
     tell(rows=search.fill(ladder, known, found))
+
+
+def _folder(order: dict[str, Any], name: str) -> Path | None:
+    """What the processes of several GPUs share beside their journals."""
+    return Path(order["journal"]).with_name(name) if order["processes"] > 1 else None
 
 
 def _base(rivals: Any) -> Pair:

@@ -4,7 +4,6 @@ decided it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,13 +33,15 @@ class Verdict:
 
     @property
     def reason(self) -> str | None:
-        """The sentences of all that is as bad as the verdict; None where it is `pass`."""
+        """The measurements that are as bad as the verdict, three of them, and then all that was
+        seen meanwhile, as that may be why; None where it is `pass`.
+        """
         if self.verdict == perf.PASS:
             return None
-        found: Sequence[Judgement | Finding] = (*self.judgements, *self.findings)
-        said = [each.sentence for each in found if each.verdict == self.verdict]
-        more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
-        return "; ".join(said[:3]) + more
+        slow = [each.sentence for each in self.judgements if each.verdict == self.verdict]
+        seen = [each.sentence for each in self.findings if each.verdict != perf.PASS]
+        more = [f"{len(slow) - 3} more"] if len(slow) > 3 else []
+        return "; ".join([*slow[:3], *more, *seen])
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ It writes nothing, sets no environment variable and uses no network.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -133,6 +133,14 @@ class Plan:
         argv, env, public = self.server_argv, self.server_environment, self.context.public_names
         shown_argv = ENGINE.shown_arguments(argv, public)
         return Command(argv, env, shown_argv, ENGINE.shown_environment(env, public))
+
+    def start_environment(self, done: Collection[str]) -> dict[str, str]:
+        """What a server that is started later has beside `command`, with the caches of these stages
+        whole. No caches depend on it, so it is no part of which server that is.
+        """
+        if not self.request.option("server_fast_start"):
+            return {}
+        return ENGINE.fast_environment(done, self.server_environment)
 
     @property
     def shown_request(self) -> Request:

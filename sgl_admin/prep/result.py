@@ -92,6 +92,11 @@ class Outcome:
         return [stage for stage in self.stages.values() if stage["status"] == "error"]
 
     @property
+    def done(self) -> list[str]:
+        """The stages whose caches are whole."""
+        return [name for name, stage in self.stages.items() if stage["status"] in ("ok", "noop")]
+
+    @property
     def status(self) -> str:
         if not self.failed:
             return "ok"
@@ -169,7 +174,9 @@ def aggregate(plan: Plan, outcome: Outcome) -> Record:
         "profile_cache": {"before": outcome.sizes_before, "after": outcome.sizes_after},
         "new_files": outcome.new_files.to_json(),
         "server_starts": outcome.server_starts,
-        "start_advice": ENGINE.start_advice(outcome.server_starts, len(outcome.new_files.cached)),
+        "start_advice": []
+        if section["server"]["start_env"]
+        else ENGINE.start_advice(outcome.server_starts, len(outcome.new_files.cached)),
     }
 
 
@@ -267,6 +274,7 @@ def _run_section(plan: Plan, outcome: Outcome) -> Record:
             "identity": plan.server,
             "served": plan.context.served_identity,
             "chosen": [choice.to_json() for choice in plan.context.choices],
+            "start_env": plan.start_environment(outcome.done),
         },
     }
 

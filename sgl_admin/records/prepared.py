@@ -19,6 +19,8 @@ SHAPE: files.Shape = {
     "env": dict,
     "telemetry_probe": dict,
 }
+# What a server has at its start beside the environment that says which one it is.
+START_ENV = "start_env"
 _FOLDER = "prepared"
 # What only the service user reads.
 _PRIVATE_MODE = 0o600
@@ -61,7 +63,7 @@ def write(
         "model": model,
         "argv": server["argv"],
         "env": server["env"],
-        **{name: server[name] for name in (SETTINGS, "served") if name in server},
+        **{name: server[name] for name in (SETTINGS, "served", START_ENV) if name in server},
         "telemetry_probe": proof,
     }
     files.write_json(path(run_id, server["identity"]), document)

@@ -48,12 +48,13 @@ _HELD = "a prep, a smoke or another command has the place of the server"
 class Prepared:
     """What a prep says of its server: its command, with the environment beyond the container's own,
     its model, and by which name records of caches have it; that is empty in results of releases
-    before 1.2.
+    before 1.2. `start_env` is beside the command's environment.
     """
 
     command: Command
     model: str
     served: str
+    start_env: dict[str, str]
 
     @property
     def argv(self) -> list[str]:
@@ -61,7 +62,7 @@ class Prepared:
 
     @property
     def env(self) -> dict[str, str]:
-        return self.command.env
+        return {**self.command.env, **self.start_env}
 
     @property
     def port(self) -> int:
@@ -81,15 +82,15 @@ def prepared(live: Run, identity: str | None = None) -> Prepared:
         )
     except ValueError as error:
         raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {_PREPARE}") from error
-    if not (isinstance(argv, list) and isinstance(env, dict) and isinstance(model, str)) or not all(
-        isinstance(word, str) for word in (*argv, *env, *env.values())
-    ):
+    start_env = server.get(servers.START_ENV, {}) if isinstance(server, dict) else {}
+    texts = isinstance(argv, list) and all(isinstance(word, str) for word in argv)
+    if not (texts and isinstance(model, str) and _are_texts(env) and _are_texts(start_env)):
         raise Refused(EXIT_NO_LIVE_RUN, f"{source} names no server; {_PREPARE}")
     try:
         command = servers.command({**server, "run_id": live.run_id})
     except ValueError as error:
         raise Refused(EXIT_NO_LIVE_RUN, f"{error}; {_PREPARE}") from error
-    made = Prepared(command, model, str(server.get("served", "")))
+    made = Prepared(command, model, str(server.get("served", "")), start_env)
     try:
         if made.port not in range(1, 2**16):
             raise ValueError
@@ -98,6 +99,12 @@ def prepared(live: Run, identity: str | None = None) -> Prepared:
             EXIT_NO_LIVE_RUN, f"the server that {source} names has no port; {_PREPARE}"
         ) from None
     return made
+
+
+def _are_texts(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(word, str) for word in (*found, *found.values())
+    )
 
 
 def _of_latest_prep(run_id: str) -> tuple[Any, Any, Path]:
@@ -201,6 +208,7 @@ def _began(live: Run, wanted: Prepared, server: Server) -> dict[str, Any]:
         "pgid": server.group,
         "start_ticks": start_time(server.group),
         **wanted.command.shown,
+        servers.START_ENV: wanted.start_env,
         "model": wanted.model,
         "port": wanted.port,
         "log_start": server.log_start,

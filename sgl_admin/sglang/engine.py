@@ -72,3 +72,4 @@ class SGLang:
     death = staticmethod(deaths.death)
     start_breakdown = staticmethod(startup.breakdown)
     start_advice = staticmethod(startup.advice)
+    fast_environment = staticmethod(startup.fast_environment)

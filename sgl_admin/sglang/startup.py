@@ -11,7 +11,7 @@ out, and one that is not known says nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -127,15 +127,22 @@ def advice(starts: Sequence[Mapping[str, Any]], compiled: int) -> list[dict[str,
         return []
     return [
         {
-            "setting": f'sgl_server_env: {{{_PRECOMPILE}: "0"}}',
+            "setting": "sgl_server_fast_start: true",
             "reason": (
                 f"DeepGEMM went through {loop['shapes']} shapes in {loop['seconds']:.0f} s, and"
-                " nothing was left to compile. Set it only on a host whose caches are whole: a"
-                " kernel that they lack is compiled at the first request that needs it"
+                f" nothing was left to compile. It sets {_PRECOMPILE}=0 for the servers that"
+                " are started later: a kernel that the caches lack is then compiled at the first"
+                " request that needs it"
             ),
             "measured": _PRECOMPILE_BROUGHT,
         }
     ]
+
+
+def fast_environment(done: Collection[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """What the work of these stages makes needless; what the operator sets stands."""
+    needless = "deep_gemm" in done and _PRECOMPILE not in environment
+    return {_PRECOMPILE: "0"} if needless else {}
 
 
 def _moment(stamp: str) -> float | None:

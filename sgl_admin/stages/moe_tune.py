@@ -17,6 +17,7 @@ from typing import Any
 from sgl_admin.base import files, paths, versions
 from sgl_admin.base.engine import Lookup, Release
 from sgl_admin.base.errors import StageFailure
+from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files, gain, space, tables
 from sgl_admin.moe import shape as shapes
 from sgl_admin.moe.shape import MoeShape
@@ -159,6 +160,7 @@ class MoeTune(Stage):
             context.progress,
             context.on_group,
             dict(context.environment),
+            gpu_fit.all_idle(context.devices, dict(context.environment).get(devices.VISIBLE)),
         )
         context.warmup.keep_place()
         # Until all is done again.

@@ -4,7 +4,8 @@ It stands for sgl_admin.moe.tune_process with torch, Triton and an SGLang: its o
 search, compiling processes and what it tells are real. MOE_GPU says by JSON at which call of the
 bench (`at`, and `size` and `config` where they matter) what happens (`do`), the first so many
 `times`; `notes` is the folder in which that is counted and each look is noted. `uncompilable` is a
-configuration.
+configuration. Where it happens on one GPU alone, `gpu` is what CUDA_VISIBLE_DEVICES says there;
+`together` is the number of GPUs that have to look at something before any goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests.doubles.moe_bench import Bench, Tables, time_us
 
 _TOLD: dict[str, Any] = json.loads(os.environ.get("MOE_GPU", "{}"))
 _NOTES = Path(_TOLD.get("notes", "/nonexistent"))
+_GPU = os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -44,6 +46,7 @@ def _note(name: str, line: str) -> None:
 def _misbehave(at: str, size: int = 0, config: Config | None = None) -> None:
     if (
         _TOLD.get("at") != at
+        or _TOLD.get("gpu", _GPU) != _GPU
         or _TOLD.get("size", size) != size
         or _TOLD.get("config", config) != config
     ):
@@ -80,6 +83,13 @@ def _misbehave(at: str, size: int = 0, config: Config | None = None) -> None:
             time.sleep(600)
 
 
+def _await_others(patience_s: float = 30.0) -> None:
+    deadline = time.monotonic() + patience_s
+    while len(list(_NOTES.glob("at-*"))) < _TOLD.get("together", 1):
+        assert time.monotonic() < deadline, "the other GPUs do not look at anything"
+        time.sleep(0.01)
+
+
 class FusedExperts(Bench):
     """As sgl_admin.moe.bench's."""
 
@@ -107,6 +117,8 @@ class FusedExperts(Bench):
 
     def look(self, size: int, trial: Trial, hopeless_us: float) -> float:
         _note("looks", f"{size} {trial.part} {space.key(trial.config)}")
+        _note(f"at-{_GPU}", f"{size}")
+        _await_others()
         _misbehave("look", size, trial.config)
         return time_us(size, trial)
 
@@ -114,6 +126,7 @@ class FusedExperts(Bench):
         _misbehave("check", size, pair.up)
 
     def compare(self, size: int, pairs: Sequence[Pair], turns: int) -> list[list[float]]:
+        _note(f"at-{_GPU}", f"{size}")
         if turns == _LAST_TURNS:
             _misbehave("compare", size)
         return super().compare(size, pairs, turns)

@@ -1,7 +1,7 @@
 """What has to hold on a Hopper GPU with SGLang installed, with or without Docker: each phase writes
 what it saw as JSON.
 
-    python tests/gpu/acceptance.py --out FOLDER cold prepared shipped taken_over gain
+    python tests/gpu/acceptance.py --out FOLDER cold prepared perf shipped taken_over gain
 
 The phases build on each other's caches, below `--root`; each prints a short summary, and fails with
 the first thing that does not hold. It needs nothing but this checkout, SGLang, pebble and
@@ -29,9 +29,11 @@ sys.path[:0] = [str(CHECKOUT)]
 from sgl_admin.base import paths, versions  # noqa: E402
 from sgl_admin.facts import devices  # noqa: E402
 from sgl_admin.records import caches  # noqa: E402
-from tests.gpu import tuning  # noqa: E402
+from tests.gpu import host, tuning  # noqa: E402
 from tests.gpu.models import write_qwen3_next_fp8  # noqa: E402
 
+# In their order: each builds on the caches of those before it.
+PHASES = ("cold", "prepared", "perf", "shipped", "taken_over", "gain")
 PORT = 30000
 BATCH_SIZE, SAMPLE = 64, 32
 GRAPHS = "1,2,4,8"
@@ -231,6 +233,30 @@ class Acceptance:
             f"left: {work} {found['compute_processes']}",
         )
 
+    def perf(self) -> None:
+        """The host measured with its prepared server: it passes, a second time there is nothing to
+        do, and a process that uses the GPU meanwhile is named.
+        """
+        first, took = self.caches("ensure", "--perf", "ensure")
+        second, again = self.caches("ensure", "--perf", "ensure")
+        with host.neighbour() as pid:
+            beside, _ = self.caches("ensure", "--perf", "rebuild")
+        found = {"first": first, "first_s": took, "second": second, "second_s": again}
+        self.save("perf", {**found, "neighbour": pid, "beside": beside})
+        stage, noop, slow = (each["stages"]["perf"] for each in (first, second, beside))
+        probe = stage["artifacts"].get("perf_probe", {})
+        print(json.dumps({key: probe.get(key) for key in ("verdict", "reason", "skipped")}))
+        for measurement in probe.get("measurements", []):
+            print(json.dumps(measurement))
+        reason = slow["artifacts"].get("perf_probe", {}).get("reason")
+        print(
+            f"perf {stage['status']} in {stage['duration_s']:.1f} s {stage['errors']}; again"
+            f" {noop['status']} in {again:.2f} s; beside process {pid}: {reason}"
+        )
+        check(probe.get("verdict") == "pass", f"perf: {stage}")
+        check(noop["status"] == "noop", f"again: {noop}")
+        check(f"pid {pid}" in str(reason), "the process on the GPU was not named")
+
     def gain(self) -> None:
         """Thirteen batch sizes tuned on the whole space as a user has it, and the files against
         SGLang's defaults and what it ships: nowhere slower, and not in longer than eight minutes.
@@ -412,9 +438,7 @@ def main() -> None:
         help="folder for caches and records",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument(
-        "phases", nargs="+", choices=("cold", "prepared", "shipped", "taken_over", "gain")
-    )
+    parser.add_argument("phases", nargs="+", choices=PHASES)
     arguments = parser.parse_args()
     acceptance = Acceptance(arguments.root, arguments.out)
     for phase in arguments.phases:

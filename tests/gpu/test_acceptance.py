@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu import acceptance
+
 pytestmark = pytest.mark.gpu
 
 ACCEPTANCE = Path(__file__).with_name("acceptance.py")
-PHASES = ("cold", "prepared", "shipped", "taken_over", "gain")
 
 
 def why_not() -> str | None:
@@ -45,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("gpu")
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", acceptance.PHASES)
 def test_a_phase_holds(root: Path, phase: str) -> None:
     """The phases build on each other: cold fills the caches that the next ones use."""
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The MoE tuner on one GPU, and what its files bring: at many sizes from 1 to 16384, also between
-the files' rows, against SGLang's defaults and the files that it ships.
+"""The MoE tuner on one GPU or more, and what its files bring: at many sizes from 1 to 16384, also
+between the files' rows, against SGLang's defaults and the files that it ships.
 
-    python tests/gpu/tuning.py --out FOLDER --shape fp8 [--seconds 570]
+    python tests/gpu/tuning.py --out FOLDER --shape fp8 [--seconds 570] [--cards 2]
 
 Tunes what the stage tunes, then measures in a fresh process, in turns. Whatever is known is in
 FOLDER at once, as JSON; begun again with the same `--root`, it goes on where it was. It needs this
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT)]
 
 from sgl_admin.base import paths, versions  # noqa: E402
-from sgl_admin.facts import devices  # noqa: E402
+from sgl_admin.facts import devices, gpu_fit  # noqa: E402
 from sgl_admin.moe import config_files, gain, space, tables, verdict  # noqa: E402
 from sgl_admin.moe.shape import Lookup, MoeShape  # noqa: E402
 from sgl_admin.moe.tables import Pair  # noqa: E402
@@ -49,10 +50,13 @@ SHAPES = {
 
 
 class Tuning:
-    def __init__(self, name: str, root: Path, out: Path, sample: int | None = None) -> None:
+    def __init__(
+        self, name: str, root: Path, out: Path, sample: int | None = None, cards: int = 1
+    ) -> None:
         self.name, self.root, self.out = name, root, out
         self.shape = SHAPES[name]
         self.sample = sample
+        self.cards = cards
         out.mkdir(parents=True, exist_ok=True)
         root.mkdir(parents=True, exist_ok=True)
         paths.relocate(root)
@@ -101,7 +105,15 @@ class Tuning:
             self._save(done, {"rows_at_s": at, "gain": self._gain()})
 
         tuner = Tuner(
-            self.shape, order, self.tuning, self.sm, log, _tell(started), lambda group: None, {}
+            self.shape,
+            order,
+            self.tuning,
+            self.sm,
+            log,
+            _tell(started),
+            lambda group: None,
+            {},
+            self._gpus(),
         )
         try:
             outcome = tuner.run(list(BATCH_SIZES), found).describe()
@@ -119,6 +131,15 @@ class Tuning:
         self._save(done, result)
         (self.root / done.name).write_text(json.dumps(result))
         return result
+
+    def _gpus(self) -> gpu_fit.Gpus | None:
+        """So many of those that are idle; with one card the first that CUDA shows."""
+        if self.cards == 1:
+            return None
+        found = gpu_fit.all_idle(self.device)
+        if len(found.idle) < self.cards:
+            raise SystemExit(f"{len(found.idle)} GPUs are idle ({', '.join(found.busy)})")
+        return replace(found, idle=found.idle[: self.cards])
 
     def _gain(self) -> dict[str, Any] | None:
         return gain.summary(config_files.gains(self.path, self.tuning))
@@ -303,6 +324,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--shape", choices=SHAPES, default="fp8")
     parser.add_argument("--sample", type=int, help="tune with so many configurations alone")
+    parser.add_argument("--cards", type=int, default=1, help="tune on so many GPUs at once")
     parser.add_argument("--seconds", type=float, default=570.0, help="what a command may take")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -310,7 +332,9 @@ def main() -> None:
         measure(json.loads(arguments.measure.read_text()))
         return
     started = time.monotonic()
-    tuning = Tuning(arguments.shape, arguments.root, arguments.out, arguments.sample)
+    tuning = Tuning(
+        arguments.shape, arguments.root, arguments.out, arguments.sample, arguments.cards
+    )
     tuned = tuning.tune()
     print(json.dumps(tuned["outcome"]), flush=True)
     left = arguments.seconds - (time.monotonic() - started)

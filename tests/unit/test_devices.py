@@ -366,6 +366,59 @@ def test_a_process_on_several_gpus_is_named_once_with_all_its_memory(machine: Ma
     assert [(found.pid, found.memory_mib) for found in devices.processes()] == [(4999999, 400)]
 
 
+OTHERS = {"processes": [{"pid": 4999999, "memory": 1 << 30}]}
+THIRD = {"uuid": "GPU-c5bbbbbb-1111-2222-3333-444444444444"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "idle", "busy"),
+    [
+        ([{}, {"uuid": SECOND}], None, (FIRST, SECOND), ()),
+        ([{}, {"uuid": SECOND}, THIRD], "2,0", (THIRD["uuid"], FIRST), ()),
+        ([{}, {"uuid": SECOND}], "1", (), ()),
+        ([{}], None, (), ()),
+        ([{}, H200], None, (), ()),
+        ([{}, H200, THIRD], None, (FIRST, THIRD["uuid"]), ()),
+        ([OTHERS, {"uuid": SECOND}], None, (SECOND,), (FIRST,)),
+        ([{}, {**THIRD, **OTHERS}, {"uuid": SECOND}], None, (FIRST, SECOND), (THIRD["uuid"],)),
+        ([OTHERS, {"uuid": SECOND, **OTHERS}], None, (), ()),
+    ],
+    ids=[
+        "two", "chosen", "one chosen", "one", "another kind", "two of three kinds", "first busy",
+        "other busy", "all busy",
+    ],
+)  # fmt: skip
+def test_the_idle_gpus_of_the_first_ones_kind_are_found(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: list[dict[str, Any]],
+    visible: str | None,
+    idle: tuple[str, ...],
+    busy: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(gpu_fit, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(gpu_fit.time, "sleep", lambda seconds: None)
+    machine(gpus=gpus)
+    found = gpu_fit.all_idle(devices.find(visible), visible)
+    assert found.idle == idle
+    assert found.busy == tuple(
+        f"{uuid}: in use by a process of another container (pid 4999999, 1024 MiB)" for uuid in busy
+    )
+
+
+def test_gpus_without_an_identity_are_not_told_apart(machine: Machine) -> None:
+    machine(gpus=[{}, {}], fails={"nvmlDeviceGetUUID": "NotSupported"})
+    assert gpu_fit.all_idle(devices.find()) == gpu_fit.Gpus()
+
+
+def test_a_gpu_that_a_server_has_just_left_is_waited_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(gpus=[OTHERS, {"uuid": SECOND}])
+    monkeypatch.setattr(gpu_fit.time, "sleep", lambda seconds: machine(gpus=[{}, {"uuid": SECOND}]))
+    assert gpu_fit.all_idle(devices.find()).idle == (FIRST, SECOND)
+
+
 def test_a_process_whose_memory_the_driver_does_not_tell_is_passed_over(machine: Machine) -> None:
     machine(gpus=[{"processes": [{"pid": 4999999, "memory": None}]}])
     assert devices.processes() == []

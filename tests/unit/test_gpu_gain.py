@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 RELEASE, _ = releases.of("0.5.17")
-DEVICE = SimpleNamespace(name="NVIDIA H200", compute_capability="9.0", driver_version="580")
+DEVICE = SimpleNamespace(
+    name="NVIDIA H200", compute_capability="9.0", driver_version="580", cuda=True, count=2
+)
 
 
 class Measured(Bench):
@@ -111,6 +113,26 @@ def test_the_run_on_a_gpu_tunes_and_then_measures(
     assert sorted(row["size"] for row in found["rows"]) == orders[0]["sizes"]
     assert found["summary"]["gain over shipped"]["slower_by_a_hundredth"] == []
     assert found["summary"]["gain over default"]["times_as_fast"] > 1
+
+
+def test_the_run_takes_as_many_gpus_as_it_is_asked_for(
+    gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        devices, "named", lambda visible: [(f"GPU-{x}", DEVICE.name) for x in "abc"]
+    )
+    monkeypatch.setattr(devices, "processes", lambda visible: [])
+    out = tmp_path / "out"
+    one = tuning.Tuning("fp8", tmp_path / "one", out / "one", 12).tune()
+    two = tuning.Tuning("fp8", tmp_path / "two", out / "two", 12, cards=2).tune()
+    assert (one["outcome"]["gpus"], one["outcome"]["gpus_used"]) == (1, [])
+    assert (two["outcome"]["gpus"], two["outcome"]["gpus_used"]) == (2, ["GPU-a", "GPU-b"])
+    began = (tmp_path / "notes" / "began").read_text().splitlines()
+    assert len(began) == len(set(began)) == 3
+    sizes = [set(each["outcome"]["batch_sizes"]) for each in (one, two)]
+    assert {2, 9, 16, 64, 256} <= sizes[0] & sizes[1]
+    with pytest.raises(SystemExit, match="3 GPUs are idle"):
+        tuning.Tuning("fp8", tmp_path / "four", out / "four", 12, cards=4).tune()
 
 
 def test_at_least_forty_sizes_are_measured_and_where_one_row_gives_way_to_the_next() -> None:

@@ -126,6 +126,7 @@ class World:
         self.model = paths.MODELS / "model"
         self.tunings: list[tuple[MoeShape, list[int]]] = []
         self.orders: list[Order] = []
+        self.gpus: list[gpu_fit.Gpus] = []
         # Called as the tuner comes to a batch size.
         self.at: Callable[[int], None] = lambda size: None
         self.nvml()
@@ -269,9 +270,12 @@ def world(
         GPU alone.
         """
 
-        def __init__(self, shape: MoeShape, order: Order, tuning: dict[str, Any], *_: Any) -> None:
+        def __init__(
+            self, shape: MoeShape, order: Order, tuning: dict[str, Any], *more: Any
+        ) -> None:
             self.shape = shape
             made.orders.append(order)
+            made.gpus.append(more[-1])
             self.outcome = Outcome(configurations=len(order.configs))
 
         def run(self, batch_sizes: list[int], found: Found) -> Outcome:
@@ -1500,3 +1504,13 @@ def test_an_unknown_newer_release_is_taken_for_the_newest_with_a_warning(world: 
     result, exit_code = world.execute()
     assert (statuses(result), exit_code) == (["ok"] * 4, 0)
     assert any("0.6.1 is newer" in warning for warning in result["warnings"])
+
+
+def test_the_tuner_gets_all_idle_gpus(world: World) -> None:
+    """Those that the server's CUDA_VISIBLE_DEVICES shows; a host with one needs no name for it."""
+    second = "GPU-c5aaaaaa-1111-2222-3333-444444444444"
+    world.nvml(gpus=[{"name": "NVIDIA H200"}, {"name": "NVIDIA H200", "uuid": second}])
+    result, _ = world.execute()
+    assert statuses(result) == ["ok"] * 4
+    [gpus] = world.gpus
+    assert len(gpus.idle) == 2 and gpus.idle[1] == second and gpus.busy == ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import subprocess
 import sys
@@ -106,6 +108,23 @@ def test_one_that_fails_is_named_and_keeps_no_other_from_being_done(
     assert compilers.compile(more, ignore) == {} and len(list(tmp_path.iterdir())) == 12, (
         "and those that come later"
     )
+
+
+def test_a_kernel_that_another_process_compiles_is_waited_for(tmp_path: Path) -> None:
+    """It is in the cache then."""
+    locks, cache = tmp_path / "locks", tmp_path / "cache"
+    cache.mkdir()
+    made = Compilers(Target(90), [], 2, 2.0, moe_compile_work.work, moe_compile_work.begin, locks)
+    name = hashlib.sha256(b"b").hexdigest()
+    try:
+        with open(locks / name, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            failed = made.compile([launch(key, f"write {cache}") for key in "abc"], ignore)
+            assert failed == {"b": "its compiler took more than 2 s"}
+            assert {each.name for each in cache.iterdir()} == {"a", "c"}
+        assert made.compile([launch("b", f"write {cache}")], ignore) == {}
+    finally:
+        made.close()
 
 
 def test_as_many_as_there_are_compilers_may_fail_at_once(

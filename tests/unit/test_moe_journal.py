@@ -201,6 +201,70 @@ def test_a_journal_that_is_missing_begins(path: Path) -> None:
     assert path.read_text() == json.dumps({"tuning": TUNING}) + "\n"
 
 
+def beside(path: Path, name: str = "GPU-b") -> Journal:
+    return Journal(path.with_name(f"journal-{name}.jsonl"), TUNING)
+
+
+def test_what_another_gpus_journal_has_settled_is_taken_up_with_its_looks(path: Path) -> None:
+    own = Journal(path, TUNING)
+    own.look(16, 7, 1.0)
+    own.look(32, 7, 1.0)
+    other = beside(path)
+    other.look(16, 0, 210.0)
+    other.drop(16, 1, "it crashed")
+    other.drop_launch("x", "its compiler crashed")
+    other.look(64, 0, 5.0)
+    assert own.best == {}
+    other.settle(16, Settled(PAIR, ROW))
+    other.check(16, 32)
+    own.refresh()
+    assert own.best == {16: Settled(PAIR, ROW)} and own.checked == {(16, 32)}
+    assert own.dropped == {(16, 1): "it crashed"} and list(own.dropped_launches) == ["x"]
+    assert own.looks == {16: {0: 210.0}, 32: {7: 1.0}}, "of one GPU each, and no others'"
+    # A host that has one GPU left, or another one, has the same from the files alone.
+    for name in ("journal.jsonl", "journal-GPU-c.jsonl"):
+        assert set(Journal(path.with_name(name), TUNING).best) == {16}
+
+
+def test_what_a_process_beside_this_one_has_begun_is_left_to_it(path: Path) -> None:
+    other = beside(path)
+    own = Journal(path, TUNING, [path, other.path])
+    beside(path, "GPU-c").measuring(128, 0)
+    other.measuring(64, 0)
+    other.measuring(16, 0)
+    own.measuring(32, 0)
+    own.refresh()
+    assert own.begun_beside == {16, 64} and own.begun == {32}
+    other.settle(16, Settled(PAIR, ROW))
+    own.refresh()
+    assert own.begun_beside == {64}
+    own.settle(64, Settled(PAIR, ROW))
+    own.refresh()
+    assert own.begun_beside == set()
+
+
+def test_a_line_that_another_process_is_writing_is_read_when_it_is_whole(path: Path) -> None:
+    own, other = Journal(path, TUNING), beside(path)
+    other.settle(16, Settled(PAIR, ROW))
+    content = other.path.read_bytes()
+    for end in range(len(content) + 1):
+        other.path.write_bytes(content[:end])
+        own.refresh()
+        assert bool(own.best) == (end == len(content)), end
+
+
+@pytest.mark.parametrize("tuning", [{**TUNING, "N": 256}, {}])
+def test_another_tunings_journal_beside_is_not_taken_up(path: Path, tuning: dict[str, Any]) -> None:
+    other = Journal(path.with_name("journal-GPU-b.jsonl"), tuning)
+    other.settle(16, Settled(PAIR, ROW))
+    own = Journal(path, TUNING)
+    assert own.best == {}
+    # Its process begins it again.
+    Journal(other.path, TUNING).settle(32, Settled(PAIR, ROW))
+    own.refresh()
+    assert set(own.best) == {32}
+
+
 def test_a_finding_is_there_for_others_before_the_writer_goes_on(path: Path) -> None:
     journal = Journal(path, TUNING)
     journal.measuring(16, 0)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ import pytest
 from sgl_admin.base import paths, processes
 from sgl_admin.base.errors import Interrupted, StageFailure
 from sgl_admin.facts import devices
+from sgl_admin.facts.gpu_fit import Gpus
 from sgl_admin.moe import config_files, space
 from sgl_admin.moe import tuner as tuner_module
 from sgl_admin.moe.journal import Journal
@@ -67,7 +68,7 @@ class World:
         self._patch = monkeypatch
         self.throttles: list[list[str]] = []
 
-    def tuner(self, **told: Any) -> Tuner:
+    def tuner(self, gpus: Gpus | None = None, **told: Any) -> Tuner:
         environment = {"MOE_GPU": json.dumps({"notes": str(self.notes), **told})}
         return Tuner(
             SHAPE,
@@ -78,10 +79,11 @@ class World:
             lambda *words: self.told.append(words),
             self.groups.append,
             environment,
+            gpus,
         )
 
-    def run(self, sizes: list[int] | None = None, **told: Any) -> Outcome:
-        return self.tuner(**told).run(sizes or SIZES, self.take)
+    def run(self, sizes: list[int] | None = None, gpus: Gpus | None = None, **told: Any) -> Outcome:
+        return self.tuner(gpus, **told).run(sizes or SIZES, self.take)
 
     def take(self, size: int, pair: Pair, row: dict[str, Any]) -> None:
         self.found.append((size, pair))
@@ -501,12 +503,12 @@ def note(name, value):
     with open(notes / name, "a") as stream:
         stream.write(json.dumps(value) + "\\n")
 made = tuner.Tuner(SHAPE, ORDER, TUNING, 90, notes / "run.log", lambda *_: None, \
-lambda group: note("groups", group), dict(os.environ))
+lambda group: note("groups", group), dict(os.environ), tuner.Gpus(tuple(sys.argv[3:])))
 made.run(SIZES, lambda size, pair, row: note("found", [size, pair]))
 """
 
 
-def begin_parent(world: World, **told: Any) -> subprocess.Popen[bytes]:
+def begin_parent(world: World, gpus: Sequence[str] = (), **told: Any) -> subprocess.Popen[bytes]:
     sources = str(Path(tuner_module.__file__).parents[2])
     environment = {
         **os.environ,
@@ -514,7 +516,8 @@ def begin_parent(world: World, **told: Any) -> subprocess.Popen[bytes]:
         "MOE_GPU": json.dumps({"notes": str(world.notes), **told}),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(paths.PROFILES), str(world.notes)], env=environment
+        [sys.executable, "-c", PARENT, str(paths.PROFILES), str(world.notes), *gpus],
+        env=environment,
     )
 
 
@@ -557,3 +560,115 @@ def test_a_kill_of_everything_loses_nothing_that_was_settled(world: World) -> No
     assert dict(world.found) == expected()[0]
     looks = world.noted("looks")
     assert len(looks) == len(set(looks)) == len(expected()[1].looked), "no look is done twice"
+
+
+# --- on several GPUs ------------------------------------------------------------------------------
+
+BOTH = Gpus(("GPU-a", "GPU-b"), ("GPU-c: in use by python (pid 7, 900 MiB)",))
+
+
+def measured_on(world: World, gpu: str) -> set[int]:
+    """The sizes that were looked at or compared on a GPU."""
+    return {int(line) for line in world.noted(f"at-{gpu}")}
+
+
+def repeated(lines: list[str]) -> int:
+    return len(lines) - len(set(lines))
+
+
+def began(world: World) -> list[int]:
+    """The processes, each of which leads a group."""
+    return [int(line) for line in world.noted("began")]
+
+
+def wait_for_end(groups: Sequence[int]) -> None:
+    wait_for(lambda: not any(map(processes.group_is_running, groups)))
+
+
+def test_two_gpus_share_the_sizes_and_no_size_is_measured_on_both(world: World) -> None:
+    outcome = world.run(gpus=BOTH, together=2)
+    assert set(ORDER.ladder) <= set(dict(world.found)) == set(outcome.batch_sizes)
+    assert len(world.found) == len(dict(world.found)) == outcome.rows, "each is told once"
+    first, second = measured_on(world, "GPU-a"), measured_on(world, "GPU-b")
+    assert {16} <= first and {64} <= second, "they begin at two ends"
+    assert not first & second & set(ORDER.ladder)
+    assert repeated(world.noted("looks")) == 0 and outcome.looked == len(world.noted("looks"))
+    assert outcome.restarts == 0 and len(world.noted("began")) == 2
+    assert (outcome.gpus, outcome.gpus_used) == (2, ["GPU-a", "GPU-b"])
+    assert outcome.gpus_left == ["GPU-c: in use by python (pid 7, 900 MiB)"]
+    assert not world.tuner().folder.exists()
+
+
+def test_one_idle_gpu_of_several_is_the_one_that_tunes(world: World) -> None:
+    outcome = world.run(gpus=Gpus(("GPU-b",)))
+    assert dict(world.found) == expected()[0]
+    assert measured_on(world, "GPU-b") >= set(SIZES) and len(world.noted("began")) == 1
+    assert (outcome.gpus, outcome.gpus_used) == (1, ["GPU-b"])
+
+
+def test_a_crash_on_one_gpu_begins_that_ones_process_again(world: World) -> None:
+    config = trial_number(64, DOWN)[1].config
+    outcome = world.run(gpus=BOTH, together=2, at="look", size=64, config=config, do="crash")
+    assert outcome.restarts == 1 and len(world.noted("began")) == 3
+    assert set(ORDER.ladder) <= set(dict(world.found)) and len(world.dropped) == 1
+    assert repeated(world.noted("looks")) == 0
+
+
+def test_a_hang_on_one_gpu_begins_that_ones_process_again(world: World) -> None:
+    world.impatient("_MEASURE_STALL_S")
+    config = trial_number(64, DOWN)[1].config
+    outcome = world.run(gpus=BOTH, together=2, at="look", size=64, config=config, do="hang")
+    assert outcome.restarts == 1 and set(ORDER.ladder) <= set(dict(world.found))
+
+
+def test_a_death_that_is_no_configurations_ends_all_and_names_the_gpu(world: World) -> None:
+    """SIGKILL of one process; the next run loses what was being measured and nothing more."""
+    failure = world.fails(gpus=BOTH, together=2, at="look", size=64, do="killed")
+    assert failure.error_type == "oom" and "process of GPU GPU-b ended (killed by" in str(failure)
+    wait_for_end(began(world))
+    assert world.tuner(BOTH)._processes[1].log.exists()
+    world.run(gpus=BOTH)
+    assert set(ORDER.ladder) <= set(dict(world.found))
+    assert repeated(world.noted("looks")) <= 2, "of each process the look in whose middle it ended"
+
+
+def test_an_interrupt_ends_the_processes_of_all_gpus(world: World) -> None:
+    def interrupt(*words: Any) -> None:
+        if words[3].endswith("batch size 16") and words[0] == 5:
+            raise Interrupted
+
+    tuner = world.tuner(BOTH, together=2)
+    tuner._progress = interrupt
+    before = open_descriptors()
+    with pytest.raises(Interrupted):
+        tuner.run(SIZES, world.take)
+    assert len(began(world)) == 2
+    assert not any(map(processes.group_is_running, began(world)))
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("gpus", [("GPU-a", "GPU-b"), ("GPU-b",), ()], ids=["both", "one", "alone"])
+def test_a_killed_parent_leaves_no_process_on_any_gpu_and_its_journals_are_taken_up(
+    world: World, gpus: tuple[str, ...]
+) -> None:
+    """Whatever GPUs are idle then. What a GPU had begun is measured as a whole on one."""
+    config = [trial.config for size, trial in expected()[1].looked if size == 16][4]
+    parent = begin_parent(
+        world, BOTH.idle, together=2, at="look", size=16, config=config, do="hang", gpu="GPU-a"
+    )
+    # The other one goes on until it has nothing left but to wait.
+    wait_for(lambda: world.noted("misbehaved") and len(world.noted("found")) == 2)
+    parent.kill()
+    parent.wait()
+    wait_for_end(began(world))
+    settled = set(world.journal().best)
+    assert settled == {2, 64} and measured_on(world, "GPU-b") == settled
+    world.run(gpus=Gpus(gpus))
+    assert set(ORDER.ladder) <= set(dict(world.found)) and world.dropped == {}
+    of_16 = [line for line in world.noted("looks") if line.startswith("16 ")]
+    others = [line for line in world.noted("looks") if not line.startswith("16 ")]
+    assert repeated(others) == 0, "what was settled is not looked at again"
+    if gpus == BOTH.idle:
+        assert repeated(of_16) == 1, "but the look in whose middle it was killed"
+    else:
+        assert 16 in measured_on(world, gpus[0] if gpus else "None") and repeated(of_16) == 5

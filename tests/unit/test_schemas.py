@@ -40,6 +40,8 @@ OPTIONAL = {
         # And those of releases before 1.2 this.
         "run.profile",
         "run.server.served",
+        "run.server.start_env",
+        "run.server.start_env.*",
         "profiles",
         "profiles.*",
         "new_files",
@@ -56,6 +58,8 @@ OPTIONAL = {
     "prepared": (
         "profile",
         "served",
+        "start_env",
+        "start_env.*",
         "env.*",
         "telemetry_probe.server",
         "telemetry_probe.window",
@@ -167,7 +171,7 @@ def test_field_may_be_added_to_every_object(name):
             # It holds profiles by any name.
             continue
         # These hold strings by any name, so a string is what can be added.
-        strings_only = path[-1:] in (("env",), ("versions",))
+        strings_only = path[-1:] in (("env",), ("start_env",), ("versions",))
         found["added_later"] = "text" if strings_only else [{"any": 1}]
     VALIDATE[name](document)
 

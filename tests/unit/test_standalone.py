@@ -316,6 +316,25 @@ def test_the_prepared_server_starts_and_stops_there(machine: Machine) -> None:
     )
 
 
+def test_a_fast_start_leaves_out_what_the_prep_did(machine: Machine) -> None:
+    """Only the server of a benchmark, which is the prepared one all the same."""
+    setting = {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"}
+    _, result, _ = machine.ensure("--server-fast-start", "true")
+    assert result["run"]["server"]["start_env"] == setting
+    code, out, err = machine.admin("server", "start", "--json")
+    assert code == 0, err
+    record = json.loads(out)["server"]
+    of_prep, of_benchmark = machine.starts()
+    assert of_benchmark["env"] == {**of_prep["env"], **setting} and record["start_env"] == setting
+    code, out, _ = machine.admin("server", "start", "--json")
+    assert code == 0 and json.loads(out)["server"]["server_id"] == record["server_id"]
+    code, out, err = machine.admin("server", "start", "--dry-run", "--json")
+    assert json.loads(out)["env"]["SGLANG_JIT_DEEPGEMM_PRECOMPILE"] == "0", err
+    machine.admin("server", "stop")
+    _, result, _ = machine.ensure()
+    assert result["run"]["server"]["start_env"] == {}
+
+
 def test_a_machine_without_a_gpu_warms_what_the_cpu_compiles(machine: Machine) -> None:
     (machine.folder / "nvml.json").unlink()
     without = {

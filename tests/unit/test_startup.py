@@ -149,5 +149,22 @@ def test_only_a_start_with_whole_caches_is_advised_to_skip_the_loop(
     advice = startup.advice(found, compiled)
     assert len(advice) == advised
     for one in advice:
-        assert "SGLANG_JIT_DEEPGEMM_PRECOMPILE" in one["setting"]
+        assert one["setting"] == "sgl_server_fast_start: true"
+        assert "SGLANG_JIT_DEEPGEMM_PRECOMPILE=0" in one["reason"]
         assert "2 shapes in 64 s" in one["reason"] and "52.7 s to 48.2 s" in one["measured"]
+
+
+@pytest.mark.parametrize(
+    ("done", "environment", "expected"),
+    [
+        (["deep_gemm", "inductor"], {}, {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "0"}),
+        (["inductor"], {}, {}),
+        ([], {}, {}),
+        (["deep_gemm"], {"SGLANG_JIT_DEEPGEMM_PRECOMPILE": "1"}, {}),
+    ],
+    ids=["whole", "another stage", "nothing", "the operator's"],
+)
+def test_the_loop_is_left_out_where_its_work_is_done(
+    done: list[str], environment: dict[str, str], expected: dict[str, str]
+) -> None:
+    assert startup.fast_environment(done, environment) == expected

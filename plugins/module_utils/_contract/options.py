@@ -236,8 +236,8 @@ TREE = (
     Option(
         "sgl_ownership_ignore",
         "bool",
-        "Go on, with a warning, where something in the tree belongs to another user."
-        " HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does the same.",
+        "Go on, with a warning, where something in the tree, or a parent of it, belongs to another"
+        " user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does the same.",
         False,
         jinja="lookup('ansible.builtin.env', 'HOST_DIR_OWNERSHIP_IGNORE') == '1'",
         module={INFO: "ownership_ignore"},
@@ -690,6 +690,16 @@ REQUEST = (
         no_log=True,
         kind="server_environment",
         profile="server.env",
+    ),
+    Option(
+        "sgl_server_fast_start",
+        "bool",
+        "Whether the server that C(sgl-admin server start) starts leaves out what a prep has made"
+        " needless, such as DeepGEMM's loop over all shapes. A kernel that the caches lack is then"
+        " compiled at the first request that needs it.",
+        False,
+        module={PREP: "server_fast_start"},
+        profile="server.fast_start",
     ),
     Option(
         "sgl_server_api_key_file",

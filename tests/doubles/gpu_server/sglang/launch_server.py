@@ -47,6 +47,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 VARIABLE = "SGL_TEST_GPU_SERVER"
 _KEPT = (
+    "SGLANG_JIT_DEEPGEMM_PRECOMPILE",
     "TRITON_CACHE_DIR",
     "TORCHINDUCTOR_CACHE_DIR",
     "FLASHINFER_WORKSPACE_BASE",
