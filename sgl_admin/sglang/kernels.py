@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from sgl_admin.contract.options import OPTIONS
 from sgl_admin.contract.places import CACHE_VARIABLES
 from sgl_admin.sglang import moe_configs
 
@@ -49,12 +50,14 @@ LENGTHS = frozenset(
     """.split()
 )
 
-# This package's own variables begin with SGL_, as older ones of SGLang do.
+# This package's own variables begin with SGL_, as older ones of SGLang do: those that the container
+# gets of the contract, and others.
 _OWN = r"""
     SGL_(ADMIN|HOST|REPORT)_\w+
-    | SGL_(ADMIN|CONTAINER_NAME|IMAGE|IMAGE_ID|PYTHON|BIND_ADDRESS|REPETITIONS|\w+_PORT)
-    | SGL_(SCRAPE_INTERVAL|RETENTION|TSDB_RETENTION\w*|TRACE_RETENTION|FUZZ_EXAMPLES|BENCH_CALLS)
-    """
+    | SGL_(ADMIN|IMAGE|IMAGE_ID|PYTHON|REPETITIONS|\w+_PORT)
+    | SGL_(RETENTION|TSDB_RETENTION\w*|FUZZ_EXAMPLES|BENCH_CALLS)
+    | {contract}
+    """.replace("{contract}", "|".join(option.variable for option in OPTIONS if option.variable))
 _OWN_VARIABLES = re.compile(_OWN, re.VERBOSE)
 # Places, logs, downloads, credentials, telemetry, who talks to whom: nothing that is compiled
 # depends on them.

@@ -243,12 +243,12 @@ class Acceptance:
             beside, _ = self.caches("ensure", "--perf", "rebuild")
         found = {"first": first, "first_s": took, "second": second, "second_s": again}
         self.save("perf", {**found, "neighbour": pid, "beside": beside})
-        stage, noop, slow = (each["stages"]["perf"] for each in (first, second, beside))
-        probe = stage["artifacts"].get("perf_probe", {})
+        stage, noop = (each["stages"]["perf"] for each in (first, second))
+        probe = first["perf_probe"]
         print(json.dumps({key: probe.get(key) for key in ("verdict", "reason", "skipped")}))
         for measurement in probe.get("measurements", []):
             print(json.dumps(measurement))
-        reason = slow["artifacts"].get("perf_probe", {}).get("reason")
+        reason = beside["perf_probe"]["reason"]
         print(
             f"perf {stage['status']} in {stage['duration_s']:.1f} s {stage['errors']}; again"
             f" {noop['status']} in {again:.2f} s; beside process {pid}: {reason}"

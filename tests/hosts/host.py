@@ -184,6 +184,8 @@ class TestHost:
     volumes: tuple[str, ...] = ("/var/lib/docker",)
     # What runs in place of systemd.
     command: tuple[str, ...] = ()
+    # Further options of `docker run`.
+    options: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, loopback_address: str, port: int, folder: Path | None = None
@@ -228,6 +230,7 @@ class TestHost:
                 "--label",
                 LABEL,
                 *_CONTAINER_OPTIONS,
+                *self.options,
                 *(f"--volume={name}:{path}" for name, path in self._volumes.items()),
                 "--publish",
                 f"{self.address}:{self.port}:22",

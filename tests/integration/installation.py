@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 # Another name keeps a developer's own image apart while the tests run.
 IMAGE = os.environ.get("SGL_TEST_IMAGE", "sglang-dev:local")
+# The same for another architecture, which is run under emulation.
+ARM64_IMAGE = "sglang-dev-arm64-test:local"
+ARM64 = "linux/arm64"
 CONTAINER = "sglang-dev-it"
 # A hundred ports for each installation, as several stand at a time, in test runs side by side too.
 PORTS_FROM = {
@@ -429,14 +432,15 @@ def new_root() -> Path:
     return folder
 
 
-def make_image() -> str:
+def make_image(name: str = IMAGE, **options: Any) -> str:
     """The real image's id, made by the project's own module where it is missing or outdated; never
     removed.
     """
     arguments = {
-        "name": IMAGE,
+        "name": name,
         "context": str(ROOT / "roles" / "image" / "files"),
         "flavour": "local",
+        **options,
     }
     answer = module("sgl_image", arguments)
     assert not answer.get("failed"), answer["msg"]

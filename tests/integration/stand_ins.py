@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -21,6 +23,10 @@ from tests.integration.installation import IMAGE, ROOT, docker
 BASE = "sglang-dev-gh200-test:base"
 DCGM = "sglang-dev-gh200-test:dcgm"
 DEBIAN = "sglang-base:bookworm"
+ARM64_DEBIAN = f"{DEBIAN}-arm64"
+RECIPE = json.loads(
+    (ROOT / "roles/image/files/flavours/gh200/build.json").read_text(encoding="utf-8")
+)
 # The release that the replica has: its wheel and its kernels' come from the package index.
 SGLANG = "0.5.23"
 KERNELS = "sglang-kernel"
@@ -30,6 +36,8 @@ OPENTELEMETRY = {
     "opentelemetry_exporter_otlp_proto_grpc": "1.36.0",
     "opentelemetry_exporter_otlp_proto_http": "1.36.0",
 }
+# What torch 2.14.1, which SGLang pins, requires on Linux.
+TRITON = {"triton": "3.8.0"}
 
 
 def host_architecture() -> str:
@@ -61,7 +69,7 @@ def put_packages(folder: Path, architecture: str) -> None:
     """
     sglang = upstream.sources(SGLANG)
     kernels = upstream.kernel_files(KERNELS, str(sglang.required(KERNELS)), architecture)
-    versions = {**sglang.pins(), **OPENTELEMETRY}
+    versions = {**sglang.pins(), **OPENTELEMETRY, **TRITON}
     folder.mkdir()
     shutil.copyfile(sglang.wheel, folder / sglang.wheel.name)
     (folder / "kernels.txt").write_text("\n".join(kernels), encoding="utf-8")
@@ -71,25 +79,47 @@ def put_packages(folder: Path, architecture: str) -> None:
     )
 
 
-def build(architecture: str = platform.machine(), base: str = BASE) -> None:
+def build(
+    architecture: str = platform.machine(),
+    base: str = BASE,
+    dcgm: str = DCGM,
+    debian: str = DEBIAN,
+    local: str = IMAGE,
+) -> None:
     """Both stand-ins; unchanged layers come from the build's cache. `architecture` says whose
-    kernels the base has.
+    kernels the base has; both are for the architecture of the images `debian` and `local`.
     """
+    described = json.loads(docker("image", "inspect", local).stdout)[0]
     with tempfile.TemporaryDirectory() as context:
         shutil.copytree(ROOT / "tests" / "doubles" / "gh200", context, dirs_exist_ok=True)
         put_packages(Path(context) / "packages", architecture)
-        for target, name in (("base", base), ("dcgm", DCGM)):
+        for target, name in (("base", base), ("dcgm", dcgm)):
             docker_build(
+                "--platform",
+                f"linux/{described['Architecture']}",
                 "--target",
                 target,
                 "--tag",
                 name,
                 "--build-arg",
-                f"DEBIAN={DEBIAN}",
+                f"DEBIAN={debian}",
                 "--build-arg",
-                f"LOCAL={IMAGE}",
+                f"LOCAL={local}",
                 context,
             )
+
+
+def pack(folder: Path, name: str, program: Path, architecture: str) -> str:
+    """A release archive with a program in it, under the name that the recipe has for it; returns
+    its digest.
+    """
+    entry = RECIPE["downloads"][name]
+    file = (
+        entry["url"].rpartition("/")[2].format(version=entry["version"], architecture=architecture)
+    )
+    with tarfile.open(folder / file, "w:gz") as archive:
+        archive.add(program, f"{file.removesuffix('.tar.gz')}/{entry['program']}")
+    return hashlib.sha256((folder / file).read_bytes()).hexdigest()
 
 
 def take_file(image: str, path: str, target: Path) -> None:

@@ -17,12 +17,11 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
 
 from tests.contract import validators
-from tests.integration.installation import Play, Site, docker, installation
+from tests.integration.installation import ARM64, ARM64_IMAGE, Play, Site, docker, installation
 
 # An image for another architecture is built under emulation, which takes minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-ARM64_IMAGE = "sglang-dev-arm64-test:local"
 # Every ELF file in the folders that the image adds, with the first bytes of each.
 ELF_FILES = """
 import json, os, sys
@@ -51,7 +50,7 @@ class Arm64Site(Site):
         return {
             **super().variables,
             "sgl_image": ARM64_IMAGE,
-            "sgl_image_platform": "linux/arm64",
+            "sgl_image_platform": ARM64,
             "sgl_start_timeout": 180,
         }
 

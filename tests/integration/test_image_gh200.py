@@ -9,11 +9,9 @@ run, and a GPU.
 
 from __future__ import annotations
 
-import hashlib
 import http.server
 import json
 import shutil
-import tarfile
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -27,7 +25,6 @@ import pytest
 from tests.contract import validators
 from tests.integration.installation import (
     IMAGE,
-    ROOT,
     Play,
     Site,
     docker,
@@ -42,6 +39,7 @@ from tests.integration.stand_ins import (
     build,
     docker_build,
     host_architecture,
+    pack,
     put_packages,
     take_file,
 )
@@ -49,9 +47,6 @@ from tests.integration.stand_ins import (
 pytestmark = pytest.mark.slow
 
 GH200_IMAGE = "sglang-dev-gh200-test:gh200"
-RECIPE = json.loads(
-    (ROOT / "roles/image/files/flavours/gh200/build.json").read_text(encoding="utf-8")
-)
 PORTS = {"dcgm_exporter": 19640, "jaeger_ui": 19686, "otlp_grpc": 19617, "otlp_http": 19618}
 SYS_ADMIN = 1 << 21
 
@@ -106,21 +101,6 @@ class Gh200Site(Site):
             return None
 
 
-def pack(folder: Path, name: str, program: Path) -> str:
-    """A release archive with a program in it, under the name that the recipe has for it; returns
-    its digest.
-    """
-    entry = RECIPE["downloads"][name]
-    file = (
-        entry["url"]
-        .rpartition("/")[2]
-        .format(version=entry["version"], architecture=host_architecture())
-    )
-    with tarfile.open(folder / file, "w:gz") as archive:
-        archive.add(program, f"{file.removesuffix('.tar.gz')}/{entry['program']}")
-    return hashlib.sha256((folder / file).read_bytes()).hexdigest()
-
-
 @pytest.fixture(scope="module")
 def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gh200Site]:
     build()
@@ -136,7 +116,10 @@ def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gh200
     }
     for name, (source, path) in taken.items():
         take_file(source, path, programs / name)
-    digests = {name: {"sha256": pack(archives, name, programs / name)} for name in taken}
+    digests = {
+        name: {"sha256": pack(archives, name, programs / name, host_architecture())}
+        for name in taken
+    }
     shutil.rmtree(programs)
     with installation(Gh200Site, archives=archives, digests=digests) as made:
         yield made

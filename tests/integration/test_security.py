@@ -137,7 +137,7 @@ def test_no_secret_in_any_log_or_record(bare: Site) -> None:
     refused = bare.play(
         "start",
         "-vvv",
-        variables={"sgl_environment": {"HF_TOKEN": token}, "sgl_ulimits": ["nofile:99999999999"]},
+        variables={"sgl_environment": {"HF_TOKEN": token}, "sgl_ulimits": ["nofile=99999999999"]},
     )
     assert refused.code != 0 and token not in refused.output
 

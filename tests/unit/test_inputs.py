@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_admin.base import files, paths
+from sgl_admin.contract import options
 from sgl_admin.prep.plan import Plan
 from sgl_admin.records import caches
 from sgl_admin.sglang import kernels, releases
@@ -288,6 +289,8 @@ INERT_VARIABLES = (
     "TORCH_CPP_LOG_LEVEL=INFO",
 )  # fmt: skip
 IGNORED_KEYS = ("transformers_version", "attention_dropout", "use_cache", "initializer_range")
+# What a host gives its container, and no server.
+OWN_VARIABLES = tuple(option.variable for option in options.OPTIONS if option.variable)
 
 SAMES: dict[str, Ask] = {
     **{" ".join(words): Ask(arguments=words) for words in INERT_ARGUMENTS},
@@ -295,6 +298,7 @@ SAMES: dict[str, Ask] = {
     **{key: Ask({**CONFIG, key: "another"}) for key in IGNORED_KEYS},
     "within the text's config": Ask({**CONFIG, "text_config": {"use_cache": True}}),
     "a variable of nobody's": Ask(inherited={"EDITOR": "vi", "SGL_HOST_MODELS_ROOT": "/data"}),
+    **{name: Ask(inherited={name: "another"}) for name in OWN_VARIABLES},
     "an argument's form": Ask(arguments=("--page-size=64",)),
     "the arguments' order": Ask(arguments=("--dtype", "half", "--page-size", "64")),
     "the keys' order": Ask(dict(reversed(CONFIG.items()))),
@@ -349,7 +353,7 @@ def test_a_signature_stays_readable(site: Site) -> None:
 def test_another_server_runs_once_even_where_nothing_is_compiled(site: Site, name: str) -> None:
     plain, other = _PLAIN.get(name, Ask()), SAMES[name]
     site.serve(plain)
-    same_server = name in ("a variable of nobody's", "what the model answers")
+    same_server = name in ("a variable of nobody's", "what the model answers", *OWN_VARIABLES)
     plan = site.plan(other)
     assert actions(plan) == (ALL_STAND if same_server else ALL_RUN)
     if not same_server:

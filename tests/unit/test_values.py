@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_values
+from jinja2.nativetypes import NativeEnvironment
 
 from sgl_admin.contract import options, values
 from sgl_admin.contract.options import Option
@@ -61,7 +62,7 @@ WRONG_KINDS: dict[str, tuple[Any, ...]] = {
     "go_duration": ("3d", "72", "0h", "h", "-1h", "1h 30m", "1w"),
     "capability": ("SYS_FOO", "SYS ADMIN", "", "CAP_", 7, None),
     "docker_size": ("lots", "-1g", "0", "32 g", "32x", "32gb", "1.g"),
-    "ulimit": ("nofile", "nofile=1024", "nofiles:1", "nofile:10:5", "nofile:-1:5", "stack:x"),
+    "ulimit": ("nofile", "nofile:1024", "nofiles=1", "nofile=10:5", "nofile=-1:5", "stack=x"),
     "environment": (
         {"A-B": "x"},
         {"1A": "x"},
@@ -159,6 +160,28 @@ def test_defaults_are_right() -> None:
     )
 
 
+@pytest.mark.parametrize("flavour", ["local", "gh200"])
+def test_defaults_that_follow_from_others_are_right(flavour: str) -> None:
+    """As Ansible renders them, of which only its filter `bool` and its lookups are stood in for."""
+    environment = NativeEnvironment()
+    environment.filters["bool"] = bool
+    facts = {
+        "sgl_flavour": flavour,
+        "sgl_gpus": flavour != "local",
+        "sgl_cache_registry": "",
+        "groups": {"sglang": ["a", "b"]},
+        "lookup": lambda _name, _variable: "",
+    }
+    given = {
+        option.name: environment.from_string(f"{{{{ {option.jinja} }}}}").render(facts)
+        for option in options.OPTIONS
+        if option.jinja
+    }
+    assert len(given) > 3 and values.problems(given) == []
+    # Docker's client reads them by docker/go-units, ulimit.go, ParseUlimit: split once by "=".
+    assert all(limit.count("=") == 1 for limit in given["sgl_ulimits"])
+
+
 RIGHT: dict[str, tuple[Any, ...]] = {
     "sgl_model": ("", "Qwen/Qwen3-8B", "tiny/qwen3-tiny", "lab/m", "a.b_c"),
     "sgl_model_revision": ("main", "v1.0", 40 * "a", "feature/x"),
@@ -181,7 +204,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "sgl_trace_retention": ("72h", "1h30m", "1.5h", "500ms"),
     "sgl_capabilities": (["SYS_ADMIN", "cap_sys_nice"], "SYS_ADMIN,NET_ADMIN", ["ALL"]),
     "sgl_shm_size": ("", "32g", "512M", "1.5g", "64GB", 1073741824),
-    "sgl_ulimits": (["memlock:-1", "nofile:1024:2048"], "stack:67108864"),
+    "sgl_ulimits": (["memlock=-1", "nofile=1024:2048"], "stack=67108864"),
     "sgl_environment": ({"HF_TOKEN": "x", "A": "line\nline"},),
     "sgl_public_names": (["--my-plugin", "MY_MODE"], "A,--b"),
     "sgl_server_env": ({"SGLANG_X": 1, "B": "y"}, {"HF_TOKEN": "x", "PGPASS": "y"}),

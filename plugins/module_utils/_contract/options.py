@@ -590,7 +590,7 @@ CONTAINER = (
         " locked memory without limit, a stack of 64 MiB and 1048576 open files where it gets"
         " GPUs, and else those of the Docker daemon.",
         elements="str",
-        jinja="['memlock:-1', 'stack:67108864', 'nofile:1048576'] if sgl_gpus | bool else []",
+        jinja="['memlock=-1', 'stack=67108864', 'nofile=1048576'] if sgl_gpus | bool else []",
         shown="with GPUs: memlock unlimited, stack 64 MiB, nofile 1048576",
         kind="ulimit",
     ),

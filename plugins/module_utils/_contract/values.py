@@ -430,7 +430,7 @@ def _capability(value: Any) -> None:
 
 
 def _ulimit(value: Any) -> None:
-    match = re.fullmatch(r"([a-z]+):(-1|[0-9]{1,18})(?::(-1|[0-9]{1,18}))?", value, re.ASCII)
+    match = re.fullmatch(r"([a-z]+)=(-1|[0-9]{1,18})(?::(-1|[0-9]{1,18}))?", value, re.ASCII)
     if not match or match[1] not in _ULIMITS:
         raise Wrong
     soft, hard = int(match[2]), int(match[3] or match[2])
@@ -584,7 +584,7 @@ KINDS: dict[str, Kind] = {
     "docker_size": Kind(
         "a size such as 32g or 512m", _size(r"[0-9]{1,15}(\.[0-9]{1,3})?([bBkKmMgGtT]|[KMGT]B)?")
     ),
-    "ulimit": Kind("a limit such as nofile:1048576 or stack:67108864:67108864", _ulimit),
+    "ulimit": Kind("a limit such as nofile=1048576 or stack=67108864:67108864", _ulimit),
     "environment": Kind("a mapping of environment variables to texts in quotes", _environment),
     "server_environment": Kind("a mapping of environment variables to texts", _server_environment),
     "public_name": Kind(

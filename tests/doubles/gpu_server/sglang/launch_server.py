@@ -33,6 +33,7 @@ out:
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import signal
@@ -103,18 +104,23 @@ _COMMON = (
 # (since this version, flags with one value, flags with several)
 FLAGS: tuple[tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]], ...] = (
     ((0, 5, 3), ("--oltp-traces-endpoint",), ("--cuda-graph-bs",)),
-    ((0, 5, 9), ("--otlp-traces-endpoint",), ("--cuda-graph-bs",)),
+    ((0, 5, 9), ("--otlp-traces-endpoint", "--admin-api-key"), ("--cuda-graph-bs",)),
     (
         (0, 5, 17),
-        ("--otlp-traces-endpoint",),
+        ("--otlp-traces-endpoint", "--admin-api-key"),
         ("--cuda-graph-bs-decode", "--cuda-graph-bs-prefill"),
     ),
 )
 
 
 def installed(distribution: str) -> str:
-    """A version by the dist-info folders beside this package."""
-    [folder] = HERE.parent.glob(f"{distribution}-*.dist-info")
+    """A version by the dist-info folders beside this package, or of the environment that has it
+    installed (the replica of SGLang's image).
+    """
+    folders = list(HERE.parent.glob(f"{distribution}-*.dist-info"))
+    if not folders:
+        return importlib.metadata.version(distribution)
+    [folder] = folders
     return folder.name.removesuffix(".dist-info").partition("-")[2]
 
 
@@ -263,6 +269,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, text: str) -> None:
         content = text.encode()
         self.send_response(status)
+        # Prometheus 3 refuses a page without a type; prometheus_client's is this one.
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
