@@ -48,9 +48,10 @@ with all of it
 
 exit codes: 0 done, 2 wrong usage, 3 something belongs to another user, 5 (stop) something runs in
             the container, 1 anything else;
-            provider-prep, server and smoke end with that of sgl-admin, where it was asked:
+            provider-prep, server, perf and smoke end with that of sgl-admin, where it was asked:
             4 no live run, 5 busy, 6 no proof, 7 the server is not healthy (`server status` too),
-            8 a test of the smoke failed, 10 to 13 a stage failed
+            8 a test of the smoke failed, 10 to 14 a stage failed;
+            perf: 4, 5 and 6 as these, 14 the host is too slow or was not measured
 """
 
 

@@ -107,13 +107,25 @@ def _add_commands_of_the_container(
         "say whether METRICS_READY holds now: exit code 0 where it does, 6 where not",
         f"Any other argument is that of `sgl-admin ready`, such as --json.\n\n{caller.MANUAL}",
     )
+    perf = command(
+        "perf",
+        "measure whether the host is fast, for the server that was prepared: exit code 0 where it"
+        " is, 14 where not",
+        f"Any other argument is that of `sgl-admin perf`, such as --json.\n\n{caller.MANUAL}",
+    )
+    perf.add_argument(
+        "profile", nargs="?", help="the profile that was prepared (default: the latest)"
+    )
+    perf.add_argument(
+        "--rebuild", action="store_true", help="measure again, where a measurement stands"
+    )
     prep = command(
         "prep",
         "end the prep that runs, in order: finished stages stay",
         f"Any other argument is that of `sgl-admin prep`, such as --json.\n\n{caller.MANUAL}",
     )
     prep.add_argument("action", choices=("cancel",))
-    return ready, server, prep
+    return ready, server, perf, prep
 
 
 def _add_prep_arguments(prep: argparse.ArgumentParser) -> None:
@@ -164,7 +176,7 @@ def _run(argv: Sequence[str] | None) -> int:
     top = parser()
     arguments, further = top.parse_known_args(argv)
     # A fleet's other arguments are ansible-playbook's, those of the container sgl-admin's.
-    if further and arguments.command not in ("fleet", "ready", "server", "prep"):
+    if further and arguments.command not in ("fleet", "ready", "server", "perf", "prep"):
         top.error(f"unrecognized arguments: {' '.join(further)}")
     arguments.further = further
     from sgl_admin.contract.texts import say, say_lines

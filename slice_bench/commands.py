@@ -215,6 +215,13 @@ def ready(arguments: argparse.Namespace, caller: Caller) -> int:
     return _in_container(caller, "ready", *arguments.further)
 
 
+def perf(arguments: argparse.Namespace, caller: Caller) -> int:
+    """Measure the host for the prepared server."""
+    named = [arguments.profile] if arguments.profile else []
+    flags = ["--rebuild"] if arguments.rebuild else []
+    return _in_container(caller, "perf", *named, *flags, *arguments.further)
+
+
 def _in_container(caller: Caller, *words: str) -> int:
     """sgl-admin itself answers, with its exit code, in the container that the inventory names."""
     if shutil.which("docker") is None:
@@ -369,6 +376,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Caller], int]] = {
     "provider-prep": provider_prep,
     "server": server,
     "ready": ready,
+    "perf": perf,
     "prep": prep,
     "smoke": smoke,
     "profiles": list_profiles,

@@ -80,9 +80,9 @@ options:
   ownership_ignore:
     type: bool
     default: false
-    description: Go on, with a warning, where something in the tree belongs to
-      another user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does
-      the same.
+    description: Go on, with a warning, where something in the tree, or a parent
+      of it, belongs to another user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's
+      environment does the same.
   owner_uid:
     type: int
     description: Uid that the tree must belong to and that the container runs

@@ -233,6 +233,62 @@ def _check_apart(option: str, path: str, other: str, top: str) -> None:
         )
 
 
+def _check_parents(plan: Plan) -> None:
+    """Raises HostTreeError where another user can exchange a root by one of its parents, or warns
+    where that is ignored, or where members of a group can.
+    """
+    spec = plan.spec
+    texts: dict[str, tuple[str, bool]] = {}
+    # The owner of a root is checked by itself, and so is its mode where nothing else is in it.
+    checked = {*spec.roots().values()} - ({spec.root} if _holds_strangers(spec) else set())
+    for option, path in spec.roots().items():
+        name = "sgl_root" if option == "root" else f"sgl_{option}_root"
+        try:
+            found = [item for item in safe_tree.exchangeable(path, spec.uid)]
+        except OSError:
+            # Reading the root itself says what is wrong.
+            continue
+        for item in found:
+            foreign_root = item.path == spec.root and item.info.st_uid != spec.uid
+            if item.path not in checked and not foreign_root:
+                text = _exchangeable_text(spec, name, item)
+                texts.setdefault(item.path, (text, item.by_group))
+    for text, by_group in texts.values():
+        if not by_group and not spec.ownership_ignore:
+            raise HostTreeError(
+                f"{text}, or set sgl_ownership_ignore: true to proceed all the same"
+            )
+        plan.warnings.append(text)
+
+
+def _exchangeable_text(spec: Spec, option: str, item: safe_tree.Holder) -> str:
+    """Who can exchange a root, and what to do about it."""
+    shown = printable(item.path)
+    mode = stat.S_IMODE(item.info.st_mode)
+    owner = owner_text(item.info.st_uid, item.info.st_gid)
+    elsewhere = f"set {option} to a folder whose parents belong to root or {spec.uid}"
+    if item.by_group:
+        return (
+            f"members of the group {item.info.st_gid} can exchange the tree, and so decide what the"
+            f" server runs: they may write in {shown} (mode {mode:04o}); run `chmod g-w"
+            f" {shlex.quote(shown)}`, or {elsewhere}"
+        )
+    if mode & 0o002 and not mode & stat.S_ISVTX:
+        return (
+            f"every user can exchange the tree, and so decide what the server runs: {shown} has the"
+            f" mode {mode:04o}; run `chmod +t {shlex.quote(shown)}`, or {elsewhere}"
+        )
+    if mode & stat.S_ISVTX:
+        return (
+            f"another user owns a folder or link in {shown} on the way to the tree, and so decides"
+            f" what the server runs: {elsewhere}"
+        )
+    return (
+        f"{owner}, who owns {shown}, can exchange the tree in it, and so decide what the server"
+        f" runs: {elsewhere}"
+    )
+
+
 def _process_groups() -> set[int]:
     return {os.getegid(), *os.getgroups()}
 
@@ -465,6 +521,7 @@ def inspect(spec: Spec) -> Plan:
     _check_spec(spec)
     _check_process(spec)
     plan = Plan(spec)
+    _check_parents(plan)
     bases = _inspect_directories(plan)
     unscanned = {*plan.create, *(item.path for item in plan.foreign)}
     for top in (spec.telemetry, spec.profiles):

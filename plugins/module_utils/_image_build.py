@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -28,6 +29,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_p
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _image_wheels as image_wheels,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.disclosure import (
     without_credentials,
@@ -562,6 +564,24 @@ def split_credentials(address: str) -> tuple[str, str]:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def check_build_dir(build_dir: str) -> None:
+    """Raises ImageError where another user can exchange what a build, maybe root's, puts into its
+    folder: the folder's path is handed to debootstrap, tar, pip and Docker.
+    """
+    try:
+        inside = os.path.join(os.path.abspath(build_dir), ".lock")
+        found = [item for item in safe_tree.exchangeable(inside, os.geteuid()) if not item.by_group]
+    except OSError as error:
+        raise ImageError(f"sgl_image_build_dir {build_dir} cannot be read: {error}") from error
+    if found:
+        raise ImageError(
+            f"another user can exchange what is in sgl_image_build_dir {build_dir}, and so decide"
+            f" what the image holds: {found[0].path} belongs to uid {found[0].info.st_uid}, mode"
+            f" {stat.S_IMODE(found[0].info.st_mode):04o}; set it to a folder whose parents belong"
+            " to root or to the user who connects"
+        )
 
 
 @contextmanager

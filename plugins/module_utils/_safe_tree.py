@@ -13,11 +13,13 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import grp
 import os
 import pwd
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import trees
 
@@ -113,7 +115,7 @@ def open_folder(path: str) -> int:
     """
     if not os.path.isabs(path):
         raise ValueError(f"{path} is not an absolute path")
-    left = [name for name in reversed(path.split("/")) if name not in ("", ".")]
+    left = _components(path)
     followed = 0
     descriptor = os.open("/", _FOLDER)
     try:
@@ -126,7 +128,7 @@ def open_folder(path: str) -> int:
                 followed += 1
                 if followed > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from error
-                left += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+                left += _components(target)
                 if not target.startswith("/"):
                     continue
                 below = os.open("/", _FOLDER)
@@ -152,6 +154,89 @@ def _trusted_target(folder: int, name: str, path: str, error: OSError) -> str:
     if os.geteuid() == 0 and not (only_root_writes(holder) or (sticky and ours)):
         raise UntrustedLink(path)
     return os.readlink(name, dir_fd=folder)
+
+
+# --- who else can exchange a path -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A folder on the way to a path, in which another user can exchange what the path goes on
+    with. ``by_group`` says that only members of the folder's group can.
+    """
+
+    path: str
+    info: os.stat_result
+    by_group: bool = False
+
+
+def exchangeable(path: str, uid: int) -> Iterator[Holder]:
+    """The folders above a path in which someone can exchange the next component, other than root,
+    the user ``uid``, this process's user and who became root by sudo.
+
+    Docker, and every program that is handed the path, looks it up again: whoever can exchange a
+    component decides what they get. The look-up ends at what is missing. Raises OSError.
+    """
+    trusted = {0, uid, os.geteuid()}
+    if os.environ.get("SUDO_UID", "").isdecimal():
+        trusted.add(int(os.environ["SUDO_UID"]))
+    left = _components(path)
+    holder, followed = "/", 0
+    while left:
+        name = left.pop()
+        if name == "..":
+            holder = os.path.dirname(holder)
+            continue
+        info, below = os.lstat(holder), os.path.join(holder, name)
+        try:
+            entry: os.stat_result | None = os.lstat(below)
+        except FileNotFoundError:
+            entry = None
+        found = _exchanged_by(Holder(holder, info), entry, trusted)
+        if found is not None:
+            yield found
+        if entry is None:
+            return
+        if not stat.S_ISLNK(entry.st_mode):
+            holder = below
+            continue
+        followed += 1
+        if followed > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        target = os.readlink(below)
+        left += _components(target)
+        holder = "/" if target.startswith("/") else holder
+
+
+def _components(path: str) -> list[str]:
+    """The components of a path, the last one first."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def _exchanged_by(holder: Holder, entry: os.stat_result | None, trusted: set[int]) -> Holder | None:
+    info = holder.info
+    if info.st_uid not in trusted:
+        return holder
+    if not info.st_mode & 0o022:
+        return None
+    if info.st_mode & stat.S_ISVTX:
+        # There only the owner of an entry, and of the folder, can rename it.
+        return holder if entry is not None and entry.st_uid not in trusted else None
+    if info.st_mode & 0o002:
+        return holder
+    return None if info.st_gid == 0 or _private(info.st_gid) else Holder(holder.path, info, True)
+
+
+def _private(gid: int) -> bool:
+    """Whether a group is one user's own, as ``useradd`` makes it: of the user's name, and without
+    further members.
+    """
+    try:
+        group = grp.getgrgid(gid)
+        user = pwd.getpwnam(group.gr_name)
+    except KeyError:
+        return False
+    return user.pw_gid == gid and not {*group.gr_mem} - {group.gr_name}
 
 
 @contextlib.contextmanager

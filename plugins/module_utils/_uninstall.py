@@ -17,7 +17,13 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 
-_TELEMETRY = (places.POINTER, places.DIGEST_KEY, *places.TELEMETRY_FOLDERS, pruning.ASIDE)
+_TELEMETRY = (
+    places.POINTER,
+    places.DIGEST_KEY,
+    places.PREPARED,
+    *places.TELEMETRY_FOLDERS,
+    pruning.ASIDE,
+)
 _PROFILES = (
     *places.CACHES,
     places.LOCKS,

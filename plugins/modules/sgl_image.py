@@ -201,6 +201,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build im
     ImageBuild,
     Sources,
     alone,
+    check_build_dir,
     unpack,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import ImageError
@@ -245,6 +246,10 @@ def main() -> None:
         required_if=[("source", "pull", ("pull",)), ("source", "load", ("archive",))],
         supports_check_mode=True,
     )
+    try:
+        check_build_dir(module.params["build_dir"])
+    except ImageError as error:
+        module.fail_json(msg=str(error))
     if module.params["source"] == "build":
         build_image(module)
     else:

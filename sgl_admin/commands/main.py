@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
 from sgl_admin import __version__
@@ -15,6 +15,7 @@ from sgl_admin.base import clock, detached, files, locks, paths, rights
 from sgl_admin.base.errors import Refused
 from sgl_admin.commands import argument_types, ready, status_codes
 from sgl_admin.commands import check as check_cli
+from sgl_admin.commands import perf as perf_cli
 from sgl_admin.commands import prep as prep_cli
 from sgl_admin.commands import prune as prune_cli
 from sgl_admin.commands import request as request_cli
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(handler=_inspect)
     inspect.add_argument("--json", action="store_true", help="print it as JSON")
     _add_status(commands)
+    perf_cli.add_parser(commands).set_defaults(handler=_perf)
     prep_cli.register(commands)
     prune_cli.register(commands)
     ready.register(commands)
@@ -186,7 +188,15 @@ def _ensure(arguments: argparse.Namespace) -> int:
         return _print_envelope(live.run_id, None, attached=False, plan=found.to_json())
     if arguments.detach:
         return _print_envelope(live.run_id, _wait(live.run_id, arguments.wait), attached=attached)
-    return _follow(live.run_id, found, arguments.json)
+    return _follow(live.run_id, found, arguments.json, _print_result)
+
+
+def _perf(arguments: argparse.Namespace) -> int:
+    live = run.live()
+    request = perf_cli.request(live, arguments.profile, arguments.rebuild)
+    _check_ownership()
+    prep_id, _attached = _begin_or_attach(live, request)
+    return _follow(live.run_id, str(prep_id), arguments.json, perf_cli.show)
 
 
 def _begin_or_attach(
@@ -335,8 +345,13 @@ def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
             say(job.describe(record), file=stream, flush=True)
 
 
-def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
-    """Show progress on standard error until the prep ends; then print its result."""
+def _follow(
+    run_id: str,
+    prep_id: str,
+    as_json: bool,
+    show: Callable[[str, dict[str, Any], bool, int], int],
+) -> int:
+    """Show progress on standard error until the prep ends; then its result."""
     record = _watch(run_id, prep_id, sys.stderr)
     result = _result_of(run_id, prep_id)
     # Where it ended between its result and its last record, its exit code is none: the next one
@@ -348,7 +363,7 @@ def _follow(run_id: str, prep_id: str, as_json: bool) -> int:
             EXIT_NO_RESULT,
             f"{prep_id} ended without a result: {message}; the log is {log}; run it again",
         )
-    return _print_result(run_id, result, as_json, int(record["exit_code"]))
+    return show(run_id, result, as_json, int(record["exit_code"]))
 
 
 def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:

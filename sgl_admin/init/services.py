@@ -75,13 +75,13 @@ def _prometheus(settings: Settings, run_id: str) -> list[str]:
 
 
 def _node_exporter(settings: Settings, run_id: str) -> list[str]:
-    # Debian turns two collectors on that find nothing to read in a container and say so at each
-    # scrape.
+    # Debian turns a collector on that finds nothing to read in a container, and says so at each
+    # scrape; its textfile collector reads another folder.
     return [
         "node_exporter",
         f"--web.listen-address={settings.address('node_exporter')}",
         "--no-collector.systemd",
-        "--collector.textfile.directory=",
+        f"--collector.textfile.directory={paths.metrics(run_id)}",
         "--log.level=warn",
     ]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from sgl_admin.base import clock, files, keyed, locks, paths, ports, rights
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.locks import try_lock
+from sgl_admin.contract import locks as contract_locks
+from sgl_admin.contract import places
 from sgl_admin.contract.services import BY_NAME
 from sgl_admin.contract.texts import say
 from sgl_admin.init.services import (
@@ -80,7 +82,12 @@ def tidy() -> None:
         files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
         if (lock := try_lock(job.LOCK)) is not None:
             try:
-                for folder in (paths.RUNS, *paths.RUNS.glob("*/"), *paths.RUNS.glob("*/stages")):
+                below = [
+                    folder
+                    for pattern in ("*/", "*/stages", "*/metrics")
+                    for folder in paths.RUNS.glob(pattern)
+                ]
+                for folder in (paths.RUNS, *below):
                     files.sweep_temporaries(folder)
                 for record in paths.RUNS.glob("*/job.json"):
                     job.settle(record.parent.name, [])
@@ -143,6 +150,16 @@ def refuse_busy_ports(settings: Settings, services: list[str]) -> None:
                 )
 
 
+def close_prometheus_lock(run_id: str) -> None:
+    """Make the file that Prometheus locks, so that only its owner can open and hold it.
+
+    Prometheus' own would be open to the group (tsdb/fileutil/flock_unix.go), and a member could
+    keep it from starting again. It takes a file that is there, with one warning in the log
+    (tsdb/tsdbutil/dir_locker.go).
+    """
+    os.close(contract_locks.open_file(str(paths.PROMETHEUS / run_id / places.PROMETHEUS_LOCK)))
+
+
 def begin_run(settings: Settings, services: list[str]) -> str:
     """A new run: its id, its folders, its configuration. The pointer is published once the services
     answer.
@@ -150,10 +167,12 @@ def begin_run(settings: Settings, services: list[str]) -> str:
     run_id = clock.new_id("container-run")
     for folder in (
         paths.run_dir(run_id) / "stages",
+        paths.metrics(run_id),
         paths.PROMETHEUS / run_id,
         paths.JAEGER / run_id,
     ):
         folder.mkdir(parents=True)
+    close_prometheus_lock(run_id)
     keyed.ensure()
     files.write_text(
         prometheus_config(run_id), render_prometheus_config(settings, run_id, services)

@@ -49,8 +49,8 @@ def sweep(run_id: str) -> None:
     records = [paths.PROFILES / cache / caches.RECORDS for cache in caches.CACHES]
     for record in (paths.job(run_id), paths.prep_result(run_id)):
         files.sweep_temporaries(record.parent, record.name)
-    stages = paths.run_dir(run_id) / "stages"
-    for folder in (stages, prepared.folder(run_id), paths.PREPARED, paths.IN_PROGRESS, *records):
+    written = [paths.run_dir(run_id) / "stages", paths.metrics(run_id), prepared.folder(run_id)]
+    for folder in (*written, paths.PREPARED, paths.IN_PROGRESS, *records):
         files.sweep_temporaries(folder)
 
 

@@ -262,7 +262,9 @@ class _Attempt:
         else:
             result["reason"] = (
                 f"Prometheus has {result['tokens_seen']} prompt tokens since the first request, and"
-                f" {ledger.tokens} were sent: something else uses the server, or counts as it"
+                f" {ledger.tokens} were sent: something else uses the server, or counts as it. End"
+                " that program, or give the server a key (sgl_server_api_key_file) so that other"
+                " users of the host cannot ask it, and run again"
             )
         return True
 

@@ -16,7 +16,7 @@ from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract import perf
 from sgl_admin.contract.perf import Tolerance
 from sgl_admin.facts import devices
-from sgl_admin.perf import data_sheet, history, served
+from sgl_admin.perf import data_sheet, history, metrics, served
 from sgl_admin.perf.measuring import Measured, Measuring
 from sgl_admin.perf.verdict import Verdict
 from sgl_admin.records import caches
@@ -84,10 +84,13 @@ class Perf(Stage):
         return [self._path(context)]
 
     def standing(self, context: Context) -> dict[str, Any]:
-        probe = (files.read_json(self._path(context)) or {})["perf_probe"]
-        return _artifacts(probe, [])
+        proof = files.read_json(self._path(context)) or {}
+        _publish(context, proof["perf_probe"], proof["measured_s"])
+        return _artifacts(proof["perf_probe"], [])
 
     def run(self, context: Context) -> dict[str, Any]:
+        # A measurement that fails leaves no verdict of before.
+        metrics.withdraw(context.run_id)
         warnings: list[str] = []
         earlier = history.read(warnings)
         settings = _settings(context)
@@ -133,6 +136,7 @@ class Perf(Stage):
             },
             mode=0o600,
         )
+        _publish(context, probe, measured_s)
         if verdict.verdict == perf.FAIL and context.request.option("perf_required"):
             raise StageFailure(
                 "too_slow",
@@ -206,6 +210,11 @@ def _expired(measured_s: float, days: float, now: float) -> str | None:
     if not now - measured_s <= days * _DAY_S:
         return f"the last measurement is older than {days:g} days"
     return None
+
+
+def _publish(context: Context, probe: dict[str, Any], measured_s: float) -> None:
+    expires_s = measured_s + float(context.request.option("perf_max_age")) * _DAY_S
+    metrics.publish(context.run_id, metrics.render(probe, measured_s, expires_s))
 
 
 def _write_samples(context: Context, measured: Measured) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def dcgm() -> list[Series]:
 
 def node() -> list[Series]:
     """Two processors, of which one works and one waits for a disk; a quarter of the memory used; a
-    folder outside the roots is full.
+    folder outside the roots is full; stage perf warned.
     """
     busy = {"user": (0.75, 0.0), "system": (0.25, 0.0), "idle": (0.0, 0.5), "iowait": (0.0, 0.5)}
     roots = {
@@ -132,6 +132,32 @@ def node() -> list[Series]:
         *(
             Series("node_filesystem_avail_bytes", disk.format(root), free * 1e9)
             for root, free in roots.items()
+        ),
+        *_perf(),
+    ]
+
+
+def _perf(expires_s: float = 1e11) -> list[Series]:
+    """What node_exporter reads of stage perf: a copy that is 6% slower than before."""
+    shortfall = (("gemm_bf16", "data_sheet", -0.2), ("hbm_copy", "history", 0.06))
+    return [
+        *(
+            Series("sgl_perf_verdict", f'verdict="{verdict}"', value)
+            for verdict, value in (("pass", 0), ("warn", 1), ("fail", 0))
+        ),
+        Series("sgl_perf_expires_timestamp_seconds", "", expires_s),
+        Series("sgl_perf_operations_per_second", 'measurement="gemm_bf16"', 7.8e14),
+        Series("sgl_perf_bytes_per_second", 'measurement="hbm_copy"', 4e12),
+        Series("sgl_perf_bytes_per_second", 'measurement="h2d"', 5.5e10),
+        Series("sgl_perf_tokens_per_second", 'measurement="decode"', 170),
+        Series("sgl_perf_duration_seconds", 'measurement="first_token"', 0.02),
+        *(
+            Series(
+                "sgl_perf_shortfall_ratio",
+                f'measurement="{measurement}",reference="{reference}"',
+                ratio,
+            )
+            for measurement, reference, ratio in (*shortfall, ("hbm_copy", "data_sheet", -0.1))
         ),
     ]
 

@@ -182,6 +182,10 @@ DISKS = {
     "/models": 0.8,
     "/home/devuser/.cache/huggingface": 0.8,
 }
+SPEED: dict[tuple[str, str], dict[str, float]] = {
+    ("Speed", ""): {"": 2},
+    ("Slower than its reference", "{{measurement}}"): {"gemm_bf16": -0.2, "hbm_copy": 0.06},
+}
 # By panel and legend; the values are those that the exporters' series add up to.
 SERVER: dict[tuple[str, str], dict[str, float]] = {
     ("Targets", "{{job}}"): TARGETS,
@@ -195,6 +199,7 @@ SERVER: dict[tuple[str, str], dict[str, float]] = {
 EXPECTED: dict[str, dict[tuple[str, str], dict[str, float]]] = {
     "sglang-fleet": {
         **SERVER,
+        **SPEED,
         ("$host", ""): {"": 3},
         ("GPU and KV cache", "busiest GPU"): {"": 0.9},
         ("GPU and KV cache", "fullest GPU memory"): {"": 0.75},
@@ -203,6 +208,11 @@ EXPECTED: dict[str, dict[tuple[str, str], dict[str, float]]] = {
     },
     "sglang-host": {
         **SERVER,
+        **SPEED,
+        ("Computing", "{{measurement}}"): {"gemm_bf16": 7.8e14},
+        ("Memory and links", "{{measurement}}"): {"hbm_copy": 4e12, "h2d": 5.5e10},
+        ("One request", "decode"): {"": 170},
+        ("One request", "first token"): {"": 0.02},
         ("State", ""): {"": 3},
         ("Run", "{{container_run}}"): {RUN_ID: 1},
         ("KV cache used", "used"): {"": 0.4},
@@ -245,6 +255,14 @@ def test_every_query_has_its_answer(stack_of_either_prefix: Stack) -> None:
     ) and time.monotonic() < deadline:
         time.sleep(1)
     assert wrong == []
+
+
+def test_a_verdict_that_has_expired_is_shown_as_expired(stack_of_either_prefix: Stack) -> None:
+    for query in queries():
+        if query.panel == "Speed":
+            later = query.expression.replace("time()", "1e12")
+            assert later != query.expression
+            assert answer(stack_of_either_prefix.url, later) == {"": 0}
 
 
 def test_every_metric_is_one_of_those_in_the_manual(stack_of_either_prefix: Stack) -> None:
@@ -293,21 +311,24 @@ def test_state_of_a_host_that_had_no_server(binary: str, tmp_path: Path) -> None
 
 
 def test_queries_of_a_real_run(prepared: Site) -> None:
-    """A prep with the real server: each query about it and about the host has samples of that time,
-    and the state is READY.
+    """A prep with the real server, which measures the host too: each query about it and about the
+    host has samples of that time, and the state is READY.
     """
     url = f"http://127.0.0.1:{prepared.ports['prometheus']}"
     # An earlier test may have begun a run whose proof was carried forward: this one's server has
     # samples in this run.
-    assert prepared.ensure("--probe", "always").returncode == 0
+    done = prepared.ensure("--probe", "always", "--perf", "ensure")
+    assert done.returncode == 0, done.stderr
     # For a second after its end, the last scrape says that it serves.
     wait_for(lambda: state(url) == {"": 2}, "the state READY")
     of_gpus = [name for name, source in documented().items() if source.startswith("dcgm-exporter")]
+    # A CPU has no data sheet, and a host that is new no history.
+    absent = [*of_gpus, "sgl_perf_shortfall_ratio"]
     now = time.time()
     empty = [
         query
         for query in queries()
-        if not any(name in query.expression for name in of_gpus)
+        if not any(name in query.expression for name in absent)
         # Its server was up for seconds: a rate as Grafana asks for it, at every second.
         and not api(
             url,

@@ -172,6 +172,17 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
         == 0
     )
 
+    measured = front(*FRONT, "perf", "--json")
+    assert measured.returncode == 0, measured.stderr
+    *document, status = measured.stdout.splitlines()
+    probe = json.loads("\n".join(document))
+    validators.validate_prep_result({**result, "perf_probe": probe})
+    assert {"triad", "decode"} <= {each["name"] for each in probe["measurements"]}
+    assert status.startswith(f"PERF_STATUS {probe['verdict']} perf:ok")
+    shown = front(*FRONT, "perf", PROFILE)
+    assert shown.returncode == 0 and "perf:noop" in shown.stdout, shown.stderr
+    assert all(each["name"] in shown.stdout for each in probe["measurements"])
+
     served = front(*FRONT, "server", "start", "--json")
     assert served.returncode == 0, served.stderr
     server = json.loads(served.stdout)

@@ -193,6 +193,53 @@ def test_neither_ps_nor_the_log_has_a_value_that_is_not_shown(
     assert log.endswith(f"last words {NOT_SHOWN}")
 
 
+# What it stands for: fastapi.FastAPI is an ASGI application that its server calls by the class, and
+# SGLang's route /server_info answers with all arguments (srt/entrypoints/http_server.py).
+FASTAPI = """
+class FastAPI:
+    def __init__(self, body):
+        self.body = body
+    async def __call__(self, scope, receive, send):
+        headers = [(b"content-length", str(len(self.body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+"""
+ASKED = """
+import asyncio, json, sys
+from fastapi import FastAPI
+app = FastAPI(json.dumps({"admin_api_key": sys.argv[-1], "tp_size": 1}).encode())
+for method in ("GET", "POST"):
+    sent = []
+    async def send(message):
+        sent.append(message)
+    asyncio.run(app({"type": "http", "method": method, "path": "/server_info"}, None, send))
+    start, answer = sent
+    assert int(start["headers"][0][1]) == len(answer["body"])
+    with open("answer-" + method, "wb") as file:
+        file.write(answer["body"])
+"""
+
+
+def test_no_answer_to_a_get_has_a_value_that_is_not_shown(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tree / "fakeserver"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "launch.py").write_text(ASKED)
+    (tree / "fastapi.py").write_text(FASTAPI)
+    monkeypatch.setenv("PYTHONPATH", str(tree))
+    monkeypatch.chdir(tree)
+    secret = 'two words "and" more'
+    argv = [sys.executable, "-m", "fakeserver.launch", "--tp-size", "1", "--x", secret]
+    _seen, code = run(Command(argv, {}, ENGINE.shown_arguments(argv), {}), tree / "log")
+    assert code == 0, (tree / "log").read_text()
+    answer = json.loads((tree / "answer-GET").read_text())
+    assert set(answer["admin_api_key"]) == {"*"} and answer["tp_size"] == 1
+    # What asks for a completion is not looked at: it costs a benchmark nothing.
+    assert json.loads((tree / "answer-POST").read_text())["admin_api_key"] == secret
+
+
 def test_a_command_that_shows_all_is_started_as_it_is(tree: Path) -> None:
     argv = [sys.executable, "-c", "print('all')"]
     seen, code = run(Command.public(argv, {}), tree / "log")

@@ -62,6 +62,14 @@ RUN_BY: list[tuple[str, set[str]]] = [
         {"slice_bench.cli", "prep", "cancel"},
     ),
     (
+        f"{_UNIT}/test_front.py::test_a_host_is_measured_in_the_inventorys_container",
+        {"slice_bench.cli", "perf"},
+    ),
+    (
+        f"{_UNIT}/test_perf_command.py::test_the_stage_alone_is_run_once_and_then_stands",
+        {"sgl-admin", "perf", "--rebuild"},
+    ),
+    (
         f"{_UNIT}/test_prep_cancel.py::test_a_prep_is_ended_in_order_and_its_last_record_is_shown",
         {"sgl-admin", "prep", "cancel"},
     ),

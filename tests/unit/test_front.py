@@ -302,6 +302,21 @@ def test_ready_is_asked_in_the_inventorys_container(
     assert plays.asked == [("look", {}, ("--extra-vars", "x=1"))]
 
 
+def test_a_host_is_measured_in_the_inventorys_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    docker = Docker(tmp_path / "bin", "c" * 64)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
+    assert run(monkeypatch, plays, "perf", "-e", "x=1", "custom/a", "--rebuild", "--json") == 7
+    assert run(monkeypatch, plays, "perf") == 7
+    assert docker.done == [
+        f"exec {'c' * 64} sgl-admin perf custom/a --rebuild --json",
+        f"exec {'c' * 64} sgl-admin perf",
+    ]
+    assert plays.asked == [("look", {}, ("--extra-vars", "x=1")), ("look", {}, ())]
+
+
 def test_a_prep_is_cancelled_in_the_inventorys_container(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

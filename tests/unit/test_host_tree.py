@@ -4,13 +4,17 @@ leaves.
 
 from __future__ import annotations
 
+import grp
 import multiprocessing
 import os
+import pwd
 import shutil
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
@@ -296,6 +300,102 @@ def test_a_foreign_directory_is_named_once(spec: Spec, tmp_path: Path) -> None:
         os.chown(inner / str(number), 65534, 65534)
     os.chown(inner, 65534, 65534)
     assert refused(spec, tmp_path).startswith(f"{inner} is owned by")
+
+
+# --- parents that another user can exchange -------------------------------------------------------
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder below none but root's: pytest's own belongs to who runs it."""
+    folder = Path(tempfile.mkdtemp(prefix="sgl-parents-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+OTHER, SERVICE = 12345, 65534
+# The mode and owner of a parent, the owner of the folder in it, and what is said.
+PARENTS = {
+    "of another user": (0o755, OTHER, SERVICE, "12345:12345 (no such user), who owns {parent}"),
+    "of another user, sticky": (0o1777, OTHER, SERVICE, "who|another user owns"),
+    "open to all": (0o777, 0, SERVICE, "every user can exchange the tree"),
+    "open to all, of the service user": (0o777, SERVICE, SERVICE, "every user can exchange"),
+    "sticky, and another was first": (0o1777, 0, OTHER, "another user owns a folder or link in"),
+    "sticky": (0o1777, 0, SERVICE, None),
+    "sticky, and nothing there": (0o1777, 0, None, None),
+    "of the service user": (0o755, SERVICE, SERVICE, None),
+    "root's": (0o755, 0, SERVICE, None),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("case", PARENTS)
+def test_a_parent_in_which_another_user_can_exchange_the_tree_is_refused(
+    scratch: Path, case: str
+) -> None:
+    mode, owner, below, expected = PARENTS[case]
+    parent = scratch / "parent"
+    parent.mkdir()
+    spec = replace(spec_at(parent / "below" / "tree"), uid=SERVICE, gid=SERVICE)
+    if below is not None:
+        (parent / "below").mkdir()
+        os.chown(parent / "below", below, below)
+    os.chown(parent, owner, owner)
+    parent.chmod(mode)
+    if expected is None:
+        assert inspect(spec).warnings == []
+        return
+    with pytest.raises(HostTreeError) as error:
+        inspect(spec)
+    assert any(text in str(error.value) for text in expected.format(parent=parent).split("|"))
+    assert str(parent) in str(error.value) and len(str(error.value)) < 400
+    assert not (parent / "below" / "tree").exists()
+    warnings = inspect(replace(spec, ownership_ignore=True)).warnings
+    assert len(warnings) == 1 + (below == OTHER)
+
+
+@needs_root
+def test_a_link_of_another_user_on_the_way_to_the_tree_is_refused(scratch: Path) -> None:
+    (scratch / "real" / "tree").mkdir(parents=True)
+    scratch.chmod(0o1777)
+    (scratch / "link").symlink_to(scratch / "real")
+    os.lchown(scratch / "link", OTHER, OTHER)
+    spec = spec_at(scratch / "link" / "tree")
+    with pytest.raises(HostTreeError, match="another user owns a folder or link in"):
+        inspect(spec)
+    os.lchown(scratch / "link", 0, 0)
+    assert inspect(spec).warnings == []
+
+
+@needs_root
+def test_each_root_has_parents_that_are_looked_at(scratch: Path) -> None:
+    (scratch / "foreign").mkdir()
+    os.chown(scratch / "foreign", OTHER, OTHER)
+    spec = spec_at(scratch / "tree")
+    for which in ("telemetry", "profiles", "models", "huggingface"):
+        elsewhere: dict[str, Any] = {which: str(scratch / "foreign" / which)}
+        with pytest.raises(HostTreeError, match=f"set sgl_{which}_root to a folder"):
+            inspect(replace(spec, **elsewhere))
+
+
+@needs_root
+@pytest.mark.parametrize(("members", "warned"), [([], False), (["another"], True)])
+def test_a_parent_that_a_group_may_write_is_warned_of(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, members: list[str], warned: bool
+) -> None:
+    gid = 4711
+    user = pwd.struct_passwd(("bench", "x", SERVICE, gid, "", "/", "/bin/sh"))
+    monkeypatch.setattr(
+        grp, "getgrgid", lambda _gid: grp.struct_group(("bench", "x", gid, members))
+    )
+    monkeypatch.setattr(pwd, "getpwnam", lambda _name: user)
+    os.chown(scratch, 0, gid)
+    scratch.chmod(0o2775)
+    warnings = inspect(spec_at(scratch / "tree")).warnings
+    assert [f"members of the group {gid} can exchange the tree" in text for text in warnings] == (
+        [True] if warned else []
+    )
 
 
 @needs_root

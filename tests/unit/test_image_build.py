@@ -17,6 +17,7 @@ import ssl
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import urllib.request
 import venv
@@ -1484,3 +1485,35 @@ def test_a_failed_step_is_told_without_credentials(docker: Docker, tmp_path: Pat
     with pytest.raises(ImageError, match="a.example.com") as failure:
         build._step("a step", ["/bin/sh", "-c", said])
     assert "s3cret" not in str(failure.value)
+
+
+# --- the folder of a build ------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make folders of another owner")
+@pytest.mark.parametrize(
+    ("mode", "owner", "refused"),
+    [(0o755, 0, False), (0o1777, 0, False), (0o755, 12345, True), (0o777, 0, True)],
+)
+@pytest.mark.parametrize("which", ["the folder", "its parent"])
+def test_a_build_folder_that_another_user_can_exchange_is_refused(
+    which: str, mode: int, owner: int, refused: bool
+) -> None:
+    top = Path(tempfile.mkdtemp(prefix="sgl-build-"))
+    try:
+        folder = top / "parent" / "build"
+        folder.mkdir(parents=True)
+        for path in (top, folder.parent):
+            path.chmod(0o755)
+        changed = folder if which == "the folder" else folder.parent
+        os.chown(changed, owner, owner)
+        changed.chmod(mode)
+        if refused:
+            with pytest.raises(ImageError, match="another user can exchange what is in") as error:
+                image_build.check_build_dir(str(folder))
+            assert str(changed) in str(error.value)
+        else:
+            image_build.check_build_dir(str(folder))
+            image_build.check_build_dir(str(folder / "missing" / "yet"))
+    finally:
+        shutil.rmtree(top)

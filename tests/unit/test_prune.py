@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _uninstall
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
     places,
     pruning,
@@ -550,6 +551,16 @@ def test_uninstall_takes_off_what_was_brought(site: Site, caches: bool, models: 
     again = Uninstall(roots, dry_run=False)
     again.run(caches, models)
     assert again.freed.count == 0
+
+
+def test_uninstall_knows_every_place_that_sgl_admin_has_in_telemetry() -> None:
+    """The servers' commands in `.prepared` stayed, with the values that are not shown."""
+    here = {
+        path.name
+        for path in vars(paths).values()
+        if isinstance(path, Path) and path.parent == paths.TELEMETRY
+    }
+    assert places.PREPARED in here and here <= {*_uninstall._TELEMETRY}
 
 
 def test_uninstall_leaves_what_is_not_ours_and_says_so(site: Site, tmp_path: Path) -> None:

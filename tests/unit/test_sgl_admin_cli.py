@@ -282,7 +282,7 @@ def test_a_prep_that_ended_between_its_result_and_its_last_record_is_not_done(
     prep_id = result["run"]["prep_id"]
     files.write_json(paths.prep_result(live_run), result)
     job.Job(live_run, request(), prep_id).update(message="no space left", **end)
-    assert cli._follow(live_run, prep_id, as_json=False) == 1
+    assert cli._follow(live_run, prep_id, as_json=False, show=cli._print_result) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and f"{prep_id} ended without a result: no space left" in captured.err
 

@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 
 from sgl_admin.base import files, locks, paths, processes, versions
+from sgl_admin.contract import places
 from sgl_admin.contract.services import BY_NAME, SERVICES, SURFACES
 from sgl_admin.facts import devices, image_facts, model
 from sgl_admin.init import dcgm, publish, services, start, surfaces
@@ -133,6 +135,8 @@ def test_the_supervisor_runs_each_service_and_the_record(
         f"--storage.tsdb.path={paths.PROMETHEUS / RUN_ID}" in command
         and "--web.listen-address=127.0.0.1:9090" in command
     )
+    command = shlex.split(config["program:node_exporter"]["command"])
+    assert f"--collector.textfile.directory={paths.metrics(RUN_ID)}" in command
     assert int(config["program:run_record"]["stopwaitsecs"]) < 60, (
         "below the container's stop timeout"
     )
@@ -171,10 +175,14 @@ def test_a_new_run_has_its_folders_and_no_pointer_yet(
     for run_id in (first, second):
         assert (
             (paths.run_dir(run_id) / "stages").is_dir()
+            and paths.metrics(run_id).is_dir()
             and (paths.PROMETHEUS / run_id).is_dir()
             and (paths.JAEGER / run_id).is_dir()
         )
         assert run_id in (paths.run_dir(run_id) / "prometheus.yml").read_text()
+        # Prometheus' own would be open to the group, of which any member could hold it.
+        lock = paths.PROMETHEUS / run_id / places.PROMETHEUS_LOCK
+        assert stat.S_IMODE(lock.stat().st_mode) == places.LOCK_MODE
     assert not paths.POINTER.exists()
 
 
@@ -695,12 +703,14 @@ def test_what_a_killed_container_left_is_tidied(live_run: str) -> None:
     job.Job(live_run, request, "prep-20261123T091600Z-77aa01bc").update()
     stages = paths.run_dir(live_run) / "stages"
     stages.mkdir()
+    paths.metrics(live_run).mkdir()
     left = [
         paths.STATE / ".passwd.x.tmp",
         paths.TELEMETRY / f".{paths.POINTER.name}.x.tmp",
         paths.RUNS / f".{live_run}.json.x.tmp",
         paths.run_dir(live_run) / ".job.json.x.tmp",
         stages / ".inductor.json.x.tmp",
+        paths.metrics(live_run) / ".perf.prom.x.tmp",
     ]
     for path in left:
         path.touch()

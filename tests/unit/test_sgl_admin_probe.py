@@ -309,6 +309,7 @@ def test_more_seen_than_sent_is_no_proof() -> None:
         proof = probe.prove(RUN_ID, prometheus.url, ledger, 60.0)
     assert proof["ok"] is False and proof["tokens_seen"] == 2 * ledger.tokens
     assert f"{ledger.tokens} were sent" in proof["reason"]
+    assert "sgl_server_api_key_file" in proof["reason"] and len(proof["reason"]) < 400
 
 
 def test_a_count_that_another_grows_gives_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:

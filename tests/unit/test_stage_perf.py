@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from sgl_admin.base import files, paths
 from sgl_admin.base.errors import StageFailure
@@ -16,7 +17,7 @@ from sgl_admin.contract import perf
 from sgl_admin.facts import devices
 from sgl_admin.facts.devices import Devices
 from sgl_admin.facts.model import Model
-from sgl_admin.perf import served
+from sgl_admin.perf import metrics, served
 from sgl_admin.perf import watch as watch_module
 from sgl_admin.perf.measuring import Measured
 from sgl_admin.perf.watch import Sample, Seen, Ticks
@@ -335,6 +336,110 @@ def test_one_that_is_not_asked_for_says_so() -> None:
     probe = result_module._perf_probe({"perf": record})
     validate(probe)
     assert (probe["ok"], probe["reason"]) == (False, "no measurement was asked for (--perf skip)")
+
+
+# --- what Prometheus gets
+
+
+def exposed(world: World) -> dict[str, dict[str, float]]:
+    """The metrics of the run's file by their names, and each one's values by its labels' values;
+    a help and a type that Prometheus' own parser knows are there for each.
+    """
+    text = metrics.path(world.run_id).read_text()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        assert (family.type, bool(family.documentation)) == ("gauge", True), family
+        assert {sample.name for sample in family.samples} == {family.name}
+        found[family.name] = {
+            " ".join(sample.labels.values()): sample.value for sample in family.samples
+        }
+    return found
+
+
+def test_prometheus_gets_the_verdict_and_the_numbers_in_base_units(world: World) -> None:
+    world.devices, world.values = H200, {**SEEN_ON_H200, "gemm_bf16": 390.0}
+    probe = probe_of(world.ensure())
+    measured = json.loads(proof(world).read_text())["measured_s"]
+    shortfall = {
+        f"{each['name']} data_sheet": pytest.approx(each["percent"] / 100)
+        for each in probe["judgements"]
+    }
+    assert probe["verdict"] == "fail" and len(shortfall) > 2
+    assert exposed(world) == {
+        "sgl_perf_verdict": {"pass": 0, "warn": 0, "fail": 1},
+        "sgl_perf_measured_timestamp_seconds": {"": pytest.approx(measured, abs=1)},
+        "sgl_perf_expires_timestamp_seconds": {"": pytest.approx(measured + 7 * 86400, abs=1)},
+        "sgl_perf_operations_per_second": {"gemm_bf16": 390e12, "gemm_fp8": 1388e12},
+        "sgl_perf_bytes_per_second": {"hbm_copy": 4217e9, "h2d": 55e9},
+        "sgl_perf_tokens_per_second": {"decode": 200},
+        "sgl_perf_duration_seconds": {"first_token": 0.02},
+        "sgl_perf_shortfall_ratio": shortfall,
+    }
+
+
+@pytest.mark.parametrize("measurement", perf.MEASUREMENTS, ids=lambda each: each.name)
+def test_every_measurement_has_a_metric_of_its_unit(measurement: perf.Measurement) -> None:
+    found = [{"name": measurement.name, "value": 2.0, "unit": measurement.unit}]
+    probe = {"verdict": "pass", "measurements": found, "judgements": []}
+    text = metrics.render(probe, 1.0, 2.0)
+    name, _help, factor = metrics.OF_UNITS[measurement.unit]
+    [family] = [each for each in text_string_to_metric_families(text) if each.name == name]
+    assert [(each.labels, each.value) for each in family.samples] == [
+        ({"measurement": measurement.name}, 2 * factor)
+    ]
+
+
+def test_a_host_with_a_history_has_its_shortfall_beside_that(world: World) -> None:
+    for _number in range(perf.LEAST_HISTORY):
+        world.ensure()
+        set_age(world)
+    world.values["triad"] *= 0.93
+    world.ensure()
+    shortfall = exposed(world)["sgl_perf_shortfall_ratio"]
+    assert shortfall["triad history"] == pytest.approx(0.07, abs=0.001)
+
+
+def test_a_proof_that_stands_is_told_to_the_run_that_it_stands_in(world: World) -> None:
+    """A new run begins without metrics. Writing what is there already costs no write."""
+    world.ensure()
+    before = exposed(world)
+    metrics.withdraw(world.run_id)
+    Perf().standing(world.context)
+    assert exposed(world) == before
+    written = metrics.path(world.run_id).stat().st_ino
+    Perf().standing(world.context)
+    assert metrics.path(world.run_id).stat().st_ino == written
+
+
+def test_a_measurement_that_fails_leaves_no_verdict_of_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ensure()
+    assert exposed(world)
+
+    def lost(self: Perf, context: Context) -> Measured:
+        raise StageFailure("measurement_failed", "a GPU was lost")
+
+    monkeypatch.setattr(Perf, "_measure", lost)
+    with pytest.raises(StageFailure):
+        Perf().run(world.context)
+    assert not metrics.path(world.run_id).exists()
+
+
+def test_a_host_that_is_refused_as_too_slow_has_its_metrics(world: World) -> None:
+    world.devices, world.values = H200, {**SEEN_ON_H200, "hbm_copy": 2000.0}
+    world.options["perf_required"] = True
+    with pytest.raises(StageFailure):
+        world.ensure()
+    assert exposed(world)["sgl_perf_verdict"] == {"pass": 0, "warn": 0, "fail": 1}
+
+
+def test_a_file_in_the_metrics_place_that_is_none_is_replaced(world: World) -> None:
+    place = metrics.path(world.run_id)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"sgl_perf_verdict{\xff")
+    world.ensure()
+    assert exposed(world)["sgl_perf_verdict"]["pass"] == 1
 
 
 def test_a_prep_of_a_gpu_asks_nvml_for_its_settings_and_samples(

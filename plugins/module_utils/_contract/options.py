@@ -236,8 +236,8 @@ TREE = (
     Option(
         "sgl_ownership_ignore",
         "bool",
-        "Go on, with a warning, where something in the tree belongs to another user."
-        " HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does the same.",
+        "Go on, with a warning, where something in the tree, or a parent of it, belongs to another"
+        " user. HOST_DIR_OWNERSHIP_IGNORE=1 in the caller's environment does the same.",
         False,
         jinja="lookup('ansible.builtin.env', 'HOST_DIR_OWNERSHIP_IGNORE') == '1'",
         module={INFO: "ownership_ignore"},

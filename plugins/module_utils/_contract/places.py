@@ -35,6 +35,8 @@ MOUNTS = (
 POINTER = "container_run_meta.env"
 RUNS, LOGS, PROMETHEUS, JAEGER = "container_runs", "logs", "prometheus", "jaeger"
 TELEMETRY_FOLDERS = (RUNS, LOGS, PROMETHEUS, JAEGER)
+# The file in a run's storage of Prometheus that it holds a lock on.
+PROMETHEUS_LOCK = "lock"
 # In telemetry: what was last asked for each profile that was proven.
 PREPARED = ".prepared"
 # With it, values that are not shown are digested in the records.

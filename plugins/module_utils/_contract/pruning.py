@@ -426,7 +426,7 @@ def _run_in_use(telemetry: int, run_id: str) -> bool:
     and Jaeger's badger one on each of its two folders (dir_lock_unix.go).
     """
     return (
-        _is_held(telemetry, places.PROMETHEUS, run_id, "lock")
+        _is_held(telemetry, places.PROMETHEUS, run_id, places.PROMETHEUS_LOCK)
         or _is_held(telemetry, places.JAEGER, run_id, "key")
         or _is_held(telemetry, places.JAEGER, run_id, "data")
     )
