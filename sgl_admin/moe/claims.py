@@ -4,7 +4,6 @@ which the kernel frees with the process that holds it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +34,8 @@ class Claims:
         descriptor = locks.open_file(str(self._folder / f"{name}.lock"))
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                locks.take(descriptor, 0, name)
+            except locks.LockTimeout:
                 yield False
             else:
                 yield True

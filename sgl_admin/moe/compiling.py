@@ -7,7 +7,7 @@ all that the compiler has to know.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -21,6 +21,10 @@ from pathlib import Path
 from pebble import ProcessExpired, ProcessPool
 
 from sgl_admin.base.gate import end_with_parent
+from sgl_admin.contract import locks
+
+# For another process's compiler; after that the kernel is compiled twice.
+_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,18 @@ def compile_launch(launch: Launch) -> None:
     function.preload(launch.specialization)
 
 
-def _once(work: Callable[[Launch], None], launch: Launch, locks: Path) -> None:
+def _once(work: Callable[[Launch], None], launch: Launch, folder: Path) -> None:
     """While one process compiles a kernel, another one that needs it waits, and then finds it in
     the cache.
     """
-    name = hashlib.sha256(launch.key.encode()).hexdigest()
-    with open(locks / name, "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    path = folder / hashlib.sha256(launch.key.encode()).hexdigest()
+    descriptor = locks.open_file(str(path))
+    try:
+        with contextlib.suppress(locks.LockTimeout):
+            locks.take(descriptor, _WAIT_S, str(path))
         work(launch)
+    finally:
+        os.close(descriptor)
 
 
 def _start(start: Callable[[Target], None], target: Target, niceness: int) -> None:
@@ -103,18 +111,18 @@ class Compilers:
     def __init__(
         self, target: Target, modules: Iterable[str], workers: int, limit_s: float,
         work: Callable[[Launch], None] = compile_launch, start: Callable[[Target], None] = begin,
-        locks: Path | None = None, niceness: int = 0,
+        shared: Path | None = None, niceness: int = 0,
     ) -> None:  # fmt: skip
         """`modules` are imported once, before the processes are forked from whatever did it; a
-        compiler over `limit_s` seconds is ended. `locks` is a folder of those who share the cache.
+        compiler over `limit_s` seconds is ended. `shared` is a folder of those who share the cache.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(modules))
         self._limit_s = limit_s
         self._work = work
-        if locks is not None:
-            locks.mkdir(parents=True, exist_ok=True)
-            self._work = functools.partial(_once, work, locks=locks)
+        if shared is not None:
+            shared.mkdir(parents=True, exist_ok=True)
+            self._work = functools.partial(_once, work, folder=shared)
         self._pool = ProcessPool(
             max_workers=workers,
             context=context,

@@ -76,7 +76,7 @@ def tune(order: dict[str, Any], tell: Any) -> int:
             [release.kernels],
             order["workers"],
             order["compile_limit_s"],
-            locks=shared,
+            shared=shared,
         )
         compilers.append(begun())
         if shared is not None:

@@ -179,7 +179,7 @@ def test_without_detach_or_with_a_dry_run_it_means_nothing(
     )
     spawned: list[str] = []
     monkeypatch.setattr(cli, "_spawn", lambda plan, prep_id, lock: spawned.append(prep_id))
-    monkeypatch.setattr(cli, "_follow", lambda run_id, prep_id, as_json: 0)
+    monkeypatch.setattr(cli, "_follow", lambda run_id, prep_id, as_json, show: 0)
     assert admin("caches", "ensure", *host.words, "--standing").code == 0 and len(spawned) == 1
     assert (
         admin("caches", "ensure", *host.words, "--detach").document["job"] is None
