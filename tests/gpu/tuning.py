@@ -43,7 +43,7 @@ SHAPES = {
     "fp8": MoeShape(Lookup(513, 512, "fp8_w8a8", (128, 128)), 2048, 10, 1, "bfloat16"),
     "ep2": MoeShape(Lookup(257, 512, "fp8_w8a8", (128, 128)), 2048, 10, 1, "bfloat16", ranks=2),
     "bf16": MoeShape(Lookup(128, 768, None, None), 2048, 8, 0, "bfloat16"),
-    # Not measured yet: GLM-4.5-FP8 on eight GPUs, and Qwen3-30B-A3B-GPTQ-Int4.
+    # GLM-4.5-FP8 on eight GPUs, and Qwen3-30B-A3B-GPTQ-Int4, which was not measured yet.
     "channel": MoeShape(Lookup(161, 192, "fp8_w8a8", None, True), 5120, 8, 1, "bfloat16"),
     "int4": MoeShape(Lookup(128, 384, "int4_w4a16", None), 2048, 8, 0, "bfloat16", group=128),
 }
