@@ -27,6 +27,8 @@ CACHE = "moe_configs"
 # there until something is tuned), and which batch sizes of ours come of which tuning.
 _BUILT_IN = ".built_in.json"
 TUNED = ".tuned"
+# In it: tunings whose rows gave way to another one's, as after a change of the image.
+_REPLACED = "replaced"
 
 
 def root() -> Path:
@@ -293,7 +295,57 @@ def add(
         "measured": {**measured, **({str(size): row} if row else {})},
         "filled_to": filled_to(path, tuning),
     }
+    _keep(path, tuning)
     _write_rows(path, {**rows(path), size: Pair(up, down or up)}, both)
+    files.write_json(tuned_record(path), record)
+    _forget_built_in(path)
+
+
+def _replaced(path: Path, tuning: Any) -> Path:
+    """Where the files of a tuning are kept."""
+    return root() / TUNED / _REPLACED / f"{caches.digest(tuning)}-{path.stem}"
+
+
+def _keep(path: Path, tuning: dict[str, Any]) -> None:
+    """Put aside what another tuning than this has put into the file."""
+    try:
+        record = files.read_json(tuned_record(path)) or {}
+    except ValueError:
+        return
+    if not isinstance(record.get("tuning"), dict) or record["tuning"] == tuning:
+        return
+    folder = _replaced(path, record["tuning"])
+    for each in (down_file(path), path):
+        if table := read(each):
+            _write(folder / each.name, table)
+    files.write_json(folder / f"record-{path.name}", record)
+
+
+def replaced(path: Path, tuning: dict[str, Any]) -> dict[int, Config]:
+    """The batch sizes of a tuning whose rows gave way to another one's, with their rows; none where
+    the file has this tuning's.
+    """
+    if _record(path, tuning):
+        return {}
+    folder = _replaced(path, tuning)
+    return tuned(folder / path.name, tuning, folder / f"record-{path.name}")
+
+
+def take_back(path: Path, tuning: dict[str, Any]) -> None:
+    """Have such a tuning's rows in the file again, as they were. What stands there is kept."""
+    if not replaced(path, tuning):
+        return
+    folder = _replaced(path, tuning)
+    record = _record(path, tuning, folder / f"record-{path.name}")
+    _keep(path, tuning)
+    # Without a record the rows are nobody's: one that is killed here does this once more.
+    tuned_record(path).unlink(missing_ok=True)
+    table, down = read(folder / path.name), read(folder / down_file(path).name)
+    if down:
+        _write(down_file(path), down)
+    else:
+        down_file(path).unlink(missing_ok=True)
+    _write(path, table)
     files.write_json(tuned_record(path), record)
     _forget_built_in(path)
 

@@ -70,6 +70,8 @@ class MoeTune(Stage):
 
     def lacking(self, context: Context) -> str | None:
         shape = _expected(context)
+        if config_files.replaced(_path(context, shape), _tuning(context, shape)):
+            return "the file has the rows of another tuning, as of another image"
         if missing := _missing(context, shape):
             return f"no configuration for batch sizes {', '.join(map(str, missing))}"
         if not _is_filled(context, shape):
@@ -105,6 +107,8 @@ class MoeTune(Stage):
             )
         shape = self._asked_for(context, _expected(context))
         tuned: dict[str, Any] = {}
+        if context.request.stages[self.name] != "rebuild":
+            config_files.take_back(_path(context, shape), _tuning(context, shape))
         missing = _to_tune(context, shape)
         if missing or not _is_filled(context, shape):
             tuned = self._tune(context, shape, missing)
@@ -358,8 +362,13 @@ def _tuning(context: Context, shape: MoeShape) -> dict[str, Any]:
     earlier["configurations"] = space.earlier_count(
         shape.lookup.block_shape, context.request.moe_sample
     )
-    stands = config_files.tuned(_path(context, shape), earlier)
+    stands = _had(_path(context, shape), earlier)
     return earlier if not rebuilt and set(_wanted(context)) <= set(stands) else tuning
+
+
+def _had(path: Path, tuning: dict[str, Any]) -> dict[int, space.Config]:
+    """What a tuning has in the file, or would have once its rows are back in it."""
+    return {**config_files.tuned(path, tuning), **config_files.replaced(path, tuning)}
 
 
 def _tuning_now(context: Context, shape: MoeShape) -> dict[str, Any]:
@@ -485,7 +494,7 @@ def _wanted(context: Context) -> tuple[int, ...]:
 
 
 def _missing(context: Context, shape: MoeShape) -> list[int]:
-    have = config_files.tuned(_path(context, shape), _tuning(context, shape))
+    have = _had(_path(context, shape), _tuning(context, shape))
     return [size for size in _wanted(context) if size not in have]
 
 

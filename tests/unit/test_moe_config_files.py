@@ -450,3 +450,76 @@ def test_what_a_server_asked_for_is_remembered_by_its_settings(
     assert config_files.remembered("a1") == lookup and config_files.remembered("b2") is None
     (config_files.root() / config_files.TUNED / "lookup-a1.json").write_text("{")
     assert config_files.remembered("a1") is None
+
+
+# --- rows that give way to another tuning's, and come back
+
+
+NEXT = {**TUNING, "sglang": "0.5.23"}
+FAST, SLOW = {**TILE, "num_stages": 5}, {**TILE, "num_stages": 2}
+
+
+def two_tunings() -> Path:
+    """A file that one image tuned, and then another one."""
+    path = config_files.folder("3.6.0") / NAME
+    for size in (8, 64):
+        config_files.add(path, TUNING, size, FAST, SLOW, measured(size))
+    config_files.filled(path, TUNING, 4096)
+    config_files.add(path, NEXT, 8, SLOW, FAST, measured(8))
+    return path
+
+
+def seen(path: Path) -> tuple[Any, ...]:
+    record = json.loads(config_files.tuned_record(path).read_text())
+    return config_files.rows(path), record
+
+
+def test_a_replaced_tuning_comes_back_as_it_was_and_so_does_the_other(site: Site) -> None:
+    path = config_files.folder("3.6.0") / NAME
+    for size in (8, 64):
+        config_files.add(path, TUNING, size, FAST, SLOW, measured(size))
+    config_files.filled(path, TUNING, 4096)
+    first = seen(path)
+    assert config_files.replaced(path, TUNING) == {}
+    config_files.add(path, NEXT, 8, SLOW, FAST, measured(8))
+    second = seen(path)
+    for tuning, expected in [(TUNING, first), (NEXT, second), (TUNING, first)]:
+        assert sorted(config_files.replaced(path, tuning)) == sorted(expected[1]["batch_sizes"])
+        config_files.take_back(path, tuning)
+        assert seen(path) == expected and config_files.replaced(path, tuning) == {}
+    assert config_files.filled_to(path, TUNING) == 4096
+
+
+def test_what_stands_is_not_taken_back_over(site: Site) -> None:
+    path = two_tunings()
+    before = seen(path)
+    for tuning in (NEXT, {"E": 1}):
+        config_files.take_back(path, tuning)
+        assert seen(path) == before
+
+
+@pytest.mark.parametrize("at", ["rows", "record"])
+def test_one_that_is_killed_while_it_comes_back_comes_back_the_next_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    path = two_tunings()
+    name = {"rows": "_write", "record": "_forget_built_in"}[at]
+    with monkeypatch.context() as patch:
+        patch.setattr(config_files, name, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            config_files.take_back(path, TUNING)
+    config_files.take_back(path, TUNING)
+    rows, record = seen(path)
+    assert rows == {8: Pair(FAST, SLOW), 64: Pair(FAST, SLOW)} and record["tuning"] == TUNING
+    config_files.take_back(path, NEXT)
+    assert config_files.rows(path)[8] == Pair(SLOW, FAST)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"tuning": 1}', "{" * 200])
+def test_a_replaced_tuning_whose_record_cannot_be_read_is_none(site: Site, content: str) -> None:
+    path = two_tunings()
+    (record,) = config_files.root().glob(".tuned/replaced/*/record-*")
+    record.write_text(content)
+    before = seen(path)
+    config_files.take_back(path, TUNING)
+    assert config_files.replaced(path, TUNING) == {} and seen(path) == before
