@@ -244,7 +244,7 @@ def _check_parents(plan: Plan) -> None:
     for option, path in spec.roots().items():
         name = "sgl_root" if option == "root" else f"sgl_{option}_root"
         try:
-            found = [item for item in safe_tree.exchangeable(path, spec.uid)]
+            found = list(safe_tree.exchangeable(path, spec.uid))
         except OSError:
             # Reading the root itself says what is wrong.
             continue
