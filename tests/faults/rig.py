@@ -31,7 +31,7 @@ _VARYING = frozenset(
     " message sample_count tokens_seen tokens_expected warmup_requests ran reason warnings before"
     " start_byte end_byte latency_s ttft_s ready_after_s output_tokens_per_s pgid log_start"
     " stopped_at since until compiled_files new_files server_starts start_advice mtime_ns"
-    " made".split()
+    " made made_in_s".split()
 )
 _IDS = re.compile(r"\b(container-run|prep|smoke|server)-\d{8}T\d{6}Z-[0-9a-f]{8}\b")
 
