@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
