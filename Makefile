@@ -111,7 +111,7 @@ browser: setup test-tools-up ## The report's page in a real browser
 
 .PHONY: gpu
 gpu: ## The acceptance suite on this machine's Hopper GPU, with the Python that has SGLang (PYTHON=)
-	$(PYTHON) tests/gpu/acceptance.py --out tests/output/gpu cold prepared perf shipped taken_over gain
+	$(PYTHON) tests/gpu/acceptance.py --out tests/output/gpu
 
 .PHONY: molecule
 molecule: setup docker-up test-tools-up ## Every molecule scenario

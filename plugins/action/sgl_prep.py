@@ -19,6 +19,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.optio
     prep_spec,
     request_document,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import MADE_IN
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
     duration,
     is_duration,
@@ -218,7 +219,7 @@ def _took(stage: Any) -> float:
     """
     try:
         files = stage["artifacts"].get("files") or {}
-        seconds = files.get("made_in_s", stage["duration_s"] if stage["status"] == "ok" else 0)
+        seconds = files.get(MADE_IN, stage["duration_s"] if stage["status"] == "ok" else 0)
         return float(seconds) if is_duration(seconds) else 0.0
     except BROKEN_ANSWER:
         return 0.0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sgl_admin.base import paths, versions
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.facts import devices
-from sgl_admin.facts.devices import Devices
+from sgl_admin.facts.devices import Devices, GpuProcess
 
 # The driver lets go of an ended process's memory a moment after its end.
 _PATIENCE_S = 15.0
@@ -56,14 +56,23 @@ def wait_until_free(visible: str | None = None) -> None:
     """Raises StageFailure(gpu_busy) where another process goes on computing on a visible GPU;
     `visible` as in devices.find.
     """
+    if others := _still_there([visible])[visible]:
+        named = ", ".join(map(str, others))
+        raise StageFailure(
+            "gpu_busy",
+            f"the GPU is in use by {named}: end that, or wait for its end, and run this again",
+        )
+
+
+def _still_there(visible: Sequence[str | None]) -> dict[str | None, list[GpuProcess]]:
+    """The processes on the GPUs that each of these shows, once there are none or they had their
+    time to end.
+    """
     deadline = time.monotonic() + _PATIENCE_S
-    while others := devices.processes(visible=visible):
-        if time.monotonic() > deadline:
-            named = ", ".join(map(str, others))
-            raise StageFailure(
-                "gpu_busy",
-                f"the GPU is in use by {named}: end that, or wait for its end, and run this again",
-            )
+    while True:
+        found = {each: devices.processes(visible=each) for each in visible}
+        if not any(found.values()) or time.monotonic() > deadline:
+            return found
         time.sleep(0.5)
 
 
@@ -86,12 +95,7 @@ def all_idle(found: Devices, visible: str | None = None) -> Gpus:
     named = [uuid for uuid, name in devices.named(visible) if uuid and name == found.name]
     if len(named) < 2:
         return Gpus()
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        others = {uuid: devices.processes(visible=uuid) for uuid in named}
-        if not any(others.values()) or time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
+    others = _still_there(named)
     idle = tuple(uuid for uuid in named if not others[uuid])
     busy = tuple(
         f"{uuid}: in use by {', '.join(map(str, others[uuid]))}" for uuid in named if others[uuid]

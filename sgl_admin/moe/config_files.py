@@ -315,10 +315,17 @@ def _keep(path: Path, tuning: dict[str, Any]) -> None:
     if not isinstance(record.get("tuning"), dict) or record["tuning"] == tuning:
         return
     folder = _replaced(path, record["tuning"])
-    for each in (down_file(path), path):
-        if table := read(each):
-            _write(folder / each.name, table)
+    _copy(path, folder / path.name)
     files.write_json(folder / f"record-{path.name}", record)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Have a file and its neighbour hold what another file and its neighbour hold."""
+    for here, there in ((down_file(source), down_file(target)), (source, target)):
+        if table := read(here):
+            _write(there, table)
+        else:
+            there.unlink(missing_ok=True)
 
 
 def replaced(path: Path, tuning: dict[str, Any]) -> dict[int, Config]:
@@ -338,14 +345,9 @@ def take_back(path: Path, tuning: dict[str, Any]) -> None:
     folder = _replaced(path, tuning)
     record = _record(path, tuning, folder / f"record-{path.name}")
     _keep(path, tuning)
-    # Without a record the rows are nobody's: one that is killed here does this once more.
+    # Removed first: where this is killed, the next call finds no record and takes the rows back.
     tuned_record(path).unlink(missing_ok=True)
-    table, down = read(folder / path.name), read(folder / down_file(path).name)
-    if down:
-        _write(down_file(path), down)
-    else:
-        down_file(path).unlink(missing_ok=True)
-    _write(path, table)
+    _copy(folder / path.name, path)
     files.write_json(tuned_record(path), record)
     _forget_built_in(path)
 

@@ -167,7 +167,9 @@ class Search:
         def rows() -> dict[int, Pair]:
             return {**known, **{size: each.pair for size, each in self._journal.best.items()}}
 
-        for size in self._until_done(sorted(ladder), lambda size: size in rows()):
+        for size in self._until_done(
+            sorted(ladder), lambda size: size in known or self._is_settled(size)
+        ):
             self._settle(size, _near(rows(), size), found, _CHECK_TURNS)
         filled = len(rows())
         while open_gaps := [gap for gap in tables.gaps(rows()) if not self._is_checked(gap)]:

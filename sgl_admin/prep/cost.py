@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sgl_admin.contract.records import MADE_IN
 from sgl_admin.contract.texts import duration, is_duration, one_line
 from sgl_admin.records import caches
 from sgl_admin.stages import earlier, inputs
@@ -171,7 +172,7 @@ def _seconds(stage: str, record: dict[str, Any]) -> float | None:
     """How long the work of a record took: by the record, or by the result of a prep, which is all
     that releases before 1.2 left.
     """
-    recorded = record["summary"].get(caches.MADE_IN)
+    recorded = record["summary"].get(MADE_IN)
     if is_duration(recorded):
         return float(recorded)
     signature = caches.digest(record["signature"])

@@ -17,7 +17,7 @@ from sgl_admin.base import clock, files, paths
 from sgl_admin.base.locks import held
 from sgl_admin.contract import places
 from sgl_admin.contract.places import CACHE_VARIABLES, CACHES
-from sgl_admin.contract.records import canonical
+from sgl_admin.contract.records import MADE_IN, canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
 from sgl_admin.contract.texts import is_duration
 from sgl_admin.records import compiled, vouched
@@ -31,9 +31,8 @@ _MOST_SERVERS = 64
 # In a record: which of the files its work made. Of a signature: what tells of which model it is.
 _MADE = "made"
 OF_MODEL = ("model_config", "model_files")
-# Of the latest work that a record is of: the base image, and the longest time that it took.
+# Of the latest work that a record is of: the base image.
 IMAGE = "image"
-MADE_IN = "made_in_s"
 # Of an image's digest, so many characters tell it for a person.
 _DIGEST = len("sha256:") + 12
 RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}

@@ -18,6 +18,7 @@ import yaml
 from jsonschema import ValidationError
 
 from sgl_admin.contract import places
+from sgl_admin.contract.records import MADE_IN
 from tests.contract import validators
 from tests.faults.fault_site import FaultSite
 from tests.integration.installation import docker, lock_is_free, port_is_free, wait_for
@@ -31,7 +32,7 @@ _VARYING = frozenset(
     " message sample_count tokens_seen tokens_expected warmup_requests ran reason warnings before"
     " start_byte end_byte latency_s ttft_s ready_after_s output_tokens_per_s pgid log_start"
     " stopped_at since until compiled_files new_files server_starts start_advice mtime_ns"
-    " made made_in_s".split()
+    f" made {MADE_IN}".split()
 )
 _IDS = re.compile(r"\b(container-run|prep|smoke|server)-\d{8}T\d{6}Z-[0-9a-f]{8}\b")
 

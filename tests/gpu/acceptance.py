@@ -1,7 +1,7 @@
 """What has to hold on a Hopper GPU with SGLang installed, with or without Docker: each phase writes
 what it saw as JSON.
 
-    python tests/gpu/acceptance.py --out FOLDER cold prepared perf shipped taken_over gain
+    python tests/gpu/acceptance.py --out FOLDER [PHASE ...]
 
 The phases build on each other's caches, below `--root`; each prints a short summary, and fails with
 the first thing that does not hold. It needs nothing but this checkout, SGLang, pebble and
@@ -438,10 +438,10 @@ def main() -> None:
         help="folder for caches and records",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("phases", nargs="+", choices=PHASES)
+    parser.add_argument("phases", nargs="*", choices=PHASES, help="all of them where none is named")
     arguments = parser.parse_args()
     acceptance = Acceptance(arguments.root, arguments.out)
-    for phase in arguments.phases:
+    for phase in arguments.phases or PHASES:
         started = time.monotonic()
         print(f"--- {phase}", flush=True)
         getattr(acceptance, phase)()

@@ -5,7 +5,9 @@ container.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,17 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     before = os.umask(rights.umask())
     yield inside
     os.umask(before)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder that everybody enters, below none but root's: pytest's own belongs to who runs it,
+    and is closed to others.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="sgl-scratch-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -280,11 +280,16 @@ class Docker:
         return self._asked.read_text().splitlines() if self._asked.exists() else []
 
 
-def test_the_server_is_that_of_the_inventorys_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    docker = Docker(tmp_path / "bin", "c" * 64)
+@pytest.fixture
+def docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Docker:
+    """The client on PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return Docker(tmp_path / "bin", "c" * 64)
+
+
+def test_the_server_is_that_of_the_inventorys_container(
+    monkeypatch: pytest.MonkeyPatch, docker: Docker
+) -> None:
     plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
     assert run(monkeypatch, plays, "server", "-e", "x=1", "status", "--json", "--wait", "5") == 7
     assert docker.done == [f"exec {'c' * 64} sgl-admin server status --json --wait 5"]
@@ -292,10 +297,8 @@ def test_the_server_is_that_of_the_inventorys_container(
 
 
 def test_ready_is_asked_in_the_inventorys_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, docker: Docker
 ) -> None:
-    docker = Docker(tmp_path / "bin", "c" * 64)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
     assert run(monkeypatch, plays, "ready", "-e", "x=1", "--json") == 7
     assert docker.done == [f"exec {'c' * 64} sgl-admin ready --json"]
@@ -303,10 +306,8 @@ def test_ready_is_asked_in_the_inventorys_container(
 
 
 def test_a_host_is_measured_in_the_inventorys_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, docker: Docker
 ) -> None:
-    docker = Docker(tmp_path / "bin", "c" * 64)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
     assert run(monkeypatch, plays, "perf", "-e", "x=1", "custom/a", "--rebuild", "--json") == 7
     assert run(monkeypatch, plays, "perf") == 7
@@ -318,10 +319,8 @@ def test_a_host_is_measured_in_the_inventorys_container(
 
 
 def test_a_prep_is_cancelled_in_the_inventorys_container(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, docker: Docker
 ) -> None:
-    docker = Docker(tmp_path / "bin", "c" * 64)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     plays = Plays(container={"name": "sglang-gpu7", "id": "c" * 64})
     assert run(monkeypatch, plays, "prep", "cancel", "--json") == 7
     assert docker.done == [f"exec {'c' * 64} sgl-admin prep cancel --json"]

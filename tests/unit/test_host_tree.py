@@ -10,8 +10,7 @@ import os
 import pwd
 import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,15 +302,6 @@ def test_a_foreign_directory_is_named_once(spec: Spec, tmp_path: Path) -> None:
 
 
 # --- parents that another user can exchange -------------------------------------------------------
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A folder below none but root's: pytest's own belongs to who runs it."""
-    folder = Path(tempfile.mkdtemp(prefix="sgl-parents-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
 
 
 OTHER, SERVICE = 12345, 65534

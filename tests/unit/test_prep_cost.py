@@ -13,7 +13,7 @@ import pytest
 
 from sgl_admin.base import files, paths, versions
 from sgl_admin.contract import texts
-from sgl_admin.records import caches
+from sgl_admin.contract.records import MADE_IN
 from tests.contract import validators
 from tests.unit.sharing import ALL, VERSIONS, Host, admin, on_a_gpu
 
@@ -146,10 +146,10 @@ def test_work_is_compared_with_that_of_the_same_model(
 
 def test_a_record_keeps_the_longest_time(host: Host) -> None:
     took(host, "inductor", 40)
-    assert host.record().summary()[caches.MADE_IN] == 100  # type: ignore[index]
+    assert host.record().summary()[MADE_IN] == 100  # type: ignore[index]
     host.record().write()
     took(host, "inductor", 250)
-    assert host.record().summary()[caches.MADE_IN] == 250  # type: ignore[index]
+    assert host.record().summary()[MADE_IN] == 250  # type: ignore[index]
 
 
 @pytest.mark.parametrize("value", ["soon", True, -1, None, float("inf"), [1]])
@@ -158,7 +158,7 @@ def test_a_time_that_is_none_is_no_time(
 ) -> None:
     record = host.record()
     document = files.read_json(record.path) or {}
-    document["summary"][caches.MADE_IN] = value
+    document["summary"][MADE_IN] = value
     record.path.write_text(json.dumps(document), encoding="utf-8")
     image("0.5.18")
     assert (host.prep().cost or "").endswith(
@@ -171,7 +171,7 @@ def test_the_time_of_an_earlier_release_is_in_the_result_of_its_prep(
 ) -> None:
     record = host.record()
     document = files.read_json(record.path) or {}
-    del document["summary"][caches.MADE_IN]
+    del document["summary"][MADE_IN]
     record.path.write_text(json.dumps(document), encoding="utf-8")
     done = {"ran": True, "status": "ok", "duration_s": 3000, "signature": record.signature}
     result = paths.prep_result("run-of-before")

@@ -7,10 +7,8 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +40,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be led 
 
 
 @pytest.fixture
-def host() -> Iterator[Path]:
-    """A folder that only root writes and everybody enters: pytest's own is closed to others."""
-    folder = Path(tempfile.mkdtemp(prefix="sgl-trust-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def host(scratch: Path) -> Path:
+    return scratch
 
 
 @pytest.fixture

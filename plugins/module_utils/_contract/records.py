@@ -35,6 +35,8 @@ RESULT_SHAPE = {
     "errors": list,
     "warnings": list,
 }
+# In the summary of a stage's files: the longest time that the work took on this host.
+MADE_IN = "made_in_s"
 # The files that say which model a folder holds.
 MODEL_CONFIG, MODEL_INDEX = "config.json", "model.safetensors.index.json"
 
