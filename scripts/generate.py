@@ -51,7 +51,7 @@ def role_defaults() -> str:
 def profile_variables() -> str:
     """Of playbooks/prep.yml: the variables that a profile sets."""
     return "".join(
-        f"        {option.name}: {_jinja(f'settings_profile.{option.name} | default(omit)')}\n"
+        f"        {option.name}: {_jinja(f'prep_profile.{option.name} | default(omit)')}\n"
         for option in profiles.VARIABLES.values()
     )
 
