@@ -58,7 +58,7 @@ class Acceptance:
         self.model = write_qwen3_next_fp8(root / "models" / "qwen3-next-4-layers-fp8")
         paths.relocate(root)
 
-    def admin(self, *words: str, timeout_s: float = 570) -> subprocess.CompletedProcess[str]:
+    def admin(self, *words: str, timeout_s: float = 1800) -> subprocess.CompletedProcess[str]:
         python_path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
             [sys.executable, "-P", "-m", "sgl_admin", "--root", str(self.root), *words],
