@@ -153,7 +153,9 @@ class Acceptance:
             found = {"away": away, "first": first, "first_s": took}
             found |= {"second": second, "second_s": again, **self.serve()}
         self.save("without_fa3", found)
-        chosen = [word for choice in first["chosen"] for word in choice["arguments"]]
+        chosen = [
+            word for choice in first["run"]["server"]["chosen"] for word in choice["arguments"]
+        ]
         print(f"without {away}: {chosen}; {statuses(first)} in {took:.1f} s, again {again:.2f} s")
         shown = ("ready_s", "first_greedy", "first_sampled", "new_files", "graphs")
         print(json.dumps({key: found[key] for key in shown}, indent=1))
