@@ -150,7 +150,7 @@ class Acceptance:
         with fa3_away() as away:
             first, took = self.caches("ensure")
             second, again = self.caches("ensure")
-            found = {"away": away, "first": first, "first_s": took}
+            found: dict[str, Any] = {"away": away, "first": first, "first_s": took}
             found |= {"second": second, "second_s": again, **self.serve()}
         self.save("without_fa3", found)
         chosen = [
