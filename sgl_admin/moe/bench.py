@@ -221,8 +221,10 @@ class FusedExperts:
             for draw in range(_LOOK_CALLS):
                 with self._experts.recorded() as kernels, self._launched_by(size, pair):
                     self._call(size, draw)
-                # No kernel has written what the down projection reads.
-                kernels[1]["A"].normal_()
+                # No kernel has written what the down projection reads. SGLang 0.5.23 hands it over
+                # in FP8, for which torch draws no numbers.
+                read = kernels[1]["A"]
+                read.copy_(torch.randn(read.shape, device=read.device))
                 calls.append(kernels)
             self._kept = (what, calls)
         return [kernels[1 if trial.part == DOWN else 0] for kernels in self._kept[1]]

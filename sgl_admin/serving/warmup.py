@@ -121,7 +121,8 @@ class Warmup:
         began = time.monotonic()
         self.ledger.complete("The capital of Spain is", _TEMPERATURES[-1])
         self.first_sampled_request_s = round(time.monotonic() - began, 3)
-        if self.starts[-1]["first_request_s"] is None:
+        # A server that ran before has no start of this warm-up.
+        if self.starts and self.starts[-1]["first_request_s"] is None:
             self.starts[-1].update(
                 first_request_s=self.first_request_s,
                 first_sampled_request_s=self.first_sampled_request_s,

@@ -15,7 +15,7 @@ from sgl_admin.base import files, locks, paths
 from sgl_admin.contract import places
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_PROOF_FAILED
 from sgl_admin.records import caches, job, prepared, remembered, run
-from sgl_admin.serving import benchmark_server, warmup
+from sgl_admin.serving import benchmark_server, server
 from sgl_admin.sglang import ENGINE
 from tests.contract import validators
 from tests.unit.sharing import Answer, admin
@@ -51,9 +51,8 @@ def started(world: World, monkeypatch: pytest.MonkeyPatch) -> Started:  # noqa: 
     found = Started()
     monkeypatch.setattr(benchmark_server, "start", found.start)
     monkeypatch.setattr(benchmark_server, "wait", found.wait)
-    monkeypatch.setattr(
-        warmup.OfRunning, "ensure_requests", lambda self, batch_sizes: object(), raising=False
-    )
+    monkeypatch.setattr(server.Server, "complete", lambda *_: 7)
+    monkeypatch.setattr(server.Server, "prompt_tokens", lambda _: 5.0)
     return found
 
 
