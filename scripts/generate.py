@@ -50,8 +50,9 @@ def role_defaults() -> str:
 
 def profile_variables() -> str:
     """Of playbooks/prep.yml: the variables that a profile sets."""
+    profile = "prep_profiles[prep_number]"
     return "".join(
-        f"        {option.name}: {_jinja(f'prep_profile.{option.name} | default(omit)')}\n"
+        f"        {option.name}: {_jinja(f'{profile}.{option.name} | default(omit)')}\n"
         for option in profiles.VARIABLES.values()
     )
 
