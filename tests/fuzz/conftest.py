@@ -16,7 +16,6 @@ settings.register_profile(
     max_examples=EXAMPLES,
     # The fast lane may not fail by chance; the slow one is there to find what nobody thought of.
     derandomize=EXAMPLES <= FEW,
-    deadline=None,
     print_blob=True,
     suppress_health_check=[
         HealthCheck.too_slow,

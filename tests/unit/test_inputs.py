@@ -494,7 +494,6 @@ def compiled_by(ask: Ask, stage: str) -> object:
 @settings(
     max_examples=60,
     derandomize=True,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(pair=PAIRS)

@@ -405,7 +405,7 @@ BYTES = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     record=st.none() | BYTES,
     memo=st.none() | BYTES,
@@ -442,7 +442,7 @@ def test_no_record_and_no_memo_is_a_traceback_or_a_wrong_verdict(
     shutil.rmtree(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_verified_model_has_the_recorded_bytes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

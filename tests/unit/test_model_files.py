@@ -467,7 +467,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     config=st.dictionaries(st.sampled_from(KEYS), json_values) | json_values,
     weight_map=st.dictionaries(st.text(max_size=5), json_values, max_size=3) | json_values,

@@ -475,7 +475,7 @@ def killed_at(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     call=st.sampled_from([*CALLS, "exchange"]),
     number=st.integers(1, 30),

@@ -225,7 +225,7 @@ LOOKUPS = st.builds(
 DEVICES = st.sampled_from([GH200, "NVIDIA H100 80GB HBM3", "NVIDIA_H200", "*", "dtype=x"])
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(lookup=LOOKUPS, device=DEVICES)
 def test_what_a_name_says_is_read_back(lookup: Lookup, device: str) -> None:
     name = ENGINE.moe.file_name(lookup, device)
@@ -258,7 +258,7 @@ def test_names_of_sglangs_are_read(name: str, lookup: Lookup | None) -> None:
     assert ENGINE.moe.lookup(name) == lookup
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(lookup=LOOKUPS, shared=st.integers(0, 1))
 def test_a_shape_outlasts_json(lookup: Lookup, shared: int) -> None:
     shape = MoeShape(lookup, 2048, 10, shared, "bfloat16")

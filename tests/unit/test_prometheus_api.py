@@ -36,7 +36,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     url_secret,
 )
 from ansible_collections.slice_bench.sglang.plugins.modules import prom_ready
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doubles.prometheus_double import (
@@ -605,7 +605,6 @@ def shaped(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-@settings(deadline=None)
 @given(
     document=JSON | shaped(JSON),
     wanted=st.sampled_from([Wanted(["node"]), Wanted(expression="up")]),
@@ -631,7 +630,6 @@ def test_what_is_no_sample_does_not_hold(sample):
         assert not seen.ready and "does not answer as Prometheus does" in str(seen.reason)
 
 
-@settings(deadline=None)
 @given(body=st.binary())
 def test_no_bytes_end_in_a_traceback(body):
     for wanted in (Wanted(["node"]), Wanted(expression="up")):

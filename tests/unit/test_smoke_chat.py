@@ -20,7 +20,6 @@ MESSAGES = [{"role": "user", "content": "What is 17 plus 5?"}]
 fuzz = settings(
     max_examples=200,
     derandomize=True,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 

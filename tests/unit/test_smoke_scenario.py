@@ -133,7 +133,6 @@ def test_what_is_no_json_is_refused(text: str | bytes) -> None:
 @settings(
     max_examples=300,
     derandomize=True,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
 )
 @given(
