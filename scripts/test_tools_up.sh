@@ -22,7 +22,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt_refresh "${missing[*]} missing here, which tests drive"
     apt_install "${missing[*]} missing here, which tests drive" "${missing[@]}"
 fi
-# Without systemd nobody has mounted this, and the package could not tell the kernel of its emulator.
+# Without systemd this is not mounted, and the package could not register its emulator with the kernel.
 if [ "$(uname -m)" = x86_64 ] && [ ! -e "$BINFMT/qemu-aarch64" ]; then
     [ -e "$BINFMT/register" ] || as_root mount -t binfmt_misc binfmt_misc "$BINFMT"
     [ -e "$BINFMT/qemu-aarch64" ] || as_root /usr/sbin/update-binfmts --enable qemu-aarch64
