@@ -175,8 +175,8 @@ def may_count(name: str) -> bool:
 
 
 def read_record(path: str) -> Record:
-    """The digests that the model in ``path`` came with. Raises ModelError for a record that is
-    none.
+    """The digests that the model in ``path`` came with. Raises ModelError for an invalid
+    record.
     """
     file = os.path.join(path, RECORD)
     if not os.path.lexists(file):

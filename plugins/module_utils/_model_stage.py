@@ -367,9 +367,9 @@ class Stage:
                 "verifying", done=False, part=Slice(False, part.bytes_done, part.bytes_total, moved)
             )
         # What was taken over from the old model was read by an earlier run.
-        anew = self.request.full and staging.took_over(files)
+        read_again = self.request.full and staging.took_over(files)
         staging.swap(files, self._source(commit), **(self.request.fitting or {}))
-        if anew:
+        if read_again:
             return self._answer(
                 "verifying", done=False, part=Slice(False, 0, part.bytes_total, moved)
             )

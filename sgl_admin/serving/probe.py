@@ -205,8 +205,8 @@ class _Attempt:
         self._exceeded = False
 
     def look(self) -> bool:
-        """Ask once; whether the attempt has ended, with a proof or with the reason why there can be
-        none.
+        """Ask once; whether the attempt has ended, with a proof or with the reason why it is
+        impossible.
         """
         result, ledger = self._result, self._ledger
         url, query = result["prometheus_url"], result["prometheus_query"]

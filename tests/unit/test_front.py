@@ -55,7 +55,7 @@ class Plays:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of whoever runs the tests, and no Docker."""
+    """No variable of the user who runs the tests, and no Docker."""
     for name in [
         *caller._TEXTS,
         *caller._NUMBERS,

@@ -1,5 +1,5 @@
 """What becomes of a tuning whose process crashes, hangs or is killed: the process is the real one,
-on a GPU that is none.
+on a double of a GPU.
 """
 
 from __future__ import annotations
