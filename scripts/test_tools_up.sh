@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# See that there are the programs that tests drive: chromium (the report's page), rsync (a model that the controller sends), docker-registry
-# (what is pulled), minisign (what is signed) and, on x86-64, an emulator for arm64 (its image is built and run). Installs Debian's packages
-# where they are missing.
+# Ensure the programs that tests drive: chromium (the report's page), rsync (a model that the controller sends), docker-registry
+# (what is pulled), minisign (what is signed), openssl (certificates of test servers), ssh and ssh-keygen (test hosts) and, on x86-64, an
+# emulator for arm64 (its image is built and run). Installs Debian's packages where they are missing.
 set -euo pipefail
 
 # shellcheck source=scripts/common.sh
@@ -10,8 +10,11 @@ set -euo pipefail
 readonly BINFMT=/proc/sys/fs/binfmt_misc
 
 missing=()
-for name in chromium rsync docker-registry minisign; do
+for name in chromium rsync docker-registry minisign openssl; do
     command -v "$name" >/dev/null 2>&1 || missing+=("$name")
+done
+for name in ssh ssh-keygen; do
+    command -v "$name" >/dev/null 2>&1 || missing+=(openssh-client)
 done
 if [ "$(uname -m)" = x86_64 ]; then
     command -v qemu-aarch64-static >/dev/null 2>&1 || missing+=(qemu-user-static)
