@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sgl_host_info
-short_description: Tell what a run needs to know of a host, and all that would stop it, in one round
+short_description: Report what a run needs to know of a host, and what would stop it, in one round
   trip
 version_added: 1.0.0
 description:

@@ -274,7 +274,7 @@ QUESTIONS = {
     "cancel": ("docs/how-to/watch.md", "Cancel", "prep cancel"),
     "watch": ("docs/how-to/watch.md", "Watch\n", "status --watch"),
     "reboot": ("docs/how-to/reboot.md", "Reboot a host", "prep.yml"),
-    "disk full": ("docs/how-to/clean-up.md", "The disk is full", "may it go"),
+    "disk full": ("docs/how-to/clean-up.md", "The disk is full", "can it go"),
     "uninstall": ("docs/how-to/clean-up.md", "Uninstall", "playbooks/uninstall.yml"),
     "proxy": ("docs/how-to/proxy-and-mirrors.md", "Proxy and mirrors", "where to set proxy"),
     "no internet": ("docs/how-to/air-gap.md", "A GH200 without the internet", "controller"),
