@@ -247,6 +247,18 @@ def test_the_archive_that_a_project_installs_is_this_release() -> None:
     assert re.findall(r"slice_bench-sglang-([\d.]+)\.tar", page) == [version]
 
 
+# Where the map of CONTRIBUTING.md abbreviates.
+ROOTS = ("", "plugins", "plugins/module_utils", "plugins/module_utils/_contract", "sgl_admin")
+
+
+def test_the_contributors_map_names_what_exists() -> None:
+    names = re.findall(r"`([\w.-]+(?:/[\w.-]+)+/?)`", _read("CONTRIBUTING.md"))
+    # `make slow` writes it.
+    names.remove("tests/slow-lane.txt")
+    assert len(names) > 60
+    assert [name for name in names if not any((ROOT / r / name).exists() for r in ROOTS)] == []
+
+
 # What operators ask, each with the page, its heading and words of the answer.
 QUESTIONS = {
     "install": ("README.md", "Prepare your GPU hosts", "scripts/setup.sh"),
