@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -26,19 +26,26 @@ COLLECTIONS = ROOT / ".ansible" / "collections"
 sys.path.insert(0, str(COLLECTIONS))
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     link = COLLECTIONS / "ansible_collections" / "slice_bench" / "sglang"
     if link.resolve() != ROOT:
         raise pytest.UsageError(
             f"{link} does not lead to this checkout: run `make setup`, which makes that link."
         )
+    # The folders that are named: collecting their tests takes seconds.
+    if config.args_source is config.ArgsSource.ARGS:
+        _require(config, (Path(arg.partition("::")[0]) for arg in config.args))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    _require(session.config, (item.path for item in session.items))
+
+
+def _require(config: pytest.Config, paths: Iterable[Path]) -> None:
     """Say at once what the chosen tests need and this machine lacks."""
-    if session.config.option.collectonly:
+    if config.option.collectonly:
         return
-    places = {tools.place_of(item.path) for item in session.items} - {None}
+    places = {tools.place_of(path) for path in paths} - {None}
     if message := tools.lacking(place for place in places if place):
         raise pytest.UsageError(message)
 

@@ -19,7 +19,7 @@ as_root() {
     fi
 }
 
-# apt_refresh WHY: read the package lists anew, or say why nothing can be installed on this system.
+# apt_refresh WHY: read the package lists again, or say why nothing can be installed on this system.
 apt_refresh() {
     command -v apt-get >/dev/null 2>&1 || die "$1, and this system has no apt-get: install it with the system's own package manager."
     can_be_root || die "$1, and this user is neither root nor has sudo: ask for it to be installed."

@@ -48,7 +48,7 @@ require_access() {
     die "Docker runs, but $(id -un) has no permission to use it: run 'sudo usermod -aG docker $(id -un)' (or ask an administrator to), log in again, and repeat."
 }
 
-# Ours, or somebody else's that is on its way up (the package's own init script): ours then ends at once.
+# Ours, or another one that is on its way up (the package's own init script): ours then ends at once.
 dockerd_runs() {
     local pid
     [ -d "/proc/$dockerd_pid" ] || { pid=$(cat /var/run/docker.pid 2>/dev/null) && [ -d "/proc/$pid" ]; }

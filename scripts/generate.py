@@ -500,12 +500,52 @@ def _complete(part: dict[str, Any], required: list[str]) -> bool:
     return bool(lacking)
 
 
+def locked_cores() -> dict[str, tuple[str, str]]:
+    """Each ansible-core that is installed, with the Pythons that get it: `<` or `>=`, and a
+    version.
+    """
+    locked = _read("requirements/base.txt")
+    pattern = r"^ansible-core==([\d.]+) ; python_full_version (\S+) '([\d.]+)'"
+    return {core: (mark, bound) for core, mark, bound in re.findall(pattern, locked, re.M)}
+
+
+def core_of(python: str) -> str:
+    """The ansible-core that a Python gets."""
+    older = {"<": True, ">=": False}
+    version = tuple(map(int, python.split(".")))
+    [core] = [
+        core
+        for core, (mark, bound) in locked_cores().items()
+        if (version < tuple(map(int, bound.split(".")))) is older[mark]
+    ]
+    return core
+
+
+def _workflow_jobs() -> dict[str, Any]:
+    jobs: dict[str, Any] = yaml.safe_load(_read(".github/workflows/ci.yml"))["jobs"]
+    return jobs
+
+
+def checked_pythons() -> list[str]:
+    """The Pythons of the controller that the fast lane runs with."""
+    pythons: list[str] = _workflow_jobs()["check"]["strategy"]["matrix"]["python"]
+    return pythons
+
+
+def _tested_cores() -> str:
+    [whole] = [
+        step["with"]["python-version"]
+        for step in _workflow_jobs()["test"]["steps"]
+        if "python-version" in step.get("with", {})
+    ]
+    return "; ".join(
+        f"{core_of(python)} with Python {python}: {'all' if python == whole else 'unit'} tests"
+        for python in checked_pythons()
+    )
+
+
 def support_table() -> str:
     """The versions that the tests run with, from the files that choose them."""
-    locked = _read("requirements/base.txt")
-    cores = re.findall(
-        r"^ansible-core==([\d.]+) ; python_full_version (\S+ '[\d.]+')", locked, re.M
-    )
     flavours = "roles/image/files/flavours"
     packages = _read(f"{flavours}/local/requirements.txt")
     [sglang] = re.findall(r"^sglang==([\d.]+)", packages, re.MULTILINE)
@@ -515,10 +555,9 @@ def support_table() -> str:
     modules = pyproject["tool"]["ruff"]["per-file-target-version"]["plugins/modules/**"]
     controller = pyproject["project"]["requires-python"].removeprefix(">=")
     host = f"{modules[2]}.{modules[3:]}"
-    tested = "; ".join(f"{core} (Python {python})" for core, python in cores).replace("'", "")
     rows = [
-        ("ansible-core", oldest_core.removeprefix(">="), tested),
-        ("Python of the controller", controller, "the one that runs the tests"),
+        ("ansible-core", oldest_core.removeprefix(">="), _tested_cores()),
+        ("Python of the controller", controller, ", ".join(checked_pythons())),
         ("Python of a host", host, f"Debian's, and {host} where the test machine has it"),
         ("SGLang without a GPU", sglang, f"{sglang}, on the CPU"),
         ("SGLang of the `gh200` image", "`sgl_image_base`", f"`{base}` is the default; not run"),

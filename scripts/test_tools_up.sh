@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# See that there are the programs that tests drive: chromium (the report's page), rsync (a model that the controller sends), docker-registry
-# (what is pulled), minisign (what is signed) and, on x86-64, an emulator for arm64 (its image is built and run). Installs Debian's packages
-# where they are missing.
+# Ensure the programs that tests drive: chromium (the report's page), rsync (a model that the controller sends), docker-registry
+# (what is pulled), minisign (what is signed), openssl (certificates of test servers), ssh and ssh-keygen (test hosts) and, on x86-64, an
+# emulator for arm64 (its image is built and run). Installs Debian's packages where they are missing.
 set -euo pipefail
 
 # shellcheck source=scripts/common.sh
@@ -10,8 +10,11 @@ set -euo pipefail
 readonly BINFMT=/proc/sys/fs/binfmt_misc
 
 missing=()
-for name in chromium rsync docker-registry minisign; do
+for name in chromium rsync docker-registry minisign openssl; do
     command -v "$name" >/dev/null 2>&1 || missing+=("$name")
+done
+for name in ssh ssh-keygen; do
+    command -v "$name" >/dev/null 2>&1 || missing+=(openssh-client)
 done
 if [ "$(uname -m)" = x86_64 ]; then
     command -v qemu-aarch64-static >/dev/null 2>&1 || missing+=(qemu-user-static)
@@ -22,7 +25,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     apt_refresh "${missing[*]} missing here, which tests drive"
     apt_install "${missing[*]} missing here, which tests drive" "${missing[@]}"
 fi
-# Without systemd nobody has mounted this, and the package could not tell the kernel of its emulator.
+# Without systemd this is not mounted, and the package could not register its emulator with the kernel.
 if [ "$(uname -m)" = x86_64 ] && [ ! -e "$BINFMT/qemu-aarch64" ]; then
     [ -e "$BINFMT/register" ] || as_root mount -t binfmt_misc binfmt_misc "$BINFMT"
     [ -e "$BINFMT/qemu-aarch64" ] || as_root /usr/sbin/update-binfmts --enable qemu-aarch64

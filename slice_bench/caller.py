@@ -39,7 +39,7 @@ environment:
   EXPECT_POINTER_OWNER_UID, EXPECT_POINTER_OWNER_GID
                                who must own the pointer, where that is not the tree's owner
   VALIDATE_ONLY=1              start: only make and check the directories; Docker is not asked
-  SLICE_BENCH_PROFILES         folders with profiles of yours, parted by colons
+  SLICE_BENCH_PROFILES         folders with your own profiles, separated by colons
   SGL_REPORT_DIR               where the report of a prep goes (default: reports/ in the checkout)
   ANSIBLE_INVENTORY            an inventory with this machine and its other settings (default: \
 inventories/local)
@@ -131,7 +131,7 @@ def _inventory(name: str) -> str:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Caller:
-    """Raises WrongUsage where a number is none, or the inventory is missing."""
+    """Raises WrongUsage where a number is invalid, or the inventory is missing."""
     variables: dict[str, Any] = {}
     if inventory := environment.get("ANSIBLE_INVENTORY"):
         _inventory(inventory)

@@ -21,7 +21,7 @@ def bootstrap() -> None:
     if Path(sys.prefix).resolve() == environment.resolve():
         return
     if subprocess.run([str(CHECKOUT / "scripts" / "setup.sh"), "base"], check=False).returncode:
-        sys.exit(f"slice_bench: {environment} could not be made; why is said above")
+        sys.exit(f"slice_bench: {environment} could not be made; the lines above say why")
     python = str(environment / "bin" / "python")
     os.execve(
         python,

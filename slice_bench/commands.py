@@ -48,13 +48,13 @@ def start(_arguments: argparse.Namespace, caller: Caller) -> int:
 
 
 def whose(host: dict[str, Any]) -> str:
-    """To whom the host tree belongs, as the checks found it."""
+    """Whether the host tree belongs to the expected owner, as the checks found it."""
     ignored = host.get("ignored") or []
     if not ignored:
-        return "belongs to whom it should"
+        return "belongs to the expected owner"
     count = "1 path in it does" if len(ignored) == 1 else f"{len(ignored)} paths in it do"
     return (
-        f"{count} not belong to whom it should, which HOST_DIR_OWNERSHIP_IGNORE=1 ignores"
+        f"{count} not belong to the expected owner, which HOST_DIR_OWNERSHIP_IGNORE=1 ignores"
         f" ({ignored[0]}{', ...' if len(ignored) > 1 else ''})"
     )
 
@@ -176,7 +176,7 @@ def _profile_line(row: dict[str, Any]) -> str:
 
 
 def say_dry_run(outcome: Outcome, modes: dict[str, str]) -> int:
-    """What a prep would do; where no container runs that could be asked, what it was told to."""
+    """What a prep would do; where no container runs that could say so, what was asked for."""
     done(outcome)
     plan = outcome.host["plan"]
     if not plan:
@@ -347,7 +347,7 @@ def docker_up() -> None:
     if subprocess.run(
         [str(CHECKOUT / "scripts" / "docker_up.sh")], stdout=sys.stderr, check=False
     ).returncode:
-        raise Failed("Docker does not answer on this machine; why is said above", EXIT_FAILED)
+        raise Failed("Docker does not answer on this machine; the lines above say why", EXIT_FAILED)
 
 
 def check_pointer(manifest: Path, caller: Caller) -> None:

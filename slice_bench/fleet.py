@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inventory",
         action="append",
         default=[],
-        help="the hosts: a file, a folder, or names parted by commas",
+        help="the hosts: a file, a folder, or names separated by commas",
     )
     parser.add_argument("-l", "--limit", help="only these of them")
     parser.add_argument(
@@ -94,8 +94,8 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if code and exit_code(report) == 0:
         raise Failed(
-            f"all hosts are ready, but ansible-playbook ended with exit code {code}: why is said"
-            " above"
+            f"all hosts are ready, but ansible-playbook ended with exit code {code}: the lines"
+            " above say why"
         )
     return report
 
@@ -115,7 +115,7 @@ def read(path: Path) -> dict[str, Any]:
     ):
         raise WrongUsage(f"{path} is no report: name the report-....json that lies beside the page")
     if not report["hosts"]:
-        raise WrongUsage(f"{path} tells of no host")
+        raise WrongUsage(f"{path} has no host")
     return report
 
 

@@ -85,7 +85,7 @@ def error_of(output: str) -> str:
         if _NO_HOST in output:
             return "the inventory names no host of the group sglang (or --limit leaves none)"
         lines = [line.strip() for line in output.splitlines() if line.strip()]
-        return lines[-1][:_LIMIT] if lines else "ansible-playbook ended without a word"
+        return lines[-1][:_LIMIT] if lines else "ansible-playbook ended without a message"
     lines = [found[1]]
     for line in output[found.end() :].splitlines()[1:]:
         if not line.strip() or line.startswith(("Origin:", "[", "ERROR!", "PLAY ")):

@@ -22,23 +22,28 @@ BROUGHT_BY = {
     "rsync": _TEST_TOOLS,
     "docker-registry": _TEST_TOOLS,
     "minisign": _TEST_TOOLS,
+    "openssl": _TEST_TOOLS,
+    "ssh": _TEST_TOOLS,
+    "ssh-keygen": _TEST_TOOLS,
 }
 
 _CONTAINERS = ("docker", DAEMON)
+# What a container that is a whole host is reached by.
+_HOSTS = (*_CONTAINERS, "ssh", "ssh-keygen")
 # By folder or file, from the checkout's root.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "tests/unit": (),
+    "tests/unit": ("openssl",),
     "tests/fuzz": (),
     "tests/gpu": (),
     "tests/browser": ("chromium",),
-    "tests/integration": (*_CONTAINERS, "rsync", "docker-registry", "minisign"),
-    "tests/faults": _CONTAINERS,
-    "tests/molecule": (*_CONTAINERS, "docker-registry"),
+    "tests/integration": (*_HOSTS, "rsync", "docker-registry", "minisign", "openssl"),
+    "tests/faults": _HOSTS,
+    "tests/molecule": (*_HOSTS, "docker-registry"),
     "molecule/default": _CONTAINERS,
-    "molecule/fleet": (*_CONTAINERS, "docker-registry"),
+    "molecule/fleet": (*_HOSTS, "docker-registry"),
     "tests/bench/cache_share.py": (),
     "tests/bench/model_verify.py": (),
-    "tests/bench/converged.py": (*_CONTAINERS, "docker-registry"),
+    "tests/bench/converged.py": (*_HOSTS, "docker-registry"),
     "tests/bench/scale.py": ("docker",),
 }
 

@@ -143,7 +143,7 @@ class ActionModule(ToldAction):
             )
         files = self._read(folder, files, shown)
         arguments["manifest"] = listing(files)
-        # With the digests, what is there already can be told.
+        # The digests show what is there already.
         answer = self._prepare(arguments, task_vars, shown)
         if answer.get("failed"):
             return answer

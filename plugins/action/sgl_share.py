@@ -82,8 +82,8 @@ class ActionModule(ToldAction):
         return {**result, **done}
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Raises AnsibleActionFail where something is missing, or the name is none by which a
-        registry and a folder can have it.
+        """Raises AnsibleActionFail where something is missing, or the name does not fit a registry
+        and a folder.
         """
         if not _NAME.fullmatch(item["name"]):
             raise AnsibleActionFail(
@@ -111,7 +111,7 @@ class ActionModule(ToldAction):
         }
 
     def _there(self, item: dict[str, Any]) -> dict[str, Any] | None:
-        """What others find under the item's name already; what is not all of it is given anew each
+        """What others find under the item's name already; a part of a stage is given again each
         time.
         """
         if not item["whole"]:
@@ -184,7 +184,7 @@ class ActionModule(ToldAction):
         return {"changed": changed, "items": status}
 
     def _take_first(self, item: dict[str, Any]) -> dict[str, Any]:
-        """All of it or, where nobody gave that, what is finished so far."""
+        """All of it or, where no host gave that, what is finished so far."""
         found = self._take_one(item)
         if found["status"] == "absent" and item["stage"] == "moe_tune" and item["whole"]:
             return self._take_one({**item, "name": _partial(item["name"])})

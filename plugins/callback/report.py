@@ -11,8 +11,8 @@ version_added: 1.0.0
 description:
   - After a playbook that prepares hosts, writes a self-contained HTML page (hosts and stages,
     timings, cache sizes before and after,
-    warnings, METRICS_READY) and the same as JSON, on the controller. It tells of hosts that failed,
-    were unreachable or were stopped too.
+    warnings, METRICS_READY) and the same as JSON, on the controller. Hosts that failed, were
+    unreachable or were stopped are in it too.
   - Of more than one host, it says last on the screen how many are METRICS_READY, and why each other
     one is not.
   - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it.
@@ -80,8 +80,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: Any) -> None:
         if not self._report:
             return
-        # Each batch of a play is told as a play. Of a play that is none of this collection's
-        # business, no host counts.
+        # Ansible announces each batch of a play as a play. Hosts of plays of other collections do
+        # not count.
         known = (
             play.get_variable_manager().get_vars(play=play) if _modules(play) & set(KNOWN) else {}
         )
@@ -178,7 +178,7 @@ class CallbackModule(CallbackBase):
 
 def _page_into(pages: list[str]) -> Callable[[dict[str, Any]], None]:
     """Makes the page of a report, and puts it there."""
-    # Where nobody wants a page, jinja2's compiling of one costs nothing.
+    # Imported here: without a page, compiling its template costs nothing.
     from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_page import render
 
     return lambda document: pages.append(render(document))
@@ -206,7 +206,7 @@ def _tasks(entries: Iterable[Any]) -> Iterator[Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all; as the results that it tells of, it is for the owner and the group."""
+    """Whole or not at all; like the results in it, it is for the owner and the group."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:

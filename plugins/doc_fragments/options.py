@@ -41,8 +41,8 @@ options:
       - quick
       - full
     default: quick
-    description: V(quick) reads of a model what has changed since it was read;
-      V(full) reads all of it.
+    description: V(quick) reads only the model's files that changed since the
+      last reading; V(full) reads all of them.
   tp:
     type: int
     default: 1
@@ -93,20 +93,20 @@ options:
       with, where it is not the service user's.
   pointer_uid:
     type: int
-    description: Uid that a pointer which is there must belong to, where it is
-      not the tree's.
+    description: Uid that an existing pointer must belong to, where it is not
+      the tree's.
   pointer_gid:
     type: int
-    description: Gid that a pointer which is there must belong to, where it is
-      not the tree's.
+    description: Gid that an existing pointer must belong to, where it is not
+      the tree's.
   group_writable:
     type: bool
     default: false
     description: 'Let the members of the tree''s group write in it: its folders,
-      caches and records are made for them too (umask 007). Whoever may write
-      there decides what the next server runs, and caches are read whole at each
-      prep then to see that they are what was made. By default the group reads
-      results and logs, and only the service user gets to the caches.'
+      caches and records are made for them too (umask 007). A user who may write
+      there decides what the next server runs. So each prep reads the caches whole
+      then, and compares them with their records. By default the group reads results
+      and logs, and only the service user gets to the caches.'
   image:
     type: str
     default: sglang-dev:local
@@ -157,8 +157,8 @@ options:
     elements: str
     default: []
     description: More arguments of the SGLang server, the same as in serving.
-      Records, logs and command lines have the values of arguments that are known
-      as public, and none of the others.
+      Records, logs and command lines show only the values of arguments that are
+      known to be public.
   perf_conditions:
     type: str
     choices:
@@ -266,14 +266,14 @@ options:
     elements: str
     default: []
     description: More arguments of the SGLang server, the same as in serving.
-      Records, logs and command lines have the values of arguments that are known
-      as public, and none of the others.
+      Records, logs and command lines show only the values of arguments that are
+      known to be public.
   server_env:
     type: dict
     default: {}
     description: More environment variables of the server, the same as in serving.
-      Records, logs and command lines have the values of variables that are known
-      as public, and none of the others.
+      Records, logs and command lines show only the values of variables that are
+      known to be public.
   server_fast_start:
     type: bool
     default: false
@@ -292,8 +292,8 @@ options:
     elements: str
     default: []
     description: Arguments (C(--name)) and variables of the server that records
-      may show, beside those that are known as public. With a value that is not
-      shown, caches are of this host alone.
+      may show, beside those that are known to be public. Caches that depend on
+      a hidden value fit this host alone.
   cuda_graph_batch_sizes:
     type: list
     elements: int

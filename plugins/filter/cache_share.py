@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Decides, from what a prep found on each host, what a host may take from others and which host
-makes what nobody has.
+makes what no host has.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def cache_group(done: Mapping[str, Any]) -> str:
 
 
 def cache_lacks(done: Mapping[str, Any], modes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The stages that are not finished on a host and that another host may have; what is to be
-    built anew is each host's own work, and so is the start that shows that whole caches are warm.
+    """The stages that are not finished on a host and that another host may have. A rebuild is each
+    host's own work, and so is the start that shows that whole caches are warm.
     """
     return [
         {"stage": stage, "name": f"{stage}-{found['key']}"}

@@ -369,7 +369,7 @@ class Stack:
 
     def refuse_in_use(self, container: Container | None, what: str | None = None) -> None:
         """Raises ContainerError where a prep, a smoke or a benchmark's server would end with the
-        container. What runs in one whose records cannot be read is told by the locks that it holds.
+        container. Where the records cannot be read, the locks that are held show what runs.
 
         `what` says why it would end; by default it has to be recreated.
         """

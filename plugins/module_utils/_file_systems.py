@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 
 _MOUNTS = "/proc/self/mountinfo"
-# With root_squash, which is NFS's default, the server takes root for nobody.
+# With root_squash, which is NFS's default, the server maps root to an anonymous user.
 _NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs")
 
 

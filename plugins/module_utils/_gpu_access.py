@@ -67,7 +67,7 @@ def arguments(root: str = "/", status: Stat = os.stat) -> list[str]:
 
 
 def groups(root: str = "/", status: Stat = os.stat) -> list[int]:
-    """The groups that alone may open the GPUs' device files; root's own is given to nobody."""
+    """The groups that alone may open the GPUs' device files; root's own is left out."""
     found = {
         entry.st_gid
         for _name, entry in _devices(root, status)

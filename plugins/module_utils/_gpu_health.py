@@ -235,7 +235,7 @@ class Smi:
     attached: int | None
     # Whether parts of the answer could not be read.
     damaged: bool
-    # Fields whose value is none that they may hold.
+    # Fields with a value that they cannot have.
     strange: list[str]
     # What was printed beside the description.
     around: str
@@ -243,8 +243,8 @@ class Smi:
 
 @dataclass
 class Verdict:
-    """`problems` stop a run, `lacking` is what a host that nobody prepared yet may lack, `warnings`
-    are told.
+    """`problems` stop a run, `lacking` is what a host before its first prep may lack, `warnings`
+    are only shown.
     """
 
     problems: list[str] = field(default_factory=list)

@@ -144,7 +144,7 @@ class Plan:
         }
 
     def foreign_paths(self) -> list[str]:
-        """What somebody else owns, the pointer too."""
+        """What another user owns, the pointer too."""
         return [printable(item.path) for item in (*self.foreign, self.foreign_pointer) if item]
 
 

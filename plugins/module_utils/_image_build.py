@@ -143,8 +143,8 @@ class ImageBuild:
         if context is None:
             return "base"
         recipe = self._recipe(context)
-        # What cannot be had should not be found out after half an hour of downloads: so digests
-        # come first, and what is small comes before a base that is pulled.
+        # A missing digest or program should show before half an hour of downloads: so digests come
+        # first, and small files before a base that is pulled.
         programs = [
             image_downloads.program(archive, self.build_dir) for archive in self._archives(recipe)
         ]
@@ -285,8 +285,8 @@ class ImageBuild:
             self._remove(folder)
 
     def _import_foreign(self, archive: str, name: str) -> None:
-        """`docker import` records the host's architecture before Docker 23, whatever it is told; a
-        build records the one that it is for.
+        """Before Docker 23, `docker import` records the host's architecture and ignores --platform;
+        a build records the one that it is for.
         """
         context = os.path.join(os.path.dirname(archive), "import")
         os.mkdir(context)

@@ -233,7 +233,7 @@ def provide(
     """Have the program of an archive under `folder`. Raises ImageError; what was fetched until then
     is gone on with the next time.
 
-    `fetched` is a folder of archives that somebody brought: one that lies there is not fetched.
+    `fetched` is the operator's folder of archives: one that lies there is not downloaded.
     """
     target = program(archive, folder)
     if os.path.exists(target):

@@ -154,7 +154,7 @@ class Loaded(_Elsewhere):
         if self._sha256 and (found := self._digest()) != self._sha256:
             raise ImageError(
                 f"{self.archive} has the sha256 digest {found}, and sgl_image_archive_sha256 is"
-                f" {self._sha256}: it is not whole, or another one"
+                f" {self._sha256}: it is incomplete, or another archive"
             )
         source = self._only_name()
         before = self._docker.image(source) if source != self.name else None

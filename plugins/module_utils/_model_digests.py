@@ -66,7 +66,7 @@ _REPORT_EVERY_S = 0.5
 # A file that was written this short a time ago may change again within the same tick of its
 # modification time.
 _TICK_NS = 20_000_000
-# A full reading that was interrupted longer ago begins anew.
+# A full reading that was interrupted longer ago begins again.
 _FULL_LASTS_S = 86400.0
 
 
@@ -175,8 +175,8 @@ def may_count(name: str) -> bool:
 
 
 def read_record(path: str) -> Record:
-    """The digests that the model in ``path`` came with. Raises ModelError for a record that is
-    none.
+    """The digests that the model in ``path`` came with. Raises ModelError for an invalid
+    record.
     """
     file = os.path.join(path, RECORD)
     if not os.path.lexists(file):
@@ -198,7 +198,7 @@ def read_record(path: str) -> Record:
         if not may_count(name) or not kinds or not is_number(value.get("size")):
             raise ModelError(f"{why}: its entry {path_line(name)[:80]!r} cannot be used: {remedy}")
         if not is_digest(kinds[0], value[kinds[0]]):
-            raise ModelError(f"{why}: {path_line(name)[:80]} has no digest that is one: {remedy}")
+            raise ModelError(f"{why}: {path_line(name)[:80]} has an invalid digest: {remedy}")
         digests[name] = Digest(kinds[0], value[kinds[0]], value["size"])
     return Record("record" if digests else None, source, digests)
 
@@ -597,8 +597,8 @@ def quick(path: str) -> Verification:
     """What is known without reading a file's content: is each file there, of its size, and vouched
     for by the memo.
 
-    Raises ModelError only for what cannot be looked at: an unreadable folder, an index or a record
-    that is none.
+    Raises ModelError only for what cannot be inspected: an unreadable folder, an invalid index or
+    record.
     """
     path = os.path.normpath(path)
     return _look(path, read_record(path), Memo(os.path.join(path, MEMO)))[0]

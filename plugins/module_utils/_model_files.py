@@ -221,8 +221,8 @@ def _checked_path(path: str, root: str | None) -> str:
 
 
 def may_have_digests(path: str) -> bool:
-    """Whether the folder may hold recorded digests; told cheaply, for whoever needs model_digests
-    only then.
+    """Whether the folder may hold recorded digests: a cheap check, for callers that load
+    model_digests only then.
     """
     notes = (RECORD, HUB_METADATA)
     # The client's cache is made of links whose targets are named by their digests.

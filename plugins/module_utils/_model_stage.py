@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""One slice of bringing a model to its place and verifying it: what comes next is told by what is
-on the disk.
+"""One slice of bringing a model to its place and verifying it: what is on the disk decides what
+comes next.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Stage:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _files(self) -> dict[str, SourceFile] | None:
-        """What the source has, where that can be told without a download. Raises ModelError for a
+        """The source's files, where they are known without a download. Raises ModelError for a
         source that is no model.
         """
         request = self.request
@@ -294,7 +294,7 @@ class Stage:
         missing = staging.incomplete(files)
         total, left = (sum(files[name].size for name in names) for names in (files, missing))
         if self.request.prepare:
-            # Without the digests it cannot be told what of the old model is taken over.
+            # Without the digests it is unknown which files of the old model are kept.
             if all(file.digest for file in files.values()):
                 staging.check_space(left)
             answer = self._answer("sending", done=False, part=Slice(False, total - left, total))
@@ -367,9 +367,9 @@ class Stage:
                 "verifying", done=False, part=Slice(False, part.bytes_done, part.bytes_total, moved)
             )
         # What was taken over from the old model was read by an earlier run.
-        anew = self.request.full and staging.took_over(files)
+        read_again = self.request.full and staging.took_over(files)
         staging.swap(files, self._source(commit), **(self.request.fitting or {}))
-        if anew:
+        if read_again:
             return self._answer(
                 "verifying", done=False, part=Slice(False, 0, part.bytes_total, moved)
             )

@@ -4,7 +4,7 @@
 swapped in whole.
 
 All that a slice has to know of the ones before is on the disk, below ``<models root>/.staging``:
-the next one goes on, whoever runs it. The name of the model always holds the old files or the new
+the next one goes on, in any process. The name of the model always holds the old files or the new
 ones.
 """
 
@@ -113,7 +113,7 @@ def survey(source: str) -> dict[str, SourceFile]:
         raise model_files.unreadable(source, error) from error
     if not is_folder:
         raise ModelMissing(
-            f"the source {shown} is not a folder that is there: set it to the folder that holds the"
+            f"the source {shown} is not an existing folder: set it to the folder that holds the"
             " model's config.json"
         )
     record = model_digests.read_record(source)
@@ -244,7 +244,7 @@ class Staging:
         self.folder = os.path.join(self.root, STAGING, slug)
         self.memo_file = os.path.join(self.folder, MEMO)
         self.source_memo = os.path.join(self.folder, SOURCE_MEMO)
-        # Whoever writes to the folder holds this lock.
+        # Each writer of the folder holds this lock.
         self.lock = os.path.join(self.root, STAGING, f"lock.{slug}")
         self._aside = os.path.join(self.root, STAGING, f"old.{slug}")
         self._gone = os.path.join(self.root, STAGING, f"gone.{slug}.")
@@ -667,7 +667,7 @@ class Staging:
         for name, _digest in damaged:
             _remove(os.path.join(self.folder, name))
         raise ModelError(
-            f"what came from {path_line(source)} is not what it has to be,"
+            f"files from {path_line(source)} differ from their digests,"
             f" {several(texts, len(files), 'files')}: run this again (only these are"
             " copied), and if they differ again, fetch the source again"
         )
@@ -822,7 +822,7 @@ class Staging:
 
 
 def staged_mode(source: int) -> int:
-    """The mode of a staged file: nobody may read it who could not read the source."""
+    """The mode of a staged file: only users who could read the source may read it."""
     if source & 0o004:
         return _FILE_MODE
     return _FILE_MODE & (0o600 | source & 0o040 | (source & 0o040) >> 1)

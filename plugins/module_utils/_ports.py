@@ -71,8 +71,8 @@ def taken(address: str, port: int) -> str | None:
 
 
 def taken_beside(address: str, port: int, own: str) -> str | None:
-    """Who but the service that listens on `own` holds `port` where another would listen on
-    `address`; None where nobody does.
+    """Which process other than the service that listens on `own` holds `port` at `address`; None
+    where there is none.
     """
     for listener in listeners.listeners(port):
         place = listener.address

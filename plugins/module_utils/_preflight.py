@@ -42,12 +42,12 @@ _SOON = 2
 _LEAST_INODES = 10_000
 # What shows which part of a folder's content can go.
 _SHOWS = {"docker": " (`docker system df` shows what takes it)"}
-# Sources of a model that need to be told where from.
+# Sources of a model that need sgl_model_from.
 _FROM = ("local", "controller", "hub")
 
 
 class PreflightError(Exception):
-    """Nothing can be told of this host; the message names the reason and the remedy."""
+    """This host cannot be inspected; the message names the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Options:
 
 @dataclass
 class Findings:
-    """What the look found; `lacking` is what a host that nobody prepared yet may well lack,
+    """What the inspection found; `lacking` is what a host before its first prep may lack,
     `problems` is wrong on any host.
     """
 
@@ -194,7 +194,7 @@ def service_user(name: str | None) -> dict[str, Any]:
 
 
 def calling_uid(proc: str = "/proc") -> int:
-    """The uid of who became root, by su or doas as well as by sudo; root's own where nobody did.
+    """The uid of the user who became root, by su or doas as well as by sudo; else root's own.
 
     It is the real uid of the nearest process above this one that is not root's.
     """
@@ -235,7 +235,7 @@ def _devices(
             names = gpu_health.names(smi, tool, run)
             return {"count": len(names), "name": names[0], "cuda": True, "health": None}, smi
     elif not os.path.exists("/dev/nvidiactl"):
-        # Nothing here needs the driver, and nobody has used it since the host was started.
+        # Nothing here needs the driver, and no program has used it since the host was started.
         return cpu, None
     code, output, error = run([tool, "--query-gpu=name", "--format=csv,noheader"])
     names = gpu_health.names_of(code, output)
@@ -262,7 +262,7 @@ def _no_driver(reason: str) -> str:
     return (
         f"the image is one for GPUs, and this host has no working NVIDIA driver ({reason}): install"
         " or load it (modprobe nvidia), set sgl_flavour to local, or sgl_gpus to false for a host"
-        " that is to go without"
+        " that runs without its GPUs"
     )
 
 
@@ -446,8 +446,8 @@ def _look_at_model(found: Findings, spec: host_tree.Spec, options: Options) -> N
     path = os.path.join(spec.models, options.model)
     if options.model_source in _FROM and not options.model_from:
         found.problems.append(
-            f"sgl_model_source is {options.model_source}, and nothing says where from: set"
-            " sgl_model_from"
+            f"sgl_model_source is {options.model_source}, but no folder or repository"
+            " is named: set sgl_model_from"
         )
         return
     devices = found.facts["devices"]
@@ -485,7 +485,7 @@ def _model_that_is_there(
     except model_files.ModelError:
         if options.model_source not in _FROM:
             raise
-        # It is brought anew.
+        # It is brought again.
         return {**model_files.missing_model(path), "missing": False, **unread}
     return {**model, **known}
 
@@ -516,14 +516,14 @@ def _to_be_staged(
     if options.model_source == "local":
         source = os.path.abspath(os.path.expanduser(options.model_from or ""))
         try:
-            # Whoever brings the model reads the source with these rights.
+            # The model's files are read with these rights when they are brought.
             with safe_tree.acting_as(spec.uid, spec.gid):
                 model_files.inspect_model(source, **fitting)
         except model_files.ModelMissing:
             # What was staged from it before serves without it.
             if model["missing"] or not model["verified"]:
                 raise model_files.ModelError(
-                    f"the source {path_line(source)} is not a folder that is there: "
+                    f"the source {path_line(source)} is not an existing folder: "
                     "set sgl_model_from to one that holds config.json"
                 ) from None
     if options.model_source in _FROM:
@@ -534,17 +534,15 @@ def _to_be_staged(
 
 
 def _look_at_image_source(found: Findings, options: Options) -> None:
-    """An image that comes from elsewhere needs to be told from where, before anything else
-    changes.
-    """
+    """An image that comes from elsewhere needs its source, before anything else changes."""
     if options.image_source == "pull" and not options.image_pull:
         found.problems.append(
-            "sgl_image_source is pull, and nothing says what: set sgl_image_pull to the image's"
+            "sgl_image_source is pull, but no image is named: set sgl_image_pull to its"
             " reference in a registry"
         )
     if options.image_source == "load" and not options.image_archive:
         found.problems.append(
-            "sgl_image_source is load, and nothing says from what: set sgl_image_archive to a file"
+            "sgl_image_source is load, but no archive is named: set sgl_image_archive to a file"
             " that docker save wrote"
         )
     elif (

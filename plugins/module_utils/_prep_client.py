@@ -66,7 +66,7 @@ class PrepClient:
     def dry_run(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a prep would do."""
         output = self._call(
-            "sgl-admin cannot tell what a prep would do",
+            "sgl-admin cannot say what a prep would do",
             self._ensure(request, "--dry-run", "--json"),
         )
         return self._object(output[: output.rindex("}") + 1] if "}" in output else output)

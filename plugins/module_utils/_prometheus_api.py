@@ -346,7 +346,7 @@ class PrometheusClient:
             return answer.body
         if answer.status == 503:
             raise NotYetError(
-                f"{self.endpoint.shown} answers HTTP 503, it is starting or stopping; its log tells"
+                f"{self.endpoint.shown} answers HTTP 503, it is starting or stopping; its log shows"
                 " how far it is"
             )
         if answer.status == 400 and b"HTTPS" in answer.body:
@@ -385,7 +385,7 @@ class PrometheusClient:
         """Evaluate ``expression`` at the server's present time."""
         path = "/api/v1/query"
         limit = min(deadline, self._clock() + API_LIMIT_S)
-        # So that the server does not go on with what nobody waits for.
+        # So that the server ends a query when this client gives it up.
         form = {"query": expression, "timeout": f"{max(limit - self._clock(), 0.001):.3f}"}
         try:
             data = self._api("POST", path, limit, body=urlencode(form).encode())
@@ -503,7 +503,7 @@ class PrometheusClient:
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-        # Longer than whoever asked waits: a connection that was given up ends by itself.
+        # Longer than the caller waits: a connection that was given up ends by itself.
         patience_s = limit_s + 1
         connection = (
             http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=patience_s)
@@ -752,7 +752,7 @@ class Readiness:
             try:
                 self.seen.version = self.client.version(deadline)
             except NotYetError:
-                # It is told for information; an answer without it is judged by its text.
+                # The version is for information; an answer without it is judged by its text.
                 self.seen.version = None
         if self.seen.version is None and READY_SENTENCE not in body:
             raise NotYetError(

@@ -1,8 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Bounds what this collection keeps outside of the host tree: reports and shared archives on the
-controller, downloads for image builds and images on a host. By its names and labels alone: what
-else lies there is somebody else's.
+controller, downloads for image builds and images on a host. It goes by its own names and labels
+alone: everything else there belongs to others.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Outside:
 
     @contextlib.contextmanager
     def _locked(self, kind: str, folder: int | None, name: str) -> Iterator[bool]:
-        """Whether nobody else works in the folder; it is held as long as this lasts. A dry run
+        """Whether no other process works in the folder; it is held as long as this lasts. A dry run
         makes no file.
         """
         if folder is None or (self._dry_run and not safe_tree.exists(folder, name)):

@@ -288,7 +288,7 @@ def _holder(lock: Path) -> str | None:
 
 def _held_without_name(lock: Path, pid: int) -> bool:
     """Whether a process of the container whose first one is `pid` has a lock open whose file was
-    removed: it holds that lock still, and whoever comes next makes another file.
+    removed: it holds that lock still, and the next process makes another file.
     """
     if lock.exists():
         return False

@@ -4,8 +4,8 @@
 
 There are two ways. Work that needs no privilege runs as the tree's owner (:func:`acting_as`), so a
 link leads no further than the owner could go. Everything else goes by directory descriptors:
-:func:`open_folder` walks from ``/`` component by component, and follows a link only where nobody
-but root could have placed it. Type and owner are checked on the descriptor, never on the name.
+:func:`open_folder` walks from ``/`` component by component, and follows a link only where root
+alone could have placed it. Type and owner are checked on the descriptor, never on the name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ENCODINGS = ("ascii", "utf-8", "latin-1", "idna")
 
 
 class UntrustedLink(OSError):
-    """A link lies where somebody else could have placed it."""
+    """A link lies where another user could have placed it."""
 
     def __init__(self, path: str) -> None:
         super().__init__(
@@ -100,7 +100,7 @@ def _groups(uid: int, gid: int) -> list[int]:
 
 
 def only_root_writes(info: os.stat_result) -> bool:
-    """Whether nobody but root (and this process's own user) can change the names in a folder.
+    """Whether only root and this process's own user can change the names in a folder.
     Root's own group counts as root.
     """
     others = 0o002 if info.st_gid == 0 else 0o022
@@ -174,8 +174,8 @@ def exchangeable(path: str, uid: int) -> Iterator[Holder]:
     """The folders above a path in which someone can exchange the next component, other than root,
     the user ``uid``, this process's user and who became root by sudo.
 
-    Docker, and every program that is handed the path, looks it up again: whoever can exchange a
-    component decides what they get. The look-up ends at what is missing. Raises OSError.
+    Docker, and every program that gets the path, looks it up again: a user who can exchange a
+    component decides what they open. The look-up ends at what is missing. Raises OSError.
     """
     trusted = {0, uid, os.geteuid()}
     if os.environ.get("SUDO_UID", "").isdecimal():
@@ -258,9 +258,9 @@ def make_folder(parent: int, name: str, uid: int, gid: int, mode: int) -> None:
     """Make one folder that has this owner and mode from its first moment, whatever the umask.
 
     It is made under a temporary name beside and renamed when finished: a kill leaves an empty
-    folder of such a name (:func:`is_temporary`), never one of the wrong owner, and whoever makes
-    the folder next takes that away. Raises OSError; :func:`another_made` tells that of another
-    run's work.
+    folder of such a name (:func:`is_temporary`), never one of the wrong owner, and the next run
+    that makes the folder removes that. Raises OSError; :func:`another_made` tells that from
+    another run's work.
     """
     for found in names(parent, "."):
         if is_temporary(found, name):

@@ -119,8 +119,8 @@ class Host:
             raise ShareError(f"image {item['image']} cannot be saved: {error}") from error
         finally:
             self._forget(saved)
-        # Of the archive: by an id alone, nobody could tell before it is loaded that it is another
-        # image.
+        # The archive's digest: the image's id alone would show only after loading that it is
+        # another image.
         return {
             "digest": f"sha256:{sha256_of(path)}",
             "bytes": os.path.getsize(path),

@@ -37,7 +37,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree impo
 
 RECORD = ".sgl_tiny_model.json"
 # Raised whenever the bytes that a seed gives change, so that a folder of an older release is made
-# anew.
+# again.
 GENERATOR = 1
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -439,7 +439,7 @@ def inspect(
 
 
 def _as_owner(plan: Plan) -> contextlib.AbstractContextManager[None]:
-    """Everything is read and made with the rights of whoever it is for."""
+    """Everything is read and made with the rights of the model's owner."""
     return safe_tree.acting_as(
         os.geteuid() if plan.uid is None else plan.uid,
         os.getegid() if plan.gid is None else plan.gid,

@@ -211,7 +211,7 @@ class ContainerModule:
     def _would_start(self) -> dict[str, Any]:
         found = DockerCli(self.module.run_command).container(self.params["name"])
         if container.fits(found, self.wanted()):
-            # What a killed run left beside it would be removed, or its run would begin anew.
+            # What a killed run left beside it would be removed, or a new run would begin.
             run = run_record.describe(self.params["telemetry_root"], found)
             changed = self.stack.left_something() or not run["live"]
             shown = {"before": _shown(found), "after": _shown(found)}

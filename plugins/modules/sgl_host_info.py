@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sgl_host_info
-short_description: Tell what a run needs to know of a host, and all that would stop it, in one round
+short_description: Report what a run needs to know of a host, and what would stop it, in one round
   trip
 version_added: 1.0.0
 description:
@@ -15,7 +15,7 @@ description:
   - Takes the place of fact gathering, which costs a second a host and knows none of this. A host on
     which everything is as it should be
     needs no other look.
-  - Changes nothing. What stops a run is told all at once in RV(problems), each with its remedy.
+  - Changes nothing. RV(problems) has all that stops a run at once, each with its remedy.
 options:
   ready_for:
     description:
@@ -76,9 +76,8 @@ attributes:
   check_mode:
     support: full
     description: >-
-      It only looks. With O(ready_for) it does not fail then for want of what a host that nobody
-      prepared yet may well lack, such as Docker,
-      but warns.
+      It only looks. With O(ready_for), what a host lacks before its first prep, such as Docker, is
+      a warning then and no failure.
   diff_mode:
     support: none
     description: Nothing is changed, so there is no difference to show.
@@ -199,7 +198,7 @@ devices:
           type: str
         gpus:
           description: >-
-            Each GPU; null is what the driver does not tell. C(uncorrectable) counts uncorrectable
+            Each GPU; null where the driver reports nothing. C(uncorrectable) counts uncorrectable
             ECC errors since the driver was loaded,
             C(wants_reset) and C(broken) hold reasons, C(slowdown) the causes of one that is active
             now, C(coherent) is true on Grace, C(pending_mig) is what C(mig) becomes with the next
@@ -230,7 +229,7 @@ tree:
   description: >-
     The host tree's folders and owner, and unless it is only for a stop whether
     M(slice_bench.sglang.sgl_host_dirs) has something to do
-    (C(incomplete)), and what in it somebody else owns (C(foreign), or C(ignored) with
+    (C(incomplete)), and what in it another user owns (C(foreign), or C(ignored) with
     O(ownership_ignore)).
   returned: always
   type: dict

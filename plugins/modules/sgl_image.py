@@ -12,7 +12,7 @@ description:
     Where that equals the digest of the build
     context on the controller and of the options here, nothing is done, in one round trip or, with
     O(found), in none.
-  - Otherwise the image is made on the host in up to four steps, each told on the screen and each
+  - Otherwise the image is made on the host in up to four steps, each shown on the screen and each
     kept once it is done. Its bases are
     pulled, or for the local flavour a Debian base is made by debootstrap (needs root, once); the
     Python packages come by the host's own
@@ -30,7 +30,7 @@ options:
     type: str
     required: true
   source:
-    description: How the image is had.
+    description: Where the image comes from.
     type: str
     choices: [build, pull, load]
     default: build

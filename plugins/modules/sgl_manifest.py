@@ -12,7 +12,7 @@ description:
     whether the run that they name is the
     one that the container lives in now. A pointer that a crash left behind names a run that is
     over.
-  - The run is told by the container's id and by the identity of its first process, so a restart or
+  - A run is known by the container's id and by the identity of its first process, so a restart or
     a jump of the clock does not deceive it.
 options:
   telemetry_root:

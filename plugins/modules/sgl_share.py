@@ -13,7 +13,7 @@ description:
     already is not put there again, and nothing that is in progress is packed.
   - With O(state=taken), what others gave is handed to C(sgl-admin caches import), which verifies
     every byte and refuses what is not
-    exactly what this host would make itself. What nobody gave yet is C(absent) in RV(items), which
+    exactly what this host would make itself. What no host gave yet is C(absent) in RV(items), which
     is no failure.
   - Images go the same two ways.
 options:
@@ -48,8 +48,8 @@ options:
         description: The name of the image on the host.
         type: str
       whole:
-        description: Whether the name stands for all of a stage. A part, as one host's share of the
-          batch sizes, is given anew each time.
+        description: Whether the name stands for all of a stage. A part, such as one host's share of
+          the batch sizes, is given again each time.
         type: bool
         default: true
       from:

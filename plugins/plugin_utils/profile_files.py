@@ -22,7 +22,7 @@ class ProfileError(ValueError):
 
 
 def folders(beside: str | None = None) -> list[Path]:
-    """Where profiles are looked for, in this order: SLICE_BENCH_PROFILES (folders, parted by
+    """Where profiles are looked for, in this order: SLICE_BENCH_PROFILES (folders, separated by
     colons), `profiles` beside the inventory, the user's own, the shipped ones.
     """
     named = [

@@ -249,12 +249,12 @@ class Report:
             ]
             # Hosts and their containers put words into it.
             document: dict[str, Any] = clean(self._of(hosts))
-            # What is no number in JSON is none in a report.
+            # NaN and infinity are no JSON, so no report has them.
             json.dumps(document, allow_nan=False)
             summary(document)
             use(document)
         except Exception:
-            # Whatever a record holds that nobody foresaw.
+            # A record may hold anything: a report must not end the run.
             return None
         return document
 

@@ -71,8 +71,8 @@ _ADDED_LATER: dict[str, Any] = {
     "perf": None,
 }
 
-# Beyond so many hosts with work of their own, what each one's work took is told on its own part of
-# the page only.
+# Beyond so many hosts with work of their own, the time of each one's work is on its own part of the
+# page only.
 FEW = 4
 
 # A sentence and the task, if any, that it came from.

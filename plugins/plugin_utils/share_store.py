@@ -42,7 +42,7 @@ class Store:
         if (record := self._whole(name)) is not None or not self._recorded(name):
             return record, None
         with self._alone():
-            # Another process may have stored it anew meanwhile, or set it aside.
+            # Another process may have stored it again meanwhile, or set it aside.
             if (record := self._whole(name)) is not None or not self._recorded(name):
                 return record, None
             archive = self.archive(name)
@@ -88,7 +88,7 @@ class Store:
 
     def incoming(self, name: str) -> Path:
         """Where an archive is written before it is whole; each process has its own place."""
-        # What is in it runs in the hosts' next servers: nobody else reads or exchanges it.
+        # What is in it runs in the hosts' next servers: no other user reads or exchanges it.
         self.folder.mkdir(0o700, parents=True, exist_ok=True)
         self._sweep()
         return self.folder / f".{name}.{os.getpid()}.tmp"
@@ -103,8 +103,8 @@ class Store:
                     left.unlink()
 
     def put(self, name: str, written: Path, record: dict[str, Any]) -> None:
-        """Store what lies at `incoming`. Killed in between, there is the old archive, or one that
-        nobody takes for whole.
+        """Store what lies at `incoming`. A kill in between leaves the old archive, or one that
+        readers know to be incomplete.
         """
         with open(written, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Begins a process of its own for work that outlives whoever asked for it: a prep, a smoke."""
+"""Begins a process of its own for work that outlives its caller: a prep, a smoke."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def begin(
     """Begin `module` with the work's id and its order on standard input; it holds the lock from its
     first moment on.
 
-    Returns once its record is `visible`: whoever asks after it next finds it. Raises Refused where
-    it ends before.
+    Returns once its record is `visible`: the next caller finds it. Raises Refused where it ends
+    before.
     """
     with open(paths.log(run_id), "ab") as log:
         logged = log.tell()
@@ -43,7 +43,7 @@ def begin(
         process.stdin.write(order.encode())
         process.stdin.close()
     except BrokenPipeError:
-        pass  # It ended already, and is told of below.
+        pass  # It ended already, which is reported below.
     while True:
         ended = process.poll() is not None
         if visible():

@@ -67,8 +67,8 @@ Send = Callable[[Message], Awaitable[None]]
 def filter_answers(forms: list[bytes]) -> None:
     """Hide these values in what the program's FastAPI application answers to a GET.
 
-    SGLang's /server_info gives every argument, with the admin key, to whoever may ask for a
-    completion (sgl-project/sglang issues 30166 and 37457, open with 0.5.23). Other methods pass
+    SGLang's /server_info gives every argument, with the admin key, to any client that may ask for
+    a completion (sgl-project/sglang issues 30166 and 37457, open with 0.5.23). Other methods pass
     as they are: a benchmark's requests cost nothing.
     """
     try:

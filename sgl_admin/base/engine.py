@@ -170,7 +170,7 @@ class MoeConfigs(Protocol):
         """Its neighbour, for the down projection alone."""
 
     def main_name(self, file_name: str) -> str:
-        """The file whose neighbour for the down projection this is; itself where it is none."""
+        """The file whose neighbour for the down projection this is; any other file's own name."""
 
     def nearest_devices(self, device_name: str, sm: int) -> list[str]:
         """Other GPUs of its kind that the engine brings files for, the nearest first."""

@@ -105,5 +105,5 @@ def read_or_set_aside(path: Path, shape: Shape, warnings: list[str]) -> dict[str
         while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
             number += 1
         os.replace(path, aside)
-        warnings.append(f"{error}; set aside as {aside} and made anew")
+        warnings.append(f"{error}; set aside as {aside} and made again")
         return None

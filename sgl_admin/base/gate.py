@@ -1,10 +1,10 @@
 """A server's process until the prep that started it has noted it: then it becomes the server, and
 ends with that prep.
 
-One whose word is "d" (detached) is a benchmark's, and outlives whoever started it.
+One whose word is "d" (detached) is a benchmark's, and outlives the process that started it.
 
-A prep may be killed at any moment. Killed before it noted its server, it must leave none: nobody
-would know whom to end. This is run by its path, so it imports nothing of ours.
+A prep may be killed at any moment. Killed before it noted its server, it must leave none: no record
+would say which one to end. This is run by its path, so it imports nothing of ours.
 
 argv: the prep's pid, the descriptor on which its word comes, the server's command.
 """
@@ -34,7 +34,7 @@ def main() -> None:
         sys.exit("sgl-admin: the prep is gone, so its server does not begin")
     if noted == b"d":
         end_with_parent(0)
-    # Whoever started a detached one waits for this before it ends.
+    # The process that started a detached one waits for this before it ends.
     os.close(word)
     os.execvp(sys.argv[3], sys.argv[3:])
 

@@ -1,5 +1,5 @@
 """Digests of values that are not shown. They are made with a key of this tree, which only its owner
-reads: without it, nobody finds a value by trying what it may be.
+reads: without the key, a value cannot be found by trying what it may be.
 """
 
 from __future__ import annotations

@@ -133,5 +133,5 @@ def server(run_id: str) -> Path:
 
 
 if ROOT_VARIABLE in os.environ:
-    # Whoever began this process has set its environment, and maybe a cache of its own in it.
+    # The caller has set this process's environment, and maybe a cache of its own in it.
     _place_below(Path(os.environ[ROOT_VARIABLE]))

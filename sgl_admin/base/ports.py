@@ -14,7 +14,7 @@ from sgl_admin.contract.services import ANY_ADDRESS
 
 
 def holder(port: int) -> str:
-    """The process of this container that listens on `port`, or else what the kernel tells of
+    """The process of this container that listens on `port`, or else what the kernel knows of
     another one: its user.
     """
     for listener in listeners.listeners(port):
@@ -26,22 +26,22 @@ def holder(port: int) -> str:
 
 
 def held_by_group(host: str, port: int, group: int) -> bool | None:
-    """Whether whoever answers at an IP address and port is of this process group, or of the
-    session that it leads; None where nobody does.
+    """Whether the process that answers at an IP address and port is of this process group, or of
+    the session that it leads; None where no process answers.
     """
     return _held(host, port, lambda pid: _is_of(pid, group))
 
 
 def held_here(host: str, port: int) -> bool | None:
-    """Whether whoever answers at an IP address and port is a process that can be seen from here:
-    in a container, one of its own. None where nobody does.
+    """Whether the process that answers at an IP address and port can be seen from here: in a
+    container, one of its own. None where no process answers.
     """
     return _held(host, port, lambda pid: True)
 
 
 def stranger(host: str, port: int) -> str | None:
-    """Who answers at an address and port where that is no process of this container; None where
-    it is one, and where nobody answers.
+    """The process outside of this container that answers at an address and port; None where one of
+    this container does, or none at all.
     """
     host = socket.gethostbyname(host) if ":" not in host else host
     # Twice, as a listener that just ends is seen without its process.
@@ -52,7 +52,7 @@ def stranger(host: str, port: int) -> str | None:
 
 
 def _may_be_closed_to_us(host: str, port: int) -> bool:
-    """Whether it may be a process of this container that nobody may look into: dcgm-exporter with
+    """Whether it may be a process of this container that no other may look into: dcgm-exporter with
     its file capability. The kernel says whose socket it is; no other user's is taken for it.
     """
     return all(one.uid == os.geteuid() for one in _answering(host, port)) and any(

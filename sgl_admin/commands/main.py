@@ -47,7 +47,7 @@ from sgl_admin.share import incoming
 _POLL_S = 0.1
 # How often a prep that is watched is looked at, and the longest silence.
 _LOOK_S, _HEARTBEAT_S = 1.0, 10.0
-# For whoever holds the prep lock to say what it does.
+# For the holder of the prep lock to write what it does.
 _START_PATIENCE_S = 5.0
 
 
@@ -326,7 +326,7 @@ def _wait(run_id: str, seconds: float) -> dict[str, Any] | None:
 
 
 def _declare_interrupted(run_id: str) -> dict[str, Any] | None:
-    """The record says `running` and nobody holds the lock: its process was killed."""
+    """The record says `running` and no process holds the lock: its process was killed."""
     lock = locks.try_lock(job.LOCK)
     if lock is not None:
         try:
@@ -360,8 +360,8 @@ def _follow(
     """Show progress on standard error until the prep ends; then its result."""
     record = _watch(run_id, prep_id, sys.stderr)
     result = _result_of(run_id, prep_id)
-    # Where it ended between its result and its last record, its exit code is none: the next one
-    # finds what is done.
+    # A prep that ended between its result and its last record has no exit code: the next one finds
+    # what is done.
     if result is None or record is None or record["exit_code"] in (None, EXIT_NO_RESULT):
         message = record["message"] if record else "its record is gone"
         log = paths.to_host(paths.log(run_id))

@@ -18,7 +18,7 @@ from sgl_admin.records import job, run
 # A server gets 15 s to end by itself (base/processes.py), and the records follow.
 _TIMEOUT_S = 60.0
 _POLL_S = 0.1
-# For whoever holds the prep lock to write its record.
+# For the holder of the prep lock to write its record.
 _PATIENCE_S = 5.0
 
 

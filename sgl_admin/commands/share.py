@@ -25,7 +25,7 @@ from sgl_admin.records.request import Request
 from sgl_admin.share import incoming
 
 _STANDARD = "-"
-# How often what is written to while it is packed is packed anew: batch sizes are added one by one.
+# How often a file that changes while it is packed is packed again: batch sizes come one by one.
 _TRIES = 3
 # Of another host's signature, that a reason names.
 _MOST_FIELDS = 8

@@ -20,7 +20,7 @@ from sgl_admin.serving import benchmark_server
 from sgl_admin.smoke import runner, worker
 
 _LOOK_S, _POLL_S = 1.0, 0.1
-# For whoever holds the smoke lock to say what it does.
+# For the holder of the smoke lock to write what it does.
 _START_PATIENCE_S = 5.0
 
 
@@ -93,7 +93,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _scenario_text(name: str | None) -> str:
-    """A valid scenario's text. Raises Refused where it is none, or cannot be read."""
+    """A valid scenario's text. Raises Refused where it is invalid or cannot be read."""
     try:
         content = (
             scenario.DEFAULT.encode()

@@ -96,7 +96,7 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class GpuSample:
-    """What a GPU says of itself at one moment; None, or nothing, for what it does not tell."""
+    """A GPU's state at one moment; None, or nothing, for values that it does not report."""
 
     sm_mhz: int | None
     memory_mhz: int | None
@@ -111,8 +111,8 @@ def find(visible: str | None = None) -> Devices:
     """The devices that a server started from here would see; `visible` is its
     CUDA_VISIBLE_DEVICES, by default this process's own.
 
-    Raises GpuUnavailable where an NVIDIA driver is there and NVML fails, or where a GPU is cut up
-    by MIG. What NVML cannot be asked here is None.
+    Raises GpuUnavailable where an NVIDIA driver is there and NVML fails, or where MIG is on for
+    a GPU. Values that NVML does not give here are None.
     """
     if not CONTROL.exists():
         return Devices(name="cpu", count=1, cuda=False, cpu_isa=_cpu_isa())
@@ -154,7 +154,7 @@ def _libcuda_version() -> int | None:
 
 
 def _refuse_mig(nvml: Any, gpu: Any) -> None:
-    """Raises GpuUnavailable where the GPU is cut up; one that cannot be has no such mode."""
+    """Raises GpuUnavailable where MIG is on; a GPU without MIG has no such mode."""
     mode = _answer(nvml, nvml.nvmlDeviceGetMigMode, gpu)
     if mode is None or not mode[0]:
         return

@@ -38,7 +38,7 @@ WARNING = (
 PLAIN = "/usr/local/bin/dcgm-exporter"
 PRIVILEGED = "/usr/local/lib/sgl/dcgm-exporter"
 DCGMI = "/usr/bin/dcgmi"
-# Where nv-hostengine listens unless it is told otherwise.
+# Where nv-hostengine listens by default.
 HOST_ENGINE_PORT = 5555
 COUNTERS = Path("/etc/dcgm-exporter")
 _CAP_SYS_ADMIN = 21

@@ -265,7 +265,7 @@ def strangers(names: Iterable[str], settings: Settings) -> dict[str, str]:
 
 def container_id() -> str:
     """This container's id, from the files that Docker mounts for it: on the host's network the host
-    name does not tell.
+    name does not show.
     """
     found = re.search(r"/containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
     return found.group(1) if found else "unknown"

@@ -91,7 +91,7 @@ def _jaeger(settings: Settings, run_id: str) -> list[str]:
     container.
     """
     storage = paths.JAEGER / run_id
-    # Ports that nobody here asks for: whichever is free, as the network is the host's.
+    # Ports that are unused here: whichever is free, as the network is the host's.
     unused = f"{LOOPBACK}:0"
     return [
         "env", "SPAN_STORAGE_TYPE=badger", "jaeger-all-in-one",

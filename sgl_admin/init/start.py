@@ -33,7 +33,7 @@ SUPERVISOR_CONFIG = paths.STATE / "supervisord.conf"
 # Below the container's stop timeout, so that everything is ended in order.
 STOP_WAIT_S = 25
 # supervisord waits a second longer before each try (process.py of supervisor 4), and gives up
-# after three of them unless it is told otherwise.
+# after three of them by default.
 _TRIES = 1_000_000
 
 

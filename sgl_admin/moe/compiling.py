@@ -67,7 +67,7 @@ class _NoDevice:
 
 def begin(target: Target) -> None:
     """Makes a process a compiler for the target."""
-    # One that hangs has its limit from whoever waits for it: without that one it must not stay.
+    # The parent limits how long one may hang: without the parent it must end.
     end_with_parent()
     from triton.runtime import driver
 
@@ -132,7 +132,7 @@ class Compilers:
         self._pool.schedule(_ready)
 
     def begin(self, launches: Iterable[Launch]) -> None:
-        """Compile every launch some time; whoever needs one of them sees whether it failed."""
+        """Compile every launch some time; the caller that needs one sees whether it failed."""
         for launch in launches:
             self._pool.schedule(self._work, args=(launch,), timeout=self._limit_s)
 

@@ -62,7 +62,7 @@ def make_ready(named: str, release: Release) -> None:
         raise StageFailure(
             "config_missing",
             f"{ENGINE.moe.variable}={named} has no folder {ENGINE.moe.folder}, so the server would"
-            " not start: copy SGLang's own configs into it, or leave the variable away"
+            " not start: copy SGLang's own configs into it, or leave the variable out"
             " (sgl_server_env)",
         )
 

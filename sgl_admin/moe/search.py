@@ -48,7 +48,7 @@ _WAIT_S = 0.2
 
 
 class CannotRun(Exception):
-    """A configuration cannot be launched: it does not fit the GPU, or is none."""
+    """A configuration cannot be launched: it does not fit the GPU, or is invalid."""
 
 
 class Bench(Protocol):
@@ -117,11 +117,11 @@ class Search:
         self.look_s = 0.0
 
     def run(self, found: Found) -> None:
-        """Tune every batch size; `found` is told of each as soon as it is done, of what was done
-        before at once. Raises CannotRun.
+        """Tune every batch size; `found` is called for each as soon as it is done, and at once for
+        those that were done before. Raises CannotRun.
         """
         for size, settled in list(self._journal.best.items()):
-            # Whoever settled it may have been killed before it could tell.
+            # The process that settled it may have been killed before it could report it.
             found(size, settled)
         while True:
             tuned: list[int] = []
@@ -454,8 +454,8 @@ class Search:
         return self._groups[size]
 
     def _kernels(self, size: int, trial: Trial) -> tuple[str, ...]:
-        """The kernels of a trial; none where it cannot be launched, which is told when it is
-        measured.
+        """The kernels of a trial; none where it cannot be launched, which its measurement
+        reports.
         """
         key = (self._group(size), _trial_key(trial))
         if key not in self._launches:

@@ -108,7 +108,7 @@ def of(
     if moe_dtype not in ("auto", weights.dtype or "bf16"):
         raise Untunable(
             f"--moe-dtype {moe_dtype}: the model's experts are"
-            f" {weights.dtype or 'not quantised (bf16)'}; leave it away, or use auto"
+            f" {weights.dtype or 'not quantised (bf16)'}; leave it out, or use auto"
         )
     if not found.gated and weights.method not in release.ungated:
         kind = f" that are quantised by {weights.method}" if weights.method else ""

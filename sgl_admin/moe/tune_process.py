@@ -2,8 +2,8 @@
 to the descriptor in argv.
 
 It is a process of its own because it imports torch, holds the GPU, and may be ended by a kernel
-that crashes or hangs: whoever began it begins it again, and it goes on by its journal. What
-libraries print goes to standard error, the run's log.
+that crashes or hangs: its parent begins it again, and it goes on by its journal. What libraries
+print goes to standard error, the run's log.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def tune(order: dict[str, Any], tell: Any) -> int:
-    """Tune as the order says, and tell of it; returns the exit code."""
+    """Tune as the order says, and report by `tell`; returns the exit code."""
     shape = MoeShape.from_json(order["shape"])
     journal = Journal(Path(order["journal"]), order["tuning"], map(Path, order["beside"]))
     # Where it is not known why that process ended, it may have been killed with all the others: the

@@ -161,7 +161,7 @@ class Tuner:
         """`sm` is the compute capability as a number, 90. `tuning` names what the findings depend
         on: others are not taken up.
 
-        `on_group` is told the process group, to end it by: of several GPUs the first one's, as the
+        `on_group` gets the process group, to end it by: of several GPUs the first one's, as the
         others end with this process. `gpus` may be tuned on, all at once; where none is named, the
         first that CUDA shows is.
         """
@@ -184,8 +184,8 @@ class Tuner:
         )
 
     def run(self, batch_sizes: list[int], found: Found) -> Outcome:
-        """Tune for these batch sizes; `found` is told of each configuration as soon as it is known.
-        Raises StageFailure.
+        """Tune for these batch sizes; `found` is called with each configuration as soon as it is
+        known. Raises StageFailure.
         """
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -346,7 +346,7 @@ class Tuner:
                     if self._hear(each, stream, found):
                         continue
                 elif time.monotonic() - each.heard_at > each.patience_s:
-                    hung = f"it told nothing for {each.patience_s:.0f} s"
+                    hung = f"it reported nothing for {each.patience_s:.0f} s"
                 else:
                     continue
                 if not self._finish(each, hung):

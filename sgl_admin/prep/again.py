@@ -46,7 +46,7 @@ def plan(live: Run, profile: str = "") -> Plan:
 
 def prove(found: Plan, server: Server) -> None:
     """Have this run's records say that the server which runs is the prepared one, with a proof by
-    its own metrics where the run has none. Raises Refused where there can be none.
+    its own metrics where the run has none. Raises Refused where a proof is impossible.
     """
     if (lock := locks.try_lock(job.LOCK)) is None:
         raise Refused(

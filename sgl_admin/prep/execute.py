@@ -209,7 +209,7 @@ class Execution(Interruptible):
         return record
 
     def _warn_of(self, record: Record) -> None:
-        """What a stage warns of is told with the prep's warnings too."""
+        """A stage's warnings are also among the prep's."""
         record["warnings"] = record["artifacts"].pop("warnings", [])
         self._warnings += [each for each in record["warnings"] if each not in self._warnings]
 

@@ -1,4 +1,4 @@
-"""How far a prep is, in its job's record: whoever follows the job reads it there."""
+"""How far a prep is, in its job's record: who follows the job reads it there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that does a prep, detached from whoever asked: it inherits the prep lock and outlives
+"""The process that does a prep, detached from its caller: it inherits the prep lock and outlives
 the connection.
 """
 

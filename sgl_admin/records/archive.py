@@ -31,7 +31,7 @@ from sgl_admin.records.caches import RECORDS, WORK
 _BLOCK = tarfile.BLOCKSIZE
 _END = bytes(2 * _BLOCK)
 _MODE = 0o644
-# Some 200,000 files; a manifest that claims to be longer is none.
+# Some 200,000 files; a manifest that claims to be longer is refused.
 _LONGEST_MANIFEST = 64 << 20
 _CHUNK = 1 << 20
 # Smaller files go out in one call with their header.
@@ -107,7 +107,7 @@ class Manifest:
     def blobs(self) -> dict[str, list[Entry]]:
         """The files of each content, in the order of the archive."""
         found: dict[str, list[Entry]] = {}
-        # As the manifest has them: whoever reads it knows no other order of the stages.
+        # As the manifest has them: its readers know no other order of the stages.
         for part in sorted(self.parts, key=lambda part: part.stage):
             for entry in part.files:
                 found.setdefault(entry.sha256, []).append(entry)
@@ -155,8 +155,8 @@ def _entry(name: Path) -> Entry:
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[FileIO, os.stat_result]]:
-    """A file of the caches, and what it is before it is read. Raises Changed where it is none, or
-    another one afterwards; OSError.
+    """A file of the caches, and its state before it is read. Raises Changed where it is no regular
+    file, or another one afterwards; OSError.
     """
     name = files.printable(path)
     try:
@@ -178,7 +178,7 @@ def _opened(path: str) -> Iterator[tuple[FileIO, os.stat_result]]:
 
 
 def _as_it_is(name: str, flags: int) -> int:
-    """Through no link, and without waiting for whoever writes to a pipe."""
+    """Through no link, and without waiting for the writer of a pipe."""
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
@@ -373,7 +373,7 @@ def parse(content: bytes) -> Manifest:
         or document.get("schema_version") != "1"
         or not isinstance(document.get("stages"), dict)
     ):
-        raise Broken("its manifest is of another form: it is of another release, or none")
+        raise Broken("its manifest is of another form: it is from another release, or no manifest")
     manifest = Manifest(tuple(_part(stage, found) for stage, found in document["stages"].items()))
     _check_entries(entry for part in manifest.parts for entry in part.files)
     try:

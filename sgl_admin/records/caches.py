@@ -28,7 +28,7 @@ WORK = places.TUNING
 _DRIVER_CACHE = "cuda"
 # Of one cache, how many servers a record names that ran with it: the last ones.
 _MOST_SERVERS = 64
-# In a record: which of the files its work made. Of a signature: what tells of which model it is.
+# In a record: which of the files its work made. In a signature: the fields that name its model.
 _MADE = "made"
 OF_MODEL = ("model_config", "model_files")
 # Of the latest work that a record is of: the base image.
@@ -126,7 +126,7 @@ class SignatureRecord:
             "latest_mtime_iso": clock.utc(latest) if listed else None,
             **({} if longest is None else {MADE_IN: longest}),
         }
-        # Whoever could change a record could vouch for a kernel of his own.
+        # A user who could change a record could vouch for a kernel of their own.
         self.path.parent.mkdir(places.RECORD_RIGHTS.new, parents=True, exist_ok=True)
         files.write_json(
             self.path,

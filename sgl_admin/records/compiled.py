@@ -1,7 +1,7 @@
 """What counts as compiled code, below /profiles and anywhere else in the container.
 
 In a cache all counts but what is known to be something else; outside of the caches too, so a
-compiler that nobody here knows is named rather than missed.
+compiler that is unknown here is named rather than missed.
 """
 
 from __future__ import annotations

@@ -99,19 +99,19 @@ def read(run_id: str, name: str) -> dict[str, Any]:
 
 
 def command(record: dict[str, Any]) -> Command:
-    """The command of a record, as `read` gave it. Raises ValueError where what it does not show
-    cannot be read, or is of another server.
+    """The command of a record, as `read` gave it. Raises ValueError where its hidden values cannot
+    be read, or belong to another server.
     """
     if SETTINGS not in record:
         return Command.public(record["argv"], record["env"])
     place = _private(record["run_id"], record["identity"])
     private = files.read_record(place, {"argv": list, "env": dict})
     if private is None:
-        raise ValueError(f"{place} is gone, which has what {record['identity']} does not show")
+        raise ValueError(f"{place} is gone, which has the values that {record['identity']} hides")
     words = (*private["argv"], *private["env"], *private["env"].values())
     whole = Command(private["argv"], private["env"], record["argv"], record["env"])
     if not all(isinstance(word, str) for word in words) or not whole.is_that_of(record):
-        raise ValueError(f"{place} is of another server than {record['identity']}")
+        raise ValueError(f"{place} belongs to another server than {record['identity']}")
     return whole
 
 

@@ -1,7 +1,7 @@
 """A rebuild's old work, which lies beside the caches until its replacement stands.
 
 A folder below /profiles/.rebuilding has one stage's files as they lay in the caches, and their
-record. As long as it is there the rebuild has not ended: whoever comes next puts them back. It is
+record. As long as it is there the rebuild has not ended: the next process puts them back. It is
 renamed, in one step, once the new work has its record, and removed then.
 """
 

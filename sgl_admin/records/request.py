@@ -62,7 +62,7 @@ class Request:
 
     @classmethod
     def from_json(cls, text: str) -> Request:
-        """Raises ValueError where it is none."""
+        """Raises ValueError where the text is no request."""
         try:
             fields: dict[str, Any] = {
                 key: _hashable(value) if isinstance(value, list) else value

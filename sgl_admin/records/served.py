@@ -24,7 +24,7 @@ _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|ckpt|h5|msgpack|onnx|npz)
 _WHOLE_BYTES = 64 << 20
 _SAMPLE_BYTES, _SAMPLES = 1 << 12, 16
 _MAX_FILES = 20_000
-# Variables of the container or of whoever called that no server's work depends on.
+# Variables of the container or of the caller that no server's work depends on.
 _INDIFFERENT = re.compile(
     r"(SGL_|SSH_|XDG_|LC_|SUDO_|DBUS_|PYTEST_|LESS).*"
     r"|_|HOSTNAME|HOME|USER|LOGNAME|MAIL|PWD|OLDPWD|SHLVL|SHELL|TERM|COLUMNS|LINES|LANG|LANGUAGE"
@@ -108,7 +108,7 @@ def _below(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if name[0] not in "._")
         found += [Path(place, name) for name in sorted(names) if name[0] != "."]
         if len(found) > _MAX_FILES:
-            raise OSError(0, f"more than {_MAX_FILES} files to tell a server by", str(folder))
+            raise OSError(0, f"more than {_MAX_FILES} files to identify a server by", str(folder))
     return found
 
 

@@ -55,8 +55,8 @@ def begin(root: str) -> None:
 
 
 def _close(profiles: Path) -> None:
-    """What is in the caches runs in the next server: as in a container's tree, they are for nobody
-    but the caller and, where that was asked for, the group.
+    """What is in the caches runs in the next server: as in a container's tree, they are for the
+    caller alone and, where that was asked for, the group.
     """
     rights_of = places.folder_rights("profiles", "", rights.group_writable())
     status = profiles.stat()

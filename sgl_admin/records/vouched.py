@@ -1,6 +1,6 @@
 """Whether a cache's files are what a signature vouches for, also where another user can write.
 
-Nobody but a file's owner can set its time back. So where no other user gets to it, its size and its
+Only a file's owner can set its time back. So where no other user gets to it, its size and its
 time show that it is the same; where one does, or did when it was recorded, only its digest does.
 """
 

@@ -30,7 +30,7 @@ _SETTLE_S = 10.0
 # A clock that NTP slews does not jump so far while a proof is made.
 _JUMP_S = 2.0
 _DAY_S = 86400
-# What an answer that is none of Prometheus' makes of reading it.
+# What reading an answer of another program than Prometheus raises.
 _NO_ANSWER = (
     *http_client.NO_ANSWER,
     LookupError,
@@ -205,13 +205,13 @@ class _Attempt:
         self._exceeded = False
 
     def look(self) -> bool:
-        """Ask once; whether the attempt has ended, with a proof or with the reason why there can be
-        none.
+        """Ask once; whether the attempt has ended, with a proof or with the reason why it is
+        impossible.
         """
         result, ledger = self._result, self._ledger
         url, query = result["prometheus_url"], result["prometheus_query"]
         if abs(ledger.clock_jump_s) > _JUMP_S:
-            # Which samples came after the first request cannot be told any more.
+            # It is unknown by now which samples came after the first request.
             result["reason"] = (
                 f"the host's clock was set by {ledger.clock_jump_s:+.0f} s while the proof was"
                 " made; run this again"

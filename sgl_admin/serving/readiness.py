@@ -59,12 +59,12 @@ def _may_be_proven_by_a_start(live: Run) -> bool:
 
 
 def _record(live: Run, identity: str | None) -> dict[str, Any]:
-    """Raises ValueError where there is none, or it cannot be read."""
+    """Raises ValueError where the record is missing or cannot be read."""
     if identity is None:
         server = prepared.latest(live.run_id).get("server")
         identity = server.get("identity") if isinstance(server, dict) else None
         if not isinstance(identity, str):
-            raise ValueError(f"the prep of {live.run_id} is of a release that names no server")
+            raise ValueError(f"the prep of {live.run_id} is from a release that names no server")
     return prepared.read(live.run_id, identity)
 
 

@@ -179,8 +179,8 @@ class Server:
         return ready and self._has_the_port() is True
 
     def _has_the_port(self) -> bool | None:
-        """Whether it is this server that answers at its port; None where nobody does. One that
-        nobody here started is known only as a process of this container.
+        """Whether it is this server that answers at its port; None where no process does. A server
+        that was not started here is known only as a process of this container.
         """
         if self.group is None:
             return ports.held_here(HOST, self.port)

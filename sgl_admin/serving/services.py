@@ -89,15 +89,15 @@ def _is_port(number: Any) -> TypeGuard[int]:
 
 
 def stranger(host: str, port: int) -> str | None:
-    """Who answers there where that is no process of this container; None where it is one, and where
-    nobody answers. Without a container the services are the operator's own.
+    """The process outside of this container that answers there; None where one of this container
+    does, or none at all. Without a container the services are the operator's own.
     """
     if paths.ROOT_VARIABLE in os.environ:
         return None
     try:
         return ports.stranger(host, port)
     except (OSError, ValueError):
-        # The manifest names no address, which the init writes: whose it is cannot be told.
+        # The manifest lacks the address that the init writes: whose it is stays unknown.
         return ports.holder(port)
 
 

@@ -196,7 +196,7 @@ class Warmup:
 
     def rest(self) -> None:
         """End the server but keep its place: what comes next needs the GPU alone, or a server that
-        reads its files anew.
+        reads its files again.
         """
         self._server.stop()
         self._on_server(None)

@@ -32,7 +32,7 @@ _FAMILIES = re.compile(
     """,
     re.VERBOSE,
 )
-# A part of a name that says what it is for, whoever reads it.
+# A part of a name that marks its value as a secret, in any program.
 _SECRET = re.compile(
     r"(^|_)(TOKEN|(API|ACCESS|AUTH)_KEYS?|KEY|SECRETS?|PASS|PASS(WORD|WD|PHRASE)\w*|PW|PWD|PAT"
     r"|CRED\w*|AUTH|AUTHORIZATION|COOKIES?|PRIVATE|HEADERS|SIGNATURE)(_|$)",

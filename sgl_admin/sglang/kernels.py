@@ -1,7 +1,7 @@
 """Which of the server's arguments and environment variables can change what is compiled.
 
 The lists name what does not; whatever they do not name counts, so an argument or a variable that
-nobody here knows keeps two servers' kernels apart. Read in the packages of SGLang 0.5.9, 0.5.17 and
+is unknown here keeps two servers' kernels apart. Read in the packages of SGLang 0.5.9, 0.5.17 and
 0.5.23 (`server_args.py`, `environ.py`); tests/unit/test_inputs.py holds each name to them.
 """
 

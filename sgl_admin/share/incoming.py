@@ -2,7 +2,7 @@
 none.
 
 A folder below /profiles/.incoming is an import. Without its commit record nothing of it counts, and
-the next command removes it; with it everything in it was verified, and whoever comes next finishes
+the next command removes it; with it everything in it was verified, and the next command finishes
 placing it.
 """
 
@@ -90,7 +90,7 @@ def receive(reader: Reader, parts: tuple[Part, ...]) -> Path:
 
         reader.read(place_of)
         for path, here in copies:
-            # The first one is copied to the others, and its mode may be one that nobody may read.
+            # The first one is copied to the others, and its mode may allow no reading.
             for entry in reversed(here):
                 _finish(path, folder / _FILES / entry.path, entry)
     except BaseException:
@@ -122,8 +122,8 @@ def _check_space(size: int) -> None:
 
 
 def commit(folder: Path, parts: tuple[Part, ...]) -> None:
-    """From here on what `receive` returned counts, whoever is killed. Raises OSError and Broken;
-    before that, nothing is left of it.
+    """From here on what `receive` returned counts, whichever process is killed. Raises OSError and
+    Broken; before that, nothing is left of it.
     """
     try:
         files.write_text(folder / _COMMIT, Manifest(parts).content.decode())

@@ -110,7 +110,7 @@ class Smoke(Interruptible):
         self._write()
 
     def _await_started(self) -> None:
-        """The server that somebody started may still be loading its model."""
+        """A server that was started before may still be loading its model."""
         with self._may_be_interrupted():
             found, healthy = benchmark_server.wait(self._live.run_id, self._server_timeout_s)
         if not healthy:
@@ -136,7 +136,7 @@ class Smoke(Interruptible):
         group = self._server.group
         assert group is not None
         used.update(pgid=group, start_ticks=start_time(group))
-        # It begins only once it is noted: killed at any moment, this leaves none that nobody knows.
+        # It begins only once it is noted: a kill at any moment leaves no server without a record.
         self._write()
         with self._may_be_interrupted():
             self._server.wait_healthy(self._server_timeout_s, lambda: None)

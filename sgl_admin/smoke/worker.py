@@ -1,5 +1,5 @@
-"""The process that does a smoke, detached from whoever asked: it inherits the smoke lock and
-outlives the connection.
+"""The process that does a smoke, detached from its caller: it inherits the smoke lock and outlives
+the connection.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def relevant(config: Mapping[str, Any], ignored: frozenset[str]) -> dict[str, An
 
 
 def _shortened(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with digests for lists and quantisations that nobody would read in a record."""
+    """A config with digests for lists and quantisations that are too long to read in a record."""
     short: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and not _QUANTISATION.search(key):

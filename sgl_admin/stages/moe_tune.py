@@ -101,8 +101,8 @@ class MoeTune(Stage):
         ):
             raise StageFailure(
                 "config_missing",
-                f"what is tuned goes to {config_files.root()}, and {ENGINE.moe.variable}={named}"
-                " has the server read another folder: leave that variable away (sgl_server_env),"
+                f"the stage writes to {config_files.root()}, and {ENGINE.moe.variable}={named}"
+                " has the server read another folder: leave that variable out (sgl_server_env),"
                 " or skip the stage (--moe skip)",
             )
         shape = self._asked_for(context, _expected(context))
@@ -276,7 +276,7 @@ class MoeTune(Stage):
                     os.utime(each, ns=(given.mtime_ns, given.mtime_ns))
             if part.finished:
                 SignatureRecord(self.name, self.caches, part.signature).write(_files(target))
-                # Of a tuning that was killed here, and that nobody takes up any more.
+                # Of a tuning that was killed here, and that no tuning takes up any more.
                 shutil.rmtree(config_files.work(part.signature), ignore_errors=True)
             # Another host's server said that it reads such a file; this one's is the same only with
             # the same batch sizes.

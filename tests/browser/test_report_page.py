@@ -75,7 +75,7 @@ pale.add(`${one.tagName} ${one.getAttribute("class")}: ${colour} on ${behind(one
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """A picture's address at a port where nobody answers."""
+    """A picture's address at a port where no server answers."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/picture.png"

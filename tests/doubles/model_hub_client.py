@@ -21,7 +21,7 @@ PYTHON = sys.executable
 
 
 class ProcessClient:
-    """Each start is one process, in `started`; what it was told is in its list and environment."""
+    """Each start is one process, in `started`; its arguments are in its list and environment."""
 
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[bytes]] = []

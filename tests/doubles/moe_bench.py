@@ -137,7 +137,7 @@ class Bench:
 
 
 class Compiler:
-    """Compiles nothing, and keeps what it was asked; `failing` launches are told to have failed."""
+    """Compiles nothing, and keeps what it was asked; `failing` launches are reported as failed."""
 
     def __init__(self, failing: Mapping[str, str] | None = None) -> None:
         self.failing = failing or {}

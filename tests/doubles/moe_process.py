@@ -1,4 +1,4 @@
-"""The tuning process as it is, on a GPU that is none and misbehaves as it is told.
+"""The tuning process as it is, on a double of a GPU that misbehaves on demand.
 
 It stands for sgl_admin.moe.tune_process with torch, Triton and an SGLang: its order, journal,
 search, compiling processes and what it tells are real. MOE_GPU says by JSON at which call of the
@@ -75,7 +75,7 @@ def _misbehave(at: str, size: int = 0, config: Config | None = None) -> None:
         case "raise":
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         case "stay":
-            # All is told, and yet the process does not end.
+            # All is reported, and yet the process does not end.
             os.close(int(sys.argv[1]))
             time.sleep(600)
         case "deaf":

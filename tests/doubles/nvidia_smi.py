@@ -3,7 +3,7 @@ the element names of a real driver.
 
 The elements are those of real answers of drivers 535 (throttle reasons), 550 (event reasons), 570
 (recovery action, the reset status deprecated), 580 (no reset status, repairs) and 595, without
-those that nobody here reads. What a GPU does not support says N/A. Real answers lie in telegraf's
+those that are not read here. What a GPU does not support says N/A. Real answers lie in telegraf's
 plugins/inputs/nvidia_smi/testdata. The fabric's states are those of nvmlGpuFabricState_t, as
 NVSentinel meets them ("Not Started", "In Progress", "Completed" with status "Success").
 

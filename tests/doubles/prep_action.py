@@ -1,6 +1,6 @@
 """The action sgl_prep without Ansible around it.
 
-It stands for a host on which every command prints what it is told to: what a container of another
+It stands for a host on which every command prints a given text: what a container of another
 release, or a broken one, would.
 """
 

@@ -1,5 +1,5 @@
 """An installation on the fault image: the product's own programs, with a double of the server and a
-shim that fails where it is told.
+shim that fails on demand.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def test_start_and_stop(contended: FaultSite, repetition: int) -> None:
 
 
 def test_another_request_while_a_prep_runs(contended: FaultSite) -> None:
-    """It is told who is busy with what; and a changed option does not end the prep."""
+    """The answer names who is busy with what; and a changed option does not end the prep."""
     contended.must_play("start")
     done = contended.ensure(
         "--probe", "always", "--detach", environment={"SGL_TEST_SERVER_READY_S": "30"}

@@ -116,7 +116,7 @@ def test_prometheus_that_hangs_in_the_probe(installation: FaultSite) -> None:
 
 
 def test_prometheus_that_is_down_does_not_leave_the_proof_standing(installation: FaultSite) -> None:
-    """It is started again by its supervisor; what asks meanwhile gets no ready that is none."""
+    """It is started again by its supervisor; what asks meanwhile gets no false ready."""
     installation.signal_matching("--storage.tsdb.path", signal.SIGSTOP)
     try:
         done = installation.ensure("--probe-timeout", "1")
@@ -258,7 +258,7 @@ def test_controller_that_ends_in_a_prep(installation: FaultSite, number: signal.
 
 
 def safe(site: FaultSite) -> list[list[str]]:
-    """The processes of a container that may just be made anew."""
+    """The processes of a container that may just be made again."""
     try:
         return site.processes()
     except AssertionError:

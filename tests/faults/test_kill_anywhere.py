@@ -29,7 +29,7 @@ NEEDS_SPACE = frozenset({"open", "write", "mkdir", "fsync", "fsync_folder", "ren
 
 @dataclass(frozen=True)
 class Ended:
-    """How a disturbed run ended: for whoever called it."""
+    """How a disturbed run ended, for its caller."""
 
     code: int
     text: str
@@ -62,7 +62,7 @@ class Scenario:
         raise NotImplementedError
 
     def told(self, ended: Ended, kind: str, rig: Rig) -> list[str]:
-        """What is wrong with what the caller of the disturbed run was told."""
+        """What is wrong with the answer that the caller of the disturbed run got."""
         problems = [f"a traceback: {ended.text[-1500:]}"] if "Traceback" in ended.text else []
         if (
             kind in ("enospc", "full")
@@ -148,7 +148,7 @@ class AdminAfterKill(Admin):
         )
         rig.restore("live")
         rig.plan(signature, "before")
-        # Nobody waits for it, who would settle it.
+        # No command waits for it and would settle it.
         rig.site.ensure("--detach")
         wait_for(
             lambda: rig.hit and lock_is_free(rig.site.profiles / ".locks" / "prep.lock"),
@@ -247,7 +247,7 @@ class Publish(Init):
     def end(self, rig: Rig) -> Ended:
         site = rig.site
         if site.state()["Running"]:
-            # The disk has room again after a while, and nobody starts anything.
+            # The disk has room again after a while, and nothing is started.
             time.sleep(0.5)
             rig.free_space()
             wait_for(

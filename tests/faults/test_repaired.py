@@ -64,7 +64,7 @@ def test_damaged_record(faulty: FaultSite, record: str, damage: str) -> None:
 
 
 def test_damaged_records_of_the_run_itself(faulty: FaultSite) -> None:
-    """Without its manifest a run cannot be told: sgl-admin says so, and the playbook begins a new
+    """Without its manifest a run is unknown: sgl-admin says so, and the playbook begins a new
     one.
     """
     run_id, manifest = faulty.run_id, faulty.pointed()

@@ -1,4 +1,4 @@
-"""What a prep makes of a server that fails, with the double that fails as it is told."""
+"""What a prep makes of a server that fails, with the double that fails on demand."""
 
 from __future__ import annotations
 

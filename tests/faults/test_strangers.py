@@ -111,7 +111,7 @@ def test_a_stranger_in_the_place_of_a_service_is_never_ready(faulty: FaultSite, 
         if answer["job"]["exit_code"]:
             assert str(port) in proof["reason"] and len(proof["reason"]) < 400, (moment, proof)
         else:
-            # It came after the last look: whoever asks now is told.
+            # It came after the last look: the next question gets it.
             assert str(port) in ready["reason"], (moment, ready)
         wait_for(lambda: faulty.ensure("--probe-timeout", "5").returncode == 0, "the next prep", 60)
         assert json.loads(faulty.admin("ready", "--json").stdout)["ready"] is True

@@ -14,7 +14,7 @@ EXAMPLES = int(os.environ.get("SGL_FUZZ_EXAMPLES") or FEW)
 settings.register_profile(
     "fuzz",
     max_examples=EXAMPLES,
-    # The fast lane may not fail by chance; the slow one is there to find what nobody thought of.
+    # The fast lane may not fail by chance; the slow one is there to find the unforeseen.
     derandomize=EXAMPLES <= FEW,
     print_blob=True,
     suppress_health_check=[

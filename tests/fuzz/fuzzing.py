@@ -1,4 +1,4 @@
-"""What the fuzz tests share: a test with its examples, values that nobody expects, and the
+"""What the fuzz tests share: a test with its examples, unexpected values, and the
 contract's examples spoiled at random.
 """
 
@@ -78,7 +78,7 @@ def fuzz(
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """Ends an example that hangs, so that it is told as any other failure."""
+    """Ends an example that hangs, so that it is reported as any other failure."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise AssertionError(f"an example takes longer than {_PATIENCE_S:.0f} s")

@@ -1,4 +1,4 @@
-"""What docker and sgl-admin print: whatever it is, the host is told what it means in a sentence,
+"""What docker and sgl-admin print: whatever it is, the answer is a sentence that says its meaning,
 and nothing passes for done or ready.
 """
 
@@ -161,7 +161,7 @@ def test_a_daemon_that_describes_itself_is_judged_by_what_can_be_read(
 
 def envelope(**job: Any) -> dict[str, Any]:
     result = validators.example("prep_result")
-    # What nobody reads would only hide what is read.
+    # Fields that are not read would only hide those that are.
     result["run"] = {"run_id": result["run"]["run_id"], "prep_id": PREP_ID}
     for stage in result["stages"].values():
         del stage["signature"], stage["artifacts"]

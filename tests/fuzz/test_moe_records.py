@@ -197,7 +197,7 @@ def test_any_configuration_file_and_record_is_read(
         assert config_files.tuned(path, STRANGERS) == {}
         if tuned:
             reached()
-        # A file or a fifo is replaced; a folder is somebody else's.
+        # A file or a fifo is replaced; a folder is left alone.
         if "folder" not in (file, record, built_in):
             config_files.add(path, TUNING, 32, TILE)
             assert config_files.tuned(path, TUNING) == {**tuned, 32: TILE}

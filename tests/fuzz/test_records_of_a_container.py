@@ -255,7 +255,7 @@ def parsed(thing: bytes | str) -> Any:
 
 
 def is_warm(inside: Path, files: dict[str, Any]) -> bool:
-    """Whether the stage's record vouches for what is there, and nobody died at it."""
+    """Whether the stage's record vouches for what is there, and no process died at it."""
     record = parsed(files[RECORD])
     sizes = {name: os.stat(inside / "profiles" / name).st_size for name in record["files"]}
     return (

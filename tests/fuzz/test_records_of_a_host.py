@@ -46,7 +46,7 @@ CONTAINER: dict[str, Any] = {
 
 
 def manifest() -> dict[str, Any]:
-    """The example with what is read here, so that what is spoiled is not what nobody looks at."""
+    """The example with what is read here, so that no unread field is spoiled."""
     kept = (
         "schema_version",
         "container_run_id",

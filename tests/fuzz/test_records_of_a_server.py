@@ -89,7 +89,7 @@ def test_what_lies_there_is_told_and_no_stranger_is_ended(
             assert outcome.code in range(256), outcome.error
         else:
             assert outcome.code in (0, 1, 4, 5, 7), outcome.error
-        # A status that is none of a healthy server is an answer too.
+        # The status of a server that is not healthy is an answer too.
         if outcome.code and not (words[1] == "status" and outcome.out):
             return
         reached()

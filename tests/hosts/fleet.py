@@ -23,7 +23,7 @@ from tests.hosts.registry import Registry
 PORT = 19655
 REPOSITORY = f"127.0.0.1:{PORT}/sgl"
 FAULT_REFERENCE = f"{REPOSITORY}:faults"
-# The last one's port is nobody's.
+# The last one's port is unused.
 NAMES, ADDRESSES = ("fleet-1", "fleet-2", "fleet-3"), ("127.0.0.31", "127.0.0.32", "127.0.0.33")
 UNREACHABLE = {
     "ansible_host": "127.0.0.34",

@@ -336,7 +336,7 @@ def test_what_the_registry_does_not_have_is_absent(registry: Registry, site: Sit
 def test_a_registry_that_is_down_is_told_with_the_remedy(site: Site, tmp_path: Path) -> None:
     packed = site.host("one").pack(site.item, site.path("packed.tar"))
     assert packed is not None
-    # Nobody listens on port 1.
+    # No process listens on port 1.
     nowhere = "127.0.0.1:1/sgl-caches-test:one"
     for step in (
         lambda host: host.push(site.item, site.path("packed.tar"), nowhere, packed["digest"], None),

@@ -113,7 +113,7 @@ def test_everything_belongs_to_the_service_user(prepared: Site) -> None:
         prepared.run_dir() / "prep_result.json",
         prepared.run_dir() / "stages" / "inductor.json",
     ]
-    # The group reads what is written, and nobody else gets to it.
+    # The group reads what is written, and no other user gets to it.
     assert [str(path) for path in written if path.stat().st_mode & 0o067 & ~0o010 != 0o040] == []
 
 

@@ -274,8 +274,8 @@ def test_every_metric_is_one_of_those_in_the_manual(stack_of_either_prefix: Stac
 
 
 def test_a_query_that_is_wrong_is_found(stack_of_either_prefix: Stack) -> None:
-    """The checks above fail for a query that Prometheus does not take, and for a metric that nobody
-    documents.
+    """The checks above fail for a query that Prometheus does not take, and for an undocumented
+    metric.
     """
     with pytest.raises(AssertionError, match="parse error"):
         answer(stack_of_either_prefix.url, "sum(rate(up[5s])")

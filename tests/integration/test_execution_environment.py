@@ -281,7 +281,7 @@ def test_a_playbook_runs_with_the_environments_settings(built: None, tmp_path: P
     """validate.yml, on the container itself: modules, roles and, by the environment's ansible.cfg,
     the callback are at work.
     """
-    # The image's own user is nobody here.
+    # The image's own user has no account here.
     tmp_path.chmod(0o777)
     variables = {
         "sgl_root": "/tmp/tree",

@@ -162,7 +162,7 @@ def test_the_shipped_inventory_takes_a_gh200_to_metrics_ready(
     done = ansible("-i", str(inventory), PREP, env=reports)
     said = re.sub(r"\s+", " ", done.stdout + done.stderr)
     assert re.search(r"METRICS_READY['\"]?: true", said, re.IGNORECASE), said[-6000:]
-    # The digest that nobody had to look up.
+    # The digest that the user did not look up.
     assert f"pin it with sgl_image_downloads: {{jaeger: {{sha256: {jaeger}}}}}" in said
     result = record(host, "prep_result.json")
     assert {name: result["stages"][name]["status"] for name in STAGES} == dict.fromkeys(
@@ -172,7 +172,7 @@ def test_the_shipped_inventory_takes_a_gh200_to_metrics_ready(
     assert (about["device_name"], about["compute_capability"]) == ("NVIDIA GH200 480GB", "9.0")
     assert (about["cpu_arch"], about["sglang_version"]) == ("aarch64", SGLANG)
     assert result["telemetry_probe"]["ok"] is True
-    # The argument that nobody had to know: arm64's kernels have no FlashAttention 3.
+    # The argument that the user did not give: arm64's kernels have no FlashAttention 3.
     [chosen] = about["server"]["chosen"]
     assert chosen["arguments"] == ["--attention-backend", "flashinfer"]
     again = ansible("-i", str(inventory), PREP, env=reports).stdout

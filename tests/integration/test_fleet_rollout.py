@@ -63,7 +63,7 @@ def test_the_share_of_a_host_that_fails_is_tuned_by_another(fleet: FleetCheckout
 
 
 def test_a_host_that_lacks_only_its_proof_gives_what_it_has(fleet: FleetCheckout) -> None:
-    """As after its container was made anew: its caches stand, and nobody makes them once more."""
+    """As after its container was recreated: its caches stand, and no host makes them once more."""
     warm = fleet.states / "a"
     warm.mkdir()
     for stage in ("moe_tune", "inductor"):

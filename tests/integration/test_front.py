@@ -44,7 +44,7 @@ OURS = {*caller._TEXTS, *caller._NUMBERS, *caller._FLAGS, "VALIDATE_ONLY"}
 
 
 class Front:
-    """An installation of a caller who knows no Ansible: all that the scripts are told is in the
+    """An installation of a caller who knows no Ansible: all settings of the scripts are in the
     environment.
     """
 
@@ -52,7 +52,7 @@ class Front:
         self.site = site
         self._inventory = folder / "inventory.yml"
         self.settle()
-        # Whoever runs the tests may have some of these of their own.
+        # The user who runs the tests may have some of these of their own.
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in OURS},
             "HOST_OBS_ROOT": str(site.root),
@@ -125,7 +125,7 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
     again = front(*START)
     assert again.returncode == 0 and again.stdout == started.stdout
     assert f"{run_id} is live" in again.stderr and "is kept" in again.stderr
-    # Another image asks for another container: the live run goes before it, and that is told.
+    # Another image asks for another container: the live run goes before it, and the answer says so.
     other = front(*START, IMAGE_NAME="sglang-dev-it:another")
     assert other.returncode == 0 and "stop it first" in other.stderr, other.stderr
     assert site.run_id == run_id and site.inspect()["Id"] == container_id  # type: ignore[index]
@@ -348,7 +348,7 @@ def test_what_belongs_to_somebody_else_ends_with_3(front: Front) -> None:
         assert f"not {uid}:{gid}" in refused.stderr
     assert site.inspect() is None
     ignored = front(*START, VALIDATE_ONLY="1", HOST_DIR_OWNERSHIP_IGNORE="1")
-    assert ignored.returncode == 0 and "does not belong to whom it should, which" in ignored.stdout
+    assert ignored.returncode == 0 and "does not belong to the expected owner" in ignored.stdout
     assert str(foreign) in ignored.stdout
     os.chown(foreign, uid, gid)
     expected = front(

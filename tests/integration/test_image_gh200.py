@@ -1,5 +1,5 @@
 """The gh200 flavour, from the Dockerfile, the recipe and the roles that a GPU host uses, with
-stand-ins for what cannot be had here.
+stand-ins for what is not available here.
 
 Stand-ins (tests/doubles/gh200): a replica of SGLang's image with the real package's files,
 NVIDIA's dcgm-exporter image, Jaeger's program. Real: Prometheus, node_exporter, the build, the
@@ -316,7 +316,7 @@ def test_jaeger_keeps_its_traces_under_the_run(started: Gh200Site) -> None:
         and (folder / "key").is_dir()
     )
     assert told["flags"]["collector.otlp.http.host-port"] == "127.0.0.1:19618"
-    # Where the server is told to send them (tests/integration/test_traces.py).
+    # Where the server sends them (tests/integration/test_traces.py).
     assert (
         started.manifest()["services"]["jaeger"]["otlp_grpc"] == 19617
         and told["flags"]["collector.otlp.grpc.host-port"] == "127.0.0.1:19617"

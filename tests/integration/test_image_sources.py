@@ -240,7 +240,7 @@ def test_an_image_is_loaded_from_an_archive(tmp_path: Path) -> None:
 def test_an_archive_that_is_not_the_wanted_one_is_not_loaded(tmp_path: Path) -> None:
     archive, wanted = save(tmp_path, "one")
     answer = image(tmp_path, source="load", archive=str(archive), archive_sha256="0" * 64)
-    assert answer["failed"] and "it is not whole, or another one" in answer["msg"]
+    assert answer["failed"] and "it is incomplete, or another archive" in answer["msg"]
     assert docker("image", "inspect", wanted, check=False).returncode != 0, (
         "it was loaded all the same"
     )

@@ -85,7 +85,7 @@ def test_what_cannot_be_staged_is_refused_before_anything_changes(
         ({"sgl_model_source": "local", "sgl_model_from": str(closed)}, "cannot be read by uid"),
         (
             {"sgl_model_source": "local", "sgl_model_from": str(lab.with_name("none"))},
-            "is not a folder that is there",
+            "is not an existing folder",
         ),
     ):
         play = prepare(bare, **variables)

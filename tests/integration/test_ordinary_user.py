@@ -1,5 +1,5 @@
-"""Whoever runs the playbook, what it makes belongs to the service user: over SSH, on a host with
-its own Docker daemon.
+"""What a playbook makes belongs to the service user, whichever user runs it: over SSH, on a host
+with its own Docker daemon.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class RealPrometheus:
 
     def open_gate(self) -> None:
         def opened() -> bool:
-            with contextlib.suppress(OSError):  # nobody reads yet
+            with contextlib.suppress(OSError):  # no reader yet
                 os.close(os.open(self.gate, os.O_WRONLY | os.O_NONBLOCK))
                 return True
             return False

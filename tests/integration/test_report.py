@@ -161,7 +161,7 @@ def test_one_host_makes_it_and_all_are_ready(fleet: FleetCheckout) -> None:
 
 
 def test_a_host_that_has_it_gives_it_when_another_asks(fleet: FleetCheckout) -> None:
-    """Alone, a host shares with nobody; what it gives later is done on it, in a task of the host
+    """Alone, a host shares with no other; what it gives later is done on it, in a task of the host
     that asks.
     """
     rolled_out(fleet, {"a": {}})

@@ -53,7 +53,7 @@ def test_everything_listens_on_loopback_alone(prepared: Site) -> None:
 
 
 def test_the_server_of_a_prep_listens_on_loopback_but_for_torchs_store(prepared: Site) -> None:
-    """PyTorch's rendezvous store takes every address, whatever it is told; nothing else does
+    """PyTorch's rendezvous store takes every address, in spite of its arguments; nothing else does
     (docs/contributing/security.md).
     """
     ports = prepared.ports

@@ -22,7 +22,7 @@ def collector(prepared: Site) -> Iterator[Path]:
     """An OTLP receiver on loopback, and a manifest that names it as the run's; yields the file of
     its spans.
 
-    The local image has no Jaeger, so the manifest is told that tracing runs, as the init of an
+    The local image has no Jaeger, so the manifest gets a tracing that runs, as the init of an
     image that has one writes it.
     """
     spans = prepared.telemetry / "otlp-spans.jsonl"

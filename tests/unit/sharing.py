@@ -76,7 +76,7 @@ OTHERS = {
 ALL = {**OTHERS, "inductor": INDUCTOR}
 
 
-# To make it anew for each command would take as long as the command.
+# To make it again for each command would take as long as the command.
 _PARSER = cli._parser()
 
 

@@ -265,7 +265,7 @@ def test_a_datasource_for_each_host(wall: Wall) -> None:
             re.search(shown["regex"].strip("/"), name) for name in found
         )
 
-    # One leaves, one comes, one gets another address: whoever stays keeps the uid.
+    # One leaves, one comes, one gets another address: the one that stays keeps the uid.
     del wall.hosts["gpu-02"]
     wall.hosts["gpu-00"] = {"sgl_bind_address": "10.1.0.9"}
     wall.hosts["gpu-01"] = {"sgl_bind_address": "10.1.0.7"}

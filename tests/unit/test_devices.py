@@ -99,7 +99,7 @@ def test_the_cuda_of_the_compatibility_libraries_counts(
     """R550 with cuda-compat-13-0 in the image: nvidia-smi says 12.4, programs get 13.0."""
 
     class Library:
-        """cuda.h: CUresult cuDriverGetVersion(int *driverVersion), 0 where the driver is none."""
+        """cuda.h: CUresult cuDriverGetVersion(int *driverVersion), 0 without a driver."""
 
         def cuDriverGetVersion(self, answer: Any) -> int:
             ctypes.cast(answer, ctypes.POINTER(ctypes.c_int))[0] = version or 0

@@ -316,7 +316,7 @@ def test_a_private_file_of_another_server_is_not_taken(tree: Path) -> None:
     private = prepared.path("r", identity).with_suffix(".private")
     assert private.stat().st_mode & 0o777 == 0o600
     private.write_text(private.read_text().replace(SECRET, "another"))
-    with pytest.raises(ValueError, match="is of another server"):
+    with pytest.raises(ValueError, match="belongs to another server"):
         prepared.command(record)
     private.unlink()
     with pytest.raises(ValueError, match="is gone"):

@@ -247,6 +247,18 @@ def test_the_archive_that_a_project_installs_is_this_release() -> None:
     assert re.findall(r"slice_bench-sglang-([\d.]+)\.tar", page) == [version]
 
 
+# Where the map of CONTRIBUTING.md abbreviates.
+ROOTS = ("", "plugins", "plugins/module_utils", "plugins/module_utils/_contract", "sgl_admin")
+
+
+def test_the_contributors_map_names_what_exists() -> None:
+    names = re.findall(r"`([\w.-]+(?:/[\w.-]+)+/?)`", _read("CONTRIBUTING.md"))
+    # `make slow` writes it.
+    names.remove("tests/slow-lane.txt")
+    assert len(names) > 60
+    assert [name for name in names if not any((ROOT / r / name).exists() for r in ROOTS)] == []
+
+
 # What operators ask, each with the page, its heading and words of the answer.
 QUESTIONS = {
     "install": ("README.md", "Prepare your GPU hosts", "scripts/setup.sh"),
@@ -274,7 +286,7 @@ QUESTIONS = {
     "cancel": ("docs/how-to/watch.md", "Cancel", "prep cancel"),
     "watch": ("docs/how-to/watch.md", "Watch\n", "status --watch"),
     "reboot": ("docs/how-to/reboot.md", "Reboot a host", "prep.yml"),
-    "disk full": ("docs/how-to/clean-up.md", "The disk is full", "may it go"),
+    "disk full": ("docs/how-to/clean-up.md", "The disk is full", "can it go"),
     "uninstall": ("docs/how-to/clean-up.md", "Uninstall", "playbooks/uninstall.yml"),
     "proxy": ("docs/how-to/proxy-and-mirrors.md", "Proxy and mirrors", "where to set proxy"),
     "no internet": ("docs/how-to/air-gap.md", "A GH200 without the internet", "controller"),

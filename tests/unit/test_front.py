@@ -55,7 +55,7 @@ class Plays:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of whoever runs the tests, and no Docker."""
+    """No variable of the user who runs the tests, and no Docker."""
     for name in [
         *caller._TEXTS,
         *caller._NUMBERS,
@@ -400,8 +400,8 @@ def test_stop_names_the_inventorys_container_and_what_it_did(
 @pytest.mark.parametrize(
     ("ignored", "said"),
     [
-        ([], "is there and belongs to whom it should;"),
-        (["/o/x"], "1 path in it does not belong to whom it should, which HOST_DIR_OWNERSHIP"),
+        ([], "is there and belongs to the expected owner;"),
+        (["/o/x"], "1 path in it does not belong to the expected owner, which HOST_DIR_OWNERSHIP"),
         (["/o/x", "/o/y"], "2 paths in it do not belong"),
     ],
 )
@@ -416,7 +416,7 @@ def test_validate_only_says_whether_the_owner_is_right(
     assert run(monkeypatch, Plays(ignored=ignored), "start") == 0
     out = capsys.readouterr().out
     assert said in out
-    assert ("belongs to whom it should" in out) is not bool(ignored)
+    assert ("belongs to the expected owner" in out) is not bool(ignored)
 
 
 # What Docker's client said in 20.10, in 28 and in 29 (client/request.go of moby).
@@ -758,7 +758,7 @@ NO_LOCALE = "ERROR: Ansible could not initialize the preferred locale: unsupport
             "Ansible could not initialize the preferred locale: unsupported locale setting",
         ),
         ("no such inventory\n", 4, "no such inventory"),
-        ("", 250, "ansible-playbook ended without a word"),
+        ("", 250, "ansible-playbook ended without a message"),
     ],
 )
 def test_a_playbook_that_ends_before_it_says_anything_is_one_sentence_and_a_file(

@@ -1,5 +1,5 @@
-"""A standard output that cannot be written is told in one sentence, with an exit code that is not
-0.
+"""A standard output that cannot be written is reported in one sentence, with an exit code other
+than 0.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ NEXT = {
         "activation_scheme": "dynamic",
     },
 }
-# Of an architecture that nobody here knows: by its config 512.
+# Of an unknown architecture: by its config 512.
 UNKNOWN = {**NEXT, "architectures": ["SomeNextForCausalLM"]}
 
 
@@ -254,7 +254,7 @@ def world(
     for variable, cache in paths.CACHE_VARIABLES.items():
         monkeypatch.setenv(variable, str(paths.PROFILES / cache))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-    # Whatever room this machine has; and nobody waits long for one who stays.
+    # Whatever room this machine has; and no test waits long for one who stays.
     monkeypatch.setattr(gpu_fit, "_CACHE_BYTES", 0)
     monkeypatch.setattr(gpu_fit, "_PATIENCE_S", 0.2)
     flavour = {
@@ -1311,7 +1311,7 @@ def test_a_flag_that_chooses_kernels_changes_every_signature_but_the_tunings(
     if flag in FLAGS:
         assert after["inductor"]["arguments"] == taken
     else:
-        # Of a flag that nobody knows, the value is a digest.
+        # Of an unknown flag, the value is a digest.
         [[name, *values]] = after["inductor"]["arguments"]
         assert name == flag and all(text.startswith("keyed:") for text in values)
         assert len(values) == len(taken[0]) - 1

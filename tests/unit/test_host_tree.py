@@ -222,7 +222,7 @@ def test_a_home_directory_as_the_parent_keeps_its_mode(spec: Spec) -> None:
 
 
 def test_foreign_group_stops_before_anything_changes(spec: Spec, tmp_path: Path) -> None:
-    """Whoever runs this: the tree has our group and another one is expected."""
+    """For any user who runs this: the tree has our group and another one is expected."""
     Path(spec.profiles).mkdir(parents=True)
     wanted = replace(spec, gid=spec.gid + 1)
     text = refused(wanted, tmp_path)

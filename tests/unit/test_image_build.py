@@ -872,7 +872,7 @@ def test_an_archive_without_a_digest_is_told_before_any_download(
 def test_a_release_that_was_not_pinned_is_built_from_with_the_line_that_pins_it(
     docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GH200 with the inventory as shipped: nobody gave the digest of Jaeger for arm64."""
+    """A GH200 with the inventory as shipped: it lacks the digest of Jaeger for arm64."""
     monkeypatch.setattr(
         image_downloads.PublishedSums, "_fetched", lambda self, archive: JAEGER_SUMS
     )

@@ -1,4 +1,4 @@
-"""The image is made anew exactly when what it is made from has changed."""
+"""The image is made again exactly when what it is made from has changed."""
 
 from __future__ import annotations
 

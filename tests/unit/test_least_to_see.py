@@ -192,7 +192,7 @@ def test_an_old_tree_is_closed_once_and_a_kill_leaves_nothing_open(
         converge(spec(root))
         assert not host_tree.inspect(spec(root)).changed
         modes = {name: stat.S_IMODE((root / name).stat().st_mode) for name in (LOCK, RECORD, LOG)}
-        # The folder of telemetry lets nobody but the group through to what runs left in it.
+        # The folder of telemetry lets only the group through to what runs left in it.
         assert modes == {LOCK: 0o600, RECORD: 0o644, LOG: 0o640}
         if not killed:
             break
@@ -212,7 +212,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A lock that somebody else opened while it was open to all."""
+    """A lock that another process opened while it was open to all."""
     path = tmp_path / "locks" / ".lock"
     path.parent.mkdir()
     path.touch(0o664)

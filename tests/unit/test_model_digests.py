@@ -355,7 +355,7 @@ def test_a_file_that_changes_while_it_is_read_is_no_verdict(
     assert "changed while it was read" in refused(recorded)
 
 
-# --- records that nobody wrote for good -----------------------------------------------------------
+# --- records that no stager wrote -----------------------------------------------------------------
 
 SHA = st.sampled_from(["a" * 64, "A" * 64, "a" * 63, "", "b" * 40])
 VALUES = (

@@ -1,5 +1,5 @@
-"""How the container of the hub's client is begun: what it may see, and what Docker's refusals are
-told as.
+"""How the container of the hub's client is begun: what it may see, and what its user sees of
+Docker's refusals.
 """
 
 from __future__ import annotations

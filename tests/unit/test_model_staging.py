@@ -646,7 +646,7 @@ def test_another_source_is_refused_while_a_run_goes_on(
         stage(root, source, budget_s=0.0, run="3")["phase"] in ("copying", "verifying")
         and place.stat().st_ino == begun
     )
-    # A run that was killed long ago holds up nobody.
+    # A run that was killed long ago holds up no other.
     for path in (place, place / model_digests.STATE):
         os.utime(path, (0, 0))
     assert stage(root, other, run="2")["verified"] and contents(model(root)) == contents(other)

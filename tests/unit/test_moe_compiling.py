@@ -1,4 +1,4 @@
-"""The processes that compile launches: real ones, with work that is told how to end."""
+"""The processes that compile launches: real ones, with work that ends on demand."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_process_that_closed_its_compilers_leaves_nothing_behind(tmp_path: Pat
 
 
 def test_busy_compilers_are_of_the_group_by_which_they_are_ended(tmp_path: Path) -> None:
-    """Whoever began the process that began them ends that group, also where this process was killed
+    """The parent of the process that began them ends that group, also where this process was killed
     outright.
     """
     process = begin_main("stay")

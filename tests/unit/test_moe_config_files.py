@@ -260,7 +260,7 @@ def test_a_row_that_has_none_for_the_down_projection_keeps_its_meaning(site: Sit
 def test_without_its_neighbour_for_the_down_projection_nothing_is_tuned(
     site: Site, torn: str | None
 ) -> None:
-    """SGLang would take the up projection's rows for it, which nobody has measured."""
+    """SGLang would take the up projection's rows for it, which were never measured."""
     config_files.add(ours(), TUNING, 16, TILE, {**TILE, "USE_TMA": True})
     assert list(config_files.tuned(ours(), TUNING)) == [16]
     down = config_files.down_file(ours())

@@ -408,7 +408,7 @@ def test_a_pair_that_brought_the_process_down_is_not_tried_again(path: Path) -> 
 
 def test_what_was_settled_is_told_again_and_not_measured(path: Path) -> None:
     first = Tried(path, FEW, [16, 32], Bench({"a": [16, 32]})).run()
-    # Killed after it was noted and before anybody was told.
+    # Killed after it was noted and before it was reported.
     again = Tried(path, FEW, [16, 32], Bench({"a": [16, 32]}))
     assert again.run() == first and again.bench.calls == 0 and again.compiler.asked == []
 

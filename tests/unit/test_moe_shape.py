@@ -167,13 +167,13 @@ def test_a_multimodal_models_experts_are_those_of_its_language_model(key: str) -
 
 @pytest.mark.parametrize("missing", ["num_experts", "num_experts_per_tok", "hidden_size"])
 def test_a_config_that_does_not_tell_its_experts_is_told(missing: str) -> None:
-    with pytest.raises(Untunable, match="does not tell the shape of its experts"):
+    with pytest.raises(Untunable, match="does not give the shape of its experts"):
         shape_of({key: value for key, value in QWEN3.items() if key != missing})
 
 
 @pytest.mark.parametrize("strange", [0, -1, True, "128", None, 1.5, [128]])
 def test_a_number_of_experts_that_is_none_is_told(strange: object) -> None:
-    with pytest.raises(Untunable, match="does not tell the shape of its experts"):
+    with pytest.raises(Untunable, match="does not give the shape of its experts"):
         shape_of({**QWEN3, "num_experts": strange})
 
 

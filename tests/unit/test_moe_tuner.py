@@ -1,5 +1,5 @@
 """What becomes of a tuning whose process crashes, hangs or is killed: the process is the real one,
-on a GPU that is none.
+on a double of a GPU.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def test_a_configuration_that_hangs_is_dropped_and_the_rest_goes_on(world: World
     number, trial = trial_number(64, DOWN)
     outcome = world.run(at="look", size=64, config=trial.config, do="hang")
     assert set(dict(world.found)) == set(expected()[0])
-    why = "the process that measured it ended: it told nothing for 3 s"
+    why = "the process that measured it ended: it reported nothing for 3 s"
     assert why in world.dropped.values() and outcome.restarts == 1
     assert len(world.found) == len(dict(world.found)), "what was found before is told once"
 
@@ -377,7 +377,7 @@ def test_one_that_hangs_before_it_measures_is_not_begun_again(world: World) -> N
     failure = world.fails(at="warm", do="hang", times=100)
     assert (
         failure.error_type == "tuner_failed"
-        and "before it measured anything: it told nothing for 3 s" in str(failure)
+        and "before it measured anything: it reported nothing for 3 s" in str(failure)
     )
     assert len(world.noted("began")) == 1
 

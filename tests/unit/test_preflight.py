@@ -652,7 +652,7 @@ def test_an_image_for_gpus_on_a_host_without_nvidia_smi_is_refused(
 
 @pytest.fixture
 def unopened(gpus: GpuHost, monkeypatch: pytest.MonkeyPatch) -> GpuHost:
-    """A host on which nobody has used the driver yet, so that it has no device files."""
+    """A host on which no program has used the driver yet, so that it has no device files."""
     exists = os.path.exists
     monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/nvidiactl" and exists(path))
     return gpus
@@ -961,7 +961,7 @@ def test_what_a_file_system_does_not_allow_or_say_is_told(
         (errno.ENOLCK, True),
         (errno.EOPNOTSUPP, True),
         (errno.ENOSYS, True),
-        # Somebody holds it, so it has locks.
+        # Another process holds it, so it has locks.
         (errno.EAGAIN, False),
     ],
 )

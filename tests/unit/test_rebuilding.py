@@ -236,7 +236,7 @@ class Killed(BaseException):
 
 
 class Kill:
-    """Kills this process at its nth change of a file below /profiles: each later one is none."""
+    """Kills this process at its nth change of a file below /profiles: later ones do nothing."""
 
     NAMES = ("replace", "rename", "link", "mkdir", "rmdir", "unlink")
 

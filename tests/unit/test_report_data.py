@@ -44,7 +44,7 @@ PREP = {
 
 
 class Told:
-    """A report that is told what the callback would tell it."""
+    """A report that gets what the callback would give it."""
 
     def __init__(self, playbook: str = "prep.yml", check_mode: bool = False) -> None:
         self.report = Report(playbook, check_mode)

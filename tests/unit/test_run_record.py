@@ -325,7 +325,7 @@ def test_where_the_record_cannot_be_read_the_locks_tell(
         for status in ("running", "paused"):
             [told] = describe(str(records.telemetry), {**container, "status": status})["in_use"]
             assert told.startswith(HELD[lock]) and f"{lock}.lock is held" in told
-        # Nothing runs in these, whoever holds the lock.
+        # Nothing runs in these, also where a process holds the lock.
         for nobody in ({**container, "status": "exited"}, {**container, "mounts": {}}, None):
             assert describe(str(records.telemetry), nobody)["in_use"] == []
 

@@ -503,7 +503,7 @@ def test_a_record_that_is_no_file_is_not_read(host: Path, secret: Path, kind: st
 
 # These run as root on the tree itself: nothing in them goes by path.
 BY_DESCRIPTOR = ("_host_tree", "_tiny_model", "_run_record", "_safe_tree")
-# These go by path, as the models' owner: whoever imports them takes their rights first.
+# These go by path, as the models' owner: their callers take those rights first.
 AS_OWNER = ("_model_staging", "_model_stage", "_model_hub", "_model_digests")
 ACTING = {
     "os": "chown lchown chmod mkdir makedirs rename renames replace unlink remove rmdir "

@@ -1,4 +1,4 @@
-"""A service of the run that is dead is told wherever somebody asks, and METRICS_READY does not hold
+"""A service of the run that is dead is reported in every answer, and METRICS_READY does not hold
 over one that it stands on.
 """
 
@@ -104,7 +104,7 @@ WAYS = (dies, answers_500)
 
 
 def test_what_metrics_come_from_or_by_is_needed() -> None:
-    """Traces are none of METRICS_READY."""
+    """METRICS_READY does not depend on traces."""
     assert (NEEDED, OTHERS) == (["prometheus", "node_exporter", "dcgm_exporter"], ["jaeger"])
 
 

@@ -50,7 +50,7 @@ RELEASED = {
 
 
 class FakeStage(Stage):
-    """Stands for a stage: it writes one file into each of its caches, or fails as it is told to."""
+    """Stands for a stage: it writes one file into each of its caches, or fails on demand."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -702,7 +702,7 @@ def test_a_proof_does_not_stand_where_prometheus_does_not_answer(world: World) -
     world.proof = {"ok": False}
     result, exit_code = world.execute()
     assert exit_code == EXIT_PROOF_FAILED and result["telemetry_probe"]["ok"] is False
-    # Once it answers again the proof is made anew, and stands.
+    # Once it answers again the proof is made again, and stands.
     world.proof, world.prometheus_answers = {"ok": True}, True
     assert world.execute()[1] == 0 and world.plan().nothing_to_do
 

@@ -89,7 +89,7 @@ def test_samples_from_before_the_first_request_do_not_count() -> None:
 
 
 def test_a_clock_that_jumps_meanwhile_gives_no_proof() -> None:
-    """The sum fits, but which samples are older than the first request cannot be told."""
+    """The sum fits, but it is unknown which samples are older than the first request."""
     ledger = Ledger(98)
     ledger.since += 3600
     with PrometheusApi([[at(-3601, 98.0)]]) as prometheus:
@@ -290,7 +290,7 @@ def test_labels_that_split_a_count_are_summed(label: str) -> None:
 
 
 class Multiplied(Ledger):
-    """Whose samples come twice, under a label that nobody knows."""
+    """Whose samples come twice, under an unknown label."""
 
     def __init__(self, prometheus: PrometheusApi, tokens: int) -> None:
         super().__init__(tokens)

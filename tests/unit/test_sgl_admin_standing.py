@@ -1,5 +1,5 @@
-"""`sgl-admin caches ensure --detach --standing`: what stands is said at once, and what does not is
-told and not begun.
+"""`sgl-admin caches ensure --detach --standing`: what stands is said at once, and what does not
+is said and not begun.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ def test_another_member_than_the_one_that_is_due_is_refused(
 
 
 def test_what_is_not_taken_is_read_to_its_end_all_the_same(host: Receiver) -> None:
-    """Also where this host wants none of it, or has its own: a broken archive is told as broken."""
+    """Also where this host needs no part of it, or has its own: a broken archive is refused."""
     document = manifest(host.archive)
     document["stages"]["inductor"]["signature"]["cpu_arch"] = "riscv64"
     assert host.refuses(resigned(host.archive, document)[:-1]) == "it ends before its end does"

@@ -442,7 +442,7 @@ def test_a_tuning_of_fewer_configurations_is_another_one(host: MoeHost) -> None:
 
 @pytest.fixture
 def asked(host: MoeHost, model_folder: Path) -> MoeHost:
-    """A host whose model is of an architecture that nobody knows: its server asked for 513 experts,
+    """A host whose model is of an unknown architecture: its server asked for 513 experts,
     its config tells 512.
     """
     (model_folder / "config.json").write_text(json.dumps(UNKNOWN))

@@ -66,7 +66,7 @@ class Site:
         files.write_json(paths.manifest(self.run_id), manifest)
 
     def prepare(self, *arguments: str, argv: list[str] | None = None) -> None:
-        """Write a prep_result whose server is the double, as it is told to be, or another
+        """Write a prep_result whose server is the double, with these arguments, or another
         command.
         """
         double = [sys.executable, DOUBLE, "--port", str(self.port), *arguments]
@@ -557,7 +557,7 @@ def test_a_smoke_that_ends_before_it_begins_is_told_with_its_reason(
     assert lock_is_free()
 
 
-# --- what is told ---------------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
 
 
 def test_detached_it_is_waited_for_as_long_as_asked(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""What is a scenario, and where one that is none is wrong."""
+"""What is a scenario, and what is wrong with one that is invalid."""
 
 from __future__ import annotations
 

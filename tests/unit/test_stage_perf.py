@@ -68,7 +68,7 @@ class FakeWarmup:
 
 
 class World:
-    """A host whose devices measure what they are told to, and preps of its stage."""
+    """A host whose devices measure given numbers, and preps of its stage."""
 
     def __init__(self, run_id: str, model: Path) -> None:
         self.values: dict[str, float] = dict(CPU)

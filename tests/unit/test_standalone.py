@@ -150,7 +150,7 @@ def test_a_prep_works_below_its_root_and_nowhere_else(machine: Machine) -> None:
         records / "prep_result.json"
     )
     assert "Uvicorn running" in (machine.root / "telemetry" / "logs" / f"{run_id}.log").read_text()
-    # The server was told where to cache, and did.
+    # The server got the place of its caches, and used it.
     [start] = machine.starts()
     places = {name: str(machine.root / "profiles" / cache) for name, cache in CACHES.items()}
     # The driver's has a folder for its version; a server would warn of the old name.

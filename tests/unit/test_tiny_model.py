@@ -90,7 +90,7 @@ def test_same_seed_same_bytes_other_seed_other_weights() -> None:
 
 
 def test_bytes_are_those_of_every_release_and_machine() -> None:
-    """Raise GENERATOR when this changes, so that existing folders are made anew."""
+    """Raise GENERATOR when this changes, so that existing folders are made again."""
     digest = hashlib.sha256(
         b"".join(data for _, data in sorted(tiny_model.files(0).items()))
     ).hexdigest()

@@ -19,7 +19,7 @@ EXIT_SIGINT = 130
 
 MEANINGS = {
     EXIT_OK: "done",
-    EXIT_NO_RESULT: "it ended without a result, as by a full disk or a kill",
+    EXIT_NO_RESULT: "it ended without a result, for example by a full disk or a kill",
     EXIT_USAGE: "wrong usage",
     EXIT_PERMISSION: "ownership or permission",
     EXIT_NO_LIVE_RUN: "no run is live",

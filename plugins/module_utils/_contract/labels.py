@@ -6,7 +6,7 @@ from __future__ import annotations
 
 # The build inputs of an image; the Dockerfile sets it.
 INPUTS_LABEL = "org.slice-bench.image-inputs"
-# The name for which an image was built: an image that has lost it is told by this from those of
+# The name for which an image was built: it tells an image that has lost its name from those of
 # another installation.
 NAME_LABEL = "org.slice-bench.image-name"
 # A digest of all that makes a container; one that the role stack created has it.

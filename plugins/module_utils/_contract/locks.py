@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Locks that other users cannot hold: an flock is had by whoever can open its file, to read it too.
-Who has one is said by /proc/locks.
+"""Locks that other users cannot hold: any process that can open a file, even to read it, can hold
+its flock. /proc/locks says which one does.
 """
 
 from __future__ import annotations

@@ -161,7 +161,8 @@ MODEL = (
     Option(
         "sgl_model_verify",
         "str",
-        "V(quick) reads of a model what has changed since it was read; V(full) reads all of it.",
+        "V(quick) reads only the model's files that changed since the last reading; V(full) reads"
+        " all of them.",
         "quick",
         ("quick", "full"),
         module={INFO: "model_verify"},
@@ -265,7 +266,7 @@ TREE = (
     Option(
         "sgl_pointer_owner_uid",
         "int",
-        "Uid that a pointer which is there must belong to, where it is not the tree's.",
+        "Uid that an existing pointer must belong to, where it is not the tree's.",
         shown="the tree's owner",
         module={INFO: "pointer_uid"},
         minimum=0,
@@ -274,7 +275,7 @@ TREE = (
     Option(
         "sgl_pointer_owner_gid",
         "int",
-        "Gid that a pointer which is there must belong to, where it is not the tree's.",
+        "Gid that an existing pointer must belong to, where it is not the tree's.",
         shown="the tree's group",
         module={INFO: "pointer_gid"},
         minimum=0,
@@ -284,9 +285,9 @@ TREE = (
         places.GROUP_WRITABLE,
         "bool",
         "Let the members of the tree's group write in it: its folders, caches and records are made"
-        " for them too (umask 007). Whoever may write there decides what the next server runs, and"
-        " caches are read whole at each prep then to see that they are what was made. By default"
-        " the group reads results and logs, and only the service user gets to the caches.",
+        " for them too (umask 007). A user who may write there decides what the next server runs."
+        " So each prep reads the caches whole then, and compares them with their records. By"
+        " default the group reads results and logs, and only the service user gets to the caches.",
         False,
         module={INFO: "group_writable"},
         variable="SGL_GROUP_WRITABLE",
@@ -294,8 +295,8 @@ TREE = (
     Option(
         "sgl_space_gb",
         "dict",
-        "Free space, in GB, that must be there before something is written; those that are to be"
-        " other than the numbers here: C(telemetry) 1, C(profiles) 2 and, where the image is"
+        "Free space, in GB, that must be there before something is written. Name only the places"
+        " that need another number than C(telemetry) 1, C(profiles) 2 and, where the image is"
         " missing, C(docker) 8, or 120 for an image with GPUs.",
         {},
         parts=tuple(
@@ -311,7 +312,7 @@ SPACE = (
     Option(
         "sgl_keep",
         "dict",
-        "What C(playbooks/prune.yml) keeps; those that are to be other than the numbers here:"
+        "What C(playbooks/prune.yml) keeps. Name only the kinds that need another number than"
         f" {', '.join(f'C({kind.name}) {kind.default}' for kind in pruning.KINDS)}."
         f" {', '.join(_COUNTED[:-1])} and {_COUNTED[-1]} are counted, the others are days. What is"
         " in use stays in any case, and so do tuned configurations.",
@@ -508,7 +509,7 @@ CONTAINER = (
         "sgl_keep_running",
         "bool",
         "Leave a container whose run is live as it is, also where its image or its options have"
-        " changed since: what a benchmark measures is not to be recreated under it.",
+        " changed since, so that a benchmark keeps the container that it measures.",
         False,
     ),
     Option(
@@ -671,7 +672,7 @@ REQUEST = (
         "sgl_server_args",
         "list",
         "More arguments of the SGLang server, the same as in serving. Records, logs and command"
-        " lines have the values of arguments that are known as public, and none of the others.",
+        " lines show only the values of arguments that are known to be public.",
         [],
         elements="str",
         module={INFO: "server_args", PREP: "server_args"},
@@ -683,8 +684,7 @@ REQUEST = (
         "sgl_server_env",
         "dict",
         "More environment variables of the server, the same as in serving. Records, logs and"
-        " command lines have the values of variables that are known as public, and none of the"
-        " others.",
+        " command lines show only the values of variables that are known to be public.",
         {},
         module={PREP: "server_env"},
         no_log=True,
@@ -721,7 +721,7 @@ REQUEST = (
         "sgl_public_names",
         "list",
         "Arguments (C(--name)) and variables of the server that records may show, beside those that"
-        " are known as public. With a value that is not shown, caches are of this host alone.",
+        " are known to be public. Caches that depend on a hidden value fit this host alone.",
         [],
         elements="str",
         module={PREP: "public_names"},
@@ -845,23 +845,22 @@ FLEET = (
     Option(
         "sgl_cache_dir",
         "str",
-        "The controller's folder of what hosts share.",
+        "Folder on the controller for what hosts share.",
         "~/.cache/slice_bench.sglang/caches",
         kind="controller_path",
     ),
     Option(
         "sgl_cache_sign_key",
         "path",
-        "A secret key of minisign, without a password, on the controller. What is shared is signed"
-        " with it.",
+        "A secret key of minisign, without a password, on the controller. It signs what hosts"
+        " share.",
         "",
         kind="controller_path",
     ),
     Option(
         "sgl_cache_verify_key",
         "path",
-        "A public key of minisign on the controller. What is shared is taken only with a signature"
-        " of its secret key.",
+        "A public key of minisign on the controller. Hosts take only what its secret key signed.",
         "",
         kind="controller_path",
     ),
@@ -876,24 +875,24 @@ FLEET = (
     Option(
         "sgl_canary",
         "int",
-        "So many hosts go first, through to METRICS_READY, before the others begin. Read of the"
-        " first host of the group.",
+        "How many hosts go first, up to METRICS_READY, before the others begin. The first host of"
+        " the group decides.",
         0,
         minimum=0,
     ),
     Option(
         "sgl_batch",
         "str",
-        "How many hosts go at once after that, as a number or a share such as V(25%). Read of the"
-        " first host of the group.",
+        "How many hosts go at once after that, as a number or a share such as V(25%). The first"
+        " host of the group decides.",
         "100%",
         kind="batch",
     ),
     Option(
         "sgl_max_fail_percentage",
         "float",
-        "Where more of a batch's hosts fail, the batches after it are not begun. Read of the first"
-        " host of the group.",
+        "The percentage of a batch's hosts that may fail. Above it, no further batch begins. The"
+        " first host of the group decides.",
         100,
         minimum=0,
         maximum=100,
@@ -911,10 +910,10 @@ GRAFANA = (
     Option(
         "sgl_grafana_prometheus_url",
         "str",
-        "Of a host of group C(sglang), the address of its Prometheus as Grafana reaches it, such"
-        " as the end of an SSH tunnel on Grafana's machine. By default C(http://), the host's"
-        " O(sgl_bind_address) and O(sgl_prometheus_port); for an address that stands for all of"
-        " them, its C(ansible_host) or its name in the inventory.",
+        "The address of this host's Prometheus as Grafana reaches it, such as the end of an SSH"
+        " tunnel on Grafana's machine. By default C(http://), the host's O(sgl_bind_address) and"
+        " O(sgl_prometheus_port); where Prometheus listens on all addresses, the host's"
+        " C(ansible_host) or its name in the inventory.",
         default="",
         shown="at `sgl_bind_address`",
         kind="url",

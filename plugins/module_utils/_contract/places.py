@@ -114,9 +114,9 @@ class Rights:
     refused: int
 
 
-# A lock is held by whoever can open its file, to read it too: so nobody but the owner gets there.
+# A process that can open a lock's file, even to read it, can hold it: so only the owner gets there.
 LOCK_RIGHTS, LOCK_MODE = Rights(0o700, 0o700, 0o077), 0o600
-# Whoever writes a signature's record says what the next server may run.
+# Who may write a signature's record decides what the next server runs.
 RECORD_RIGHTS = LOCK_RIGHTS
 # Only folders are made in the parent, and only by its owner. It may be a home directory, and
 # Docker's daemon has to pass through it.

@@ -354,8 +354,8 @@ class Tree:
         return True, names
 
     def _prune_file(self, profiles: int, name: str, summary: Summary, dry_run: bool) -> None:
-        """A file of a cache, and the folders that are empty without it. One that was written since
-        is somebody's.
+        """A file of a cache, and the folders that are empty without it. A file that was written
+        since is in use, and stays.
         """
         *folders, last = name.split("/")
         if not folders or folders[0] not in _PRUNED_CACHES or {"", ".", ".."} & {*folders, last}:

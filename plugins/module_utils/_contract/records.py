@@ -169,7 +169,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files of killed writers of `name`; nobody may be writing there."""
+    """Remove the temporary files of killed writers of `name`; the caller holds off all others."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 

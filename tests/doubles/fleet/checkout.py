@@ -102,7 +102,7 @@ class FleetCheckout:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of whoever runs a playbook in it."""
+        """Of the user who runs a playbook in it."""
         ours = {
             name: value
             for name, value in os.environ.items()

@@ -31,7 +31,7 @@ class NoTorch:
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> None:
         if name.partition(".")[0] == "torch":
-            # No exception: whoever tries an import catches those.
+            # No exception: code that tries an import catches those.
             os.write(2, b"double: torch was imported\n")
             os._exit(97)
 

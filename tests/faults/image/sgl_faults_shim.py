@@ -2,7 +2,7 @@
 one of them.
 
 It is no list of the product's writers made by hand: it stands in the functions by which Python
-changes files, whoever calls them, and an audit hook reports what came by another way (operation
+changes files, for every caller, and an audit hook reports what came by another way (operation
 `missed`), so that the count is known to be whole.
 
 In the folder that SGL_TEST_FAULTS names:
@@ -11,8 +11,8 @@ In the folder that SGL_TEST_FAULTS names:
                     the path
     plan            `<program>:<number>:<kind>`: what to do, once, at which operation of which
                     program
-    hit             made when it was done; from then on the plan is void, so that whoever starts
-                    again runs undisturbed
+    hit             made when it was done; from then on the plan is void, so that the next
+                    start runs undisturbed
     full            while it is there, whatever needs space fails, in every program
 
 The kinds: `before` and `after` end the process there; `torn` ends it with a file's last bytes lost,

@@ -40,7 +40,7 @@ _BY_MODALITY = "Ernie4_5_VL"
 # DBRX keeps the experts in a part of its own, under names of its own.
 _DBRX_PART, _DBRX_SIZES = "ffn_config", {"ffn_hidden_size": "moe_intermediate_size"}
 _NO_SHAPE = (
-    "the model's config does not tell the shape of its experts (their number, how many are chosen,"
+    "the model's config does not give the shape of its experts (their number, how many are chosen,"
     " their sizes)"
 )
 

@@ -160,7 +160,7 @@ def _no_tuning(kind: str) -> UnknownQuantisation:
 def _not_asked(asked: str) -> UnknownQuantisation:
     return UnknownQuantisation(
         f"experts that the server quantises by --quantization {asked} have no tuning here: leave it"
-        " away where the model's config says how they are quantised"
+        " out where the model's config says how they are quantised"
     )
 
 
@@ -171,12 +171,12 @@ def _wna16(declared: dict[str, Any], method: str) -> ExpertWeights:
     if bits not in _WNA16_BITS[method] or declared.get("desc_act"):
         raise UnknownQuantisation(
             f"experts quantised by {method} of {bits} bits"
-            f"{', with desc_act' if declared.get('desc_act') else ''} are none that SGLang's"
-            f" {_WNA16} runs"
+            f"{', with desc_act' if declared.get('desc_act') else ''}: SGLang's {_WNA16} does not"
+            " run them"
         )
     if not (is_integer(group) and group >= _LEAST_GROUP and isinstance(symmetric, bool)):
         raise UnknownQuantisation(
-            f"the model's {method} config does not tell its groups (group_size {group}) or their"
+            f"the model's {method} config does not give its groups (group_size {group}) or their"
             f" zero points ({'sym' if method == 'gptq' else 'zero_point'})"
         )
     return ExpertWeights(

@@ -54,7 +54,7 @@ def check(folder: str, names: Collection[str]) -> Iterator[str]:
     counting = [*own, *pair, *(name for name in _BESIDE if name in names)]
     if pointers := [name for name in counting if _is_pointer(os.path.join(folder, name))]:
         raise ModelError(
-            f"the tokenizer of {path_line(folder)} is not whole ({', '.join(pointers)}: Git LFS"
+            f"the tokenizer of {path_line(folder)} is incomplete ({', '.join(pointers)}: Git LFS"
             f" pointers): {pointer_remedy(folder)}"
         )
     documents = {
@@ -81,7 +81,7 @@ def _check_pair(folder: str, pair: list[str]) -> None:
     if pair:
         (missing,) = set(_PAIR) - set(pair)
         raise ModelError(
-            f"the tokenizer of {shown} is not whole: {pair[0]} has no {missing} beside it: copy or"
+            f"the tokenizer of {shown} is incomplete: {pair[0]} has no {missing} beside it: copy or"
             " download it too"
         )
     raise ModelError(

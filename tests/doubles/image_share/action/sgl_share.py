@@ -1,8 +1,8 @@
 """Stands for the way by which hosts give and take an image: what was given is a file in the folder
 `double_folder`.
 
-The variable `double` of a host may say `give_fails`, or `unreachable` where it answers nobody any
-more.
+The variable `double` of a host may say `give_fails`, or `unreachable` where it no longer
+answers.
 """
 
 from __future__ import annotations
