@@ -48,31 +48,12 @@ def role_defaults() -> str:
     return f"---\n{HEADER}" + "".join(f"{line}\n" for line in lines)
 
 
-def profile_tasks() -> str:
-    """playbooks/tasks/profile.yml: tasks with the variables of a profile."""
-    lines = [
-        f"    {option.name}: {_jinja(f'settings_profile.{option.name} | default(omit)')}\n"
+def profile_variables() -> str:
+    """Of playbooks/prep.yml: the variables that a profile sets."""
+    return "".join(
+        f"        {option.name}: {_jinja(f'prep_profile.{option.name} | default(omit)')}\n"
         for option in profiles.VARIABLES.values()
-    ]
-    return f"---\n{HEADER}{_PROFILE_TASKS}" + "".join(lines)
-
-
-_PROFILE_TASKS = """\
-# settings_profile is what the lookup profiles returns, profile_tasks a file beside this one.
-# What tasks noted for the profile before it, this one must not take for its own.
-- name: Begin with what the preflight found for the profile
-  ansible.builtin.set_fact:
-    preflight_host: "{{ prep_found[settings_profile.name] }}"
-    cache_share_lacks: []
-    cache_share_asked: false
-    cache_share_not_given: ""
-    cache_share_given: {}
-  when: settings_profile.name in prep_found | default({})
-
-- name: Go on with the profile
-  ansible.builtin.include_tasks: "{{ profile_tasks }}"
-  vars:
-"""
+    )
 
 
 def _default(option: Option) -> str:
@@ -531,7 +512,6 @@ def support_table() -> str:
 FILES: dict[str, Callable[[], str]] = {
     "roles/settings/defaults/main.yml": role_defaults,
     "roles/settings/vars/main.yml": role_vars,
-    "playbooks/tasks/profile.yml": profile_tasks,
     "roles/preflight/meta/argument_specs.yml": preflight_spec,
     "roles/dashboard/meta/argument_specs.yml": dashboard_spec,
     "plugins/doc_fragments/options.py": doc_fragments,
@@ -573,6 +553,12 @@ PARTS: list[tuple[str, str, str, Callable[[], str]]] = [
         "<!-- decisions -->\n",
         "<!-- end of decisions -->\n",
         decisions_table,
+    ),
+    (
+        "playbooks/prep.yml",
+        "        # Generated from the contract by `make generate`.\n",
+        "        # End of generated lines.\n",
+        profile_variables,
     ),
     (
         "roles/provider_prep/tasks/main.yml",

@@ -55,7 +55,7 @@ class ActionModule(ToldAction):
         found = [*values.problems(given), *self._missing_files(given)]
         if found or not profiles:
             return found
-        return profile_files.problems(given.get("sgl_profiles"), known.get("inventory_dir"))
+        return profile_files.problems(given.get("sgl_profiles"), known.get("inventory_dir"), given)
 
     def _of_host(self, host: str, known: Mapping[str, Any]) -> list[str]:
         """Of another host, what its inventory sets."""

@@ -15,8 +15,8 @@ description:
     were unreachable or were stopped too.
   - Of more than one host, it says last on the screen how many are METRICS_READY, and why each other
     one is not.
-  - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it.
-    Others get no page.
+  - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it, or
+    checks variables for a prep with M(slice_bench.sglang.sgl_values). Others get no page.
 requirements:
   - Enabled in the configuration, as in this collection's own ansible.cfg.
 options:
@@ -75,7 +75,7 @@ class CallbackModule(CallbackBase):
         )
         # Known before any play runs: where all hosts are refused, the play that prepares them never
         # begins.
-        self._report.of_a_prep = any("sgl_prep" in _modules(play) for play in playbook.get_plays())
+        self._report.of_a_prep = any(map(_prepares, playbook.get_plays()))
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         if not self._report:
@@ -186,6 +186,17 @@ def _page_into(pages: list[str]) -> Callable[[dict[str, Any]], None]:
 
 def _module(task: Any) -> str:
     return str(task.action).rpartition(".")[2]
+
+
+def _prepares(play: Any) -> bool:
+    """Whether a play prepares hosts. The tasks that prep.yml includes are not there before it
+    runs, and its check of the variables is.
+    """
+    return any(
+        _module(task) == "sgl_prep"
+        or (_module(task) == "sgl_values" and task.args.get("ready_for") == "prep")
+        for task in _tasks(play.get_tasks())
+    )
 
 
 def _modules(play: Any) -> set[str]:

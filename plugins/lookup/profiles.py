@@ -12,12 +12,13 @@ short_description: Profiles, as the variables that they set
 description:
   - Reads profiles on the controller and returns each as a mapping of C(name) and of the variables
     that a profile can set. What a profile does not name is as the host has it.
+  - Without names it returns one mapping without C(name), of the host's own variables.
   - A profile is looked for as C(NAME.yml) in the folders of the environment variable
     C(SLICE_BENCH_PROFILES), in C(profiles) beside the inventory, in
     C(~/.config/slice_bench/profiles), and among those of the collection.
 options:
   _terms:
-    description: Names of profiles, or lists of them.
+    description: Names of profiles, or lists of them; a list may be empty.
     required: true
 """
 
@@ -29,7 +30,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: One mapping for each profile.
+  description: One mapping for each profile, or the host's own.
   type: list
   elements: dict
 """
@@ -48,11 +49,13 @@ class LookupModule(LookupBase):
         self, terms: list[Any], variables: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> list[dict[str, Any]]:
         known = variables or {}
-        names = [name for term in terms for name in profile_files.listed_names(term)]
+        names: list[str | None] = [
+            name for term in terms for name in profile_files.listed_names(term)
+        ]
         beside = known.get("inventory_dir")
         of_host = self._of_host(known)
         try:
-            return [profile_files.resolved(name, beside, of_host) for name in names]
+            return [profile_files.resolved(name, beside, of_host) for name in names or [None]]
         except profile_files.ProfileError as error:
             raise AnsibleError(str(error)) from error
 

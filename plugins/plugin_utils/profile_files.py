@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import profiles
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import profiles, values
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
 SHIPPED = Path(__file__).resolve().parents[2] / "profiles"
@@ -70,17 +70,22 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(document)
 
 
-def problems(names: Any, beside: str | None = None) -> list[str]:
-    """What is wrong with the profiles of these names, each fault in one sentence."""
-    found = []
+def problems(names: Any, beside: str | None, of_host: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the profiles of these names, by themselves and with the variables of the
+    host, each fault in one sentence.
+    """
+    found: list[str] = []
     listed = listed_names(names)
     for name in dict.fromkeys(listed):
         if listed.count(name) > 1:
             found.append(f"sgl_profiles has {one_line(name, 60)} twice: remove one")
         try:
-            load(name, beside)
+            named = profiles.variables(load(name, beside))
         except ProfileError as error:
             found.append(str(error))
+            continue
+        together = values.problems({**of_host, **named})
+        found += [f"with profile {name}: {problem}" for problem in together]
     return found
 
 
@@ -91,12 +96,12 @@ def listed_names(names: Any) -> list[str]:
     return [str(name) for name in names or []]
 
 
-def resolved(name: str, beside: str | None, of_host: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(name: str | None, beside: str | None, of_host: Mapping[str, Any]) -> dict[str, Any]:
     """A profile's name and all variables that profiles have: as it says, or else as the host has
-    them.
+    them. Without a name, the host's own.
     """
-    named = profiles.variables(load(name, beside))
-    found = {"name": name}
+    named = profiles.variables(load(name, beside)) if name else {}
+    found: dict[str, Any] = {"name": name} if name else {}
     for option in profiles.VARIABLES.values():
         if option.name in named:
             found[option.name] = named[option.name]

@@ -11,6 +11,7 @@ nvidia-ml-py in the Python that runs it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from tests.gpu import host, tuning  # noqa: E402
 from tests.gpu.models import write_qwen3_next_fp8  # noqa: E402
 
 # In their order: each builds on the caches of those before it.
-PHASES = ("cold", "prepared", "perf", "shipped", "taken_over", "gain")
+PHASES = ("cold", "prepared", "perf", "shipped", "taken_over", "gain", "without_fa3")
 PORT = 30000
 BATCH_SIZE, SAMPLE = 64, 32
 GRAPHS = "1,2,4,8"
@@ -56,7 +58,7 @@ class Acceptance:
         self.model = write_qwen3_next_fp8(root / "models" / "qwen3-next-4-layers-fp8")
         paths.relocate(root)
 
-    def admin(self, *words: str, timeout_s: float = 570) -> subprocess.CompletedProcess[str]:
+    def admin(self, *words: str, timeout_s: float = 1800) -> subprocess.CompletedProcess[str]:
         python_path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
         return subprocess.run(
             [sys.executable, "-P", "-m", "sgl_admin", "--root", str(self.root), *words],
@@ -139,6 +141,27 @@ class Acceptance:
         print(
             json.dumps({key: value for key, value in found.items() if key != "metrics"}, indent=1)
         )
+        check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
+
+    def without_fa3(self) -> None:
+        """SGLang's kernels without FlashAttention 3, as in the wheels for arm64: another backend is
+        chosen, its stages are done, and its prepared server compiles nothing.
+        """
+        with fa3_away() as away:
+            first, took = self.caches("ensure")
+            second, again = self.caches("ensure")
+            found: dict[str, Any] = {"away": away, "first": first, "first_s": took}
+            found |= {"second": second, "second_s": again, **self.serve()}
+        self.save("without_fa3", found)
+        chosen = [
+            word for choice in first["run"]["server"]["chosen"] for word in choice["arguments"]
+        ]
+        print(f"without {away}: {chosen}; {statuses(first)} in {took:.1f} s, again {again:.2f} s")
+        shown = ("ready_s", "first_greedy", "first_sampled", "new_files", "graphs")
+        print(json.dumps({key: found[key] for key in shown}, indent=1))
+        check(chosen == ["--attention-backend", "flashinfer"], f"chosen: {chosen}")
+        check({*statuses(first)} <= {"ok", "noop"}, f"without FA3: {statuses(first)}")
+        check(statuses(second) == ["noop"] * 4, f"again: {statuses(second)}")
         check(not found["new_files"], f"{len(found['new_files'])} new files in the caches")
 
     def shipped(self) -> None:
@@ -326,6 +349,26 @@ class Acceptance:
         raise SystemExit(f"the server did not become healthy\n{self.log_tail()}")
 
 
+@contextlib.contextmanager
+def fa3_away() -> Iterator[list[str]]:
+    """The library of FlashAttention 3 beside its package, and back in the end."""
+    package = versions.package_folder("sgl_kernel")
+    check(package is not None, "sgl_kernel is not installed")
+    assert package is not None
+    names = [path.name for path in package.glob("flash_ops*.so")]
+    check(bool(names), f"{package} has no flash_ops library")
+    aside = package.with_name("sgl_kernel-without-fa3")
+    aside.mkdir()
+    try:
+        for name in names:
+            (package / name).rename(aside / name)
+        yield names
+    finally:
+        for path in aside.iterdir():
+            path.rename(package / path.name)
+        aside.rmdir()
+
+
 def get(path: str, timeout_s: float = 30) -> str:
     """Raises OSError where it does not answer 200."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=timeout_s)
@@ -371,7 +414,15 @@ def stream(prompt: str, temperature: float) -> dict[str, float]:
 def graph_times() -> list[str]:
     """What the servers' log says of the capture of graphs, and of what it compiles."""
     log = max(paths.LOGS.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    words = ("apture", "fired up", "DeepGEMM", "Load weight", "MoE kernel config", "elapsed")
+    words = (
+        "apture",
+        "fired up",
+        "DeepGEMM",
+        "ttention backend",
+        "Load weight",
+        "MoE kernel config",
+        "elapsed",
+    )
     lines = log.read_text(errors="replace").splitlines()
     return [
         line[:220] for line in lines if any(word in line for word in words) and "%|" not in line

@@ -65,7 +65,7 @@ def test_what_is_added_to_the_contract_is_in_schemas_and_examples(
     file, before, added, listed = ADDED[name]
     for part in ("plugins", "roles", "schemas", "scripts", "sgl_admin/contract", "slice_bench"):
         _copy(part, tmp_path)
-    for part in ("docs", "meta", "requirements", "pyproject.toml"):
+    for part in ("docs", "meta", "playbooks", "requirements", "pyproject.toml"):
         _copy(part, tmp_path)
     _copy(generate.EXAMPLES, tmp_path)
     (tmp_path / "sgl_admin" / "__init__.py").touch()

@@ -5,11 +5,13 @@ and the examples of its kind.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_values
+from ansible_collections.slice_bench.sglang.plugins.lookup import profiles
 from jinja2.nativetypes import NativeEnvironment
 
 from sgl_admin.contract import options, values
@@ -356,3 +358,27 @@ def test_a_host_says_which_profiles_it_will_prepare(
 
 def test_a_host_without_profiles_says_none() -> None:
     assert ValuesAction().run(None, {})["profiles"] == []
+
+
+def test_a_profile_is_checked_together_with_the_host_s_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yml").write_text("model: {name: tiny, source: hub}\n", encoding="utf-8")
+    monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
+    variables = {"sgl_profiles": ["mine"], "sgl_model_from": "/mnt/models/tiny"}
+    message = ValuesAction().run(None, variables)["msg"]
+    assert message.startswith("with profile mine: sgl_model_from is '/mnt/models/tiny'")
+    assert "msg" not in ValuesAction().run(None, {"sgl_profiles": ["mine"]})
+
+
+def test_without_profiles_the_host_s_own_variables_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yml").write_text("model: {name: tiny}\n", encoding="utf-8")
+    monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
+    lookup = profiles.LookupModule()
+    lookup._templar = SimpleNamespace(template=lambda value: value)
+    [found] = lookup.run([[]], {"sgl_model": "mine", "sgl_tp": 2})
+    assert (found["sgl_model"], found["sgl_tp"], "name" in found) == ("mine", 2, False)
+    [named] = lookup.run([["mine"]], {"sgl_model": "mine", "sgl_tp": 2})
+    assert (named["name"], named["sgl_model"]) == ("mine", "tiny")
