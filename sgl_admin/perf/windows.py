@@ -186,7 +186,9 @@ def obstacle(run_id: str) -> str | None:
     if silent_s <= 2 * _GAP_S:
         return None
     since = f"for {silent_s:.0f} s" if stretches else "yet"
-    return f"the watcher (sgl_watch) has not watched {since}: {_SEE}; one that ended is started again"
+    return (
+        f"the watcher (sgl_watch) has not watched {since}: {_SEE}; one that ended is started again"
+    )
 
 
 def _watched_until(stretches: list[dict[str, Any]]) -> float:
