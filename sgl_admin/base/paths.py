@@ -110,6 +110,11 @@ def perf_samples(run_id: str) -> Path:
     return run_dir(run_id) / "perf_samples.json"
 
 
+def watch(run_id: str) -> Path:
+    """What the watcher saw of the host."""
+    return run_dir(run_id) / "watch.json"
+
+
 def metrics(run_id: str) -> Path:
     """The files that node_exporter reads: those with the ending .prom."""
     return run_dir(run_id) / "metrics"

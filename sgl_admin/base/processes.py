@@ -88,7 +88,7 @@ def oom_kills() -> int | None:
     """How many processes of this container the kernel's out-of-memory killer has ended so far; None
     where the kernel does not say.
     """
-    for counter in _oom_counters():
+    for counter in _counters("memory.events", "memory", "memory.oom_control"):
         try:
             with open(counter, encoding="ascii", errors="replace") as stream:
                 found = re.search(r"^oom_kill (\d+)$", stream.read(_COUNTERS), re.MULTILINE)
@@ -105,9 +105,32 @@ def oom_kills_since(before: int | None) -> int:
     return 0 if now is None or before is None else max(0, now - before)
 
 
-def _oom_counters() -> Iterator[Path]:
-    """The files that count it, by cgroup's version 2 and 1; a container mostly sees its own cgroup
-    as the root.
+def cpu_ticks() -> int | None:
+    """The CPU time of this container's processes so far, in clock ticks; None where the kernel does
+    not say it of this container alone.
+
+    The root of all cgroups counts the whole host: by the kernel's cgroup-v2.rst it lacks
+    cgroup.events, and by cgroup-v1/cgroups.rst it alone has release_agent.
+    """
+    for counter in _counters("cpu.stat", "cpuacct", "cpuacct.usage"):
+        unified = counter.name == "cpu.stat"
+        if counter.with_name("cgroup.events").exists() != unified:
+            continue
+        if counter.with_name("release_agent").exists():
+            continue
+        try:
+            text = counter.read_text(encoding="ascii", errors="replace")
+        except OSError:
+            continue
+        pattern, a_second = (r"^usage_usec (\d+)$", 10**6) if unified else (r"^(\d+)$", 10**9)
+        if found := re.search(pattern, text, re.MULTILINE):
+            return int(found[1]) * os.sysconf("SC_CLK_TCK") // a_second
+    return None
+
+
+def _counters(unified: str, controller: str, legacy: str) -> Iterator[Path]:
+    """The files of that name of this container, by cgroup's version 2 and 1; a container mostly
+    sees its own cgroup as the root.
     """
     try:
         memberships = (_PROC / "self/cgroup").read_text(errors="replace").splitlines()
@@ -117,8 +140,8 @@ def _oom_counters() -> Iterator[Path]:
     for line in memberships:
         _, _, membership = line.partition(":")
         controllers, _, path = membership.partition(":")
-        paths[controllers] = path
+        paths.update(dict.fromkeys(controllers.split(","), path))
     for path in (paths.get("", "/"), "/"):
-        yield _CGROUP / path.lstrip("/") / "memory.events"
-    for path in (paths.get("memory", "/"), "/"):
-        yield _CGROUP / "memory" / path.lstrip("/") / "memory.oom_control"
+        yield _CGROUP / path.lstrip("/") / unified
+    for path in (paths.get(controller, "/"), "/"):
+        yield _CGROUP / controller / path.lstrip("/") / legacy

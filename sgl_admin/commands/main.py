@@ -35,6 +35,7 @@ from sgl_admin.contract.exit_codes import (
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.contract.texts import say, say_json, unwritten
 from sgl_admin.facts import model
+from sgl_admin.perf import windows
 from sgl_admin.prep import worker
 from sgl_admin.prep.arguments import refuse_unknown
 from sgl_admin.prep.execute import Execution, confirm_proof
@@ -433,10 +434,12 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.watch and record is not None:
         record = _watch(live.run_id, record["prep_id"], sys.stdout)
     alive = services.states(live.manifest)
+    unwatched = windows.obstacle(live.run_id)
     if arguments.json:
-        return _print_envelope(live.run_id, record, services=alive)
+        watch = {"wanted": windows.is_wanted(), "reason": unwatched}
+        return _print_envelope(live.run_id, record, services=alive, watch=watch)
     say(f"no prep yet in {live.run_id}" if record is None else job.describe(record))
-    for problem in services.problems(alive):
+    for problem in (*services.problems(alive), *filter(None, [unwatched])):
         say(problem)
     code = status_codes.status_code(record)
     return code or (EXIT_OK if services.obstacle(alive) is None else EXIT_PROOF_FAILED)

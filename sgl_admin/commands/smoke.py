@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,21 @@ def _lines(found: dict[str, Any]) -> list[str]:
             f" {found.get('model')}"
         ),
         *(_test_line(test, width) for test in found["tests"]),
+        *_disturbance_lines(found),
     ]
     return [files.printable(line) for line in lines]
+
+
+def _disturbance_lines(found: dict[str, Any]) -> Iterator[str]:
+    """What the watcher saw meanwhile, where there was one; older summaries say nothing of it."""
+    if found.get("undisturbed") is True:
+        yield "undisturbed"
+    try:
+        for each in found.get("disturbances", []):
+            seconds = each["end"] - each["begin"]
+            yield f"disturbed from {clock.utc(each['begin'])} for {seconds:.0f} s: {each['what']}"
+    except (LookupError, TypeError, ValueError, ArithmeticError, OSError):
+        yield "a disturbance whose record was changed by another program"
 
 
 def _test_line(test: Any, width: int = 0) -> str:

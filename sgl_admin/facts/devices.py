@@ -242,6 +242,20 @@ def settings(visible: str | None = None) -> list[dict[str, Any]]:
         ]
 
 
+def untold(visible: str | None = None) -> list[str]:
+    """What the visible GPUs do not tell of that by which a disturbance is seen, in words."""
+    with _nvml() as nvml:
+        return [
+            f"GPU {index} does not tell {words}"
+            for index, gpu in enumerate(_visible(nvml, visible))
+            for words, question in (
+                ("what holds its clocks down", nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
+                ("which processes use it", nvml.nvmlDeviceGetComputeRunningProcesses),
+            )
+            if _answer(nvml, question, gpu) is None
+        ]
+
+
 @contextmanager
 def watching(visible: str | None = None) -> Iterator[Callable[[], list[GpuSample]]]:
     """Samples the visible GPUs at each call. Raises GpuUnavailable where NVML fails meanwhile, as

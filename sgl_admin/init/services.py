@@ -14,6 +14,7 @@ from pathlib import Path
 from sgl_admin.base import files, paths
 from sgl_admin.contract import options
 from sgl_admin.contract.services import ANY_ADDRESS, BY_NAME, LOOPBACK, PORTS, SERVICES, SGLANG
+from sgl_admin.perf import windows
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Settings:
     trace_retention: str
     scrape_interval: str
     log_size: str = ""
+    watch: bool = False
 
     @property
     def log_bytes(self) -> int:
@@ -45,6 +47,7 @@ class Settings:
             trace_retention=_variable("sgl_trace_retention"),
             scrape_interval=_variable("sgl_scrape_interval"),
             log_size=_variable("sgl_log_size"),
+            watch=windows.is_wanted(),
         )
 
     def address(self, port: str) -> str:

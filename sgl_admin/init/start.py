@@ -201,6 +201,12 @@ def render_supervisor_config(settings: Settings, services: list[str], run_id: st
 
     for name in services:
         sections.append(program(name, COMMANDS[name](settings, run_id), BY_NAME[name].priority, 10))
+    if settings.watch:
+        sections.append(
+            program(
+                "watcher", [sys.executable, "-P", "-m", "sgl_admin.init.watcher", run_id], 800, 10
+            )
+        )
     # Last to start and first to end: it publishes the run once the services answer, and takes the
     # pointer back before they go.
     sections.append(

@@ -6,7 +6,7 @@ Its values are in base units. It has no text but names of ours, so nothing in it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ MEASURED, EXPIRES = "sgl_perf_measured_timestamp_seconds", "sgl_perf_expires_tim
 # The label of a judgement's reference.
 _REFERENCES = {data_sheet.REFERENCE: "data_sheet", history.REFERENCE: "history"}
 
+# A metric's name, its help, and its samples by their labels.
 Samples = list[tuple[str, float]]
+Family = tuple[str, str, Samples]
 
 
 def path(run_id: str) -> Path:
@@ -61,17 +63,19 @@ def withdraw(run_id: str) -> None:
 
 def render(probe: Mapping[str, Any], measured_s: float, expires_s: float) -> str:
     """A probe in Prometheus' text format."""
+    return exposition(_families(probe, measured_s, expires_s))
+
+
+def exposition(families: Iterable[Family]) -> str:
+    """Gauges in Prometheus' text format."""
     lines: list[str] = []
-    for name, text, samples in _families(probe, measured_s, expires_s):
+    for name, text, samples in families:
         lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
         lines += [f"{name}{labels} {value:.10g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
 
 
-def _families(
-    probe: Mapping[str, Any], measured_s: float, expires_s: float
-) -> Iterator[tuple[str, str, Samples]]:
-    """Each metric's name, help and samples by their labels."""
+def _families(probe: Mapping[str, Any], measured_s: float, expires_s: float) -> Iterator[Family]:
     yield (
         VERDICT,
         "The verdict of stage perf: 1 for the one that holds, 0 for the others.",

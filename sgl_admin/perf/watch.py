@@ -21,11 +21,11 @@ _PROCESSES_S = 1.0
 # A power cap is how a GPU at full load keeps to its limit, so it is not among the disturbances.
 _CAP = "power cap"
 # What other processes may have of all CPUs, in percent.
-_OTHERS = 10.0
+MOST_OTHERS = 10.0
 # Of the samples in which a GPU was throttled, in percent.
 _THROTTLED = 2.0
 # By how many seconds the wall clock may leave the monotonic one.
-_JUMP_S = 2.0
+JUMP_S = 2.0
 _PROC = Path("/proc")
 
 
@@ -70,7 +70,7 @@ class Seen:
 
     @property
     def clock_was_set(self) -> bool:
-        return abs(self.clock_jump_s) > _JUMP_S
+        return abs(self.clock_jump_s) > JUMP_S
 
 
 @contextmanager
@@ -106,18 +106,28 @@ class _Watch:
             return
         self._due = now + PERIOD_S
         elapsed = now - self._began
-        gpus = tuple(self._gpus()) if self._gpus else ()
-        self._seen.samples.append(Sample(round(elapsed, 3), ticks(self._group), gpus))
+        self._seen.samples.append(take(elapsed, self._own_ticks, self._gpus))
         self._seen.clock_jump_s = time.time() - self._wall - elapsed
         if self._gpus and now >= self._processes_due:
             self._processes_due = now + _PROCESSES_S
             for process in devices.processes((self._group,), visible=self._visible):
                 self._seen.processes.setdefault(process.pid, process)
 
+    def _own_ticks(self) -> int:
+        """Those of this process, and of the leader of the group that is watched."""
+        return _ticks_of(os.getpid()) + _ticks_of(self._group)
 
-def ticks(group: int) -> Ticks | None:
-    """The CPUs' clock ticks by /proc/stat; None where it cannot be read. Our own are those of this
-    process and of the leader of `group`.
+
+def take(
+    at_s: float, own: Callable[[], int | None], gpus: Callable[[], list[GpuSample]] | None
+) -> Sample:
+    """A sample of now; `own` counts our own ticks, `gpus` samples the GPUs."""
+    return Sample(round(at_s, 3), ticks(own), tuple(gpus()) if gpus else ())
+
+
+def ticks(own: Callable[[], int | None]) -> Ticks | None:
+    """The CPUs' clock ticks by /proc/stat, of which `own` are our own; None where they cannot be
+    read.
     """
     try:
         numbers = [int(word) for word in (_PROC / "stat").read_text().split("\n")[0].split()[1:9]]
@@ -125,7 +135,8 @@ def ticks(group: int) -> Ticks | None:
     except (OSError, ValueError):
         return None
     busy = user + nice + system + irq + softirq + steal
-    return Ticks(busy + idle + iowait, busy, _ticks_of(os.getpid()) + _ticks_of(group))
+    ours = own()
+    return None if ours is None else Ticks(busy + idle + iowait, busy, ours)
 
 
 def _ticks_of(pid: int) -> int:
@@ -146,27 +157,33 @@ def _of_cpus(found: Sequence[Ticks]) -> Iterator[Finding]:
     """Other processes' part of all CPUs, by the differences of samples that follow each other."""
     total = others = backwards = 0
     for before, after in zip(found, found[1:], strict=False):
-        differences = (
-            after.total - before.total,
-            after.busy - before.busy,
-            after.own - before.own,
-        )
-        if min(differences) < 0:
+        if (part := since(before, after)) is None:
             # The measuring process has ended, or the counters began anew.
             backwards += 1
             continue
-        total += differences[0]
-        others += differences[1] - differences[2]
+        total += part.total
+        others += part.busy - part.own
     if backwards > 1:
         yield Finding(
             perf.WARN,
             f"the CPUs' counters went backwards {backwards} times, so other load is not known",
         )
-    if total and (percent := 100 * others / total) > _OTHERS:
+    if total and (percent := 100 * others / total) > MOST_OTHERS:
         yield Finding(
             perf.WARN,
             f"other processes had {percent:.0f}% of the CPUs meanwhile: end them (top shows them)",
         )
+
+
+def since(before: Ticks, after: Ticks) -> Ticks | None:
+    """The ticks between two moments; None where a counter went backwards."""
+    part = Ticks(after.total - before.total, after.busy - before.busy, after.own - before.own)
+    return None if min(part.total, part.busy, part.own) < 0 else part
+
+
+def slowed_by(gpu: GpuSample) -> list[str]:
+    """What holds the GPU's clocks down, but its power limit."""
+    return sorted(set(gpu.throttles) - {_CAP})
 
 
 def _of_gpus(found: Sequence[tuple[GpuSample, ...]]) -> Iterator[Finding]:
@@ -178,10 +195,10 @@ def _of_gpus(found: Sequence[tuple[GpuSample, ...]]) -> Iterator[Finding]:
 
 
 def _of_throttles(index: int, samples: list[GpuSample]) -> Iterator[Finding]:
-    held = [each for each in samples if set(each.throttles) - {_CAP}]
+    held = [slowed_by(each) for each in samples if slowed_by(each)]
     percent = 100 * len(held) / len(samples)
     if percent > _THROTTLED:
-        words = ", ".join(sorted({name for each in held for name in each.throttles} - {_CAP}))
+        words = ", ".join(sorted({name for each in held for name in each}))
         yield Finding(
             perf.WARN,
             f"GPU {index} was throttled ({words}) in {percent:.0f}% of the samples: look at its"

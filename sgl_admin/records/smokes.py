@@ -79,6 +79,8 @@ def new(live: Run, scenario: Scenario, smoke_id: str) -> dict[str, Any]:
         "prep_metrics_ready_source": source,
         "tests": tests,
         "counts": count(tests),
+        "undisturbed": None,
+        "disturbances": [],
         "errors": [],
         "warnings": [],
     }

@@ -13,6 +13,7 @@ from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.processes import start_time
 from sgl_admin.contract.exit_codes import EXIT_NO_RESULT, EXIT_SERVER_FAILED, EXIT_SMOKE_FAILED
+from sgl_admin.perf import windows
 from sgl_admin.records import prepared as servers
 from sgl_admin.records import smokes as record
 from sgl_admin.records.run import Run
@@ -74,10 +75,12 @@ class Smoke(Interruptible):
         try:
             try:
                 self._reach_server()
+                begin_s = time.monotonic()
                 for number, test in enumerate(self._scenario.tests):
                     self.summary["tests"][number].update(self._test(test))
                     self.summary["counts"] = record.count(self.summary["tests"])
                     self._write()
+                self._judge(begin_s, time.monotonic())
             finally:
                 self._stop_server()
         except Interrupted:
@@ -209,6 +212,14 @@ class Smoke(Interruptible):
                 "end_byte": self._log_size(),
             },
         }
+
+    def _judge(self, begin_s: float, end_s: float) -> None:
+        """Say by the watcher's record whether something disturbed the tests."""
+        judgement = windows.judged(self._live.run_id, begin_s, end_s)
+        self.summary["undisturbed"] = judgement.undisturbed
+        self.summary["disturbances"] = list(judgement.disturbances)
+        if judgement.problem is not None:
+            self.summary["warnings"].append(judgement.problem)
 
     def _log_size(self) -> int:
         log = paths.log(self._live.run_id)

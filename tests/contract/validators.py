@@ -106,6 +106,10 @@ def validate_smoke_summary(document: Any) -> None:
     _validate("smoke_summary", document)
 
 
+def validate_watch(document: Any) -> None:
+    _validate("watch", document)
+
+
 def validate_report(document: Any) -> None:
     _validate("report", document)
     ready = sum(host["metrics_ready"] is True for host in document["hosts"])

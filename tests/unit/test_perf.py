@@ -282,17 +282,18 @@ def test_a_slow_gpu_that_was_used_meanwhile_names_the_process() -> None:
 
 
 def test_ticks_are_the_hosts_and_our_own() -> None:
-    found = watch.ticks(os.getppid())
-    assert found is not None and 0 < found.own <= found.busy <= found.total
+    found = watch.ticks(lambda: 1)
+    assert found is not None and found.own == 1 < found.busy <= found.total
+    assert 0 < watch._ticks_of(os.getpid()) < found.busy
 
 
 def test_counters_that_cannot_be_read_are_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "_PROC", tmp_path)
-    assert watch.ticks(1) is None
+    assert watch.ticks(lambda: 1) is None
     (tmp_path / "stat").write_text("cpu one two\n")
-    assert watch.ticks(1) is None
+    assert watch.ticks(lambda: 1) is None
 
 
 # --- the process that measures

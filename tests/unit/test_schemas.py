@@ -22,6 +22,7 @@ VALIDATE: dict[str, Callable[[Any], None]] = {
     "report": validators.validate_report,
     "prepared": validators.validate_prepared,
     "readiness": validators.validate_readiness,
+    "watch": validators.validate_watch,
 }
 
 # The keys of the examples that a writer may leave out; every other one is required.
@@ -53,7 +54,8 @@ OPTIONAL = {
         *(f"stages.{name}.signature.*" for name in stages.NAMES if name != "moe_tune"),
     ),
     "job": (),
-    "smoke_summary": (),
+    # Summaries of releases before 1.3 lack them.
+    "smoke_summary": ("undisturbed", "disturbances"),
     "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
     "prepared": (
         "profile",
@@ -65,6 +67,7 @@ OPTIONAL = {
         "telemetry_probe.window",
     ),
     "readiness": (),
+    "watch": (),
 }
 IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")
 

@@ -142,6 +142,21 @@ def test_the_supervisor_runs_each_service_and_the_record(
     )
 
 
+@pytest.mark.parametrize(("watch", "there"), [("True", True), ("False", False), ("", False)])
+def test_the_watcher_runs_where_it_is_asked_for(
+    container: Path, monkeypatch: pytest.MonkeyPatch, watch: str, there: bool
+) -> None:
+    text = start.render_supervisor_config(settings(monkeypatch, SGL_WATCH=watch), [], RUN_ID)
+    config = configparser.RawConfigParser()
+    config.read_string(text)
+    assert config.has_section("program:watcher") is there
+    if there:
+        program = config["program:watcher"]
+        assert shlex.split(program["command"])[1:] == ["-P", "-m", "sgl_admin.init.watcher", RUN_ID]
+        assert int(program["priority"]) < int(config["program:run_record"]["priority"])
+        assert program["autorestart"] == "true" and int(program["startretries"]) > 1000
+
+
 def test_a_service_that_cannot_start_is_started_again_for_as_long_as_it_takes(
     container: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,51 @@ def test_a_running_server_is_used_and_left_running(site: Site) -> None:
     assert lines == [["server", "running"], ["one-shot", "passed"], ["multi-turn", "passed"]]
 
 
+HELD = {"kind": "throttled", "what": "GPU 0 was throttled (thermal, by software)"}
+
+
+@pytest.mark.parametrize(
+    ("watch", "windows", "undisturbed", "said"),
+    [
+        ("True", [], True, "undisturbed"),
+        ("True", [HELD], False, f"disturbed from 2026-11-23T09:15:00Z for 9 s: {HELD['what']}"),
+        ("True", None, None, "did not watch all of it"),
+        ("False", [], None, ""),
+    ],
+    ids=["quiet", "throttled", "died", "off"],
+)
+def test_the_summary_says_whether_the_tests_were_undisturbed(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    watch: str,
+    windows: list[dict[str, Any]] | None,
+    undisturbed: bool | None,
+    said: str,
+) -> None:
+    monkeypatch.setenv("SGL_WATCH", watch)
+    now = time.monotonic()
+    begin, end = 1795425300.0, 1795425309.0
+    always = {"begin": begin, "end": end, "begin_s": 0.0, "end_s": now + 600}
+    # One that died before the tests began.
+    stretches = [always if windows is not None else {**always, "end_s": now - 60}]
+    document = {
+        "stretches": stretches,
+        "windows": [{**always, **each} for each in windows or []],
+        "complete_since_s": 0.0,
+    }
+    files.write_json(paths.watch(site.run_id), document)
+    with ChatServer() as server:
+        site.listen_at(server.port)
+        code, out = site.run(tests=TWO)
+    summary = site.summary()
+    assert code == 0 and summary["undisturbed"] is undisturbed
+    assert summary["disturbances"] == [
+        {"begin": begin, "end": end, **each} for each in windows or []
+    ]
+    assert bool(summary["warnings"]) is (windows is None)
+    assert said in out + site.err
+
+
 def test_only_answers_go_into_the_history(site: Site) -> None:
     with ChatServer("closing_tag") as server:
         site.listen_at(server.port)

@@ -17,6 +17,7 @@ from . import places, pruning, services, stages
 from .pruning import A_DAY_S
 
 PREFIX = "sgl_"
+WATCH = "sgl_watch"
 LAST_PORT, LAST_ID = 2**16 - 1, 2**32 - 2
 # More than any server schedules or any kernel is tuned for.
 LAST_BATCH_SIZE = 2**20
@@ -558,6 +559,15 @@ CONTAINER = (
         "1GB",
         variable="SGL_LOG_SIZE",
         kind="prometheus_size",
+    ),
+    Option(
+        WATCH,
+        "bool",
+        "Watch the host once a second while the container runs, for what disturbs a benchmark: a"
+        " GPU that is throttled, programs of others on the GPUs and the CPUs. A smoke's summary"
+        " then says whether it was C(undisturbed).",
+        False,
+        variable="SGL_WATCH",
     ),
     Option(
         "sgl_trace_retention",

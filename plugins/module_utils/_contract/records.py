@@ -117,9 +117,10 @@ def write_json(path: Path, document: dict[str, Any], mode: int | None = None) ->
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", mode)
 
 
-def write_text(path: Path, text: str, mode: int | None = None) -> None:
+def write_text(path: Path, text: str, mode: int | None = None, durable: bool = True) -> None:
     """Replace `path` by temporary file, fsync, rename and fsync of the folder. Without a mode the
-    process's umask decides who may read it.
+    process's umask decides who may read it. What is replaced each second is not `durable`: it is
+    whole too, and costs no fsync.
 
     Raises OSError that names `path`; the old file stands then, or the new one, whole.
     """
@@ -133,12 +134,14 @@ def write_text(path: Path, text: str, mode: int | None = None) -> None:
                     os.fchmod(stream.fileno(), mode)
                 stream.write(text)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
 
 
 def create_beside(path: Path) -> tuple[int, Path]:
