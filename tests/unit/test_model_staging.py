@@ -274,7 +274,7 @@ def test_a_source_that_is_no_model_is_refused_before_it_is_copied(root: Path, so
     (source / names()[0]).unlink()
     assert names()[0] in refused(lambda: stage(root, source))
     assert not (root / ".staging").exists()
-    assert "is not a folder" in refused(lambda: stage(root, source / "nowhere"))
+    assert "is not an existing folder" in refused(lambda: stage(root, source / "nowhere"))
 
 
 def test_a_source_that_differs_from_its_own_record_keeps_the_old_model(
@@ -297,7 +297,7 @@ def test_a_source_that_went_away_does_not_matter_to_what_was_made_from_it(
     assert (
         answer["changed"] is False
         and answer["verified"]
-        and "is not a folder" in answer["warnings"][0]
+        and "is not an existing folder" in answer["warnings"][0]
     )
     flip(model(root) / names()[0])
     client = HubClient()
