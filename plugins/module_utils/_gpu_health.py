@@ -98,6 +98,11 @@ _VALUES = {
     ),
     "fabric/state": ("fabric state", (*_FABRIC_UNREADY, "Completed")),
 }
+# Elements that hold others: a text of their own is what is left of those, or says "no value".
+_GROUPS = (
+    *("mig_mode", "fb_memory_usage", "ecc_mode", "ecc_errors", "volatile", "remapped_rows"),
+    *("fabric", "processes", "process_info"),
+)
 _SLOWDOWNS = (
     "hw_slowdown",
     "hw_thermal_slowdown",
@@ -355,10 +360,14 @@ def parse(answer: str) -> Smi:
         gpus=[_gpu(part, index) for index, part in enumerate(parts)],
         processes=processes[:_MAX_PROCESSES],
         attached=_number(head.text("attached_gpus")),
-        damaged=log.damaged,
+        damaged=log.damaged or any(map(_garbled, parts)),
         strange=[*_strange_versions(head), *_strange_values(parts)],
         around=log.around,
     )
+
+
+def _garbled(part: Part) -> bool:
+    return any(part.text(name).strip("[]") not in _NO_VALUE for name in _GROUPS)
 
 
 def _strange_versions(head: Part) -> Iterator[str]:

@@ -7,7 +7,8 @@ the middle, an element that is cut off. A strict parser would give up all GPUs f
 every refusal. No entity is expanded but XML's own five.
 
 Three things of nvidia-smi's XML are relied on (drivers 470 to 610): an element holds text or
-elements, never both; GPUs are not nested; each GPU begins with its product_name.
+elements, never both; GPUs come last and are not nested; each has an id and begins with its
+product_name. So `<gpu>` without an id, or `</gpu>` in the middle, is what is left of another name.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Log:
         self._open = [self._root]
         self._began = self._ended = False
         around = self._read(text)
-        self.damaged |= not self._ended or len(self._open) > 1
+        self.damaged |= not self._ended or self._inside()
         self.around = one_line(" ".join(around))
         self.gpus = [Part(element) for element in self._root.findall(_GPU)]
         self.head = Part(self._root)
@@ -110,6 +111,8 @@ class Log:
                 self._ended |= bool(name and markup["end"])
             elif markup["end"]:
                 self._close(name)
+            elif name == _GPU and not _ID.search(markup["attributes"] or ""):
+                self.damaged = True
             else:
                 self._begin(name, markup["attributes"] or "")
                 if markup["empty"]:
@@ -121,10 +124,10 @@ class Log:
         if not text.strip():
             return ""
         top = self._open[-1]
-        if top is self._root:
+        if not self._inside():
             self.damaged |= self._began and not self._ended
             return text
-        if len(top) or top.tag == _GPU:
+        if len(top):
             # A message between two elements.
             self.damaged = True
         else:
@@ -134,7 +137,7 @@ class Log:
     def _begin(self, name: str, attributes: str) -> None:
         top = self._open[-1]
         if name == _GPU or len(self._open) > _MAX_DEPTH:
-            self.damaged |= top is not self._root
+            self.damaged |= self._inside()
             del self._open[1:]
         elif name == _FIRST and self._needs_gpu():
             # Its own beginning is damaged.
@@ -146,6 +149,10 @@ class Log:
             self.damaged = True
             self._open.pop()
         self._push(name, attributes)
+
+    def _inside(self) -> bool:
+        """Whether an element is open that is neither the log nor a GPU."""
+        return self._open[-1].tag not in (_ROOT, _GPU)
 
     def _needs_gpu(self) -> bool:
         for element in self._open:
@@ -166,4 +173,5 @@ class Log:
             return
         depth = len(names) - names[::-1].index(name)
         self.damaged |= depth < len(names)
-        del self._open[depth:]
+        # A GPU ends where the next one begins, or the log ends.
+        del self._open[depth + (name == _GPU) :]
