@@ -97,7 +97,7 @@ def test_what_a_gpu_does_not_tell_is_not_held_against_it(root: Path) -> None:
 def test_the_newer_names_of_the_versions_are_read() -> None:
     answer = (
         "<nvidia_smi_log><kmd_version>610.57</kmd_version>"
-        "<cuda_umd_version>14.1</cuda_umd_version><gpu id=\"0\"></gpu></nvidia_smi_log>"
+        '<cuda_umd_version>14.1</cuda_umd_version><gpu id="0"></gpu></nvidia_smi_log>'
     )
     smi = gpu_health.parse(answer)
     assert (smi.driver, smi.cuda, smi.gpus[0].name) == ("610.57", "14.1", "unknown")
