@@ -64,7 +64,10 @@ def test_a_process_that_ends_before_it_begins_is_told_from_a_log_of_6_gib(
 
 def test_what_a_process_says_before_it_begins_is_bounded_too(live_run: str) -> None:
     """Its own words may be gigabytes, as of a module that prints as it is imported."""
-    script = "import sys; [print('x' * 1000) for _ in range(50000)]; sys.exit('the end')"
+    script = (
+        "import sys; [print('x' * 1000) for _ in range(50000)]; sys.stdout.flush();"
+        " sys.exit('the end')"
+    )
     (folder := paths.RUNS / "modules").mkdir()
     (folder / "talks.py").write_text(script)
     lock = os.open(os.devnull, os.O_RDONLY)

@@ -284,8 +284,11 @@ def test_inspect_finds_every_cache_valid(tree: Tree) -> None:
 def test_status_reports_the_old_prep(tree: Tree) -> None:
     prometheus = {"state": "running", "needed": True, "reason": None}
     assert tree.run("status") == {
-        "job": tree.job, "result": tree.result, "services": {"prometheus": prometheus}
-    }  # fmt: skip
+        "job": tree.job,
+        "result": tree.result,
+        "services": {"prometheus": prometheus},
+        "watch": {"wanted": False, "reason": None},
+    }
     assert tree.corrupt() == []
 
 
