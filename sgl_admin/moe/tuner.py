@@ -39,6 +39,8 @@ _MEASURE_STALL_S = 60.0
 # What a configuration may be to blame for, by the words of the process that died of it.
 _OF_CONFIGURATIONS = ("compile_failed", "unsupported")
 _KERNEL_CRASHED = "illegal memory access"
+# What a kernel does to the process, as the CUDA driver says it.
+_OF_KERNELS = "CUDA error"
 # A death of a server's kind is this one's of its own.
 _OWN_TYPE = {"server_start_failed": "tuner_failed"}
 # Where the cause of a death is looked for, and what a message quotes of its words.
@@ -119,6 +121,8 @@ class _OnGpu:
     journal: Path
     log: Path
     ended: str = ""
+    # The exception that ended it last; empty where none did.
+    raised: str = ""
     looked: int = 0
     look_s: float = 0.0
     compiled: int = 0
@@ -327,6 +331,18 @@ class Tuner:
                 "tuner_failed",
                 f"the tuner's process{on_gpu} ended before it measured anything: {each.ended}"
                 f"{cause}; the log is {paths.to_host(each.log) or each.log}",
+                tail,
+            )
+        before, each.raised = each.raised, ""
+        if code == 1 and death.error_type not in _OF_CONFIGURATIONS and _OF_KERNELS not in words:
+            each.raised = words
+        if before and before == each.raised:
+            # Two configurations that have nothing in common but these words.
+            raise StageFailure(
+                "tuner_failed",
+                f"the tuner's process{on_gpu} ended twice with the same error: {words}; that is"
+                " a fault of the tuner or of the installed SGLang: report it with the log"
+                f" {paths.to_host(each.log) or each.log}, and skip the stage (--moe skip)",
                 tail,
             )
 

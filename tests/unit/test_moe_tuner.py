@@ -358,6 +358,13 @@ def test_what_no_configuration_is_to_blame_for_is_told_at_once(
     assert len(world.noted("began")) == 1 and len(str(failure)) < 400 + 160
 
 
+def test_an_error_of_the_programs_own_is_reported_at_its_second_time(world: World) -> None:
+    failure = world.fails(at="check", do="bug", times=100)
+    assert failure.error_type == "tuner_failed" and len(world.noted("began")) == 2
+    words = 'ended twice with the same error: NotImplementedError: "normal_kernel_cuda"'
+    assert words in str(failure) and "skip the stage (--moe skip)" in str(failure)
+
+
 @pytest.mark.parametrize(
     ("do", "how"), [("crash", "killed by signal 11 (SIGSEGV)"), ("raise", "exit code 1")]
 )
