@@ -304,10 +304,13 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
         say_lines(f"ERROR: {failure}", sys.stderr)
     counts = summary["counts"]
     say(f"SMOKE_SUMMARY {found['path']}")
+    # Known only where the host is watched (sgl_watch).
+    undisturbed = summary.get("undisturbed")
+    watched = "" if undisturbed is None else f" undisturbed:{json.dumps(undisturbed)}"
     say(
         f"SMOKE_STATUS {summary['state']} passed:{counts['passed']} failed:{counts['failed']}"
         f" not_run:{counts['not_run']}"
-        f" prep_metrics_ready:{json.dumps(summary['prep_metrics_ready'])}"
+        f" prep_metrics_ready:{json.dumps(summary['prep_metrics_ready'])}{watched}"
     )
     return int(found["exit_code"])
 

@@ -899,6 +899,31 @@ def test_a_smoke_that_did_not_begin_has_sgl_admins_exit_code(
     assert said.out == "" and said.err == "ERROR: the smoke did not begin (busy)\n"
 
 
+@pytest.mark.parametrize(
+    ("undisturbed", "said"),
+    [
+        ({"undisturbed": True}, " undisturbed:true"),
+        ({"undisturbed": False}, " undisturbed:false"),
+        ({"undisturbed": None}, ""),
+        # A summary of an older release.
+        ({}, ""),
+    ],
+)
+def test_a_smoke_says_whether_it_was_undisturbed_where_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    undisturbed: dict[str, bool | None],
+    said: str,
+) -> None:
+    counts = {"passed": 4, "failed": 0, "not_run": 0}
+    summary = {"state": "done", "counts": counts, "prep_metrics_ready": True, **undisturbed}
+    ended = {"summary": summary, "path": "/s.json", "exit_code": 0}
+    assert run(monkeypatch, Plays(1, smoke=ended, problem=None), "smoke") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"SMOKE_STATUS done passed:4 failed:0 not_run:0 prep_metrics_ready:true{said}"
+    )
+
+
 def test_one_broken_profile_does_not_hide_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
