@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from sgl_admin.base import files, paths
 from sgl_admin.contract import options
+from sgl_admin.contract.places import CACHE_VARIABLES
 from sgl_admin.prep.plan import Plan
 from sgl_admin.records import caches
 from sgl_admin.sglang import kernels, releases
@@ -614,6 +615,30 @@ def test_of_each_variable_of_sglang_the_inert_ones_alone_are_left_out() -> None:
     inherited = kernels.kernel_environment({}, values)
     ours = {name for name in VARIABLES if name.startswith(("SGLANG_", "FLASHINFER_"))}
     assert ours - inherited.keys() <= left | kernels._PLACES
+
+
+# Where each writes without its variable (see places.py for where that was read): a new container
+# has none of these folders.
+UNLED = {
+    "CUDA_CACHE_PATH": "~/.nv/ComputeCache",
+    "CUTE_DSL_CACHE_DIR": "/tmp/<user>/cutlass_python_cache",
+    "FLASHINFER_WORKSPACE_BASE": "~/.cache/flashinfer",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "/tmp/<user>/flash_attention_cute_dsl_cache",
+    "TILELANG_CACHE_DIR": "~/.tilelang/cache",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor_<user>",
+    "TORCH_EXTENSIONS_DIR": "~/.cache/torch_extensions",
+    "TRITON_CACHE_DIR": "~/.triton/cache",
+    "TVM_FFI_CACHE_DIR": "~/.cache/tvm-ffi",
+}
+# Below SGLANG_CACHE_DIR by default (0.5.23, environ.py).
+BELOW_ANOTHER = {"SGLANG_CUTE_AOT_CACHE_DIR"}
+
+
+def test_each_variable_that_leads_to_a_cache_leads_into_the_profiles() -> None:
+    """FIRST_CONTACT 11: what lies elsewhere is gone with the container, and never shared."""
+    of_sglang = {name for name in VARIABLES if re.fullmatch(r"SGLANG_\w*CACHE_DIR", name)}
+    assert {"SGLANG_CACHE_DIR", *BELOW_ANOTHER} <= of_sglang, "the pattern finds them"
+    assert (of_sglang - BELOW_ANOTHER) | UNLED.keys() <= CACHE_VARIABLES.keys()
 
 
 def test_a_server_fills_every_released_stage_but_the_tuning() -> None:
