@@ -489,9 +489,7 @@ def _nvlink(host: _Host) -> str:
             links.append([])
         elif links and (found := re.match(r"\s*Link \d+: ([1-9][\d.]* GB/s)\s*$", line)):
             links[-1].append(found[1])
-    each = (
-        ", ".join(f"{n} links of {speed}" for speed, n in Counter(one).items()) for one in links
-    )
+    each = (", ".join(f"{n}x {speed}" for speed, n in Counter(one).items()) for one in links)
     words = _each(each)
     return f"NVLink, {words} for each GPU" if words else ""
 

@@ -125,7 +125,7 @@ def test_two_xeons_with_eight_gpus(host: DescribedHost) -> None:
         "accelerator_memory_capacity": "79.6 GiB",
         "accelerator_frequency": "1980 MHz",
         "accelerator_host_interconnect": "PCIe Gen5 x16",
-        "accelerator_interconnect": "NVLink, 18 links of 26.562 GB/s for each GPU",
+        "accelerator_interconnect": "NVLink, 18x 26.562 GB/s for each GPU",
         "accelerator_interconnect_topology": "",
         "accelerator_memory_configuration": "HBM3",
         "accelerator_on-chip_memories": "",
@@ -147,13 +147,13 @@ def test_two_xeons_with_eight_gpus(host: DescribedHost) -> None:
         ([Card(links=["<inactive>"] * 4), Card()], "PCIe Gen5 x16", ""),
         (
             [Card(links=["25 GB/s", "<inactive>", "25 GB/s"], fabric_state="Completed")] * 2,
-            "NVLink, 2 links of 25 GB/s for each GPU",
+            "NVLink, 2x 25 GB/s for each GPU",
             "NVSwitch",
         ),
         # Each says what it has.
         (
             [Card(links=["25 GB/s"] * 2), Card(links=["25 GB/s"])],
-            "NVLink, 2 links of 25 GB/s, 1 links of 25 GB/s for each GPU",
+            "NVLink, 2x 25 GB/s, 1x 25 GB/s for each GPU",
             "",
         ),
     ],
