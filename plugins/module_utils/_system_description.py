@@ -201,7 +201,7 @@ def describe(run: Runner, record: dict[str, Any], root: str = "/") -> dict[str, 
     schemas/system.schema.json. What cannot be read is empty, and costs no other field.
     """
     host = _Host(run, record, root)
-    answer = {**dict.fromkeys(REQUIRED, ""), _FIRMWARE: ""}
+    answer: dict[str, Any] = {**dict.fromkeys(REQUIRED, ""), _FIRMWARE: ""}
     _take(host, answer, _look_at_gpus)
     for reader in _READERS:
         _take(host, answer, reader)
@@ -546,7 +546,7 @@ def _software(host: _Host) -> Fields:
 
 
 def _image(base: dict[str, Any]) -> str:
-    return "@".join(part for part in (base.get("name"), base.get("digest")) if _is_known(part))
+    return "@".join(str(base[key]) for key in ("name", "digest") if _is_known(base.get(key)))
 
 
 def _is_known(version: Any) -> bool:
