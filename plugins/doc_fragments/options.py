@@ -141,7 +141,8 @@ options:
   image_cuda:
     type: str
     description: The image's version of CUDA, such as V(13.0), so that a driver
-      too old for it is refused before anything changes. By default what the image
+      too old for it is refused before anything changes. By default that of the
+      flavour's own base where the image is built from it, and else what the image
       itself says, once it is on the host.
   container:
     type: str

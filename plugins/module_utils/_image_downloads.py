@@ -203,6 +203,13 @@ def archives(
         version = str(own.get("version") or entry["version"])
         if not _VERSION.fullmatch(version):
             raise ImageError(f"sgl_image_downloads.{name}.version is no version: {version!r}")
+        major = str(entry.get("major", ""))
+        if major and version.partition(".")[0] != major:
+            raise ImageError(
+                f"sgl_image_downloads.{name}.version is {version}, and this image runs {name}"
+                f" {major} alone, as other majors have other programs and flags: set a version"
+                f" {major}.x, or leave it out ({entry['version']})"
+            )
         # Another version is another file: the pinned digest is not its.
         sha256 = own.get("sha256") or (
             entry["sha256"].get(architecture) if version == entry["version"] else None

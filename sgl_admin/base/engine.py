@@ -283,8 +283,12 @@ class Engine(Protocol):
     def experts_split(self, arguments: tuple[str, ...], tp: int) -> Split:
         """How a server with these arguments splits its experts."""
 
-    def choices(self, arguments: tuple[str, ...], compute_capability: str | None) -> list[Choice]:
-        """What to add to the server's arguments, by the kernels that the image has."""
+    def choices(
+        self, arguments: tuple[str, ...], compute_capability: str | None, config: dict[str, Any]
+    ) -> list[Choice]:
+        """What to add to the server's arguments, by the kernels that the image has and the model's
+        config.
+        """
 
     def missing_tracing_packages(self) -> list[str]:
         """The packages without which the server of this image cannot send its traces."""

@@ -258,7 +258,7 @@ def _context(run: Run, request: Request, findings: _Findings) -> Context:
     for warning in (unknown, *loaded.warnings, mismatch):
         if warning:
             findings.warn(warning)
-    choices = tuple(ENGINE.choices(arguments, found.compute_capability))
+    choices = tuple(ENGINE.choices(arguments, found.compute_capability, loaded.config))
     context = Context(
         request,
         loaded,

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sgl_admin.base import versions
 from sgl_admin.base.engine import Choice
+from sgl_admin.contract.model.config import language_parts
 
 _HOPPER = "9.0"
 _ATTENTION = "--attention-backend"
 _BY_PHASE = ("--prefill-attention-backend", "--decode-attention-backend")
+_VISION = "--mm-attention-backend"
+_TOWERS = ("vision_config", "mm_vision_tower", "vision_n_layers")
+_REASON = (
+    "SGLang takes FlashAttention 3 on Hopper by default{where}, and sgl_kernel in this image has"
+    " none (no flash_ops library, as in the wheels for arm64)"
+)
 
 
-def choices(arguments: tuple[str, ...], compute_capability: str | None) -> list[Choice]:
+def choices(
+    arguments: tuple[str, ...], compute_capability: str | None, config: dict[str, Any]
+) -> list[Choice]:
     """What to add to these arguments, and why. What the operator chose stays."""
-    if compute_capability != _HOPPER or _attention_is_chosen(arguments) or _has_fa3():
+    if compute_capability != _HOPPER or _has_fa3():
         return []
-    reason = (
-        "SGLang takes FlashAttention 3 on Hopper by default, and sgl_kernel in this image has none"
-        " (no flash_ops library, as in the wheels for arm64)"
-    )
-    return [Choice((_ATTENTION, "flashinfer"), reason)]
-
-
-def _attention_is_chosen(arguments: tuple[str, ...]) -> bool:
     flags = {word.partition("=")[0] for word in arguments}
-    return _ATTENTION in flags or flags.issuperset(_BY_PHASE)
+    found = []
+    if _ATTENTION not in flags and not flags.issuperset(_BY_PHASE):
+        found.append(Choice((_ATTENTION, "flashinfer"), _REASON.format(where="")))
+    if _VISION not in flags and _triton_reads_images(config):
+        reason = _REASON.format(where=" for images too")
+        found.append(Choice((_VISION, "triton_attn"), reason))
+    return found
+
+
+def _triton_reads_images(config: dict[str, Any]) -> bool:
+    """The vision tower has a backend of its own: fa3 on Hopper, triton_attn on GPUs that have
+    neither FlashAttention 3 nor 4. The latter leaves out sinks and windows without a word, so it
+    is never chosen for a tower that has them (MiMo-V2). Read in SGLang 0.5.23:
+    layers/attention/vision.py, and the names of the towers in models.
+    """
+    parts = language_parts(config)
+    towers = [part[name] for part in parts for name in _TOWERS if part.get(name)]
+    return bool(towers) and not any(
+        isinstance(tower, dict) and tower.get("use_sink") for tower in towers
+    )
 
 
 def _has_fa3() -> bool:

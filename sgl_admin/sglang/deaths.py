@@ -209,7 +209,8 @@ CAUSES = (
         "unsupported",
         # Of the exception alone: servers log the same words for every model that they cannot load.
         (r"^importerror: can not import fa3",),
-        "choose another attention backend (--attention-backend flashinfer)",
+        "choose another attention backend (--attention-backend flashinfer; for images there is"
+        " --mm-attention-backend)",
     ),
     Cause(
         "unsupported",

@@ -12,6 +12,9 @@ from sgl_admin.sglang import ENGINE
 # Of sglang-kernel 0.4.10: the wheel for x86_64 has the first, that for aarch64 does not.
 FLASH_OPS, OTHERS = "flash_ops.abi3.so", ("__init__.py", "flash_attn.py", "common_ops.abi3.so")
 FLASHINFER = ("--attention-backend", "flashinfer")
+TRITON = ("--mm-attention-backend", "triton_attn")
+TEXT = {"architectures": ["Qwen3ForCausalLM"], "vision_config": None}
+VISION = {"architectures": ["Qwen3VLForConditionalGeneration"], "vision_config": {"depth": 27}}
 
 
 @pytest.fixture
@@ -28,14 +31,14 @@ def arm64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_fa3_a_hopper_gets_another_attention_backend(arm64: Path) -> None:
-    [choice] = ENGINE.choices(("--tp-size", "1"), "9.0")
+    [choice] = ENGINE.choices(("--tp-size", "1"), "9.0", TEXT)
     assert choice.arguments == FLASHINFER
     assert "FlashAttention 3" in choice.reason and "arm64" in choice.reason
 
 
 def test_with_fa3_nothing_is_chosen(arm64: Path) -> None:
     (arm64 / FLASH_OPS).touch()
-    assert ENGINE.choices((), "9.0") == []
+    assert ENGINE.choices((), "9.0", VISION) == []
 
 
 @pytest.mark.parametrize(
@@ -47,21 +50,51 @@ def test_with_fa3_nothing_is_chosen(arm64: Path) -> None:
     ],
 )
 def test_what_the_operator_chose_stays(arm64: Path, arguments: tuple[str, ...]) -> None:
-    assert ENGINE.choices(arguments, "9.0") == []
+    assert ENGINE.choices(arguments, "9.0", TEXT) == []
 
 
 def test_one_phase_alone_leaves_the_other_without_a_kernel(arm64: Path) -> None:
-    assert ENGINE.choices(("--decode-attention-backend", "triton"), "9.0") != []
+    assert ENGINE.choices(("--decode-attention-backend", "triton"), "9.0", TEXT) != []
 
 
 @pytest.mark.parametrize("capability", ["8.0", "10.0", None])
 def test_other_devices_do_not_take_fa3(arm64: Path, capability: str | None) -> None:
-    assert ENGINE.choices((), capability) == []
+    assert ENGINE.choices((), capability, VISION) == []
 
 
 def test_where_there_is_no_sgl_kernel_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "package_folder", lambda name: None)
-    assert ENGINE.choices((), "9.0") == []
+    assert ENGINE.choices((), "9.0", VISION) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        VISION,
+        {"thinker_config": {"vision_config": {"depth": 27}}},
+        {"mm_vision_tower": "openai/clip-vit-large-patch14-336"},
+        {"vision_n_layers": 24},
+    ],
+    ids=["vision_config", "thinker", "llava", "layers"],
+)
+def test_a_model_that_reads_images_gets_a_backend_for_them_too(
+    arm64: Path, config: dict[str, object]
+) -> None:
+    attention, images = ENGINE.choices((), "9.0", config)
+    assert (attention.arguments, images.arguments) == (FLASHINFER, TRITON)
+    assert "images" in images.reason and "images" not in attention.reason
+    [attention] = ENGINE.choices(("--mm-attention-backend=sdpa",), "9.0", config)
+    assert attention.arguments == FLASHINFER
+    [images] = ENGINE.choices(FLASHINFER, "9.0", config)
+    assert images.arguments == TRITON
+
+
+def test_a_vision_tower_with_sinks_is_never_given_a_backend_that_leaves_them_out(
+    arm64: Path,
+) -> None:
+    """MiMo-V2 (SGLang 0.5.23, models/mimo_vl.py): VisionTritonAttention takes no s_aux."""
+    config = {"vision_config": {"depth": 28, "use_sink": True}}
+    assert [choice.arguments for choice in ENGINE.choices((), "9.0", config)] == [FLASHINFER]
 
 
 FA3 = "ImportError: Can not import FA3 in sgl_kernel. Please check your installation."

@@ -379,6 +379,10 @@ def test_what_was_chosen_for_the_operator_is_said(world: World, tmp_path: Path) 
     # The operator's own argument always wins.
     result, _ = world.execute("--server-arg=--attention-backend=triton")
     assert result["run"]["server"]["chosen"] == []
+    world.config({**NEXT, "vision_config": {"depth": 27}})
+    result, exit_code = world.execute()
+    assert result["run"]["server"]["argv"][-2:] == ["--mm-attention-backend", "triton_attn"]
+    assert exit_code == 0, "the server takes both"
 
 
 def test_another_server_is_started_once_and_shows_what_it_compiles(world: World) -> None:

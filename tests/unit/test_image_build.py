@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import ssl
 import subprocess
@@ -786,6 +787,9 @@ def test_a_mirror_has_the_same_paths() -> None:
          "download/v3.6.0/sha256sums.txt | grep prometheus-3.6.0.linux-arm64.tar.gz"),
         ({"prometheus": {"sha256": "ABC"}}, "is no sha256 digest: 'ABC'"),
         ({"prometheus": {"version": "../../x", "sha256": "0" * 64}}, "is no version"),
+        # v2's archive has the program jaeger, which takes a file in place of flags.
+        ({"jaeger": {"version": "2.10.0", "sha256": "0" * 64}},
+         "jaeger.version is 2.10.0, and this image runs jaeger 1 alone.*set a version 1.x"),
         ({"prometheus": {"url": "https://x"}}, "takes version and sha256"),
         ({"prometheus": "3.6.0"}, "takes version and sha256"),
     ],
@@ -1027,6 +1031,28 @@ def test_the_python_of_sglang_keeps_its_program_where_it_has_our_name_already(
         Path(sys.executable).resolve().stat().st_size,
         Path(sys.executable).resolve().stat().st_mtime_ns,
     )
+
+
+def test_what_sglangs_build_left_in_roots_home_is_read_by_the_containers_user(
+    tmp_path: Path,
+) -> None:
+    """Upstream's Dockerfile builds as root: kernels.lock is 0600 in folders of 0700."""
+    dockerfile = (FILES / "Dockerfile").read_text(encoding="utf-8")
+    [command] = re.findall(r"^RUN (chmod \S+ /root\b.*(?:\n .*)*)", dockerfile, re.MULTILINE)
+    home = tmp_path / "root"
+    kept, key = home / ".cache/sglang/kernels.lock", home / ".ssh/id_ed25519"
+    for path in (kept, key):
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+        for place in (path, *list(path.parents)[: len(path.relative_to(home).parts)]):
+            place.chmod(0o700 if place.is_dir() else 0o600)
+    done = run_program(["sh", "-c", command.replace("/root", str(home))])
+    assert done.returncode == 0, done.stderr
+    read, listed = 0o004, 0o005
+    assert kept.stat().st_mode & read
+    assert all(folder.stat().st_mode & listed == listed for folder in list(kept.parents)[:2])
+    assert home.stat().st_mode & listed == 0o001, "it can be passed, and not listed"
+    assert not (key.stat().st_mode | key.parent.stat().st_mode) & listed
 
 
 def run_program(command: list[Any]) -> subprocess.CompletedProcess[str]:

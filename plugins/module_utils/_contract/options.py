@@ -452,7 +452,8 @@ IMAGE = (
         "sgl_image_cuda",
         "str",
         "The image's version of CUDA, such as V(13.0), so that a driver too old for it is refused"
-        " before anything changes. By default what the image itself says, once it is on the host.",
+        " before anything changes. By default that of the flavour's own base where the image is"
+        " built from it, and else what the image itself says, once it is on the host.",
         shown="what the image says",
         module={INFO: "image_cuda"},
         kind="cuda_version",

@@ -98,6 +98,7 @@ _COMMON = (
     "--moe-runner-backend",
     "--served-model-name",
     "--attention-backend",
+    "--mm-attention-backend",
     "--chunked-prefill-size",
     "--kv-cache-dtype",
 )
