@@ -60,7 +60,7 @@ slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and
 
 .PHONY: slow-light
 slow-light:
-	env SGL_FUZZ_EXAMPLES=$(EXAMPLES) $(SLOW) tests/fuzz
+	env SGL_FUZZ_EXAMPLES=$(EXAMPLES) $(SLOW) -n $(WORKERS) --dist worksteal tests/fuzz
 	$(SLOW) tests/integration tests/molecule
 
 .PHONY: check
