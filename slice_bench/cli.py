@@ -68,8 +68,11 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_prep_arguments(prep)
     of_the_container = _add_commands_of_the_container(command)
+    system = command(
+        "system", "print a description of the host in the form of MLPerf's submissions, as JSON"
+    )
     smoke = command("smoke", "ask the prepared server the questions of a scenario, and sum up")
-    for of_one_host in (start, stop, prep, *of_the_container, smoke):
+    for of_one_host in (start, stop, prep, *of_the_container, system, smoke):
         caller.add_arguments(of_one_host)
     smoke.add_argument(
         "scenario", nargs="?", help="a YAML file (default: the one that the role smoke ships)"

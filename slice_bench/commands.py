@@ -222,6 +222,19 @@ def perf(arguments: argparse.Namespace, caller: Caller) -> int:
     return _in_container(caller, "perf", *named, *flags, *arguments.further)
 
 
+def system(_arguments: argparse.Namespace, caller: Caller) -> int:
+    """Print the host in the form of MLPerf's submissions; standard error has what it lacks."""
+    outcome = done(play("system", caller.variables, *caller.flags, verbose=caller.verbose))
+    description = outcome.host["system"]
+    about = description["slice_bench"]
+    say_json(description, indent=2)
+    for reason in about["unread"]:
+        say(f"warning: {reason}", sys.stderr)
+    if about["to_fill_in"]:
+        say(f"Fill in: {', '.join(about['to_fill_in'])}.", sys.stderr)
+    return 0
+
+
 def _in_container(caller: Caller, *words: str) -> int:
     """sgl-admin itself answers, with its exit code, in the container that the inventory names."""
     if shutil.which("docker") is None:
@@ -380,6 +393,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Caller], int]] = {
     "server": server,
     "ready": ready,
     "perf": perf,
+    "system": system,
     "prep": prep,
     "smoke": smoke,
     "profiles": list_profiles,

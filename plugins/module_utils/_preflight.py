@@ -27,6 +27,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_f
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+    _system_description as system_description,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, services
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
@@ -76,6 +79,7 @@ class Options:
     space_gb: dict[str, float]
     gpus: bool = False
     visible_devices: str | None = None
+    describe_system: bool = False
     image_cuda: str | None = None
     perf_conditions: str = "warn"
     image_source: str = "build"
@@ -157,6 +161,8 @@ def look(options: Options, run: Runner) -> Findings:
         _look_at_space(found, docker, options)
     if options.ready_for == "prep":
         _look_at_model(found, spec, options)
+    if options.describe_system:
+        found.facts["system"] = system_description.describe(run, found.facts["run"])
     return found
 
 

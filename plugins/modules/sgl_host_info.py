@@ -70,6 +70,13 @@ options:
       - CUDA itself counts the fastest first unless CUDA_DEVICE_ORDER is C(PCI_BUS_ID), so of GPUs
         of different kinds take UUIDs.
     type: str
+  describe_system:
+    description:
+      - Whether to describe the host in the form of MLPerf Inference's submissions (RV(system)).
+      - It asks C(lscpu) and C(nvidia-smi) once more, so a prep does not need it.
+    type: bool
+    default: false
+    version_added: 1.3.0
 extends_documentation_fragment:
   - slice_bench.sglang.options.host_info
 attributes:
@@ -248,6 +255,13 @@ run:
   description: What M(slice_bench.sglang.sgl_manifest) returns of the container's run.
   returned: always
   type: dict
+system:
+  description: >-
+    The host in the form of MLPerf Inference's submissions, as C(schemas/system.schema.json) has it.
+    What cannot be read is empty; C(slice_bench.to_fill_in) names what the operator adds.
+  returned: with O(describe_system)
+  type: dict
+  sample: {system_name: 'Supermicro ARS-111GL-NHR', host_processors_per_node: '1'}
 problems:
   description: What stops O(ready_for), each with its remedy.
   returned: always
@@ -284,6 +298,7 @@ def main() -> None:
             "space_gb": {"type": "dict", "default": {}},
             "gpus": {"type": "bool", "default": False},
             "visible_devices": {"type": "str"},
+            "describe_system": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

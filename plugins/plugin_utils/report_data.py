@@ -335,6 +335,7 @@ class Report:
             "prep_status": prep.get("status"),
             "notes": entry.notes,
             "smoke": {key: smoke.get(key) for key in _SMOKE_KEYS} if "exit_code" in smoke else None,
+            "system": info.get("system"),
             **_as_found(info),
             "model": _model(about),
             "chosen": (about.get("server") or {}).get("chosen") or [],

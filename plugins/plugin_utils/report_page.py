@@ -13,11 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import perf, places
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
     NAMES as STAGES,
 )
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
+    report_fleet,
+    report_strips,
+)
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 from jinja2.bccache import Bucket
 
@@ -134,14 +137,17 @@ def render(report: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=duration, size=size, moment=moment, words=words)
+    environment.filters.update(
+        duration=duration, size=size, moment=moment, words=words, shown=perf.shown
+    )
     hosts = [{**_ADDED_LATER, **host} for host in report["hosts"]]
     standings = [standing(host) for host in hosts]
+    fleet = report_fleet.of_report(report)
     page = environment.get_template("report.html.j2").render(
         report=report,
         hosts=hosts,
         standings=standings,
-        fleet=report_fleet.of_report(report),
+        fleet=fleet,
         groups=groups(hosts) if "fleet" in report and len(hosts) > 1 else [],
         counts={name: standings.count(name) for name in STANDINGS},
         problems=findings(hosts, problems_of),
@@ -149,6 +155,8 @@ def render(report: dict[str, Any]) -> str:
         chosen=findings(hosts, chosen_for),
         profiles=any(host["profiles"] for host in hosts),
         stages=STAGES,
+        measured=report_strips.measured(hosts, fleet),
+        least_fleet=perf.LEAST_FLEET,
         timeline=timeline(report),
         caches=[name for name in CACHES if any(name in (host["caches"] or {}) for host in hosts)],
         largest_cache=largest_cache(hosts),

@@ -20,8 +20,7 @@ from typing import Any
 from sgl_admin.base import clock, http_client, paths, ports
 from sgl_admin.base.engine import HOST
 from sgl_admin.base.errors import StageFailure
-from sgl_admin.base.files import printable
-from sgl_admin.contract.texts import read_json_text
+from sgl_admin.contract.texts import one_line, read_json_text
 from sgl_admin.serving.server import Server
 from sgl_admin.sglang import ENGINE
 
@@ -142,10 +141,8 @@ def lost(prometheus_url: str, proof: dict[str, Any]) -> str | None:
         if count and round(total - window["baseline"]) == proof["tokens_seen"]:
             return None
     except _NO_ANSWER as error:
-        problem = f"does not answer as expected: {_short(error)}"
-    else:
-        problem = "has lost the samples of the proof"
-    return printable(f"Prometheus at {prometheus_url} {problem}")
+        return _unexpected(prometheus_url, error)
+    return f"Prometheus at {one_line(prometheus_url, 200)} has lost the samples of the proof"
 
 
 def unproven(
@@ -188,9 +185,7 @@ def prove(
             ended = attempt.look()
         except _NO_ANSWER as error:
             ended = False
-            result["reason"] = (
-                f"Prometheus at {prometheus_url} does not answer as expected: {_short(error)}"
-            )
+            result["reason"] = _unexpected(prometheus_url, error)
         if ended or result["waited_s"] >= timeout_s:
             return {**result, "probed_at": clock.utc()}
         time.sleep(_POLL_S)
@@ -282,8 +277,9 @@ def _address(url: str) -> tuple[str, int]:
     return parts.hostname or "127.0.0.1", parts.port or 80
 
 
-def _short(error: Exception) -> str:
-    return repr(error)[:300]
+def _unexpected(prometheus_url: str, error: Exception) -> str:
+    shown = one_line(prometheus_url, 200)
+    return f"Prometheus at {shown} does not answer as expected: {one_line(repr(error), 300)}"
 
 
 def _samples(prometheus_url: str, query: str, since: float, until: float) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_fleet
 
-from sgl_admin.contract import stages
+from sgl_admin.contract import perf, stages
 from tests.contract import validators
 
 MIB = 1024**2
@@ -25,7 +25,7 @@ def fleet(count: int) -> dict[str, Any]:
     unreachable, the 5th without a proof.
 
     They are two groups, by turns: the first host of each did the work, the others took it. Of more
-    than nine, the last was stopped.
+    than nine, the last was stopped. Most are measured (:func:`_perf`).
     """
     report = validators.example("report")
     hosts = [_host(number) for number in range(count)]
@@ -43,9 +43,12 @@ def fleet(count: int) -> dict[str, Any]:
             group=None,
             unfinished="its batch was not begun, because hosts before it failed",
             work_s={},
+            perf=None,
         )
         hosts[-1]["shared"] = {"made": [], "gave": [], "took": []}
     ok = sum(host["status"] == "ok" for host in hosts)
+    found = report_fleet.fleet(hosts)
+    report_fleet.warn_of_outliers(hosts, found)
     report.update(
         hosts=hosts,
         status="ok" if ok == count else "partial" if ok else "failed",
@@ -54,7 +57,7 @@ def fleet(count: int) -> dict[str, Any]:
             "total": count,
         },
         duration_s=max(host["duration_s"] for host in hosts),
-        fleet=report_fleet.fleet(hosts),
+        fleet=found,
     )
     return report
 
@@ -83,6 +86,7 @@ def _host(number: int) -> dict[str, Any]:
             tokens_seen=0,
             reason="Prometheus was down when the proof was made; run this again",
         )
+    host["perf"] = None if is_gone or is_failed else _perf(number)
     host.update(unfinished=None, group=None if is_gone else f"{number % 2 + 10:x}" * 16, work_s={})
     host["shared"] = {"made": [], "gave": [], "took": []}
     if number < 2:
@@ -109,6 +113,40 @@ def _host(number: int) -> dict[str, Any]:
             for name in ("moe_tune", "inductor")
         ]
     return host
+
+
+# What hosts of a kind reach; the second kind is every 8th host's, the last that of the 6th alone.
+MEASURED = {
+    "NVIDIA GH200 480GB": {"gemm_bf16": 771.4, "gemm_fp8": 1388.0, "hbm_copy": 3517.0},
+    "NVIDIA H100 80GB HBM3": {"gemm_bf16": 640.2, "gemm_fp8": 1205.0, "hbm_copy": 2780.0},
+    "NVIDIA L40S": {"gemm_bf16": 181.0},
+}
+SERVED = {"h2d": 55.1, "decode": 171.3, "first_token": 31.4}
+
+
+def _perf(number: int) -> dict[str, Any]:
+    """Measurements within 1% of what is usual; the 4th, the 11th, the 20th and the 21st host are
+    slower.
+    """
+    kind = list(MEASURED)[1 if number % 8 == 6 else 2 if number == 5 else 0]
+    probe = validators.example("prep_result")["perf_probe"]
+    slower = {3: 0.93, 10: 0.86, 19: 0.91, 20: 0.908}.get(number, 1.0)
+    probe.update(device_name=kind, subject=kind, measurements=[])
+    for place, (name, usual) in enumerate({**MEASURED[kind], **SERVED}.items()):
+        value = usual * (1 + (number * (37 + 2 * place) % 101 - 50) / 5000)
+        if name == "hbm_copy" or (name == "gemm_bf16" and number != 3):
+            value *= slower
+        if name == "first_token":
+            value /= slower
+        probe["measurements"].append(
+            {
+                "name": name,
+                "value": round(value, 1),
+                "unit": perf.BY_NAME[name].unit,
+                "spread_percent": None,
+            }
+        )
+    return probe
 
 
 def _name(number: int) -> str:
@@ -154,7 +192,10 @@ def hostile() -> dict[str, Any]:
             host["device"]["name"] = HOSTILE
             host["versions"] = {HOSTILE: HOSTILE}
             host["links"].update(prometheus="http://" + HOSTILE, log="/" + HOSTILE)
+            host["perf"] = {**_perf(0), "device_name": HOSTILE, "subject": HOSTILE}
         if host["telemetry_probe"] and not host["telemetry_probe"]["ok"]:
             host["telemetry_probe"]["reason"] = HOSTILE
     report["fleet"] = report_fleet.fleet(report["hosts"])
+    slow = {"name": "gemm_bf16", "verdict": "warn", "sentence": HOSTILE}
+    report["fleet"]["perf"]["outliers"] = [{**slow, "host": report["hosts"][0]["host"]}]
     return report

@@ -119,6 +119,19 @@ def test_contrast(browser, dark):
     )
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_marks_of_slow_hosts_are_on_the_axis_of_the_dots(browser, width):
+    """The slowest host is at an end of it: the left one, or the right one where less is better."""
+    look = """page => ["hbm_copy", "first_token"].map(name => {
+        const swarm = [...page.querySelectorAll(".measured")]
+            .find(one => one.querySelector("h3").textContent === name).querySelector(".swarm");
+        const [axis, mark] = [swarm, swarm.querySelector("li .mark")]
+            .map(one => one.getBoundingClientRect());
+        return Math.round(100 * (mark.left + mark.width / 2 - axis.left) / axis.width);
+    })"""
+    assert browser.look(render(reports.fleet(14)), look, width) == [0, 100]
+
+
 def test_pale_text_is_found(browser):
     page = re.sub(
         "--quiet: #[0-9a-f]+", "--quiet: #aaaaaa", render(validators.example("report")), count=1
@@ -142,7 +155,7 @@ def test_what_hosts_say_is_text(browser):
     assert seen["foreign"] == 0
     assert seen["hosts"] == [host["host"] for host in report["hosts"]]
     assert seen["problem"] == reports.HOSTILE
-    assert seen["sections"] == 7
+    assert seen["sections"] == 8
     taken = browser.look(
         render(report),
         "page => [...page.querySelectorAll('[aria-labelledby=fleet] .why')].map(one =>"

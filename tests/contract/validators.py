@@ -110,6 +110,10 @@ def validate_watch(document: Any) -> None:
     _validate("watch", document)
 
 
+def validate_system(document: Any) -> None:
+    _validate("system", document)
+
+
 def validate_report(document: Any) -> None:
     _validate("report", document)
     ready = sum(host["metrics_ready"] is True for host in document["hosts"])

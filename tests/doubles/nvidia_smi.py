@@ -88,6 +88,9 @@ class Card:
     default_power_limit: str = "700.00 W"
     clock: str = "1980 MHz"
     default_clock: str = "1980 MHz"
+    most_clock: str = "1980 MHz"
+    # Of its NVLinks, as `nvidia-smi nvlink --status` words it: "26.562 GB/s" or "<inactive>".
+    links: Iterable[str] = ()
     lanes: str = "16x"
     most_lanes: str = "16x"
     generation: str = "5"
@@ -148,6 +151,7 @@ class Card:
             f"<applications_clocks><graphics_clock>{self.clock}</graphics_clock>"
             "</applications_clocks><default_applications_clocks>"
             f"<graphics_clock>{self.default_clock}</graphics_clock></default_applications_clocks>"
+            f"<max_clocks><graphics_clock>{self.most_clock}</graphics_clock></max_clocks>"
             "<module_power_readings><current_power_limit>N/A</current_power_limit>"
             "<default_power_limit>N/A</default_power_limit></module_power_readings>"
         )
@@ -223,6 +227,8 @@ class NvidiaSmi:
             return self.failure
         if command[1:] == ["-q", "-x"]:
             return 0, self.xml(), ""
+        if command[1:] == ["nvlink", "--status"]:
+            return 0, "".join(self._links(index, card) for index, card in enumerate(self.cards)), ""
         fields = (
             next(word for word in command if word.startswith("--query-gpu="))
             .partition("=")[2]
@@ -248,6 +254,10 @@ class NvidiaSmi:
 {"".join(card.xml(self.driver) for card in self.cards)}
 </nvidia_smi_log>
 """
+
+    def _links(self, index: int, card: Card) -> str:
+        links = [f"\t Link {number}: {speed}\n" for number, speed in enumerate(card.links)]
+        return "".join([f"GPU {index}: {card.name} (UUID: {card.uuid})\n", *links])
 
     def _value(self, card: Card, name: str) -> str:
         values = {

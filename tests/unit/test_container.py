@@ -129,6 +129,20 @@ def test_a_path_with_a_colon_or_a_comma_is_a_mount(docker: Docker) -> None:
     assert mount == '--mount=type=bind,"source=/a:b,c",target=/telemetry'
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [("32g", ["--ipc=private", "--shm-size=32g"]), ("", ["--ipc=host"])]
+)
+def test_a_size_of_shared_memory_is_that_of_the_containers_own(
+    docker: Docker, size: str, expected: list[str]
+) -> None:
+    """Docker ignores a size for a container that shares the host's IPC."""
+    stack(docker).started(definition(shm_size=size), old(docker), [])
+    made = [words for words in docker.calls if words[0] in ("run", "create")]
+    assert [words[0] for words in made] == ["run", "create"]
+    for words in made:
+        assert [word for word in words if word.startswith(("--ipc", "--shm-size"))] == expected
+
+
 SHM = (
     'invalid argument "lots" for "--shm-size" flag: invalid size: \'lots\'\n\nUsage:  docker create'
     " [OPTIONS] IMAGE [COMMAND] [ARG...]\n\nRun 'docker create --help' for more information\n"

@@ -66,6 +66,11 @@ RUN_BY: list[tuple[str, set[str]]] = [
         {"slice_bench.cli", "perf"},
     ),
     (
+        f"{_UNIT}/test_front.py::"
+        "test_a_host_is_described_as_json_and_the_rest_is_on_standard_error",
+        {"slice_bench.cli", "system"},
+    ),
+    (
         f"{_UNIT}/test_perf_command.py::test_the_stage_alone_is_run_once_and_then_stands",
         {"sgl-admin", "perf", "--rebuild"},
     ),

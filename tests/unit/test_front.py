@@ -318,6 +318,32 @@ def test_a_host_is_measured_in_the_inventorys_container(
     assert plays.asked == [("look", {}, ("--extra-vars", "x=1")), ("look", {}, ())]
 
 
+def test_a_host_is_described_as_json_and_the_rest_is_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = validators.example("system")
+    description["slice_bench"]["unread"] = ["/etc/os-release cannot be read \x1b[2J"]
+    plays = Plays(system=description)
+    assert run(monkeypatch, plays, "system", "-e", "x=1") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == description
+    assert said.err.splitlines() == [
+        "warning: /etc/os-release cannot be read ?[2J",
+        "Fill in: division, submitter, status, system_type, host_memory_configuration,"
+        " host_networking_topology, cooling.",
+    ]
+    assert plays.asked == [("system", {}, ("--extra-vars", "x=1"))]
+
+
+def test_a_host_that_cannot_be_described_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plays = Plays(status="failed", problem="no user nobody on this host", system=None)
+    assert run(monkeypatch, plays, "system") == 1
+    said = capsys.readouterr()
+    assert not said.out and "no user nobody" in said.err
+
+
 def test_a_prep_is_cancelled_in_the_inventorys_container(
     monkeypatch: pytest.MonkeyPatch, docker: Docker
 ) -> None:

@@ -23,7 +23,7 @@ from sgl_admin.base import files, paths
 from sgl_admin.contract import options
 from sgl_admin.contract.places import CACHE_VARIABLES
 from sgl_admin.prep.plan import Plan
-from sgl_admin.records import caches
+from sgl_admin.records import caches, prepared, run
 from sgl_admin.sglang import kernels, releases
 from sgl_admin.stages import STAGES, inputs
 from tests.unit.sharing import Host, lay, on_a_gpu, wipe
@@ -97,16 +97,29 @@ class Site:
         with self.patch.context() as patch:
             for name, value in ask.inherited.items():
                 patch.setenv(name, value)
-            return Host(model, *words, *settings, "--port", str(ask.port)).prep()
+            port = ("--port", str(ask.port))
+            return Host(model, *words, *settings, *port, "--probe", "auto").prep()
 
     def serve(self, ask: Ask) -> Plan:
-        """As after a prep in which a server ran and filled the caches."""
+        """As after a prep in which a server ran, filled the caches and was proven."""
         plan = self.plan(ask)
         for decision in plan.decisions:
             if decision.stage.name in COMPILED:
                 kernel = lay(f"{decision.stage.caches[0]}/kernel", b"kernel")
                 decision.record.write([kernel], served=plan.context.served_identity)
+        server = {
+            "identity": plan.server,
+            "argv": plan.server_argv,
+            "env": plan.server_environment,
+        }
+        proof = {"ok": True, "server": plan.server}
+        prepared.write(plan.run.run_id, server, plan.request.model, "prep-1", proof)
         return plan
+
+    def forget(self) -> None:
+        """As before the first prep."""
+        wipe()
+        shutil.rmtree(prepared.folder(run.live().run_id), ignore_errors=True)
 
     def signatures(self, ask: Ask) -> dict[str, str]:
         plan = self.plan(ask)
@@ -502,17 +515,21 @@ def compiled_by(ask: Ask, stage: str) -> object:
 def test_of_any_two_requests_the_second_stands_only_where_it_is_the_first_ones_server(
     site: Site, pair: tuple[Ask, Ask]
 ) -> None:
+    """Its stages are no-ops only for that server, and its proof also belongs to the port."""
     first, second = pair
-    wipe()
+    site.forget()
     site.serve(first)
     plan = site.plan(second)
-    assert actions(plan) == (ALL_STAND if server_of(first) == server_of(second) else ALL_RUN)
+    same_server = server_of(first) == server_of(second)
+    assert actions(plan) == (ALL_STAND if same_server else ALL_RUN)
+    proven = same_server and first.port == second.port
+    assert plan.nothing_to_do is proven and plan.probe_wanted is not proven
     one, other = site.signatures(first), site.signatures(second)
     for stage in COMPILED:
         same = compiled_by(first, stage) == compiled_by(second, stage)
         assert (one[stage] == other[stage]) is same, stage
     site.serve(second)
-    assert actions(site.plan(second)) == ALL_STAND
+    assert site.plan(second).nothing_to_do and site.plan(first).nothing_to_do, "each keeps its own"
 
 
 # --- the declaration and the names of real models and servers ------------------------------------

@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ),
         ("lacks tensors", "in 2 of 2 shards", "of different downloads"),
     ),
-    "pointers in a clone": (clone_with_pointers, ("Git LFS pointers", "run `git lfs pull` in ")),
+    "pointers in a clone": (clone_with_pointers, ("Git LFS pointers", "run `git lfs pull` in /")),
     "pointers in a copy": (
         lambda path: pointers(path, "model.safetensors"),
         ("Git LFS pointers in place of 1 of 1 shards: model.safetensors", "git lfs pull"),
@@ -267,6 +267,32 @@ def test_what_a_server_may_survive_is_a_warning(path: Path) -> None:
     (path / shard(1, 3)).write_bytes(safetensors(["t0"]))
     [warning] = taken(path)
     assert "a part of a split into 3 files beside a whole one" in warning
+
+
+# SGLang reads all *.safetensors of a folder without an index but for Mistral's pair (0.5.3 to
+# 0.5.23, model_loader/weight_utils.py, filter_duplicate_safetensors_files).
+@pytest.mark.parametrize(
+    ("names", "shared", "again"),
+    [
+        ([shard(1, 2), shard(2, 2), *(shard(each, 3) for each in (1, 2, 3))], "t", shard(1, 3)),
+        ([shard(1, 2), shard(2, 2), "model.safetensors"], "t", "model.safetensors"),
+        (["a.safetensors", "b.safetensors"], "t", "b.safetensors"),
+        (["consolidated.safetensors", "model.safetensors"], "t", None),
+        ([shard(1, 2), shard(2, 2)], None, None),
+    ],
+)
+def test_a_tensor_that_two_files_hold_is_a_warning(
+    path: Path, names: list[str], shared: str | None, again: str | None
+) -> None:
+    (path / "model.safetensors").unlink()
+    for name in names:
+        (path / name).write_bytes(safetensors([name, *([shared] if shared else [])]))
+    warnings = taken(path)
+    assert len(warnings) == (again is not None)
+    for warning in warnings:
+        assert f'{again} ("{shared}")' in warning and len(warning) < 400 + len(str(path))
+    write_index(path, {name: name for name in names})
+    assert taken(path) == [], "the index says which file counts"
 
 
 def test_a_leftover_beside_weights_that_are_proven_whole_is_no_matter(path: Path) -> None:

@@ -36,6 +36,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._preflight impo
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._safe_tree import acting_as
 
+from tests.contract.validators import validate_system
 from tests.doubles import docker_words
 from tests.doubles.docker_daemon import INFO
 from tests.doubles.docker_words import absent
@@ -1303,3 +1304,18 @@ def test_conditions_that_make_a_host_slow_refuse_what_measures(
     words = "GPU 0 is limited to 350 W"
     assert any(words in problem for problem in found.problems) is refused
     assert any(words in warning for warning in found.warnings) is not refused
+
+
+# --- the description of the system ----------------------------------------------------------------
+
+
+def test_the_system_is_described_only_where_it_is_asked_for(tmp_path: Path, host: Docker) -> None:
+    """Nothing of it is run or read in a prep, which a converged host is to be quick in."""
+    assert "system" not in look(options(tmp_path), host).facts
+    before = list(host.ran)
+    assert not [line for line in before if "lscpu" in line]
+    host.ran.clear()
+    asked = look(options(tmp_path, describe_system=True), host)
+    validate_system(asked.facts["system"])
+    assert asked.facts["system"]["slice_bench"]["run_id"] is None
+    assert host.ran[: len(before)] == before

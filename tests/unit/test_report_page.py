@@ -4,13 +4,18 @@ says of it is in tests/browser.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import report_page
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
+    report_fleet,
+    report_page,
+    report_strips,
+)
 from jsonschema import ValidationError
 
 from sgl_admin.contract import stages
@@ -292,7 +297,7 @@ def test_where_the_servers_start_went_is_shown_with_what_would_shorten_it():
 def test_page_can_be_heard():
     page = Page(report_page.render(reports.fleet(3)))
     assert page.all("html") == [{"lang": "en"}]
-    assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 5 * 3
+    assert len(page.all("h1")) == 1 and len(page.all("table")) == 3 + 6 * 3
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
     assert all(
         "aria-hidden" in attributes or attributes.get("role") == "img"
@@ -539,3 +544,196 @@ def test_a_host_that_was_stopped_is_not_told_as_ok():
     )
     assert report_page.standing(reports.fleet(10)["hosts"][9]) == "not finished"
     Page(page)
+
+
+# --- what stage perf measured of the fleet --------------------------------------------------------
+
+
+def compared(*values: float, measurement: str = "gemm_bf16", **probe: Any) -> dict[str, Any]:
+    """A report of hosts of one kind with these values of a measurement."""
+    report = reports.fleet(len(values))
+    for number, (host, value) in enumerate(zip(report["hosts"], values, strict=True)):
+        measured = {"name": measurement, "value": value, "unit": "", "spread_percent": None}
+        host.update(host=f"h{number}", warnings=[])
+        host["perf"] = {**reports._perf(0), **probe, "measurements": [measured]}
+    report["fleet"] = report_fleet.fleet(report["hosts"])
+    return report
+
+
+def strips_of(report: dict[str, Any]) -> list[report_strips.Strip]:
+    found = report_strips.measured(report["hosts"], report["fleet"])
+    return [strip for measured in found for strip in measured.strips]
+
+
+def speed(report: dict[str, Any]) -> str:
+    """The part of the page; empty where it has none."""
+    rest = report_page.render(report).partition('<section aria-labelledby="speed">')[2]
+    Page(section := rest.partition("</section>")[0])
+    return section
+
+
+def words_of(markup: str) -> str:
+    return " ".join(re.sub("<[^>]+>", " ", re.sub("<title>.*?</title>", "", markup)).split())
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 40, 200])
+def test_every_measured_host_has_one_dot_in_each_strip(count):
+    report = reports.fleet(count)
+    section = speed(report)
+    values = [
+        f"{host['host']}: "
+        for host in report["hosts"]
+        for each in (host["perf"] or {"measurements": []})["measurements"]
+    ]
+    alone = [strip for strip in strips_of(report) if len(strip.hosts) == 1]
+    named = section.count("<li title=")
+    assert section.count("<title>") == section.count('<circle class="dot" cx="') - 1
+    assert section.count("<title>") + named + len(alone) == len(values)
+    assert named == (0 if count < 4 else 2 if count == 4 else 11)
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "medians"),
+    [
+        ([770.0] * 2, "2 hosts, 770 TFLOP/s", 0),
+        ([770.0, 771.0, 772.0], "3 hosts, 770 to 772 TFLOP/s", 0),
+        ([770.0, 771.0, 772.0, 774.0], "4 hosts, 770 to 774 TFLOP/s, median 771.5", 1),
+    ],
+    ids=["alike", "three", "four"],
+)
+def test_a_median_takes_four_hosts(values, said, medians):
+    section = speed(compared(*values))
+    assert f"NVIDIA GH200 480GB : {said}" in words_of(section)
+    # One of the legend too.
+    assert section.count('class="median"') == 2 * medians
+    reason = "a reference takes 4 measured hosts of one kind, and the fleet has"
+    without = f"No host is compared: {reason} {len(values)}."
+    assert (without in words_of(section)) is not bool(medians)
+
+
+def test_one_host_has_a_line_of_numbers():
+    section = speed(reports.fleet(1))
+    assert words_of(section.partition("</h2>")[2]) == (
+        "gemm_bf16 763.7 TFLOP/s gemm_fp8 1374 TFLOP/s hbm_copy 3482 GB/s h2d 54.5 GB/s"
+        " decode 169.6 tokens/s first_token 31.1 ms"
+    )
+    assert "<svg" not in section
+
+
+def test_one_host_of_its_kind_has_a_line_of_numbers_among_the_strips():
+    report = reports.fleet(7)
+    section = words_of(speed(report))
+    assert "NVIDIA L40S : gh200-06.rack1.lab , 182.2 TFLOP/s" in section
+    assert "NVIDIA GH200 480GB : 5 hosts, 763.7 to 775.1 TFLOP/s" in section
+    assert [len(strip.hosts) for strip in strips_of(report)][:3] == [5, 1, 1]
+
+
+def test_hosts_that_are_all_of_different_kinds_need_no_picture_and_no_legend():
+    report = compared(770.0, 640.0, 181.0)
+    for number, host in enumerate(report["hosts"]):
+        host["perf"]["device_name"] = f"GPU {number}"
+    section = speed(report)
+    assert "<svg" not in section and "GPU 1 : h1 , 640 TFLOP/s" in words_of(section)
+
+
+@pytest.mark.parametrize(
+    ("measurement", "values", "named", "side"),
+    [
+        ("gemm_bf16", [770, 772, 700, 771, 650, 773], ["fail h4 650", "warn h2 700"], "left"),
+        ("first_token", [30, 30.1, 32, 29.9, 36, 30], ["fail h4 36", "warn h2 32"], "right"),
+    ],
+)
+def test_slow_hosts_are_named_with_a_mark_of_another_shape(measurement, values, named, side):
+    section = speed(compared(*values, measurement=measurement))
+    rows = re.findall("<li title=.*?</li>", section)
+    assert [words_of(row) for row in rows] == named
+    assert [re.findall(r'class="mark (\w+)".*?#mark-(\w+)', row) for row in rows] == [
+        [("bad", "bad")],
+        [("warn", "warn")],
+    ]
+    assert f"margin-{side}: calc(0.0% - 7px)" in rows[0]
+    legend = "a host median of its kind slower than its kind much slower than its kind"
+    assert legend in words_of(section)
+    assert section.count("the median of 6 hosts") == 2
+
+
+def test_of_many_slow_hosts_the_slowest_have_lines_and_all_are_named():
+    values = [770 + number % 9 for number in range(60)] + [600 + 5 * number for number in range(20)]
+    report = compared(*values)
+    (strip,) = strips_of(report)
+    assert [dot.value for dot in strip.named] == [600 + 5 * number for number in range(8)]
+    section = speed(report)
+    assert re.findall('<g class="(.+?)"><title>', section) == ["bad"] * 11 + ["warn"]
+    listed = section.partition("Also slow: ")[2]
+    assert "12 hosts" in listed and re.findall(">(h[0-9]+)<", listed) == [
+        f"h{number}" for number in range(68, 80)
+    ]
+
+
+def test_hosts_of_other_servers_have_strips_of_their_own():
+    report = compared(*[171.0] * 6, measurement="decode")
+    for number, host in enumerate(report["hosts"]):
+        host["perf"]["subject"] = f"{number % 2}" * 16
+    assert [strip.kind for strip in strips_of(report)] == [
+        "NVIDIA GH200 480GB, Qwen3-Next-80B-A3B-Thinking-FP8, 00000000",
+        "NVIDIA GH200 480GB, Qwen3-Next-80B-A3B-Thinking-FP8, 11111111",
+    ]
+
+
+def test_names_of_hosts_and_devices_are_text_in_a_strip():
+    report = compared(770, 772, 700, 771, 773, device_name=reports.HOSTILE)
+    for host in report["hosts"]:
+        host["host"] += reports.HOSTILE
+    report["fleet"] = report_fleet.fleet(report["hosts"])
+    page = Page(speed(report))
+    assert page.all("script", "img") == [] and len(page.all("circle")) == 1 + 4
+    assert [each["title"] for each in page.all("li") if "title" in each] == [
+        report["fleet"]["perf"]["outliers"][0]["sentence"]
+    ]
+
+
+@pytest.mark.parametrize("is_older", [False, True], ids=["none measured", "older release"])
+def test_without_measurements_there_is_no_picture(is_older):
+    report = reports.fleet(3)
+    for host in report["hosts"]:
+        host.update(perf=None)
+    report["fleet"] = report_fleet.fleet(report["hosts"])
+    if is_older:
+        del report["fleet"]["perf"]
+    assert speed(report) == "" and "#speed" not in report_page.render(report)
+    assert "#speed" in report_page.render(reports.fleet(3))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [770.0] * 200,
+        [770 + (number * 37 % 100) / 50 for number in range(200)],
+        [770 + number / 5 for number in range(40)],
+        [77.0, *(770 + number / 10 for number in range(39))],
+        [1.0, 1e9, 1e-9, 5.0],
+    ],
+    ids=["alike", "near", "spread", "one far off", "wild"],
+)
+def test_dots_are_apart_as_far_as_lanes_allow(values):
+    (strip,) = strips_of(compared(*values))
+    places = [(dot.x, y) for dot, y in strip.swarm] + [(dot.x, 0) for dot in strip.named]
+    assert len(places) == len(values)
+    assert all(0 <= x <= 100 and 0 <= y <= strip.height for x, y in places)
+    assert strip.axis.low <= min(values) and max(values) <= strip.axis.high
+    lanes = {y for _dot, y in strip.swarm}
+    assert len(lanes) <= report_strips.MOST_LANES
+    near = [
+        (first, second)
+        for y in lanes
+        for first, second in itertools.pairwise(dot.x for dot, at in strip.swarm if at == y)
+        if second - first < report_strips.DOT_WIDTH
+    ]
+    assert not near or len(lanes) == report_strips.MOST_LANES
+
+
+def test_hosts_that_are_alike_are_close_together():
+    """Else an axis from the smallest to the largest would make noise look like slow hosts."""
+    (strip,) = strips_of(compared(770, 770.5, 771, 771.5))
+    places = [dot.x for dot, _y in strip.swarm]
+    assert max(places) - min(places) < 3 and 48 < min(places)

@@ -23,6 +23,7 @@ VALIDATE: dict[str, Callable[[Any], None]] = {
     "prepared": validators.validate_prepared,
     "readiness": validators.validate_readiness,
     "watch": validators.validate_watch,
+    "system": validators.validate_system,
 }
 
 # The keys of the examples that a writer may leave out; every other one is required.
@@ -56,7 +57,16 @@ OPTIONAL = {
     "job": (),
     # Summaries of releases before 1.3 lack them.
     "smoke_summary": ("undisturbed", "disturbances"),
-    "report": ("hosts.0.versions.*", "hosts.0.caches.*", "hosts.1.versions.*", "hosts.1.caches.*"),
+    "report": (
+        # Reports of releases before 1.3 lack it.
+        "hosts.0.system",
+        "hosts.1.system",
+        "hosts.2.system",
+        "hosts.0.versions.*",
+        "hosts.0.caches.*",
+        "hosts.1.versions.*",
+        "hosts.1.caches.*",
+    ),
     "prepared": (
         "profile",
         "served",
@@ -68,6 +78,7 @@ OPTIONAL = {
     ),
     "readiness": (),
     "watch": (),
+    "system": (),
 }
 IN_EVERY_SIGNATURE = ("schema_version", "stage", "device_name", "compute_capability", "cpu_arch")
 

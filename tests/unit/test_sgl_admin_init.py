@@ -794,6 +794,16 @@ def test_a_run_is_published_as_soon_as_there_is_space(
     ]
 
 
+@pytest.mark.parametrize(("group_writable", "mode"), [(False, 0o640), (True, 0o660)])
+def test_the_pointer_is_its_owners_alone_and_the_manifest_the_groups_too(
+    container: Path, image: dict[str, Any], group_writable: bool, mode: int
+) -> None:
+    os.umask(places.umask(group_writable))
+    publish.publish(RUN_ID, threading.Event())
+    modes = [path.stat().st_mode & 0o777 for path in (paths.POINTER, paths.manifest(RUN_ID))]
+    assert modes == [0o600, mode]
+
+
 def test_a_run_that_cannot_be_published_can_be_ended(
     container: Path, image: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

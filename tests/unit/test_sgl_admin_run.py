@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import pytest
@@ -106,10 +105,6 @@ def test_a_pointer_that_may_not_be_read_is_an_error_of_its_own(
     monkeypatch.setattr(files, "read_bytes", refuse)
     with pytest.raises(PermissionError):
         run.live()
-
-
-def test_the_pointer_is_its_owners_alone(live_run: str) -> None:
-    assert stat.S_IMODE(os.stat(paths.POINTER).st_mode) == 0o600
 
 
 def test_paths_outside_the_mounts_have_no_name_on_the_host(container: Path) -> None:

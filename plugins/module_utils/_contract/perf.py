@@ -130,6 +130,35 @@ def worst(verdicts: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Comparable:
+    """One measurement of the hosts of one kind, by their names. `kind` is the GPU's or the CPU's
+    name, and the subject for a measurement that depends on the server too.
+    """
+
+    name: str
+    kind: Any
+    values: dict[str, float]
+
+    @property
+    def median(self) -> float | None:
+        """None where the hosts are too few for a reference."""
+        if len(self.values) < LEAST_FLEET:
+            return None
+        return statistics.median(self.values.values())
+
+
+def comparable(probes: Mapping[str, Mapping[str, Any]]) -> list[Comparable]:
+    """What can be compared of hosts, by each one's `perf_probe`."""
+    groups: dict[tuple[str, Any], Comparable] = {}
+    for host, probe in probes.items():
+        for name, value in values_of(probe).items():
+            kind = probe.get("subject" if BY_NAME[name].of_server else "device_name")
+            group = groups.setdefault((name, kind), Comparable(name, kind, {}))
+            group.values[host] = value
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
 class Outlier:
     """A host's measurement that is worse than the fleet's."""
 
@@ -141,27 +170,22 @@ def of_fleet(
     probes: Mapping[str, Mapping[str, Any]], tolerance: Tolerance
 ) -> tuple[list[Outlier], str | None]:
     """The outliers among hosts, by each one's `perf_probe`; or why they cannot be compared."""
-    groups: dict[tuple[str, Any], dict[str, float]] = {}
-    for host, probe in probes.items():
-        for name, value in values_of(probe).items():
-            kind = "subject" if BY_NAME[name].of_server else "device_name"
-            groups.setdefault((name, probe.get(kind)), {})[host] = value
-    compared = {key: found for key, found in groups.items() if len(found) >= LEAST_FLEET}
+    groups = comparable(probes)
+    compared = [group for group in groups if group.median is not None]
     if not compared:
-        most = max(map(len, groups.values()), default=0)
+        most = max((len(group.values) for group in groups), default=0)
         return [], (
             f"a reference takes {LEAST_FLEET} measured hosts of one kind, and the fleet has {most}"
         )
     return list(_outliers(compared, tolerance)), None
 
 
-def _outliers(
-    compared: Mapping[tuple[str, Any], Mapping[str, float]], tolerance: Tolerance
-) -> Iterator[Outlier]:
-    for (name, _kind), found in compared.items():
-        reference = f"the median of {len(found)} hosts"
-        for host, value in found.items():
-            judgement = beside(name, value, list(found.values()), reference, tolerance)
+def _outliers(compared: Sequence[Comparable], tolerance: Tolerance) -> Iterator[Outlier]:
+    for group in compared:
+        values = list(group.values.values())
+        reference = f"the median of {len(values)} hosts"
+        for host, value in group.values.items():
+            judgement = beside(group.name, value, values, reference, tolerance)
             if judgement.verdict != PASS:
                 yield Outlier(host, judgement)
 

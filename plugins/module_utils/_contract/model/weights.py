@@ -80,6 +80,9 @@ class Shards:
     # Tensors that the index expects in a file, and that file does not hold.
     lacking: list[str] = field(default_factory=list)
     layers: set[int] = field(default_factory=set)
+    # Where no index says which file counts: all tensors, and the files that hold one again.
+    tensors: set[str] = field(default_factory=set)
+    repeating: list[str] = field(default_factory=list)
 
 
 # --- which files ----------------------------------------------------------------------------------
@@ -204,6 +207,12 @@ def check(
             f" {AGAIN}"
         )
     warnings = list(_check_splits(folder, weights)) if weights.index is None else []
+    if found.repeating and not warnings:
+        warnings.append(
+            f"the model {shown} has tensors that an earlier file holds too, in"
+            f" {several(found.repeating, total)}; without an index the server reads all files, and"
+            " the last one counts: remove the files that do not belong to the model"
+        )
     if why := _missing_layers(found.layers, config):
         warnings.append(f"the model {shown} {why}")
     return found.sizes, warnings
@@ -260,13 +269,22 @@ def shard_problem(
     if header is None or problem:
         return problem
     if found is not None:
-        found.layers |= _layers(header)
-        if lacking := sorted((expected or set()) - header.keys()):
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            found.lacking.append(
-                f"{path_line(os.path.basename(path))} ({brief(lacking[0])[:60]}{more})"
-            )
+        _note_tensors(path, header, expected, found)
     return None
+
+
+def _note_tensors(
+    path: str, header: dict[str, Any], expected: set[str] | None, found: Shards
+) -> None:
+    found.layers |= _layers(header)
+    if expected is None:
+        odd, names = found.tensors & header.keys(), found.repeating
+        found.tensors |= header.keys()
+    else:
+        odd, names = expected - header.keys(), found.lacking
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        names.append(f"{path_line(os.path.basename(path))} ({brief(min(odd))[:60]}{more})")
 
 
 def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
