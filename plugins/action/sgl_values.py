@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
+from ansible.utils.vars import load_extra_vars
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
@@ -35,7 +37,25 @@ class ActionModule(ToldAction):
         if problems:
             return {**result, "failed": True, "msg": "; ".join(problems)}
         named = self._templar.template(known.get("sgl_profiles")) if prepares else None
-        return {**result, "changed": False, "profiles": profile_files.listed_names(named)}
+        listed = profile_files.listed_names(named)
+        for warning in self._covered(listed, known):
+            self.warn(warning)
+        return {**result, "changed": False, "profiles": listed}
+
+    def _covered(self, profiles: list[str], known: Mapping[str, Any]) -> list[str]:
+        """A warning where the inventory sets what a profile of the host sets otherwise. What -e
+        sets goes before both.
+        """
+        if not profiles:
+            return []
+        inventory = known["hostvars"][known["inventory_hostname"]]
+        by_hand = load_extra_vars(self._loader)
+        given = {}
+        for name in profile_files.VARIABLES:
+            if name in inventory and name not in by_hand:
+                with suppress(AnsibleValueOmittedError):
+                    given[name] = self._templar.template(known[name])
+        return profile_files.covered(profiles, known.get("inventory_dir"), given)
 
     def _of_this_host(self, known: Mapping[str, Any], *, profiles: bool) -> list[str]:
         given: dict[str, Any] = {}

@@ -13,6 +13,8 @@ import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import profiles
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 
+# What a profile can set.
+VARIABLES = tuple(option.name for option in profiles.VARIABLES.values())
 SHIPPED = Path(__file__).resolve().parents[2] / "profiles"
 _LONGEST_REASON = 200
 
@@ -81,6 +83,23 @@ def problems(names: Any, beside: str | None = None) -> list[str]:
             load(name, beside)
         except ProfileError as error:
             found.append(str(error))
+    return found
+
+
+def covered(names: list[str], beside: str | None, given: Mapping[str, Any]) -> list[str]:
+    """For each profile a sentence that names the variables of `given` that it sets otherwise."""
+    found = []
+    for name in names:
+        ours = profiles.variables(load(name, beside))
+        without_effect = sorted(
+            variable for variable, value in given.items() if ours.get(variable, value) != value
+        )
+        if without_effect:
+            found.append(
+                f"not used from the inventory: {', '.join(without_effect)}. Profile"
+                f" {one_line(name, 60)} of sgl_profiles sets that: change it in a profile of your"
+                " own, or remove sgl_profiles"
+            )
     return found
 
 

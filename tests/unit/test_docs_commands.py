@@ -152,7 +152,7 @@ RUN_BY: list[tuple[str, set[str]]] = [
 ]
 # Their lines are documented by the programs themselves.
 OTHERS = {".", "ansible-navigator", "cp", "curl", "docker", "du", "head", "ls", "minisign", "pip"}
-OTHERS |= {"rm", "sed", "sort", "ssh", "uniq"}
+OTHERS |= {"rm", "sed", "sort", "ssh", "tail", "uniq"}
 OURS = {"ansible-playbook", "ansible-galaxy", "ansible-builder", "make", "python", "setup.sh"}
 PROGRAM_WORDS = {"playbook", "slice_bench.cli", "sgl-admin", "ansible-galaxy", "ansible-builder"}
 

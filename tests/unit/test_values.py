@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_values
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
 from jinja2.nativetypes import NativeEnvironment
 
 from sgl_admin.contract import options, values
@@ -329,6 +330,11 @@ class ValuesAction(sgl_values.ActionModule):
     def __init__(self, **arguments: Any) -> None:
         self._arguments = arguments
         self._templar = SimpleNamespace(template=lambda value: value)
+        self._loader = None
+        self.warned: list[str] = []
+
+    def warn(self, text: object) -> None:
+        self.warned.append(str(text))
 
     def begin(self, tmp: object, task_vars: object) -> dict[str, Any]:
         return {}
@@ -350,8 +356,46 @@ def test_a_host_says_which_profiles_it_will_prepare(
     monkeypatch: pytest.MonkeyPatch, given: object, ready_for: str, named: list[str]
 ) -> None:
     monkeypatch.setattr(sgl_values.profile_files, "problems", lambda *_: [])
-    answer = ValuesAction(ready_for=ready_for).run(None, {"sgl_profiles": given})
+    monkeypatch.setattr(sgl_values.profile_files, "covered", lambda *_: [])
+    known = {"sgl_profiles": given, "inventory_hostname": "h", "hostvars": {"h": {}}}
+    answer = ValuesAction(ready_for=ready_for).run(None, known)
     assert (answer["changed"], answer["profiles"]) == (False, named)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"sgl_model": "other/model", "sgl_model_source": "hub"}, "sgl_model, sgl_model_source"),
+        ({"sgl_tp": 4, "sgl_stages": {"perf": "ensure"}}, "sgl_stages, sgl_tp"),
+        # What a profile leaves to the inventory, or says alike, has its effect.
+        ({"sgl_model_revision": "main", "sgl_tp": 1}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_profile_covers_of_the_inventory_is_named(
+    given: dict[str, object], named: str | None
+) -> None:
+    name = "custom/sglang/qwen3-next-80b-fp8-baseline"
+    said = profile_files.covered([name], None, given)
+    assert len(said) == (named is not None)
+    for sentence in said:
+        assert f"not used from the inventory: {named}. Profile" in sentence and name in sentence
+
+
+def test_a_host_warns_of_what_its_inventory_sets_and_its_profile_sets_too() -> None:
+    known = {
+        "sgl_profiles": ["custom/sglang/qwen3-next-80b-fp8-baseline"],
+        "sgl_model": "other/model",
+        # By a role's defaults, not by the inventory.
+        "sgl_tp": 4,
+        "inventory_hostname": "h",
+        "hostvars": {"h": {"sgl_model": "other/model"}},
+    }
+    action = ValuesAction()
+    answer = action.run(None, known)
+    assert "failed" not in answer, answer
+    [warning] = action.warned
+    assert warning.startswith("not used from the inventory: sgl_model. Profile")
 
 
 def test_a_host_without_profiles_says_none() -> None:
