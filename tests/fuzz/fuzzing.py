@@ -54,16 +54,12 @@ def fuzz(
 
     def decorate(test: Callable[..., None]) -> Callable[[], None]:
         @functools.wraps(test)
-        def counted(_again: int, **drawn: Any) -> None:
+        def counted(**drawn: Any) -> None:
             _Tally.examples += 1
             with _in_time():
                 test(**drawn)
 
-        # Hypothesis draws nothing twice: without a number that differs, what is usual would be used
-        # up, and most of ten thousand examples would be strange ones.
-        again = st.integers(0, 2**62)
-        del counted.__wrapped__  # hypothesis would look for the number in the test's own signature
-        examples = settings.get_profile("fuzz")(given(_again=again, **strategies)(counted))
+        examples = settings.get_profile("fuzz")(given(**strategies)(counted))
 
         def run() -> None:
             _Tally.examples = _Tally.deep = 0
