@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
 from ansible.utils.vars import load_extra_vars
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
+    host_variables,
+    profile_files,
+)
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -50,11 +52,10 @@ class ActionModule(ToldAction):
             return []
         inventory = known["hostvars"][known["inventory_hostname"]]
         by_hand = load_extra_vars(self._loader)
-        given = {}
-        for name in profile_files.VARIABLES:
-            if name in inventory and name not in by_hand:
-                with suppress(AnsibleValueOmittedError):
-                    given[name] = self._templar.template(known[name])
+        set_there = [
+            name for name in profile_files.VARIABLES if name in inventory and name not in by_hand
+        ]
+        given = host_variables.templated(set_there, known, self._templar)
         return profile_files.covered(profiles, known.get("inventory_dir"), given)
 
     def _of_this_host(self, known: Mapping[str, Any], *, profiles: bool) -> list[str]:

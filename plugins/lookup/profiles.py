@@ -37,10 +37,12 @@ _raw:
 from collections.abc import Mapping
 from typing import Any
 
-from ansible.errors import AnsibleError, AnsibleValueOmittedError
+from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import profiles
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
+    host_variables,
+    profile_files,
+)
 
 
 class LookupModule(LookupBase):
@@ -50,20 +52,8 @@ class LookupModule(LookupBase):
         known = variables or {}
         names = [name for term in terms for name in profile_files.listed_names(term)]
         beside = known.get("inventory_dir")
-        of_host = self._of_host(known)
+        of_host = host_variables.templated(profile_files.VARIABLES, known, self._templar)
         try:
             return [profile_files.resolved(name, beside, of_host) for name in names]
         except profile_files.ProfileError as error:
             raise AnsibleError(str(error)) from error
-
-    def _of_host(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """The host's own values of variables that a profile can set."""
-        found = {}
-        for option in profiles.VARIABLES.values():
-            if option.name not in known:
-                continue
-            try:
-                found[option.name] = self._templar.template(known[option.name])
-            except AnsibleValueOmittedError:
-                continue
-        return found

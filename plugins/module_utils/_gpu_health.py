@@ -28,7 +28,12 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerCli,
     Runner,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import Log, Part
+from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import (
+    NO_VALUE,
+    Log,
+    Part,
+    number,
+)
 
 # Eight GPUs take 0.4 MB.
 _MAX_ANSWER = 8 * 2**20
@@ -81,12 +86,6 @@ _SMI_WORDS = (
 _LEFT_OUT = "Unable to determine the device handle for"
 # States of a fabric in which CUDA cannot use a GPU (nvmlGpuFabricState_t).
 _FABRIC_UNREADY = ("Not Started", "In Progress")
-# What takes a value's place where there is none.
-_NO_VALUE = (
-    *("", "N/A", "None", "Not Found", "Not Supported", "Not Available", "Unknown Error"),
-    *("GPU is lost", "GPU requires reset", "Insufficient Permissions"),
-    "Requested functionality has been deprecated",
-)
 # Fields that decide, with what they may hold; another value must not pass for a good one.
 _VALUES = {
     "current_mig": ("MIG mode", ("Enabled", "Disabled")),
@@ -359,7 +358,7 @@ def parse(answer: str) -> Smi:
         cuda=".".join(map(str, cuda)) if cuda else None,
         gpus=[_gpu(part, index) for index, part in enumerate(parts)],
         processes=processes[:_MAX_PROCESSES],
-        attached=_number(head.text("attached_gpus")),
+        attached=number(head.text("attached_gpus")),
         damaged=log.damaged or any(map(_garbled, parts)),
         strange=[*_strange_versions(head), *_strange_values(parts)],
         around=log.around,
@@ -367,13 +366,13 @@ def parse(answer: str) -> Smi:
 
 
 def _garbled(part: Part) -> bool:
-    return any(part.text(name).strip("[]") not in _NO_VALUE for name in _GROUPS)
+    return any(part.text(name).strip("[]") not in NO_VALUE for name in _GROUPS)
 
 
 def _strange_versions(head: Part) -> Iterator[str]:
     for path in ("cuda_version", "cuda_umd_version"):
         text = head.text(path)
-        if text not in _NO_VALUE and _version(text) is None:
+        if text not in NO_VALUE and _version(text) is None:
             yield f"CUDA version {one_line(text, 40)}"
 
 
@@ -381,7 +380,7 @@ def _strange_values(parts: list[Part]) -> Iterator[str]:
     for index, part in enumerate(parts):
         for path, (name, values) in _VALUES.items():
             text = part.text(path).strip("[]")
-            if text not in (*_NO_VALUE, *values):
+            if text not in (*NO_VALUE, *values):
                 yield f"{name} {one_line(text, 40)} of GPU {index}"
 
 
@@ -391,7 +390,7 @@ def _gpu(part: Part, index: int) -> Gpu:
         name=part.text("product_name") or _UNKNOWN,
         uuid=part.text("uuid"),
         bus=(part.id or part.text("pci_bus_id")).lower(),
-        memory_mib=_number(part.text("fb_memory_usage/total")),
+        memory_mib=number(part.text("fb_memory_usage/total")),
         lost=_says_anywhere(part, "GPU is lost"),
         persistence=_enabled(part.text("persistence_mode")),
         mig=_enabled(part.text("current_mig")),
@@ -415,20 +414,20 @@ def _speed_settings(part: Part) -> dict[str, Any]:
     readings, before = "gpu_power_readings", "power_readings"
     link = "pci_gpu_link_info"
     return {
-        "power_limit": _number(
+        "power_limit": number(
             part.text(f"{readings}/current_power_limit") or part.text(f"{before}/power_limit")
         ),
-        "default_power_limit": _number(
+        "default_power_limit": number(
             part.text(f"{readings}/default_power_limit")
             or part.text(f"{before}/default_power_limit")
         ),
-        "clock": _number(part.text("applications_clocks/graphics_clock")),
-        "default_clock": _number(part.text("default_applications_clocks/graphics_clock")),
+        "clock": number(part.text("applications_clocks/graphics_clock")),
+        "default_clock": number(part.text("default_applications_clocks/graphics_clock")),
         "idle": _is_active(part, "gpu_idle"),
-        "lanes": _number(part.text(f"{link}/link_widths/current_link_width")),
-        "most_lanes": _number(part.text(f"{link}/link_widths/max_link_width")),
-        "generation": _number(part.text(f"{link}/pcie_gen/current_link_gen")),
-        "newest_generation": _number(part.text(f"{link}/pcie_gen/max_link_gen")),
+        "lanes": number(part.text(f"{link}/link_widths/current_link_width")),
+        "most_lanes": number(part.text(f"{link}/link_widths/max_link_width")),
+        "generation": number(part.text(f"{link}/pcie_gen/current_link_gen")),
+        "newest_generation": number(part.text(f"{link}/pcie_gen/max_link_gen")),
     }
 
 
@@ -500,24 +499,19 @@ def _uncorrectable(part: Part) -> int:
     ]
     # GPUs before Turing.
     counts.append(part.text("volatile/double_bit/total"))
-    return sum(_number(count) or 0 for count in counts)
+    return sum(number(count) or 0 for count in counts)
 
 
 def _processes(part: Part, index: int) -> Iterator[Process]:
     for entry in list(part.parts("process_info"))[:_MAX_PROCESSES]:
-        pid = _number(entry.text("pid"))
+        pid = number(entry.text("pid"))
         # What only draws (type G), such as a display server, takes no part.
         if not pid or pid >= 2**31 or entry.text("type") == "G":
             continue
         name = entry.text("process_name")
         # A name in brackets says why there is none.
         name = name if name.startswith("[") else name.partition(" ")[0]
-        yield Process(index, pid, name or "unknown", _number(entry.text("used_memory")))
-
-
-def _number(text: str) -> int | None:
-    found = re.match(r"\d{1,15}(?!\d)", text.strip(), re.ASCII)
-    return int(found[0]) if found else None
+        yield Process(index, pid, name or "unknown", number(entry.text("used_memory")))
 
 
 def _enabled(text: str) -> bool | None:

@@ -32,8 +32,20 @@ _MARKUP = re.compile(
     re.ASCII,
 )
 _ID = re.compile(r"\sid\s*=\s*[\"']([^\"'<>]*)[\"']", re.ASCII)
+# What takes a value's place where there is none.
+NO_VALUE = (
+    *("", "N/A", "None", "Not Found", "Not Supported", "Not Available", "Unknown Error"),
+    *("GPU is lost", "GPU requires reset", "Insufficient Permissions"),
+    "Requested functionality has been deprecated",
+)
 # nvidia-smi nests seven deep.
 _MAX_DEPTH = 32
+
+
+def number(text: str) -> int | None:
+    """The whole number that a value begins with, without its unit; None where it has none."""
+    found = re.match(r"\d{1,15}(?!\d)", text.strip(), re.ASCII)
+    return int(found[0]) if found else None
 
 
 class Part:

@@ -30,7 +30,12 @@ from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
-from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import Log, Part
+from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import (
+    NO_VALUE,
+    Log,
+    Part,
+    number,
+)
 
 # Those that the checker demands, in its order.
 REQUIRED = (
@@ -435,16 +440,7 @@ def _card(device: str) -> str:
 
 def _each(texts: Iterable[str]) -> str:
     """What the GPUs say, once where they agree."""
-    return ", ".join(dict.fromkeys(text for text in texts if _says(text)))
-
-
-def _says(text: str) -> bool:
-    return text.strip("[]") not in ("", NOT_THERE, "Unknown Error", "GPU is lost", "Not Supported")
-
-
-def _number(text: str) -> int | None:
-    found = re.match(r"\d{1,15}(?!\d)", text, re.ASCII)
-    return int(found[0]) if found else None
+    return ", ".join(dict.fromkeys(text for text in texts if text.strip("[]") not in NO_VALUE))
 
 
 def _accelerators(host: _Host) -> Fields:
@@ -453,11 +449,11 @@ def _accelerators(host: _Host) -> Fields:
     parts = host.gpus
     names = _each(part.text("product_name") for part in parts)
     yield "accelerator_model_name", names
-    sizes = (_number(part.text("fb_memory_usage/total")) for part in parts)
+    sizes = (number(part.text("fb_memory_usage/total")) for part in parts)
     yield "accelerator_memory_capacity", _each(f"{mib / 1024:.1f} GiB" for mib in sizes if mib)
     named = re.search(r"\bHBM\d\w*", names)
     yield "accelerator_memory_configuration", named[0] if named else _MEMORY.get(names, "")
-    clocks = (_number(part.text("max_clocks/graphics_clock")) for part in parts)
+    clocks = (number(part.text("max_clocks/graphics_clock")) for part in parts)
     yield "accelerator_frequency", _each(f"{clock} MHz" for clock in clocks if clock)
     yield "accelerator_host_interconnect", _each(_host_link(part) for part in parts)
     if len(parts) == 1:
@@ -476,8 +472,8 @@ def _host_link(part: Part) -> str:
 def _pcie(part: Part) -> str:
     """The most that both ends of the link can: it trains down while it is idle."""
     link = "pci_gpu_link_info"
-    generation = _number(part.text(f"{link}/pcie_gen/max_link_gen"))
-    lanes = _number(part.text(f"{link}/link_widths/max_link_width"))
+    generation = number(part.text(f"{link}/pcie_gen/max_link_gen"))
+    lanes = number(part.text(f"{link}/link_widths/max_link_width"))
     return f"PCIe Gen{generation} x{lanes}" if generation and lanes else ""
 
 

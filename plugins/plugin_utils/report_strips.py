@@ -94,7 +94,7 @@ def measured(hosts: list[dict[str, Any]], fleet: dict[str, Any]) -> list[Measure
         for kind, group in zip(kinds, same, strict=True):
             # Kinds of equal names differ by the digest of what was measured.
             full = f"{kind}, {str(group.kind)[:8]}" if kinds.count(kind) > 1 else kind
-            strips.append(_strip(full, group, _dots(group, numbers, outliers)))
+            strips.append(_strip(full, group, numbers, outliers))
         if strips:
             found.append(Measured(about, strips))
     return found
@@ -116,10 +116,10 @@ def _axis(group: perf.Comparable) -> Axis:
 
 def _dots(
     group: perf.Comparable,
+    axis: Axis,
     numbers: dict[str, int],
     outliers: dict[tuple[str, str], dict[str, Any]],
 ) -> list[Dot]:
-    axis = _axis(group)
     dots = []
     for host, value in group.values.items():
         outlier = outliers.get((host, group.name), {})
@@ -128,7 +128,14 @@ def _dots(
     return dots
 
 
-def _strip(kind: str, group: perf.Comparable, dots: list[Dot]) -> Strip:
+def _strip(
+    kind: str,
+    group: perf.Comparable,
+    numbers: dict[str, int],
+    outliers: dict[tuple[str, str], dict[str, Any]],
+) -> Strip:
+    axis = _axis(group)
+    dots = _dots(group, axis, numbers, outliers)
     worst_first = sorted(
         dots, key=lambda dot: dot.value, reverse=not perf.BY_NAME[group.name].higher
     )
@@ -141,7 +148,7 @@ def _strip(kind: str, group: perf.Comparable, dots: list[Dot]) -> Strip:
         min(group.values.values()),
         max(group.values.values()),
         group.median,
-        _axis(group),
+        axis,
         height,
         swarm,
         named,

@@ -158,7 +158,7 @@ def _of_cpus(found: Sequence[Ticks]) -> Iterator[Finding]:
     total = others = backwards = 0
     for before, after in zip(found, found[1:], strict=False):
         if (part := since(before, after)) is None:
-            # The measuring process has ended, or the counters began anew.
+            # The measuring process has ended, or the counters began again.
             backwards += 1
             continue
         total += part.total
