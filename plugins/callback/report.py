@@ -17,6 +17,7 @@ description:
     one is not.
   - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it.
     Others get no page.
+  - Each line of a playbook is shown when it is said, also in a pipe or a file.
 requirements:
   - Enabled in the configuration, as in this collection's own ansible.cfg.
 options:
@@ -41,8 +42,10 @@ author:
 """
 
 import atexit
+import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,9 @@ class CallbackModule(CallbackBase):
         # Known before any play runs: where all hosts are refused, the play that prepares them never
         # begins.
         self._report.of_a_prep = any("sgl_prep" in _modules(play) for play in playbook.get_plays())
+        # Ansible flushes between tasks: in a pipe or a file, a prep's progress would come too late.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
         if not self._report:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -376,3 +377,19 @@ def test_the_front_can_be_interrupted(fleet: FleetCheckout, whom: str) -> None:
     assert process.returncode == 130 and "ask the same again to attach" in error
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_what_a_pipe_is_told_comes_while_the_prep_runs(fleet: FleetCheckout) -> None:
+    """Ansible itself flushes when it begins a task, and when it ends."""
+    fleet.environment.pop("PYTHONUNBUFFERED", None)
+    process = fleet.front("fleet", "-i", str(fleet.hosts({"a": {"hangs": True}})))
+    assert process.stdout is not None
+    said = b""
+    try:
+        while b"the prep goes on" not in said:
+            ready, _, _ = select.select([process.stdout], [], [], 30)
+            assert ready and process.poll() is None, said.decode()
+            said += os.read(process.stdout.fileno(), 1 << 16)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)

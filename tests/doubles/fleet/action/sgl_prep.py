@@ -3,9 +3,10 @@
 
 Two stages have work to do, moe_tune and inductor. On a host whose variable `double` says
 `tuner_fails`, the tuner fails when it has finished a part; `prep_refused` is why no prep begins,
-and one that `hangs` never ends. The result is the contract's example with these stages. With the
-variable `double_sizes`, a tuning is one of these batch sizes: each that is tuned is a file, and a
-line of `tuned`. Each profile has a proof of its own, and `asked` has a line for each prep.
+and one that `hangs` says that it goes on, and never ends. The result is the contract's example with
+these stages. With the variable `double_sizes`, a tuning is one of these batch sizes: each that is
+tuned is a file, and a line of `tuned`. Each profile has a proof of its own, and `asked` has a line
+for each prep.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class ActionModule(ActionBase):
             return {**result, "failed": True, "msg": self._told["prep_refused"], "exit_code": 5}
         if "hangs" in self._told:
             (self._folder / "hangs").touch()
+            self._display.display("the prep goes on")
             time.sleep(600)
         self._sizes = [
             int(size)
