@@ -151,6 +151,11 @@ class Log:
         if name == _GPU or len(self._open) > _MAX_DEPTH:
             self.damaged |= self._inside()
             del self._open[1:]
+        elif name == top.tag == _FIRST:
+            # Its end is damaged; a GPU says more of itself before the next one begins.
+            self.damaged = True
+            top.text = None
+            self._open.pop()
         elif name == _FIRST and self._needs_gpu():
             # Its own beginning is damaged.
             self.damaged = True

@@ -254,6 +254,8 @@ def test_all_of_a_sound_answer_is_judged_without_a_doubt(root: Path) -> None:
         ('<gpu id="00000000:54:00.0">', "", set()),
         ('<gpu id="00000000:53:00.0">', '<gpu id="00000000:53:00.0"', set()),
         ("<product_name>", "<product_nam>", set()),
+        ("NVIDIA H200</product_name>", "<product_name>", set()),
+        ("NVIDIA H200</product_name>", "N<product_name>", set()),
         ("</nvidia_smi_log>", "", set()),
         ("<nvidia_smi_log>", "", set()),
         ('<?xml version="1.0" ?>', "\ufeff<?xml version='1.1' encoding='latin-1'?>", set()),
