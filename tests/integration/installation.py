@@ -41,6 +41,8 @@ PORTS_FROM = {
     "sglang-dev-full": 19900,
     "sglang-dev-arm64-test": 20000,
     f"{CONTAINER}-bare": 20100,
+    "sglang-dev-year": 20200,
+    "sglang-dev-year-fresh": 20300,
 }
 T = TypeVar("T")
 
