@@ -22,6 +22,7 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "ready_for": {"type": "str", "default": "prep"},
 }
 _LONGEST_REASON = 200
+_SIGN_KEY = "sgl_cache_sign_key"
 
 
 class ActionModule(ToldAction):
@@ -42,7 +43,8 @@ class ActionModule(ToldAction):
         listed = profile_files.listed_names(named)
         for warning in self._covered(listed, known):
             self.warn(warning)
-        return {**result, "changed": False, "profiles": listed}
+        key = host_variables.templated([_SIGN_KEY], known, self._templar).get(_SIGN_KEY)
+        return {**result, "changed": False, "profiles": listed, "sign_key": key or None}
 
     def _covered(self, profiles: list[str], known: Mapping[str, Any]) -> list[str]:
         """A warning where the inventory sets what a profile of the host sets otherwise. What -e

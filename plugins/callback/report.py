@@ -17,6 +17,8 @@ description:
     one is not.
   - A playbook prepares hosts where one of its plays has M(slice_bench.sglang.sgl_prep) in it.
     Others get no page.
+  - With C(sgl_cache_sign_key) of a host, the JSON is signed. C(minisign -V -p KEY -m FILE) verifies
+    it.
   - Each line of a playbook is shown when it is said, also in a pipe or a file.
 requirements:
   - Enabled in the configuration, as in this collection's own ansible.cfg.
@@ -70,6 +72,7 @@ class CallbackModule(CallbackBase):
         self._report: Report | None = None
         # Hosts whose prep is followed now.
         self._followed: set[str] = set()
+        self._sign_key: str | None = None
         atexit.register(self._say_what_goes_on)
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
@@ -122,6 +125,8 @@ class CallbackModule(CallbackBase):
     def _ended(self, result: Any, status: str) -> None:
         if _module(result.task) == "sgl_prep":
             self._followed.discard(result.host.get_name())
+        if _module(result.task) == "sgl_values":
+            self._sign_key = result.result.get("sign_key") or self._sign_key
         if not self._report:
             return
         task = result.task
@@ -179,7 +184,18 @@ class CallbackModule(CallbackBase):
         page = directory / f"{document['report_id']}.html"
         _write(page.with_suffix(".json"), text)
         _write(page, rendered)
+        if self._sign_key:
+            self._sign(page.with_suffix(".json"), os.path.expanduser(self._sign_key))
         self._display.display(f"Report: {page}")
+
+    def _sign(self, path: Path, key: str) -> None:
+        # Imported here: few sign.
+        from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_signature
+
+        try:
+            share_signature.sign_file(path, key)
+        except share_signature.SignatureError as error:
+            self._display.warning(printable(f"{path} is not signed: {error}"))
 
 
 def _page_into(pages: list[str]) -> Callable[[dict[str, Any]], None]:

@@ -32,8 +32,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerError,
 )
 
-# What a report and the log of a failed playbook are called: group 1 is in the order of time.
-_REPORT = re.compile(r"(?:report|[a-z]+)-(\d{8}T\d{6}Z)-\w+\.(?:html|json|log)")
+# What a report, its signature and the log of a failed playbook are called. Group 2 is the time.
+_REPORT = re.compile(r"((?:report|[a-z]+)-(\d{8}T\d{6}Z)-\w+)\.(?:html|json(?:\.minisig)?|log)")
 _ARCHIVE = re.compile(r"(.+)\.tar(?:\.corrupt-\d+)?")
 # In the build folder, see _image_build.py and _image_downloads.py.
 _BUILDS = re.compile(r"wheelhouse(?:-\w+)?-[0-9a-f]{16}|programs|sums")
@@ -66,14 +66,14 @@ class Outside:
     # --- on the controller
 
     def reports(self, path: str) -> None:
-        """A report's page and data count as one."""
+        """A report's page, data and signature count as one."""
         with folder_at(path) as folder:
             if folder is None:
                 return
             found: dict[str, list[str]] = {}
             for name in os.listdir(folder):
                 if match := _REPORT.fullmatch(name):
-                    found.setdefault(f"{match[1]} {name.rpartition('.')[0]}", []).append(name)
+                    found.setdefault(f"{match[2]} {match[1]}", []).append(name)
             beyond = sorted(found)[: -self._keep["reports"] or None]
             for each in beyond:
                 for name in found[each]:

@@ -59,4 +59,9 @@ profiles:
   type: list
   elements: str
   sample: [custom/sglang/qwen3-next-80b-fp8-baseline]
+sign_key:
+  description: The key on the controller that signs the report. Null where none is set.
+  returned: success
+  type: str
+  sample: ~/.minisign/sgl.key
 """

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Signs shared work on the controller, and verifies it there, by minisign: what is signed is the
-name and the digest of an archive.
+"""Signs shared work and reports on the controller, and verifies shared work there, by minisign.
+What is signed of an archive is its name and its digest.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ def sign(name: str, digest: str, key: str) -> str:
             "-S", "-s", key, "-m", str(statement), "-x", str(signature), "-t", f"sgl-caches {name}"
         )
         return base64.b64encode(signature.read_bytes()).decode()
+
+
+def sign_file(path: Path, key: str) -> None:
+    """Write the signature of a file beside it, as `minisign -V -m FILE` looks for it. Raises
+    SignatureError.
+    """
+    _minisign("-S", "-s", key, "-m", str(path), "-t", path.name)
 
 
 def verify(name: str, digest: str | None, signature: str | None, key: str) -> None:

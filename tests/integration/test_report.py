@@ -11,6 +11,7 @@ import json
 import os
 import select
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -379,9 +380,11 @@ def test_the_front_can_be_interrupted(fleet: FleetCheckout, whom: str) -> None:
         os.killpg(process.pid, 0)
 
 
-def test_what_a_pipe_is_told_comes_while_the_prep_runs(fleet: FleetCheckout) -> None:
+def test_what_a_pipe_is_told_comes_while_the_prep_runs(
+    fleet: FleetCheckout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ansible itself flushes when it begins a task, and when it ends."""
-    fleet.environment.pop("PYTHONUNBUFFERED", None)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     process = fleet.front("fleet", "-i", str(fleet.hosts({"a": {"hangs": True}})))
     assert process.stdout is not None
     said = b""
@@ -393,3 +396,26 @@ def test_what_a_pipe_is_told_comes_while_the_prep_runs(fleet: FleetCheckout) -> 
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
+
+
+def test_a_report_is_signed_with_the_key_that_signs_caches(
+    fleet: FleetCheckout, tmp_path: Path
+) -> None:
+    key, public = str(tmp_path / "lab.key"), str(tmp_path / "lab.pub")
+    subprocess.run(
+        ["minisign", "-G", "-W", "-s", key, "-p", public], check=True, capture_output=True
+    )
+    reports = Path(fleet.environment["SGL_REPORT_DIR"])
+    ran, _report = rolled_out(fleet, {"a": {}}, sgl_cache_sign_key="{{ lab }}.key", lab=key[:-4])
+    assert ran.code == 0, ran.output
+    [page] = reports.glob("*.json")
+    verify = ["minisign", "-V", "-p", public, "-m", str(page)]
+    assert subprocess.run(verify, check=False, capture_output=True).returncode == 0
+    page.write_text(page.read_text().replace('"ready": 1', '"ready": 2'))
+    assert subprocess.run(verify, check=False, capture_output=True).returncode != 0
+
+    (tmp_path / "none").write_text("no key")
+    ran, _report = rolled_out(fleet, {"a": {}}, sgl_cache_sign_key=str(tmp_path / "none"))
+    assert ran.code == 0 and "is not signed: minisign: " in ran.output
+    ran, _report = rolled_out(fleet, {"a": {}})
+    assert ran.code == 0 and not list(reports.glob("*.minisig"))

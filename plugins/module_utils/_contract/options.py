@@ -864,7 +864,7 @@ FLEET = (
         "sgl_cache_sign_key",
         "path",
         "A secret key of minisign, without a password, on the controller. It signs what hosts"
-        " share.",
+        " share, and each report.",
         "",
         kind="controller_path",
     ),
