@@ -146,7 +146,6 @@ def test_the_dashboard_checks_its_own_host_and_the_fleet(lab: Lab) -> None:
         ("stop", ("--start-at-task", "Stop the stack"), ("--start-at-task",)),
         ("dashboard", (), ("no host in the group grafana",)),
         ("prep", ("-i", "inventories/gh20"), ("inventories/gh20",)),
-        ("validate", ("-i", "lonely,"), ("no host in the group sglang",)),
         ("smoke", ("-i", "lonely,", "--limit", "lonely"), ("no host in the group sglang",)),
     ],
 )
@@ -158,6 +157,15 @@ def test_a_run_that_would_do_nothing_is_an_error(
     said = message(output)
     assert code != 0 and all(word in said for word in words) and len(said) < LONGEST, output
     assert lab.state() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "playbook", sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
+)
+def test_no_playbook_passes_over_an_inventory_without_its_group(lab: Lab, playbook: str) -> None:
+    code, output = lab.play(playbook, "-i", "lonely,")
+    assert code != 0 and "no host in the group" in message(output), output
 
 
 @pytest.mark.slow
