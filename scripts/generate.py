@@ -114,6 +114,8 @@ def role_vars() -> str:
     text += "# Bind mounts.\nsettings_volumes:\n" + "".join(f"  - {volume}\n" for volume in volumes)
     text += "# The label that has the digest of all that makes a container.\n"
     text += f"settings_container_label: {labels.CONTAINER_LABEL}\n"
+    cuda = json.loads(_read("roles/image/files/flavours/gh200/build.json"))["base_cuda"]
+    text += f'# The release of CUDA in the base of the gh200 image.\nsettings_base_cuda: "{cuda}"\n'
     return f"---\n{HEADER}{text}"
 
 
