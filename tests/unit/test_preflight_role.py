@@ -11,7 +11,13 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIABLES = yaml.safe_load((ROOT / "roles/preflight/vars/main.yml").read_text(encoding="utf-8"))
+VARIABLES = {
+    name: value
+    for role in ("settings", "preflight")
+    for name, value in yaml.safe_load(
+        (ROOT / f"roles/{role}/vars/main.yml").read_text(encoding="utf-8")
+    ).items()
+}
 INVENTORY = yaml.safe_load(
     (ROOT / "inventories/gh200/group_vars/sglang.yml").read_text(encoding="utf-8")
 )
