@@ -51,17 +51,11 @@ test-light: sanity
 # What takes minutes: each write killed, as many inputs for each parser as EXAMPLES says, and what runs at once as often as REPETITIONS.
 REPETITIONS ?= 50
 EXAMPLES ?= 10000
-SLOW := $(PYTEST) -m "long or repeated"
+# Some of the slow lane's parts: make slow PARTS="fuzz kills"
+PARTS ?=
 .PHONY: slow
 slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and repetitions as it takes, and the fleet
-	$(BESIDE) tests/output/slow-light.log $(MAKE) slow-light EXAMPLES=$(EXAMPLES) -- env SGL_REPETITIONS=$(REPETITIONS) \
-	    $(SLOW) --durations=30 tests/faults $(ARGS)
-	env REPETITIONS=$(REPETITIONS) EXAMPLES=$(EXAMPLES) scripts/slow_passed.sh
-
-.PHONY: slow-light
-slow-light:
-	env SGL_FUZZ_EXAMPLES=$(EXAMPLES) $(SLOW) -n $(WORKERS) --dist worksteal tests/fuzz
-	$(SLOW) tests/integration tests/molecule
+	$(WITH_PATH) REPETITIONS=$(REPETITIONS) EXAMPLES=$(EXAMPLES) WORKERS=$(WORKERS) scripts/slow.sh $(PARTS)
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests
