@@ -45,6 +45,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "tests/bench/model_verify.py": (),
     "tests/bench/converged.py": (*_HOSTS, "docker-registry"),
     "tests/bench/scale.py": ("docker",),
+    "tests/bench/year.py": _CONTAINERS,
 }
 
 

@@ -22,6 +22,7 @@ from sgl_admin.records import caches, job
 from sgl_admin.records import prepared as servers
 from sgl_admin.records import smokes as smoke
 from sgl_admin.records.run import Run
+from sgl_admin.serving import read_ahead
 from sgl_admin.serving.server import Server
 from sgl_admin.sglang import ENGINE
 
@@ -193,6 +194,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             server.stop()
             raise
         server.release()
+        read_ahead.begin(wanted.model, wanted.argv, record["pgid"])
         caches.note_use(wanted.served)
         return record, True
 

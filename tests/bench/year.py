@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from sgl_admin.contract import labels  # noqa: E402
+from tests import tools  # noqa: E402
 from tests.integration.installation import Site, docker, installation, make_image  # noqa: E402
 
 RUNS, IMAGES, REPORTS = 400, 40, 2000
@@ -185,6 +186,7 @@ def prune(lab: Lab) -> int:
 
 
 def main() -> None:
+    tools.require("tests/bench/year.py")
     make_image(IMAGE)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -448,8 +448,8 @@ def test_the_fleet_is_told_group_by_group():
         "not known",
         f"{name[12]} , {name[13]}",
         "0 of 2",
-        "nobody",
-        "nobody",
+        "no host",
+        "no host",
         (
             f"{name[12]} {report['hosts'][12]['problem']} {name[13]} its batch was not begun,"
             " because hosts before it failed"
