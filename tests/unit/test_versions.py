@@ -120,4 +120,7 @@ def test_byte_code_has_a_place_where_it_cannot_lie_beside_its_source(
     monkeypatch.setattr(versions, "package_folder", lambda name: package)
     monkeypatch.setattr(packages.os, "access", lambda path, mode: writable)
     expected = {"PYTHONPYCACHEPREFIX": "/profiles/.byte_code"} if kept_elsewhere else {}
-    assert packages.byte_code_environment(Path("/profiles/.byte_code")) == expected
+    for writes, more in (("", {}), ("1", {"PYTHONDONTWRITEBYTECODE": ""})):
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", writes)
+        found = packages.byte_code_environment(Path("/profiles/.byte_code"))
+        assert found == (expected | more if expected else {})
