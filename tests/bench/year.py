@@ -199,6 +199,7 @@ def main() -> None:
         pass_a_year(old)
         mine = old.site.telemetry / "container_runs" / "mine.txt"
         mine.write_text("another's\n")
+        owned(mine, old.site)
         for lab in (old, fresh):
             lab.converged_s()
         walls: dict[Lab, list[float]] = {old: [], fresh: []}
