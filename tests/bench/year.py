@@ -13,6 +13,7 @@ it touches what is live or another's, or where a killed one leaves half a run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -165,6 +166,15 @@ def held(site: Site) -> dict[str, Any]:
     return {"container": found and found["Id"], **files}
 
 
+def kill_all(pid: int) -> None:
+    """A process with all that it began: Ansible's workers have sessions of their own."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGSTOP)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            kill_all(int(child))
+        os.kill(pid, signal.SIGKILL)
+
+
 def prune(lab: Lab) -> int:
     """Prune, killed at a moment of its own again and again; returns how often it was killed."""
     chance, killed = random.Random(20261129), 0
@@ -176,9 +186,8 @@ def prune(lab: Lab) -> int:
         try:
             process.communicate(timeout=chance.uniform(0.3, 1.5) * takes)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_all(process.pid)
             process.communicate()
-            subprocess.run(["pkill", "-KILL", "-f", "AnsiballZ_sgl_prune"], check=False)
             killed += 1
         list(whole_runs(lab.site))
     print(lab.play("prune").partition("on_the_controller")[2].partition("PLAY RECAP")[0])
