@@ -194,7 +194,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             server.stop()
             raise
         server.release()
-        read_ahead.begin(wanted.model, wanted.argv, record["pgid"])
+        read_ahead.begin(wanted.model, wanted.argv, record["pgid"], record["start_ticks"])
         caches.note_use(wanted.served)
         return record, True
 

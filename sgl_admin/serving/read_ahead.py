@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from sgl_admin.base.processes import is_running, start_time
+from sgl_admin.base.processes import is_running
 from sgl_admin.contract.model.arguments import reads_weights
 
 _THREADS, _BLOCK = 8, 8 << 20
@@ -21,9 +21,10 @@ _THREADS, _BLOCK = 8, 8 << 20
 _SHARE = 0.8
 
 
-def begin(model: str, arguments: Sequence[str], group: int) -> None:
-    """Begin it beside the server of this process group, in a process that ends with that server."""
-    ticks = start_time(group)
+def begin(model: str, arguments: Sequence[str], group: int, ticks: str | None) -> None:
+    """Begin it beside the server of this process group, in a process that ends with that server.
+    `ticks` are those of its leader, as `processes.start_time` says them.
+    """
     if ticks is not None and os.path.isdir(model) and reads_weights(arguments):
         subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, model, str(group), ticks],

@@ -5,10 +5,10 @@ fresh host; then a prune, killed again and again before it may finish.
     .venv/bin/python tests/bench/year.py
 
 The year: 400 runs with their records, samples and logs, 40 images that were replaced, and 2,000
-reports. Each run is a copy of the host's real one under another name and time. Both hosts are
-installations of their own on this machine, and are run in turn. Exit code 1 where the converged run
-costs more than 1.1 times a fresh host's, where the prune does not come back to its bounds, where
-it touches what is live or another's, or where a killed one leaves half a run.
+files of reports. Each run is a copy of the host's real one under another name and time. Both hosts
+are installations of their own on this machine, and are run in turn. Exit code 1 where the converged
+run costs more than 1.1 times a fresh host's, where the prune does not come back to its bounds,
+where it touches what is live or another's, or where a killed one leaves half a run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sgl_admin.contract import labels  # noqa: E402
 from tests import tools  # noqa: E402
 from tests.integration.installation import Site, docker, installation, make_image  # noqa: E402
 
-RUNS, IMAGES, REPORTS = 400, 40, 2000
+RUNS, IMAGES, REPORT_FILES = 400, 40, 2000
 MAX_RATIO, TIMES, KILLS = 1.1, 7, 12
 KEEP = {"runs": 30, "images": 2, "reports": 200}
 IMAGE = "sglang-dev-year:local"
@@ -107,8 +107,8 @@ def pass_a_year(lab: Lab) -> None:
             for place in [path, *path.rglob("*")]:
                 os.utime(place, (moment, moment), follow_symlinks=False)
     (page,) = lab.reports.glob("*.html")
-    for number in range(REPORTS // 2):
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now - (REPORTS - number) * 15_000))
+    for number in range(REPORT_FILES // 2):
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now - (REPORT_FILES - number) * 15_000))
         for kind in (".html", ".json"):
             name = lab.reports / f"report-{stamp}-{number:08x}{kind}"
             shutil.copy2(page.with_suffix(kind), name)
@@ -143,7 +143,7 @@ def whole_runs(site: Site) -> Iterator[str]:
         yield manifest.stem
 
 
-def sizes(lab: Lab) -> dict[str, int]:
+def counts(lab: Lab) -> dict[str, int]:
     """How many there are of each kind."""
     return {
         "runs": len(list(whole_runs(lab.site))),
@@ -216,10 +216,10 @@ def main() -> None:
             for lab, seen in walls.items():
                 seen.append(lab.converged_s())
         year_s, fresh_s = (statistics.median(seen) for seen in walls.values())
-        before, grown = held(old.site), sizes(old)
+        before, grown = held(old.site), counts(old)
         killed = prune(old)
         must(held(old.site) == before, "the prune touched what is live, or another's")
-        bounded = sizes(old)
+        bounded = counts(old)
         pruned_s = statistics.median(old.converged_s() for _ in range(TIMES))
         ratio = year_s / fresh_s
         print(f"converged: fresh {fresh_s:.2f} s, after a year {year_s:.2f} s, ratio {ratio:.3f}")

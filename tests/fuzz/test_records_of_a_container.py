@@ -289,7 +289,7 @@ def nothing_lost(inside: Path, files: dict[str, Any]) -> None:
 
 
 @fuzz(
-    deep=0.12,
+    deep=0.2,
     files=partly(GOOD, STRANGE),
     how=st.sampled_from(
         [

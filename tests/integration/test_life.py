@@ -5,7 +5,6 @@ prep that is cancelled.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,16 +54,15 @@ class Life(Front):
         # A prep without a profile has a row, too.
         return {name: result["profiles"][name] for name in REQUESTS}
 
-    def serve(self, profile: str) -> dict[str, Any]:
-        """Start the profile's server in place of whichever runs; returns its record."""
+    def serve(self, profile: str) -> None:
+        """Start the profile's server in place of whichever runs."""
         self.must("server", "stop")
-        served: dict[str, Any] = json.loads(self.must("server", "start", profile, "--json"))
+        served = json.loads(self.must("server", "start", profile, "--json"))
         assert served["healthy"] is True
         argv = served["server"]["argv"]
         # The flavour has a number of its own; the last one counts.
         found = dict(zip(argv, argv[1:], strict=False))
         assert found["--max-running-requests"] == REQUESTS[profile]
-        return served
 
     def ready(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.site.admin("ready", "--json").stdout)
@@ -167,7 +165,5 @@ def test_a_prep_prunes_what_the_live_run_does_not_need(
     assert "freed" in pruned.text, pruned.output
     assert [path.name for path in runs.iterdir() if path.is_dir()] == [live]
     assert life.compiled() == compiled and life.ready()["ready"] is True
-    began = time.monotonic()
     again = life.site.must_play("prep", variables=asked)
-    print(f"converged, with a prune: {time.monotonic() - began:.1f} s")
     assert again.changed == 0, again.output

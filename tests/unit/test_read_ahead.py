@@ -84,7 +84,7 @@ def test_it_is_begun_for_a_server_that_reads_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
-    read_ahead.begin(str(weights), ["python", "-m", "sglang.launch_server", *arguments], server[0])
+    read_ahead.begin(str(weights), ["python", "-m", "sglang.launch_server", *arguments], *server)
     deadline = time.monotonic() + (30 if reads else 1)
     last = weights / "model-2.safetensors"
     while time.monotonic() < deadline and in_memory(last) < 1:
@@ -97,4 +97,4 @@ def test_a_model_that_is_no_folder_is_left_to_the_server(
     model: str, server: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was begun"))
-    read_ahead.begin(model, [sys.executable], server[0])
+    read_ahead.begin(model, [sys.executable], *server)
