@@ -166,6 +166,7 @@ SEVERAL = st.lists(
 )
 
 
+@pytest.mark.slow
 @examples
 @given(sizes=st.lists(st.integers(1, 10_000), unique=True), hosts=SEVERAL)
 def test_each_batch_size_falls_to_one_host_and_each_host_gets_as_many(
@@ -234,6 +235,7 @@ def members(states: States, host: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @examples
 @given(states=fleets(), shards=st.integers(1, 4))
 def test_a_round_gives_every_host_that_lacks_something_a_maker_of_its_group(
@@ -264,6 +266,7 @@ def test_a_host_that_has_it_and_lacks_something_itself_is_not_asked() -> None:
     assert [part["giver"] for part in cache_round(states).values()] == ["", ""]
 
 
+@pytest.mark.slow
 @examples
 @given(
     states=fleets(), fails=st.lists(st.booleans(), min_size=20, max_size=20), gives=st.booleans()
@@ -420,6 +423,7 @@ def test_a_round_has_an_image_given_before_anybody_builds_it(states: States) -> 
         )
 
 
+@pytest.mark.slow
 @examples
 @given(states=kinds(), fails=st.lists(st.booleans(), min_size=20, max_size=20), gives=st.booleans())
 def test_rounds_end_with_an_image_on_each_host_that_has_not_failed(

@@ -58,6 +58,7 @@ ADDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADDED)
 def test_what_is_added_to_the_contract_is_in_schemas_and_examples(
     tmp_path: Path, name: str

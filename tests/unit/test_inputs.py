@@ -397,6 +397,7 @@ def test_a_record_that_lost_a_file_forgets_who_ran_with_it(site: Site) -> None:
     assert actions(site.plan(Ask()))["deep_gemm"] == "run"
 
 
+@pytest.mark.slow
 def test_a_record_names_the_last_servers_only(site: Site) -> None:
     for number in range(70):
         site.serve(Ask(arguments=("--served-model-name", str(number))))
@@ -554,6 +555,7 @@ def nested(config: dict[str, Any], key: str, value: object) -> Iterator[dict[str
     yield {**config, "text_config": {**config["text_config"], key: value}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", COMPILED)
 def test_each_key_of_a_real_config_is_an_input_or_known_to_change_nothing(
     site: Site, stage: str

@@ -405,6 +405,7 @@ BYTES = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     record=st.none() | BYTES,
@@ -442,6 +443,7 @@ def test_no_record_and_no_memo_is_a_traceback_or_a_wrong_verdict(
     shutil.rmtree(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 def test_a_verified_model_has_the_recorded_bytes(

@@ -276,6 +276,7 @@ def random_table(chance: random.Random, largest: int) -> dict[int, Config]:
     return {size: chance.choice(THEIRS) for size in sorted(sizes)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 def test_the_files_are_nowhere_slower_than_any_rival(path: Path, seed: int) -> None:
     """As SGLang reads them, at every size, whatever the times are: by no more than what a row has

@@ -72,6 +72,7 @@ def test_what_does_not_fit_into_memory_is_not_read(
     assert read_ahead.read(str(weights), *server) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reads"),
     [(["--tp", "1"], True), (["--load-format", "dummy"], False), (["--load-format=dummy"], False)],

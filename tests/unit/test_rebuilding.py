@@ -144,6 +144,7 @@ def test_a_rebuild_makes_its_own_models_work_again_and_touches_no_other(
     assert not paths.REBUILDING.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "failure",
@@ -197,6 +198,7 @@ def test_all_that_is_to_be_rebuilt_is_set_aside_before_the_first_server_starts(t
     assert seen and not any(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", ["", "{}", "[]"])
 def test_beside_another_models_record_that_cannot_be_read_nothing_is_set_aside(

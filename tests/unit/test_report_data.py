@@ -713,6 +713,7 @@ def test_another_host_that_could_not_do_it_is_named() -> None:
     assert told.host(failed=("b",))["problem"] == "no space"
 
 
+@pytest.mark.slow
 def test_two_hundred_hosts() -> None:
     names = [f"gh200-{number:03}" for number in range(200)]
     told = Told()

@@ -457,6 +457,7 @@ def test_the_fleet_is_told_group_by_group():
     ]
 
 
+@pytest.mark.slow
 def test_two_hundred_hosts_are_a_table_of_three_rows():
     report = reports.fleet(200)
     found = report_page.groups(report["hosts"])

@@ -146,6 +146,7 @@ def test_no_prep_is_ready_over_a_dead_service_that_it_needs(
         assert any(name in warning for warning in result["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_proof_does_not_stand_over_a_service_that_died_since(
     world: World,  # noqa: F811

@@ -372,6 +372,7 @@ def test_a_server_that_dies_while_starting_ends_with_7(site: Site) -> None:
     site.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_never_healthy_ends_with_7(site: Site) -> None:
     site.prepare("--mode", "never_healthy")
     assert site.run("--server-timeout", "1")[0] == 7
@@ -413,6 +414,7 @@ def test_a_smoke_that_is_told_to_stop_ends_its_server(site: Site, mode: str, unt
     site.nothing_is_left()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["status", "run"])
 def test_a_killed_smoke_is_interrupted_and_leaves_nothing(site: Site, asked: str) -> None:
     site.prepare("--mode", "hang", "--first", "2")
