@@ -12,7 +12,13 @@ _HOPPER = "9.0"
 _ATTENTION = "--attention-backend"
 _BY_PHASE = ("--prefill-attention-backend", "--decode-attention-backend")
 _VISION = "--mm-attention-backend"
-_TOWERS = ("vision_config", "mm_vision_tower", "vision_n_layers")
+_TOWERS = (
+    "vision_config",
+    "mm_vision_tower",
+    "vision_n_layers",
+    "audio_config",
+    "audio_encoder_config",
+)
 _REASON = (
     "SGLang takes FlashAttention 3 on Hopper by default{where}, and sgl_kernel in this image has"
     " none (no flash_ops library, as in the wheels for arm64)"
@@ -29,18 +35,22 @@ def choices(
     found = []
     if _ATTENTION not in flags and not flags.issuperset(_BY_PHASE):
         found.append(Choice((_ATTENTION, "flashinfer"), _REASON.format(where="")))
-    if _VISION not in flags and _triton_reads_images(config):
-        reason = _REASON.format(where=" for images too")
+    if _VISION not in flags and _triton_reads_media(config):
+        reason = _REASON.format(where=" for images and sound too")
         found.append(Choice((_VISION, "triton_attn"), reason))
     return found
 
 
-def _triton_reads_images(config: dict[str, Any]) -> bool:
-    """The vision tower has a backend of its own: fa3 on Hopper, triton_attn on GPUs that have
-    neither FlashAttention 3 nor 4. The latter leaves out sinks and windows without a word, so it
-    is never chosen for a tower that has them (MiMo-V2). Read in SGLang 0.5.23:
-    layers/attention/vision.py, and the names of the towers in models.
+def _triton_reads_media(config: dict[str, Any]) -> bool:
+    """Towers for images and sound have a backend of their own: fa3 on Hopper, triton_attn on GPUs
+    that have neither FlashAttention 3 nor 4. The latter leaves out sinks and windows without a
+    word, so it is never chosen for a tower that has them: MiMo's, for sound with windows that its
+    config.json does not name. Read in SGLang 0.5.23: layers/attention/vision.py, and the names of
+    the towers in models.
     """
+    names = config.get("architectures")
+    if isinstance(names, list) and any(str(name).startswith("MiMo") for name in names):
+        return False
     parts = language_parts(config)
     towers = [part[name] for part in parts for name in _TOWERS if part.get(name)]
     return bool(towers) and not any(

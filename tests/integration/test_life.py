@@ -142,8 +142,10 @@ def test_a_prep_that_is_cancelled_ends_in_order(life: Life, prepared: dict[str, 
         lambda: job if (job := life.site.job())["state"] == "running" and job["server"] else None,
         "the prep's server",
     )
-    said = life.must("prep", "cancel")
-    assert job["prep_id"] in said, said
+    looked = life.site.must_play("cancel", "--check")
+    assert job["prep_id"] in looked.text and life.site.job()["state"] == "running", looked.output
+    cancelled = life.site.must_play("cancel")
+    assert job["prep_id"] in cancelled.text and cancelled.changed == 1, cancelled.output
     told = ended(play)
     assert told.code == 2 and "cancel" in told.text, told.output
     assert life.site.job()["state"] != "running" and life.site.servers() == []

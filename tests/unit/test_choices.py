@@ -74,10 +74,12 @@ def test_where_there_is_no_sgl_kernel_nothing_is_known(monkeypatch: pytest.Monke
         {"thinker_config": {"vision_config": {"depth": 27}}},
         {"mm_vision_tower": "openai/clip-vit-large-patch14-336"},
         {"vision_n_layers": 24},
+        {"thinker_config": {"audio_config": {"encoder_layers": 32}}},
+        {"audio_encoder_config": {"embed_dim": 1280}},
     ],
-    ids=["vision_config", "thinker", "llava", "layers"],
+    ids=["vision_config", "thinker", "llava", "layers", "qwen3_asr", "midashenglm"],
 )
-def test_a_model_that_reads_images_gets_a_backend_for_them_too(
+def test_a_model_that_reads_images_or_sound_gets_a_backend_for_them_too(
     arm64: Path, config: dict[str, object]
 ) -> None:
     attention, images = ENGINE.choices((), "9.0", config)
@@ -89,11 +91,20 @@ def test_a_model_that_reads_images_gets_a_backend_for_them_too(
     assert images.arguments == TRITON
 
 
-def test_a_vision_tower_with_sinks_is_never_given_a_backend_that_leaves_them_out(
-    arm64: Path,
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"vision_config": {"depth": 28, "use_sink": True}},
+        {"architectures": ["MiMoV2ASRForCausalLM"], "audio_config": {"group_size": 4}},
+    ],
+    ids=["images", "sound"],
+)
+def test_a_tower_with_sinks_or_windows_is_never_given_a_backend_that_leaves_them_out(
+    arm64: Path, config: dict[str, object]
 ) -> None:
-    """MiMo-V2 (SGLang 0.5.23, models/mimo_vl.py): VisionTritonAttention takes no s_aux."""
-    config = {"vision_config": {"depth": 28, "use_sink": True}}
+    """MiMo-V2 (SGLang 0.5.23, models/mimo_vl.py and mimo_audio.py): VisionTritonAttention takes no
+    s_aux and no window_size.
+    """
     assert [choice.arguments for choice in ENGINE.choices((), "9.0", config)] == [FLASHINFER]
 
 

@@ -75,6 +75,10 @@ RUN_BY: list[tuple[str, set[str]]] = [
         {"sgl-admin", "perf", "--rebuild"},
     ),
     (
+        "tests/integration/test_life.py::test_a_prep_that_is_cancelled_ends_in_order",
+        {"playbook", "cancel"},
+    ),
+    (
         f"{_UNIT}/test_prep_cancel.py::test_a_prep_is_ended_in_order_and_its_last_record_is_shown",
         {"sgl-admin", "prep", "cancel"},
     ),
@@ -195,7 +199,7 @@ def simple_commands(block: str) -> Iterator[tuple[str, ...]]:
 def is_shell(block: str) -> bool:
     """Whether a block is commands: else it is a file's lines or what a program said."""
     first = block.splitlines()[0]
-    return not re.match(r"\[|- |\w[\w-]*:( |$)|METRICS_READY", first)
+    return not re.match(r"# /|\[|- |\w[\w-]*:( |$)|METRICS_READY", first)
 
 
 def lines() -> list[Line]:
