@@ -41,7 +41,7 @@ BATCH_SIZE, SAMPLE = 64, 32
 GRAPHS = "1,2,4,8"
 TUNE_S, MEASURE_S = 480.0, 300.0
 # Dummy weights; and of the GPU no more than such a model needs.
-SERVER = ("--load-format", "dummy", "--mem-fraction-static", "0.6")
+SERVER: tuple[str, ...] = ("--load-format", "dummy", "--mem-fraction-static", "0.6")
 # The pip packages of FlashInfer need not be of one version.
 ENVIRONMENT = ("FLASHINFER_DISABLE_VERSION_CHECK=1",)
 LONG = " ".join(f"w{number % 1900 + 3}" for number in range(700))
@@ -59,9 +59,14 @@ class Acceptance:
         paths.relocate(root)
 
     def admin(self, *words: str, timeout_s: float = 1800) -> subprocess.CompletedProcess[str]:
+        return self.python("-m", "sgl_admin", *words, timeout_s=timeout_s)
+
+    def python(self, *start: str, timeout_s: float = 1800) -> subprocess.CompletedProcess[str]:
+        """sgl-admin, by the words of Python that start it and its own."""
         python_path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+        way, what, *words = start
         return subprocess.run(
-            [sys.executable, "-P", "-m", "sgl_admin", "--root", str(self.root), *words],
+            [sys.executable, "-P", way, what, "--root", str(self.root), *words],
             env={**os.environ, "PYTHONPATH": python_path},
             stdout=subprocess.PIPE,
             text=True,
