@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ CONTROL = Path("/dev/nvidiactl")
 # By which CUDA, and so NVML's answers here, are narrowed.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _MIB = 1 << 20
+_MOST_EVENTS = 100
 # What lowers a clock against the driver's will, by NVML's names (nvmlClocksEventReasons); idle and
 # set limits are not among them.
 _THROTTLES = {
@@ -105,6 +106,8 @@ class GpuSample:
     throttles: tuple[str, ...]
     # Since the driver was loaded, or the GPU reset.
     uncorrectable: int | None
+    # Xid errors that came since the sample before.
+    xids: tuple[int, ...] = ()
 
 
 def find(visible: str | None = None) -> Devices:
@@ -256,17 +259,64 @@ def untold(visible: str | None = None) -> list[str]:
         ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def watching(visible: str | None = None) -> Iterator[Callable[[], list[GpuSample]]]:
     """Samples the visible GPUs at each call. Raises GpuUnavailable where NVML fails meanwhile, as
     of a GPU that is lost.
     """
     with _nvml() as nvml:
         gpus = list(_visible(nvml, visible))
-        yield lambda: [_sample(nvml, gpu) for gpu in gpus]
+        with _xids(nvml, gpus) as came:
+            yield lambda: [_sample(nvml, gpu, xids) for gpu, xids in zip(gpus, came(), strict=True)]
 
 
-def _sample(nvml: Any, gpu: Any) -> GpuSample:
+@contextlib.contextmanager
+def _xids(nvml: Any, gpus: list[Any]) -> Iterator[Callable[[], list[tuple[int, ...]]]]:
+    """Of each GPU the Xid errors that came since the last call; none of one that tells none."""
+    events = _answer(nvml, nvml.nvmlEventSetCreate)
+    if events is None:
+        yield lambda: [()] * len(gpus)
+        return
+
+    def told(gpu: Any) -> bool:
+        nvml.nvmlDeviceRegisterEvents(gpu, nvml.nvmlEventTypeXidCriticalError, events)
+        return True
+
+    try:
+        # A wait for no GPU's events is an error.
+        numbers = {
+            _answer(nvml, nvml.nvmlDeviceGetIndex, gpu): number
+            for number, gpu in enumerate(gpus)
+            if _answer(nvml, told, gpu)
+        }
+
+        def came() -> list[tuple[int, ...]]:
+            found: list[list[int]] = [[] for _ in gpus]
+            for event in _waiting(nvml, events) if numbers else ():
+                number = numbers.get(_answer(nvml, nvml.nvmlDeviceGetIndex, event.device))
+                if number is not None:
+                    found[number].append(event.eventData)
+            return list(map(tuple, found))
+
+        yield came
+    finally:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlEventSetFree(events)
+
+
+def _waiting(nvml: Any, events: Any) -> Iterator[Any]:
+    """Events that came already, but no more at once than a broken driver could tell."""
+    for _ in range(_MOST_EVENTS):
+        try:
+            event = _answer(nvml, nvml.nvmlEventSetWait_v2, events, 0)
+        except nvml.NVMLError_Timeout:
+            return
+        if event is None:
+            return
+        yield event
+
+
+def _sample(nvml: Any, gpu: Any, xids: tuple[int, ...]) -> GpuSample:
     return GpuSample(
         sm_mhz=_answer(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_SM),
         memory_mhz=_answer(nvml, nvml.nvmlDeviceGetClockInfo, gpu, nvml.NVML_CLOCK_MEM),
@@ -280,6 +330,7 @@ def _sample(nvml: Any, gpu: Any) -> GpuSample:
             nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
             nvml.NVML_VOLATILE_ECC,
         ),
+        xids=xids,
     )
 
 
@@ -297,7 +348,7 @@ def _answer(nvml: Any, question: Callable[..., _T], *of: Any) -> _T | None:
         raise
 
 
-@contextmanager
+@contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
     """NVML, initialised. Raises GpuUnavailable where it cannot be, or where it fails."""
     try:

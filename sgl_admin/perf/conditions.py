@@ -12,10 +12,11 @@ from sgl_admin.facts.devices import GpuProcess
 from sgl_admin.perf import watch
 from sgl_admin.perf.watch import Sample
 
-THROTTLED, GPU_PROCESS, ECC, CPU, GOVERNOR, CLOCK, UNWATCHED = KINDS = (
+THROTTLED, GPU_PROCESS, ECC, XID, CPU, GOVERNOR, CLOCK, UNWATCHED = KINDS = (
     "throttled",
     "gpu_process",
     "ecc",
+    "xid",
     "cpu",
     "governor",
     "clock",
@@ -79,7 +80,7 @@ class Conditions:
             Condition(GPU_PROCESS, str(each.pid), f"the GPU was used by {each}", each.memory_mib)
             for each in moment.processes
         ]
-        found += _throttles(moment.sample)
+        found += [*_throttles(moment.sample), *_xids(moment.sample)]
         found += self._of_cpus()
         found += self._of_governors(moment.cpus.governors)
         if before is not None:
@@ -117,6 +118,12 @@ def _throttles(sample: Sample) -> Iterator[Condition]:
     for index, gpu in enumerate(sample.gpus):
         if held := ", ".join(watch.slowed_by(gpu)):
             yield Condition(THROTTLED, f"{index} {held}", f"GPU {index} was throttled ({held})")
+
+
+def _xids(sample: Sample) -> Iterator[Condition]:
+    for index, gpu in enumerate(sample.gpus):
+        for code in sorted(set(gpu.xids)):
+            yield Condition(XID, f"{index} {code}", f"GPU {index} had Xid {code}")
 
 
 def _errors(before: Sample, after: Sample) -> Iterator[Condition]:

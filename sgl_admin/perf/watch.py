@@ -26,6 +26,9 @@ MOST_OTHERS = 10.0
 _THROTTLED = 2.0
 # By how many seconds the wall clock may leave the monotonic one.
 JUMP_S = 2.0
+# Xids that a program brings about, by NVIDIA's k8s-device-plugin, which takes no GPU out of use for
+# them (internal/rm/health.go); any other says that the GPU is not well.
+_OF_PROGRAMS = (13, 31, 43, 45, 68, 109)
 _PROC = Path("/proc")
 
 
@@ -192,6 +195,7 @@ def _of_gpus(found: Sequence[tuple[GpuSample, ...]]) -> Iterator[Finding]:
         yield from _of_throttles(index, samples)
         errors = [each.uncorrectable for each in samples if each.uncorrectable is not None]
         yield from _of_errors(index, errors)
+        yield from _of_xids(index, sorted({code for each in samples for code in each.xids}))
 
 
 def _of_throttles(index: int, samples: list[GpuSample]) -> Iterator[Finding]:
@@ -218,4 +222,14 @@ def _of_errors(index: int, errors: list[int]) -> Iterator[Finding]:
             perf.FAIL,
             f"GPU {index} had {errors[-1] - errors[0]} uncorrectable ECC errors meanwhile: reset it"
             " (`nvidia-smi -r`), and have it replaced if that comes again",
+        )
+
+
+def _of_xids(index: int, codes: list[int]) -> Iterator[Finding]:
+    for code in codes:
+        cause = "a program's own error" if code in _OF_PROGRAMS else "the GPU is not well"
+        yield Finding(
+            perf.WARN if code in _OF_PROGRAMS else perf.FAIL,
+            f"GPU {index} had Xid {code} meanwhile ({cause}): `dmesg | grep Xid` on the host shows"
+            " all of it",
         )

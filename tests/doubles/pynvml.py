@@ -10,6 +10,8 @@ machine has; each key may be left out:
                     "mig": 0, 1 or null where the GPU cannot do it, "throttle": a bit mask,
                     "vbios", "power_limit" and "power" in milliwatts, "temperature",
                     "clocks": MHz by NVML's number of the clock, "uncorrectable": ECC errors,
+                    "xids": those since boot; events are told of those that came after a GPU was
+                    registered for them,
                     "processes": [{"pid", "memory": bytes, or null where the driver does not
                     tell}]}], by default one H100
     process_names   pid -> path; of any other process NVML knows no name, as of one outside the
@@ -43,6 +45,7 @@ GPU: dict[str, Any] = {
     "temperature": 34,
     "clocks": {"1": 1980, "2": 2619},
     "uncorrectable": 0,
+    "xids": [],
     "processes": [],
 }
 _initialised = 0
@@ -228,3 +231,48 @@ def nvmlDeviceGetClockInfo(handle: Handle, clock: int) -> int:
 def nvmlDeviceGetTotalEccErrors(handle: Handle, kind: int, counter: int) -> int:
     assert (kind, counter) == (NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC)
     return int(_gpu("nvmlDeviceGetTotalEccErrors", handle)["uncorrectable"])
+
+
+# --- events
+
+# nvml.h.
+nvmlEventTypeXidCriticalError = 0x8
+
+
+@dataclass(frozen=True)
+class c_nvmlEventData_t:
+    device: Handle
+    eventType: int
+    eventData: int
+
+
+# By GPU, how many of its Xids are known to an event set.
+EventSet = dict[int, int]
+
+
+def nvmlEventSetCreate() -> EventSet:
+    _machine("nvmlEventSetCreate")
+    return {}
+
+
+def nvmlDeviceRegisterEvents(handle: Handle, types: int, events: EventSet) -> None:
+    assert types == nvmlEventTypeXidCriticalError
+    events[handle.number] = len(_gpu("nvmlDeviceRegisterEvents", handle)["xids"])
+
+
+def nvmlEventSetWait_v2(events: EventSet, timeout_ms: int) -> c_nvmlEventData_t:
+    assert timeout_ms == 0, "a sample does not wait"
+    _machine("nvmlEventSetWait_v2")
+    if not events:
+        raise _error("InvalidArgument")
+    for number, known in events.items():
+        xids = _gpu("nvmlEventSetWait_v2", Handle(number))["xids"]
+        if len(xids) > known:
+            events[number] = known + 1
+            return c_nvmlEventData_t(Handle(number), nvmlEventTypeXidCriticalError, xids[known])
+    raise _error("Timeout")
+
+
+def nvmlEventSetFree(events: EventSet) -> None:
+    _machine("nvmlEventSetFree")
+    events.clear()

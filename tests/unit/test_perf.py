@@ -255,12 +255,14 @@ HOG = GpuProcess(4711, "python3", 20480)
         ),
         (on_gpu(gpu(), gpu(uncorrectable=3)), FAIL, "3 uncorrectable ECC errors"),
         (on_gpu(gpu(uncorrectable=5), gpu(uncorrectable=0)), WARN, "went backwards"),
+        (on_gpu(gpu(), gpu(xids=(79,)), gpu(xids=(79, 31))), FAIL, "GPU 0 had Xid 79"),
+        (on_gpu(gpu(xids=(31,)), gpu()), WARN, "GPU 0 had Xid 31 meanwhile (a program's own"),
         (on_gpu(gpu(uncorrectable=None), gpu(uncorrectable=None)), PASS, ""),
         (Seen(processes={4711: HOG}), WARN, "python3 (pid 4711, 20480 MiB)"),
     ],
     ids=[
-        "nothing", "quiet", "hog", "counters", "cap", "throttled", "ecc", "ecc back", "unknown",
-        "process",
+        "nothing", "quiet", "hog", "counters", "cap", "throttled", "ecc", "ecc back",
+        "xid", "xid of a program", "unknown", "process",
     ],
 )  # fmt: skip
 def test_what_is_seen_meanwhile(seen: Seen, verdict: str, words: str) -> None:

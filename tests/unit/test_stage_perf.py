@@ -446,9 +446,10 @@ def test_a_prep_of_a_gpu_asks_nvml_for_its_settings_and_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubles = Path(__file__).resolve().parents[1] / "doubles"
-    (tmp_path / "nvml.json").write_text(json.dumps({"gpus": [{"throttle": 0x44}]}))
+    nvml = tmp_path / "nvml.json"
+    nvml.write_text(json.dumps({"gpus": [{"throttle": 0x44, "xids": [13]}]}))
     monkeypatch.syspath_prepend(str(doubles))
-    monkeypatch.setenv("SGL_TEST_NVML", str(tmp_path / "nvml.json"))
+    monkeypatch.setenv("SGL_TEST_NVML", str(nvml))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     [found] = devices.settings()
     assert (found["vbios"], found["power_limit_w"]) == ("96.00.89.00.01", 700.0)
@@ -457,3 +458,31 @@ def test_a_prep_of_a_gpu_asks_nvml_for_its_settings_and_samples(
     [gpu] = seen.samples[0].gpus
     assert (gpu.sm_mhz, gpu.power_w, gpu.uncorrectable) == (1980, 120.0, 0)
     assert gpu.throttles == ("power cap", "thermal, by hardware")
+    assert gpu.xids == ()
+
+
+@pytest.mark.parametrize("fails", ["nvmlEventSetCreate", "nvmlDeviceRegisterEvents"])
+def test_a_sample_has_the_xids_that_came_since_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    nvml = tmp_path / "nvml.json"
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "doubles"))
+    monkeypatch.setenv("SGL_TEST_NVML", str(nvml))
+    # The second and the first GPU of the host, as CUDA numbers them.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+
+    def has(*xids: list[int], **machine: Any) -> None:
+        nvml.write_text(json.dumps({"gpus": [{"xids": each} for each in xids], **machine}))
+
+    has([], [13])
+    with devices.watching() as sampled:
+        found = [[each.xids for each in sampled()]]
+        has([], [13, 31, 79])
+        found += [[each.xids for each in sampled()] for _ in range(2)]
+        has([48], [13, 31, 79])
+        found += [[each.xids for each in sampled()]]
+    assert found == [[(), ()], [(31, 79), ()], [(), ()], [(), (48,)]]
+    has([48], [13], fails={fails: "NotSupported"})
+    with devices.watching() as sampled:
+        has([48, 48], [13], fails={fails: "NotSupported"})
+        assert [each.xids for each in sampled()] == [(), ()]

@@ -74,6 +74,8 @@ SAVING = CpuClocks(("powersave",))
             "ecc",
             "GPU 0's count of ECC errors went backwards, as after a reset",
         ),
+        ([moment(1, gpus=(gpu(), gpu(xids=(79, 79))))], "xid", "GPU 1 had Xid 79"),
+        ([moment(1, gpus=(gpu(xids=(79,)),)), moment(2, gpus=(gpu(),))], None, ""),
         ([hogged(at_s) for at_s in range(10, 14)], "cpu", "other processes had 50% of the CPUs"),
         (
             [moment(1, cpus=GOVERNED), moment(2, cpus=SAVING)],
@@ -100,7 +102,8 @@ SAVING = CpuClocks(("powersave",))
         ([moment(1, unread=("no NVML",))], "unwatched", "no NVML"),
     ],
     ids=[
-        "quiet", "power cap", "throttled", "process", "ecc", "ecc back", "hog", "governor",
+        "quiet", "power cap", "throttled", "process", "ecc", "ecc back", "xid", "xid before",
+        "hog", "governor",
         "clock ahead", "clock back", "no counters", "counters back", "counters stand", "no gpus",
     ],
 )  # fmt: skip
@@ -345,13 +348,14 @@ def test_what_a_gpu_says_is_in_the_record(clocks: Clocks, machine: Machine) -> N
         lambda: machine(gpus=[{"throttle": CAP | THERMAL}]),
         lambda: machine(gpus=[{"processes": [other]}], process_names={"4999999": "/bin/python3"}),
         lambda: machine(gpus=[{"uncorrectable": 2}]),
-        lambda: machine(gpus=[{"uncorrectable": 2}]),
+        lambda: machine(gpus=[{"uncorrectable": 2, "xids": [31]}]),
         *[None] * 5,
     )
     assert found == [
         ("throttled", "GPU 0 was throttled (thermal, by software)"),
         ("gpu_process", "the GPU was used by python3 (pid 4999999, 20480 MiB)"),
         ("ecc", "GPU 0 had 2 uncorrectable ECC errors"),
+        ("xid", "GPU 0 had Xid 31"),
     ]
     assert windows.judged(RUN_ID, 1000.5, 1003.5).undisturbed is False
 
