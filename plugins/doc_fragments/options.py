@@ -308,8 +308,9 @@ options:
   perf_required:
     type: bool
     default: false
-    description: Fail the prep of a host that stage C(perf) finds too slow. By
-      default the prep warns.
+    description: Fail the prep of a host that stage C(perf) finds too slow, by
+      itself or beside the hosts that were prepared with it. By default the prep
+      warns.
   perf_max_age:
     type: float
     default: 7

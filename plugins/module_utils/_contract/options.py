@@ -775,7 +775,8 @@ REQUEST = (
     Option(
         "sgl_perf_required",
         "bool",
-        "Fail the prep of a host that stage C(perf) finds too slow. By default the prep warns.",
+        "Fail the prep of a host that stage C(perf) finds too slow, by itself or beside the hosts"
+        " that were prepared with it. By default the prep warns.",
         False,
         module={PREP: "perf_required"},
     ),
