@@ -134,6 +134,10 @@ def node() -> list[Series]:
             for root, free in roots.items()
         ),
         *_perf(),
+        *(
+            Series("sgl_watch_disturbed", f'kind="{kind}"', value)
+            for kind, value in (("cpu", 1), ("throttled", 0))
+        ),
     ]
 
 

@@ -10,7 +10,7 @@ machine has; each key may be left out:
                     "mig": 0, 1 or null where the GPU cannot do it, "throttle": a bit mask,
                     "vbios", "power_limit" and "power" in milliwatts, "temperature",
                     "clocks": MHz by NVML's number of the clock, "uncorrectable": ECC errors,
-                    "xids": those since boot; events are told of those that came after a GPU was
+                    "xids": those since boot; there are events of those that came after a GPU was
                     registered for them,
                     "processes": [{"pid", "memory": bytes, or null where the driver does not
                     tell}]}], by default one H100

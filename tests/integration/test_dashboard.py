@@ -183,6 +183,7 @@ DISKS = {
     "/home/devuser/.cache/huggingface": 0.8,
 }
 SPEED: dict[tuple[str, str], dict[str, float]] = {
+    ("Disturbed", "{{kind}}"): {"cpu": 1, "throttled": 0},
     ("Speed", ""): {"": 2},
     ("Slower than its reference", "{{measurement}}"): {"gemm_bf16": -0.2, "hbm_copy": 0.06},
 }
@@ -322,8 +323,8 @@ def test_queries_of_a_real_run(prepared: Site) -> None:
     # For a second after its end, the last scrape says that it serves.
     wait_for(lambda: state(url) == {"": 2}, "the state READY")
     of_gpus = [name for name, source in documented().items() if source.startswith("dcgm-exporter")]
-    # A CPU has no data sheet, and a host that is new no history.
-    absent = [*of_gpus, "sgl_perf_shortfall_ratio"]
+    # A CPU has no data sheet, a host that is new no history, and this one no watcher.
+    absent = [*of_gpus, "sgl_perf_shortfall_ratio", "sgl_watch_disturbed"]
     now = time.time()
     empty = [
         query
