@@ -108,6 +108,8 @@ class GpuSample:
     uncorrectable: int | None
     # Xid errors that came since the sample before.
     xids: tuple[int, ...] = ()
+    # The highest that this GPU is made for.
+    most_sm_mhz: int | None = None
 
 
 def find(visible: str | None = None) -> Devices:
@@ -331,6 +333,7 @@ def _sample(nvml: Any, gpu: Any, xids: tuple[int, ...]) -> GpuSample:
             nvml.NVML_VOLATILE_ECC,
         ),
         xids=xids,
+        most_sm_mhz=_answer(nvml, nvml.nvmlDeviceGetMaxClockInfo, gpu, nvml.NVML_CLOCK_SM),
     )
 
 

@@ -24,6 +24,9 @@ _CAP = "power cap"
 MOST_OTHERS = 10.0
 # Of the samples in which a GPU was throttled, in percent.
 _THROTTLED = 2.0
+# Of the highest clock, what a GPU without a set limit reaches at some moment of a measurement, and
+# how many samples that takes.
+_REACHED, _LEAST_SAMPLES = 0.9, 50
 # By how many seconds the wall clock may leave the monotonic one.
 JUMP_S = 2.0
 # Xids that a program brings about, by NVIDIA's k8s-device-plugin, which takes no GPU out of use for
@@ -193,6 +196,7 @@ def _of_gpus(found: Sequence[tuple[GpuSample, ...]]) -> Iterator[Finding]:
     for index in range(max(map(len, found), default=0)):
         samples = [gpus[index] for gpus in found if index < len(gpus)]
         yield from _of_throttles(index, samples)
+        yield from _of_clocks(index, samples)
         errors = [each.uncorrectable for each in samples if each.uncorrectable is not None]
         yield from _of_errors(index, errors)
         yield from _of_xids(index, sorted({code for each in samples for code in each.xids}))
@@ -207,6 +211,20 @@ def _of_throttles(index: int, samples: list[GpuSample]) -> Iterator[Finding]:
             perf.WARN,
             f"GPU {index} was throttled ({words}) in {percent:.0f}% of the samples: look at its"
             " cooling and its power supply",
+        )
+
+
+def _of_clocks(index: int, samples: list[GpuSample]) -> Iterator[Finding]:
+    """A clock that `nvidia-smi -lgc` has locked: NVML does not tell the limit, and names no reason
+    for it.
+    """
+    clocks = [each.sm_mhz for each in samples if each.sm_mhz is not None]
+    most = samples[-1].most_sm_mhz if samples else None
+    if most and len(clocks) >= _LEAST_SAMPLES and max(clocks) < _REACHED * most:
+        yield Finding(
+            perf.WARN,
+            f"GPU {index}'s clock never went above {max(clocks)} of {most} MHz: if a limit is set"
+            f" (nvidia-smi -lgc), `nvidia-smi -i {index} -rgc` takes it off",
         )
 
 

@@ -9,7 +9,8 @@ machine has; each key may be left out:
     gpus            [{"name", "uuid", "memory": [free, total] in bytes, "capability": [9, 0],
                     "mig": 0, 1 or null where the GPU cannot do it, "throttle": a bit mask,
                     "vbios", "power_limit" and "power" in milliwatts, "temperature",
-                    "clocks": MHz by NVML's number of the clock, "uncorrectable": ECC errors,
+                    "clocks", "most_clocks": MHz by NVML's number of the clock,
+                    "uncorrectable": ECC errors,
                     "xids": those since boot; there are events of those that came after a GPU was
                     registered for them,
                     "processes": [{"pid", "memory": bytes, or null where the driver does not
@@ -44,6 +45,7 @@ GPU: dict[str, Any] = {
     "power": 120_000,
     "temperature": 34,
     "clocks": {"1": 1980, "2": 2619},
+    "most_clocks": {"1": 1980, "2": 2619},
     "uncorrectable": 0,
     "xids": [],
     "processes": [],
@@ -226,6 +228,10 @@ def nvmlDeviceGetTemperature(handle: Handle, sensor: int) -> int:
 
 def nvmlDeviceGetClockInfo(handle: Handle, clock: int) -> int:
     return int(_gpu("nvmlDeviceGetClockInfo", handle)["clocks"][str(clock)])
+
+
+def nvmlDeviceGetMaxClockInfo(handle: Handle, clock: int) -> int:
+    return int(_gpu("nvmlDeviceGetMaxClockInfo", handle)["most_clocks"][str(clock)])
 
 
 def nvmlDeviceGetTotalEccErrors(handle: Handle, kind: int, counter: int) -> int:

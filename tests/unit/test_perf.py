@@ -224,7 +224,7 @@ def test_damaged_entries_are_left_out_and_the_last_fifty_stay(container: Path) -
 def gpu(**changes: Any) -> GpuSample:
     made: dict[str, Any] = {
         "sm_mhz": 1980, "memory_mhz": 3201, "power_w": 700.0, "temperature_c": 60,
-        "throttles": (), "uncorrectable": 0,
+        "throttles": (), "uncorrectable": 0, "most_sm_mhz": 1980,
     }  # fmt: skip
     return GpuSample(**{**made, **changes})
 
@@ -258,11 +258,16 @@ HOG = GpuProcess(4711, "python3", 20480)
         (on_gpu(gpu(), gpu(xids=(79,)), gpu(xids=(79, 31))), FAIL, "GPU 0 had Xid 79"),
         (on_gpu(gpu(xids=(31,)), gpu()), WARN, "GPU 0 had Xid 31 meanwhile (a program's own"),
         (on_gpu(gpu(uncorrectable=None), gpu(uncorrectable=None)), PASS, ""),
+        (on_gpu(*[gpu(sm_mhz=1200)] * 60), WARN, "clock never went above 1200 of 1980 MHz"),
+        (on_gpu(*[gpu(sm_mhz=1200)] * 60, gpu()), PASS, ""),
+        (on_gpu(*[gpu(sm_mhz=1200)] * 9), PASS, ""),
+        (on_gpu(*[gpu(sm_mhz=1200, most_sm_mhz=None)] * 60), PASS, ""),
         (Seen(processes={4711: HOG}), WARN, "python3 (pid 4711, 20480 MiB)"),
     ],
     ids=[
         "nothing", "quiet", "hog", "counters", "cap", "throttled", "ecc", "ecc back",
-        "xid", "xid of a program", "unknown", "process",
+        "xid", "xid of a program", "unknown",
+        "locked", "power cap alone", "few samples", "no highest clock", "process",
     ],
 )  # fmt: skip
 def test_what_is_seen_meanwhile(seen: Seen, verdict: str, words: str) -> None:
