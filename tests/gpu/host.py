@@ -1,5 +1,5 @@
 """The host's measurements on a machine with GPUs, without a server: three times, beside plain loops
-of torch, and once while another process uses the first GPU.
+of torch, once while another process uses the first GPU, and once while one makes an Xid error.
 
     python tests/gpu/host.py --out FOLDER [--gpus 2]
 
@@ -70,6 +70,19 @@ while True:
     torch.cuda.synchronize()
 """
 
+# A program that writes where nothing is, some seconds after it began; triton reads it as a file.
+WILD = """
+import time, torch, triton
+import triton.language as tl
+@triton.jit
+def wild(pointer):
+    tl.store(pointer + (1 << 38), 1.0)
+somewhere = torch.zeros(16, device="cuda")
+time.sleep(10)
+wild[(1,)](somewhere)
+torch.cuda.synchronize()
+"""
+
 
 def measured(gpus: int, log: Path, name: str) -> dict[str, Any]:
     began = time.monotonic()
@@ -93,6 +106,8 @@ def described(found: Measured, name: str) -> dict[str, Any]:
         "a_second": rate_of(found),
         "first": asdict(gpus[0]) if gpus else None,
         "busiest": asdict(max(gpus, key=lambda each: each.power_w or 0)) if gpus else None,
+        "xids": sorted({code for gpu in gpus for code in gpu.xids}),
+        "most_sm_mhz": max((gpu.sm_mhz or 0 for gpu in gpus), default=None),
         "throttles": sorted({name for gpu in gpus for name in gpu.throttles}),
         "processes": [asdict(each) for each in found.seen.processes.values()],
     }
@@ -115,6 +130,18 @@ def neighbour() -> Iterator[int]:
     finally:
         process.stdin.close()
         process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def wild(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    path = folder / "wild.py"
+    path.write_text(WILD)
+    process = subprocess.Popen([sys.executable, path], stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def plain() -> dict[str, float]:
@@ -155,6 +182,10 @@ def main() -> int:
         with neighbour() as pid:
             note("neighbour", pid)
             attempt("beside a neighbour")
+        with wild(given.out) as process:
+            attempt("beside a program that fails")
+            _none, said = process.communicate()
+            note("the program that failed", said.splitlines()[-1:])
     return 0
 
 
