@@ -141,7 +141,7 @@ def wild(folder: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def plain() -> dict[str, float]:
