@@ -48,14 +48,16 @@ test-light: sanity
 	$(PYTEST) -n $(WORKERS) -m "not long" tests/unit tests/fuzz
 	$(PYTEST) -m "not long" tests/browser tests/gpu
 
-# What takes minutes: each write killed, as many inputs for each parser as EXAMPLES says, and what runs at once as often as REPETITIONS.
+# What takes minutes: each write killed, or every so many as EVERY says, as many inputs for each parser as EXAMPLES, and what runs at
+# once as often as REPETITIONS.
+EVERY ?= 1
 REPETITIONS ?= 50
 EXAMPLES ?= 10000
 # Some of the slow lane's parts: make slow PARTS="fuzz kills"
 PARTS ?=
 .PHONY: slow
 slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and repetitions as it takes, and the fleet
-	$(WITH_PATH) REPETITIONS=$(REPETITIONS) EXAMPLES=$(EXAMPLES) WORKERS=$(WORKERS) scripts/slow.sh $(PARTS)
+	$(WITH_PATH) EVERY=$(EVERY) REPETITIONS=$(REPETITIONS) EXAMPLES=$(EXAMPLES) WORKERS=$(WORKERS) scripts/slow.sh $(PARTS)
 
 .PHONY: check
 check: lint types unit ## The fast lane: lint, types, unit tests

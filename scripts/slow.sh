@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The slow lane, one part after another: slow.sh [PART...]. A part that passed is noted in tests/slow-lane.txt, and is not run again on
 # the same files. So a lane that was stopped goes on where it was.
-# REPETITIONS, EXAMPLES and WORKERS are the Makefile's.
+# EVERY, REPETITIONS, EXAMPLES and WORKERS are the Makefile's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,7 +24,7 @@ done
 # A commit of the notes changes nothing that is tested, so it is the other files that count.
 files=$(git ls-tree -r HEAD | grep -vF "$passed" | git hash-object --stdin | cut -c1-12)
 changed=$(git status --porcelain -- . ":!$passed")
-what="files $files${changed:+ and uncommitted changes}, REPETITIONS=$REPETITIONS EXAMPLES=$EXAMPLES"
+what="files $files${changed:+ and uncommitted changes}, EVERY=$EVERY REPETITIONS=$REPETITIONS EXAMPLES=$EXAMPLES"
 for part; do
     if [ -z "$changed" ] && grep -sqF "$part passed: $what;" "$passed"; then
         echo "slow.sh: $part passed on these files already"
@@ -32,7 +32,7 @@ for part; do
     fi
     echo "slow.sh: $part"
     read -ra words <<< "${tests[$part]}"
-    env SGL_REPETITIONS="$REPETITIONS" SGL_FUZZ_EXAMPLES="$EXAMPLES" \
+    env SGL_KILLS_EVERY="$EVERY" SGL_REPETITIONS="$REPETITIONS" SGL_FUZZ_EXAMPLES="$EXAMPLES" \
         .venv/bin/python -m pytest -m "long or repeated" --durations=10 "${words[@]}"
     { grep -sv "^$part passed: " "$passed" || true; } > "$passed.new"
     printf '%s passed: %s; commit %s, %s\n' "$part" "$what" "$(git rev-parse --short=12 HEAD)" "$(date -u +%Y-%m-%dT%H:%M:%SZ)" >> "$passed.new"

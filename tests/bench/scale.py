@@ -53,7 +53,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
 
 from tests import tools  # noqa: E402
 from tests.doubles.docker_daemon import Daemon, Daemons  # noqa: E402
-from tests.doubles.prep_container import PrepContainer  # noqa: E402
+from tests.doubles.prep_container import PROOF, PrepContainer  # noqa: E402
 from tests.hosts.host import STACK_VARIABLES, program, recap, write_inventory  # noqa: E402
 
 GROWTH = 1.3
@@ -77,18 +77,22 @@ WARM = """
 import json, sys
 from sgl_admin.commands import main as cli, request as request_cli
 from sgl_admin.base import clock, files, paths
-from sgl_admin.records import job, run
+from sgl_admin.records import job, prepared, run
 from sgl_admin.prep.execute import Execution
 from sgl_admin.prep.plan import plan_prep
 live = run.live()
 request = request_cli.of(cli._parser().parse_args(["caches", "ensure", "--request", "-"]), live)
 plan = plan_prep(live, request)
-plan.decisions[-1].record.write(served=plan.context.served_identity)
+[warm] = [each for each in plan.decisions if each.stage.name == "inductor"]
+warm.record.write(served=plan.context.served_identity)
 prep_id = clock.new_id("prep")
 begun = job.Job(live.run_id, request, prep_id)
 result, code = Execution(plan_prep(live, request), begun).run()
-proof = {**json.load(open(sys.argv[1]))["telemetry_probe"], "prep_id": prep_id}
-files.write_json(paths.prep_result(live.run_id), {**result, "telemetry_probe": proof})
+server = result["run"]["server"]
+made = {**result["telemetry_probe"], **json.loads(sys.argv[1]), "server": server["identity"]}
+made = {**made, "prometheus_query": result["telemetry_probe"]["prometheus_query"]}
+prepared.write(live.run_id, server, request.model, prep_id, made, plan.command)
+files.write_json(paths.prep_result(live.run_id), {**result, "telemetry_probe": made})
 sys.exit(code)
 """
 # The host's login shell: whose daemon its commands ask, and what they take, as user and system
@@ -159,7 +163,7 @@ class Host:
             "-P",
             "-c",
             WARM,
-            str(ROOT / "tests" / "contract" / "examples" / "prep_result.json"),
+            json.dumps(PROOF),
         ]
         environment = {**self.container.environment(), **self.daemon.environment}
         done = subprocess.run(

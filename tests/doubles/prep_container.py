@@ -24,6 +24,12 @@ _READY = (
     b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\nConnection: close\r\n\r\nPrometheus Server is"
     b" Ready.\n"
 )
+# A proof that Prometheus stands by: all that it has is the sample which proved it.
+_PROVEN = json.loads((_EXAMPLE.parent / "prep_result.json").read_text(encoding="utf-8"))
+PROOF = {
+    name: _PROVEN["telemetry_probe"][name]
+    for name in ("ok", "reason", "sample_count", "tokens_expected", "tokens_seen", "window")
+}
 _UNKNOWN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 # What sgl-init does, but become supervisord: the services are this double's. Docker mounts no file
 # that tells the container's id.
@@ -120,12 +126,25 @@ class PrepContainer:
         try:
             asked = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
             self.proofs += asked == b"/-/ready"
-            writer.write(_READY if asked == b"/-/ready" else _UNKNOWN)
+            if asked.startswith(b"/api/v1/query?"):
+                writer.write(_samples())
+            else:
+                writer.write(_READY if asked == b"/-/ready" else _UNKNOWN)
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
+
+
+def _samples() -> bytes:
+    """The sample of the proof, as Prometheus answers with it."""
+    window = PROOF["window"]
+    sample = [window["until"], str(window["baseline"] + PROOF["tokens_seen"])]
+    series = [{"metric": {"__name__": "sglang:prompt_tokens_total"}, "values": [sample]}]
+    body = json.dumps({"status": "success", "data": {"resultType": "matrix", "result": series}})
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return (head + body).encode()
 
 
 def _json(path: Path) -> dict[str, Any]:
