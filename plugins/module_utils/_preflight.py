@@ -27,9 +27,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_f
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _system_description as system_description,
-)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, services
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
@@ -162,6 +159,11 @@ def look(options: Options, run: Runner) -> Findings:
     if options.ready_for == "prep":
         _look_at_model(found, spec, options)
     if options.describe_system:
+        # Which a prep never asks for, and would compile on each host.
+        from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+            _system_description as system_description,
+        )
+
         found.facts["system"] = system_description.describe(run, found.facts["run"])
     return found
 
