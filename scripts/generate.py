@@ -58,7 +58,7 @@ def profile_tasks() -> str:
 
 
 _PROFILE_TASKS = """\
-# settings_profile is what the lookup profiles returns, profile_tasks a file beside this one.
+# settings_profile is what the lookup profiles returns, profile_tasks a path from the playbook.
 # What tasks noted for the profile before it, this one must not take for its own.
 - name: Begin with what the preflight found for the profile
   ansible.builtin.set_fact:

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sgl_admin.base import files, keyed, paths
@@ -27,6 +28,7 @@ from sgl_admin.records import run
 from sgl_admin.records.run import Run
 from sgl_admin.serving import benchmark_server
 from sgl_admin.serving.server import Server
+from sgl_admin.sglang import ENGINE
 
 _HEARTBEAT_S = 5.0
 
@@ -117,6 +119,7 @@ def _start(arguments: argparse.Namespace) -> int:
             else files.printable(shlex.join(words))
         )
         return 0
+    _have_moe_configs(wanted.env)
     record, started = benchmark_server.start(live, wanted)
     healthy = False
     if not arguments.detach:
@@ -136,6 +139,20 @@ def _start(arguments: argparse.Namespace) -> int:
         if planned:
             again.prove(planned, _handle(live.run_id, record, wanted))
     return _print(live.run_id, record, healthy, arguments.json, started=started)
+
+
+def _have_moe_configs(environment: Mapping[str, str]) -> None:
+    """The folder of MoE configurations that the server's environment names: SGLang does not start
+    where it is missing, and a prep whose stages start no server makes none. Raises Refused.
+    """
+    if not (named := environment.get(ENGINE.moe.variable)):
+        return
+    from sgl_admin.moe import config_files
+
+    try:
+        config_files.make_ready(named, ENGINE.release()[0])
+    except StageFailure as failure:
+        raise Refused(EXIT_SERVER_FAILED, str(failure)) from failure
 
 
 def _planned(live: Run, arguments: argparse.Namespace) -> Plan | None:

@@ -18,7 +18,9 @@ from sgl_admin.base import files, locks, paths
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.base.processes import group_is_running, is_running
 from sgl_admin.commands import main as cli
+from sgl_admin.moe import config_files
 from sgl_admin.serving import benchmark_server
+from sgl_admin.sglang import ENGINE, releases
 from tests.contract import validators
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +96,29 @@ def test_it_starts_the_prepared_one_and_stops_all_of_it(
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         trial.bind(("127.0.0.1", port))
     assert files.read_json(paths.server(live_run))["state"] == "stopped"  # type: ignore[index]
+
+
+def test_it_has_the_moe_configurations_that_its_environment_names(
+    live_run: str, port: int, admin: Admin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with SGLang 0.5.17: without the folder a server of an MoE model ends while it starts; a
+    prep whose stages start no server makes none.
+    """
+    shipped = tmp_path / "site" / "triton_3_6_0" / "E=1,N=1,device_name=NVIDIA_H200.json"
+    shipped.parent.mkdir(parents=True)
+    shipped.write_text("{}")
+    monkeypatch.setattr(releases.Release, "built_in_moe_configs", lambda self: tmp_path / "site")
+    argv = [sys.executable, DOUBLE, "--port", str(port)]
+    environment = {"PYTHONPATH": str(ROOT), ENGINE.moe.variable: str(config_files.root())}
+    prepare(live_run, argv, environment)
+    assert admin("start")[0] == 0
+    assert (config_files.configs() / shipped.relative_to(tmp_path / "site")).read_text() == "{}"
+    assert admin("stop")[0] == 0
+
+    prepare(live_run, argv, {**environment, ENGINE.moe.variable: str(tmp_path)})
+    code, _out, error = admin("start")
+    assert code == 7 and "has no folder configs" in error
+    assert benchmark_server.read(live_run)["state"] == "stopped"  # type: ignore[index]
 
 
 def test_a_second_start_takes_the_one_that_runs(prepared: list[str], admin: Admin) -> None:
