@@ -159,13 +159,17 @@ def look(options: Options, run: Runner) -> Findings:
     if options.ready_for == "prep":
         _look_at_model(found, spec, options)
     if options.describe_system:
-        # Which a prep never asks for, and would compile on each host.
-        from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-            _system_description as system_description,
-        )
-
-        found.facts["system"] = system_description.describe(run, found.facts["run"])
+        found.facts["system"] = _description(run, found.facts["run"])
     return found
+
+
+def _description(run: Runner, record: dict[str, Any]) -> dict[str, Any]:
+    # Which a prep never asks for, and would compile on each host.
+    from ansible_collections.slice_bench.sglang.plugins.module_utils import (
+        _system_description as system_description,
+    )
+
+    return system_description.describe(run, record)
 
 
 def _look_at_root(found: Findings, spec: host_tree.Spec, options: Options) -> None:
