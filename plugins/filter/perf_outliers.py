@@ -21,8 +21,7 @@ def perf_outliers(done: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
     if not probes:
         return {}
-    limits = next(iter(probes.values()))["tolerance"]
-    outliers, _without = perf.of_fleet(probes, perf.Tolerance(limits["warn"], limits["fail"]))
+    outliers, _without = perf.of_fleet(probes, perf.tolerance_of(next(iter(probes.values()))))
     found: dict[str, list[str]] = {}
     for each in outliers:
         if each.judgement.verdict == perf.FAIL:

@@ -51,8 +51,7 @@ def _perf(hosts: list[dict[str, Any]]) -> dict[str, Any] | None:
     probes = {host["host"]: host["perf"] for host in hosts if host.get("perf")}
     if not probes:
         return None
-    limits = next(iter(probes.values()))["tolerance"]
-    outliers, without = perf.of_fleet(probes, perf.Tolerance(limits["warn"], limits["fail"]))
+    outliers, without = perf.of_fleet(probes, perf.tolerance_of(next(iter(probes.values()))))
     return {
         "outliers": [
             {

@@ -64,6 +64,12 @@ class Tolerance:
     fail: float
 
 
+def tolerance_of(probe: Mapping[str, Any]) -> Tolerance:
+    """The tolerance that a host was measured with, by its `perf_probe`."""
+    limits = probe["tolerance"]
+    return Tolerance(limits["warn"], limits["fail"])
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A measurement beside one reference; `percent` is by how much it is worse, below 0 better."""
