@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from tests.integration.installation import Site, lock_is_free, port_is_free
+
+_PATIENCE_S = 10
+
+
+def settled(look: Callable[[], list[str]]) -> list[str]:
+    """What a look still finds once what ends has ended: a worker writes its last record, and its
+    caller returns, a moment before the worker's process and its locks are gone.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
 
 
 def leftovers(site: Site) -> list[str]:
     """Stray processes, ports, locks, markers and temp files of an installation on which nothing
     runs; each in words.
     """
+    return settled(lambda: left_now(site))
+
+
+def left_now(site: Site) -> list[str]:
+    """The same, at this moment."""
     found = [
         f"temp file {path}"
         for path in site.root.rglob("*")

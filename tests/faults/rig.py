@@ -21,6 +21,7 @@ from sgl_admin.contract import places
 from sgl_admin.contract.records import MADE_IN
 from tests.contract import validators
 from tests.faults.fault_site import FaultSite
+from tests.faults.leftovers import settled
 from tests.integration.installation import docker, lock_is_free, port_is_free, wait_for
 
 STATE = "/var/lib/sgl"
@@ -176,6 +177,9 @@ class Rig:
         """What no finished run leaves: temp files, markers, held locks, servers, a taken port,
         records that say they run.
         """
+        return settled(self._left_now)
+
+    def _left_now(self) -> list[str]:
         site = self.site
         found = [
             f"temp file: {path}"

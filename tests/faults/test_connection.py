@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.leftovers import settled
 from tests.hosts.host import (
     FAULT_IMAGE,
     ROOT,
@@ -71,6 +72,9 @@ class Host:
         return job if job and job["state"] == "running" and job["server"] else None
 
     def leftovers(self) -> list[str]:
+        return settled(self._left_now)
+
+    def _left_now(self) -> list[str]:
         script = f"find {TREE} -name '*.tmp' -o -path '*/.in_progress/*'"
         found = self.machine.execute("sh", "-c", script).splitlines()
         servers = self.machine.execute("docker", "top", self.container, "-eo", "args", check=False)

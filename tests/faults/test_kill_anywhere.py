@@ -356,11 +356,7 @@ def disturb(scenario: Scenario, rig: Rig, operation: Operation, kind: str) -> li
     problems = scenario.told(ended, kind, rig) + rig.broken()
     rig.free_space()
     problems += scenario.run_again(rig) + rig.broken()
-    # A worker's last record is written a moment before it ends.
-    deadline = time.monotonic() + 3
-    while (left := rig.leftovers()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return problems + left + difference(wanted.state, rig.end_state())
+    return problems + rig.leftovers() + difference(wanted.state, rig.end_state())
 
 
 def applies(kind: str, operation: Operation) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.contract import validators
 from tests.faults.fault_site import FaultSite
-from tests.faults.leftovers import leftovers
+from tests.faults.leftovers import left_now, leftovers
 from tests.integration.installation import docker, wait_for
 
 pytestmark = pytest.mark.slow
@@ -131,11 +131,11 @@ def test_lock_of_a_dead_owner(faulty: FaultSite) -> None:
         lambda: any("time.sleep(600)" in word for line in faulty.processes() for word in line),
         "the owner",
     )
-    wait_for(lambda: leftovers(faulty) != [] or None, "the lock to be held")
+    wait_for(lambda: left_now(faulty) != [] or None, "the lock to be held")
     begun = time.monotonic()
     held = faulty.ensure()
     assert held.returncode == 5 and "its lock is held" in held.stderr, held.stderr
     assert time.monotonic() - begun < 15
     faulty.signal_matching("time.sleep(600)")
-    wait_for(lambda: leftovers(faulty) == [] or None, "the owner to be gone")
+    wait_for(lambda: left_now(faulty) == [] or None, "the owner to be gone")
     assert faulty.ensure().returncode == 0
