@@ -91,32 +91,34 @@ def role_vars() -> str:
     """roles/settings/vars/main.yml: what follows from the variables."""
     always, everything = services.ports_of(gpu=False), services.ports_of(gpu=True)
     gpu = {name: port for name, port in everything.items() if name not in always}
-    roots = {
-        mount.variable: _jinja(f"preflight_host.tree.paths.{mount.folder}")
-        for mount in places.MOUNTS
+    roots = {mount.variable: f"preflight_host.tree.paths.{mount.folder}" for mount in places.MOUNTS}
+    environment = {
+        option.variable: f"{option.name} | string" for option in options.OPTIONS if option.variable
     }
     blocks = {
         "# Ports by service, of every flavour.\nsettings_ports": _ports(always),
         "# Those that only a flavour for GPUs has.\nsettings_gpu_ports": _ports(gpu),
-        "# The container's environment.\nsettings_container_environment": {
-            option.variable: _jinja(f"{option.name} | string")
-            for option in options.OPTIONS
-            if option.variable
-        }
-        | roots,
     }
     blocks["# What a prep is asked for.\nsettings_prep_request"] = _prep_request()
-    volumes = [f'{roots[mount.variable][:-1]}:{mount.target}"' for mount in places.MOUNTS]
+    volumes = [f"{roots[mount.variable]} ~ ':{mount.target}'" for mount in places.MOUNTS]
+    pairs = [f"'{name}': {value}" for name, value in (environment | roots).items()]
     text = "".join(
         f"{title}:\n" + "".join(f"  {key}: {value}\n" for key, value in block.items())
         for title, block in blocks.items()
     )
-    text += "# Bind mounts.\nsettings_volumes:\n" + "".join(f"  - {volume}\n" for volume in volumes)
+    # One expression each: Ansible compiles each template once more for each task of each host.
+    text += "# The container's environment.\n"
+    text += _expression("settings_container_environment", "{", pairs, "}")
+    text += "# Bind mounts.\n" + _expression("settings_volumes", "[", volumes, "]")
     text += "# The label that has the digest of all that makes a container.\n"
     text += f"settings_container_label: {labels.CONTAINER_LABEL}\n"
     cuda = json.loads(_read("roles/image/files/flavours/gh200/build.json"))["base_cuda"]
     text += f'# The release of CUDA in the base of the gh200 image.\nsettings_base_cuda: "{cuda}"\n'
     return f"---\n{HEADER}{text}"
+
+
+def _expression(name: str, begin: str, parts: list[str], end: str) -> str:
+    return f"{name}: >-\n  {{{{ {begin}" + ",\n     ".join(parts) + f"{end} }}}}\n"
 
 
 def _prep_request() -> dict[str, str]:
@@ -205,6 +207,40 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
+"""
+
+
+def host_info_spec() -> str:
+    """plugins/module_utils/_host_info_spec.py: what the module takes, without the contract's texts,
+    which a host has no use for.
+    """
+    given = options.module_spec(options.INFO)
+    rows = "".join(_literal(name, spec) for name, spec in given.items())
+    return f"{_HOST_INFO_SPEC}SPEC: dict[str, dict[str, Any]] = {{\n{rows}}}\n"
+
+
+def _literal(name: str, spec: dict[str, Any]) -> str:
+    """A line of the dictionary, broken as ruff does where it is too long."""
+    pairs = [
+        f"{json.dumps(key)}: {value if isinstance(value, bool) else json.dumps(value)}"
+        for key, value in spec.items()
+    ]
+    line = f"    {json.dumps(name)}: {{{', '.join(pairs)}}},\n"
+    if len(line) <= WIDTH + 1:
+        return line
+    broken = "".join(f"        {pair},\n" for pair in pairs)
+    return f"    {json.dumps(name)}: {{\n{broken}    }},\n"
+
+
+_HOST_INFO_SPEC = f"""\
+{HEADER}# Copyright: (c) 2026, slice_bench.sglang contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+\"\"\"Options of sgl_host_info that are variables too.\"\"\"
+
+from __future__ import annotations
+
+from typing import Any
+
 """
 
 
@@ -576,6 +612,7 @@ FILES: dict[str, Callable[[], str]] = {
     "roles/preflight/meta/argument_specs.yml": preflight_spec,
     "roles/dashboard/meta/argument_specs.yml": dashboard_spec,
     "plugins/doc_fragments/options.py": doc_fragments,
+    "plugins/module_utils/_host_info_spec.py": host_info_spec,
     "docs/images/architecture.svg": architecture.svg,
 }
 PARTS: list[tuple[str, str, str, Callable[[], str]]] = [

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
+from ansible.module_utils.common.validation import check_type_path
 from ansible.utils.vars import load_extra_vars
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
@@ -22,6 +24,9 @@ ARGUMENT_SPEC: dict[str, Any] = {
     "ready_for": {"type": "str", "default": "prep"},
 }
 _LONGEST_REASON = 200
+# What is looked for on the controller, with what helps where it is missing. Keys are read from the
+# path alone, other files also beside the playbook.
+_FILES = {"controller_file": "", "controller_key": ": `minisign -G -W` makes a pair of keys"}
 _SIGN_KEY = "sgl_cache_sign_key"
 
 
@@ -34,7 +39,7 @@ class ActionModule(ToldAction):
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         known = task_vars or {}
         prepares = given["ready_for"] == "prep"
-        problems = self._of_this_host(known, profiles=prepares)
+        problems = self._of_this_host(known, given["ready_for"])
         for host in given["hosts"]:
             problems += [f"host {host}: {text}" for text in self._of_host(host, known)]
         if problems:
@@ -60,7 +65,7 @@ class ActionModule(ToldAction):
         given = host_variables.templated(set_there, known, self._templar)
         return profile_files.covered(profiles, known.get("inventory_dir"), given)
 
-    def _of_this_host(self, known: Mapping[str, Any], *, profiles: bool) -> list[str]:
+    def _of_this_host(self, known: Mapping[str, Any], ready_for: str) -> list[str]:
         given: dict[str, Any] = {}
         unreadable: list[str] = []
         for name in known:
@@ -75,8 +80,10 @@ class ActionModule(ToldAction):
                 unreadable.append(f"{name} cannot be read: {one_line(error, _LONGEST_REASON)}")
         if unreadable:
             return unreadable
-        found = [*values.problems(given), *self._missing_files(given)]
-        if found or not profiles:
+        # What is stopped reads none of them.
+        missing = [] if ready_for == "stop" else self._missing_files(given)
+        found = [*values.problems(given), *missing]
+        if found or ready_for != "prep":
             return found
         return profile_files.problems(given.get("sgl_profiles"), known.get("inventory_dir"))
 
@@ -97,12 +104,19 @@ class ActionModule(ToldAction):
     def _missing_files(self, given: Mapping[str, Any]) -> list[str]:
         missing = []
         for name, value in given.items():
-            option = options.BY_NAME.get(name)
-            if option is None or option.kind != "controller_file" or not value:
-                continue
-            try:
-                self._find_needle("files", str(value))
-            except AnsibleError:
+            kind = options.BY_NAME[name].kind if name in options.BY_NAME and value else None
+            if kind in _FILES and not self._is_there(kind, str(value)):
                 shown = one_line(value, _LONGEST_REASON)
-                missing.append(f"{name} is {shown}, and the controller has no such file")
+                missing.append(
+                    f"{name} is {shown}, and the controller has no such file{_FILES[kind]}"
+                )
         return missing
+
+    def _is_there(self, kind: str, path: str) -> bool:
+        if kind == "controller_key":
+            return os.path.isfile(check_type_path(path))
+        try:
+            self._find_needle("files", path)
+        except AnsibleError:
+            return False
+        return True

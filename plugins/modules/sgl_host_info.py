@@ -274,12 +274,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflig
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _server_arguments as server_arguments,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
-    INFO,
-    READY_FOR,
-    module_spec,
-)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._host_info_spec import SPEC
 from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
 
 _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface_root")
@@ -290,10 +286,10 @@ def main() -> None:
         argument_spec={
             "ready_for": {
                 "type": "str",
-                "choices": list(READY_FOR),
+                "choices": ["nothing", "tree", "stop", "smoke", "start", "prep"],
                 "default": "nothing",
             },
-            **module_spec(INFO),
+            **SPEC,
             "ports": {"type": "dict", "default": {}},
             "space_gb": {"type": "dict", "default": {}},
             "gpus": {"type": "bool", "default": False},

@@ -194,6 +194,7 @@ class Daemon:
             "Restarting": False,
             "Paused": False,
         }
+        host = made.config.get("HostConfig", {})
         times = {
             "Pid": self.container.pid if made.running else 0,
             "ExitCode": 0,
@@ -207,8 +208,12 @@ class Daemon:
             "Image": self.image["Id"],
             "State": {**state, **times},
             "Config": made.config,
-            "HostConfig": made.config.get("HostConfig", {}),
-            "Mounts": [],
+            "HostConfig": host,
+            # As moby's types/container.MountPoint, of what --mount gave it.
+            "Mounts": [
+                {"Type": each["Type"], "Source": each["Source"], "Destination": each["Target"]}
+                for each in host.get("Mounts") or []
+            ],
             "NetworkSettings": {"Networks": {"host": {}}},
         }
 

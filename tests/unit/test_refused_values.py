@@ -94,6 +94,8 @@ ROWS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("prep", {"sgl_server_args": ["--api-k=hunter2"]}, ("sgl_server_args", "--api-k")),
     ("prep", {"sgl_profiles": ["nowhere"]}, ("there is no profile", "nowhere")),
     ("prep", {"sgl_hub_token": "{{ nowhere }}"}, ("sgl_hub_token cannot be read", "nowhere")),
+    ("prep", {"sgl_cache_share": "registry"}, ("sgl_cache_registry names none",)),
+    ("prep", {"sgl_cache_sign_key": "~/no/such.key"}, ("sgl_cache_sign_key", "minisign -G")),
     ("start", {"sgl_prometheus_port": 99999}, ("sgl_prometheus_port", "65535")),
     ("start", {"sgl_root": "/srv/a:b"}, ("sgl_root", "colon")),
     ("stop", {"sgl_container": "bad name"}, ("sgl_container", "bad name")),
@@ -118,8 +120,13 @@ def test_a_wrong_value_ends_in_one_sentence_before_anything_changes(lab: Lab, nu
 
 
 @pytest.mark.slow
-def test_a_profile_that_is_missing_keeps_no_host_from_being_stopped(lab: Lab) -> None:
-    code, output = lab.play("stop", sgl_profiles=["nowhere"])
+@pytest.mark.parametrize(
+    "missing", [{"sgl_profiles": ["nowhere"]}, {"sgl_server_api_key_file": "/nowhere"}]
+)
+def test_a_file_that_is_missing_keeps_no_host_from_being_stopped(
+    lab: Lab, missing: dict[str, Any]
+) -> None:
+    code, output = lab.play("stop", **missing)
     assert "nowhere" not in message(output), output
     # This docker, which was reached, does nothing.
     assert code == 2 and (lab.folder / "docker-was-called").exists()

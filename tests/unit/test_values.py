@@ -32,6 +32,7 @@ WRONG_KINDS: dict[str, tuple[Any, ...]] = {
     "mounted": ("relative", "/a:b", "/a\nb", "/", "//", "", "C:/x", {"p": 1}),
     "controller_path": ("a\nb", "a\0b", "  ", ["x"], {}),
     "controller_file": ("a\nb", "a\0b", "  ", ["x"], {}),
+    "controller_key": ("a\nb", "a\0b", "  ", ["x"], {}),
     "url": (
         "https://user:pass@mirror.example.com",
         "https://mirror.example.com/x?token=abc",
@@ -308,6 +309,7 @@ def test_a_secret_is_never_shown(given: dict[str, Any]) -> None:
         ),
         ({"sgl_model_source": "hub", "sgl_model_from": "/mnt/x"}, ("sgl_model_from", "hub")),
         ({"sgl_model_source": "local", "sgl_model_from": "x/y"}, ("sgl_model_from", "local")),
+        ({"sgl_cache_share": "registry"}, ("sgl_cache_share", "sgl_cache_registry")),
     ],
 )
 def test_values_that_contradict_each_other(given: dict[str, Any], words: tuple[str, ...]) -> None:

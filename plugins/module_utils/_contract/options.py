@@ -80,8 +80,6 @@ class Option:
 
 # Modules that have variables as options.
 INFO, PREP = "sgl_host_info", "sgl_prep"
-# What a host can be inspected for.
-READY_FOR = ("nothing", "tree", "stop", "smoke", "start", "prep")
 
 
 def _mode(stage: stages.Stage) -> Option:
@@ -867,14 +865,14 @@ FLEET = (
         "A secret key of minisign, without a password, on the controller. It signs what hosts"
         " share, and each report.",
         "",
-        kind="controller_path",
+        kind="controller_key",
     ),
     Option(
         "sgl_cache_verify_key",
         "path",
         "A public key of minisign on the controller. Hosts take only what its secret key signed.",
         "",
-        kind="controller_path",
+        kind="controller_key",
     ),
     Option(
         "sgl_tune_shards",

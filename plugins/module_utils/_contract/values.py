@@ -546,6 +546,7 @@ KINDS: dict[str, Kind] = {
     "mounted": Kind("an absolute path on the host, such as /srv/sglang", _mounted),
     "controller_path": Kind("a path on the controller", _line),
     "controller_file": Kind("a file on the controller", _line),
+    "controller_key": Kind("a file on the controller", _line),
     "url": Kind("an address such as https://mirror.example.com", _url),
     # A file of that name, with .yml, below a folder of profiles.
     "profile": Kind("the name of a profile, such as custom/sglang/mine", _profile),
@@ -600,7 +601,7 @@ KINDS: dict[str, Kind] = {
 
 
 def _contradictions(given: Mapping[str, Any]) -> list[str]:
-    return [*_ports_twice(given), *_wrong_source(given)]
+    return [*_ports_twice(given), *_wrong_source(given), *_no_registry(given)]
 
 
 def _ports_twice(given: Mapping[str, Any]) -> Iterator[str]:
@@ -612,6 +613,14 @@ def _ports_twice(given: Mapping[str, Any]) -> Iterator[str]:
         if number in holders:
             yield f"{holders[number]} and {port.option} are both {number}: give each its own port"
         holders.setdefault(number, port.option)
+
+
+def _no_registry(given: Mapping[str, Any]) -> Iterator[str]:
+    if given.get("sgl_cache_share") == "registry" and not given.get("sgl_cache_registry"):
+        yield (
+            "sgl_cache_share is registry, and sgl_cache_registry names none: set it to a repository"
+            " such as registry.example.com/sgl-caches"
+        )
 
 
 def _wrong_source(given: Mapping[str, Any]) -> Iterator[str]:
