@@ -264,10 +264,10 @@ def strangers(names: Iterable[str], settings: Settings) -> dict[str, str]:
 
 
 def container_id() -> str:
-    """This container's id, from the files that Docker mounts for it: on the host's network the host
-    name does not show.
+    """This container's id, from the files that Docker mounts for it, or Podman from its folder
+    overlay-containers: on the host's network the host name does not show.
     """
-    found = re.search(r"/containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
+    found = re.search(r"[/-]containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
     return found.group(1) if found else "unknown"
 
 

@@ -40,7 +40,6 @@ _STACK = """\
     stack_outdated: false
     stack_live: false
     stack_would_start: false
-    model_path: /models/x
 """
 
 
@@ -71,7 +70,9 @@ class FleetCheckout:
         for name, tasks in {**dict.fromkeys(_EMPTY, "[]\n"), "stack": _STACK}.items():
             (self.root / "roles" / name / "tasks").mkdir(parents=True)
             (self.root / "roles" / name / "tasks" / "main.yml").write_text(f"---\n{tasks}")
-        (self.root / "roles" / "stack" / "tasks" / "check.yml").write_text("---\n[]\n")
+        stack = self.root / "roles" / "stack" / "tasks"
+        (stack / "bring.yml").write_text("---\n[]\n")
+        (stack / "prep.yml").write_text(f"---\n{_STACK}")
         collections = self.root / ".ansible" / "collections" / "ansible_collections" / "slice_bench"
         collections.mkdir(parents=True)
         (collections / "sglang").symlink_to(self.root)

@@ -30,10 +30,14 @@ class ActionModule(ActionBase):
         }
         return {
             **result,
-            "tree": {"foreign": [], "paths": {"telemetry": "/t", "profiles": "/p"}},
+            "tree": {
+                "foreign": [],
+                "incomplete": False,
+                "paths": {"telemetry": "/t", "profiles": "/p"},
+            },
             "devices": {"count": 1, "name": "NVIDIA GH200 480GB", "cuda": True},
             "run": run if told.get("ready_before") else {"live": False, "run_id": None},
-            "model": {"identity": None},
+            "model": {"identity": None, "path": "/models/x"},
         }
 
 
