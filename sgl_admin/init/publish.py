@@ -263,11 +263,11 @@ def strangers(names: Iterable[str], settings: Settings) -> dict[str, str]:
     return found
 
 
-def container_id() -> str:
+def container_id(mounts: Path = Path("/proc/self/mountinfo")) -> str:
     """This container's id, from the files that Docker mounts for it, or Podman from its folder
     overlay-containers: on the host's network the host name does not show.
     """
-    found = re.search(r"[/-]containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
+    found = re.search(r"[/-]containers/([0-9a-f]{64})/", mounts.read_text())
     return found.group(1) if found else "unknown"
 
 

@@ -101,7 +101,7 @@ def test_another_request_while_a_prep_runs(contended: FaultSite) -> None:
     """The answer names who is busy with what; and a changed option does not end the prep."""
     contended.must_play("start")
     done = contended.ensure(
-        "--probe", "always", "--detach", environment={"SGL_TEST_SERVER_READY_S": "30"}
+        "--probe", "always", "--detach", environment={"SGL_TEST_SERVER_READY_S": "never"}
     )
     assert done.returncode == 0, done.stderr
     job = contended.await_server()

@@ -230,8 +230,8 @@ def test_full_disk(fault_image: None, what: str, megabytes: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_controller_that_ends_in_a_prep(installation: FaultSite, number: signal.Signals) -> None:
     """The prep goes on; the same playbook again attaches to it and ends with its result."""
-    # Long enough for the second playbook to come, on a busy machine too.
-    slow = {**SLOW, "SGL_TEST_SERVER_READY_S": "20"}
+    gate = installation.telemetry / "ready"
+    slow = {**SLOW, "SGL_TEST_SERVER_READY_S": "/telemetry/ready"}
     asked = {"sgl_environment": slow, "sgl_probe": "always"}
     playbook = installation.start_play("prep", variables=asked)
     wait_for(
@@ -244,8 +244,17 @@ def test_controller_that_ends_in_a_prep(installation: FaultSite, number: signal.
     assert (
         installation.job()["state"] == "running" and installation.job()["prep_id"] == job["prep_id"]
     )
-    play = installation.must_play("prep", variables=asked)
-    assert job["prep_id"] in play.output and play.changed == 1, play.output
+    playbook = installation.start_play("prep", variables=asked)
+    assert playbook.stdout is not None
+    said = "begun"
+    while said and job["prep_id"] not in said:
+        said = playbook.stdout.readline()
+    gate.touch()
+    try:
+        play = ended(playbook)
+    finally:
+        gate.unlink()
+    assert said and play.code == 0 and play.changed == 1, play.output
     assert (
         installation.job()["prep_id"] == installation.result()["run"]["prep_id"] == job["prep_id"]
     )

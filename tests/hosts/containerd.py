@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import ImageBuild
 
@@ -22,7 +23,6 @@ from tests.hosts.host import (
 )
 
 SID_BASE = "sglang-base:sid"
-SID_PACKAGES = "docker.io docker-cli docker-buildx"
 
 
 def _answer(command: list[str]) -> tuple[int, str, str]:
@@ -65,13 +65,15 @@ exec /usr/sbin/sshd -D
 
 class ContainerdHost(TestHost):
     image = "sglang-testhost-sid"
-    volumes = ("/var/lib/docker", "/var/lib/containerd")
+    packages = "docker.io docker-cli docker-buildx"
+    log = "/var/log/dockerd.log"
+    volumes: tuple[str, ...] = ("/var/lib/docker", "/var/lib/containerd")
     command = ("sh", "-c", _SERVICES)
 
-    def __enter__(self) -> ContainerdHost:
+    def __enter__(self) -> Self:
         build_images()
         _make_base()
-        build_host_image(self.image, SID_BASE, SID_PACKAGES)
+        build_host_image(self.image, SID_BASE, self.packages)
         self.up()
         return self
 
@@ -79,8 +81,6 @@ class ContainerdHost(TestHost):
         deadline = time.monotonic() + START_LIMIT_S
         while run("docker", "exec", self.name, "docker", "version", check=False).returncode:
             if time.monotonic() > deadline:
-                log = run(
-                    "docker", "exec", self.name, "tail", "/var/log/dockerd.log", check=False
-                ).stdout
-                raise HostError(f"docker is not up in {self.name}:\n{log}")
+                end = run("docker", "exec", self.name, "tail", self.log, check=False).stdout
+                raise HostError(f"docker is not up in {self.name}:\n{end}")
             time.sleep(0.2)

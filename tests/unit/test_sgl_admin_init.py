@@ -934,3 +934,21 @@ def test_a_model_that_cannot_be_used_is_named(model_folder: Path, content: str |
         model.load(str(model_folder))
     with pytest.raises(model.UnusableModel, match="no model folder"):
         model.load(str(model_folder / "deeper"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "14 13 254:0 /var/lib/docker/containers/{id}/hostname /etc/hostname rw - ext4 /dev/sda rw",
+        "631 620 0:70 /containers/storage/overlay-containers/{id}/userdata/hostname /etc/hostname"
+        " rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw",
+        "620 542 0:138 / / rw - overlay overlay rw,lowerdir=/var/lib/containers/storage/overlay/"
+        "{layer}/diff,fsync=volatile",
+    ],
+    ids=["Docker 28.2", "Podman 5.8", "a layer alone"],
+)
+def test_the_container_is_known_by_the_files_mounted_for_it(tmp_path: Path, line: str) -> None:
+    own, layer = "0f" * 32, "a1" * 32
+    (tmp_path / "mountinfo").write_text(line.format(id=own, layer=layer) + "\n")
+    found = publish.container_id(tmp_path / "mountinfo")
+    assert found == (own if own in line.format(id=own, layer=layer) else "unknown")

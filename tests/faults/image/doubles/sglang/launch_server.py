@@ -8,7 +8,7 @@ caches each time.
 
 The environment says what goes wrong; each variable begins with SGL_TEST_SERVER_:
 
-    READY_S         seconds until /health says 200 (0); `never`
+    READY_S         seconds until /health says 200 (0); `never`; a path: once there is such a file
     EXIT            ends at once with this exit code, after printing EXIT_TEXT (an out-of-memory
                     error)
     REQUEST_S       seconds that a request takes (0)
@@ -63,6 +63,8 @@ class State:
     @property
     def ready(self) -> bool:
         seconds = setting("READY_S") or "0"
+        if seconds.startswith("/"):
+            return os.path.exists(seconds)
         return seconds != "never" and time.monotonic() - self.started >= float(seconds)
 
     def begin(self) -> int:
