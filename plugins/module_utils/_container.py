@@ -236,7 +236,7 @@ class Definition:
             # A size has no effect on the host's /dev/shm, so what has one gets its own.
             *(
                 ["--ipc=private", f"--shm-size={self.shm_size}"]
-                if self.shm_size
+                if self.shm_size not in ("", "host")
                 else ["--ipc=host"]
             ),
             *(f"--ulimit={limit}" for limit in self.ulimits),

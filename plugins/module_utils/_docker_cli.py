@@ -417,6 +417,6 @@ def build_client(run: Runner) -> list[str]:
             return [binary, "buildx", "build", "--load"]
     raise DockerError(
         f"no docker client that can build with BuildKit ({', '.join(tried) or 'none on the PATH'}):"
-        " install the docker-buildx plugin. Podman's socket has no BuildKit: set sgl_image_source to"
-        " pull or load there"
+        " install the docker-buildx plugin. Podman's socket has no BuildKit: set sgl_image_source"
+        " to pull or load there"
     )

@@ -52,7 +52,8 @@ options:
     elements: str
     default: []
   shm_size:
-    description: Size of a C(/dev/shm) of its own. Without one it shares the host's IPC.
+    description: >-
+      Size of a C(/dev/shm) of its own. Without one, or with V(host), it shares the host's IPC.
     type: str
     default: ""
   ulimits:

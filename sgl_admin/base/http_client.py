@@ -6,15 +6,32 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any
+
+from sgl_admin.base import ports
 
 # What a request raises that gets no whole answer; TimeoutError among it.
 NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 # Of an answer's body.
 _MOST_BYTES = 16 << 20
+
+
+class NotOurs(OSError):
+    """Another's process has the other end of a connection; it was asked nothing."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What is asked of a process of this container alone: `key` is what the server asks for, and
+    `begin` is called when the request goes out.
+    """
+
+    key: str | None = None
+    begin: Callable[[], None] = lambda: None
 
 
 def ask(
@@ -23,10 +40,10 @@ def ask(
     path: str,
     timeout_s: float,
     body: dict[str, Any] | None = None,
-    key: str | None = None,
+    ours: Ours | None = None,
 ) -> tuple[int, bytes]:
     """The answer's status and its body. Raises NO_ANSWER."""
-    with answering(host, port, path, timeout_s, body, key) as response:
+    with answering(host, port, path, timeout_s, body, ours) as response:
         return response.status, limited(response)
 
 
@@ -37,19 +54,24 @@ def answering(
     path: str,
     timeout_s: float,
     body: dict[str, Any] | None = None,
-    key: str | None = None,
+    ours: Ours | None = None,
 ) -> Iterator[HTTPResponse]:
     """The answer, of which all has to come within so many seconds. Raises NO_ANSWER.
 
-    A body is posted as JSON; `key` is what the server asks for.
+    A body is posted as JSON. With `ours`, nothing is sent to another's process.
     """
     connection = _Connection(host, port, timeout=timeout_s)
     headers = {"Connection": "close"}
     if body is not None:
         headers["Content-Type"] = "application/json"
-    if key is not None:
-        headers["Authorization"] = f"Bearer {key}"
+    if ours is not None and ours.key is not None:
+        headers["Authorization"] = f"Bearer {ours.key}"
     try:
+        if ours is not None:
+            connection.connect()
+            if not ports.answered_here(connection.sock, timeout_s):
+                raise NotOurs(f"{host}:{port} is answered by another's process")
+            ours.begin()
         content = None if body is None else json.dumps(body)
         connection.request("GET" if body is None else "POST", path, content, headers)
         with connection.getresponse() as response:

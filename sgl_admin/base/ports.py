@@ -1,16 +1,19 @@
-"""Who listens on a port. The network is the host's, so it may be a process that this container
-cannot see.
+"""Who listens on a port, and who answers there. The network is the host's, so it may be a process
+that this container cannot see.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 
 from sgl_admin.contract import listeners
-from sgl_admin.contract.listeners import Listener
+from sgl_admin.contract.listeners import Connection, Listener
 from sgl_admin.contract.services import ANY_ADDRESS
+
+_POLL_S = 0.005
 
 
 def holder(port: int) -> str:
@@ -51,11 +54,70 @@ def stranger(host: str, port: int) -> str | None:
     return holder(port)
 
 
+def answered_here(connection: socket.socket, timeout_s: float) -> bool:
+    """Whether a process of this container has the other end of a connection. Raises TimeoutError
+    where no process accepts it in time.
+    """
+    own, other = (_plain(end) for end in (connection.getsockname(), connection.getpeername()))
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for end in listeners.connections(other[1]):
+            if (end.own, end.other) == (other, own) and end.link is not None:
+                return any(end.link in listeners.descriptors(pid) for pid in listeners.pids())
+        time.sleep(_POLL_S)
+    raise TimeoutError(f"no process accepts a connection to {other[0]}:{other[1]}")
+
+
+def intruder(port: int) -> str | None:
+    """The process outside of this container that has the other end of a connection which one of
+    this container, such as Prometheus, has to the port; None without one.
+
+    Who has accepted it keeps it, also where his listener is gone and the server listens.
+    """
+    # Twice, as one that just ends is seen without its process.
+    found = {end for end, _uid in _taken(port)}
+    return next(
+        (
+            f"a process of uid {uid} outside this container"
+            for end, uid in (_taken(port) if found else [])
+            if end in found
+        ),
+        None,
+    )
+
+
+def _taken(port: int) -> list[tuple[tuple[str, int], int]]:
+    """Own ends of such connections, with the uid of who has the other one."""
+    ends = listeners.connections(port)
+    servers = {(end.own, end.other): end for end in ends if end.own[1] == port and end.link}
+    pairs = [(end, servers.get((end.other, end.own))) for end in ends if end.other[1] == port]
+    if not any(server for _client, server in pairs):
+        return []
+    ours = set().union(*map(listeners.descriptors, listeners.pids()))
+    return [
+        (client.own, server.uid)
+        for client, server in pairs
+        if server is not None and client.link in ours and server.link not in ours
+        if not _may_be_closed(server)
+    ]
+
+
+def _plain(end: tuple[object, ...]) -> tuple[str, int]:
+    """The address and port of a socket, as a row of the kernel's table has them."""
+    address, number = end[:2]
+    assert isinstance(address, str) and isinstance(number, int)
+    return listeners.plain(address), number
+
+
 def _may_be_closed_to_us(host: str, port: int) -> bool:
     """Whether it may be a process of this container that no other may look into: dcgm-exporter with
     its file capability. The kernel says whose socket it is; no other user's is taken for it.
     """
-    return all(one.uid == os.geteuid() for one in _answering(host, port)) and any(
+    return all(map(_may_be_closed, _answering(host, port)))
+
+
+def _may_be_closed(one: Listener | Connection) -> bool:
+    return one.uid == os.geteuid() and any(
         not os.access(f"/proc/{pid}/fd", os.R_OK) and _owner(pid) in (0, os.geteuid())
         for pid in listeners.pids()
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_admin.base import clock, files, paths
+from sgl_admin.base import clock, files, paths, ports
 from sgl_admin.base.errors import Refused
 from sgl_admin.records import prepared, remembered, served
 from sgl_admin.records.run import Run
@@ -84,6 +84,11 @@ def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | 
             return (
                 f"{running['server_id']} runs with other settings than the prepared server: stop"
                 " it (sgl-admin server stop)"
+            )
+        if who := ports.intruder(running["port"]):
+            return (
+                f"{who} answers a connection to the server's port {running['port']}: stop that"
+                " process, and start the container again (playbooks/start.yml)"
             )
     if problem := strangers.problem(live.manifest):
         return problem

@@ -176,7 +176,7 @@ class Server:
             ready = ENGINE.is_ready(self._ask(ENGINE.health_path, timeout_s=5)[0])
         except http_client.NO_ANSWER:
             return False
-        return ready and self._has_the_port() is True
+        return ready and self._has_the_port() is True and ports.intruder(self.port) is None
 
     def _has_the_port(self) -> bool | None:
         """Whether it is this server that answers at its port; None where no process does. A server
@@ -194,6 +194,13 @@ class Server:
                 "port_busy",
                 f"port {self.port} on {HOST} is answered by {ports.holder(self.port)} instead of"
                 " the server that was started: stop that process, and run this again",
+                self.log_tail(),
+            )
+        if who := ports.intruder(self.port):
+            raise StageFailure(
+                "port_busy",
+                f"{who} answers a connection to port {self.port} on {HOST} that it took before the"
+                " server was there: stop that process, and run this again",
                 self.log_tail(),
             )
 
@@ -222,14 +229,24 @@ class Server:
             used = ENGINE.prompt_tokens_used(answer), ENGINE.completion_tokens_used(answer)
             return Timed(*used, seconds)
 
-        request = ENGINE.timed_completion(prompt, tokens)
         began = time.monotonic()
-        return self._answered(request, read)
 
-    def _answered(self, request: Post, read: Callable[[bytes], _T]) -> _T:
+        def begin() -> None:
+            nonlocal began
+            began = time.monotonic()
+
+        request = ENGINE.timed_completion(prompt, tokens)
+        return self._answered(request, read, begin)
+
+    def _answered(
+        self,
+        request: Post,
+        read: Callable[[bytes], _T],
+        begin: Callable[[], None] = lambda: None,
+    ) -> _T:
         """What `read` makes of the answer to a request. Raises StageFailure without one."""
         try:
-            status, answer = self._ask(request.path, 600, request.body)
+            status, answer = self._ask(request.path, 600, request.body, begin)
             if status == 200:
                 return read(answer)
         except (
@@ -313,7 +330,11 @@ class Server:
         return logs.lines_from(self.log, self.log_start)
 
     def _ask(
-        self, path: str, timeout_s: float, body: dict[str, Any] | None = None
+        self,
+        path: str,
+        timeout_s: float,
+        body: dict[str, Any] | None = None,
+        begin: Callable[[], None] = lambda: None,
     ) -> tuple[int, bytes]:
-        key = ENGINE.api_key(self._command.argv)
-        return http_client.ask(HOST, self.port, path, timeout_s, body, key)
+        ours = http_client.Ours(ENGINE.api_key(self._command.argv), begin)
+        return http_client.ask(HOST, self.port, path, timeout_s, body, ours)

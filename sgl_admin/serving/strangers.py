@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sgl_admin.base import ports
 from sgl_admin.serving import services
 
 
@@ -20,5 +21,11 @@ def problem(manifest: dict[str, Any]) -> str | None:
                     f"port {number} is answered by {who} instead of this container's"
                     f" {service.name}: stop that process, and start the container again"
                     " (playbooks/start.yml)"
+                )
+            if who := ports.intruder(number):
+                return (
+                    f"{who} answers a connection to port {number} that it took before this"
+                    f" container's {service.name} was there: stop that process, and start the"
+                    " container again (playbooks/start.yml)"
                 )
     return None

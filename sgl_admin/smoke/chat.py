@@ -70,9 +70,15 @@ def ask(
     )
     reading = Reading()
     started = time.monotonic()
+
+    def begin() -> None:
+        nonlocal started
+        started = time.monotonic()
+
+    ours = http_client.Ours(key, begin)
     try:
         with http_client.answering(
-            HOST, port, "/v1/chat/completions", options.timeout_s, body, key
+            HOST, port, "/v1/chat/completions", options.timeout_s, body, ours
         ) as response:
             if response.status != 200:
                 raise ChatFailure(
@@ -95,7 +101,7 @@ def ask(
 def served_model(port: int, key: str | None = None) -> str | None:
     """What the server calls its model; None where it does not say."""
     try:
-        status, answer = http_client.ask(HOST, port, "/v1/models", 10, key=key)
+        status, answer = http_client.ask(HOST, port, "/v1/models", 10, ours=http_client.Ours(key))
         name = read_json_text(answer)["data"][0]["id"] if status == 200 else None
     except (*http_client.NO_ANSWER, LookupError, TypeError):
         return None

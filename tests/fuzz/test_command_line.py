@@ -250,7 +250,9 @@ class Answering(Server):
         super().__init__([], {}, 9, Path(os.devnull))
         self.answer = answer
 
-    def _ask(self, path: str, timeout_s: float, body: Any = None) -> tuple[int, bytes]:
+    def _ask(
+        self, path: str, timeout_s: float, body: Any = None, begin: Any = None
+    ) -> tuple[int, bytes]:
         return 200, self.answer
 
     def log_tail(self, lines: int = 20) -> list[str]:

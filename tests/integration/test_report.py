@@ -287,11 +287,13 @@ def test_healthy_hosts_of_a_batch_that_max_fail_percentage_stopped_are_told(
 def test_a_failure_that_is_one_of_all_hosts_leaves_the_others_unfinished(
     fleet: FleetCheckout,
 ) -> None:
-    ran, report = rolled_out(fleet, {"a": {}, "b": {}}, sgl_cache_share="registry")
-    assert ran.code == 2 and [failure["host"] for failure in report["fleet"]["failures"]] == ["a"]
-    assert report["fleet"]["not_finished"] == ["b"] and report["fleet"]["metrics_ready"] == {
+    hosts = {"a": {}, "b": {"refused": "x"}, "c": {}}
+    ran, report = rolled_out(fleet, hosts, sgl_max_fail_percentage=10)
+    failed = {failure["host"] for failure in report["fleet"]["failures"]}
+    assert ran.code == 2 and failed == {"a", "b"}
+    assert report["fleet"]["not_finished"] == ["c"] and report["fleet"]["metrics_ready"] == {
         "ready": 0,
-        "of": 2,
+        "of": 3,
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +90,19 @@ def test_the_container_has_no_rights_that_it_does_not_need(prepared: Site) -> No
     }
     assert status["NoNewPrivs"] == "1"
     assert set(status["Uid"].split()) == {str(prepared.owner[0])}
+
+
+def test_dev_shm_is_the_containers_own(prepared: Site) -> None:
+    """Where others leave files under names that SGLang will open."""
+    left = Path("/dev/shm") / f"multi_tokenizer_args_{os.getpid()}"
+    left.touch()
+    try:
+        seen = prepared.docker_exec("ls", "-A", "/dev/shm").stdout.split()
+    finally:
+        left.unlink()
+    assert left.name not in seen
+    size = prepared.docker_exec("df", "--output=size", "-B1G", "/dev/shm").stdout.split()[-1]
+    assert size == "32"
 
 
 def test_the_image_has_no_way_to_more_rights(prepared: Site) -> None:

@@ -130,7 +130,7 @@ def test_a_path_with_a_colon_or_a_comma_is_a_mount(docker: Docker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [("32g", ["--ipc=private", "--shm-size=32g"]), ("", ["--ipc=host"])]
+    ("size", "expected"), [("32g", ["--ipc=private", "--shm-size=32g"]), ("host", ["--ipc=host"])]
 )
 def test_a_size_of_shared_memory_is_that_of_the_containers_own(
     docker: Docker, size: str, expected: list[str]

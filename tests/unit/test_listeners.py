@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import paths, ports
+from sgl_admin.base import http_client, paths, ports
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract import listeners
 from sgl_admin.serving import strangers
@@ -27,6 +27,8 @@ import socket, sys, time
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 listener = socket.socket(family)
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+# As uvicorn does.
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 if family == socket.AF_INET6 and len(sys.argv) > 3:
     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 listener.bind((sys.argv[1], int(sys.argv[2])))
@@ -226,3 +228,116 @@ def test_an_answer_without_end_is_cut(port: int, tmp_path: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+# --- who took a connection before the server was there --------------------------------------------
+
+_THIEF = """
+import ctypes, socket, sys
+ctypes.CDLL(None).prctl(15, sys.argv[1].encode(), 0, 0, 0)
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", 0))
+listener.listen()
+print(listener.getsockname()[1], flush=True)
+taken, _ = listener.accept()
+listener.close()
+print("taken", flush=True)
+taken.settimeout(0.5)
+try:
+    print(taken.recv(4096), flush=True)
+except TimeoutError:
+    print(b"", flush=True)
+sys.stdin.read()
+"""
+
+
+class Thief:
+    """A process that this container does not see: it accepts one connection, and keeps it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "thief") -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _THIEF, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        pids = listeners.pids
+        self.pid = self._process.pid
+        monkeypatch.setattr(listeners, "pids", lambda: (n for n in pids() if n != self.pid))
+        # One whose descriptors none may read would be taken for dcgm-exporter.
+        monkeypatch.setattr(os, "access", lambda *_ignored: True)
+        self.port = int(self.says())
+
+    def says(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def thief(monkeypatch: pytest.MonkeyPatch) -> Iterator[Thief]:
+    made = Thief(monkeypatch)
+    yield made
+    made.end()
+
+
+def test_a_key_is_not_sent_to_a_process_that_is_not_ours(thief: Thief) -> None:
+    ours = http_client.Ours("the-key")
+    with pytest.raises(http_client.NotOurs):
+        http_client.ask("127.0.0.1", thief.port, "/health", 5, ours=ours)
+    assert thief.says() == "taken" and thief.says() == "b''"
+
+
+def test_nothing_is_sent_where_nobody_accepts() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen()
+        with pytest.raises(TimeoutError):
+            ours = http_client.Ours("the-key")
+            http_client.ask("127.0.0.1", full.getsockname()[1], "/health", 0.2, ours=ours)
+        accepted, _ = full.accept()
+        with accepted:
+            accepted.settimeout(1)
+            assert accepted.recv(99) == b""
+
+
+def test_a_connection_that_another_took_before_the_server_is_seen(
+    thief: Thief, tmp_path: Path
+) -> None:
+    (tmp_path / "log").touch()
+    with socket.create_connection(("127.0.0.1", thief.port)):
+        assert thief.says() == "taken"
+        # As Prometheus keeps it, while the server that came later listens.
+        with listening("127.0.0.1", thief.port) as (port, group):
+            server = Server([], {}, port, tmp_path / "log", group=group)
+            assert ports.held_by_group("127.0.0.1", port, group) is True
+            assert f"uid {os.getuid()} outside" in (ports.intruder(port) or "")
+            assert not server.healthy()
+            with pytest.raises(StageFailure, match="took before the server was there") as caught:
+                server._demand_the_port()
+            assert caught.value.error_type == "port_busy"
+            thief.end()
+            assert ports.intruder(port) is None
+            server._demand_the_port()
+
+
+def test_our_own_connections_have_no_intruder() -> None:
+    with listening("127.0.0.1") as (port, _):
+        with socket.create_connection(("127.0.0.1", port)):
+            assert ports.intruder(port) is None
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        own.listen()
+        port = own.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), own.accept()[0]:
+            assert ports.intruder(port) is None
+
+
+def test_a_name_of_several_lines_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    thief = Thief(monkeypatch, "x\nREADY: true\x1b")
+    assert "\n" not in listeners.command(thief.pid) and "\x1b" not in listeners.command(thief.pid)
+    thief.end()

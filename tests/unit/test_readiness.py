@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import files, paths, ports
 from sgl_admin.contract.exit_codes import EXIT_NO_LIVE_RUN, EXIT_PROOF_FAILED
 from sgl_admin.records import prepared, served
 from sgl_admin.serving import benchmark_server, probe
@@ -180,11 +180,20 @@ def test_before_the_first_prep_nothing_is_ready(site: Site) -> None:
 def test_a_server_with_other_settings_that_runs_is_not_ready(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = {"state": "running", "server_id": "server-1", "argv": ["other"], "env": {}}
+    running: dict[str, Any] = {
+        "state": "running",
+        "server_id": "server-1",
+        "argv": ["other"],
+        "env": {},
+    }
     monkeypatch.setattr(benchmark_server, "read", lambda run_id: running)
     assert "runs with other settings" in site.reason()
-    running["argv"] = site.argv
+    running |= {"argv": site.argv, "port": 9}
     assert site.ask().code == 0
+    monkeypatch.setattr(
+        ports, "intruder", lambda port: "a process of uid 1002" if port == 9 else None
+    )
+    assert "a process of uid 1002 answers" in site.reason()
 
 
 def test_without_a_live_run_the_exit_code_says_so(site: Site) -> None:

@@ -63,7 +63,7 @@ WRONG_KINDS: dict[str, tuple[Any, ...]] = {
     "prometheus_size": ("huge", "10", "10gb", "10 GB", "0GB", "-1GB", "1.5.GB", "10kB"),
     "go_duration": ("3d", "72", "0h", "h", "-1h", "1h 30m", "1w"),
     "capability": ("SYS_FOO", "SYS ADMIN", "", "CAP_", 7, None),
-    "docker_size": ("lots", "-1g", "0", "32 g", "32x", "32gb", "1.g"),
+    "shm_size": ("", "lots", "-1g", "0", "32 g", "32x", "32gb", "1.g"),
     "ulimit": ("nofile", "nofile:1024", "nofiles=1", "nofile=10:5", "nofile=-1:5", "stack=x"),
     "environment": (
         {"A-B": "x"},
@@ -205,7 +205,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "sgl_tsdb_retention_size": ("10GB", "512MB", "1TiB", "1024B"),
     "sgl_trace_retention": ("72h", "1h30m", "1.5h", "500ms"),
     "sgl_capabilities": (["SYS_ADMIN", "cap_sys_nice"], "SYS_ADMIN,NET_ADMIN", ["ALL"]),
-    "sgl_shm_size": ("", "32g", "512M", "1.5g", "64GB", 1073741824),
+    "sgl_shm_size": ("host", "32g", "512M", "1.5g", "64GB", 1073741824),
     "sgl_ulimits": (["memlock=-1", "nofile=1024:2048"], "stack=67108864"),
     "sgl_environment": ({"HF_TOKEN": "x", "A": "line\nline"},),
     "sgl_public_names": (["--my-plugin", "MY_MODE"], "A,--b"),

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Who listens on a TCP port, by the kernel's tables (Linux, Documentation/networking/proc_net_tcp),
-for the host and for the container.
+"""Who listens on a TCP port, and whose its connections are, by the kernel's tables (Linux,
+Documentation/networking/proc_net_tcp), for the host and for the container.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_LISTEN = "0A"
+from .texts import one_line
+
+_ESTABLISHED, _LISTEN = "01", "0A"
+# Of a connection that is not accepted yet.
+_NO_INODE = "0"
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,53 @@ class Listener:
         return next((pid for pid in pids() if self.link in descriptors(pid)), None)
 
 
+@dataclass(frozen=True)
+class Connection:
+    """One end of a connection; where both ends are on this host, each is one."""
+
+    own: tuple[str, int]
+    other: tuple[str, int]
+    inode: str
+    uid: int
+
+    @property
+    def link(self) -> str | None:
+        """As a descriptor's link in /proc names it; None where it is not accepted yet."""
+        return None if self.inode == _NO_INODE else f"socket:[{self.inode}]"
+
+
 def listeners(port: int) -> Iterator[Listener]:
+    for fields in _rows(_LISTEN):
+        address, number = _end(fields[1])
+        if number == port:
+            yield Listener(address, fields[9], int(fields[7]))
+
+
+def connections(port: int) -> list[Connection]:
+    """The ends of this host that have this port, or are connected to it."""
+    found = (
+        Connection(_end(fields[1]), _end(fields[2]), fields[9], int(fields[7]))
+        for fields in _rows(_ESTABLISHED)
+    )
+    return [each for each in found if port in (each.own[1], each.other[1])]
+
+
+def _rows(state: str) -> Iterator[list[str]]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
         except OSError:
             continue
-        for fields in map(str.split, lines):
-            address, _colon, number = fields[1].rpartition(":")
-            if fields[3] == _LISTEN and int(number, 16) == port:
-                words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
-                # Each 32 bits in the machine's own order.
-                packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-                yield Listener(plain(packed), fields[9], int(fields[7]))
+        yield from (fields for fields in map(str.split, lines) if fields[3] == state)
+
+
+def _end(text: str) -> tuple[str, int]:
+    """The address and port of a row, such as `0100007F:7530`."""
+    address, _colon, number = text.rpartition(":")
+    words = (int(address[at : at + 8], 16) for at in range(0, len(address), 8))
+    # Each 32 bits in the machine's own order.
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    return plain(packed), int(number, 16)
 
 
 def plain(address: str | bytes) -> str:
@@ -72,8 +110,8 @@ def descriptors(pid: int) -> set[str]:
 
 
 def command(pid: int) -> str:
-    """The name of a process's program."""
+    """The name of a process's program; any user gives his own what name he likes."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        return one_line(Path(f"/proc/{pid}/comm").read_text(errors="replace"))
     except OSError:
         return "a process"

@@ -587,11 +587,10 @@ CONTAINER = (
     Option(
         "sgl_shm_size",
         "str",
-        "Size of a /dev/shm of the container's own, for NCCL. By default the container shares the"
-        " host's IPC, and with it the host's /dev/shm and that one's size.",
-        "",
-        shown="the host's /dev/shm",
-        kind="docker_size",
+        "How large the container's own /dev/shm may become, for NCCL. With V(host) it shares the"
+        " host's IPC and /dev/shm, where any user can leave files for the server to read.",
+        "32g",
+        kind="shm_size",
     ),
     Option(
         "sgl_ulimits",

@@ -397,10 +397,12 @@ def _go_duration(value: Any) -> None:
         raise Wrong
 
 
-def _size(pattern: str) -> Callable[[Any], None]:
+def _size(pattern: str, or_else: str | None = None) -> Callable[[Any], None]:
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: Any) -> None:
+        if value == or_else:
+            return
         if not compiled.fullmatch(value) or not re.search(r"[1-9]", value):
             raise Wrong
 
@@ -582,8 +584,9 @@ KINDS: dict[str, Kind] = {
     "go_duration": Kind("a duration in h, m and s, such as 72h or 1h30m", _go_duration),
     "capability": Kind("a Linux capability such as SYS_ADMIN", _capability),
     # Docker's own (docker/go-units, size.go) as far as Ansible's human_to_bytes reads it too.
-    "docker_size": Kind(
-        "a size such as 32g or 512m", _size(r"[0-9]{1,15}(\.[0-9]{1,3})?([bBkKmMgGtT]|[KMGT]B)?")
+    "shm_size": Kind(
+        "a size such as 32g or 512m, or host",
+        _size(r"[0-9]{1,15}(\.[0-9]{1,3})?([bBkKmMgGtT]|[KMGT]B)?", or_else="host"),
     ),
     "ulimit": Kind("a limit such as nofile=1048576 or stack=67108864:67108864", _ulimit),
     "environment": Kind("a mapping of environment variables to texts in quotes", _environment),
