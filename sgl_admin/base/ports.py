@@ -14,6 +14,10 @@ from sgl_admin.contract.listeners import Connection, Listener
 from sgl_admin.contract.services import ANY_ADDRESS
 
 _POLL_S = 0.005
+# A connection is in the kernel's table a moment before the process that accepts it has its
+# descriptor, and longer where that process has to wait for a processor; and one that ends is there
+# a moment longer.
+_SETTLED_S = 1.0
 
 
 def holder(port: int) -> str:
@@ -60,11 +64,18 @@ def answered_here(connection: socket.socket, timeout_s: float) -> bool:
     """
     own, other = (_plain(end) for end in (connection.getsockname(), connection.getpeername()))
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    accepted: float | None = None
+    while (now := time.monotonic()) < deadline:
         for end in listeners.connections(other[1]):
             if (end.own, end.other) == (other, own) and end.link is not None:
-                return any(end.link in listeners.descriptors(pid) for pid in listeners.pids())
+                accepted = accepted or now
+                if any(end.link in listeners.descriptors(pid) for pid in listeners.pids()):
+                    return True
+        if accepted is not None and now - accepted > _SETTLED_S:
+            return False
         time.sleep(_POLL_S)
+    if accepted is not None:
+        return False
     raise TimeoutError(f"no process accepts a connection to {other[0]}:{other[1]}")
 
 
@@ -74,32 +85,28 @@ def intruder(port: int) -> str | None:
 
     Who has accepted it keeps it, also where his listener is gone and the server listens.
     """
-    # Twice, as one that just ends is seen without its process.
-    found = {end for end, _uid in _taken(port)}
-    return next(
-        (
-            f"a process of uid {uid} outside this container"
-            for end, uid in (_taken(port) if found else [])
-            if end in found
-        ),
-        None,
-    )
+    found = _taken(port)
+    deadline = time.monotonic() + _SETTLED_S
+    while found and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        found &= _taken(port)
+    return next((f"a process of uid {uid} outside this container" for _end, uid in found), None)
 
 
-def _taken(port: int) -> list[tuple[tuple[str, int], int]]:
+def _taken(port: int) -> set[tuple[tuple[str, int], int]]:
     """Own ends of such connections, with the uid of who has the other one."""
     ends = listeners.connections(port)
     servers = {(end.own, end.other): end for end in ends if end.own[1] == port and end.link}
     pairs = [(end, servers.get((end.other, end.own))) for end in ends if end.other[1] == port]
     if not any(server for _client, server in pairs):
-        return []
+        return set()
     ours = set().union(*map(listeners.descriptors, listeners.pids()))
-    return [
+    return {
         (client.own, server.uid)
         for client, server in pairs
         if server is not None and client.link in ours and server.link not in ours
         if not _may_be_closed(server)
-    ]
+    }
 
 
 def _plain(end: tuple[object, ...]) -> tuple[str, int]:
