@@ -231,8 +231,11 @@ class Rig:
                 continue
             state[_IDS.sub(r"\1-ID", str(path.relative_to(site.telemetry)))] = comparable(path)
         for path in site.profiles.rglob("*"):
-            # When a record was last used differs by what the next run found done.
-            if path.is_file() and path.suffix != places.USED:
+            # When a record was last used differs by what the next run found done, and Python leaves
+            # the file that it was writing byte code to.
+            if ".byte_code" in path.parts or path.suffix == places.USED:
+                continue
+            if path.is_file():
                 state[str(path.relative_to(site.root))] = comparable(path)
         manifest = state["container_runs/container-run-ID.json"]
         # What the caches held before differs by how far a killed run came; and a restart is another

@@ -116,7 +116,7 @@ class AdminNothingToDo(Admin):
     """What stands is only recorded again, without a worker."""
 
     def before(self, rig: Rig) -> None:
-        assert ensure(rig) == []
+        demand(ensure(rig))
 
 
 class AdminRebuild(AdminNothingToDo):
@@ -143,7 +143,7 @@ class AdminAfterKill(Admin):
     def before(self, rig: Rig) -> None:
         rig.keep("live")
         rig.plan()
-        assert ensure(rig) == []
+        demand(ensure(rig))
         signature = next(
             operation
             for operation in rig.operations()
@@ -205,7 +205,7 @@ class Init(Scenario):
         rig.restore("bare")
         rig.plan()
         rig.site.start()
-        assert ensure(rig) == []
+        demand(ensure(rig))
         stop(rig)
         rig.keep()
 
@@ -284,6 +284,11 @@ def stop(rig: Rig) -> None:
     if rig.site.state()["Running"]:
         docker("kill", rig.site.container)
     wait_for(lambda: not rig.site.state()["Running"], "the container to end", 30)
+
+
+def demand(problems: list[str]) -> None:
+    """Fails with all of them: pytest cuts a list that is compared."""
+    assert not problems, "\n".join(problems)
 
 
 def ensure(rig: Rig) -> list[str]:
