@@ -233,7 +233,7 @@ class Rig:
         for path in site.profiles.rglob("*"):
             # When a record was last used differs by what the next run found done, and Python leaves
             # the file that it was writing byte code to.
-            if ".byte_code" in path.parts or path.suffix == places.USED:
+            if places.BYTE_CODE in path.parts or path.suffix == places.USED:
                 continue
             if path.is_file():
                 state[str(path.relative_to(site.root))] = comparable(path)
