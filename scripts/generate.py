@@ -200,10 +200,12 @@ def doc_fragments() -> str:
     return f"{_FRAGMENTS}{constants}"
 
 
-_FRAGMENTS = f"""\
+_LICENSED = f"""\
 {HEADER}# Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-from __future__ import annotations
+"""
+_FRAGMENTS = f"""\
+{_LICENSED}from __future__ import annotations
 
 
 class ModuleDocFragment:
@@ -233,9 +235,7 @@ def _literal(name: str, spec: dict[str, Any]) -> str:
 
 
 _HOST_INFO_SPEC = f"""\
-{HEADER}# Copyright: (c) 2026, slice_bench.sglang contributors
-# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-\"\"\"Options of sgl_host_info that are variables too.\"\"\"
+{_LICENSED}\"\"\"Options of sgl_host_info that are variables too.\"\"\"
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Connection:
 
 
 def listeners(port: int) -> Iterator[Listener]:
-    for fields in _rows(_LISTEN):
+    for fields in _rows(_LISTEN, port):
         address, number = _end(fields[1])
         if number == port:
             yield Listener(address, fields[9], int(fields[7]))
@@ -61,20 +61,25 @@ def listeners(port: int) -> Iterator[Listener]:
 
 def connections(port: int) -> list[Connection]:
     """The ends of this host that have this port, or are connected to it."""
-    found = (
+    return [
         Connection(_end(fields[1]), _end(fields[2]), fields[9], int(fields[7]))
-        for fields in _rows(_ESTABLISHED)
-    )
-    return [each for each in found if port in (each.own[1], each.other[1])]
+        for fields in _rows(_ESTABLISHED, port)
+    ]
 
 
-def _rows(state: str) -> Iterator[list[str]]:
+def _rows(state: str, port: int) -> Iterator[list[str]]:
+    """Of this state and with this port at either end. A host may have thousands of others, whose
+    addresses cost more to read than the text of a port.
+    """
+    wanted = f":{port:04X}"
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
         except OSError:
             continue
-        yield from (fields for fields in map(str.split, lines) if fields[3] == state)
+        for fields in map(str.split, lines):
+            if fields[3] == state and (fields[1].endswith(wanted) or fields[2].endswith(wanted)):
+                yield fields
 
 
 def _end(text: str) -> tuple[str, int]:
