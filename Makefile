@@ -32,16 +32,17 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 	$(if $(OTHER_INVENTORY),,scripts/docker_up.sh)
 	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
 
-# The tests with containers mostly wait, so others run beside them.
+# The tests with containers mostly wait, so others run beside them: also those of integration that share no container with its others.
 BESIDE := scripts/beside.sh
+APART := $(addprefix tests/integration/test_,fleet_rollout.py front.py image_gh200.py prom_ready.py)
 .PHONY: test
-test: lint types docker-up test-tools-up ## Pass every test: check, sanity, browser, integration, molecule
+test: lint types docker-up test-tools-up ## What CI runs: check, sanity, browser, containers and faults
 	$(BESIDE) tests/output/test-beside.log $(MAKE) test-beside -- $(PYTEST) -m "not long" --durations=30 \
-	    tests/integration $(ARGS)
+	    tests/integration $(addprefix --ignore=,$(APART)) $(ARGS)
 
 .PHONY: test-beside
 test-beside: test-light
-	$(PYTEST) -m "not long" --durations=10 tests/faults tests/molecule
+	$(PYTEST) -m "not long" --durations=10 tests/faults $(APART)
 
 .PHONY: test-light
 test-light: sanity

@@ -67,6 +67,7 @@ def test_prep_killed_in_warm_up(installation: FaultSite) -> None:
     assert installation.servers() == []
 
 
+@pytest.mark.long
 def test_server_that_never_gets_healthy(installation: FaultSite) -> None:
     """The playbook says so, with the last lines of the server's log."""
     never = {
@@ -227,7 +228,14 @@ def test_full_disk(fault_image: None, what: str, megabytes: int) -> None:
 # --- who asked goes away --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        signal.SIGKILL,
+    ],
+)
 def test_controller_that_ends_in_a_prep(installation: FaultSite, number: signal.Signals) -> None:
     """The prep goes on; the same playbook again attaches to it and ends with its result."""
     gate = installation.telemetry / "ready"

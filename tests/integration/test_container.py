@@ -263,6 +263,7 @@ def reload_prometheus(site: Site, config: str, jobs: set[str]) -> None:
     wait_for(lambda: scraped_jobs(site) == jobs, f"Prometheus to scrape {sorted(jobs)}")
 
 
+@pytest.mark.long
 def test_no_proof_where_prometheus_does_not_scrape_the_server(prepared: Site) -> None:
     config = (prepared.run_dir() / "prometheus.yml").read_text()
     kept, separator, dropped = config.partition("  - job_name: sglang")
@@ -396,6 +397,7 @@ def test_crash_of_the_first_process_begins_a_new_run(prepared: Site) -> None:
     assert look["metrics_ready"] is False and look["prep_result"] is None
 
 
+@pytest.mark.long
 def test_killed_prep_leaves_no_server_and_the_next_one_finishes(prepared: Site) -> None:
     job = prepared.begin("--inductor", "rebuild")
     job = prepared.await_server()

@@ -346,6 +346,7 @@ def test_queries_of_a_real_run(prepared: Site) -> None:
 UNIT = "[Unit]\nDescription=stands for Grafana\n[Service]\nExecStart=/bin/sleep infinity\n"
 
 
+@pytest.mark.long
 def test_grafana_is_restarted_by_systemd(machine: TestHost, tmp_path: Path) -> None:
     """Over SSH, by a real systemd, once: a unit that sleeps stands for Grafana's."""
     inventory = tmp_path / "hosts.yml"

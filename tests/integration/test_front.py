@@ -214,6 +214,7 @@ def test_the_whole_way_through_the_scripts_alone(front: Front) -> None:
     assert idle.returncode == 0, idle.stderr
 
 
+@pytest.mark.long
 def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path) -> None:
     site = front.site
     early = front(*FRONT, "smoke")
@@ -267,6 +268,7 @@ def test_provider_prep_and_smoke_start_what_is_down(front: Front, tmp_path: Path
     assert front(*FRONT, "smoke", str(tmp_path / "none.yml")).returncode == 2
 
 
+@pytest.mark.long
 def test_stop_and_start_tell_what_is_live(front: Front, tmp_path: Path) -> None:
     site = front.site
     prepared = front(*FRONT, "provider-prep", PROFILE, "--skip-warmup-cache")

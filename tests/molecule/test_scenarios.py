@@ -15,20 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SCENARIOS = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 
 def test_there_are_scenarios() -> None:
     assert SCENARIOS, f"no scenario in {ROOT / 'molecule'}"
 
 
-# three hosts and their faults take minutes: that scenario is in the slow lane.
-LONG = {"fleet"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "scenario",
-    [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in SCENARIOS],
-)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(scenario: str) -> None:
     # Molecule calls ansible-playbook and pytest by name. Its output is this test's: pytest shows it
     # when the scenario fails.
