@@ -7,6 +7,7 @@ comes next.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_hub as model_hub
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
     HUB_STATE,
@@ -44,9 +46,7 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Request:
-    """The module's options; ``source`` is local, staged, hub or present, ``origin`` its option
-    ``from``.
-    """
+    """The module's options; ``source`` is any but controller, ``origin`` its option ``from``."""
 
     path: str
     models_root: str
@@ -137,6 +137,7 @@ class Stage:
             records = self.request.full and (not found.recorded or bool(found.unrecorded))
             return self._answer("done", changed=records, found=found, model=model)
         self.staging.check_place()
+        self._refuse_another()
         return self._answer("done", changed=True, model=model_files.missing_model(self.path))
 
     def _slice(self, budget_s: float | None) -> dict[str, Any]:
@@ -237,6 +238,8 @@ class Stage:
             if self._is_current(files):
                 # Another run has finished it while this one waited.
                 return self._verify(alone=True)
+            if self.request.source == "tiny":
+                return self._make()
             return (
                 self._download()
                 if files is None
@@ -274,6 +277,27 @@ class Stage:
             found=found,
             model=model if found.done else None,
         )
+
+    def _refuse_another(self) -> None:
+        """Raises ModelError where the tiny model would take the place of a real one."""
+        if self.request.source == "tiny" and os.path.lexists(self.path):
+            with contextlib.suppress(ModelError):
+                if model_digests.read_record(self.path).source.get("kind") == "tiny":
+                    return
+            raise ModelError(
+                f"{path_line(self.path)} is no tiny model and is not overwritten: set sgl_model to"
+                " a folder that does not exist, or remove this one"
+            )
+
+    def _make(self) -> dict[str, Any]:
+        self._refuse_another()
+        self._end_client(self.staging.begin("tiny:", self.request.run))
+        files = {}
+        for name, content in tiny_model.files().items():
+            self.staging.write(name, content)
+            digest = Digest(SHA256, hashlib.sha256(content).hexdigest(), len(content))
+            files[name] = SourceFile(len(content), -1, digest)
+        return self._verified(files, 0, None)
 
     def _copy(self, files: dict[str, SourceFile]) -> dict[str, Any]:
         staging, origin = self.staging, self.request.origin

@@ -556,6 +556,15 @@ class Staging:
                 return Slice(False, before + moved, total, moved)
         return Slice(True, total, total, moved)
 
+    def write(self, name: str, content: bytes) -> None:
+        """A file that is made here. Raises ModelError."""
+        path = os.path.join(self.folder, name)
+        try:
+            with open(path, "wb", opener=safe_tree.opening) as file:
+                file.write(content)
+        except OSError as error:
+            raise self._failed("write", path, error) from error
+
     def _begun(self, name: str, file: SourceFile) -> int:
         """How many bytes of a file are there already; none where it was begun from another state of
         the source.

@@ -79,7 +79,7 @@ attributes:
     support: none
     description: There is nothing to show, since nothing is changed.
 seealso:
-  - module: slice_bench.sglang.sgl_tiny_model
+  - module: slice_bench.sglang.sgl_model_stage
 notes:
   - Runs on Linux with Python 3.11 or later and its standard library.
 """

@@ -47,10 +47,12 @@ options:
         rsync.
       - V(hub) downloads with the hub's own client in a container of O(image), which goes on when
         the connection is lost.
+      - V(tiny) makes a tiny random Qwen3 on the spot, the same each time; it takes no other model's
+        place.
       - V(present) only verifies what is there.
       - V(staged) is what the action plugin makes of V(controller).
     type: str
-    choices: [present, local, controller, hub, staged]
+    choices: [present, tiny, local, controller, hub, staged]
     default: present
   from:
     description:
@@ -306,7 +308,7 @@ def main() -> None:
         module.warn(warning)
     if answer["done"] and answer["changed"]:
         after = (
-            f"{request.source} {path_line(request.origin)}"
+            f"{request.source} {path_line(request.origin)}".rstrip()
             if request.source != "present"
             else "recorded as it is"
         )
@@ -336,7 +338,7 @@ def _module() -> AnsibleModule:
             "models_root": {"type": "path", "required": True},
             "source": {
                 "type": "str",
-                "choices": ["present", "local", "controller", "hub", "staged"],
+                "choices": ["present", "tiny", "local", "controller", "hub", "staged"],
                 "default": "present",
             },
             "from": {"type": "str"},

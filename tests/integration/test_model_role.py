@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 
 from sgl_admin.contract import stages
 from tests.doubles.hub import Hub, serving
 from tests.doubles.model_folder import contents, flip
-from tests.integration.installation import Play, Site, module
+from tests.integration.installation import Play, Site
 
 pytestmark = pytest.mark.slow
 NO_STAGES = {
@@ -31,9 +32,9 @@ def lab() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sglang-it-lab-") as parent:
         Path(parent).chmod(0o755)
         folder = Path(parent) / "qwen3-tiny"
-        made = module("sgl_tiny_model", {"path": str(folder)})
-        assert not made["failed"], made
-        (folder / ".sgl-tiny-model.json").unlink(missing_ok=True)
+        folder.mkdir()
+        for name, content in tiny_model.files().items():
+            (folder / name).write_bytes(content)
         yield folder
 
 

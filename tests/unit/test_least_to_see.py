@@ -21,7 +21,6 @@ from ansible_collections.slice_bench.sglang.plugins.callback import report
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks, places
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_store
 
@@ -261,19 +260,6 @@ def test_no_playbook_waits_without_an_end(
     with pytest.raises(locks.LockTimeout) as caught:
         store.put("a", written, {})
     assert in_words(caught.value, path, pid)
-
-
-@needs_root
-def test_the_tiny_models_folder_cannot_be_held_by_who_reads_it(root: Path) -> None:
-    """It has no lock."""
-    root.mkdir()
-    root.chmod(0o755)
-    made = tiny_model.inspect(str(root / "tiny"), 0)
-    holder = os.open(root, os.O_RDONLY)
-    fcntl.flock(holder, fcntl.LOCK_SH)
-    tiny_model.make(made)
-    os.close(holder)
-    assert [path.name for path in root.iterdir()] == ["tiny"]
 
 
 def test_no_lock_is_made_but_by_the_contracts_own_function() -> None:

@@ -40,7 +40,9 @@ def models(tmp_path: Path) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real model folder; the tests spoil copies of it."""
     folder = tmp_path_factory.mktemp("made") / "tiny"
-    tiny_model.make(tiny_model.inspect(str(folder)))
+    folder.mkdir()
+    for name, content in tiny_model.files().items():
+        (folder / name).write_bytes(content)
     return folder
 
 

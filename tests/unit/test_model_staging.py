@@ -21,6 +21,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_staging as model_staging,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import quick
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import (
@@ -422,6 +423,41 @@ CALLS = [
 ]
 
 
+# --- the tiny model -------------------------------------------------------------------------------
+
+
+def test_the_tiny_model_is_made_whole_and_once(root: Path) -> None:
+    planned = Stage(request(root, source="tiny")).plan()
+    assert planned["changed"] and os.listdir(root) == []
+    made = stage(root, source="tiny")
+    assert (
+        made["changed"]
+        and made["verified"]
+        and made["model"]["architecture"] == ("Qwen3ForCausalLM")
+    )
+    assert contents(model(root)) == tiny_model.files() and nothing_left(root)
+    assert {file.stat().st_mode & 0o777 for file in model(root).iterdir()} == {0o644}
+    again = stage(root, source="tiny")
+    assert again["verified"] and not again["changed"]
+    assert not Stage(request(root, source="tiny")).plan()["changed"]
+
+
+def test_a_damaged_tiny_model_is_made_again(root: Path) -> None:
+    stage(root, source="tiny")
+    for damaged in tiny_model.files():
+        (model(root) / damaged).write_bytes(b"damaged")
+        assert stage(root, source="tiny")["changed"]
+        assert contents(model(root)) == tiny_model.files()
+
+
+def test_the_tiny_model_takes_no_other_models_place(root: Path, source: Path) -> None:
+    stage(root, source)
+    before = contents(model(root))
+    for run in (Stage(request(root, source="tiny")).plan, lambda: stage(root, source="tiny")):
+        assert "is no tiny model and is not overwritten: set sgl_model to" in refused(run)
+    assert contents(model(root)) == before
+
+
 class Killed(BaseException):
     """The process is gone: what would run after it does not."""
 
@@ -481,6 +517,7 @@ def killed_at(
     number=st.integers(1, 30),
     has_old=st.booleans(),
     no_exchange=st.booleans(),
+    made_here=st.booleans(),
 )
 def test_killed_anywhere_the_name_holds_one_whole_model(
     tmp_path_factory: pytest.TempPathFactory,
@@ -488,17 +525,26 @@ def test_killed_anywhere_the_name_holds_one_whole_model(
     number: int,
     has_old: bool,
     no_exchange: bool,
+    made_here: bool,
 ) -> None:
     base = tmp_path_factory.mktemp("killed")
     root, source = base / "models", base / "source"
     root.mkdir(mode=0o755)
     make_model(source, 2, 10_000)
     old: dict[str, bytes] = {}
-    if has_old:
+    if has_old and made_here:
+        stage(root, source="tiny")
+        (model(root) / "config.json").write_bytes(b"damaged")
+        old = contents(model(root))
+    elif has_old:
         make_model(base / "before", 2, 10_000, seed=5)
         stage(root, base / "before")
         old = contents(model(root))
-    new = contents(source)
+
+    def bring() -> dict[str, Any]:
+        return stage(root, source="tiny") if made_here else stage(root, source)
+
+    new = tiny_model.files() if made_here else contents(source)
     with pytest.MonkeyPatch.context() as patch:
         if no_exchange:
 
@@ -506,11 +552,11 @@ def test_killed_anywhere_the_name_holds_one_whole_model(
                 raise OSError(errno.EINVAL, "no exchange here")
 
             patch.setattr(model_staging, "exchange", refuse)
-        killed_at(patch, call, number, lambda: stage(root, source))
+        killed_at(patch, call, number, bring)
         found = contents(model(root)) if model(root).exists() else {}
         # Without the exchange there is a moment with no model, which the next run puts right.
         assert found in ([old, new] if not no_exchange else [old, new, {}])
-        answer = stage(root, source)
+        answer = bring()
     assert answer["done"] and answer["verified"] and contents(model(root)) == new
     assert quick(str(model(root))).verified and nothing_left(root)
     shutil.rmtree(base)

@@ -23,7 +23,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     HostTreeError,
     Spec,
@@ -409,25 +408,6 @@ def test_a_folder_exchanged_while_it_is_made_is_not_handed_over(
 
 
 @needs_root
-@pytest.mark.parametrize("place", ["tiny", "models"])
-def test_a_folder_exchanged_before_the_tiny_model_is_made_leads_root_nowhere(
-    home: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    (home / "models").mkdir()
-    own(home)
-    path = home / "models" / "tiny"
-    if place == "tiny":
-        tiny_model.make(tiny_model.inspect(str(path), 0, USER, USER))
-        (path / "config.json").unlink()
-    wanted = looks(secret)
-    plan = tiny_model.inspect(str(path), 0, USER, USER)
-    exchange(home / "models" if place == "models" else path, secret)()
-    with pytest.raises(tiny_model.TinyModelError):
-        tiny_model.make(plan)
-    assert looks(secret) == wanted
-
-
-@needs_root
 @pytest.mark.parametrize("levels", [1, 300])
 def test_a_deep_tree_is_removed_or_refused_and_its_links_are_not_followed(
     home: Path, secret: Path, levels: int
@@ -502,7 +482,7 @@ def test_a_record_that_is_no_file_is_not_read(host: Path, secret: Path, kind: st
 # --- the rule -------------------------------------------------------------------------------------
 
 # These run as root on the tree itself: nothing in them goes by path.
-BY_DESCRIPTOR = ("_host_tree", "_tiny_model", "_run_record", "_safe_tree")
+BY_DESCRIPTOR = ("_host_tree", "_run_record", "_safe_tree")
 # These go by path, as the models' owner: their callers take those rights first.
 AS_OWNER = ("_model_staging", "_model_stage", "_model_hub", "_model_digests")
 ACTING = {

@@ -249,8 +249,10 @@ def test_a_host_with_python_3_9_is_looked_at_and_given_its_folders(tmp_path: Pat
                     }
                 },
                 {
-                    "slice_bench.sglang.sgl_tiny_model": {
+                    "slice_bench.sglang.sgl_model_stage": {
                         "path": str(tmp_path / "models" / "tiny"),
+                        "models_root": str(tmp_path / "models"),
+                        "source": "tiny",
                     }
                 },
             ],
