@@ -36,7 +36,7 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 BESIDE := scripts/beside.sh
 APART := $(addprefix tests/integration/test_,fleet_rollout.py front.py image_gh200.py prom_ready.py)
 .PHONY: test
-test: lint types docker-up test-tools-up ## What CI runs: check, sanity, browser, containers and faults
+test: setup docker-up test-tools-up ## What CI runs: check, sanity, browser, containers and faults
 	$(BESIDE) tests/output/test-beside.log $(MAKE) test-beside -- $(PYTEST) -m "not long" --durations=30 \
 	    tests/integration $(addprefix --ignore=,$(APART)) $(ARGS)
 
@@ -45,7 +45,7 @@ test-beside: test-light
 	$(PYTEST) -m "not long" --durations=10 tests/faults $(APART)
 
 .PHONY: test-light
-test-light: sanity
+test-light: lint types sanity
 	$(PYTEST) -n $(WORKERS) -m "not long" tests/unit tests/fuzz
 	$(PYTEST) -m "not long" tests/browser tests/gpu
 

@@ -9,12 +9,13 @@ passed=tests/slow-lane.txt
 kills=tests/faults/test_kill_anywhere.py
 declare -A tests=(
     [fuzz]="-n $WORKERS --dist worksteal tests/fuzz"
+    [unit]="-n $WORKERS tests/unit"
     [faults]="tests/faults --ignore=$kills"
     [hosts]="tests/integration"
     [fleet]="tests/molecule"
     [kills]="$kills"
 )
-order=(fuzz faults hosts fleet kills)
+order=(fuzz unit faults hosts fleet kills)
 
 [ $# -gt 0 ] || set -- "${order[@]}"
 for part; do

@@ -232,6 +232,9 @@ class Engine(Protocol):
     def has_admin_key(self) -> bool:
         """Whether the installed server can ask for a key of its own at its admin calls."""
 
+    def network_environment(self, arguments: Sequence[str]) -> dict[str, str]:
+        """Variables that keep what its processes say to one another on this host."""
+
     def gpu_environment(self, moe_configs: Path) -> dict[str, str]:
         """What a server on a GPU has in its environment; its MoE configurations are below this
         folder.

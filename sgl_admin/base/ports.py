@@ -27,7 +27,7 @@ def holder(port: int) -> str:
     for listener in listeners.listeners(port):
         pid = listener.pid()
         if pid is None:
-            return f"a process of uid {listener.uid} outside this container"
+            return _outside(listener.uid)
         return f"{listeners.command(pid)} (pid {pid} in this container)"
     return "a process that cannot be seen from here"
 
@@ -90,7 +90,7 @@ def intruder(port: int) -> str | None:
     while found and time.monotonic() < deadline:
         time.sleep(_POLL_S)
         found &= _taken(port)
-    return next((f"a process of uid {uid} outside this container" for _end, uid in found), None)
+    return next((_outside(uid) for _end, uid in found), None)
 
 
 def _taken(port: int) -> set[tuple[tuple[str, int], int]]:
@@ -107,6 +107,43 @@ def _taken(port: int) -> set[tuple[tuple[str, int], int]]:
         if server is not None and client.link in ours and server.link not in ours
         if not _may_be_closed(server)
     }
+
+
+def visitor(group: int, public: int) -> str | None:
+    """Who outside of this container is connected to a port at which a process of this group
+    listens, and to which; None without one. The `public` port is for others.
+    """
+    found = _visitors(group, public)
+    if found:
+        # A process that has just begun is not among those that were looked at.
+        time.sleep(_POLL_S)
+        found &= _visitors(group, public)
+    return next((f"{who} is connected to port {port}" for port, _end, who in found), None)
+
+
+def _visitors(group: int, public: int) -> set[tuple[int, tuple[str, int], str]]:
+    """Port, own end and description of each of them."""
+    members = {pid: listeners.descriptors(pid) for pid in listeners.pids() if _is_of(pid, group)}
+    held = set().union(*members.values())
+    ends = {
+        port: {(end.own, end.other): end for end in listeners.connections(port)}
+        for port in listeners.ports_of(held) - {public}
+    }
+    if not any(own[1] == port for port, found in ends.items() for own, _other in found):
+        return set()
+    ours = held.union(*map(listeners.descriptors, listeners.pids()))
+    return {
+        (port, other, f"address {other[0]}" if end is None else _outside(end.uid))
+        for port, found in ends.items()
+        for own, other in found
+        if own[1] == port
+        for end in [found.get((other, own))]
+        if end is None or (end.link not in ours and not _may_be_closed(end))
+    }
+
+
+def _outside(uid: int) -> str:
+    return f"a process of uid {uid} outside this container"
 
 
 def _plain(end: tuple[object, ...]) -> tuple[str, int]:

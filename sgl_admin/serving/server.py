@@ -104,7 +104,11 @@ class Server:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env={**ENGINE.inherited(os.environ), **self.environment},
+                    env={
+                        **ENGINE.network_environment(self.argv),
+                        **ENGINE.inherited(os.environ),
+                        **self.environment,
+                    },
                     cwd=os.environ.get("HOME", "/"),
                 )
             except ValueError as error:
@@ -122,9 +126,9 @@ class Server:
         while time.monotonic() - started < timeout_s:
             if self._process.poll() is not None:
                 raise self._died("the server ended while starting", "server_start_failed")
+            self._demand_the_port()
             if self.healthy():
                 return
-            self._demand_the_port()
             tick()
             time.sleep(0.1)
         raise StageFailure(
@@ -201,6 +205,15 @@ class Server:
                 "port_busy",
                 f"{who} answers a connection to port {self.port} on {HOST} that it took before the"
                 " server was there: stop that process, and run this again",
+                self.log_tail(),
+            )
+        # Its processes tell one another there, without a password, where to send what: PyTorch's
+        # store listens on every address.
+        if self._process and (who := ports.visitor(self._process.pid, self.port)):
+            raise StageFailure(
+                "port_busy",
+                f"{who}, where the server's own processes meet: stop that process or close the port"
+                " to it, and run this again",
                 self.log_tail(),
             )
 

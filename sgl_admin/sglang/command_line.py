@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sgl_admin.base import versions
@@ -48,6 +49,14 @@ def has_admin_key() -> bool:
 
 def port(argv: list[str]) -> int:
     return int(argv[argv.index(PORT_FLAG) + 1])
+
+
+def network_environment(arguments: Sequence[str]) -> dict[str, str]:
+    """Keeps gloo's sockets, which ask for no password, on loopback where all of the server is on
+    this host: gloo takes the address that the host's name resolves to (gloo/transport/tcp).
+    """
+    several = any(word.partition("=")[0] == "--nnodes" for word in arguments)
+    return {} if several else {"GLOO_SOCKET_IFNAME": "lo"}
 
 
 def gpu_environment(configs: Path) -> dict[str, str]:

@@ -54,6 +54,7 @@ def test_what_others_log_around_a_death_changes_no_type(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_death_of_a_huge_log_is_found_in_time() -> None:
     """No phrase of the table takes long on a line that nearly matches it."""
     lines = ["Traceback (most recent call last):", *("device" * 20_000 for _ in range(20))]

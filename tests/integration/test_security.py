@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_the_server_of_a_prep_listens_on_loopback_but_for_torchs_store(prepared:
         (port, program) for address, port, program in found if address not in ("127.0.0.1", "::1")
     ]
     assert len(wide) <= 1 and all("sglang::scheduler" in program for _, program in wide), found
+
+
+@pytest.mark.long
+def test_who_connects_to_torchs_store_while_the_server_starts_ends_the_prep(prepared: Site) -> None:
+    prepared.begin("--inductor", "rebuild", "--probe", "never")
+    wide = wait_for(
+        lambda: [port for address, port, _ in listeners(prepared) if address in ("0.0.0.0", "::")],
+        "PyTorch's store",
+    )
+    with socket.create_connection(("127.0.0.1", wide[0])):
+        ended = wait_for(
+            lambda: job if (job := prepared.job())["state"] != "running" else None, "the prep's end"
+        )
+    stage = prepared.stage("inductor")
+    assert ended["exit_code"] == 13 and stage["error_type"] == "port_busy", stage
+    assert (
+        f"a process of uid {os.getuid()} outside this container is connected to port {wide[0]}"
+        in stage["error"]
+    )
+    assert prepared.servers() == []
+    assert prepared.ensure().returncode == 0
 
 
 def test_services_are_opened_by_the_variable_alone(bare: Site) -> None:

@@ -243,6 +243,7 @@ def test_from_nothing_to_converged(wall: Wall) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_datasource_for_each_host(wall: Wall) -> None:
     wall.play()
     found = wall.datasources()
@@ -280,6 +281,7 @@ def test_a_datasource_for_each_host(wall: Wall) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_provider_leads_to_the_dashboards(wall: Wall) -> None:
     wall.variables["sgl_grafana_folder"] = "Lab $1"
     wall.play()
@@ -316,6 +318,7 @@ def test_every_host_whose_prometheus_is_on_loopback_is_refused(wall: Wall) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_grafana_on_a_gpu_host_reads_its_loopback(wall: Wall) -> None:
     wall.hosts = {"wall": {}}
     wall.play()
@@ -346,6 +349,7 @@ def test_a_machine_without_grafanas_unit_is_refused(wall: Wall, flags: tuple[str
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_grafana_that_is_not_to_be_restarted(wall: Wall) -> None:
     """It has no unit either, as in a container."""
     wall.unit = "grafana.service"

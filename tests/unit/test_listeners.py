@@ -337,6 +337,85 @@ def test_our_own_connections_have_no_intruder() -> None:
             assert ports.intruder(port) is None
 
 
+# --- who else meets the server's processes --------------------------------------------------------
+
+_VISITOR = """
+import socket, sys
+connected = [socket.create_connection(("127.0.0.1", int(port))) for port in sys.argv[1:]]
+print("connected", flush=True)
+sys.stdin.read()
+"""
+_STORE = """
+import socket, time
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(each.getsockname()[1] for each in sockets), flush=True)
+kept = []
+while True:
+    for each in sockets:
+        each.settimeout(0.05)
+        try:
+            kept.append(each.accept())
+        except TimeoutError:
+            pass
+"""
+
+
+@contextmanager
+def saying(program: str, *words: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The program in a group of its own, and its first line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().decode().strip()
+        process.kill()
+
+
+def test_who_else_meets_the_servers_processes_is_named_and_ends_its_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "log").touch()
+    with saying(_STORE) as (store, line):
+        public, inner = map(int, line.split())
+        server = Server([], {}, public, tmp_path / "log")
+        server._process = store
+        monkeypatch.setattr(server, "_has_the_port", lambda: True)
+        # Clients have the public port, and processes of this container have any.
+        with saying(_VISITOR, public, inner):
+            server._demand_the_port()
+        with saying(_VISITOR, public, inner) as (visitor, said):
+            assert said == "connected"
+            pids = listeners.pids
+            monkeypatch.setattr(
+                listeners, "pids", lambda: (pid for pid in pids() if pid != visitor.pid)
+            )
+            monkeypatch.setattr(os, "access", lambda *_ignored: True)
+            words = f"a process of uid {os.getuid()} outside this container is connected to port"
+            with pytest.raises(StageFailure, match=f"{words} {inner}, where") as caught:
+                server._demand_the_port()
+            assert caught.value.error_type == "port_busy"
+            assert ports.visitor(os.getpgid(0), public) is None
+        assert ports.visitor(store.pid, public) is None
+
+
+def test_a_visitor_from_another_machine_is_named_by_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel has one end of such a connection alone."""
+    with saying(_STORE) as (store, line), saying(_VISITOR, line.split()[1]):
+        connections = listeners.connections
+        monkeypatch.setattr(
+            listeners,
+            "connections",
+            lambda port: [end for end in connections(port) if end.own[1] == port],
+        )
+        found = ports.visitor(store.pid, 0)
+    assert found == f"address 127.0.0.1 is connected to port {line.split()[1]}"
+
+
 def test_a_name_of_several_lines_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     thief = Thief(monkeypatch, "x\nREADY: true\x1b")
     assert "\n" not in listeners.command(thief.pid) and "\x1b" not in listeners.command(thief.pid)

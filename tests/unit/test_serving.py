@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Stands for the prepared server: it answers /health, and has a helper process in its group, as
 # SGLang has.
 DOUBLE = str(ROOT / "tests" / "doubles" / "chat_server.py")
+_GLOO = "GLOO_SOCKET_IFNAME"
 Admin = Callable[..., tuple[int, str, str]]
 
 
@@ -96,6 +97,19 @@ def test_it_starts_the_prepared_one_and_stops_all_of_it(
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         trial.bind(("127.0.0.1", port))
     assert files.read_json(paths.server(live_run))["state"] == "stopped"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("asked", ["eth0", None])
+def test_gloo_stays_on_loopback_on_one_host(
+    prepared: list[str], live_run: str, admin: Admin, asked: str | None
+) -> None:
+    environment = {"PYTHONPATH": str(ROOT)}
+    prepare(live_run, prepared, {**environment, **({_GLOO: asked} if asked else {})})
+    group = json.loads(admin("start", "--json")[1])["server"]["pgid"]
+    has = Path(f"/proc/{group}/environ").read_bytes().decode().split("\0")
+    assert f"{_GLOO}={asked or 'lo'}" in has
+    for several in (["--nnodes=2"], ["--nnodes", "2"]):
+        assert _GLOO not in ENGINE.network_environment([*prepared, *several])
 
 
 def test_it_has_the_moe_configurations_that_its_environment_names(

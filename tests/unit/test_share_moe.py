@@ -639,7 +639,9 @@ def put(host: MoeHost, archive: bytes) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "raises", "full"])
+@pytest.mark.parametrize(
+    "how", ["killed", *(pytest.param(how, marks=pytest.mark.long) for how in ("raises", "full"))]
+)
 @pytest.mark.parametrize("own", [(), (64,)])
 def test_wherever_an_import_ends_the_next_command_finds_all_or_nothing_of_it(
     asked: MoeHost, how: str, own: tuple[int, ...]

@@ -67,11 +67,20 @@ def connections(port: int) -> list[Connection]:
     ]
 
 
-def _rows(state: str, port: int) -> Iterator[list[str]]:
-    """Of this state and with this port at either end. A host may have thousands of others, whose
-    addresses cost more to read than the text of a port.
+def ports_of(links: set[str]) -> set[int]:
+    """The ports at which one of these sockets listens."""
+    return {
+        int(fields[1].rpartition(":")[2], 16)
+        for fields in _rows(_LISTEN)
+        if f"socket:[{fields[9]}]" in links
+    }
+
+
+def _rows(state: str, port: int | None = None) -> Iterator[list[str]]:
+    """Of this state and with this port, or any, at either end. A host may have thousands of others,
+    whose addresses cost more to read than the text of a port.
     """
-    wanted = f":{port:04X}"
+    wanted = "" if port is None else f":{port:04X}"
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
