@@ -34,7 +34,7 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 
 # The tests with containers mostly wait, so others run beside them: also those of integration that share no container with its others.
 BESIDE := scripts/beside.sh
-APART := $(addprefix tests/integration/test_,fleet_rollout.py front.py image_gh200.py prom_ready.py)
+APART := $(addprefix tests/integration/test_,fleet_rollout.py front.py)
 .PHONY: test
 test: setup docker-up test-tools-up ## What CI runs: check, sanity, browser, containers and faults
 	$(BESIDE) tests/output/test-beside.log $(MAKE) test-beside -- $(PYTEST) -m "not long" --durations=30 \
@@ -92,7 +92,7 @@ types: setup ## mypy
 
 .PHONY: unit
 unit: setup ## The unit tests but the slow ones, fuzzing in small
-	env SGL_FUZZ_EXAMPLES=100 $(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
+	$(PYTEST) -n $(WORKERS) -m "not slow" tests/unit tests/fuzz $(ARGS)
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity

@@ -8,7 +8,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-FEW = 200
+FEW = 100
 EXAMPLES = int(os.environ.get("SGL_FUZZ_EXAMPLES") or FEW)
 
 settings.register_profile(

@@ -336,6 +336,7 @@ def test_stop_removes_the_pointer_and_frees_the_ports(prepared: Site) -> None:
     assert again.changed == 0, again.output
 
 
+@pytest.mark.long
 def test_stop_playbook_ends_a_live_run(prepared: Site) -> None:
     check = prepared.must_play("stop", "--check")
     assert check.changed > 0 and prepared.state()["Running"]
@@ -387,6 +388,7 @@ def test_killed_container_leaves_a_pointer_that_is_told_apart(prepared: Site) ->
 
 
 @needs_root
+@pytest.mark.long
 def test_crash_of_the_first_process_begins_a_new_run(prepared: Site) -> None:
     run_id = prepared.run_id
     os.kill(prepared.state()["Pid"], signal.SIGKILL)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.installation import ROOT, Site, docker, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PORT, PAGE_PORT = 19317, 19316
 
