@@ -90,7 +90,7 @@ def test_who_connects_to_torchs_store_while_the_server_starts_ends_the_prep(prep
     assert ended["exit_code"] == 13 and stage["error_type"] == "port_busy", stage
     assert (
         f"a process of uid {os.getuid()} outside this container is connected to port {wide[0]}"
-        in stage["error"]
+        in " ".join(stage["errors"])
     )
     assert prepared.servers() == []
     assert prepared.ensure().returncode == 0
