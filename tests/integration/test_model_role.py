@@ -33,8 +33,10 @@ def lab() -> Iterator[Path]:
         Path(parent).chmod(0o755)
         folder = Path(parent) / "qwen3-tiny"
         folder.mkdir()
+        folder.chmod(0o755)
         for name, content in tiny_model.files().items():
             (folder / name).write_bytes(content)
+            (folder / name).chmod(0o644)
         yield folder
 
 

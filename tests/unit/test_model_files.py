@@ -41,8 +41,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real model folder; the tests spoil copies of it."""
     folder = tmp_path_factory.mktemp("made") / "tiny"
     folder.mkdir()
+    folder.chmod(0o755)
     for name, content in tiny_model.files().items():
         (folder / name).write_bytes(content)
+        (folder / name).chmod(0o644)
     return folder
 
 
