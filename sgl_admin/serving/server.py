@@ -275,10 +275,11 @@ class Server:
     def _unanswered(self, problem: str) -> StageFailure:
         """Why a request failed: by the server's death, where it ended over it."""
         deadline = time.monotonic() + _GONE_S
-        while self._process is not None and time.monotonic() < deadline:
+        while self._process is not None:
             if self._process.poll() is not None:
                 return self._died("the server ended while it served", "request_failed")
-            if self.healthy():
+            # Asked last: to ask may take longer than the time that is left.
+            if time.monotonic() >= deadline or self.healthy():
                 break
             time.sleep(0.05)
         return StageFailure(
