@@ -32,7 +32,7 @@ prep: setup-base ## Take this machine to METRICS_READY (ARGS= goes to ansible-pl
 	$(if $(OTHER_INVENTORY),,scripts/docker_up.sh)
 	$(WITH_PATH) $(BIN)/ansible-playbook playbooks/prep.yml $(ARGS)
 
-# The tests with containers mostly wait, so others run beside them: also those of integration that share no container with its others.
+# The tests with containers mostly wait, so others run beside them. APART are those of integration that share no container with the rest.
 BESIDE := scripts/beside.sh
 APART := $(addprefix tests/integration/test_,fleet_rollout.py front.py)
 .PHONY: test

@@ -240,13 +240,9 @@ class Stage:
                 return self._verify(alone=True)
             if self.request.source == "tiny":
                 return self._make()
-            return (
-                self._download()
-                if files is None
-                else self._arrived(files)
-                if self.request.source == "staged"
-                else self._copy(files)
-            )
+            if files is None:
+                return self._download()
+            return self._arrived(files) if self.request.source == "staged" else self._copy(files)
         except ModelError:
             self.staging.rest(self.request.run)
             raise

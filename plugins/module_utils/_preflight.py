@@ -489,7 +489,7 @@ def _model_that_is_there(
         model = model_files.inspect_model(
             path, **fitting, root=spec.models, uid=spec.uid, gid=spec.gid
         )
-        # No number depends on the tiny model's bytes.
+        # No number depends on the tiny model's bytes, and to look at them costs each run.
         looked_at = options.model_source != "tiny" and model_files.may_have_digests(path)
         known = _known_of(path, options) if looked_at else unread
     except model_files.ModelMissing:

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import trees
 
-remove_tree = trees.remove_tree
-
 TEMP_PREFIX = ".sgl-new-"
 _FOLDER = trees.FOLDER
 # As many as the kernel follows in one look-up.

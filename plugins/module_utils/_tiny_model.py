@@ -212,6 +212,7 @@ def weights(name: str, shape: tuple[int, ...]) -> bytes:
     count = math.prod(shape)
     if name.endswith("norm.weight"):
         return bfloat16(1.0) * count
+    # The zero is a part of what these bytes have been made from since the first release.
     noise = hashlib.shake_256(f"0\0{name}".encode()).digest(4 * count)
     return b"".join(
         map(

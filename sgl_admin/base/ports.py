@@ -123,23 +123,21 @@ def visitor(group: int, public: int) -> str | None:
 
 def _visitors(group: int, public: int) -> set[tuple[int, tuple[str, int], str]]:
     """Port, own end and description of each of them."""
-    members = {pid: listeners.descriptors(pid) for pid in listeners.pids() if _is_of(pid, group)}
-    held = set().union(*members.values())
-    ends = {
-        port: {(end.own, end.other): end for end in listeners.connections(port)}
-        for port in listeners.ports_of(held) - {public}
-    }
-    if not any(own[1] == port for port, found in ends.items() for own, _other in found):
+    members = (pid for pid in listeners.pids() if _is_of(pid, group))
+    inner = listeners.ports_of(set().union(*map(listeners.descriptors, members))) - {public}
+    ends = {(end.own, end.other): end for end in listeners.connections(*inner)} if inner else {}
+    accepted = [(own, other) for own, other in ends if own[1] in inner]
+    if not accepted:
         return set()
-    ours = held.union(*map(listeners.descriptors, listeners.pids()))
-    return {
-        (port, other, f"address {other[0]}" if end is None else _outside(end.uid))
-        for port, found in ends.items()
-        for own, other in found
-        if own[1] == port
-        for end in [found.get((other, own))]
-        if end is None or (end.link not in ours and not _may_be_closed(end))
-    }
+    ours = set().union(*map(listeners.descriptors, listeners.pids()))
+    found: set[tuple[int, tuple[str, int], str]] = set()
+    for own, other in accepted:
+        client = ends.get((other, own))
+        if client is None:
+            found.add((own[1], other, f"address {other[0]}"))
+        elif client.link not in ours and not _may_be_closed(client):
+            found.add((own[1], other, _outside(client.uid)))
+    return found
 
 
 def _outside(uid: int) -> str:

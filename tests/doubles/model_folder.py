@@ -13,6 +13,8 @@ import random
 import struct
 from pathlib import Path
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
+
 INDEX = "model.safetensors.index.json"
 _CHUNK = 8 << 20
 
@@ -51,6 +53,15 @@ def make_model(folder: Path, shards: int, shard_bytes: int, seed: int = 0) -> li
             for begin in range(0, shard_bytes, _CHUNK):
                 stream.write(made.randbytes(min(_CHUNK, shard_bytes - begin)))
     return [folder / name for name in names]
+
+
+def make_tiny_model(folder: Path) -> None:
+    """The tiny model, which a server loads, where every user can read it."""
+    folder.mkdir()
+    folder.chmod(0o755)
+    for name, content in tiny_model.files().items():
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o644)
 
 
 def flip(file: Path, offset: int = -1, *, keep_time: bool = False) -> None:

@@ -44,6 +44,11 @@ def stop_prep(site: Site) -> dict:
     job = site.job()
     if job["state"] == "running":
         site.kill(job["pid"], signal.SIGTERM)
+    return await_end(site)
+
+
+def await_end(site: Site) -> dict:
+    """The record of the prep, once it has ended."""
     return wait_for(
         lambda: job if (job := site.job())["state"] != "running" else None, "the prep to end"
     )

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 
 from sgl_admin.contract import stages
 from tests.doubles.hub import Hub, serving
-from tests.doubles.model_folder import contents, flip
+from tests.doubles.model_folder import contents, flip, make_tiny_model
 from tests.integration.installation import Play, Site
 
 pytestmark = pytest.mark.slow
@@ -32,11 +31,7 @@ def lab() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sglang-it-lab-") as parent:
         Path(parent).chmod(0o755)
         folder = Path(parent) / "qwen3-tiny"
-        folder.mkdir()
-        folder.chmod(0o755)
-        for name, content in tiny_model.files().items():
-            (folder / name).write_bytes(content)
-            (folder / name).chmod(0o644)
+        make_tiny_model(folder)
         yield folder
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sgl_admin.contract.services import ANY_ADDRESS
 from tests.integration.installation import Site, module, wait_for
-from tests.integration.test_container import stop_prep
+from tests.integration.test_container import await_end, stop_prep
 
 pytestmark = pytest.mark.slow
 
@@ -79,13 +80,11 @@ def test_the_server_of_a_prep_listens_on_loopback_but_for_torchs_store(prepared:
 def test_who_connects_to_torchs_store_while_the_server_starts_ends_the_prep(prepared: Site) -> None:
     prepared.begin("--inductor", "rebuild", "--probe", "never")
     wide = wait_for(
-        lambda: [port for address, port, _ in listeners(prepared) if address in ("0.0.0.0", "::")],
+        lambda: [port for address, port, _ in listeners(prepared) if address in ANY_ADDRESS],
         "PyTorch's store",
     )
     with socket.create_connection(("127.0.0.1", wide[0])):
-        ended = wait_for(
-            lambda: job if (job := prepared.job())["state"] != "running" else None, "the prep's end"
-        )
+        ended = await_end(prepared)
     stage = prepared.stage("inductor")
     assert ended["exit_code"] == 13 and stage["error_type"] == "port_busy", stage
     assert (
@@ -98,7 +97,7 @@ def test_who_connects_to_torchs_store_while_the_server_starts_ends_the_prep(prep
 
 def test_services_are_opened_by_the_variable_alone(bare: Site) -> None:
     bare.must_play("start", variables={"sgl_bind_address": "0.0.0.0"})
-    open_ports = {port for address, port, _ in listeners(bare) if address in ("0.0.0.0", "::")}
+    open_ports = {port for address, port, _ in listeners(bare) if address in ANY_ADDRESS}
     assert open_ports == {bare.ports["prometheus"], bare.ports["node_exporter"]}
 
 

@@ -84,11 +84,12 @@ def test_what_a_process_says_before_it_begins_is_bounded_too(live_run: str) -> N
 
 
 @pytest.mark.slow
-def test_what_a_server_looked_up_is_found_line_by_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mebibytes", [16, pytest.param(64, marks=pytest.mark.long)])
+def test_what_a_server_looked_up_is_found_line_by_line(tmp_path: Path, mebibytes: int) -> None:
     log = tmp_path / "log"
     found = "/c/triton_3_6_0/E=8,N=64,device_name=H100.json"
     with open(log, "wb") as stream:
-        for _ in range(16):
+        for _ in range(mebibytes):
             stream.write(b"[2026-08-23 09:11:01] a request\n" * (_MIB // 32))
         stream.write(f"[x] Using MoE kernel config from {found}.\n".encode())
         # One line without an end, as a progress bar leaves it.

@@ -27,6 +27,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files im
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.doubles.model_folder import make_tiny_model
+
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
@@ -40,11 +42,7 @@ def models(tmp_path: Path) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real model folder; the tests spoil copies of it."""
     folder = tmp_path_factory.mktemp("made") / "tiny"
-    folder.mkdir()
-    folder.chmod(0o755)
-    for name, content in tiny_model.files().items():
-        (folder / name).write_bytes(content)
-        (folder / name).chmod(0o644)
+    make_tiny_model(folder)
     return folder
 
 

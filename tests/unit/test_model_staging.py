@@ -408,21 +408,6 @@ def test_a_hidden_folder_that_the_sources_record_names_comes_too(root: Path, sou
     assert "lacks 1 of 6 files: .eval/x.yaml" in refused(lambda: stage(root, source))
 
 
-# --- killed ---------------------------------------------------------------------------------------
-
-CALLS = [
-    "rename",
-    "fsync",
-    "unlink",
-    "utime",
-    "link",
-    "copy_file_range",
-    "fchmod",
-    "rmdir",
-    "mkdir",
-]
-
-
 # --- the tiny model -------------------------------------------------------------------------------
 
 
@@ -430,11 +415,8 @@ def test_the_tiny_model_is_made_whole_and_once(root: Path) -> None:
     planned = Stage(request(root, source="tiny")).plan()
     assert planned["changed"] and os.listdir(root) == []
     made = stage(root, source="tiny")
-    assert (
-        made["changed"]
-        and made["verified"]
-        and made["model"]["architecture"] == ("Qwen3ForCausalLM")
-    )
+    assert made["changed"] and made["verified"]
+    assert made["model"]["architecture"] == "Qwen3ForCausalLM"
     assert contents(model(root)) == tiny_model.files() and nothing_left(root)
     assert {file.stat().st_mode & 0o777 for file in model(root).iterdir()} == {0o644}
     again = stage(root, source="tiny")
@@ -456,6 +438,21 @@ def test_the_tiny_model_takes_no_other_models_place(root: Path, source: Path) ->
     for run in (Stage(request(root, source="tiny")).plan, lambda: stage(root, source="tiny")):
         assert "is no tiny model and is not overwritten: set sgl_model to" in refused(run)
     assert contents(model(root)) == before
+
+
+# --- killed ---------------------------------------------------------------------------------------
+
+CALLS = [
+    "rename",
+    "fsync",
+    "unlink",
+    "utime",
+    "link",
+    "copy_file_range",
+    "fchmod",
+    "rmdir",
+    "mkdir",
+]
 
 
 class Killed(BaseException):

@@ -23,6 +23,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import trees
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     HostTreeError,
     Spec,
@@ -424,11 +425,11 @@ def test_a_deep_tree_is_removed_or_refused_and_its_links_are_not_followed(
     as_user(dig)
     with safe_tree.folder(str(home)) as parent:
         if levels < 200:
-            safe_tree.remove_tree(parent, "x")
+            trees.remove_tree(parent, "x")
             assert os.listdir(home) == []
         else:
             with pytest.raises(OSError, match="folders deep"):
-                safe_tree.remove_tree(parent, "x")
+                trees.remove_tree(parent, "x")
     assert looks(secret) == wanted
 
 

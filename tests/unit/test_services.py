@@ -18,7 +18,7 @@ import pytest
 from sgl_admin.base import files, paths, ports
 from sgl_admin.commands import main as cli
 from sgl_admin.contract.exit_codes import EXIT_OK, EXIT_PROOF_FAILED
-from sgl_admin.contract.services import BY_NAME, SERVICES, Service
+from sgl_admin.contract.services import BY_NAME, EXPORTERS, SERVICES, Service
 from sgl_admin.serving import readiness, services
 from tests.contract import validators
 
@@ -105,7 +105,8 @@ WAYS = (dies, answers_500)
 
 def test_what_metrics_come_from_or_by_is_needed() -> None:
     """METRICS_READY does not depend on traces."""
-    assert {"prometheus", "node_exporter", "dcgm_exporter"} <= set(NEEDED) and OTHERS == ["jaeger"]
+    assert (NEEDED, OTHERS) == (["prometheus", *EXPORTERS], ["jaeger"])
+    assert {"node_exporter", "dcgm_exporter"} <= set(EXPORTERS)
 
 
 def test_over_services_that_answer_a_prep_is_ready_and_says_so(

@@ -59,11 +59,11 @@ def listeners(port: int) -> Iterator[Listener]:
             yield Listener(address, fields[9], int(fields[7]))
 
 
-def connections(port: int) -> list[Connection]:
-    """The ends of this host that have this port, or are connected to it."""
+def connections(*ports: int) -> list[Connection]:
+    """The ends of this host that have one of these ports, or are connected to it."""
     return [
         Connection(_end(fields[1]), _end(fields[2]), fields[9], int(fields[7]))
-        for fields in _rows(_ESTABLISHED, port)
+        for fields in _rows(_ESTABLISHED, *ports)
     ]
 
 
@@ -76,11 +76,11 @@ def ports_of(links: set[str]) -> set[int]:
     }
 
 
-def _rows(state: str, port: int | None = None) -> Iterator[list[str]]:
-    """Of this state and with this port, or any, at either end. A host may have thousands of others,
-    whose addresses cost more to read than the text of a port.
+def _rows(state: str, *ports: int) -> Iterator[list[str]]:
+    """Of this state and with one of these ports, without any with whatever port, at either end. A
+    host may have thousands of others, whose addresses cost more to read than the text of a port.
     """
-    wanted = "" if port is None else f":{port:04X}"
+    wanted = tuple(f":{port:04X}" for port in ports) or ""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text(encoding="ascii").splitlines()[1:]
