@@ -232,7 +232,10 @@ class Engine(Protocol):
     def has_admin_key(self) -> bool:
         """Whether the installed server can ask for a key of its own at its admin calls."""
 
-    def network_environment(self, arguments: Sequence[str]) -> dict[str, str]:
+    def spans_hosts(self, argv: Sequence[str]) -> bool:
+        """Whether a server with this command line has processes on other hosts too."""
+
+    def network_environment(self, argv: Sequence[str]) -> dict[str, str]:
         """Variables that keep what its processes say to one another on this host."""
 
     def gpu_environment(self, moe_configs: Path) -> dict[str, str]:

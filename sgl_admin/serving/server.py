@@ -208,8 +208,10 @@ class Server:
                 self.log_tail(),
             )
         # Its processes tell one another there, without a password, where to send what: PyTorch's
-        # store listens on every address.
-        if self._process and (who := ports.visitor(self._process.pid, self.port)):
+        # store listens on every address. A server of several nodes has others come there.
+        if self._process is None or ENGINE.spans_hosts(self.argv):
+            return
+        if who := ports.visitor(self._process.pid, self.port):
             raise StageFailure(
                 "port_busy",
                 f"{who}, where the server's own processes meet: stop that process or close the port"

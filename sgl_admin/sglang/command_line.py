@@ -13,6 +13,7 @@ from sgl_admin.sglang import metrics, moe_configs
 
 HOST_FLAG, PORT_FLAG = "--host", "--port"
 _API_KEY_FLAG, _ADMIN_KEY_FLAG = "--api-key", "--admin-api-key"
+_NODES_FLAG = "--nnodes"
 _AUTH = "srt/utils/auth.py"
 
 
@@ -51,12 +52,21 @@ def port(argv: list[str]) -> int:
     return int(argv[argv.index(PORT_FLAG) + 1])
 
 
-def network_environment(arguments: Sequence[str]) -> dict[str, str]:
+def spans_hosts(argv: Sequence[str]) -> bool:
+    """Whether a server with this command line is one of several nodes."""
+    given = [
+        word.partition("=")[2] or next(iter(argv[at + 1 : at + 2]), "")
+        for at, word in enumerate(argv)
+        if word.partition("=")[0] == _NODES_FLAG
+    ]
+    return bool(given) and given[-1] != "1"
+
+
+def network_environment(argv: Sequence[str]) -> dict[str, str]:
     """Keeps gloo's sockets, which ask for no password, on loopback where all of the server is on
     this host: gloo takes the address that the host's name resolves to (gloo/transport/tcp).
     """
-    several = any(word.partition("=")[0] == "--nnodes" for word in arguments)
-    return {} if several else {"GLOO_SOCKET_IFNAME": "lo"}
+    return {} if spans_hosts(argv) else {"GLOO_SOCKET_IFNAME": "lo"}
 
 
 def gpu_environment(configs: Path) -> dict[str, str]:

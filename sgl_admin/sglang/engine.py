@@ -39,6 +39,7 @@ class SGLang:
     key_arguments = staticmethod(command_line.key_arguments)
     api_key = staticmethod(command_line.api_key)
     has_admin_key = staticmethod(command_line.has_admin_key)
+    spans_hosts = staticmethod(command_line.spans_hosts)
     network_environment = staticmethod(command_line.network_environment)
     gpu_environment = staticmethod(command_line.gpu_environment)
     lengths = kernels.LENGTHS

@@ -397,6 +397,8 @@ def test_who_else_meets_the_servers_processes_is_named_and_ends_its_start(
             with pytest.raises(StageFailure, match=f"{words} {inner}, where") as caught:
                 server._demand_the_port()
             assert caught.value.error_type == "port_busy"
+            server.argv = ["--nnodes", "2"]
+            server._demand_the_port()
             assert ports.visitor(os.getpgid(0), public) is None
         assert ports.visitor(store.pid, public) is None
 

@@ -28,6 +28,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # SGLang has.
 DOUBLE = str(ROOT / "tests" / "doubles" / "chat_server.py")
 _GLOO = "GLOO_SOCKET_IFNAME"
+_NODES: list[tuple[list[str], bool]] = [
+    ([], False),
+    (["--nnodes=2"], True),
+    (["--nnodes", "2"], True),
+    (["--nnodes", "1"], False),
+    (["--nnodes=2", "--nnodes=1"], False),
+]
 Admin = Callable[..., tuple[int, str, str]]
 
 
@@ -108,8 +115,9 @@ def test_gloo_stays_on_loopback_on_one_host(
     group = json.loads(admin("start", "--json")[1])["server"]["pgid"]
     has = Path(f"/proc/{group}/environ").read_bytes().decode().split("\0")
     assert f"{_GLOO}={asked or 'lo'}" in has
-    for several in (["--nnodes=2"], ["--nnodes", "2"]):
-        assert _GLOO not in ENGINE.network_environment([*prepared, *several])
+    for words, several in _NODES:
+        assert ENGINE.spans_hosts([*prepared, *words]) is several
+        assert (_GLOO in ENGINE.network_environment([*prepared, *words])) is not several
 
 
 def test_it_has_the_moe_configurations_that_its_environment_names(
