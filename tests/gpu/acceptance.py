@@ -43,7 +43,7 @@ TUNE_S, MEASURE_S = 480.0, 300.0
 # Dummy weights; and of the GPU no more than such a model needs.
 SERVER: tuple[str, ...] = ("--load-format", "dummy", "--mem-fraction-static", "0.6")
 # The pip packages of FlashInfer need not be of one version.
-ENVIRONMENT = ("FLASHINFER_DISABLE_VERSION_CHECK=1",)
+ENVIRONMENT: tuple[str, ...] = ("FLASHINFER_DISABLE_VERSION_CHECK=1",)
 LONG = " ".join(f"w{number % 1900 + 3}" for number in range(700))
 # A request: all stages, and the MoE kernel alone, without a server.
 WHOLE = ("--moe-batch-sizes", str(BATCH_SIZE), "--cuda-graph-bs", GRAPHS)
@@ -494,10 +494,10 @@ def main() -> None:
         help="folder for caches and records",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("phases", nargs="*", choices=PHASES, help="all of them where none is named")
+    parser.add_argument("phases", nargs="*", choices=("all", *PHASES), default="all")
     arguments = parser.parse_args()
     acceptance = Acceptance(arguments.root, arguments.out)
-    for phase in arguments.phases or PHASES:
+    for phase in PHASES if "all" in arguments.phases else arguments.phases:
         started = time.monotonic()
         print(f"--- {phase}", flush=True)
         getattr(acceptance, phase)()

@@ -107,6 +107,11 @@ def write_qwen3_next_fp8(folder: Path) -> Path:
     return _write(folder, {**_QWEN3_NEXT, "quantization_config": quantisation})
 
 
+def write_qwen3_four_layers(folder: Path) -> Path:
+    """A dense bfloat16 model; returns its folder."""
+    return _write(folder, {**_QWEN3_8B, "num_hidden_layers": LAYERS})
+
+
 def write_qwen3_8b(folder: Path) -> Path:
     """The bfloat16 model with random weights, 16.4 GB, made on the GPU; returns its folder."""
     import torch
