@@ -63,10 +63,11 @@ def spans_hosts(argv: Sequence[str]) -> bool:
 
 
 def network_environment(argv: Sequence[str]) -> dict[str, str]:
-    """Keeps gloo's sockets, which ask for no password, on loopback where all of the server is on
-    this host: gloo takes the address that the host's name resolves to (gloo/transport/tcp).
+    """Keeps the sockets of gloo and NCCL, which ask for no password, on loopback where all of the
+    server is on this host. They take the address that the host's name resolves to
+    (gloo/transport/tcp), and the first interface that is not loopback (NCCL's bootstrap).
     """
-    return {} if spans_hosts(argv) else {"GLOO_SOCKET_IFNAME": "lo"}
+    return {} if spans_hosts(argv) else {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 
 
 def gpu_environment(configs: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from sgl_admin.perf.measuring import Measured, Measuring
 from sgl_admin.perf.verdict import Verdict
 from sgl_admin.records import caches
 from sgl_admin.records.served import image
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages.base import Context, Offer, Stage
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class Perf(Stage):
         warmup.keep_place()
         measured = Measuring(
             context.request.tp if context.devices.cuda else 0,
-            dict(context.environment),
+            {**ENGINE.network_environment(()), **dict(context.environment)},
             warmup.log_file,
             context.progress,
             context.on_group,

@@ -27,9 +27,9 @@ from tests.gpu import acceptance  # noqa: E402
 from tests.gpu.models import write_qwen3_four_layers  # noqa: E402
 
 # Dense: what is compiled for experts is the acceptance suite's.
-STAGES = ("--deep-gemm", "skip", "--moe", "skip", "--cuda-graph-bs", "1,2")
+STAGES = ("--flashinfer", "ensure", "--cuda-graph-bs", "1,2")
 VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "tp": (("--tp", "2"), ()),
+    "tp": (("--tp", "2", "--perf", "ensure"), ()),
     "pp": (("--tp", "1"), ("--pp-size", "2")),
     "dp": (("--tp", "1"), ("--dp-size", "2")),
 }
@@ -64,9 +64,9 @@ class Several(acceptance.Acceptance):
             *server,
         )
         acceptance.ENVIRONMENT = ("FLASHINFER_DISABLE_VERSION_CHECK=1", *NO_MULTICAST)
-        first, took = self.caches("ensure")
-        second, again = self.caches("ensure")
         with Listening() as listening:
+            first, took = self.caches("ensure")
+            second, again = self.caches("ensure")
             served = self.serve()
         return {
             "variant": name,
@@ -126,11 +126,15 @@ def main() -> None:
         started = time.monotonic()
         found.append(seen := several.variant(name))
         several.save("several", {"variants": found})
-        print({key: value for key, value in seen.items() if key != "first"}, flush=True)
+        shown = {key: value for key, value in seen.items() if key != "first"}
+        print({**shown, "new_files": len(seen["new_files"])}, flush=True)
         print(f"--- {name}: {time.monotonic() - started:.1f} s", flush=True)
+        for stage, done in seen["first"]["stages"].items():
+            print(f"{stage:10} {done['status']:7} {done['duration_s']:8.1f} s {done['errors']}")
         statuses = acceptance.statuses(seen["first"])
         acceptance.check({*statuses} <= {"ok", "noop", "skipped"}, f"{name}: {statuses}")
         acceptance.check("ok" not in seen["second"], f"{name}, again: {seen['second']}")
+        acceptance.check(not seen["new_files"], f"{name}: new files: {seen['new_files'][:9]}")
         acceptance.check(not seen["left"], f"{name}: left on the GPUs: {seen['left']}")
 
 

@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Stands for the prepared server: it answers /health, and has a helper process in its group, as
 # SGLang has.
 DOUBLE = str(ROOT / "tests" / "doubles" / "chat_server.py")
-_GLOO = "GLOO_SOCKET_IFNAME"
+# "=" is NCCL's word for this very name.
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 _NODES: list[tuple[list[str], bool]] = [
     ([], False),
     (["--nnodes=2"], True),
@@ -106,18 +107,18 @@ def test_it_starts_the_prepared_one_and_stops_all_of_it(
     assert files.read_json(paths.server(live_run))["state"] == "stopped"  # type: ignore[index]
 
 
-@pytest.mark.parametrize("asked", ["eth0", None])
-def test_gloo_stays_on_loopback_on_one_host(
-    prepared: list[str], live_run: str, admin: Admin, asked: str | None
+@pytest.mark.parametrize("asked", [{"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "ib0"}, {}])
+def test_gloo_and_nccl_stay_on_loopback_on_one_host(
+    prepared: list[str], live_run: str, admin: Admin, asked: dict[str, str]
 ) -> None:
-    environment = {"PYTHONPATH": str(ROOT)}
-    prepare(live_run, prepared, {**environment, **({_GLOO: asked} if asked else {})})
+    prepare(live_run, prepared, {"PYTHONPATH": str(ROOT), **asked})
     group = json.loads(admin("start", "--json")[1])["server"]["pgid"]
     has = Path(f"/proc/{group}/environ").read_bytes().decode().split("\0")
-    assert f"{_GLOO}={asked or 'lo'}" in has
+    assert {f"{name}={value}" for name, value in (asked or _LOOPBACK).items()} <= set(has)
     for words, several in _NODES:
         assert ENGINE.spans_hosts([*prepared, *words]) is several
-        assert (_GLOO in ENGINE.network_environment([*prepared, *words])) is not several
+        expected = {} if several else _LOOPBACK
+        assert ENGINE.network_environment([*prepared, *words]) == expected
 
 
 def test_it_has_the_moe_configurations_that_its_environment_names(
