@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any, cast
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
@@ -65,28 +66,25 @@ class ActionModule(ToldAction):
         model = os.path.relpath(
             str(arguments.get("path", "")), str(arguments.get("models_root") or "/")
         )
-        shown = Shown(lambda text: self.say(f"{host}: model {model}: {text}"))
-        with shown.kept_alive():
+        self._vars = task_vars
+        self._shown = Shown(lambda text: self.say(f"{host}: model {model}: {text}"))
+        with self._shown.kept_alive():
             if arguments.get("source") != "controller":
-                return self._slices(arguments, task_vars, shown)
+                return self._slices(arguments)
             folder = os.path.abspath(os.path.expanduser(str(arguments.get("from") or "")))
             if self._connection.transport == "local":
-                return self._slices(
-                    {**arguments, "source": "local", "from": folder}, task_vars, shown
-                )
+                return self._slices({**arguments, "source": "local", "from": folder})
             try:
-                return self._send(
-                    folder, {**arguments, "source": "staged", "from": folder}, task_vars, shown
-                )
+                return self._send(folder, {**arguments, "source": "staged", "from": folder})
             except ModelError as error:
                 return {"failed": True, "msg": f"on the controller, {error}"}
 
-    def _call(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+    def _call(self, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = self._execute_module(
                 module_name="slice_bench.sglang.sgl_model_stage",
                 module_args=arguments,
-                task_vars=task_vars,
+                task_vars=self._vars,
             )
         except AnsibleConnectionFailure as error:
             raise AnsibleConnectionFailure(
@@ -94,21 +92,18 @@ class ActionModule(ToldAction):
             ) from error
         return answer
 
-    def _slices(
-        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown
-    ) -> dict[str, Any]:
+    def _slices(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The module again and again until it is done."""
-        moved, warnings, changed = 0, [], False
+        moved, warnings = 0, []
         while True:
-            answer = self._call({**arguments, "budget_s": _BUDGET_S}, task_vars)
+            answer = self._call({**arguments, "budget_s": _BUDGET_S})
             warnings += [
                 warning for warning in answer.get("warnings", []) if warning not in warnings
             ]
             moved += answer.get("bytes_moved", 0)
-            changed = changed or bool(answer.get("changed"))
             if answer.get("failed") or self._task.check_mode or answer.get("done") is not False:
                 break
-            shown.progress(
+            self._shown.progress(
                 str(answer["phase"]),
                 answer["bytes_done"],
                 answer["bytes_total"],
@@ -122,16 +117,14 @@ class ActionModule(ToldAction):
 
     # --- from the controller ----------------------------------------------------------------------
 
-    def _send(
-        self, folder: str, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown
-    ) -> dict[str, Any]:
+    def _send(self, folder: str, arguments: dict[str, Any]) -> dict[str, Any]:
         files = survey(folder)
-        answer = self._prepare({**arguments, "manifest": listing(files)}, task_vars, shown)
+        answer = self._prepare({**arguments, "manifest": listing(files)})
         if answer.get("failed") or self._task.check_mode:
             return answer
         if answer.get("phase") != "sending":
             # It is there; what is left is to verify it.
-            return self._slices({**arguments, "manifest": listing(files)}, task_vars, shown)
+            return self._slices({**arguments, "manifest": listing(files)})
         if self._connection.transport != "ssh":
             raise AnsibleActionFail(
                 f"a model of the controller goes by SSH, not by {self._connection.transport}: copy"
@@ -141,35 +134,30 @@ class ActionModule(ToldAction):
             raise AnsibleActionFail(
                 "rsync is not installed on the controller: run `apt-get install rsync` there"
             )
-        files = self._read(folder, files, shown)
+        files = self._read(folder, files)
         arguments["manifest"] = listing(files)
         # The digests show what is there already.
-        answer = self._prepare(arguments, task_vars, shown)
+        answer = self._prepare(arguments)
         if answer.get("failed"):
             return answer
         if answer.get("missing"):
-            self._rsync(folder, files, answer, _owner(arguments), shown)
-        return self._slices(arguments, task_vars, shown)
+            self._rsync(folder, files, answer, _owner(arguments))
+        return self._slices(arguments)
 
-    def _prepare(
-        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None, shown: Shown
-    ) -> dict[str, Any]:
+    def _prepare(self, arguments: dict[str, Any]) -> dict[str, Any]:
         while True:
-            answer = self._call({**arguments, "prepare": True, "budget_s": _BUDGET_S}, task_vars)
+            answer = self._call({**arguments, "prepare": True, "budget_s": _BUDGET_S})
             if answer.get("phase") != "waiting":
                 return answer
-            shown.progress("waiting", 0, 0)
+            self._shown.progress("waiting", 0, 0)
 
-    def _read(
-        self, folder: str, files: dict[str, SourceFile], shown: Shown
-    ) -> dict[str, SourceFile]:
+    def _read(self, folder: str, files: dict[str, SourceFile]) -> dict[str, SourceFile]:
         """The digests that the folder came without; what was read is kept for the next run."""
         cache = os.path.join(os.path.expanduser(_CACHE), "models")
         os.makedirs(cache, mode=0o700, exist_ok=True)
         memo = os.path.join(cache, hashlib.sha256(os.fsencode(folder)).hexdigest() + ".json")
-        return read_source(
-            folder, files, memo, progress=lambda done, total: shown.progress("reading", done, total)
-        )[1]
+        progress = partial(self._shown.progress, "reading")
+        return read_source(folder, files, memo, progress=progress)[1]
 
     def _rsync(
         self,
@@ -177,7 +165,6 @@ class ActionModule(ToldAction):
         files: dict[str, SourceFile],
         place: dict[str, Any],
         owner: Owner | None,
-        shown: Shown,
     ) -> None:
         """Send what is missing to the place that was prepared. Raises AnsibleActionFail."""
         missing: list[str] = place["missing"]
@@ -214,7 +201,7 @@ class ActionModule(ToldAction):
             f"{f'[{remote}]' if ':' in host else remote}:{place['staging']}/",
         ]
         returncode, said = _send_files(
-            command, missing, sum(files[name].size for name in missing), shown
+            command, missing, sum(files[name].size for name in missing), self._shown
         )
         if returncode:
             raise AnsibleActionFail(explain(returncode, said, host))

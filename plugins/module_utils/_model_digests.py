@@ -20,12 +20,13 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
+    fsync_folder,
     is_integer,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
@@ -103,11 +104,7 @@ class Entry(NamedTuple):
     git_sha1: str | None
 
     def is_of(self, info: os.stat_result) -> bool:
-        return (self.size, self.mtime_ns, self.inode) == (
-            info.st_size,
-            info.st_mtime_ns,
-            info.st_ino,
-        )
+        return self[:3] == (info.st_size, info.st_mtime_ns, info.st_ino)
 
     def digest(self, kind: str) -> str | None:
         return self.sha256 if kind == SHA256 else self.git_sha1
@@ -150,6 +147,16 @@ class Verification:
     def sound(self) -> bool:
         """Nothing is known to be wrong, though not everything may have been read."""
         return not (self.missing or self.size_changed or self.damaged)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one slice came to; ``bytes_moved`` is what it copied or read itself."""
+
+    done: bool
+    bytes_done: int
+    bytes_total: int
+    bytes_moved: int = 0
 
 
 def is_digest(kind: str, value: object) -> bool:
@@ -212,15 +219,14 @@ def _from_metadata(path: str) -> dict[str, Digest]:
     for folder, _folders, names in os.walk(top):
         for name in names:
             inside = os.path.relpath(os.path.join(folder, name.removesuffix(".metadata")), top)
-            if not name.endswith(".metadata") or not may_count(inside):
+            there = may_count(inside) and os.path.lexists(os.path.join(path, inside))
+            if not there or not name.endswith(".metadata"):
                 continue
             with contextlib.suppress(OSError, UnicodeDecodeError, ModelError):
                 lines = model_files.load(os.path.join(folder, name)).decode("ascii").splitlines()
                 if digest := _etag(lines[1].strip() if len(lines) > 1 else ""):
                     found[inside] = digest
-    return {
-        name: digest for name, digest in found.items() if os.path.lexists(os.path.join(path, name))
-    }
+    return found
 
 
 def _from_cache(path: str) -> dict[str, Digest]:
@@ -228,24 +234,14 @@ def _from_cache(path: str) -> dict[str, Digest]:
     etag.
     """
     found: dict[str, Digest] = {}
-    for name in _links(path):
-        target = os.readlink(os.path.join(path, name))
-        digest = (
-            _etag(os.path.basename(target))
-            if os.path.basename(os.path.dirname(target)) == "blobs"
-            else None
-        )
-        if digest and may_count(name):
-            found[name] = digest
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            target = os.readlink(entry.path) if entry.is_symlink() else ""
+            in_blobs = os.path.basename(os.path.dirname(target)) == "blobs"
+            digest = _etag(os.path.basename(target)) if in_blobs else None
+            if digest and may_count(entry.name):
+                found[entry.name] = digest
     return found
-
-
-def _links(path: str) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [entry.name for entry in entries if entry.is_symlink()]
-    except OSError:
-        return []
 
 
 def _etag(text: str) -> Digest | None:
@@ -304,15 +300,7 @@ def write_json(file: str, document: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_folder(folder)
-
-
-def sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_folder(folder)
 
 
 # --- the memo -------------------------------------------------------------------------------------
@@ -327,6 +315,8 @@ class Memo:
         self.file = file
         self.entries: dict[str, Entry] = {}
         self.full_since: float | None = None
+        # Where the file cannot be written, the memo is for this process alone.
+        self.is_kept = True
         self._saved_at = 0.0
         with contextlib.suppress(ModelError):
             document = model_files.json_object(file, model_files.load(file))
@@ -344,14 +334,10 @@ class Memo:
 
     def save(self) -> None:
         """Raises OSError."""
+        if not self.is_kept:
+            return
         files = {
-            name: {
-                "size": entry.size,
-                "mtime_ns": entry.mtime_ns,
-                "inode": entry.inode,
-                "sha256": entry.sha256,
-                **({"git_sha1": entry.git_sha1} if entry.git_sha1 else {}),
-            }
+            name: {key: value for key, value in entry._asdict().items() if value is not None}
             for name, entry in sorted(self.entries.items())
         }
         full = {"full_since": self.full_since} if self.full_since is not None else {}
@@ -432,18 +418,18 @@ class _Reading:
             self.stop.set()
 
     def wait(
-        self, threads: list[threading.Thread], progress: Progress | None, done: tuple[int, int]
+        self, threads: list[threading.Thread], progress: Progress | None, before: int, total: int
     ) -> None:
         """Report progress until all threads have ended. Raises the first error of theirs."""
         for thread in threads:
             while thread.is_alive():
                 thread.join(_REPORT_EVERY_S)
                 if progress:
-                    progress(done[0] + self.bytes_read, done[1])
+                    progress(before + self.bytes_read, total)
         if self.error:
             raise self.error
         if progress:
-            progress(done[0] + self.bytes_read, done[1])
+            progress(before + self.bytes_read, total)
 
     def _read(self, file: str, with_git: bool, buffer: memoryview) -> Entry:
         try:
@@ -488,35 +474,39 @@ class _Reading:
 
 def read_files(
     folder: str,
-    files: Iterable[tuple[str, int, bool]],
+    infos: Mapping[str, os.stat_result],
+    kinds: Mapping[str, str],
     memo: Memo,
     *,
-    jobs: int | None = None,
     budget_s: float | None = None,
     progress: Progress | None = None,
-    done: tuple[int, int] = (0, 0),
-) -> tuple[bool, int]:
-    """Read ``files`` (name, size, whether git's digest is wanted) into ``memo``, several at a time;
-    returns whether all, and the bytes.
+) -> Slice:
+    """Read into ``memo`` those of the files that it does not vouch for, several at a time, for
+    ``budget_s`` seconds: then none but the first files is begun.
 
-    After ``budget_s`` seconds none but the first files is begun. ``done`` is what ``progress``
-    counts on from: bytes done and bytes in all. The memo is saved at least each second and on the
-    way out, also by an exception. Raises ModelError; OSError where the memo cannot be saved.
+    ``kinds`` says for which files git's digest is wanted. The memo is saved at least each second
+    and on the way out, also by an exception. Raises ModelError; OSError where it cannot be saved.
     """
-    queue = deque(
-        (name, with_git) for name, size, with_git in sorted(files, key=lambda item: -item[1])
-    )
-    number = min(len(queue), jobs or min(len(os.sched_getaffinity(0)), _MOST_JOBS))
-    if not queue:
-        return True, 0
+    unread = {
+        name: info.st_size
+        for name, info in infos.items()
+        if not memo.vouches(name, info, kinds.get(name))
+    }
+    total = sum(info.st_size for info in infos.values())
+    before = total - sum(unread.values())
+    if not unread:
+        return Slice(True, total, total)
+    largest_first = sorted(unread, key=lambda name: -unread[name])
+    queue = deque((name, kinds.get(name) == GIT_SHA1) for name in largest_first)
     reading = _Reading(
         folder, memo, queue, time.monotonic() + budget_s if budget_s is not None else float("inf")
     )
+    number = min(len(queue), len(os.sched_getaffinity(0)), _MOST_JOBS)
     threads = [threading.Thread(target=reading.work, daemon=True) for _ignored in range(number)]
     try:
         for thread in threads:
             thread.start()
-        reading.wait(threads, progress, done)
+        reading.wait(threads, progress, before, total)
     except BaseException:
         reading.stop.set()
         for thread in threads:
@@ -526,7 +516,7 @@ def read_files(
             memo.save()
         raise
     memo.save()
-    return not queue, reading.bytes_read
+    return Slice(not queue, before + reading.bytes_read, total, reading.bytes_read)
 
 
 # --- verification ---------------------------------------------------------------------------------
@@ -593,38 +583,23 @@ def _look(
     return found, infos
 
 
-def quick(path: str) -> Verification:
+def quick(path: str, *, must_be_sound: bool = False) -> Verification:
     """What is known without reading a file's content: is each file there, of its size, and vouched
     for by the memo.
 
-    Raises ModelError only for what cannot be inspected: an unreadable folder, an invalid index or
-    record.
-    """
-    path = os.path.normpath(path)
-    return _look(path, read_record(path), Memo(os.path.join(path, MEMO)))[0]
-
-
-def quick_and_sound(path: str) -> Verification:
-    """As :func:`quick`. Raises ModelError also for files that are known to be missing or damaged,
-    by name.
+    Raises ModelError for what cannot be inspected: an unreadable folder, an invalid index or
+    record; with ``must_be_sound`` also for files that are known to be missing or damaged.
     """
     path = os.path.normpath(path)
     record, memo = read_record(path), Memo(os.path.join(path, MEMO))
     found = _look(path, record, memo)[0]
-    raise_problems(path, found, record, memo)
+    if must_be_sound:
+        raise_problems(path, found, record, memo)
     return found
 
 
-def verify(
-    path: str,
-    *,
-    full: bool = False,
-    jobs: int | None = None,
-    budget_s: float | None = None,
-    progress: Progress | None = None,
-) -> Verification:
-    """Read whatever the memo does not vouch for, ``jobs`` files at a time (one for each core), or
-    with ``full`` everything.
+def verify(path: str, *, full: bool = False, budget_s: float | None = None) -> Verification:
+    """Read whatever the memo does not vouch for, or with ``full`` everything.
 
     After ``budget_s`` seconds no file is begun; call again until ``done``: a full reading goes on
     too, within a day. A memo that cannot be written is a warning, and then there is no budget, as
@@ -641,20 +616,13 @@ def verify(
     if found.missing or found.size_changed or not (found.unverified or full):
         raise_problems(path, found, record, memo)
         return found
-    memo, warnings = _begin_reading(memo, full)
-    unread = _unread(infos, record, memo, full)
-    before = found.bytes_total - sum(size for _name, size, _git in unread)
+    warnings = _begin_reading(memo, full)
+    if not full:
+        infos = {name: info for name, info in infos.items() if name in record.files}
+    kinds = {name: digest.kind for name, digest in record.files.items()}
     try:
-        done, count = read_files(
-            path,
-            unread,
-            memo,
-            jobs=jobs,
-            budget_s=None if warnings else budget_s,
-            progress=progress,
-            done=(before, found.bytes_total),
-        )
-        if done and memo.full_since is not None:
+        part = read_files(path, infos, kinds, memo, budget_s=None if warnings else budget_s)
+        if part.done and memo.full_since is not None:
             memo.full_since = None
             memo.save()
     except OSError as error:
@@ -664,7 +632,7 @@ def verify(
         ) from error
     found, infos = _look(path, record, memo, names)
     wrote = False
-    if done:
+    if part.done:
         raise_problems(path, found, record, memo)
         if full and (found.unrecorded or not found.recorded):
             write_record(
@@ -673,12 +641,13 @@ def verify(
                 {name: memo.entries[name] for name in infos},
             )
             found, wrote = _look(path, read_record(path), memo)[0], True
-    found.done, found.bytes_read, found.warnings, found.wrote_record = done, count, warnings, wrote
+    found.done, found.bytes_read = part.done, part.bytes_moved
+    found.warnings, found.wrote_record = warnings, wrote
     return found
 
 
-def _begin_reading(memo: Memo, full: bool) -> tuple[Memo, list[str]]:
-    """The memo to read into, saved once; where it cannot be, one for this call alone and a
+def _begin_reading(memo: Memo, full: bool) -> list[str]:
+    """Save the memo to read into once; where it cannot be, it is for this call alone, with a
     warning.
     """
     if not full:
@@ -688,38 +657,12 @@ def _begin_reading(memo: Memo, full: bool) -> tuple[Memo, list[str]]:
     try:
         memo.save()
     except OSError as error:
-        return _Unsaved(memo), [
+        memo.is_kept = False
+        return [
             f"{path_line(memo.file)} cannot be written ({error.strerror}), so the model is read"
             " again each time: make its folder writable"
         ]
-    return memo, []
-
-
-def _unread(
-    infos: dict[str, os.stat_result], record: Record, memo: Memo, full: bool
-) -> list[tuple[str, int, bool]]:
-    """The files that the memo does not vouch for, as :func:`read_files` takes them."""
-    kinds = {name: record.files[name].kind if name in record.files else SHA256 for name in infos}
-    return [
-        (name, info.st_size, kinds[name] == GIT_SHA1)
-        for name, info in infos.items()
-        if (full or name in record.files) and not memo.vouches(name, info, kinds[name])
-    ]
-
-
-class _Unsaved(Memo):
-    """A memo for this call alone."""
-
-    def __init__(self, other: Memo) -> None:
-        self.file, self.entries, self.full_since, self._saved_at = (
-            other.file,
-            other.entries,
-            None,
-            float("inf"),
-        )
-
-    def save(self) -> None:
-        pass
+    return []
 
 
 def raise_problems(path: str, found: Verification, record: Record, memo: Memo) -> None:

@@ -35,43 +35,16 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.model.weights import (
     is_below,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
-    MODEL_CONFIG as CONFIG,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
-    MODEL_INDEX as INDEX,
-)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 
-__all__ = [
-    "CONFIG",
-    "HUB_METADATA",
-    "INDEX",
-    "RECORD",
-    "ModelError",
-    "ModelMissing",
-    "is_below",
-    "json_object",
-    "several",
-    "unreadable",
-]
+# Imported for those who import this module.
+__all__ = ["ModelMissing", "is_below", "json_object", "several"]
 
+CONFIG = records.MODEL_CONFIG
 # The digests that a model came with (model_digests), and where the Hugging Face client keeps its
 # own notes.
 RECORD = ".sgl-model.json"
 HUB_METADATA = ".cache/huggingface/download"
-
-
-def model_identity(path: str) -> str:
-    """The identity of the model in the folder ``path``.
-
-    Raises OSError.
-    """
-    parts = [(CONFIG, text.read(os.path.join(path, CONFIG)))]
-    index = os.path.join(path, INDEX)
-    if os.path.lexists(index):
-        parts.append((INDEX, text.read(index)))
-    return records.model_identity(parts)
 
 
 def check_devices(tp: int, device_count: int, device_name: str) -> None:
@@ -238,11 +211,7 @@ def missing_model(path: str) -> dict[str, Any]:
         "path": path_line(path),
         "slug": os.path.basename(path),
         "missing": True,
-        "identity": None,
-        "architecture": None,
-        "moe": None,
-        "size_bytes": None,
-        "shards": None,
+        **dict.fromkeys(("identity", "architecture", "moe", "size_bytes", "shards")),
     }
 
 

@@ -14,7 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
@@ -33,7 +33,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import SourceFile
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
+    Request,
+    SourceFile,
+)
 
 PUBLIC_HUB = "https://huggingface.co"
 _PYTHON = "/opt/sglang/bin/python"
@@ -130,20 +133,6 @@ except Exception as error:
 """
 
 
-class Client(Protocol):
-    """Where the client runs."""
-
-    def running(self) -> bool: ...
-
-    def start(self, folder: str, arguments: list[str], environment: Mapping[str, str]) -> None:
-        """Begin :data:`CLIENT` on ``folder``, with the environment variables and the ones of
-        proxies.
-        """
-
-    def stop(self) -> None:
-        """End it where it runs."""
-
-
 class ContainerClient:
     """In a container of ``image``, as uid:gid. ``docker_with`` makes a Docker client whose process
     has some more variables.
@@ -230,19 +219,6 @@ class ContainerClient:
 
 
 @dataclass(frozen=True)
-class Download:
-    """What is to be downloaded. ``run`` names the run that asks, so that it can tell a client that
-    died from one of an earlier run.
-    """
-
-    repo: str
-    revision: str
-    endpoint: str | None
-    token: str | None
-    run: str
-
-
-@dataclass(frozen=True)
 class Followed:
     """How far a download is, in bytes; the total is 0 until the hub has told it. ``files`` and
     ``commit`` are there once it is done.
@@ -254,14 +230,14 @@ class Followed:
     files: dict[str, SourceFile] | None = None
 
 
-def follow(folder: str, download: Download, client: Client) -> Followed:
+def follow(folder: str, request: Request, client: ContainerClient) -> Followed:
     """Begin the download where none is under way, and say how far it is. Raises ModelError with the
     remedy where it failed.
     """
     # In this order: what a client that has ended left is then its last word.
     running = client.running()
     state = _state(folder)
-    same = (state.get("repo"), state.get("revision")) == (download.repo, download.revision)
+    same = (state.get("repo"), state.get("revision")) == (request.origin, request.revision)
     if running and not state:
         # It downloads into a folder that was thrown away.
         client.stop()
@@ -274,9 +250,9 @@ def follow(folder: str, download: Download, client: Client) -> Followed:
     if not running:
         if same and state.get("status") == "done":
             return _finished(folder, state)
-        if same and state.get("run") == download.run:
-            raise ModelError(_why(folder, state, download))
-        _begin(folder, download, client)
+        if same and state.get("run") == request.run:
+            raise ModelError(_why(folder, state, request))
+        _begin(folder, request, client)
         state = {}
     return Followed(_on_disk(folder), sum(size or 0 for size, _digest in _listed(state).values()))
 
@@ -289,21 +265,21 @@ def _state(folder: str) -> dict[str, Any]:
         return {}
 
 
-def _begin(folder: str, download: Download, client: Client) -> None:
+def _begin(folder: str, request: Request, client: ContainerClient) -> None:
     environment = {
         # Files of known digest only: no other protocol, no other place.
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        **({"HF_ENDPOINT": download.endpoint} if download.endpoint else {}),
-        **({"HF_TOKEN": download.token} if download.token else {}),
+        **({"HF_ENDPOINT": request.endpoint} if request.endpoint else {}),
+        **({"HF_TOKEN": request.token} if request.token else {}),
     }
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(folder, HUB_LOG))
     state = {
-        "repo": download.repo,
-        "revision": download.revision,
-        "run": download.run,
+        "repo": request.origin,
+        "revision": request.revision,
+        "run": request.run,
         "status": "started",
     }
     try:
@@ -313,7 +289,7 @@ def _begin(folder: str, download: Download, client: Client) -> None:
             f"{path_line(folder)} cannot be written ({error.strerror}): free space there, and run"
             " this again"
         ) from error
-    client.start(folder, [download.repo, download.revision, download.run, *_IGNORED], environment)
+    client.start(folder, [request.origin, request.revision, request.run, *_IGNORED], environment)
 
 
 def _listed(state: dict[str, Any]) -> dict[str, tuple[int | None, Digest | None]]:
@@ -375,15 +351,15 @@ def _on_disk(folder: str) -> int:
     return total
 
 
-def _why(folder: str, state: dict[str, Any], download: Download) -> str:
+def _why(folder: str, state: dict[str, Any], request: Request) -> str:
     """Why the client failed, in a sentence with the remedy."""
     error = state.get("error")
     error = error if isinstance(error, dict) else {}
-    hub, what = download.endpoint or PUBLIC_HUB, f"{download.repo} at {download.revision}"
+    hub, what = request.endpoint or PUBLIC_HUB, f"{request.origin} at {request.revision}"
     lines = error.get("lines") if isinstance(error.get("lines"), list) else None
     said = " / ".join(path_line(str(line)) for line in lines or _log(folder))
-    if download.token:
-        said = said.replace(download.token, "***")
+    if request.token:
+        said = said.replace(request.token, "***")
     code, kind = error.get("code"), error.get("kind")
     if kind == "NoSpace":
         return (
@@ -399,7 +375,7 @@ def _why(folder: str, state: dict[str, Any], download: Download) -> str:
     if code == 401:
         token = (
             "the token is not valid for it or it"
-            if download.token
+            if request.token
             else "it is private, which needs a token, or it"
         )
         return f"{hub} shows no {what} (401): {token} does not exist: check the name and the token"

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
@@ -25,6 +25,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests 
     HUB_STATE,
     SHA256,
     Digest,
+    Slice,
     Verification,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
@@ -33,7 +34,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files im
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
     Files,
-    Slice,
+    Request,
     SourceFile,
     Staging,
     read_source,
@@ -42,28 +43,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging 
 
 # Between two looks at a download.
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """The module's options; ``source`` is any but controller, ``origin`` its option ``from``."""
-
-    path: str
-    models_root: str
-    source: str
-    uid: int
-    gid: int
-    origin: str = ""
-    revision: str = "main"
-    endpoint: str | None = None
-    token: str | None = None
-    full: bool = False
-    # tp, device_count and device_name, as inspect_model takes them.
-    fitting: dict[str, Any] | None = None
-    run: str = ""
-    # What the controller has, where it sends the files; and whether they are still to be sent.
-    manifest: dict[str, Any] | None = None
-    prepare: bool = False
 
 
 def listing(files: Files) -> dict[str, Any]:
@@ -102,7 +81,7 @@ def listed(manifest: dict[str, Any]) -> dict[str, SourceFile]:
 class Stage:
     """What is asked, and the slices to get there."""
 
-    def __init__(self, request: Request, client: model_hub.Client | None = None) -> None:
+    def __init__(self, request: Request, client: model_hub.ContainerClient | None = None) -> None:
         """``client`` is needed for a download alone. Raises ModelError."""
         if request.source == "local":
             request = replace(request, origin=os.path.expanduser(request.origin))
@@ -165,7 +144,7 @@ class Stage:
         if answer:
             return answer
         if budget_s is not None:
-            return {**self._answer("waiting", done=False), "waits_for": self.staging.holder}
+            return {**self._answer("waiting"), "waits_for": self.staging.holder}
         raise ModelError(
             f"the model {path_line(self.path)} is staged by another run"
             f" ({self.staging.holder or 'unknown'}): run this again when it is done"
@@ -268,7 +247,6 @@ class Stage:
                     self._end_client(self.staging.clean())
         return self._answer(
             "done" if found.done else "verifying",
-            done=found.done,
             changed=found.wrote_record,
             found=found,
             model=model if found.done else None,
@@ -300,11 +278,11 @@ class Stage:
         self._end_client(staging.begin(f"local:{origin}", self.request.run))
         part, known = read_source(origin, files, staging.source_memo, budget_s=self._left)
         if not part.done:
-            return self._answer("reading", done=False, part=part)
+            return self._answer("reading", part=part)
         staging.reuse(known, files)
-        part = staging.copy(origin, known, budget_s=self._left)
+        part = staging.copy(origin, known, self._left)
         if not part.done:
-            return self._answer("copying", done=False, part=part)
+            return self._answer("copying", part=part)
         return self._verified(known, part.bytes_moved, None)
 
     def _arrived(self, files: dict[str, SourceFile]) -> dict[str, Any]:
@@ -317,7 +295,7 @@ class Stage:
             # Without the digests it is unknown which files of the old model are kept.
             if all(file.digest for file in files.values()):
                 staging.check_space(left)
-            answer = self._answer("sending", done=False, part=Slice(False, total - left, total))
+            answer = self._answer("sending", part=Slice(False, total - left, total))
             return {**answer, "staging": staging.folder, "lock": staging.lock, "missing": missing}
         if missing:
             texts = [path_line(name) for name in missing]
@@ -335,18 +313,13 @@ class Stage:
         state = os.path.join(staging.folder, HUB_STATE)
         if not os.path.lexists(state):
             self._reuse_old()
-        download = model_hub.Download(
-            request.origin, request.revision, request.endpoint, request.token, request.run
-        )
         while True:
-            followed = model_hub.follow(staging.folder, download, self.client)
+            followed = model_hub.follow(staging.folder, request, self.client)
             if followed.files is not None:
                 break
             if self._left is not None and self._left < _POLL_S:
                 return self._answer(
-                    "downloading",
-                    done=False,
-                    part=Slice(False, followed.bytes_done, followed.bytes_total),
+                    "downloading", part=Slice(False, followed.bytes_done, followed.bytes_total)
                 )
             time.sleep(_POLL_S)
         try:
@@ -381,18 +354,16 @@ class Stage:
                 f"there is no digest of {model_files.several(unknown, len(files), 'files')}: stage"
                 " the model by its action"
             )
-        part = staging.verify(files, self._source(None)["from"], budget_s=self._left)
+        part = staging.verify(files, self._source(None)["from"], self._left)
         if not part.done:
             return self._answer(
-                "verifying", done=False, part=Slice(False, part.bytes_done, part.bytes_total, moved)
+                "verifying", part=Slice(False, part.bytes_done, part.bytes_total, moved)
             )
         # What was taken over from the old model was read by an earlier run.
         read_again = self.request.full and staging.took_over(files)
         staging.swap(files, self._source(commit), **(self.request.fitting or {}))
         if read_again:
-            return self._answer(
-                "verifying", done=False, part=Slice(False, 0, part.bytes_total, moved)
-            )
+            return self._answer("verifying", part=Slice(False, 0, part.bytes_total, moved))
         answer = self._answer(
             "done", changed=True, found=model_digests.quick(self.path), model=self._model()
         )
@@ -414,27 +385,22 @@ class Stage:
         self,
         phase: str,
         *,
-        done: bool = True,
         changed: bool = True,
         part: Slice | None = None,
         found: Verification | None = None,
         model: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        progress = part or Slice(
-            done,
-            found.bytes_done if found else 0,
-            found.bytes_total if found else 0,
-            found.bytes_read if found else 0,
-        )
+        found = found or Verification(recorded=False)
+        part = part or Slice(found.done, found.bytes_done, found.bytes_total, found.bytes_read)
         return {
             "changed": changed,
-            "done": done,
+            "done": phase == "done",
             "phase": phase,
-            "bytes_done": progress.bytes_done,
-            "bytes_total": progress.bytes_total,
-            "bytes_moved": progress.bytes_moved,
-            "verified": bool(found and found.verified),
-            "recorded": bool(found and found.recorded),
+            "bytes_done": part.bytes_done,
+            "bytes_total": part.bytes_total,
+            "bytes_moved": part.bytes_moved,
+            "verified": found.verified,
+            "recorded": found.recorded,
             "model": model,
             "warnings": self.warnings,
         }

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -22,6 +21,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
@@ -29,7 +29,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks, places
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
+    locks,
+    places,
+    records,
+)
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
     TEMP_NAME,
@@ -45,6 +49,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests 
     Digest,
     Memo,
     Progress,
+    Slice,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
@@ -58,7 +63,6 @@ HUB_SNAPSHOTS, HUB_BLOBS = "snapshots", "blobs"
 # A slice ends on time also where a disk writes 10 MB/s.
 _CHUNK = 16 << 20
 _SPARE = 0.01
-_LOCK_POLL_S = 0.1
 # A run that goes on calls this more often; one that was killed does not hold up another source for
 # longer.
 _GOES_ON_S = 60.0
@@ -91,13 +95,26 @@ Files = Mapping[str, SourceFile]
 
 
 @dataclass(frozen=True)
-class Slice:
-    """What one slice came to; ``bytes_moved`` is what it copied or read itself."""
+class Request:
+    """The module's options; ``source`` is any but controller, ``origin`` its option ``from``."""
 
-    done: bool
-    bytes_done: int
-    bytes_total: int
-    bytes_moved: int = 0
+    path: str
+    models_root: str
+    source: str
+    uid: int
+    gid: int
+    origin: str = ""
+    revision: str = "main"
+    endpoint: str | None = None
+    token: str | None = None
+    full: bool = False
+    # tp, device_count and device_name, as inspect_model takes them.
+    fitting: dict[str, Any] | None = None
+    # Which run asks: so a client of it that died is told from one of an earlier run.
+    run: str = ""
+    # What the controller has, where it sends the files; and whether they are still to be sent.
+    manifest: dict[str, Any] | None = None
+    prepare: bool = False
 
 
 def survey(source: str) -> dict[str, SourceFile]:
@@ -193,14 +210,9 @@ def read_source(
     memo = Memo(memo_file)
     wanted = {name: file for name, file in files.items() if file.digest is None}
     infos = {name: os.stat(os.path.join(source, name)) for name in wanted}
-    unread = [
-        (name, infos[name].st_size, False) for name in wanted if not memo.vouches(name, infos[name])
-    ]
-    total = sum(file.size for file in wanted.values())
-    before = total - sum(size for _name, size, _git in unread)
     try:
-        done, count = model_digests.read_files(
-            source, unread, memo, budget_s=budget_s, progress=progress, done=(before, total)
+        part = model_digests.read_files(
+            source, infos, {}, memo, budget_s=budget_s, progress=progress
         )
     except OSError as error:
         raise ModelError(
@@ -213,7 +225,7 @@ def read_source(
             known[name] = file._replace(
                 digest=Digest(model_digests.SHA256, entry.sha256, entry.size)
             )
-    return Slice(done, before + count, total, count), known
+    return part, known
 
 
 class Staging:
@@ -296,28 +308,21 @@ class Staging:
         """Holds the staging of this model; False where another run still has it after ``wait_s``
         seconds. Raises ModelError.
         """
-        try:
+        with self._doing("open", self.lock):
             self._make_private(os.path.dirname(self.folder))
             fd = locks.open_file(self.lock)
-        except OSError as error:
-            raise self._failed("open", self.lock, error) from error
         with os.fdopen(fd, "r+", encoding="ascii", errors="replace"):
-            deadline = time.monotonic() + wait_s
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        self.holder = locks.holder(fd)
-                        yield False
-                        return
-                    time.sleep(_LOCK_POLL_S)
-            with contextlib.suppress(PermissionError):
-                if os.fstat(fd).st_uid != self.uid:
-                    os.fchown(fd, self.uid, self.gid)
-            self._recover()
-            yield True
+            mine = True
+            try:
+                locks.take(fd, wait_s, self.lock)
+            except locks.LockTimeout:
+                mine, self.holder = False, locks.holder(fd)
+            if mine:
+                with contextlib.suppress(PermissionError):
+                    if os.fstat(fd).st_uid != self.uid:
+                        os.fchown(fd, self.uid, self.gid)
+                self._recover()
+            yield mine
 
     def _recover(self) -> None:
         """What a killed run left: the old model aside, where two names cannot be exchanged at once,
@@ -392,19 +397,9 @@ class Staging:
                 )
             self._throw_away()
         self._make(self.folder)
-        if (document["source"], document["run"]) != (source, run):
-            self._write_state(
-                {
-                    "source": source,
-                    "run": run,
-                    "parts": document["parts"] if document["source"] == source else {},
-                }
-            )
-        else:
-            try:
-                os.utime(self._state)
-            except OSError as error:
-                raise self._failed("write", self._state, error) from error
+        # Also where nothing changes: its time says that this run goes on.
+        parts = document["parts"] if document["source"] == source else {}
+        self._write_state({"source": source, "run": run, "parts": parts})
         return other
 
     def _goes_on(self) -> bool:
@@ -431,10 +426,8 @@ class Staging:
         }
 
     def _write_state(self, document: dict[str, Any]) -> None:
-        try:
+        with self._doing("write", self._state):
             model_digests.write_json(self._state, document)
-        except OSError as error:
-            raise self._failed("write", self._state, error) from error
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -485,7 +478,8 @@ class Staging:
             memo.entries[name] = entry
             taken += info.st_size
         if taken:
-            self._save(memo)
+            with self._doing("write", memo.file):
+                memo.save()
         return taken
 
     def took_over(self, files: Files) -> bool:
@@ -522,14 +516,7 @@ class Staging:
                 " (sgl_models_root)"
             )
 
-    def copy(
-        self,
-        source: str,
-        files: Files,
-        *,
-        budget_s: float | None = None,
-        progress: Progress | None = None,
-    ) -> Slice:
+    def copy(self, source: str, files: Files, budget_s: float | None) -> Slice:
         """Copy what is not there yet, for ``budget_s`` seconds; a file that was begun goes on where
         it stopped. Raises ModelError.
         """
@@ -546,8 +533,6 @@ class Staging:
             """Whether to go on."""
             nonlocal moved
             moved += bytes_copied
-            if progress:
-                progress(before + moved, total)
             return time.monotonic() < deadline
 
         for place, name in enumerate(missing):
@@ -559,11 +544,9 @@ class Staging:
     def write(self, name: str, content: bytes) -> None:
         """A file that is made here. Raises ModelError."""
         path = os.path.join(self.folder, name)
-        try:
-            with open(path, "wb", opener=safe_tree.opening) as file:
+        with self._doing("write", path):
+            with open(path, "wb", opener=records.without_blocking) as file:
                 file.write(content)
-        except OSError as error:
-            raise self._failed("write", path, error) from error
 
     def _begun(self, name: str, file: SourceFile) -> int:
         """How many bytes of a file are there already; none where it was begun from another state of
@@ -587,8 +570,8 @@ class Staging:
                 os.unlink(part)
             state["parts"][name] = [file.size, file.mtime_ns]
             self._write_state(state)
-        try:
-            with open(source, "rb", buffering=0, opener=safe_tree.opening) as read:
+        with self._doing("copy to", target):
+            with open(source, "rb", buffering=0, opener=records.without_blocking) as read:
                 refuse_leaving(folder, source, read.fileno())
                 fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
                 with open(fd, "wb", buffering=0) as write:
@@ -611,18 +594,9 @@ class Staging:
             if os.path.isdir(target):
                 _remove(target)
             os.rename(part, target)
-        except OSError as error:
-            raise self._failed("copy to", target, error) from error
         return True
 
-    def verify(
-        self,
-        files: Files,
-        source: str,
-        *,
-        budget_s: float | None = None,
-        progress: Progress | None = None,
-    ) -> Slice:
+    def verify(self, files: Files, source: str, budget_s: float | None) -> Slice:
         """Read the staged files, in slices, against the digests of ``files``. One that differs is
         removed, so that it is copied again.
 
@@ -639,27 +613,11 @@ class Staging:
                     " get it"
                 ) from error
         kinds = {name: file.digest.kind for name, file in files.items() if file.digest}
-        unread = [name for name in files if not memo.vouches(name, infos[name], kinds.get(name))]
-        total = sum(info.st_size for info in infos.values())
-        before = total - sum(infos[name].st_size for name in unread)
-        wanted = [
-            (name, infos[name].st_size, kinds.get(name) == model_digests.GIT_SHA1)
-            for name in unread
-        ]
-        try:
-            done, count = model_digests.read_files(
-                self.folder,
-                wanted,
-                memo,
-                budget_s=budget_s,
-                progress=progress,
-                done=(before, total),
-            )
-        except OSError as error:
-            raise self._failed("write", self.memo_file, error) from error
-        if done:
+        with self._doing("write", self.memo_file):
+            part = model_digests.read_files(self.folder, infos, kinds, memo, budget_s=budget_s)
+        if part.done:
             self._refuse_damaged(files, source, memo)
-        return Slice(done, before + count, total, count)
+        return part
 
     def _refuse_damaged(self, files: Files, source: str, memo: Memo) -> None:
         """Remove the files whose digest differs. Raises ModelError that names those."""
@@ -690,7 +648,7 @@ class Staging:
         ``fitting`` goes to :func:`model_files.inspect_model`, which has the last word. The old
         model goes when the new one has its name.
         """
-        try:
+        with self._doing("put", self.path):
             self._tidy(files)
             self._hand_over()
             memo = Memo(self.memo_file)
@@ -710,35 +668,29 @@ class Staging:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._state)
             self._rename()
-            model_digests.sync_folder(os.path.dirname(self.path))
+            records.fsync_folder(os.path.dirname(self.path))
             _remove(self.folder)
             _remove(self._aside)
-        except OSError as error:
-            raise self._failed("put", self.path, error) from error
 
     def _tidy(self, files: Files) -> None:
         """Remove whatever is no file of the model."""
-        folders = {os.path.dirname(name) for name in files}
-        folders |= {parent for folder in folders for parent in _parents(folder)}
+        folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+        kept = {*files, *folders, MEMO, STATE}
         for folder, inside, names in os.walk(self.folder):
             place = os.path.relpath(folder, self.folder)
-            for name in [*inside, *names]:
-                relative = os.path.normpath(os.path.join(place, name))
-                if (
-                    relative not in files
-                    and relative not in folders
-                    and relative not in (MEMO, STATE)
-                ):
+            relative = {
+                name: os.path.normpath(os.path.join(place, name)) for name in inside + names
+            }
+            for name in relative:
+                if relative[name] not in kept:
                     _remove(os.path.join(folder, name))
-            inside[:] = [
-                name for name in inside if os.path.normpath(os.path.join(place, name)) in folders
-            ]
+            inside[:] = [name for name in inside if relative[name] in folders]
 
     def _hand_over(self) -> None:
         """Owner and mode of all that was made here, and all of it on the disk."""
         for folder, _folders, names in os.walk(self.folder):
             for path, mode in (
-                (folder, self._dir_mode),
+                (folder, self._allowed(_DIR_MODE)),
                 *((os.path.join(folder, name), None) for name in names),
             ):
                 fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -756,21 +708,18 @@ class Staging:
                 finally:
                     os.close(fd)
 
-    @property
-    def _group_writes(self) -> bool:
-        """As the models root has it, so have the models in it."""
-        try:
-            return bool(os.stat(self.root).st_mode & _GROUP_WRITES)
-        except OSError:
-            return False
-
-    @property
-    def _dir_mode(self) -> int:
-        return _DIR_MODE if self._group_writes else _DIR_MODE & ~_GROUP_WRITES
+    def _allowed(self, mode: int) -> int:
+        """The group may write where it may write in the models root."""
+        with contextlib.suppress(OSError):
+            if os.stat(self.root).st_mode & _GROUP_WRITES:
+                return mode
+        return mode & ~_GROUP_WRITES
 
     def _staged_mode(self, source: int) -> int:
-        mode = staged_mode(source)
-        return mode if self._group_writes else mode & ~_GROUP_WRITES
+        """Of a staged file: only users who could read the source may read it."""
+        if source & 0o004:
+            return self._allowed(_FILE_MODE)
+        return self._allowed(_FILE_MODE & (0o600 | source & 0o040 | (source & 0o040) >> 1))
 
     def _rename(self) -> None:
         if not os.path.lexists(self.path):
@@ -804,18 +753,20 @@ class Staging:
             missing, base = missing_directories("the models root", folder)
             for path in missing:
                 setgid = os.stat(base).st_mode & stat.S_ISGID
-                own = mode if mode is not None and path == folder else self._dir_mode
+                own = mode if mode is not None and path == folder else self._allowed(_DIR_MODE)
                 make_directory(path, self.uid, self.gid, own | setgid)
         except HostTreeError as error:
             raise ModelError(str(error)) from error
         except OSError as error:
             raise self._failed("make", folder, error) from error
 
-    def _save(self, memo: Memo) -> None:
+    @contextlib.contextmanager
+    def _doing(self, what: str, path: str) -> Iterator[None]:
+        """An OSError meanwhile is a ModelError."""
         try:
-            memo.save()
+            yield
         except OSError as error:
-            raise self._failed("write", memo.file, error) from error
+            raise self._failed(what, path, error) from error
 
     def _failed(self, doing: str, path: str, error: OSError) -> ModelError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -828,13 +779,6 @@ class Staging:
                 " again"
             )
         return ModelError(f"cannot {doing} {path_line(path)} ({error.strerror or error}): {remedy}")
-
-
-def staged_mode(source: int) -> int:
-    """The mode of a staged file: only users who could read the source may read it."""
-    if source & 0o004:
-        return _FILE_MODE
-    return _FILE_MODE & (0o600 | source & 0o040 | (source & 0o040) >> 1)
 
 
 def same_time(one: int, other: int) -> bool:
@@ -881,11 +825,6 @@ def _unchanged(path: str, fd: int, file: SourceFile) -> None:
             f"{path_line(path)} changed while it was copied: run this again once nothing writes to"
             " the source"
         )
-
-
-def _parents(folder: str) -> Iterator[str]:
-    while folder := os.path.dirname(folder):
-        yield folder
 
 
 def _remove(path: str) -> None:

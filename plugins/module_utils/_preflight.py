@@ -513,11 +513,7 @@ def _known_of(path: str, options: Options) -> dict[str, bool]:
         _model_digests as model_digests,
     )
 
-    read = (
-        model_digests.quick(path)
-        if options.model_source in _FROM
-        else model_digests.quick_and_sound(path)
-    )
+    read = model_digests.quick(path, must_be_sound=options.model_source not in _FROM)
     return {"recorded": read.recorded, "verified": read.verified}
 
 

@@ -407,13 +407,6 @@ def open_file(path: str, below: str | None = None) -> int:
         return open_file_at(holder, name, path)
 
 
-def opening(path: str, flags: int) -> int:
-    """An opener for ``open`` in a process that acts as the owner of what it reads: links are
-    followed, and a pipe in a file's place is not waited for.
-    """
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-
-
 def open_file_at(holder: int, name: str, path: str) -> int:
     """:func:`open_file` in an open folder."""
     # The type is looked at before the opening too: opening a device can act already.

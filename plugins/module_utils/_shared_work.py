@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import tarfile
 from typing import IO, Any, cast
@@ -57,8 +58,6 @@ _SILENT = re.compile(
 )
 # sgl-admin's sentence; docker exec ends with the same code for failures of its own.
 _NOTHING = re.compile(r"^sgl-admin: nothing to export: ", re.MULTILINE)
-_CHUNK = 1 << 20
-# What sgl-admin calls these on its command line.
 # Brings sgl-admin the request of an import, whose standard input is the archive.
 _REQUEST = "SGL_ADMIN_REQUEST"
 
@@ -255,35 +254,25 @@ class Host:
     def _unwrap(self, image: str, reference: str, path: str) -> None:
         # A container that is never started; its command is only there because Docker wants one.
         made = self._docker.call("create", image, "none").strip()
+        words = [self._docker.binary, "cp", f"{made}:/{_MEMBER}", "-"]
         try:
-            process = subprocess.Popen(
-                [self._docker.binary, "cp", f"{made}:/{_MEMBER}", "-"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-            source, errors = cast(IO[bytes], process.stdout), cast(IO[bytes], process.stderr)
-            try:
-                with tarfile.open(fileobj=source, mode="r|") as outer:
-                    member = outer.next()
-                    content = (
-                        outer.extractfile(member) if member is not None and member.isreg() else None
-                    )
-                    if content is None:
-                        raise ShareError(
-                            f"{reference} holds no archive of caches: it is of another tool; delete"
-                            " it from the registry"
-                        )
-                    _write(content, path)
-            except tarfile.TarError as error:
-                said = errors.read().decode(errors="replace").strip()
-                raise ShareError(
-                    f"{reference} holds no archive of caches: {said or error}; delete it from the"
-                    " registry"
-                ) from error
-            finally:
-                source.close()
-                errors.close()
-                process.wait()
+            with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as copy:
+                try:
+                    with tarfile.open(fileobj=copy.stdout, mode="r|") as outer:
+                        member = outer.next()
+                        content = outer.extractfile(member) if member and member.isreg() else None
+                        if content is None:
+                            raise ShareError(
+                                f"{reference} holds no archive of caches: it is of another tool;"
+                                " delete it from the registry"
+                            )
+                        _write(content, path)
+                except tarfile.TarError as error:
+                    said = cast(IO[bytes], copy.stderr).read().decode(errors="replace").strip()
+                    raise ShareError(
+                        f"{reference} holds no archive of caches: {said or error}; delete it from"
+                        " the registry"
+                    ) from error
         finally:
             self._docker.call("rm", "--force", made)
 
@@ -405,7 +394,6 @@ def _write(content: IO[bytes], path: str) -> None:
     """Raises ShareError where there is no room, or no permission."""
     try:
         with open(path, "wb") as target:
-            while chunk := content.read(_CHUNK):
-                target.write(chunk)
+            shutil.copyfileobj(content, target)
     except OSError as error:
         raise ShareError(f"{path} cannot be written: {error.strerror}") from error

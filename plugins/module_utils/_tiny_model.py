@@ -12,6 +12,7 @@ SHAKE-256, not from :mod:`random`, whose distributions may change between releas
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import struct
@@ -25,8 +26,16 @@ SPECIALS = (END_OF_TEXT, IM_START, IM_END)
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 64, 2, 4, 2, 16, 128
 # Each byte and each special token, and no row more: a random model would emit ids that the
 # tokenizer does not know.
-VOCAB = 256 + len(SPECIALS)
+IDS = {content: 256 + place for place, content in enumerate(SPECIALS)}
+VOCAB = 256 + len(IDS)
 _STD = 0.02
+_FLAGS = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -44,13 +53,12 @@ def config() -> dict[str, Any]:
     """config.json. ``torch_dtype`` is the name that transformers before 4.56 reads; later ones read
     it too.
     """
-    eos = 256 + SPECIALS.index(IM_END)
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "bos_token_id": 256 + SPECIALS.index(END_OF_TEXT),
-        "eos_token_id": eos,
+        "bos_token_id": IDS[END_OF_TEXT],
+        "eos_token_id": IDS[IM_END],
         "head_dim": HEAD_DIM,
         "hidden_act": "silu",
         "hidden_size": HIDDEN,
@@ -81,27 +89,11 @@ def byte_alphabet() -> list[str]:
         *range(0xA1, 0xAC + 1),
         *range(0xAE, 0xFF + 1),
     }
-    table, extra = [], 0
-    for byte in range(256):
-        if byte in printable_bytes:
-            table.append(chr(byte))
-        else:
-            table.append(chr(256 + extra))
-            extra += 1
-    return table
+    others = itertools.count(256)
+    return [chr(byte if byte in printable_bytes else next(others)) for byte in range(256)]
 
 
 def _tokenizer() -> dict[str, Any]:
-    def special(number: int, content: str) -> dict[str, Any]:
-        flags = {
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        return {"id": number, "content": content, **flags}
-
     level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -112,7 +104,9 @@ def _tokenizer() -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [special(256 + number, content) for number, content in enumerate(SPECIALS)],
+        "added_tokens": [
+            {"id": number, "content": content, **_FLAGS} for content, number in IDS.items()
+        ],
         "normalizer": None,
         "pre_tokenizer": level,
         "post_processor": level,
@@ -133,19 +127,11 @@ def _tokenizer() -> dict[str, Any]:
 
 
 def _tokenizer_config() -> dict[str, Any]:
-    decoder = {
-        str(256 + number): {
-            "content": content,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": True,
-        }
-        for number, content in enumerate(SPECIALS)
-    }
     return {
-        "added_tokens_decoder": decoder,
+        "added_tokens_decoder": {
+            str(number): dict(sorted({"content": content, **_FLAGS}.items()))
+            for content, number in IDS.items()
+        },
         "additional_special_tokens": [IM_START, IM_END],
         "bos_token": None,
         "chat_template": CHAT_TEMPLATE,
@@ -160,12 +146,11 @@ def _tokenizer_config() -> dict[str, Any]:
 
 
 def _generation_config() -> dict[str, Any]:
-    number = {content: 256 + place for place, content in enumerate(SPECIALS)}
     return {
-        "bos_token_id": number[END_OF_TEXT],
+        "bos_token_id": IDS[END_OF_TEXT],
         "do_sample": True,
-        "eos_token_id": [number[IM_END], number[END_OF_TEXT]],
-        "pad_token_id": number[END_OF_TEXT],
+        "eos_token_id": [IDS[IM_END], IDS[END_OF_TEXT]],
+        "pad_token_id": IDS[END_OF_TEXT],
         "temperature": 0.6,
         "top_k": 20,
         "top_p": 0.95,

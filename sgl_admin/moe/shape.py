@@ -176,8 +176,8 @@ def _weights(
 ) -> quantisation.ExpertWeights:
     """The experts' data type: by the model's config, or as the server is asked to make it."""
     return quantisation.of_experts(
-        quantisation.find(config, modelopt),
         config,
+        modelopt,
         flag_value(server_args, "--quantization"),
         flag_value(server_args, ENGINE.moe.backend_flag) == "triton",
     )

@@ -40,14 +40,6 @@ class UnknownQuantisation(Exception):
 
 
 @dataclass(frozen=True)
-class Quantisation:
-    """What a config says of the quantised weights; `declared` is the whole of it."""
-
-    method: str | None
-    declared: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class ExpertWeights:
     """How SGLang's Triton kernel gets the experts: the data type by SGLang's name (None for one of
     16 bits), and which of their numbers share a scale.
@@ -68,20 +60,16 @@ class ExpertWeights:
     method: str = ""
 
 
-def find(config: dict[str, Any], modelopt: dict[str, Any] | None) -> Quantisation | None:
-    """The model's quantisation; None where nothing says that there is one."""
-    for part in language_parts(config):
-        declared = part.get("quantization_config")
+def _declared(config: dict[str, Any], modelopt: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What says how the model's weights are quantised; None where nothing does."""
+    places = [part.get("quantization_config") for part in language_parts(config)]
+    for declared in (*places, config.get("compression_config")):
         if isinstance(declared, dict):
-            return Quantisation(_method(declared), declared)
-    declared = config.get("compression_config")
-    if isinstance(declared, dict):
-        return Quantisation(_method(declared), declared)
-    if modelopt is not None:
-        inner = modelopt.get("quantization")
-        declared = inner if isinstance(inner, dict) else modelopt
-        return Quantisation(_method({**declared, "quant_method": "modelopt"}), declared)
-    return None
+            return declared
+    if modelopt is None:
+        return None
+    inner = modelopt.get("quantization")
+    return {**(inner if isinstance(inner, dict) else modelopt), "quant_method": "modelopt"}
 
 
 def _method(declared: dict[str, Any]) -> str | None:
@@ -92,8 +80,8 @@ def _method(declared: dict[str, Any]) -> str | None:
 
 
 def of_experts(
-    quantisation: Quantisation | None,
     config: dict[str, Any],
+    modelopt: dict[str, Any] | None,
     asked: str | None = None,
     by_triton: bool = False,
 ) -> ExpertWeights:
@@ -107,22 +95,23 @@ def of_experts(
         other = part.get("expert_dtype")
         if isinstance(other, str) and not other.startswith(("fp8", "bf16", "bfloat16")):
             raise _no_tuning(f"of the data type {other}")
-    if quantisation is None:
+    declared = _declared(config, modelopt)
+    if declared is None:
         if asked in (None, "fp8"):
             return ExpertWeights("fp8_w8a8", method=asked) if asked else ExpertWeights(None)
         raise _not_asked(str(asked))
-    if excluded := _excluded_experts(quantisation.declared):
+    if excluded := _excluded_experts(declared):
         raise UnknownQuantisation(
             f"the model's quantisation leaves experts out ({excluded}), and which data type a layer"
             " of experts gets is not known here"
         )
-    method = quantisation.method
+    method = _method(declared)
     if asked is None or _SAME.get(asked, asked) == method:
-        return _by_method(method, quantisation.declared, by_triton)
+        return _by_method(method, declared, by_triton)
     if asked in _BY_CHANNEL and method == _COMPRESSED:
-        return _compressed_by_channel(quantisation.declared, asked)
+        return _compressed_by_channel(declared, asked)
     if asked == _WNA16 and method in _WNA16_BITS:
-        return _wna16(quantisation.declared, method)
+        return _wna16(declared, method)
     raise _not_asked(asked)
 
 

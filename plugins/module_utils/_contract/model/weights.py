@@ -15,7 +15,7 @@ import stat
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..records import MODEL_INDEX, is_integer
 from ..texts import path_line, read_json_text
@@ -52,10 +52,6 @@ _DOWNLOADS = (".cache/huggingface/download", "../../blobs")
 # PyTorch's files are ZIP archives, whose end has this mark at most a comment before the last byte.
 _ZIP_START, _ZIP_END, _ZIP_TAIL = b"PK\x03\x04", b"PK\x05\x06", 22 + 65535
 _LAYER = re.compile(r"^model\.(?:language_model\.)?layers\.(\d{1,6})\.", re.MULTILINE)
-
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
 
 
 @dataclass(frozen=True)
@@ -244,7 +240,7 @@ def _inspect(folder: str, weights: Weights) -> Shards:
         if info.st_size < POINTER_SIZE and is_pointer(read(path)):
             found.pointers.append(path_line(name))
             continue
-        if problem := shard_problem(path, info.st_size, weights.tensors.get(name), found):
+        if problem := _shard_problem(path, info.st_size, weights.tensors.get(name), found):
             found.damaged.append(f"{path_line(name)} ({problem})")
     return found
 
@@ -255,11 +251,9 @@ def _missing_name(path: str, name: str) -> str:
     return f"{path_line(name)} (a link to {path_line(os.readlink(path))}, which is not there)"
 
 
-def shard_problem(
-    path: str, size: int, expected: set[str] | None = None, found: Shards | None = None
-) -> str | None:
-    """What is wrong with a weight file of this size, or None; tensors of `expected` that it lacks
-    are noted in `found`. Raises OSError when it cannot be read.
+def _shard_problem(path: str, size: int, expected: set[str] | None, found: Shards) -> str | None:
+    """What is wrong with a weight file of this size, or None; its layers and what is odd of its
+    tensors are noted in `found`. Raises OSError when it cannot be read.
     """
     if size == 0:
         return "empty"
@@ -268,14 +262,6 @@ def shard_problem(
     header, problem = _header(path, size)
     if header is None or problem:
         return problem
-    if found is not None:
-        _note_tensors(path, header, expected, found)
-    return None
-
-
-def _note_tensors(
-    path: str, header: dict[str, Any], expected: set[str] | None, found: Shards
-) -> None:
     found.layers |= _layers(header)
     if expected is None:
         odd, names = found.tensors & header.keys(), found.repeating
@@ -285,6 +271,7 @@ def _note_tensors(
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         names.append(f"{path_line(os.path.basename(path))} ({brief(min(odd))[:60]}{more})")
+    return None
 
 
 def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
@@ -311,7 +298,7 @@ def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
     tensors.pop("__metadata__", None)
     end = 0
     for entry in tensors.values():
-        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        offsets: Any = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not _is_place(offsets):
             return None, "its header gives a tensor no place"
         end = max(end, offsets[1])
@@ -323,7 +310,7 @@ def _header(path: str, size: int) -> tuple[dict[str, Any] | None, str | None]:
     return tensors, None
 
 
-def _is_place(offsets: Any) -> TypeGuard[list[int]]:
+def _is_place(offsets: Any) -> bool:
     if not isinstance(offsets, list) or len(offsets) != 2:
         return False
     start, end = offsets
@@ -356,14 +343,11 @@ def _missing(folder: str, names: Collection[str], weights: Weights, found: Shard
             " another split, all of them: the index is of another download, so take the one that"
             " belongs to these files"
         )
+    remedy = "finish its copy or download"
     if all("(a link to" in name for name in found.missing):
-        return ModelError(
-            f"the model {shown} lacks {text}: copy the linked files too (cp -L), or finish the"
-            f" download (the files that {weights.index} names)"
-        )
+        remedy = "copy the linked files too (cp -L), or finish the download"
     return ModelError(
-        f"the model {shown} lacks {text}: finish its copy or"
-        f" download (the files that {weights.index} names)"
+        f"the model {shown} lacks {text}: {remedy} (the files that {weights.index} names)"
     )
 
 
@@ -372,34 +356,29 @@ def _other_split(names: Collection[str], expected: list[str]) -> tuple[int, int]
     that the index does not name.
     """
     named = set(_splits(expected))
-    for (stem, count, end), numbers in _splits(names).items():
+    for (stem, count, end), parts in _splits(names).items():
         others = [other[1] for other in named if (other[0], other[2]) == (stem, end)]
-        if others and (stem, count, end) not in named and _is_whole(numbers, count):
+        if others and (stem, count, end) not in named and _is_whole(parts, count):
             return others[0], count
     return None
 
 
-def _split_of(name: str) -> tuple[str, int, str] | None:
-    """Stem, number of parts and ending of a name such as model-00001-of-00002.safetensors."""
-    match = _SPLIT.fullmatch(name)
-    return (match["stem"], int(match["of"]), match["end"]) if match else None
-
-
-def _splits(names: Iterable[str]) -> dict[tuple[str, int, str], set[int]]:
-    """The numbers that are there, by split."""
-    found: dict[tuple[str, int, str], set[int]] = {}
+def _splits(names: Iterable[str]) -> dict[tuple[str, int, str], dict[int, str]]:
+    """The parts that are there, by split: stem, number of parts and ending of names such as
+    model-00001-of-00002.safetensors.
+    """
+    found: dict[tuple[str, int, str], dict[int, str]] = {}
     for name in sorted(names):
-        split = _split_of(name)
-        match = _SPLIT.fullmatch(name)
-        if split and match:
-            found.setdefault(split, set()).add(int(match["number"]))
+        if match := _SPLIT.fullmatch(name):
+            parts = found.setdefault((match["stem"], int(match["of"]), match["end"]), {})
+            parts.setdefault(int(match["number"]), name)
     return found
 
 
-def _is_whole(numbers: set[int], count: int) -> bool:
+def _is_whole(parts: dict[int, str], count: int) -> bool:
     """Splits count from 1; some old ones from 0."""
-    first = 0 if 0 in numbers else 1
-    return numbers >= set(range(first, first + count))
+    first = 0 if 0 in parts else 1
+    return parts.keys() >= set(range(first, first + count))
 
 
 def _check_splits(folder: str, weights: Weights) -> Iterator[str]:
@@ -408,15 +387,15 @@ def _check_splits(folder: str, weights: Weights) -> Iterator[str]:
     """
     shown = path_line(folder)
     splits = _splits(weights.files)
-    whole = {split for split, numbers in splits.items() if _is_whole(numbers, split[1])}
-    for split, numbers in splits.items():
+    whole = {split for split, parts in splits.items() if _is_whole(parts, split[1])}
+    for split, parts in splits.items():
         if split in whole:
             continue
         stem, count, end = split
         missing = [
-            path_line(_numbered(weights.files, split, number))
+            path_line(_numbered(next(iter(parts.values())), number))
             for number in range(1, count + 1)
-            if number not in numbers
+            if number not in parts
         ]
         if not any((stem, end) == (other[0], other[2]) for other in whole):
             raise ModelError(
@@ -436,9 +415,8 @@ def _check_splits(folder: str, weights: Weights) -> Iterator[str]:
         )
 
 
-def _numbered(files: list[str], split: tuple[str, int, str], number: int) -> str:
-    """The name of a part, with as many digits as its neighbours."""
-    sample = next(name for name in files if _split_of(name) == split)
+def _numbered(sample: str, number: int) -> str:
+    """The name of a part, with as many digits as another one."""
     before, after = sample.rsplit("-of-", 1)
     stem, digits = before.rsplit("-", 1)
     return f"{stem}-{number:0{len(digits)}d}-of-{after}"
