@@ -34,6 +34,7 @@ __all__ = [
     "read_json",
     "read_or_set_aside",
     "read_record",
+    "read_valid",
     "reason",
     "sweep_temporaries",
     "without_blocking",
@@ -92,6 +93,16 @@ def _has_no_inodes(name: str | bytes) -> bool:
         # Some file systems make inodes as they are wanted, and count none.
         return found.f_files > 0 and found.f_favail == 0 and found.f_bavail > 0
     return False
+
+
+def read_valid(path: Path, shape: Shape | None = None) -> dict[str, Any]:
+    """As `read_record`; empty where there is no such file, or none that can be read. Raises
+    OSError.
+    """
+    try:
+        return read_record(path, shape or {}) or {}
+    except ValueError:
+        return {}
 
 
 def read_or_set_aside(path: Path, shape: Shape, warnings: list[str]) -> dict[str, Any] | None:

@@ -377,11 +377,8 @@ def _result_of(run_id: str, prep_id: str) -> dict[str, Any] | None:
     """The prep's result; None where it wrote none, or what is there cannot be read: the next prep
     sets that aside.
     """
-    try:
-        result = files.read_record(paths.prep_result(run_id), RESULT_SHAPE)
-    except ValueError:
-        return None
-    return result if result is not None and result["run"].get("prep_id") == prep_id else None
+    result = files.read_valid(paths.prep_result(run_id), RESULT_SHAPE)
+    return result if result and result["run"].get("prep_id") == prep_id else None
 
 
 def _print_result(run_id: str, result: dict[str, Any], as_json: bool, exit_code: int) -> int:

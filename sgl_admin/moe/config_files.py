@@ -110,10 +110,7 @@ def _built_in() -> tuple[str | None, list[str]]:
     """Of which SGLang the built-in files are (None: of one without a version), and their names;
     none where that cannot be read.
     """
-    try:
-        record = files.read_json(root() / _BUILT_IN) or {}
-    except ValueError:
-        record = {}
+    record = files.read_valid(root() / _BUILT_IN)
     names = record.get("files")
     return record.get(ENGINE.name, ""), (
         [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
@@ -207,10 +204,7 @@ def tuned_record(path: Path) -> Path:
 
 def _record(path: Path, tuning: dict[str, Any], record_at: Path | None = None) -> dict[str, Any]:
     """The record of this tuning; empty where it is another one's."""
-    try:
-        record = files.read_json(record_at or tuned_record(path)) or {}
-    except ValueError:
-        return {}
+    record = files.read_valid(record_at or tuned_record(path))
     return record if record.get("tuning") == tuning else {}
 
 
@@ -308,10 +302,7 @@ def _replaced(path: Path, tuning: Any) -> Path:
 
 def _keep(path: Path, tuning: dict[str, Any]) -> None:
     """Put aside what another tuning than this has put into the file."""
-    try:
-        record = files.read_json(tuned_record(path)) or {}
-    except ValueError:
-        return
+    record = files.read_valid(tuned_record(path))
     if not isinstance(record.get("tuning"), dict) or record["tuning"] == tuning:
         return
     folder = _replaced(path, record["tuning"])
@@ -390,9 +381,5 @@ def remember(key: str, lookup: Lookup) -> None:
 
 
 def remembered(key: str) -> Lookup | None:
-    try:
-        record = files.read_json(root() / TUNED / f"lookup-{key}.json") or {}
-    except ValueError:
-        return None
-    name = record.get("file_name")
+    name = files.read_valid(root() / TUNED / f"lookup-{key}.json").get("file_name")
     return ENGINE.moe.lookup(name) if isinstance(name, str) else None

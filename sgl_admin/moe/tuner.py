@@ -285,10 +285,7 @@ class Tuner:
     def _rivals(self) -> dict[str, Any]:
         """The tables that stood when this tuning began: its own first rows are none of them."""
         path = self.folder / "rivals.json"
-        try:
-            noted = files.read_json(path) or {}
-        except ValueError:
-            noted = {}
+        noted = files.read_valid(path)
         if isinstance(noted.get("rivals"), dict):
             return dict(noted["rivals"])
         files.write_json(path, {"schema_version": "1", "rivals": self._order.rivals})

@@ -32,10 +32,7 @@ def _planned_before(plan: Plan) -> bool:
     """
     run_id = plan.run.run_id
     for path in prepared.folder(run_id).glob("*.json"):
-        try:
-            record = files.read_record(path, prepared.SHAPE)
-        except ValueError:
-            continue
+        record = files.read_valid(path, prepared.SHAPE)
         if record and record["run_id"] == run_id and _same_arguments(plan.command.shown, record):
             return True
     return False

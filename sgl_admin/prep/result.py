@@ -219,12 +219,8 @@ def write(plan: Plan, document: Record) -> None:
 
 def _profiles(plan: Plan, outcome: Outcome, section: Record) -> Record:
     """What the latest prep of each profile of this run came to."""
-    try:
-        before = files.read_record(paths.prep_result(plan.run.run_id), RESULT_SHAPE) or {}
-    except ValueError:
-        # It is replaced by this one.
-        before = {}
-    found = before.get("profiles")
+    # One that cannot be read is replaced by this one.
+    found = files.read_valid(paths.prep_result(plan.run.run_id), RESULT_SHAPE).get("profiles")
     known: Record = dict(found) if isinstance(found, dict) else {}
     if not plan.request.profile:
         return known

@@ -407,11 +407,8 @@ def _newest_record(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     records = sorted(folder.glob(f"{RECORDS}/*.json"), key=_modified)
     if not records:
         return None, None
-    try:
-        record = files.read_record(records[-1], RECORD_SHAPE)
-    except ValueError:
-        record = None
-    if record is None:
+    record = files.read_valid(records[-1], RECORD_SHAPE)
+    if not record:
         return None, "its signature record cannot be read"
     return record["signature"], vouched.problem(record)
 

@@ -482,10 +482,7 @@ def _was_read(context: Context, shape: MoeShape) -> bool:
 
 def _says(path: Path, what: dict[str, Any]) -> bool:
     """Whether a record says this."""
-    try:
-        record = files.read_json(path) or {}
-    except ValueError:
-        return False
+    record = files.read_valid(path)
     return all(record.get(key) == value for key, value in what.items())
 
 
