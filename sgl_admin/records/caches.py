@@ -160,10 +160,10 @@ class SignatureRecord:
         """The records of this stage that can be read, for any signature, the latest first."""
         folder = paths.PROFILES / self.caches[0] / RECORDS
         found = sorted(folder.glob(f"{self.stage}-*.json"), key=_modified, reverse=True)
-        return [record for path in found if (record := _read_record(path)) is not None]
+        return [record for path in found if (record := readable(path)) is not None]
 
     def _made_in(self) -> float | None:
-        record = _read_record(self.path)
+        record = readable(self.path)
         recorded = None if record is None else record["summary"].get(MADE_IN)
         return recorded if is_duration(recorded) else None
 
@@ -251,7 +251,7 @@ class SignatureRecord:
 
     def _read(self, path: Path) -> _Vouched | None:
         """What a record says of the files in this stage's caches; None where it cannot be read."""
-        record = _read_record(path)
+        record = readable(path)
         if record is None:
             return None
         made = record.get(_MADE)
@@ -291,9 +291,10 @@ def base_image() -> str | None:
     return f"{name.partition('@')[0]}@{digest[:_DIGEST]}" if digest else name
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def readable(path: Path, shape: files.Shape = RECORD_SHAPE) -> dict[str, Any] | None:
+    """As `files.read_record`; None too where there is one that cannot be read."""
     try:
-        return files.read_record(path, RECORD_SHAPE)
+        return files.read_record(path, shape)
     except (OSError, ValueError):
         return None
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_admin.base import files, paths
+from sgl_admin.base import paths
 from sgl_admin.contract.records import RESULT_SHAPE
 from sgl_admin.contract.texts import is_duration
 from sgl_admin.records import caches, vouched
-from sgl_admin.records.caches import RECORD_SHAPE
 from sgl_admin.sglang import ENGINE
 
 if TYPE_CHECKING:
@@ -38,8 +37,10 @@ def work(stage: Stage, context: Context, signature: dict[str, Any]) -> Work | No
         return None
     recorded = {
         caches.digest(record["signature"]): record
-        for record in _records(stage)
-        if _agrees(record["signature"], signature) and vouched.problem(record) is None
+        for record in stage.record(signature).all()
+        if "inputs_version" not in record["signature"]
+        and _agrees(record["signature"], signature)
+        and vouched.problem(record) is None
     }
     if not recorded:
         return None
@@ -57,26 +58,11 @@ def work(stage: Stage, context: Context, signature: dict[str, Any]) -> Work | No
     return None
 
 
-def _records(stage: Stage) -> Iterator[dict[str, Any]]:
-    folder = paths.PROFILES / stage.caches[0] / caches.RECORDS
-    for path in sorted(folder.glob(f"{stage.name}-*.json")):
-        if record := _read(path, RECORD_SHAPE):
-            if "inputs_version" not in record["signature"]:
-                yield record
-
-
 def results() -> Iterator[dict[str, Any]]:
     """What preps of this host ended with."""
     for path in sorted(paths.RUNS.glob("*/prep_result.json"), reverse=True):
-        if result := _read(path, RESULT_SHAPE):
+        if result := caches.readable(path, RESULT_SHAPE):
             yield result
-
-
-def _read(path: Path, shape: files.Shape) -> dict[str, Any] | None:
-    try:
-        return files.read_record(path, shape)
-    except (OSError, ValueError):
-        return None
 
 
 def _agrees(earlier: dict[str, Any], signature: dict[str, Any]) -> bool:
