@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 # Of a GPU and of a CPU, the rows and columns of the matrices that are multiplied.
@@ -72,7 +71,7 @@ def on_cpu(torch: Any) -> Iterator[Work]:
         "gemm_fp32",
         3.0,
         2 * size**3 / 1e12,
-        lambda: _gemm(torch, ["cpu"], torch.float32, size),
+        lambda: _gemm(torch, "cpu", torch.float32, size),
     )
     yield _triad(torch, 2.0)
 
@@ -81,27 +80,28 @@ def on_gpus(torch: Any, count: int) -> Iterator[Work]:
     """All of them at once, so that the slowest decides; amounts are of one."""
     devices = [f"cuda:{index}" for index in range(count)]
     size, amount = _GPU_SIZE, 2 * _GPU_SIZE**3 / 1e12
-    yield Work("gemm_bf16", 10.0, amount, lambda: _gemm(torch, devices, torch.bfloat16, size))
     capability = torch.cuda.get_device_capability(0)
     lacks = None if capability >= _FP8_SINCE else "the GPU does not multiply FP8"
-    yield Work("gemm_fp8", 10.0, amount, lambda: _gemm_fp8(torch, devices, size), lacks)
-    yield Work("hbm_copy", 3.0, 2 * _HBM / 1e9, lambda: _copy(torch, devices))
-    yield Work("hbm_read", 3.0, _HBM / 1e9, lambda: _read(torch, devices))
+
+    def each(
+        prepare: Callable[..., Callable[[], Any]], *settings: Any
+    ) -> Callable[[], Callable[[], None]]:
+        """Prepares the same for every device."""
+        return lambda: _in_turn([prepare(torch, device, *settings) for device in devices])
+
+    yield Work("gemm_bf16", 10.0, amount, each(_gemm, torch.bfloat16, size))
+    yield Work("gemm_fp8", 10.0, amount, each(_gemm_fp8, size), lacks)
+    yield Work("hbm_copy", 3.0, 2 * _HBM / 1e9, each(_copy))
+    yield Work("hbm_read", 3.0, _HBM / 1e9, each(_read))
     for name, to_device in (("h2d", True), ("d2h", False)):
-        yield Work(
-            name,
-            3.0,
-            _LINK / 1e9,
-            partial(_link, torch, devices, to_device),
-            quantile=_LINK_QUANTILE,
-        )
+        yield Work(name, 3.0, _LINK / 1e9, each(_link, to_device), quantile=_LINK_QUANTILE)
     if count > 1:
         bus = 2 * (count - 1) / count * _LINK / 1e9
         yield Work("allreduce", 4.0, bus, lambda: _allreduce(torch, devices))
     yield _triad(torch, 3.0)
 
 
-def _each(calls: list[Callable[[], Any]]) -> Callable[[], None]:
+def _in_turn(calls: list[Callable[[], Any]]) -> Callable[[], None]:
     def call() -> None:
         for each in calls:
             each()
@@ -109,53 +109,38 @@ def _each(calls: list[Callable[[], Any]]) -> Callable[[], None]:
     return call
 
 
-def _gemm(torch: Any, devices: list[str], dtype: Any, size: int) -> Callable[[], Any]:
-    def on(device: str) -> Callable[[], Any]:
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _number in range(2))
-        out = torch.empty(size, size, device=device, dtype=dtype)
-        return lambda: torch.mm(left, right, out=out)
-
-    return _each([on(device) for device in devices])
+def _gemm(torch: Any, device: str, dtype: Any, size: int) -> Callable[[], Any]:
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _number in range(2))
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    return lambda: torch.mm(left, right, out=out)
 
 
-def _gemm_fp8(torch: Any, devices: list[str], size: int) -> Callable[[], Any]:
-    def on(device: str) -> Callable[[], Any]:
-        left, right = (
-            torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _number in range(2)
-        )
-        scale = torch.ones((), device=device)
-        # cuBLASLt takes the right one by columns only.
-        return lambda: torch._scaled_mm(
-            left, right.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
-        )
-
-    return _each([on(device) for device in devices])
+def _gemm_fp8(torch: Any, device: str, size: int) -> Callable[[], Any]:
+    left, right = (
+        torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _number in range(2)
+    )
+    scale = torch.ones((), device=device)
+    # cuBLASLt takes the right one by columns only.
+    return lambda: torch._scaled_mm(
+        left, right.t(), scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
+    )
 
 
-def _copy(torch: Any, devices: list[str]) -> Callable[[], Any]:
-    def on(device: str) -> Callable[[], Any]:
-        source, target = (torch.zeros(_HBM // 4, device=device) for _number in range(2))
-        return lambda: target.copy_(source)
-
-    return _each([on(device) for device in devices])
+def _copy(torch: Any, device: str) -> Callable[[], Any]:
+    source, target = (torch.zeros(_HBM // 4, device=device) for _number in range(2))
+    return lambda: target.copy_(source)
 
 
-def _read(torch: Any, devices: list[str]) -> Callable[[], Any]:
-    def on(device: str) -> Callable[[], Any]:
-        source = torch.zeros(_HBM // 4, device=device)
-        return lambda: source.sum()
-
-    return _each([on(device) for device in devices])
+def _read(torch: Any, device: str) -> Callable[[], Any]:
+    source = torch.zeros(_HBM // 4, device=device)
+    return lambda: source.sum()
 
 
-def _link(torch: Any, devices: list[str], to_device: bool) -> Callable[[], Any]:
-    def on(device: str) -> Callable[[], Any]:
-        host = torch.zeros(_LINK // 4, pin_memory=True)
-        there = torch.zeros(_LINK // 4, device=device)
-        target, source = (there, host) if to_device else (host, there)
-        return lambda: target.copy_(source, non_blocking=True)
-
-    return _each([on(device) for device in devices])
+def _link(torch: Any, device: str, to_device: bool) -> Callable[[], Any]:
+    host = torch.zeros(_LINK // 4, pin_memory=True)
+    there = torch.zeros(_LINK // 4, device=device)
+    target, source = (there, host) if to_device else (host, there)
+    return lambda: target.copy_(source, non_blocking=True)
 
 
 def _allreduce(torch: Any, devices: list[str]) -> Callable[[], Any]:
