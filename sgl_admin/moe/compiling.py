@@ -38,20 +38,12 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Target:
-    """What is compiled for: `sm` is the compute capability as a number, 90 for Hopper."""
-
-    sm: int
-    warp_size: int = 32
-
-
 class _NoDevice:
     """Stands in the place of Triton's driver: it knows the target, and nothing can be launched on
     it.
     """
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    sm: int
 
     def get_current_device(self) -> int:
         return 0
@@ -62,16 +54,17 @@ class _NoDevice:
     def get_current_target(self) -> object:
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", self._target.sm, self._target.warp_size)
+        return GPUTarget("cuda", self.sm, 32)
 
 
-def begin(target: Target) -> None:
-    """Makes a process a compiler for the target."""
+def begin(sm: int, niceness: int) -> None:
+    """Makes a process a compiler for a compute capability, as a number: 90 for Hopper."""
+    os.nice(niceness)
     # The parent limits how long one may hang: without the parent it must end.
     end_with_parent()
     from triton.runtime import driver
 
-    driver.set_active(_NoDevice(target))
+    driver.set_active(_NoDevice(sm))
 
 
 def compile_launch(launch: Launch) -> None:
@@ -96,11 +89,6 @@ def _once(work: Callable[[Launch], None], launch: Launch, folder: Path) -> None:
         os.close(descriptor)
 
 
-def _start(start: Callable[[Target], None], target: Target, niceness: int) -> None:
-    os.nice(niceness)
-    start(target)
-
-
 def _ready() -> None:
     """Nothing: a compiler that has done this has started."""
 
@@ -109,8 +97,8 @@ class Compilers:
     """Compiling processes, started at once so that they are there when they are needed."""
 
     def __init__(
-        self, target: Target, modules: Iterable[str], workers: int, limit_s: float,
-        work: Callable[[Launch], None] = compile_launch, start: Callable[[Target], None] = begin,
+        self, sm: int, modules: Iterable[str], workers: int, limit_s: float,
+        work: Callable[[Launch], None] = compile_launch, start: Callable[[int, int], None] = begin,
         shared: Path | None = None, niceness: int = 0,
     ) -> None:  # fmt: skip
         """`modules` are imported once, before the processes are forked from whatever did it; a
@@ -126,8 +114,8 @@ class Compilers:
         self._pool = ProcessPool(
             max_workers=workers,
             context=context,
-            initializer=_start,
-            initargs=(start, target, niceness),
+            initializer=start,
+            initargs=(sm, niceness),
         )
         self._pool.schedule(_ready)
 

@@ -20,7 +20,7 @@ from typing import Any
 from sgl_admin.contract.texts import say
 from sgl_admin.moe import space, verdict
 from sgl_admin.moe.claims import Claims
-from sgl_admin.moe.compiling import Compilers, Launch, Target
+from sgl_admin.moe.compiling import Compilers, Launch
 from sgl_admin.moe.journal import Journal, Settled
 from sgl_admin.moe.search import CannotRun, Search
 from sgl_admin.moe.shape import MoeShape
@@ -72,7 +72,7 @@ def tune(order: dict[str, Any], tell: Any) -> int:
         shared = _folder(order, "compiling")
         begun = functools.partial(
             Compilers,
-            Target(order["sm"]),
+            order["sm"],
             [release.kernels],
             order["workers"],
             order["compile_limit_s"],

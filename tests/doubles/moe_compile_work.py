@@ -13,15 +13,16 @@ import sys
 import time
 from pathlib import Path
 
-from sgl_admin.moe.compiling import Compilers, Launch, Target
+from sgl_admin.moe.compiling import Compilers, Launch
 
 
 class DoesNotCompile(Exception):
     pass
 
 
-def begin(target: Target) -> None:
-    os.environ["COMPILES_FOR"] = str(target.sm)
+def begin(sm: int, niceness: int) -> None:
+    os.nice(niceness)
+    os.environ["COMPILES_FOR"] = str(sm)
 
 
 def work(launch: Launch) -> None:
@@ -44,7 +45,7 @@ def work(launch: Launch) -> None:
 
 def main() -> None:
     """A process with compilers: `close` them and end, or stay with both of them busy."""
-    compilers = Compilers(Target(90), [], 2, 600.0, work, begin)
+    compilers = Compilers(90, [], 2, 600.0, work, begin)
     if sys.argv[1] == "close":
         launches = [Launch(f"{number}", "m", "f", f"write {sys.argv[2]}") for number in range(4)]
         print(dict(compilers.compile(launches, lambda done, total: None)), flush=True)

@@ -215,7 +215,7 @@ def measure(order: dict[str, Any]) -> None:
     import torch
 
     from sgl_admin.moe.bench import FusedExperts
-    from sgl_admin.moe.compiling import Compilers, Target
+    from sgl_admin.moe.compiling import Compilers
     from sgl_admin.moe.search import CannotRun, trials_of
     from sgl_admin.moe.tune_process import tables_of
 
@@ -223,7 +223,7 @@ def measure(order: dict[str, Any]) -> None:
     shape = SHAPES[order["name"]]
     release, _ = ENGINE.release()
     workers = max(1, len(os.sched_getaffinity(0)) - 1)
-    compilers = Compilers(Target(order["sm"]), [release.kernels], workers, 120.0)
+    compilers = Compilers(order["sm"], [release.kernels], workers, 120.0)
     bench = FusedExperts(shape, release, tables_of(order["rivals"]))
     found: dict[str, Any] = {"bandwidth_gb_s": bandwidth(torch), "rows": [], "turns": TURNS}
     # The extremes and the middle first: what a limit cuts off is then spread.

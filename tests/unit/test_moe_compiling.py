@@ -16,7 +16,7 @@ import pytest
 
 from sgl_admin.base import processes
 from sgl_admin.moe import compiling
-from sgl_admin.moe.compiling import Compilers, Launch, Target
+from sgl_admin.moe.compiling import Compilers, Launch
 from tests.doubles import moe_compile_work
 
 # It starts processes, and mostly waits for them.
@@ -54,7 +54,7 @@ def workers() -> list[int]:
 @pytest.fixture
 def compilers() -> Iterator[Compilers]:
     made = Compilers(
-        Target(90),
+        90,
         ["sgl_admin.moe.compiling"],
         2,
         LIMIT_S,
@@ -114,7 +114,7 @@ def test_a_kernel_that_another_process_compiles_is_waited_for(tmp_path: Path) ->
     """It is in the cache then."""
     locks, cache = tmp_path / "locks", tmp_path / "cache"
     cache.mkdir()
-    made = Compilers(Target(90), [], 2, 2.0, moe_compile_work.work, moe_compile_work.begin, locks)
+    made = Compilers(90, [], 2, 2.0, moe_compile_work.work, moe_compile_work.begin, locks)
     name = hashlib.sha256(b"b").hexdigest()
     try:
         with open(locks / name, "w") as lock:
@@ -141,7 +141,7 @@ def test_as_many_as_there_are_compilers_may_fail_at_once(
 
 
 def test_compilers_that_are_still_busy_are_ended(tmp_path: Path) -> None:
-    made = Compilers(Target(90), [], 2, 600.0, moe_compile_work.work, moe_compile_work.begin)
+    made = Compilers(90, [], 2, 600.0, moe_compile_work.work, moe_compile_work.begin)
     for _ in range(2):
         made._pool.schedule(moe_compile_work.work, args=(launch("a", "sleep 600"),))
     deadline = time.monotonic() + 30
