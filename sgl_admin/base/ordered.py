@@ -60,6 +60,19 @@ def working(
         os.close(stream)
 
 
+def obey(work: Callable[[dict[str, Any], Callable[..., None]], int]) -> int:
+    """In such a process: does the work of its order, which gets what tells a line of JSON; returns
+    the exit code.
+    """
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as stream:
+
+        def tell(**line: Any) -> None:
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
+
+        return work(json.load(sys.stdin), tell)
+
+
 def _begin(
     module: str,
     order: Any,

@@ -9,14 +9,13 @@ print goes to standard error, the run's log.
 from __future__ import annotations
 
 import functools
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sgl_admin.base import ordered
 from sgl_admin.contract.texts import say
 from sgl_admin.moe import space, verdict
 from sgl_admin.moe.claims import Claims
@@ -40,17 +39,6 @@ _WARM = {
     "num_warps": 4,
     "num_stages": 1,
 }
-
-
-def main() -> int:
-    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as stream:
-
-        def tell(**line: Any) -> None:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-
-        order = json.load(sys.stdin)
-        return tune(order, tell)
 
 
 def tune(order: dict[str, Any], tell: Any) -> int:
@@ -177,4 +165,4 @@ def tables_of(rivals: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ordered.obey(tune))

@@ -7,24 +7,13 @@ GPU that is lost. What libraries print goes to standard error, the run's log.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from typing import Any
 
+from sgl_admin.base import ordered
 from sgl_admin.perf import measure
 
 EXIT_CANNOT_MEASURE = 3
-
-
-def main() -> int:
-    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as stream:
-
-        def tell(**line: Any) -> None:
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
-
-        return run(json.load(sys.stdin), tell)
 
 
 def run(order: dict[str, Any], tell: Any) -> int:
@@ -66,4 +55,4 @@ def _measure(torch: Any, works: list[measure.Work], gpus: int, tell: Any) -> Non
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ordered.obey(run))

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sgl_admin.base import ordered
 from sgl_admin.moe import space, tune_process
 from sgl_admin.moe.compiling import Compilers, Launch
 from sgl_admin.moe.search import _LAST_TURNS, CannotRun
@@ -145,7 +146,7 @@ def main() -> int:
         Compilers, work=moe_compile_work.work, start=moe_compile_work.begin
     )
     setattr(tune_process, "Compilers", with_work)  # noqa: B010 - a name of its module's, which mypy knows for a class
-    ended = tune_process.main()
+    ended = ordered.obey(tune_process.tune)
     _misbehave("end")
     return ended
 

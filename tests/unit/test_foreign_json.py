@@ -19,10 +19,9 @@ OWN_WRITERS = {
     "plugins/module_utils/_contract/texts.py",
     "plugins/module_utils/_image_build.py",
     "sgl_admin/base/disguise.py",
+    "sgl_admin/base/ordered.py",
     "sgl_admin/facts/image_facts.py",
-    "sgl_admin/moe/tune_process.py",
     "sgl_admin/moe/tuner.py",
-    "sgl_admin/perf/measure_process.py",
     "sgl_admin/sglang/argument_parser.py",
     "slice_bench/playbook.py",
 }
