@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl_admin.base import files
 from sgl_admin.base.errors import Explained
 from sgl_admin.contract import records
 from sgl_admin.contract.model import experts, folder
@@ -61,14 +60,3 @@ def load(path: str, arguments: Sequence[str] = ()) -> Model:
         found.modelopt,
         tuple(found.warnings),
     )
-
-
-def identity(folder_path: Path) -> str:
-    """The model's identity, as the host computes it too. Raises OSError and ValueError."""
-    parts = []
-    for name in (records.MODEL_CONFIG, records.MODEL_INDEX):
-        try:
-            parts.append((name, files.read_bytes(folder_path / name)))
-        except FileNotFoundError:
-            continue
-    return records.model_identity(parts)

@@ -328,6 +328,19 @@ def test_mistrals_own_file_beside_those_of_transformers_is_not_read(path: Path) 
     assert taken(path) == [] and inspect_model(str(path))["shards"] == 1
 
 
+def test_both_worlds_compute_the_same_identity(path: Path) -> None:
+    def both() -> str:
+        taken(path)
+        return model.load(str(path)).identity
+
+    first = both()
+    write_index(path, {"model.norm.weight": "model.safetensors"})
+    second = both()
+    (path / "config.json").write_text(json.dumps({**CONFIG, "rope_theta": 1.0}))
+    (path / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+    assert len({first, second, both()}) == 3
+
+
 def test_a_config_alone_is_enough_for_a_plan_and_for_no_host(path: Path) -> None:
     (path / "model.safetensors").unlink()
     (path / "tokenizer.json").unlink()

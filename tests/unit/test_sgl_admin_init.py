@@ -24,7 +24,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 
 from sgl_admin.base import files, locks, paths, processes, versions
 from sgl_admin.contract import places
@@ -893,20 +892,6 @@ def test_a_programs_version() -> None:
         == "3.5.3"
     )
     assert image_facts.binary_version(["/no/such/program"]) is None
-
-
-def test_both_sides_compute_the_same_identity(model_folder: Path) -> None:
-    def both() -> str:
-        mine = model.identity(model_folder)
-        assert mine == model_files.model_identity(str(model_folder))
-        return mine
-
-    first = both()
-    (model_folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-    second = both()
-    (model_folder / "config.json").write_text("{}")
-    (model_folder / "tokenizer.json").write_text("{}")
-    assert len({first, second, both()}) == 3
 
 
 @pytest.mark.parametrize(
