@@ -94,6 +94,16 @@ def _deepseek_and_qwen_next(config: dict[str, Any], ranks: int) -> int:
 
 _OLD_MOE = "sglang.srt.layers.moe.fused_moe_triton"
 _NEW_MOE = "sglang.srt.layers.moe.moe_runner.triton_utils"
+_SINCE_0_5_9 = Release(
+    (0, 5, 9),
+    "--cuda-graph-bs",
+    "--otlp-traces-endpoint",
+    f"{_OLD_MOE}.fused_moe",
+    f"{_OLD_MOE}.fused_moe_triton_config",
+    f"{_OLD_MOE}.fused_moe_triton_kernels",
+    "srt/layers/moe/fused_moe_triton",
+    _deepseek,
+)
 _SINCE_0_5_17 = Release(
     (0, 5, 17),
     "--cuda-graph-bs-decode",
@@ -105,28 +115,14 @@ _SINCE_0_5_17 = Release(
     _deepseek_and_qwen_next,
 )
 RELEASES = (
-    Release(
-        (0, 5, 3),
-        "--cuda-graph-bs",
-        "--oltp-traces-endpoint",
-        f"{_OLD_MOE}.fused_moe",
-        f"{_OLD_MOE}.fused_moe_triton_config",
-        f"{_OLD_MOE}.fused_moe_triton_kernels",
-        "srt/layers/moe/fused_moe_triton",
-        _deepseek,
+    replace(
+        _SINCE_0_5_9,
+        since=(0, 5, 3),
+        otlp_flag="--oltp-traces-endpoint",
         ungated=(),
         down_files=False,
     ),
-    Release(
-        (0, 5, 9),
-        "--cuda-graph-bs",
-        "--otlp-traces-endpoint",
-        f"{_OLD_MOE}.fused_moe",
-        f"{_OLD_MOE}.fused_moe_triton_config",
-        f"{_OLD_MOE}.fused_moe_triton_kernels",
-        "srt/layers/moe/fused_moe_triton",
-        _deepseek,
-    ),
+    _SINCE_0_5_9,
     _SINCE_0_5_17,
     # Read too, and the same but for TMA and the gate: what is newer than the last one gets a
     # warning.
@@ -148,20 +144,14 @@ def of(version: str | None) -> tuple[Release, str | None]:
         )
     number = (int(found[1]), int(found[2]), int(found[3]))
     if number > newest.since:
-        return (
-            newest,
-            (
-                f"SGLang {version} is newer than what is known here ({_text(newest)}): its flags"
-                " and places are taken to be the same"
-            ),
+        return newest, (
+            f"SGLang {version} is newer than what is known here ({_text(newest)}): its flags and"
+            " places are taken to be the same"
         )
     if number < oldest.since:
-        return (
-            oldest,
-            (
-                f"SGLang {version} is older than what is known here ({_text(oldest)}): its flags"
-                " and places may differ"
-            ),
+        return oldest, (
+            f"SGLang {version} is older than what is known here ({_text(oldest)}): its flags and"
+            " places may differ"
         )
     return next(release for release in reversed(RELEASES) if release.since <= number), None
 
