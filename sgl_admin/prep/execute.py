@@ -380,7 +380,6 @@ class Execution(Interruptible):
     def _make_gpu_ready(self) -> None:
         """What a server on a GPU needs before it starts. Raises StageFailure."""
         environment, release = self.plan.server_environment, self.plan.context.release
-        assert release is not None
         gpu_fit.check_free_space()
         visible = environment.get(devices.VISIBLE)
         gpu_fit.wait_until_free(visible)

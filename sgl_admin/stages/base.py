@@ -41,11 +41,11 @@ class Context:
     batch_sizes: tuple[int, ...]
     warmup: Warmup
     progress: Callable[[int, int, str, str], None]
+    release: Release
     run_id: str = ""
     # Of the server, beside its model and its port.
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
-    release: Release | None = None
     # Of the model's files beside its config, those that change what is compiled, with digests.
     model_files: Mapping[str, str] = field(default_factory=dict)
     # Of the server that would run: model, argv, environment and image.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_admin.base import files, paths, versions
-from sgl_admin.base.engine import Lookup, Release
+from sgl_admin.base.engine import Lookup
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files, gain, space, tables
@@ -25,7 +25,6 @@ from sgl_admin.moe.tables import Pair
 from sgl_admin.moe.tuner import Order, Tuner
 from sgl_admin.records import caches
 from sgl_admin.records.archive import Part
-from sgl_admin.records.caches import SignatureRecord
 from sgl_admin.sglang import ENGINE
 from sgl_admin.stages.base import Context, Offer, Stage
 
@@ -85,7 +84,6 @@ class MoeTune(Stage):
 
     def content(self, context: Context) -> list[Path]:
         shape = _expected(context)
-        assert shape is not None
         # The other files came with SGLang, or are other models'.
         return _files(_path(context, shape))
 
@@ -154,7 +152,7 @@ class MoeTune(Stage):
         # Benchmarks want the GPU for themselves.
         context.warmup.rest()
         tuning, path = _tuning(context, shape), _path(context, shape)
-        both = _release(context).down_files
+        both = context.release.down_files
         tuner = Tuner(
             shape,
             _order(context, shape, batch_sizes),
@@ -170,13 +168,11 @@ class MoeTune(Stage):
         # Until all is done again.
         config_files.filled(path, tuning, 0)
 
-        def add(
-            size: int, up: space.Config, down: space.Config | None = None, row: Any = None
-        ) -> None:
-            config_files.add(path, tuning, size, up, down, row, both)
+        def add(size: int, pair: Pair, row: dict[str, Any]) -> None:
+            config_files.add(path, tuning, size, *pair, row, both)
             context.on_batch_size(size)
 
-        outcome = tuner.run(batch_sizes, lambda size, pair, row: add(size, *pair, row))
+        outcome = tuner.run(batch_sizes, add)
         config_files.filled(path, tuning, _largest(context))
         return outcome.describe()
 
@@ -213,7 +209,7 @@ class MoeTune(Stage):
         tuning, path = _tuning(context, shape), _path(context, shape)
         if not config_files.tuned(path, tuning):
             return None
-        record = SignatureRecord(self.name, self.caches, tuning)
+        record = self.record(tuning)
         finished = (
             caches.partial_info(self.name) is None
             and record.problem([]) is None
@@ -275,7 +271,7 @@ class MoeTune(Stage):
                 if given and hashlib.sha256(files.read_bytes(each)).hexdigest() == given.sha256:
                     os.utime(each, ns=(given.mtime_ns, given.mtime_ns))
             if part.finished:
-                SignatureRecord(self.name, self.caches, part.signature).write(_files(target))
+                self.record(part.signature).write(_files(target))
                 # Of a tuning that was killed here, and that no tuning takes up any more.
                 shutil.rmtree(config_files.work(part.signature), ignore_errors=True)
             # Another host's server said that it reads such a file; this one's is the same only with
@@ -341,7 +337,6 @@ def _expected(context: Context) -> MoeShape:
 
 
 def _by_config(context: Context) -> MoeShape:
-    assert context.release is not None
     return shapes.of(
         context.model.config,
         context.request.tp,
@@ -391,16 +386,11 @@ def _tuning_now(context: Context, shape: MoeShape) -> dict[str, Any]:
     }
 
 
-def _release(context: Context) -> Release:
-    assert context.release is not None
-    return context.release
-
-
 def _order(context: Context, shape: MoeShape, batch_sizes: list[int]) -> Order:
     """What is to be tuned: the sizes that were asked for, those between them, and what both have
     to beat.
     """
-    release, path, tuning = _release(context), _path(context, shape), _tuning(context, shape)
+    release, path, tuning = context.release, _path(context, shape), _tuning(context, shape)
     devices = [
         context.devices.name, *ENGINE.moe.nearest_devices(context.devices.name, _sm(context))
     ]  # fmt: skip

@@ -25,6 +25,7 @@ from sgl_admin.prep import result as result_module
 from sgl_admin.prep.plan import Decision
 from sgl_admin.records.request import Request
 from sgl_admin.serving.server import Timed
+from sgl_admin.sglang import ENGINE
 from sgl_admin.stages import perf as perf_module
 from sgl_admin.stages.base import Context
 from sgl_admin.stages.perf import Perf
@@ -101,6 +102,7 @@ class World:
             (1, 2),
             self.warmup,  # type: ignore[arg-type]
             lambda *_: None,
+            ENGINE.release()[0],
             run_id=self.run_id,
             served_identity="sha256:" + "1" * 64,
         )
