@@ -13,6 +13,7 @@ one of them, and takes up what the others have settled.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -110,8 +111,8 @@ class Search:
         self._number = {_trial_key(trial): number for number, trial in enumerate(trials)}
         self._compiled: set[str] = set()
         self._launches: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._groups: dict[int, str] = {}
-        self._rivals: dict[int, Mapping[str, Pair]] = {}
+        self._group: Callable[[int], str] = functools.cache(bench.group)
+        self._rivals: Callable[[int], Mapping[str, Pair]] = functools.cache(bench.rivals)
         # First looks so far, and the seconds that they took.
         self.looked = 0
         self.look_s = 0.0
@@ -384,7 +385,7 @@ class Search:
         nothing can be used.
         """
         self._progress(f"batch size {size}", 0, 1)
-        rivals = self._rivals_at(size)
+        rivals = self._rivals(size)
         times = self._times(size, [*pairs, *rivals.values()], turns)
         decided = verdict.judge(
             times,
@@ -430,7 +431,7 @@ class Search:
     def _holds(self, rows: Mapping[int, Pair], low: int, high: int) -> bool:
         """Whether neither row is slower than a rival where the one gives way to the other."""
         size = tables.middle(low, high)
-        here, beyond = self._rivals_at(size), self._rivals_at(size + 1)
+        here, beyond = self._rivals(size), self._rivals(size + 1)
         both = [rows[low], rows[high]]
         times = self._times(size, [*both, *here.values(), *beyond.values()], _CHECK_TURNS)
         for mine, rivals in zip(both, (here, beyond), strict=True):
@@ -441,17 +442,7 @@ class Search:
                     return False
         return True
 
-    def _rivals_at(self, size: int) -> Mapping[str, Pair]:
-        if size not in self._rivals:
-            self._rivals[size] = self._bench.rivals(size)
-        return self._rivals[size]
-
     # --- kernels
-
-    def _group(self, size: int) -> str:
-        if size not in self._groups:
-            self._groups[size] = self._bench.group(size)
-        return self._groups[size]
 
     def _kernels(self, size: int, trial: Trial) -> tuple[str, ...]:
         """The kernels of a trial; none where it cannot be launched, which its measurement
