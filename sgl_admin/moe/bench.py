@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,9 @@ _PROBE = {
     "num_warps": 4,
     "num_stages": 1,
 }
+# Of no space either: what a call compiles beside its configured kernels is warmed with it, and then
+# no configuration is loaded already, nor the probe.
+_WARM = {**_PROBE, "GROUP_SIZE_M": 1}
 
 Tables = Mapping[str, tuple[Mapping[int, Config] | None, Mapping[int, Config] | None]]
 
@@ -163,17 +166,15 @@ class FusedExperts:
             **{name: value for name, value in weights.items() if name not in ("w1", "w2")},
         )  # fmt: skip
 
-    @contextmanager
-    def _launched_by(self, size: int, pair: Pair) -> Iterator[None]:
-        with self._experts.reading({size: pair.up}, {size: pair.down}):
-            yield
+    def _launched_by(self, size: int, pair: Pair) -> AbstractContextManager[None]:
+        return self._experts.reading({size: pair.up}, {size: pair.down})
 
-    def warm(self, sizes: Sequence[int], config: Config) -> None:
+    def warm(self, sizes: Sequence[int]) -> None:
         """Everything beside the tuned kernel is compiled now: SGLang's and torch's own just-in-time
         kernels build behind a lock.
         """
         for size in sizes:
-            self.check(size, Pair(config, config))
+            self.check(size, Pair(_WARM, _WARM))
 
     # --- kernels
 

@@ -29,16 +29,6 @@ from sgl_admin.sglang import ENGINE
 
 # Of what is compiled while a GPU measures.
 _NICENESS = 10
-# Of no space: what a call compiles beside its configured kernels is warmed with it, and then no
-# configuration is loaded already.
-_WARM = {
-    "BLOCK_SIZE_M": 16,
-    "BLOCK_SIZE_N": 32,
-    "BLOCK_SIZE_K": 64,
-    "GROUP_SIZE_M": 1,
-    "num_warps": 4,
-    "num_stages": 1,
-}
 
 
 def tune(order: dict[str, Any], tell: Any) -> int:
@@ -135,7 +125,7 @@ def _search(
         )
 
     tell(phase="launches", done=0, total=len(sizes))
-    bench.warm(sorted({*sizes, *ladder}), _WARM)
+    bench.warm(sorted({*sizes, *ladder}))
     tell(base={size: _base(bench.rivals(size)).to_json() for size in ladder})
     search.run(found)
     known = {int(size): pair_of(each) for size, each in order["known"].items()}

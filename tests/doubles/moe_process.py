@@ -103,7 +103,7 @@ class FusedExperts(Bench):
         super().__init__({}, rivals=rivals)
         self._known: dict[str, Launch] = {}
 
-    def warm(self, sizes: Sequence[int], config: Config) -> None:
+    def warm(self, sizes: Sequence[int]) -> None:
         _misbehave("warm")
 
     def group(self, size: int) -> str:
