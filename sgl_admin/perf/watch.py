@@ -6,9 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sgl_admin.contract import perf
 from sgl_admin.facts import devices
@@ -51,10 +50,6 @@ class Sample:
     at_s: float
     ticks: Ticks | None
     gpus: tuple[GpuSample, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        ticks = None if self.ticks is None else asdict(self.ticks)
-        return {"at_s": self.at_s, "ticks": ticks, "gpus": [asdict(gpu) for gpu in self.gpus]}
 
 
 @dataclass

@@ -226,7 +226,7 @@ def _write_samples(context: Context, measured: Measured) -> dict[str, Any]:
         {
             "schema_version": "1",
             "gpus": context.devices.count if context.devices.cuda else 0,
-            "samples": [sample.to_json() for sample in samples],
+            "samples": [asdict(sample) for sample in samples],
             "processes": [asdict(process) for process in measured.seen.processes.values()],
         },
     )
