@@ -110,8 +110,7 @@ def _finish(content: Path, path: Path, entry: Entry) -> None:
 
 
 def _check_space(size: int) -> None:
-    usage = os.statvfs(paths.PROFILES)
-    free = usage.f_bavail * usage.f_frsize
+    free = shutil.disk_usage(paths.PROFILES).free
     if size + _RESERVE > free:
         raise Refused(
             EXIT_NO_RESULT,

@@ -8,7 +8,7 @@ import os
 import time
 from typing import Any
 
-from sgl_admin.base import clock, failures, files, paths
+from sgl_admin.base import clock, failures, files, logs, paths
 from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.processes import start_time
@@ -157,7 +157,8 @@ class Smoke(Interruptible):
 
     def _test(self, test: Test) -> dict[str, Any]:
         """Ask its turns, write its transcript and its metrics; returns its part of the summary."""
-        started_at, start, log_start = clock.utc(), time.time(), self._log_size()
+        log = paths.log(self._live.run_id)
+        started_at, start, log_start = clock.utc(), time.time(), logs.size(log)
         messages = [] if test.system is None else [_message("system", test.system)]
         answers: list[chat.Answer] = []
         error: dict[str, Any] | None = None
@@ -191,7 +192,6 @@ class Smoke(Interruptible):
             folder / "metrics.json",
             {**head, "options": vars(test.options), "turns": turns, "error": error},
         )
-        log = paths.log(self._live.run_id)
         return {
             "status": record.FAILED if error else record.PASSED,
             "error": error,
@@ -209,7 +209,7 @@ class Smoke(Interruptible):
                 "file": str(log),
                 "host_file": paths.to_host(log),
                 "start_byte": log_start,
-                "end_byte": self._log_size(),
+                "end_byte": logs.size(log),
             },
         }
 
@@ -220,10 +220,6 @@ class Smoke(Interruptible):
         self.summary["disturbances"] = list(judgement.disturbances)
         if judgement.problem is not None:
             self.summary["warnings"].append(judgement.problem)
-
-    def _log_size(self) -> int:
-        log = paths.log(self._live.run_id)
-        return log.stat().st_size if log.exists() else 0
 
     def _write(self) -> None:
         self.summary["duration_s"] = round(time.monotonic() - self._started, 3)

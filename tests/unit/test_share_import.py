@@ -537,11 +537,11 @@ def test_a_content_that_claims_to_be_huge_ends_before(host: Receiver) -> None:
 def test_without_room_nothing_is_written_and_both_sizes_are_told(
     host: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=100, f_frsize=1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100 << 20))
     assert host.take(host.archive).code == 0, "the reserve and some more"
     wipe()
     paths.INCOMING.rmdir()
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=64, f_frsize=1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
     with nothing_taken():
         answer = host.take(host.archive)
     assert answer.code == EXIT_NO_RESULT and not paths.INCOMING.exists()
