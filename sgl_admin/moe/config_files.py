@@ -172,7 +172,8 @@ def rivals(path: Path, release: Release, devices: Sequence[str], triton: str) ->
                 down = _shipped(source, triton, ENGINE.moe.down_name(name))
                 rival = verdict.SHIPPED if number == 0 else f"{verdict.NEAREST}:{device}"
                 found[rival] = {"up": up, "down": down or None}
-    if path.exists() and not _is_built_in(path):
+    _, placed = _built_in()
+    if path.exists() and str(path.relative_to(configs())) not in placed:
         if before := rows(path):
             found[verdict.PREVIOUS] = {
                 "up": {size: pair.up for size, pair in before.items()},
@@ -306,11 +307,11 @@ def _keep(path: Path, tuning: dict[str, Any]) -> None:
     if not isinstance(record.get("tuning"), dict) or record["tuning"] == tuning:
         return
     folder = _replaced(path, record["tuning"])
-    _copy(path, folder / path.name)
+    copy(path, folder / path.name)
     files.write_json(folder / f"record-{path.name}", record)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy(source: Path, target: Path) -> None:
     """Have a file and its neighbour hold what another file and its neighbour hold."""
     for here, there in ((down_file(source), down_file(target)), (source, target)):
         if table := read(here):
@@ -338,7 +339,7 @@ def take_back(path: Path, tuning: dict[str, Any]) -> None:
     _keep(path, tuning)
     # Removed first: where this is killed, the next call finds no record and takes the rows back.
     tuned_record(path).unlink(missing_ok=True)
-    _copy(folder / path.name, path)
+    copy(folder / path.name, path)
     files.write_json(tuned_record(path), record)
     _forget_built_in(path)
 
@@ -358,10 +359,6 @@ def _write(path: Path, table: dict[int, Config]) -> None:
 
 def _names(path: Path) -> set[str]:
     return {str(each.relative_to(configs())) for each in (path, down_file(path))}
-
-
-def _is_built_in(path: Path) -> bool:
-    return str(path.relative_to(configs())) in _built_in()[1]
 
 
 def _forget_built_in(path: Path) -> None:

@@ -107,9 +107,6 @@ class Outcome:
     gpus_used: list[str] = field(default_factory=list)
     gpus_left: list[str] = field(default_factory=list)
 
-    def describe(self) -> dict[str, Any]:
-        return {**self.__dict__}
-
 
 @dataclass
 class _OnGpu:

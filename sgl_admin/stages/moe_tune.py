@@ -174,7 +174,7 @@ class MoeTune(Stage):
 
         outcome = tuner.run(batch_sizes, add)
         config_files.filled(path, tuning, _largest(context))
-        return outcome.describe()
+        return vars(outcome)
 
     def _verify(self, context: Context, shape: MoeShape) -> None:
         """Raises StageFailure where a server does not say that it read the file: one that runs was
@@ -291,13 +291,7 @@ def _take_rows(source: Path, target: Path, part: Part, record: Path) -> None:
     both = config_files.down_file(source).exists()
     if not target.exists():
         # With the batch sizes that came with SGLang: they are not added to a file of ours later.
-        for here, there in zip(
-            (config_files.down_file(target), target),
-            (config_files.down_file(source), source),
-            strict=True,
-        ):
-            if there.exists():
-                files.write_text(here, files.read_bytes(there).decode())
+        config_files.copy(source, target)
     have = config_files.tuned(target, part.signature)
     for size in sorted(set(given) - set(have)):
         pair = pairs.get(size, Pair(given[size], given[size]))

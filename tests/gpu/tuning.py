@@ -116,7 +116,7 @@ class Tuning:
             self._gpus(),
         )
         try:
-            outcome = tuner.run(list(BATCH_SIZES), found).describe()
+            outcome = vars(tuner.run(list(BATCH_SIZES), found))
         finally:
             shutil.copy(log, self.out)
             for file in (self.path, config_files.down_file(self.path)):
