@@ -14,7 +14,7 @@ from sgl_admin.base import paths
 from sgl_admin.contract import locks, places
 from sgl_admin.contract.locks import LockTimeout
 
-__all__ = ["LockTimeout", "acquire", "held", "holder", "locked", "try_lock"]
+__all__ = ["LockTimeout", "acquire", "held", "holder", "locked", "tried", "try_lock"]
 
 
 def _open(name: str) -> int:
@@ -78,6 +78,17 @@ def acquire(name: str, timeout_s: float) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextmanager
+def tried(name: str) -> Iterator[int | None]:
+    """As `try_lock`, for the block alone."""
+    descriptor = try_lock(name)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -52,25 +52,22 @@ def lines_from(log: Path, start: int) -> Iterator[str]:
             yield line.decode(errors="replace").rstrip("\r\n")
 
 
-def bound(log: Path, most_bytes: int) -> bool:
+def bound(log: Path, most_bytes: int) -> None:
     """Free the middle of a log that takes more of the disk than this; its beginning and its end
-    stay. Returns whether it did.
+    stay.
 
     The server and others have the file open and note where in it their words begin, so it is
     neither renamed nor cut: it gets a hole. Raises OSError.
     """
     with open(log, "r+b", buffering=0) as stream:
         status = os.fstat(stream.fileno())
-        if status.st_blocks * _BLOCK <= most_bytes:
-            return False
         start = _aligned(most_bytes // 8)
         end = _aligned(status.st_size - most_bytes // 2)
-        if end <= start:
-            return False
+        if status.st_blocks * _BLOCK <= most_bytes or end <= start:
+            return
         # A whole page, so that no line goes over into the hole.
         os.pwrite(stream.fileno(), _FREED.ljust(_PAGE - 1) + b"\n", start)
         _punch(stream.fileno(), start + _PAGE, end - start - _PAGE)
-        return True
 
 
 def _aligned(offset: int) -> int:

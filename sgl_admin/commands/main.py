@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -90,7 +89,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _complain(exit_code: int, message: str) -> int:
-    say(f"sgl-admin: {files.printable(message)}", file=sys.stderr)
+    say(f"sgl-admin: {message}", file=sys.stderr)
     return exit_code
 
 
@@ -216,11 +215,9 @@ def _begin_or_attach(
     """
     deadline = time.monotonic() + _START_PATIENCE_S
     while True:
-        if (lock := locks.try_lock(job.LOCK)) is not None:
-            try:
+        with locks.tried(job.LOCK) as lock:
+            if lock is not None:
                 return _begin(live, request, lock, standing)
-            finally:
-                os.close(lock)
         record = job.read(live.run_id)
         if record is not None and job.alive(record):
             return _attach(record, request), None
@@ -320,21 +317,14 @@ def _wait(run_id: str, seconds: float) -> dict[str, Any] | None:
         ended = not job.running()
         record = job.read(run_id)
         if ended and record is not None and record["state"] == job.RUNNING:
-            record = _declare_interrupted(run_id)
+            # Its process was killed.
+            with locks.tried(job.LOCK) as lock:
+                if lock is not None:
+                    job.settle(run_id, [])
+            record = job.read(run_id)
         if record is None or record["state"] != job.RUNNING or time.monotonic() >= deadline:
             return record
         time.sleep(_POLL_S)
-
-
-def _declare_interrupted(run_id: str) -> dict[str, Any] | None:
-    """The record says `running` and no process holds the lock: its process was killed."""
-    lock = locks.try_lock(job.LOCK)
-    if lock is not None:
-        try:
-            job.settle(run_id, [])
-        finally:
-            os.close(lock)
-    return job.read(run_id)
 
 
 def _watch(run_id: str, prep_id: str, stream: TextIO) -> dict[str, Any] | None:
@@ -413,15 +403,8 @@ def _print_dry_run(plan: dict[str, Any], as_json: bool) -> int:
 
 
 def _print_envelope(run_id: str, record: dict[str, Any] | None, **more: Any) -> int:
-    say(
-        json.dumps(
-            {
-                "job": record,
-                "result": _result_of(run_id, record["prep_id"]) if record else None,
-                **more,
-            }
-        )
-    )
+    result = _result_of(run_id, record["prep_id"]) if record else None
+    say_json({"job": record, "result": result, **more})
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sgl_admin.base import files
 from sgl_admin.contract.exit_codes import EXIT_OK, EXIT_PROOF_FAILED
 from sgl_admin.contract.texts import say, say_json
 from sgl_admin.records import run
@@ -37,5 +36,5 @@ def _ready(arguments: argparse.Namespace) -> int:
         say_json(answer)
     else:
         state = "ready" if answer["ready"] else f"not ready: {answer['reason']}"
-        say(files.printable(f"{answer['run_id']} {state}"))
+        say(f"{answer['run_id']} {state}")
     return EXIT_OK if answer["ready"] else EXIT_PROOF_FAILED

@@ -103,10 +103,17 @@ def _one_setting(text: str) -> dict[str, str]:
 # --- what values may be
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{_shown(value)} is not a text")
-    return value
+def _of_type(kind: type, problem: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError(f"{_shown(value)} is {problem}")
+        return value
+
+    return check
+
+
+_text, _flag = _of_type(str, "not a text"), _of_type(bool, "neither true nor false")
+_list, _object = _of_type(list, "not a list"), _of_type(dict, "not an object")
 
 
 def _folder(value: Any) -> str:
@@ -210,18 +217,6 @@ def _passable(text: str) -> str:
     if "\0" in text:
         raise ValueError(f"{_shown(text)} holds a NUL character")
     return text
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{_shown(value)} is not a list")
-    return value
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{_shown(value)} is not an object")
-    return value
 
 
 def _shown(value: Any) -> str:
@@ -363,12 +358,6 @@ FIELDS = {
 def _whole(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{_shown(value)} is not a whole number")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{_shown(value)} is neither true nor false")
     return value
 
 

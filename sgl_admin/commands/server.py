@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from sgl_admin.base import files, keyed, paths
+from sgl_admin.base import keyed, paths
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.base.processes import end_noted
 from sgl_admin.commands import argument_types
@@ -27,7 +26,6 @@ from sgl_admin.prep.plan import Plan
 from sgl_admin.records import run
 from sgl_admin.records.run import Run
 from sgl_admin.serving import benchmark_server
-from sgl_admin.serving.server import Server
 from sgl_admin.sglang import ENGINE
 
 _HEARTBEAT_S = 5.0
@@ -113,13 +111,12 @@ def _start(arguments: argparse.Namespace) -> int:
         shown = wanted.command.shown
         env = {**shown["env"], **wanted.start_env}
         words = [*(f"{key}={value}" for key, value in env.items()), *shown["argv"]]
-        say(
-            json.dumps({"argv": shown["argv"], "env": env})
-            if arguments.json
-            else files.printable(shlex.join(words))
-        )
+        if arguments.json:
+            say_json({"argv": shown["argv"], "env": env})
+        else:
+            say(shlex.join(words))
         return 0
-    _have_moe_configs(wanted.env)
+    _have_moe_configs({**wanted.command.env, **wanted.start_env})
     record, started = benchmark_server.start(live, wanted)
     healthy = False
     if not arguments.detach:
@@ -137,7 +134,8 @@ def _start(arguments: argparse.Namespace) -> int:
             _refuse_unhealthy(live.run_id, found, arguments.timeout)
         record = found or record
         if planned:
-            again.prove(planned, _handle(live.run_id, record, wanted))
+            runs = {"log_start": record["log_start"], "group": record["pgid"]}
+            again.prove(planned, wanted.server(live.run_id, **runs))
     return _print(live.run_id, record, healthy, arguments.json, started=started)
 
 
@@ -174,19 +172,6 @@ def _of_plan(planned: Plan) -> benchmark_server.Prepared:
         planned.start_environment(
             [decision.stage.name for decision in planned.decisions if decision.action == "noop"]
         ),
-    )
-
-
-def _handle(run_id: str, record: dict[str, Any], wanted: benchmark_server.Prepared) -> Server:
-    """The server that runs, with what its record does not show of its command."""
-    return Server(
-        wanted.argv,
-        wanted.env,
-        wanted.port,
-        paths.log(run_id),
-        record["log_start"],
-        group=record["pgid"],
-        command=wanted.command,
     )
 
 
@@ -235,24 +220,15 @@ def _print(
     run_id: str, record: dict[str, Any] | None, healthy: bool, as_json: bool, **more: bool
 ) -> int:
     if as_json:
-        ended = record is not None and record["state"] == benchmark_server.ENDED
-        tail = (
-            benchmark_server.handle(run_id, record).log_tail()
-            if record is not None and ended
-            else []
-        )
+        tail: list[str] = []
+        if record is not None and record["state"] == benchmark_server.ENDED:
+            tail = benchmark_server.handle(run_id, record).log_tail()
         say_json({"server": record, "healthy": healthy, "log_tail": tail, **more})
     elif record is None:
         say("no server was started in this run")
     else:
-        state, log = (
-            "healthy" if healthy else record["state"],
-            paths.to_host(paths.log(run_id)) or paths.log(run_id),
-        )
-        say(
-            files.printable(
-                f"{record['server_id']} {state}: port {record['port']}, {record.get('model')}, log"
-                f" {log}"
-            )
-        )
+        state = "healthy" if healthy else record["state"]
+        log = paths.to_host(paths.log(run_id)) or paths.log(run_id)
+        model, port = record.get("model"), record["port"]
+        say(f"{record['server_id']} {state}: port {port}, {model}, log {log}")
     return 0

@@ -18,7 +18,7 @@ from sgl_admin.commands import request as request_cli
 from sgl_admin.contract.exit_codes import EXIT_ARCHIVE, EXIT_BUSY, EXIT_NO_RESULT, EXIT_USAGE
 from sgl_admin.contract.texts import say, say_json
 from sgl_admin.prep.execute import set_aside
-from sgl_admin.prep.plan import Decision, Plan, plan_prep
+from sgl_admin.prep.plan import Plan, plan_prep
 from sgl_admin.records import archive, caches, job, run
 from sgl_admin.records.archive import Broken, Changed, Manifest, Part, Reader
 from sgl_admin.records.request import Request
@@ -155,25 +155,23 @@ def _import(arguments: argparse.Namespace) -> int:
         )
     live = run.live()
     request = request_cli.of(arguments, live)
-    lock = locks.try_lock(job.LOCK)
-    if lock is None:
-        record = job.read(live.run_id)
-        who = (
-            f"{record['prep_id']} (pid {record['pid']}) runs"
-            if record is not None and job.alive(record)
-            else f"a prep or an import ({locks.holder(job.LOCK)}) begins"
-        )
-        raise Refused(
-            EXIT_BUSY,
-            f"busy: {who} on this host; wait for it (sgl-admin status --watch) and run this again",
-        )
-    try:
-        warnings: list[str] = []
+    warnings: list[str] = []
+    with locks.tried(job.LOCK) as lock:
+        if lock is None:
+            record = job.read(live.run_id)
+            who = (
+                f"{record['prep_id']} (pid {record['pid']}) runs"
+                if record is not None and job.alive(record)
+                else f"a prep or an import ({locks.holder(job.LOCK)}) begins"
+            )
+            raise Refused(
+                EXIT_BUSY,
+                f"busy: {who} on this host; wait for it (sgl-admin status --watch) and run this"
+                " again",
+            )
         incoming.settle(warnings)
         with _opened(arguments.file, arguments.digest) as reader:
             outcome = _take(live, request, reader, warnings)
-    finally:
-        os.close(lock)
     outcome["warnings"] = warnings
     if arguments.json:
         say_json(outcome, indent=2)
@@ -195,7 +193,7 @@ def _take(live: run.Run, request: Request, reader: Reader, warnings: list[str]) 
     taken = tuple(part for part in reader.manifest.parts if verdicts[part.stage][0] == "imported")
     if taken:
         folder = incoming.receive(reader, taken)
-        stages = {decision.stage.name: decision.stage for decision in _of(plan, taken)}
+        stages = {decision.stage.name: decision.stage for decision in plan.decisions}
         # What is placed may have the name of a record that cannot be read.
         set_aside(plan, warnings)
         incoming.commit(
@@ -234,7 +232,7 @@ def _take(live: run.Run, request: Request, reader: Reader, warnings: list[str]) 
 
 def _verdict(plan: Plan, part: Part) -> tuple[str, str | None]:
     """What becomes of a part here: `imported`, `standing` or `refused`, and why."""
-    decision = next(iter(_of(plan, (part,))), None)
+    decision = next((each for each in plan.decisions if each.stage.name == part.stage), None)
     if decision is None:
         return "refused", "this release knows no such stage"
     if decision.action == "skipped":
@@ -295,12 +293,6 @@ def _shown(signature: dict[str, Any], key: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _of(plan: Plan, parts: tuple[Part, ...]) -> list[Decision]:
-    """What a prep would do about these parts' stages."""
-    names = {part.stage for part in parts}
-    return [decision for decision in plan.decisions if decision.stage.name in names]
 
 
 # --- verify, and what they share

@@ -183,7 +183,7 @@ def _follow(run_id: str, smoke_id: str, as_json: bool) -> int:
             )
         ended = [test for test in found["tests"] if test["status"] != record.NOT_RUN]
         for test in ended[shown:]:
-            say(files.printable(f"{smoke_id}: {_test_line(test)}"), file=sys.stderr, flush=True)
+            say(f"{smoke_id}: {_test_line(test)}", file=sys.stderr, flush=True)
         shown = len(ended)
         if found["state"] != record.RUNNING:
             break
@@ -213,19 +213,14 @@ def _lines(found: dict[str, Any]) -> list[str]:
     ready = (
         "" if server.get("ready_after_s") is None else f", ready after {server['ready_after_s']} s"
     )
-    lines = [
-        (
-            f"{found['smoke_id']} {found['state']}: {found['scenario']}, {counts.get('passed')} of"
-            f" {counts.get('total')} tests passed"
-        ),
-        (
-            f"server {server.get('used')} at port {server.get('port')}{ready}; model"
-            f" {found.get('model')}"
-        ),
+    return [
+        f"{found['smoke_id']} {found['state']}: {found['scenario']}, {counts.get('passed')} of"
+        f" {counts.get('total')} tests passed",
+        f"server {server.get('used')} at port {server.get('port')}{ready}; model"
+        f" {found.get('model')}",
         *(_test_line(test, width) for test in found["tests"]),
         *_disturbance_lines(found),
     ]
-    return [files.printable(line) for line in lines]
 
 
 def _disturbance_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from sgl_admin.base import clock, files, keyed, locks, paths, ports, rights
 from sgl_admin.base.errors import Refused, StageFailure
-from sgl_admin.base.locks import try_lock
 from sgl_admin.contract import locks as contract_locks
 from sgl_admin.contract import places
 from sgl_admin.contract.services import BY_NAME
@@ -80,26 +79,20 @@ def tidy() -> None:
     try:
         files.sweep_temporaries(paths.STATE)
         files.sweep_temporaries(paths.TELEMETRY, paths.POINTER.name)
-        if (lock := try_lock(job.LOCK)) is not None:
-            try:
-                below = [
-                    folder
-                    for pattern in ("*/", "*/stages", "*/metrics")
-                    for folder in paths.RUNS.glob(pattern)
-                ]
-                for folder in (paths.RUNS, *below):
-                    files.sweep_temporaries(folder)
+        with locks.tried(job.LOCK) as lock:
+            if lock is not None:
+                files.sweep_temporaries(paths.RUNS)
+                for pattern in ("*/", "*/stages", "*/metrics"):
+                    for folder in paths.RUNS.glob(pattern):
+                        files.sweep_temporaries(folder)
                 for record in paths.RUNS.glob("*/job.json"):
                     job.settle(record.parent.name, [])
-            finally:
-                os.close(lock)
-        if any(paths.RUNS.glob("*/smokes")) and (lock := try_lock(smoke.LOCK)) is not None:
-            try:
-                for folder in paths.RUNS.glob("*/smokes"):
-                    smoke.settle(folder.parent.name)
-                    smoke.sweep(folder.parent.name)
-            finally:
-                os.close(lock)
+        smokes = [folder.parent.name for folder in paths.RUNS.glob("*/smokes")]
+        if smokes:
+            with locks.tried(smoke.LOCK) as lock:
+                for run_id in smokes if lock is not None else ():
+                    smoke.settle(run_id)
+                    smoke.sweep(run_id)
         servers = list(paths.RUNS.glob("*/server.json"))
         if servers and not locks.held(benchmark_server.SERVES):
             for server in servers:

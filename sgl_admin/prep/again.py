@@ -4,8 +4,6 @@ asked for then, and proven by the server itself once it runs.
 
 from __future__ import annotations
 
-import os
-
 from sgl_admin.base import clock, locks
 from sgl_admin.base.errors import Refused
 from sgl_admin.base.files import printable
@@ -48,20 +46,18 @@ def prove(found: Plan, server: Server) -> None:
     """Have this run's records say that the server which runs is the prepared one, with a proof by
     its own metrics where the run has none. Raises Refused where a proof is impossible.
     """
-    if (lock := locks.try_lock(job.LOCK)) is None:
-        raise Refused(
-            EXIT_BUSY,
-            "the server runs, and is not proven, because a prep runs on this host: wait for its"
-            " end (sgl-admin status --watch), and run this again",
-        )
-    try:
+    with locks.tried(job.LOCK) as lock:
+        if lock is None:
+            raise Refused(
+                EXIT_BUSY,
+                "the server runs, and is not proven, because a prep runs on this host: wait for its"
+                " end (sgl-admin status --watch), and run this again",
+            )
         run_id = found.run.run_id
         job.settle(run_id, [])
         worker.sweep(run_id)
         record = job.Job(run_id, found.request, clock.new_id("prep"), found.shown_request)
         result, exit_code = Execution(confirm_proof(found), record, server).run()
-    finally:
-        os.close(lock)
     if exit_code:
         reason = result["telemetry_probe"]["reason"]
         raise Refused(

@@ -4,7 +4,7 @@ what changed since, and how long they took, by those records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 600
 _DEVICE = ("device_name", "compute_capability", "cpu_arch", "cpu_isa")
+_MAPPINGS = {"environment": "variables", "named_files": "files"}
 _MOST_NAMED = 4
 
 
@@ -37,13 +38,9 @@ class Repeat:
     software: tuple[str, ...] = ()
 
 
-def repeats(decisions: Iterable[Decision]) -> list[Repeat]:
-    return [found for decision in decisions if (found := _repeat(decision)) is not None]
-
-
 def line(decisions: Iterable[Decision]) -> str | None:
     """The cost in one sentence; None where a prep repeats nothing."""
-    found = repeats(decisions)
+    found = list(filter(None, map(_repeat, decisions)))
     parts = []
     if again := [each for each in found if not each.cached]:
         names = ", ".join(each.stage for each in again)
@@ -87,8 +84,12 @@ def _repeat(decision: Decision) -> Repeat | None:
         image = _image_change(record) if decision.cached else None
     else:
         image = _image_change(record)
-        software = tuple(_software(decision, record))
-        changes = tuple(_differences(decision, record))
+        before, now = record["signature"], own.signature
+        packages = inputs.software(decision.stage.depends_on)
+        keys = _differing(before, now)
+        software = tuple(f"{key} {before[key]} to {now[key]}" for key in keys if key in packages)
+        others = (key for key in keys if key not in packages)
+        changes = tuple(_difference(key, before[key], now[key]) for key in others)
     if not (changes or software or (image and decision.cached)):
         changes = (decision.explanation or "",)
     seconds = None if decision.cached else _seconds(decision.stage.name, record)
@@ -118,30 +119,16 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _software(decision: Decision, record: dict[str, Any]) -> Iterator[str]:
-    before, now = record["signature"], decision.record.signature
-    for key in _differing(before, now):
-        if key in inputs.software(decision.stage.depends_on):
-            yield f"{key} {before[key]} to {now[key]}"
-
-
-def _differences(decision: Decision, record: dict[str, Any]) -> Iterator[str]:
-    before, now = record["signature"], decision.record.signature
-    for key in _differing(before, now):
-        if key in inputs.software(decision.stage.depends_on):
-            continue
-        if key in _DEVICE:
-            yield f"{key} changed from {before[key]} to {now[key]}"
-        elif key in caches.OF_MODEL:
-            yield "another model"
-        elif key == "arguments":
-            yield _named("the server's arguments changed", _flags(before[key]), _flags(now[key]))
-        elif key == "environment":
-            yield _named("variables changed", _items(before[key]), _items(now[key]))
-        elif key == "named_files":
-            yield _named("files changed", _items(before[key]), _items(now[key]))
-        else:
-            yield f"{key} changed"
+def _difference(key: str, before: Any, now: Any) -> str:
+    if key in _DEVICE:
+        return f"{key} changed from {before} to {now}"
+    if key in caches.OF_MODEL:
+        return "another model"
+    if key == "arguments":
+        return _named("the server's arguments changed", _flags(before), _flags(now))
+    if key in _MAPPINGS:
+        return _named(f"{_MAPPINGS[key]} changed", _items(before), _items(now))
+    return f"{key} changed"
 
 
 def _image_change(record: dict[str, Any]) -> str | None:

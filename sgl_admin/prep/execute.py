@@ -16,13 +16,12 @@ from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.locks import locked
 from sgl_admin.facts import devices, gpu_fit
 from sgl_admin.moe import config_files
-from sgl_admin.prep import result, summary
+from sgl_admin.prep import result
 from sgl_admin.prep.plan import Decision, Plan
-from sgl_admin.prep.progress import Progress
 from sgl_admin.prep.result import NewFiles, Outcome, Record
 from sgl_admin.records import caches, compiled, rebuilding
 from sgl_admin.records.job import Job
-from sgl_admin.serving import probe, services, strangers
+from sgl_admin.serving import probe, services
 from sgl_admin.serving.server import Server
 from sgl_admin.serving.warmup import OfRunning, Warmup
 from sgl_admin.sglang import ENGINE
@@ -50,7 +49,7 @@ def confirm_proof(plan: Plan) -> Plan:
 
 def _lost(plan: Plan, proof: Record) -> str | None:
     """Why a proof of before does not stand; None where it does."""
-    return strangers.problem(plan.run.manifest) or probe.lost(plan.prometheus_url, proof)
+    return services.intrusion(plan.run.manifest) or probe.lost(plan.prometheus_url, proof)
 
 
 def set_aside(plan: Plan, warnings: list[str]) -> None:
@@ -72,7 +71,6 @@ class Execution(Interruptible):
         self.job = job
         self._warnings = list(plan.warnings)
         self._started, self._started_at = time.monotonic(), clock.utc()
-        self._progress = Progress(job)
         # What the caches, and the container outside of them, held before anything ran.
         self._cached: caches.Listing = {}
         self._outside: compiled.Outside = {}
@@ -91,25 +89,19 @@ class Execution(Interruptible):
         self._context = replace(
             plan.context,
             warmup=self._warmup,
-            progress=self._progress.steps,
+            progress=job.steps,
             on_group=job.server,
-            on_batch_size=self._progress.batch_size,
+            on_batch_size=job.batch_size,
         )
 
     def _own_server(self) -> Warmup:
         plan, run_id = self.plan, self.plan.run.run_id
         return Warmup(
             run_id,
-            Server(
-                plan.server_argv,
-                plan.server_environment,
-                plan.request.warmup_port,
-                paths.log(run_id),
-                command=plan.command,
-            ),
+            Server(plan.command, plan.request.warmup_port, paths.log(run_id)),
             plan.request.server_timeout_s,
             self.job.server,
-            self._progress.server_starting,
+            self.job.server_starting,
             self._make_gpu_ready if plan.context.devices.cuda else lambda: None,
         )
 
@@ -160,7 +152,7 @@ class Execution(Interruptible):
         document = result.aggregate(self.plan, outcome)
         result.write(self.plan, document)
         exit_code = outcome.exit_code(self.plan.probe_wanted)
-        self._end_job(summary.message(outcome, exit_code), exit_code)
+        self._end_job(outcome.message(exit_code), exit_code)
         return document, exit_code
 
     def _end_job(self, message: str, exit_code: int) -> None:
@@ -226,7 +218,7 @@ class Execution(Interruptible):
     def _run_stage(self, decision: Decision) -> Record:
         record = result.stage_record(decision)
         started = time.monotonic()
-        self._progress.stage(decision.stage.name, f"stage {decision.stage.name}")
+        self.job.stage(decision.stage.name, f"stage {decision.stage.name}")
         try:
             record["artifacts"], record["signature"] = self._work(decision.stage)
             self._warn_of(record)
@@ -344,7 +336,7 @@ class Execution(Interruptible):
         plan = self.plan
         try:
             with self._may_be_interrupted():
-                self._progress.stage(
+                self.job.stage(
                     "telemetry_probe", "waiting for Prometheus to account for the tokens sent"
                 )
                 alive = services.wait(plan.run.manifest)
@@ -356,12 +348,13 @@ class Execution(Interruptible):
                 proof = probe.prove(
                     plan.run.run_id, plan.prometheus_url, ledger, plan.request.probe_timeout_s
                 )
-            if proof["ok"] and (problem := strangers.problem(plan.run.manifest)):
+            if proof["ok"] and (problem := services.intrusion(plan.run.manifest)):
                 return probe.unproven(*self._asked, problem, proof["tokens_expected"])
             return proof
         except (StageFailure, OSError) as error:
             self._interrupted = self._interrupted or isinstance(error, Interrupted)
-            return probe.failure(*self._asked, failures.from_error(error))
+            failure = failures.from_error(error)
+            return probe.unproven(*self._asked, f"{failure.error_type}: {failure}")
 
     def _proof_of_before(self) -> Record | None:
         """The earlier proof, where it stands after all: a service came back meanwhile."""

@@ -11,6 +11,7 @@ from sgl_admin.base import clock, files, paths, versions
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract.exit_codes import EXIT_PROOF_FAILED
 from sgl_admin.contract.records import RESULT_SHAPE
+from sgl_admin.contract.texts import one_line
 from sgl_admin.prep.plan import Decision, Plan
 from sgl_admin.records import prepared, remembered
 from sgl_admin.sglang import ENGINE
@@ -31,6 +32,7 @@ _STAGE_SHAPE: files.Shape = {
 _PERF_PROBE = "perf_probe"
 # So many files a record names.
 _MOST_NAMED = 200
+_MESSAGE = 400
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,6 @@ class Outcome:
     server_starts: list[Record]
 
     @property
-    def wanted(self) -> list[Record]:
-        return [stage for stage in self.stages.values() if stage["status"] != "skipped"]
-
-    @property
     def failed(self) -> list[Record]:
         return [stage for stage in self.stages.values() if stage["status"] == "error"]
 
@@ -100,7 +98,8 @@ class Outcome:
     def status(self) -> str:
         if not self.failed:
             return "ok"
-        return "error" if len(self.failed) == len(self.wanted) else "partial"
+        wanted = [stage for stage in self.stages.values() if stage["status"] != "skipped"]
+        return "error" if len(self.failed) == len(wanted) else "partial"
 
     @property
     def errors(self) -> list[str]:
@@ -115,6 +114,19 @@ class Outcome:
         if self.failed:
             return int(self.failed[0]["status_code"])
         return EXIT_PROOF_FAILED if probe_wanted and not self.proof["ok"] else 0
+
+    def message(self, exit_code: int) -> str:
+        """One line that says how the prep ended: what failed, where something did."""
+        if not exit_code:
+            return self.status
+        failed = [
+            f"{stage['stage']} failed, {stage['error_type']}: {'; '.join(stage['errors'])}"
+            for stage in self.failed
+        ]
+        if not failed:
+            return one_line(f"METRICS_READY is not proven: {self.proof['reason']}", _MESSAGE)
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return f"{one_line(failed[0], _MESSAGE - len(more))}{more}"
 
 
 def stage_record(decision: Decision) -> Record:
@@ -202,15 +214,7 @@ def _perf_probe(stages: dict[str, Record]) -> Record:
 def write(plan: Plan, document: Record) -> None:
     """The record of the prepared server, the aggregate, and then its paths in the manifest."""
     run, section = plan.run, document["run"]
-    prepared.write(
-        run.run_id,
-        section["server"],
-        section["model"],
-        section["prep_id"],
-        document["telemetry_probe"],
-        plan.command,
-        section["profile"],
-    )
+    prepared.write(run.run_id, section, document["telemetry_probe"], plan.command)
     files.write_json(paths.prep_result(run.run_id), document)
     run.add_prep_result_paths()
     if document["status"] == "ok" and document["telemetry_probe"]["ok"] is True:

@@ -186,9 +186,9 @@ def write(manifest: Manifest, stream: BinaryIO) -> None:
     """The archive goes to `stream`, which has no buffer. Raises Changed where a file is not any
     more what the manifest says, OSError.
     """
-    _write_all(
-        stream, _member(f"manifest-{manifest.digest.partition(':')[2]}.json", manifest.content)
-    )
+    content = manifest.content
+    header = _header(f"manifest-{manifest.digest.partition(':')[2]}.json", len(content))
+    _write_all(stream, header + content + _padding(len(content)))
     for digest, found in manifest.blobs().items():
         _write_blob(stream, _header(f"files/{digest}", found[0].size), found[0])
     _write_all(stream, _END)
@@ -227,7 +227,7 @@ def _send(stream: BinaryIO, source: BinaryIO, offset: int, count: int) -> int:
     return len(content)
 
 
-def _write_all(stream: BinaryIO, content: bytes) -> None:
+def _write_all(stream: BinaryIO, content: bytes | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[stream.write(view) :]
@@ -237,10 +237,6 @@ def size_of(manifest: Manifest) -> int:
     """Bytes of the archive."""
     members = [len(manifest.content), *(found[0].size for found in manifest.blobs().values())]
     return sum(_BLOCK + size + len(_padding(size)) for size in members) + len(_END)
-
-
-def _member(name: str, content: bytes) -> bytes:
-    return _header(name, len(content)) + content + _padding(len(content))
 
 
 def _header(name: str, size: int) -> bytes:
@@ -314,9 +310,7 @@ class Reader:
                 raise Broken(f"it ends in the middle of {what}")
             found.update(view[:count])
             if target is not None:
-                rest = view[:count]
-                while rest:
-                    rest = rest[target.write(rest) :]
+                _write_all(target, view[:count])
             left -= count
         if found.hexdigest() != digest:
             raise Broken(
@@ -407,11 +401,7 @@ def _check_entries(entries: Iterable[Entry]) -> None:
 
 def _part(stage: str, found: Any) -> Part:
     kinds = {"key": str, "signature": dict, "finished": bool, "hints": dict, "files": list}
-    if (
-        not isinstance(found, dict)
-        or set(found) != set(kinds)
-        or not all(isinstance(found[key], kind) for key, kind in kinds.items())
-    ):
+    if not _has(found, kinds):
         raise Broken(f"its manifest has no valid stage {files.printable(stage[:40])}")
     if not _STAGE.fullmatch(stage) or not _KEY.fullmatch(found["key"]) or not found["files"]:
         raise Broken(
@@ -423,11 +413,7 @@ def _part(stage: str, found: Any) -> Part:
 
 def _entry_of(found: Any) -> Entry:
     kinds = {"path": str, "sha256": str, "size": int, "mtime_ns": int, "mode": int}
-    if (
-        not isinstance(found, dict)
-        or set(found) != set(kinds)
-        or not all(type(found[key]) is kind for key, kind in kinds.items())
-    ):
+    if not _has(found, kinds):
         raise Broken("its manifest has a file without path, sha256, size, mtime_ns and mode")
     entry = Entry(**found)
     name = files.printable(entry.path[:120])
@@ -442,6 +428,11 @@ def _entry_of(found: Any) -> Entry:
     ):
         raise Broken(f"its manifest has a size, a time or a mode of {name} that no file has")
     return entry
+
+
+def _has(found: Any, kinds: dict[str, type]) -> bool:
+    """Whether it is an object of just these keys and types; true is no integer."""
+    return isinstance(found, dict) and {key: type(value) for key, value in found.items()} == kinds
 
 
 def _unsafe(path: str) -> str | None:

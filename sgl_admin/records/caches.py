@@ -5,7 +5,6 @@ still whole.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -20,7 +19,8 @@ from sgl_admin.contract.places import CACHE_VARIABLES, CACHES
 from sgl_admin.contract.records import MADE_IN, canonical
 from sgl_admin.contract.stages import STAGE_OF_CACHE
 from sgl_admin.contract.texts import is_duration
-from sgl_admin.records import compiled, vouched
+from sgl_admin.records import vouched
+from sgl_admin.records.compiled import cache_files
 
 RECORDS = places.SIGNATURES
 WORK = places.TUNING
@@ -36,11 +36,6 @@ IMAGE = "image"
 # Of an image's digest, so many characters tell it for a person.
 _DIGEST = len("sha256:") + 12
 RECORD_SHAPE: files.Shape = {"signature": dict, "summary": dict, "files": dict}
-
-
-def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
-    """Each content file of a cache with its stat; folders that vanish meanwhile are passed over."""
-    return compiled.content(cache, (RECORDS, WORK))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sgl_admin.base import paths
+from sgl_admin.contract import places
 
 # What compilers and their callers leave beside their results. FlashInfer appends to a log in its
 # workspace (0.7.2, jit/core.py), and SGLang keeps which of a host's GPUs reach each other in its
@@ -44,11 +45,9 @@ Outside = dict[Path, tuple[int, int]]
 _Enters = Callable[[Path, os.stat_result], bool]
 
 
-def content(cache: str, records: Iterable[str]) -> Iterator[tuple[Path, os.stat_result]]:
-    """Each content file of a cache with its stat; folders that vanish meanwhile are passed over, as
-    are those of these names, where records are.
-    """
-    passed = {*records, *_SCRATCH_FOLDERS}
+def cache_files(cache: str) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each content file of a cache with its stat; folders that vanish meanwhile are passed over."""
+    passed = {places.SIGNATURES, places.TUNING, *_SCRATCH_FOLDERS}
     weights = {paths.PROFILES / name for name in _WEIGHTS}
 
     def enters(place: Path, stat: os.stat_result) -> bool:

@@ -40,7 +40,7 @@ class Job:
     ) -> None:
         """`shown` is the request as records have it; by default all of it."""
         self._path = paths.job(run_id)
-        self._started = time.monotonic()
+        self._started = self._counted_from = time.monotonic()
         self._written = 0.0
         self.record: dict[str, Any] = {
             "schema_version": "1",
@@ -74,6 +74,29 @@ class Job:
         self._written = now
         self.record.update(fields, elapsed_s=round(now - self._started, 1), updated_at=clock.utc())
         files.write_json(self._path, self.record)
+
+    def stage(self, name: str, message: str) -> None:
+        """A stage, or the proof, begins."""
+        self.update(stage=name, done=0, total=0, eta_s=None, message=message)
+
+    def steps(self, done: int, total: int, unit: str, message: str) -> None:
+        if done == 0:
+            self._counted_from = time.monotonic()
+        # The rest is assumed to be as fast as what is done; after nothing there is no estimate.
+        eta_s = None
+        if done:
+            elapsed_s = time.monotonic() - self._counted_from
+            eta_s = round(elapsed_s / done * (total - done), 1)
+        message = f"{message}: {done} of {total}"
+        self.update(done=done, total=total, unit=unit, eta_s=eta_s, message=message)
+
+    def batch_size(self, size: int) -> None:
+        """A batch size is finished: it can be packed for other hosts."""
+        finished = {*self.record.get("finished_batch_sizes", []), size}
+        self.update(finished_batch_sizes=sorted(finished))
+
+    def server_starting(self) -> None:
+        self.update(2.0, message="waiting for the server to become healthy")
 
     def abandon(self, error: BaseException) -> None:
         """Say that the prep ends without a result, where that can be written: where not, the next

@@ -39,28 +39,19 @@ def path(run_id: str, identity: str) -> Path:
     return folder(run_id) / f"{short(identity)}.json"
 
 
-def write(
-    run_id: str,
-    server: dict[str, Any],
-    model: str,
-    prep_id: str,
-    proof: dict[str, Any],
-    command: Command | None = None,
-    profile: str | None = None,
-) -> None:
-    """Values of the command that are not shown go to a file of their own, which only its owner may
-    read. Raises OSError.
+def write(run_id: str, section: dict[str, Any], proof: dict[str, Any], command: Command) -> None:
+    """Of the server in a result's section `run`. Values of the command that are not shown go to a
+    file of their own, which only its owner may read. Raises OSError.
     """
-    if command is not None and command.hidden:
+    server = section["server"]
+    if command.hidden:
         private = {"schema_version": "1", "argv": command.argv, "env": command.env}
         files.write_json(_private(run_id, server["identity"]), private, mode=_PRIVATE_MODE)
     document = {
         "schema_version": "1",
         "run_id": run_id,
         "identity": server["identity"],
-        "prep_id": prep_id,
-        "profile": profile,
-        "model": model,
+        **{name: section[name] for name in ("prep_id", "profile", "model")},
         "argv": server["argv"],
         "env": server["env"],
         **{name: server[name] for name in (SETTINGS, "served", START_ENV) if name in server},

@@ -176,14 +176,10 @@ def wait(run_id: str, smoke_id: str, seconds: float) -> dict[str, Any] | None:
     while True:
         # In this order: a smoke that ends in between has written its summary before it let the lock
         # go.
-        lock = locks.try_lock(LOCK)
-        try:
+        with locks.tried(LOCK) as lock:
             if lock is not None:
                 settle(run_id)
             record = read(run_id, smoke_id)
-        finally:
-            if lock is not None:
-                os.close(lock)
         if record is None or record["state"] != RUNNING or time.monotonic() >= deadline:
             return record
         time.sleep(_POLL_S)

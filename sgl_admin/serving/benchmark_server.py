@@ -58,16 +58,13 @@ class Prepared:
     start_env: dict[str, str]
 
     @property
-    def argv(self) -> list[str]:
-        return self.command.argv
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {**self.command.env, **self.start_env}
-
-    @property
     def port(self) -> int:
-        return ENGINE.port(self.argv)
+        return ENGINE.port(self.command.argv)
+
+    def server(self, run_id: str, **options: Any) -> Server:
+        """It as a process of this one's, or with the options of Server as one that runs."""
+        log = paths.log(run_id)
+        return Server(self.command, self.port, log, start_env=self.start_env, **options)
 
 
 def prepared(live: Run, identity: str | None = None) -> Prepared:
@@ -173,14 +170,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
                 "a server of another container of this host runs on these caches, or one of an"
                 f" earlier run (its lock is held by {locks.holder(SERVES)}); stop it first",
             )
-        server = Server(
-            wanted.argv,
-            wanted.env,
-            wanted.port,
-            paths.log(live.run_id),
-            inherits=(serves,),
-            command=wanted.command,
-        )
+        server = wanted.server(live.run_id, inherits=(serves,))
         try:
             server.start()
         except StageFailure as failure:
@@ -194,7 +184,7 @@ def start(live: Run, wanted: Prepared) -> tuple[dict[str, Any], bool]:
             server.stop()
             raise
         server.release()
-        read_ahead.begin(wanted.model, wanted.argv, record["pgid"], record["start_ticks"])
+        read_ahead.begin(wanted.model, wanted.command.argv, record["pgid"], record["start_ticks"])
         caches.note_use(wanted.served)
         return record, True
 
@@ -259,8 +249,7 @@ def stop(run_id: str) -> dict[str, Any] | None:
 def handle(run_id: str, record: dict[str, Any]) -> Server:
     """The server of a record, to be asked and for its log; it is not this process's child."""
     return Server(
-        record["argv"],
-        record["env"],
+        Command.public(record["argv"], record["env"]),
         record["port"],
         paths.log(run_id),
         record["log_start"],
@@ -290,16 +279,13 @@ def settle_dead(run_id: str) -> None:
     """End what a prep or a smoke that was killed left of its server; its record says then that it
     ended.
     """
-    if (lock := locks.try_lock(job.LOCK)) is not None:
-        try:
+    with locks.tried(job.LOCK) as lock:
+        if lock is not None:
             job.settle(run_id, [])
-        finally:
-            os.close(lock)
-    if smoke.latest(run_id) and (lock := locks.try_lock(smoke.LOCK)) is not None:
-        try:
-            smoke.settle(run_id)
-        finally:
-            os.close(lock)
+    if smoke.latest(run_id):
+        with locks.tried(smoke.LOCK) as lock:
+            if lock is not None:
+                smoke.settle(run_id)
 
 
 def claim(run_id: str) -> int:

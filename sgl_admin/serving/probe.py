@@ -30,12 +30,7 @@ _SETTLE_S = 10.0
 _JUMP_S = 2.0
 _DAY_S = 86400
 # What reading an answer of another program than Prometheus raises.
-_NO_ANSWER = (
-    *http_client.NO_ANSWER,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-)
+_NO_ANSWER = (*http_client.NO_ANSWER, LookupError, TypeError, ArithmeticError)
 _LONG_PROMPT = " ".join(f"The number after {number} is {number + 1}." for number in range(60))
 
 
@@ -317,7 +312,3 @@ def _get(prometheus_url: str, path: str) -> tuple[int, bytes]:
     host, port = _address(prometheus_url)
     prefix = urllib.parse.urlsplit(prometheus_url).path.rstrip("/")
     return http_client.ask(host, port, prefix + path, 5)
-
-
-def failure(run_id: str, prometheus_url: str, address: str, error: StageFailure) -> dict[str, Any]:
-    return unproven(run_id, prometheus_url, address, f"{error.error_type}: {error}")

@@ -10,7 +10,7 @@ from sgl_admin.base import clock, files, paths, ports
 from sgl_admin.base.errors import Refused
 from sgl_admin.records import prepared, remembered, served
 from sgl_admin.records.run import Run
-from sgl_admin.serving import benchmark_server, probe, services, strangers
+from sgl_admin.serving import benchmark_server, probe, services
 
 _AGAIN = "run the prep again (playbooks/prep.yml)"
 _BY_THE_SERVER = (
@@ -90,7 +90,7 @@ def _problem(live: Run, record: dict[str, Any], proof: dict[str, Any]) -> str | 
                 f"{who} answers a connection to the server's port {running['port']}: stop that"
                 " process, and start the container again (playbooks/start.yml)"
             )
-    if problem := strangers.problem(live.manifest):
+    if problem := services.intrusion(live.manifest):
         return problem
     if lost := probe.lost(live.manifest["services"]["prometheus"]["url"], proof):
         return f"{lost}; {_AGAIN}"

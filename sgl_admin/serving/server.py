@@ -7,7 +7,7 @@ import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,24 +45,22 @@ class Server:
 
     def __init__(
         self,
-        argv: list[str],
-        environment: dict[str, str],
+        command: Command,
         port: int,
         log: Path,
         log_start: int = 0,
         inherits: tuple[int, ...] = (),
         group: int | None = None,
-        command: Command | None = None,
+        start_env: Mapping[str, str] | None = None,
     ) -> None:
         """`inherits` are descriptors that stay open as long as the server, or anything of it,
-        lives: a lock. `group` is that of a server which another process started. `command` says
-        what of argv and environment is not shown.
+        lives: a lock. `group` is that of a server which another process started. `start_env` is
+        beside the command's environment.
         """
-        self._command = command or Command.public(argv, environment)
+        self._command = command
         self._inherits = inherits
         self._group = group
-        self.argv = argv
-        self.environment = environment
+        self._start_env = start_env or {}
         self.port = port
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -105,9 +103,10 @@ class Server:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env={
-                        **ENGINE.network_environment(self.argv),
+                        **ENGINE.network_environment(self._command.argv),
                         **ENGINE.inherited(os.environ),
-                        **self.environment,
+                        **self._command.env,
+                        **self._start_env,
                     },
                     cwd=os.environ.get("HOME", "/"),
                 )
@@ -209,7 +208,7 @@ class Server:
             )
         # Its processes tell one another there, without a password, where to send what: PyTorch's
         # store listens on every address. A server of several nodes has others come there.
-        if self._process is None or ENGINE.spans_hosts(self.argv):
+        if self._process is None or ENGINE.spans_hosts(self._command.argv):
             return
         if who := ports.visitor(self._process.pid, self.port):
             raise StageFailure(

@@ -1,4 +1,6 @@
-"""Whether the services of the run are alive now: the manifest says how they started."""
+"""Whether the services of the run are alive now, and this container's own: the manifest says how
+they started.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,11 @@ import os
 import time
 import urllib.parse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeGuard
 
 from sgl_admin.base import http_client, paths, ports
 from sgl_admin.contract.records import is_integer
 from sgl_admin.contract.services import LOOPBACK, READY_TIMEOUT_S, SERVICES, Service
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
 
 _POLL_S = 0.2
 _ANSWER_S = 2.0
@@ -99,6 +98,28 @@ def stranger(host: str, port: int) -> str | None:
     except (OSError, ValueError):
         # The manifest lacks the address that the init writes: whose it is stays unknown.
         return ports.holder(port)
+
+
+def intrusion(manifest: dict[str, Any]) -> str | None:
+    """Which port of the run's services a process outside of this container answers at, who, and
+    the remedy; None where none does: the network is the host's, so another may answer in the place
+    of one that ended.
+    """
+    for service, host, numbers in addresses(manifest):
+        for number in numbers:
+            if who := stranger(host, number):
+                return (
+                    f"port {number} is answered by {who} instead of this container's"
+                    f" {service.name}: stop that process, and start the container again"
+                    " (playbooks/start.yml)"
+                )
+            if who := ports.intruder(number):
+                return (
+                    f"{who} answers a connection to port {number} that it took before this"
+                    f" container's {service.name} was there: stop that process, and start the"
+                    " container again (playbooks/start.yml)"
+                )
+    return None
 
 
 def _host(described: dict[str, Any]) -> str:

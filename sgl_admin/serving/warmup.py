@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sgl_admin.base.errors import Interrupted, StageFailure
@@ -37,12 +36,12 @@ class Warmup:
         self._make_ready = make_ready
         # Of the server's place, while this one has it.
         self._place: int | None = None
-        self._server = server
+        self.server = server
         self._timeout_s = timeout_s
         self._on_server = on_server
         self._tick = tick
         self._failure: StageFailure | OSError | None = None
-        self._started = False
+        self.started = False
         # Seconds that the last start took, and the server's first requests: greedy, and the first
         # that samples.
         self.ready_s: float | None = None
@@ -50,7 +49,7 @@ class Warmup:
         self.first_sampled_request_s: float | None = None
         # Where each start went, in their order.
         self.starts: list[dict[str, Any]] = []
-        self.ledger = TokenLedger(self._server)
+        self.ledger = TokenLedger(self.server)
 
     def make_way(self) -> None:
         """Have the server's place, and see that nothing which is known beforehand keeps a server
@@ -58,11 +57,11 @@ class Warmup:
         """
         if self._failure is not None:
             raise self._failure
-        if self._started:
+        if self.started:
             return
         try:
             self.keep_place()
-            self._server.demand_free_port()
+            self.server.demand_free_port()
         except (StageFailure, OSError) as failure:
             self._failure = failure
             raise
@@ -73,15 +72,15 @@ class Warmup:
         """
         if self._failure is not None:
             raise self._failure
-        if self._started:
+        if self.started:
             return
         try:
             self.keep_place()
             began, began_at = time.monotonic(), time.time()
-            self._server.start()
-            self._on_server(self._server.group)
-            self._server.wait_healthy(self._timeout_s, self._tick)
-            self._started = True
+            self.server.start()
+            self._on_server(self.server.group)
+            self.server.wait_healthy(self._timeout_s, self._tick)
+            self.started = True
             self.ready_s = round(time.monotonic() - began, 3)
             self._note_start(began_at, self.ready_s)
         except (StageFailure, OSError) as failure:
@@ -89,9 +88,9 @@ class Warmup:
             raise
 
     def _note_start(self, began_at: float, ready_s: float) -> None:
-        page = self._server.metrics_page()
+        page = self.server.metrics_page()
         try:
-            known = ENGINE.start_breakdown(self._server.own_lines(), page, began_at, ready_s)
+            known = ENGINE.start_breakdown(self.server.own_lines(), page, began_at, ready_s)
         except OSError:
             # Its log cannot be read, and it is ready all the same.
             known = ENGINE.start_breakdown((), page, began_at, ready_s)
@@ -142,12 +141,12 @@ class Warmup:
         with ThreadPoolExecutor(size) as pool:
             try:
                 return sum(
-                    pool.map(lambda prompt: self._server.complete(prompt, temperature), prompts)
+                    pool.map(lambda prompt: self.server.complete(prompt, temperature), prompts)
                 )
             except Interrupted:
                 # The pool waits for its requests, of which the first may compile for minutes:
                 # without their server they end at once.
-                self._server.stop()
+                self.server.stop()
                 raise
 
     def timed(self, prompt: str, tokens: int) -> Timed:
@@ -155,7 +154,7 @@ class Warmup:
         answers = []
 
         def send() -> int:
-            answers.append(self._server.timed(prompt, tokens))
+            answers.append(self.server.timed(prompt, tokens))
             return answers[0].prompt_tokens
 
         self.ledger.add(send)
@@ -166,25 +165,10 @@ class Warmup:
         begun where requests of a failed stage are missing in it.
         """
         if not self.ledger.whole:
-            self.ledger = TokenLedger(self._server)
+            self.ledger = TokenLedger(self.server)
         if not self.ledger.tokens:
             self.exercise(batch_sizes)
         return self.ledger
-
-    @property
-    def started(self) -> bool:
-        return self._started
-
-    def log_lines(self) -> Iterator[str]:
-        """What the server that runs has written so far."""
-        return self._server.own_lines()
-
-    def log_tail(self) -> list[str]:
-        return self._server.log_tail()
-
-    @property
-    def log_file(self) -> Path:
-        return self._server.log
 
     def keep_place(self) -> None:
         """Have the server's place without a server, for work that wants the GPU alone. Raises
@@ -198,14 +182,14 @@ class Warmup:
         """End the server but keep its place: what comes next needs the GPU alone, or a server that
         reads its files again.
         """
-        self._server.stop()
+        self.server.stop()
         self._on_server(None)
-        self._started = False
-        self.ledger = TokenLedger(self._server)
+        self.started = False
+        self.ledger = TokenLedger(self.server)
 
     def close(self) -> None:
         try:
-            self._server.stop()
+            self.server.stop()
         finally:
             if self._place is not None:
                 os.close(self._place)
@@ -220,7 +204,7 @@ class OfRunning(Warmup):
 
     def __init__(self, run_id: str, server: Server) -> None:
         super().__init__(run_id, server, 0.0, lambda group: None, lambda: None)
-        self._started = True
+        self.started = True
 
     def keep_place(self) -> None:
         """It has the server's place."""

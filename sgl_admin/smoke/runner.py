@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from sgl_admin.base import clock, failures, files, logs, paths
+from sgl_admin.base.command import Command
 from sgl_admin.base.errors import Interrupted, Refused, StageFailure
 from sgl_admin.base.interruption import Interruptible
 from sgl_admin.base.processes import start_time
@@ -39,7 +40,8 @@ def _started(live: Run) -> dict[str, Any] | None:
 
 def _at(live: Run) -> Server:
     """Whatever listens at the port that Prometheus scrapes."""
-    return Server([], {}, int(live.manifest["services"]["sglang"]["port"]), paths.log(live.run_id))
+    port = int(live.manifest["services"]["sglang"]["port"])
+    return Server(Command.public([], {}), port, paths.log(live.run_id))
 
 
 class Smoke(Interruptible):
@@ -124,15 +126,9 @@ class Smoke(Interruptible):
             prepared = benchmark_server.prepared(self._live)
         except Refused as refusal:
             raise StageFailure("server_start_failed", str(refusal)) from refusal
-        self._key = ENGINE.api_key(prepared.argv)
+        self._key = ENGINE.api_key(prepared.command.argv)
         self._place = benchmark_server.claim(self._live.run_id)
-        self._server = Server(
-            prepared.argv,
-            prepared.env,
-            prepared.port,
-            paths.log(self._live.run_id),
-            command=prepared.command,
-        )
+        self._server = prepared.server(self._live.run_id)
         used.update(used="started", argv=prepared.command.shown_argv, port=prepared.port)
         started = time.monotonic()
         self._server.start()

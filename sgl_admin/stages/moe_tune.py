@@ -129,7 +129,9 @@ class MoeTune(Stage):
             0, 1, "servers", "the server starts, and says which MoE configuration it looks up"
         )
         context.warmup.start()
-        names = [Path(found).name for found in ENGINE.moe.looked_up(context.warmup.log_lines())]
+        names = [
+            Path(found).name for found in ENGINE.moe.looked_up(context.warmup.server.own_lines())
+        ]
         lookups = [
             lookup
             for name in dict.fromkeys(names)
@@ -158,7 +160,7 @@ class MoeTune(Stage):
             _order(context, shape, batch_sizes),
             tuning,
             _sm(context),
-            context.warmup.log_file,
+            context.warmup.server.log,
             context.progress,
             context.on_group,
             dict(context.environment),
@@ -185,12 +187,12 @@ class MoeTune(Stage):
             0, 1, "servers", "the server starts, to show that it reads the tuned configurations"
         )
         context.warmup.start()
-        if path not in ENGINE.moe.read(context.warmup.log_lines()):
+        if path not in ENGINE.moe.read(context.warmup.server.own_lines()):
             raise StageFailure(
                 "tuner_failed",
                 f"the server started, but did not say that it read {path}: its log names what it"
                 " looked up",
-                context.warmup.log_tail(),
+                context.warmup.server.log_tail(),
             )
         files.write_json(
             _proof(context, shape), {"schema_version": "1", **_what_is_read(context, shape)}

@@ -159,7 +159,7 @@ class Perf(Stage):
         measured = Measuring(
             context.request.tp if context.devices.cuda else 0,
             {**ENGINE.network_environment(()), **dict(context.environment)},
-            warmup.log_file,
+            warmup.server.log,
             context.progress,
             context.on_group,
         ).run()

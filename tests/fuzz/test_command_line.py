@@ -14,6 +14,7 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
+from sgl_admin.base.command import Command
 from sgl_admin.base.errors import Refused, StageFailure
 from sgl_admin.commands import main as cli
 from sgl_admin.commands import request as request_cli
@@ -247,7 +248,7 @@ class Answering(Server):
     """Stands for a server that gives this answer to every request."""
 
     def __init__(self, answer: bytes) -> None:
-        super().__init__([], {}, 9, Path(os.devnull))
+        super().__init__(Command.public([], {}), 9, Path(os.devnull))
         self.answer = answer
 
     def _ask(

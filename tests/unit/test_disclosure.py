@@ -297,7 +297,9 @@ def test_a_request_sends_the_servers_key(tree: Path) -> None:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         for keys in ([SECRET], [""]):
             argv = ENGINE.command("/m", 1, server.server_port, ENGINE.key_arguments(keys[0], ""))
-            made = Server(argv, {}, server.server_port, tree / "log", group=os.getpgid(0))
+            made = Server(
+                Command.public(argv, {}), server.server_port, tree / "log", group=os.getpgid(0)
+            )
             assert made.healthy()
         chat.served_model(server.server_port, SECRET)
         server.shutdown()
@@ -308,7 +310,13 @@ def test_a_private_file_of_another_server_is_not_taken(tree: Path) -> None:
     argv = ENGINE.command("/m", 1, 1, [f"--x={SECRET}"])
     command = Command(argv, {}, ENGINE.shown_arguments(argv), {})
     identity = f"sha256:{'1' * 64}"
-    prepared.write("r", {**command.shown, "identity": identity}, "/m", "p", {}, command)
+    section = {
+        "server": {**command.shown, "identity": identity},
+        "model": "/m",
+        "prep_id": "p",
+        "profile": None,
+    }
+    prepared.write("r", section, {}, command)
     record = prepared.read("r", identity)
     assert record is not None and SECRET not in json.dumps(record)
     assert prepared.command(record) == command

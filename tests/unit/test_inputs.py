@@ -113,7 +113,12 @@ class Site:
             "env": plan.server_environment,
         }
         proof = {"ok": True, "server": plan.server}
-        prepared.write(plan.run.run_id, server, plan.request.model, "prep-1", proof)
+        prepared.write(
+            plan.run.run_id,
+            {"server": server, "model": plan.request.model, "prep_id": "prep-1", "profile": None},
+            proof,
+            plan.command,
+        )
         return plan
 
     def forget(self) -> None:

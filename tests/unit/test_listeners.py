@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import http_client, paths, ports
+from sgl_admin.base.command import Command
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract import listeners
-from sgl_admin.serving import strangers
+from sgl_admin.serving import services
 from sgl_admin.serving.server import Server
 
 _LISTEN = """
@@ -132,7 +133,9 @@ def port() -> int:
 def loading(port: int, log: Path) -> Server:
     """A server that loads for a long time."""
     log.touch()
-    return Server([sys.executable, "-c", "import time; time.sleep(600)"], {}, port, log)
+    return Server(
+        Command.public([sys.executable, "-c", "import time; time.sleep(600)"], {}), port, log
+    )
 
 
 def test_another_that_answers_while_the_server_loads_is_never_taken_for_it(
@@ -194,17 +197,17 @@ def test_a_service_that_another_process_answers_for_is_one_sentence(
     manifest = json.loads(json.dumps(MANIFEST))
     with listening("127.0.0.1") as (port, _group):
         manifest["services"]["node_exporter"]["port"] = port
-        assert strangers.problem(manifest) is None, "a process that is seen from here"
+        assert services.intrusion(manifest) is None, "a process that is seen from here"
         # As in a container: the other one's processes are not seen.
         monkeypatch.setattr(listeners, "pids", lambda: iter([os.getpid()]))
-        said = strangers.problem(manifest)
+        said = services.intrusion(manifest)
         assert said is not None and len(said) < 400
         assert f"port {port} is answered by a process of uid {os.getuid()} outside" in said
         assert "instead of this container's node_exporter: stop that process" in said
         # What the image lacks, the host may have.
         manifest["telemetry_surfaces"]["node_metrics"]["status"] = "unavailable"
-        assert strangers.problem(manifest) is None
-    assert strangers.problem(MANIFEST) is None, "nobody listens"
+        assert services.intrusion(manifest) is None
+    assert services.intrusion(MANIFEST) is None, "nobody listens"
 
 
 def test_an_answer_without_end_is_cut(port: int, tmp_path: Path) -> None:
@@ -222,7 +225,7 @@ def test_an_answer_without_end_is_cut(port: int, tmp_path: Path) -> None:
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     (tmp_path / "log").touch()
     try:
-        asked = Server([], {}, port, tmp_path / "log", group=os.getpgid(0))
+        asked = Server(Command.public([], {}), port, tmp_path / "log", group=os.getpgid(0))
         with pytest.raises(StageFailure, match="more than 16777216 bytes"):
             asked.prompt_tokens()
     finally:
@@ -313,7 +316,7 @@ def test_a_connection_that_another_took_before_the_server_is_seen(
         assert thief.says() == "taken"
         # As Prometheus keeps it, while the server that came later listens.
         with listening("127.0.0.1", thief.port) as (port, group):
-            server = Server([], {}, port, tmp_path / "log", group=group)
+            server = Server(Command.public([], {}), port, tmp_path / "log", group=group)
             assert ports.held_by_group("127.0.0.1", port, group) is True
             assert f"uid {os.getuid()} outside" in (ports.intruder(port) or "")
             assert not server.healthy()
@@ -380,7 +383,7 @@ def test_who_else_meets_the_servers_processes_is_named_and_ends_its_start(
     (tmp_path / "log").touch()
     with saying(_STORE) as (store, line):
         public, inner = map(int, line.split())
-        server = Server([], {}, public, tmp_path / "log")
+        server = Server(Command.public([], {}), public, tmp_path / "log")
         server._process = store
         monkeypatch.setattr(server, "_has_the_port", lambda: True)
         # Clients have the public port, and processes of this container have any.
@@ -397,7 +400,7 @@ def test_who_else_meets_the_servers_processes_is_named_and_ends_its_start(
             with pytest.raises(StageFailure, match=f"{words} {inner}, where") as caught:
                 server._demand_the_port()
             assert caught.value.error_type == "port_busy"
-            server.argv = ["--nnodes", "2"]
+            server._command = Command.public(["--nnodes", "2"], {})
             server._demand_the_port()
             assert ports.visitor(os.getpgid(0), public) is None
         assert ports.visitor(store.pid, public) is None

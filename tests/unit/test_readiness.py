@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import files, paths, ports
+from sgl_admin.base.command import Command
 from sgl_admin.contract.exit_codes import EXIT_NO_LIVE_RUN, EXIT_PROOF_FAILED
 from sgl_admin.records import prepared, served
 from sgl_admin.serving import benchmark_server, probe
@@ -56,7 +57,12 @@ class Site:
         result["telemetry_probe"] = proof
         validators.validate_prep_result(result)
         prep_id = result["run"]["prep_id"]
-        prepared.write(self.run_id, server, str(self.model), prep_id, proof)
+        prepared.write(
+            self.run_id,
+            {"server": server, "model": str(self.model), "prep_id": prep_id, "profile": None},
+            proof,
+            Command.public(argv, {}),
+        )
         validators.validate_prepared(files.read_json(prepared.path(self.run_id, identity)))
         files.write_json(paths.prep_result(self.run_id), result)
         return identity

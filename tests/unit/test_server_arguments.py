@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sgl_admin.base import paths
+from sgl_admin.base.command import Command
 from sgl_admin.commands import main as cli
 from sgl_admin.contract import values
 from sgl_admin.facts import devices
@@ -139,7 +140,12 @@ def test_arguments_of_a_prep_that_left_a_result_are_not_asked_for_once_more(
     argv = ENGINE.command(prep[-1], 1, 31999, list(server))
     record = {"identity": "sha256:" + "a" * 64, "argv": argv, "env": {}}
     prepared.folder(live_run).mkdir(parents=True)
-    prepared.write(live_run, record, prep[-1], "p", {"ok": False})
+    prepared.write(
+        live_run,
+        {"server": record, "model": prep[-1], "prep_id": "p", "profile": None},
+        {"ok": False},
+        Command.public(argv, {}),
+    )
     assert cli.main(request) == 0 and len(asked) == 1
     assert cli.main([*request, "--server-arg=--page-size=16"]) == 0 and len(asked) == 2
     assert cli.main([*prep, "--dry-run"]) == 0 and len(asked) == 2, "none is given"

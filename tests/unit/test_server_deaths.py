@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import paths, processes
+from sgl_admin.base.command import Command
 from sgl_admin.base.engine import HOST
 from sgl_admin.base.errors import StageFailure
 from sgl_admin.contract.stages import ERROR_TYPES
@@ -46,7 +47,9 @@ def start(tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> It
 
     def begin(script: str) -> server.Server:
         (tmp_path / "log").write_text("older: CUDA out of memory\n")
-        made = server.Server([sys.executable, "-c", script], {}, free_port, tmp_path / "log")
+        made = server.Server(
+            Command.public([sys.executable, "-c", script], {}), free_port, tmp_path / "log"
+        )
         started.append(made)
         made.start()
         return made

@@ -420,7 +420,7 @@ def flags(document: dict[str, Any]) -> list[str]:
         if field.flag is None or field.repeated or value in ([], None):
             continue
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words.append(f"{field.flag}={text}")
+        words.append(f"{field.flag or '--' + field.name.replace('_', '-')}={text}")
     return words
 
 

@@ -80,7 +80,12 @@ def prove(host: Host, live_run: str) -> None:
         "env": plan.server_environment,
     }
     proof = {"ok": True, "server": plan.server}
-    prepared.write(live_run, server, plan.request.model, "prep-1", proof)
+    prepared.write(
+        live_run,
+        {"server": server, "model": plan.request.model, "prep_id": "prep-1", "profile": None},
+        proof,
+        plan.command,
+    )
 
 
 def test_of_a_bare_tree(host: Host, container: Path, monkeypatch: pytest.MonkeyPatch) -> None:

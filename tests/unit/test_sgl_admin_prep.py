@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from sgl_admin.base import clock, files, gated, locks, paths, processes, versions
+from sgl_admin.base.command import Command
 from sgl_admin.base.errors import GpuUnavailable, Interrupted, StageFailure
 from sgl_admin.base.locks import LockTimeout
 from sgl_admin.commands import main as cli
@@ -29,7 +30,6 @@ from sgl_admin.prep import execute as execute_module
 from sgl_admin.prep import plan as plan_module
 from sgl_admin.prep.execute import Execution, confirm_proof
 from sgl_admin.prep.plan import Decision, Plan, plan_prep
-from sgl_admin.prep.progress import Progress
 from sgl_admin.records import caches, prepared, run
 from sgl_admin.records import job as job_module
 from sgl_admin.records.job import Job
@@ -763,8 +763,7 @@ def test_a_corrupt_record_of_a_prepared_server_is_set_aside(world: World) -> Non
 
 
 def test_progress_is_counted_and_estimated(world: World) -> None:
-    job = world.execution().job
-    made = Progress(job)
+    job = made = world.execution().job
     made.steps(0, 4, "requests", "warm-up requests")
     assert job.record["eta_s"] is None and job.record["message"] == "warm-up requests: 0 of 4"
     made._counted_from -= 10
@@ -967,7 +966,7 @@ def test_a_server_that_cannot_be_recorded_is_tried_once(fake_server: FakeServer)
 
 def real_server(log: Path, *argv: str, port: int = 9) -> server.Server:
     log.touch()
-    return server.Server(list(argv), {}, port, log)
+    return server.Server(Command.public(list(argv), {}), port, log)
 
 
 @pytest.mark.parametrize(
@@ -995,7 +994,8 @@ def popen(*arguments, **options):
     print(real(*arguments, **options).pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 subprocess.Popen = popen
-server.Server(["/bin/sleep", "600"], {}, 9, Path(sys.argv[1])).start()
+from sgl_admin.base.command import Command
+server.Server(Command.public(["/bin/sleep", "600"], {}), 9, Path(sys.argv[1])).start()
 """
 
 
