@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import quick
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import ContainerClient
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import (
     Request,
     Stage,
@@ -599,7 +601,7 @@ def test_another_run_is_named_or_waited_for(root: Path, source: Path) -> None:
     assert stage(root, source)["done"]
 
 
-class HubClient:
+class HubClient(ContainerClient):
     """A client that goes on when its run is gone, with the folder itself in its hands, as a
     container has it by its mount.
     """
@@ -626,6 +628,25 @@ class HubClient:
 
 def from_hub(root: Path, client: HubClient, **options: Any) -> dict[str, Any]:
     return Stage(request(root, "org/m", source="hub", **options), client).slice(0.0)
+
+
+def test_a_run_that_goes_on_needs_no_space_to_say_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client says best what a full disk is to a download, or it needs no more."""
+    client = HubClient()
+    from_hub(root, client, run="1")
+    state = Path(staging(root).folder) / model_digests.STATE
+    os.utime(state, (0, 0))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(model_digests, "write_json", full)
+    assert from_hub(root, client, run="1")["phase"] == "downloading"
+    assert state.stat().st_mtime > time.time() - 60
+    # Who brings the files has to be written.
+    assert "free space there" in refused(lambda: from_hub(root, client, run="2"))
 
 
 def test_a_client_of_the_hub_that_outlives_its_run_writes_into_nothing(

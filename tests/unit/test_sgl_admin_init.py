@@ -898,14 +898,15 @@ def test_a_programs_version() -> None:
 def test_both_sides_compute_the_same_identity(model_folder: Path) -> None:
     def both() -> str:
         mine = model.identity(model_folder)
-        assert mine == model_files.model_identity(str(model_folder))
+        assert mine == model_files.inspect_model(str(model_folder))["identity"]
         return mine
 
     first = both()
-    (model_folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    index = {"weight_map": {"model.norm.weight": "model.safetensors"}}
+    (model_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     second = both()
-    (model_folder / "config.json").write_text("{}")
-    (model_folder / "tokenizer.json").write_text("{}")
+    (model_folder / "config.json").write_text(json.dumps({**CONFIG, "rope_theta": 7}))
+    (model_folder / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
     assert len({first, second, both()}) == 3
 
 
