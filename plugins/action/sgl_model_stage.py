@@ -94,13 +94,14 @@ class ActionModule(ToldAction):
 
     def _slices(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The module again and again until it is done."""
-        moved, warnings = 0, []
+        moved, warnings, changed = 0, [], False
         while True:
             answer = self._call({**arguments, "budget_s": _BUDGET_S})
             warnings += [
                 warning for warning in answer.get("warnings", []) if warning not in warnings
             ]
             moved += answer.get("bytes_moved", 0)
+            changed = changed or answer.get("changed", False)
             if answer.get("failed") or self._task.check_mode or answer.get("done") is not False:
                 break
             self._shown.progress(
@@ -110,7 +111,7 @@ class ActionModule(ToldAction):
                 one_line(answer.get("waits_for") or ""),
             )
         if not answer.get("failed"):
-            answer["bytes_moved"] = moved
+            answer.update(bytes_moved=moved, changed=changed)
         if warnings:
             answer["warnings"] = warnings
         return answer

@@ -236,11 +236,11 @@ def _from_cache(path: str) -> dict[str, Digest]:
     found: dict[str, Digest] = {}
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for entry in entries:
-            target = os.readlink(entry.path) if entry.is_symlink() else ""
-            in_blobs = os.path.basename(os.path.dirname(target)) == "blobs"
-            digest = _etag(os.path.basename(target)) if in_blobs else None
-            if digest and may_count(entry.name):
-                found[entry.name] = digest
+            with contextlib.suppress(OSError):  # of what is no link
+                folder, etag = os.path.split(os.readlink(entry.path))
+                digest = _etag(etag) if os.path.basename(folder) == "blobs" else None
+                if digest and may_count(entry.name):
+                    found[entry.name] = digest
     return found
 
 

@@ -363,7 +363,8 @@ class Stage:
         read_again = self.request.full and staging.took_over(files)
         staging.swap(files, self._source(commit), **(self.request.fitting or {}))
         if read_again:
-            return self._answer("verifying", part=Slice(False, 0, part.bytes_total, moved))
+            part = Slice(False, 0, part.bytes_total, moved)
+            return self._answer("verifying", changed=True, part=part)
         answer = self._answer(
             "done", changed=True, found=model_digests.quick(self.path), model=self._model()
         )
@@ -385,11 +386,14 @@ class Stage:
         self,
         phase: str,
         *,
-        changed: bool = True,
+        changed: bool = False,
         part: Slice | None = None,
         found: Verification | None = None,
         model: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """``changed`` is of the model in its place and its record: what lies beside it yet does not
+        count.
+        """
         found = found or Verification(recorded=False)
         part = part or Slice(found.done, found.bytes_done, found.bytes_total, found.bytes_read)
         return {

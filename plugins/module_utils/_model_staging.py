@@ -110,7 +110,7 @@ class Request:
     full: bool = False
     # tp, device_count and device_name, as inspect_model takes them.
     fitting: dict[str, Any] | None = None
-    # Which run asks: so a client of it that died is told from one of an earlier run.
+    # Names the run that asks, so that a client of it that died differs from one of an earlier run.
     run: str = ""
     # What the controller has, where it sends the files; and whether they are still to be sent.
     manifest: dict[str, Any] | None = None
@@ -397,9 +397,13 @@ class Staging:
                 )
             self._throw_away()
         self._make(self.folder)
-        # Also where nothing changes: its time says that this run goes on.
-        parts = document["parts"] if document["source"] == source else {}
-        self._write_state({"source": source, "run": run, "parts": parts})
+        if (document["source"], document["run"]) != (source, run):
+            parts = document["parts"] if document["source"] == source else {}
+            self._write_state({"source": source, "run": run, "parts": parts})
+        else:
+            # Its time says that this run goes on, also while a full disk takes no new file.
+            with self._doing("write", self._state):
+                os.utime(self._state)
         return other
 
     def _goes_on(self) -> bool:
@@ -762,7 +766,7 @@ class Staging:
 
     @contextlib.contextmanager
     def _doing(self, what: str, path: str) -> Iterator[None]:
-        """An OSError meanwhile is a ModelError."""
+        """Raises ModelError, with the remedy, for an OSError meanwhile."""
         try:
             yield
         except OSError as error:

@@ -91,7 +91,7 @@ result, code = Execution(plan_prep(live, request), begun).run()
 server = result["run"]["server"]
 made = {**result["telemetry_probe"], **json.loads(sys.argv[1]), "server": server["identity"]}
 made = {**made, "prometheus_query": result["telemetry_probe"]["prometheus_query"]}
-prepared.write(live.run_id, server, request.model, prep_id, made, plan.command)
+prepared.write(live.run_id, result["run"], made, plan.command)
 files.write_json(paths.prep_result(live.run_id), {**result, "telemetry_probe": made})
 sys.exit(code)
 """

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import (
     CLIENT,
     PROXY_VARIABLES,
+    ContainerClient,
 )
 
 # requirements/dev.in has the version of roles/image/files/flavours/local/requirements.txt.
 PYTHON = sys.executable
 
 
-class ProcessClient:
+class ProcessClient(ContainerClient):
     """Each start is one process, in `started`; its arguments are in its list and environment."""
 
     def __init__(self) -> None:

@@ -11,7 +11,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
     ModelError,
     inspect_model,
@@ -175,8 +174,8 @@ def test_a_model_is_described_only_when_it_is_whole(
         assert found["architecture"] == written["architectures"][0] and re.fullmatch(
             "[A-Za-z0-9_]+", found["architecture"]
         )
-        assert isinstance(found["moe"], bool) and found["identity"] == model_files.model_identity(
-            str(path)
+        assert (
+            isinstance(found["moe"], bool) and found["identity"] == model.load(str(path)).identity
         )
         json.dumps(found)
 

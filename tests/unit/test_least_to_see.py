@@ -273,7 +273,6 @@ def test_no_lock_is_made_but_by_the_contracts_own_function() -> None:
     }
     assert set(takes) == {
         "plugins/module_utils/_contract/locks.py",
-        "plugins/module_utils/_model_staging.py",
         "sgl_admin/base/locks.py",
     }
 

@@ -25,6 +25,10 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests 
     verify,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
+    read_source,
+    survey,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +48,12 @@ def path(tmp_path: Path) -> Path:
 def recorded(path: Path) -> Path:
     assert verify(str(path), full=True).wrote_record
     return path
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each core reads a file."""
+    monkeypatch.setattr(model_digests, "_MOST_JOBS", 1)
 
 
 def refused(path: Path, **options: Any) -> str:
@@ -211,13 +221,35 @@ def test_the_hubs_cache_tells_the_digests_by_its_links(path: Path, tmp_path: Pat
     assert "tokenizer.json" in refused(snapshot)
 
 
+def test_a_link_of_the_hubs_cache_that_vanishes_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"a.json": "../../blobs/" + "a" * 64, "b.json": "../../blobs/" + "b" * 40}
+    for name, target in {**names, "c.json": "../" + "c" * 64, "d.json": "blobs/d"}.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "e.json").write_text("{}")
+    assert model_digests.read_record(str(tmp_path)).files.keys() == names.keys()
+    readlink = os.readlink
+    for gone in names:
+
+        def late(path: str, gone: str = gone) -> str:
+            if os.path.basename(path) == gone:
+                raise FileNotFoundError(path)
+            return readlink(path)
+
+        monkeypatch.setattr(os, "readlink", late)
+        known = model_digests.read_record(str(tmp_path)).files
+        assert known.keys() == names.keys() - {gone}
+
+
 # --- interrupted ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_slices_come_to_the_end_and_read_nothing_twice(path: Path) -> None:
     reads = []
     for _ in range(20):
-        found = verify(str(path), full=True, jobs=1, budget_s=0)
+        found = verify(str(path), full=True, budget_s=0)
         reads.append(found.bytes_read)
         if found.done:
             break
@@ -227,18 +259,25 @@ def test_slices_come_to_the_end_and_read_nothing_twice(path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_a_full_reading_after_a_quick_one_reads_all(recorded: Path) -> None:
-    verify(str(recorded), full=True, jobs=1, budget_s=0)
+    verify(str(recorded), full=True, budget_s=0)
     verify(str(recorded))
     assert verify(str(recorded), full=True).bytes_read == size_of(recorded)
 
 
-def test_progress_is_told(recorded: Path) -> None:
+@pytest.mark.usefixtures("one_at_a_time")
+def test_progress_is_told_and_goes_on_from_what_was_read(path: Path, tmp_path: Path) -> None:
+    files, memo = survey(str(path)), str(tmp_path / "memo.json")
     told: list[tuple[int, int]] = []
-    verify(str(recorded), full=True, progress=lambda done, total: told.append((done, total)))
-    assert told[-1][1] == size_of(recorded) and all(done <= total for done, total in told)
+    part, _known = read_source(str(path), files, memo, budget_s=0)
+    assert not part.done and 0 < part.bytes_done == part.bytes_moved < part.bytes_total
+    read_source(str(path), files, memo, progress=lambda done, total: told.append((done, total)))
+    assert all(part.bytes_done <= done <= total == size_of(path) for done, total in told)
+    assert told[-1] == (size_of(path), size_of(path))
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 @pytest.mark.parametrize("moment", range(1, 8))
 def test_a_reading_that_breaks_off_keeps_what_it_read(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, moment: int
@@ -255,7 +294,7 @@ def test_a_reading_that_breaks_off_keeps_what_it_read(
 
     monkeypatch.setattr(model_digests.Memo, "note", breaking)
     with pytest.raises(KeyboardInterrupt):
-        verify(str(recorded), full=True, jobs=1)
+        verify(str(recorded), full=True)
     monkeypatch.undo()
     left = len(quick(str(recorded)).unverified)
     assert left == SHARDS + 3 - (moment - 1)
@@ -269,10 +308,11 @@ def test_a_killed_reading_loses_at_most_what_is_being_read(recorded: Path) -> No
     program = (
         "import os, signal, sys\nsys.path.insert(0, sys.argv[1] + '/.ansible/collections')\nfrom"
         " ansible_collections.slice_bench.sglang.plugins.module_utils import _model_digests as"
-        " m\nm._SAVE_EVERY_S, note, seen = 0, m.Memo.note, []\ndef noted(memo, name, entry):\n   "
-        " note(memo, name, entry)\n    seen.append(name)\n    len(seen) == 4 and"
+        " m\nm._SAVE_EVERY_S, m._MOST_JOBS, note, seen = 0, 1, m.Memo.note, []\n"
+        "def noted(memo, name, entry):\n    note(memo, name, entry)\n    seen.append(name)\n"
+        "    len(seen) == 4 and"
         " os.kill(os.getpid(), signal.SIGKILL)\nm.Memo.note = noted\nm.verify(sys.argv[2],"
-        " full=True, jobs=1)\n"
+        " full=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(ROOT), str(recorded)], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -319,6 +359,7 @@ def test_what_a_killed_writer_left_goes_and_is_no_file_of_the_model(path: Path) 
     assert not left.exists() and other.exists()
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_a_memo_that_cannot_be_written_is_a_warning(
     recorded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +369,7 @@ def test_a_memo_that_cannot_be_written_is_a_warning(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(model_digests, "write_json", refuse)
-    found = verify(str(recorded), jobs=1, budget_s=0)
+    found = verify(str(recorded), budget_s=0)
     assert found.done and found.bytes_read == size_of(recorded) and "Read-only" in found.warnings[0]
     flip(shard(recorded))
     assert shard(recorded).name in refused(recorded)

@@ -10,11 +10,14 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible_collections.slice_bench.sglang.plugins.action import sgl_model_stage
 from ansible_collections.slice_bench.sglang.plugins.module_utils import (
     _model_digests as model_digests,
 )
@@ -24,6 +27,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils import (
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import quick
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
+from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import ContainerClient
 from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import (
     Request,
     Stage,
@@ -371,6 +375,42 @@ def test_a_full_reading_finds_what_rotted_in_a_file_that_was_taken_over(
     assert answer["done"] and answer["verified"] and contents(model(root)) == contents(source)
 
 
+def by_action(root: Path, source: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:
+    """The action's answer where each slice ends as soon as it may, and the phases of the slices
+    that say that they changed something.
+    """
+    action = object.__new__(sgl_model_stage.ActionModule)
+    changes: list[str] = []
+
+    def call(_arguments: dict[str, Any]) -> dict[str, Any]:
+        answer = stage(root, source, budget_s=0.0, **options)
+        changes.extend([answer["phase"]] if answer["changed"] else [])
+        return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(action, "_call", call)
+        patch.setattr(action, "_task", SimpleNamespace(check_mode=False), raising=False)
+        shown = sgl_model_stage.Shown(lambda _text: None)
+        patch.setattr(action, "_shown", shown, raising=False)
+        return action._slices({}), changes
+
+
+def test_the_action_says_changed_where_a_slice_put_the_model_in_its_place(
+    root: Path, source: Path
+) -> None:
+    answer, changes = by_action(root, source)
+    assert answer["done"] and answer["changed"] and changes == ["done"]
+    for full in (False, True):
+        answer, changes = by_action(root, source, full=full)
+        assert answer["verified"] and not answer["changed"] and changes == []
+    # What is taken over is read once more, after the model has its name.
+    (source / "new.json").write_text("{}")
+    answer, changes = by_action(root, source, full=True)
+    assert answer["verified"] and answer["changed"] and changes == ["verifying"]
+    answer, changes = by_action(root, source, full=True)
+    assert answer["verified"] and not answer["changed"] and changes == []
+
+
 def test_a_small_file_of_the_hub_that_was_touched_is_brought_once(root: Path, source: Path) -> None:
     data = (source / "config.json").read_bytes()
     git_name = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
@@ -595,11 +635,12 @@ def test_another_run_is_named_or_waited_for(root: Path, source: Path) -> None:
         assert f"is staged by another run (pid {os.getpid()} of uid {os.geteuid()} (" in refused(
             lambda: stage(root, source)
         )
-        assert stage(root, source, budget_s=0.0)["phase"] == "waiting"
+        answer = stage(root, source, budget_s=0.0)
+        assert (answer["phase"], answer["changed"]) == ("waiting", False)
     assert stage(root, source)["done"]
 
 
-class HubClient:
+class HubClient(ContainerClient):
     """A client that goes on when its run is gone, with the folder itself in its hands, as a
     container has it by its mount.
     """
@@ -626,6 +667,25 @@ class HubClient:
 
 def from_hub(root: Path, client: HubClient, **options: Any) -> dict[str, Any]:
     return Stage(request(root, "org/m", source="hub", **options), client).slice(0.0)
+
+
+def test_a_run_that_goes_on_needs_no_space_to_say_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client says best what a full disk is to a download, or it needs no more."""
+    client = HubClient()
+    from_hub(root, client, run="1")
+    state = Path(staging(root).folder) / model_digests.STATE
+    os.utime(state, (0, 0))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(model_digests, "write_json", full)
+    assert from_hub(root, client, run="1")["phase"] == "downloading"
+    assert state.stat().st_mtime > time.time() - 60
+    # Who brings the files has to be written.
+    assert "free space there" in refused(lambda: from_hub(root, client, run="2"))
 
 
 def test_a_client_of_the_hub_that_outlives_its_run_writes_into_nothing(

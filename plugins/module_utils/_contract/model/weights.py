@@ -252,8 +252,8 @@ def _missing_name(path: str, name: str) -> str:
 
 
 def _shard_problem(path: str, size: int, expected: set[str] | None, found: Shards) -> str | None:
-    """What is wrong with a weight file of this size, or None; its layers and what is odd of its
-    tensors are noted in `found`. Raises OSError when it cannot be read.
+    """What is wrong with a weight file of this size, or None; its layers, and tensors that it lacks
+    or repeats, are noted in `found`. Raises OSError when it cannot be read.
     """
     if size == 0:
         return "empty"
