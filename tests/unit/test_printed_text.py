@@ -186,14 +186,14 @@ def test_what_an_action_answers_and_shows(monkeypatch: pytest.MonkeyPatch) -> No
     shown: list[str] = []
 
     class Action(ToldAction):
-        def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        def act(self) -> dict[str, Any]:
             self.say(ESCAPES)
             self.warn(ESCAPES)
-            return {**self.begin(tmp, task_vars), "msg": ESCAPES}
+            return {"msg": ESCAPES}
 
     action = object.__new__(Action)
     action._display = SimpleNamespace(display=shown.append, warning=shown.append)
-    answer = action.run()
+    answer = action.run(None, {"inventory_hostname": f"a{ESCAPES}"})
     assert allowed(answer["msg"]) and len(shown) == 2
     assert all(allowed(text) and "\n" not in text for text in shown)
 

@@ -333,13 +333,12 @@ class ValuesAction(sgl_values.ActionModule):
         self._arguments = arguments
         self._templar = SimpleNamespace(template=lambda value: value)
         self._loader = None
+        self._task = SimpleNamespace(async_val=0, check_mode=False)
+        self._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir="/nowhere"))
         self.warned: list[str] = []
 
     def warn(self, text: object) -> None:
         self.warned.append(str(text))
-
-    def begin(self, tmp: object, task_vars: object) -> dict[str, Any]:
-        return {}
 
     def validate_argument_spec(self, argument_spec: Any = None, **_: Any) -> Any:
         given = {name: option.get("default") for name, option in argument_spec.items()}
