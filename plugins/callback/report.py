@@ -69,7 +69,7 @@ class CallbackModule(CallbackBase):
 
     def __init__(self) -> None:
         super().__init__()
-        # That of the playbook takes its place before anything is told.
+        # The playbook's own takes its place before any task runs.
         self._report = Report("", False)
         # Hosts whose prep is followed now.
         self._followed: set[str] = set()
