@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import cache_group
+from ansible_collections.slice_bench.sglang.plugins.filter.fleet import cache_group
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
     NAMES as STAGES,
 )
