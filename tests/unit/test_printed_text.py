@@ -159,7 +159,7 @@ def test_what_the_front_shows_of_a_fleet(
     output: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = SimpleNamespace(summary=lambda _: [ESCAPES], of_report=lambda _: {"a": ESCAPES})
-    monkeypatch.setattr(fleet, "report_fleet", lambda: report)
+    monkeypatch.setattr(fleet, "part", lambda _: report)
     monkeypatch.setattr(fleet, "exit_code", lambda _: 0)
     keys = ("report_id", "check_mode", "started_at", "finished_at", "duration_s")
     fleet.say(dict.fromkeys(keys, ESCAPES), True)
