@@ -26,8 +26,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts
     one_line,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
+    AdminError,
     PrepClient,
-    PrepError,
     did_work,
     failure,
 )
@@ -67,7 +67,7 @@ class ActionModule(AdminAction):
         try:
             follow = self._plan if self._task.check_mode else self._prep
             return {**named, **follow(client, given)}
-        except PrepError as error:
+        except AdminError as error:
             return {**named, "failed": True, "msg": str(error), "exit_code": error.exit_code}
         except BROKEN_ANSWER as error:
             return {**named, "failed": True, "msg": breaks_the_contract(error)}
@@ -126,7 +126,7 @@ class ActionModule(AdminAction):
                 envelope = client.follow(job["prep_id"], _POLL_S)
         result = envelope["result"]
         if job is None:
-            raise PrepError("sgl-admin has no record of the prep that it began; run this again")
+            raise AdminError("sgl-admin has no record of the prep that it began; run this again")
         outcome: dict[str, Any] = {
             "changed": result is not None and did_work(result),
             "prep_id": job["prep_id"],

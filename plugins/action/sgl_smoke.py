@@ -7,9 +7,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import AdminError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._smoke_client import (
     SmokeClient,
-    SmokeError,
     failure,
     test_line,
 )
@@ -51,7 +51,7 @@ class ActionModule(AdminAction):
                 },
                 "exit_code": summary["exit_code"] if isinstance(summary["exit_code"], int) else 1,
             }
-        except SmokeError as error:
+        except AdminError as error:
             return {"failed": True, "msg": str(error), "exit_code": error.exit_code}
         except BROKEN_ANSWER as error:
             return {"failed": True, "msg": breaks_the_contract(error)}
