@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleValueOmittedError
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_values
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
 from jinja2.nativetypes import NativeEnvironment
@@ -401,3 +402,15 @@ def test_a_host_warns_of_what_its_inventory_sets_and_its_profile_sets_too() -> N
 
 def test_a_host_without_profiles_says_none() -> None:
     assert ValuesAction().run(None, {})["profiles"] == []
+
+
+def test_what_another_host_omits_is_as_if_it_were_not_set() -> None:
+    class Variables(dict):
+        def __getitem__(self, name: str) -> Any:
+            if (value := super().__getitem__(name)) is None:
+                raise AnsibleValueOmittedError
+            return value
+
+    other = Variables(sgl_model=None, sgl_tp=0)
+    answer = ValuesAction(hosts=["other"]).run(None, {"hostvars": {"other": other}})
+    assert answer["msg"] == "host other: sgl_tp is 0: set it to a whole number from 1 to 1024"
