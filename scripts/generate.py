@@ -216,8 +216,8 @@ def host_info_spec() -> str:
     """plugins/module_utils/_host_info_spec.py: what the module takes, without the contract's texts,
     which a host has no use for.
     """
-    given = options.module_spec(options.INFO)
-    rows = "".join(_literal(name, spec) for name, spec in given.items())
+    given = options.of_module(options.INFO)
+    rows = "".join(_literal(name, option.spec()) for name, option in given)
     return f"{_HOST_INFO_SPEC}SPEC: dict[str, dict[str, Any]] = {{\n{rows}}}\n"
 
 
@@ -616,41 +616,16 @@ FILES: dict[str, Callable[[], str]] = {
     "docs/images/architecture.svg": architecture.svg,
 }
 PARTS: list[tuple[str, str, str, Callable[[], str]]] = [
-    (
-        "docs/reference/variables.md",
-        "<!-- variables -->\n",
-        "<!-- end of variables -->\n",
-        variables_table,
-    ),
-    (
-        "docs/reference/exit-codes.md",
-        "<!-- exit codes -->\n",
-        "<!-- end of exit codes -->\n",
-        exit_code_table,
-    ),
-    (
-        "docs/reference/commands.md",
-        "<!-- commands -->\n",
-        "<!-- end of commands -->\n",
-        command_tables,
-    ),
-    (
-        "docs/reference/commands.md",
-        "<!-- environment -->\n",
-        "<!-- end of environment -->\n",
-        environment_table,
-    ),
-    (
-        "docs/reference/support.md",
-        "<!-- versions -->\n",
-        "<!-- end of versions -->\n",
-        support_table,
-    ),
-    (
-        "docs/explanation/decisions.md",
-        "<!-- decisions -->\n",
-        "<!-- end of decisions -->\n",
-        decisions_table,
+    *(
+        (f"docs/{page}.md", f"<!-- {part} -->\n", f"<!-- end of {part} -->\n", write)
+        for page, part, write in (
+            ("reference/variables", "variables", variables_table),
+            ("reference/exit-codes", "exit codes", exit_code_table),
+            ("reference/commands", "commands", command_tables),
+            ("reference/commands", "environment", environment_table),
+            ("reference/support", "versions", support_table),
+            ("explanation/decisions", "decisions", decisions_table),
+        )
     ),
     (
         "roles/provider_prep/tasks/main.yml",

@@ -178,18 +178,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     top = parser()
     arguments, further = top.parse_known_args(argv)
-    # A fleet's other arguments are ansible-playbook's, those of the container sgl-admin's.
-    if further and arguments.command not in ("fleet", "ready", "server", "perf", "prep"):
-        top.error(f"unrecognized arguments: {' '.join(further)}")
-    arguments.further = further
     from sgl_admin.contract.texts import say, say_lines
     from slice_bench import caller, commands
     from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed
 
+    # A fleet's other arguments are ansible-playbook's, those of the container sgl-admin's.
+    if further and arguments.command not in ("fleet", *commands.IN_CONTAINER):
+        top.error(f"unrecognized arguments: {' '.join(further)}")
+    arguments.further = further
+
     try:
-        found = caller.from_environment()
-        if arguments.command != "fleet":
-            found = caller.with_arguments(found, arguments)
+        found = caller.with_arguments(caller.from_environment(), arguments)
         return commands.COMMANDS[arguments.command](arguments, found)
     except caller.WrongUsage as error:
         say_lines(f"ERROR: {error}", sys.stderr)
@@ -209,12 +208,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return 130
 
 
-def _told_to_stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
     bootstrap()
     # Its playbook is ended in order too.
-    signal.signal(signal.SIGTERM, _told_to_stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

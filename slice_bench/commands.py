@@ -15,31 +15,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from sgl_admin.contract import records
+from sgl_admin.contract import profiles, records
 from sgl_admin.contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN
 from sgl_admin.contract.stages import OPTIONS as STAGE_OPTIONS
 from sgl_admin.contract.stages import STAGES
 from sgl_admin.contract.texts import say, say_json, say_lines
-from slice_bench import fleet, profiles, words
+from slice_bench import fleet, words
 from slice_bench.caller import Caller, WrongUsage
-from slice_bench.collection import docker_cli
+from slice_bench.collection import part
 from slice_bench.playbook import CHECKOUT, EXIT_FAILED, EXIT_OWNERSHIP, Failed, Outcome, play
+
+# What sgl-admin answers in the container.
+IN_CONTAINER = ("server", "prep", "ready", "perf")
 
 
 def start(_arguments: argparse.Namespace, caller: Caller) -> int:
     if caller.validate_only:
-        host = done(play("validate", caller.variables, *caller.flags, verbose=caller.verbose)).host
+        host = done(play("validate", caller, {})).host
         say(f"The host tree is there and {whose(host)}; Docker was not asked (VALIDATE_ONLY=1).")
         return 0
     look_after_docker(caller)
-    outcome = play(
-        "start",
-        {**caller.variables, "sgl_keep_running": True},
-        *caller.flags,
-        verbose=caller.verbose,
-        heartbeat=True,
-    )
-    links = done(outcome).links
+    outcome = play("start", caller, {"sgl_keep_running": True}, heartbeat=True)
+    links = done(outcome).host["links"]
     say_notes(outcome)
     check_pointer(Path(links["manifest"]), caller)
     say(f"CONTAINER_RUN_META_JSON_HOST={links['manifest']}")
@@ -63,8 +60,8 @@ def stop(arguments: argparse.Namespace, caller: Caller) -> int:
     if shutil.which("docker") is None and not caller.own_inventory:
         say("Nothing runs: there is no Docker on this machine.")
         return 0
-    variables = {**caller.variables, **({"sgl_stop_force": True} if arguments.force else {})}
-    outcome = play("stop", variables, *caller.flags, verbose=caller.verbose, heartbeat=True)
+    variables = {"sgl_stop_force": True} if arguments.force else {}
+    outcome = play("stop", caller, variables, heartbeat=True)
     failure = outcome.failure()
     if failure and outcome.host.get("in_use") and not arguments.force:
         raise Failed(str(failure), EXIT_BUSY)
@@ -87,24 +84,17 @@ def say_notes(outcome: Outcome) -> None:
 def provider_prep(arguments: argparse.Namespace, caller: Caller) -> int:
     names = list(dict.fromkeys(arguments.profile))
     stages = _stages_of(names, arguments, caller)
-    variables: dict[str, Any] = {"sgl_profiles": names}
+    variables: dict[str, Any] = {"sgl_profiles": names, "sgl_keep_running": True}
     if _changes_stages(arguments):
         variables["sgl_stages"] = stages
     if arguments.skip_moe_fusion_cache:
         variables["sgl_moe_fusion"] = "skip"
     if arguments.tp is not None:
         variables["sgl_tp"] = arguments.tp
-    variables = {**variables, **caller.variables, "sgl_keep_running": True}
     if not arguments.dry_run:
         look_after_docker(caller)
-    outcome = play(
-        "prep",
-        variables,
-        *caller.flags,
-        *(["--check"] if arguments.dry_run else []),
-        verbose=caller.verbose,
-        heartbeat=True,
-    )
+    flags = ["--check"] if arguments.dry_run else []
+    outcome = play("prep", caller, variables, *flags, heartbeat=True)
     say_notes(outcome)
     return (
         say_dry_run(outcome, stages) if arguments.dry_run else say_result(outcome, arguments.json)
@@ -121,7 +111,7 @@ def _stages_of(names: list[str], arguments: argparse.Namespace, caller: Caller) 
     """
     found = []
     for name in names:
-        stages = profiles.variables(profiles.load(name, caller.inventory_dir))["sgl_stages"]
+        stages = profiles.variables(_load(name, caller.inventory_dir))["sgl_stages"]
         if arguments.tune_moe:
             stages["moe"] = "ensure"
         for stage in STAGES:
@@ -135,6 +125,16 @@ def _stages_of(names: list[str], arguments: argparse.Namespace, caller: Caller) 
         )
     last: dict[str, str] = found[-1]
     return last
+
+
+def _load(name: str, beside: str | None = None) -> dict[str, Any]:
+    """A profile's content. Raises WrongUsage: there is none of that name, or it is wrong."""
+    files = part("plugin_utils.profile_files")
+    try:
+        found: dict[str, Any] = files.load(name, beside)
+    except files.ProfileError as error:
+        raise WrongUsage(str(error)) from error
+    return found
 
 
 def say_result(outcome: Outcome, as_json: bool) -> int:
@@ -199,32 +199,9 @@ def status_line(status: str, stages: dict[str, str]) -> str:
     )
 
 
-def server(arguments: argparse.Namespace, caller: Caller) -> int:
-    """Start, stop, or ask after the prepared server."""
-    named = [arguments.profile] if arguments.profile else []
-    return _in_container(caller, "server", arguments.action, *named, *arguments.further)
-
-
-def prep(arguments: argparse.Namespace, caller: Caller) -> int:
-    """End the prep that runs."""
-    return _in_container(caller, "prep", arguments.action, *arguments.further)
-
-
-def ready(arguments: argparse.Namespace, caller: Caller) -> int:
-    """Whether METRICS_READY holds now."""
-    return _in_container(caller, "ready", *arguments.further)
-
-
-def perf(arguments: argparse.Namespace, caller: Caller) -> int:
-    """Measure the host for the prepared server."""
-    named = [arguments.profile] if arguments.profile else []
-    flags = ["--rebuild"] if arguments.rebuild else []
-    return _in_container(caller, "perf", *named, *flags, *arguments.further)
-
-
 def system(_arguments: argparse.Namespace, caller: Caller) -> int:
     """Print the host in the form of MLPerf's submissions; standard error has what it lacks."""
-    outcome = done(play("system", caller.variables, *caller.flags, verbose=caller.verbose))
+    outcome = done(play("system", caller, {}))
     description = outcome.host["system"]
     about = description["slice_bench"]
     say_json(description, indent=2)
@@ -235,13 +212,13 @@ def system(_arguments: argparse.Namespace, caller: Caller) -> int:
     return 0
 
 
-def _in_container(caller: Caller, *words: str) -> int:
+def in_container(arguments: argparse.Namespace, caller: Caller) -> int:
     """sgl-admin itself answers, with its exit code, in the container that the inventory names."""
     if shutil.which("docker") is None:
         raise Failed(
             "there is no Docker on this machine, so no server: prepare it first (provider-prep)"
         )
-    outcome = done(play("look", caller.variables, *caller.flags, verbose=caller.verbose))
+    outcome = done(play("look", caller, {}))
     container = outcome.host["container"]
     if container["id"] is None:
         raise Failed(
@@ -249,7 +226,10 @@ def _in_container(caller: Caller, *words: str) -> int:
             " (slice_bench provider-prep)",
             EXIT_NO_LIVE_RUN,
         )
-    command = ["sgl-admin", *words]
+    named = [getattr(arguments, name, None) for name in ("action", "profile")]
+    flags = ["--rebuild"] if getattr(arguments, "rebuild", False) else []
+    words = [*filter(None, named), *flags, *arguments.further]
+    command = ["sgl-admin", arguments.command, *words]
     # By its id, which no other machine's container has.
     if not is_here(container["id"]):
         raise Failed(
@@ -281,7 +261,7 @@ def _shown(command: list[str]) -> int:
 
 def is_here(container_id: str) -> bool:
     """Whether this machine's Docker has the container. Raises Failed where it cannot be asked."""
-    docker = docker_cli()
+    docker = part("module_utils._docker_cli")
 
     def run(command: list[str]) -> tuple[int, str, str]:
         asked = subprocess.run(
@@ -296,13 +276,13 @@ def is_here(container_id: str) -> bool:
 
 
 def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
-    variables = {**caller.variables}
+    variables: dict[str, Any] = {}
     if arguments.scenario:
         path = Path(arguments.scenario)
         if not path.is_file():
             raise WrongUsage(f"there is no scenario file {path}")
         variables["sgl_smoke_scenario"] = str(path.resolve())
-    outcome = play("smoke", variables, *caller.flags, verbose=caller.verbose, heartbeat=True)
+    outcome = play("smoke", caller, variables, heartbeat=True)
     found, failure = (
         outcome.host["smoke"] or {"summary": None, "exit_code": None},
         outcome.failure(),
@@ -329,9 +309,9 @@ def smoke(arguments: argparse.Namespace, caller: Caller) -> int:
 
 
 def list_profiles(_arguments: argparse.Namespace, _caller: Caller) -> int:
-    for name in profiles.known():
+    for name in part("plugin_utils.profile_files").known():
         try:
-            about = profiles.load(name).get("description", "")
+            about = _load(name).get("description", "")
         except WrongUsage as error:
             about = f"ERROR: {error}"
         say(f"{name:48} {about}".rstrip())
@@ -340,9 +320,9 @@ def list_profiles(_arguments: argparse.Namespace, _caller: Caller) -> int:
 
 def prepare_fleet(arguments: argparse.Namespace, caller: Caller) -> int:
     # Without an inventory the fleet is this machine.
-    if not (arguments.report or arguments.inventory or {"-C", "--check"} & set(arguments.further)):
+    if not (arguments.report or {"-C", "--check"} & set(arguments.further)):
         look_after_docker(caller)
-    return fleet.run(arguments)
+    return fleet.run(arguments, caller)
 
 
 def done(outcome: Outcome) -> Outcome:
@@ -387,14 +367,11 @@ def check_pointer(manifest: Path, caller: Caller) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Caller], int]] = {
+    **dict.fromkeys(IN_CONTAINER, in_container),
     "start": start,
     "stop": stop,
     "provider-prep": provider_prep,
-    "server": server,
-    "ready": ready,
-    "perf": perf,
     "system": system,
-    "prep": prep,
     "smoke": smoke,
     "profiles": list_profiles,
     "fleet": prepare_fleet,

@@ -5,18 +5,19 @@ exit code for whether all are ready.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.contract import texts
-from slice_bench.caller import WrongUsage
-from slice_bench.collection import report_fleet
+from slice_bench.caller import Caller, WrongUsage
+from slice_bench.collection import part
 from slice_bench.playbook import EXIT_FAILED, EXIT_USAGE, Failed, play_fleet
 
 EXIT_INTERRUPTED = 130
+# What sums up a report.
+_REPORT_FLEET = "plugin_utils.report_fleet"
 # How ansible-playbook ends when a person interrupts it, and on an error of its own.
 _INTERRUPTED = (99, -signal.SIGINT, -signal.SIGTERM)
 _UNEXPECTED = 250
@@ -55,26 +56,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, caller: Caller) -> int:
     if arguments.report:
         if arguments.inventory or arguments.limit or arguments.further:
             raise WrongUsage("--report runs nothing, so it takes nothing to run with")
         report = read(arguments.report)
     else:
-        report = prepare(arguments)
+        report = prepare(arguments, caller)
     return say(report, arguments.json)
 
 
-def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
+def prepare(arguments: argparse.Namespace, caller: Caller) -> dict[str, Any]:
     """Run the playbook; returns its report. Raises Failed where there is none, or where it says
     nothing of why the run failed.
     """
-    for inventory in arguments.inventory:
-        if "," not in inventory and not os.path.exists(inventory):
-            raise WrongUsage(f"there is no inventory {inventory}")
-    flags = [word for inventory in arguments.inventory for word in ("--inventory", inventory)]
-    flags += ["--limit", arguments.limit] if arguments.limit else []
-    code, report = play_fleet("prep", *flags, *arguments.further, output_on_stderr=arguments.json)
+    words = (*caller.flags, *arguments.further)
+    code, report = play_fleet("prep", *words, output_on_stderr=arguments.json)
     if code in _INTERRUPTED:
         raise Failed(
             "the run was interrupted; a prep that had begun goes on: ask the same again to attach"
@@ -124,11 +121,9 @@ def say(report: dict[str, Any], as_json: bool) -> int:
     schema.
     """
     try:
-        lines, found, code = (
-            report_fleet().summary(report),
-            report_fleet().of_report(report),
-            exit_code(report),
-        )
+        of_fleet = part(_REPORT_FLEET)
+        lines, found = of_fleet.summary(report), of_fleet.of_report(report)
+        code = exit_code(report)
         about = {
             key: report[key]
             for key in ("report_id", "check_mode", "started_at", "finished_at", "duration_s")
@@ -143,7 +138,7 @@ def say(report: dict[str, Any], as_json: bool) -> int:
 
 
 def exit_code(report: dict[str, Any]) -> int:
-    fleet = report_fleet().of_report(report)
+    fleet = part(_REPORT_FLEET).of_report(report)
     if report["check_mode"]:
         return EXIT_FAILED if fleet["failures"] or fleet["not_finished"] else 0
     ready = fleet["metrics_ready"]

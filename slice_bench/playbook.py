@@ -11,12 +11,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgl_admin.contract.texts import say
 from slice_bench import words
+from slice_bench.caller import Caller
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 HEARTBEAT_S = 5.0
@@ -50,11 +53,6 @@ class Outcome:
     host: dict[str, Any]
     log: Path | None = None
 
-    @property
-    def links(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.host["links"]
-        return found
-
     def failure(self) -> Failed | None:
         if self.host["status"] == "ok":
             return None
@@ -65,41 +63,25 @@ class Outcome:
 
 
 def play(
-    name: str,
-    variables: dict[str, Any],
-    *flags: str,
-    verbose: bool = False,
-    heartbeat: bool = False,
+    name: str, caller: Caller, variables: dict[str, Any], *flags: str, heartbeat: bool = False
 ) -> Outcome:
-    """Run playbooks/<name>.yml. Raises Failed where it ended before it could say anything of the
-    host.
+    """Run playbooks/<name>.yml with these variables beside the caller's. Raises Failed where it
+    ended before it could say anything of the host.
     """
     with tempfile.TemporaryDirectory(prefix="slice-bench-") as folder:
         given, outcome = Path(folder) / "variables.json", Path(folder) / "outcome.json"
-        given.write_text(json.dumps(variables), encoding="utf-8")
-        process = subprocess.Popen(
-            [
-                str(_program("ansible-playbook")),
-                f"playbooks/{name}.yml",
-                "--extra-vars",
-                f"@{given}",
-                *flags,
-            ],
+        given.write_text(json.dumps({**caller.variables, **variables}), encoding="utf-8")
+        with _ansible_playbook(
+            f"playbooks/{name}.yml",
+            *("--extra-vars", f"@{given}", *caller.flags, *flags),
             cwd=CHECKOUT,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             env=_environment_of_checkout(outcome),
-        )
-        try:
-            output = _follow(process, name, verbose, heartbeat)
-        except BaseException:
-            # Ansible ends its own children; a prep or a smoke in the container goes on.
-            process.terminate()
-            process.wait()
-            raise
+        ) as process:
+            output = _follow(process, name, caller.verbose, heartbeat)
         log = _write_log(name, output) if process.returncode or not outcome.exists() else None
         if not outcome.exists():
             why = words.of_caller(words.error_of("".join(output)))
@@ -181,22 +163,13 @@ def play_fleet(
             environment["ANSIBLE_CONFIG"] = str(CHECKOUT / "ansible.cfg")
             environment.setdefault("SGL_REPORT_DIR", str(CHECKOUT / "reports"))
         sys.stdout.flush()
-        process = subprocess.Popen(
-            [
-                str(_program("ansible-playbook")),
-                str(CHECKOUT / "playbooks" / f"{name}.yml"),
-                *flags,
-            ],
-            stdin=subprocess.DEVNULL,
+        with _ansible_playbook(
+            str(CHECKOUT / "playbooks" / f"{name}.yml"),
+            *flags,
             stdout=sys.stderr if output_on_stderr else None,
             env=environment,
-        )
-        try:
+        ) as process:
             code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
         return code, json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else None
 
 
@@ -224,6 +197,21 @@ def _usable_locale() -> dict[str, str]:
     finally:
         locale.setlocale(locale.LC_ALL, before)
     return {} if usable else {"LC_ALL": "C.UTF-8"}
+
+
+@contextmanager
+def _ansible_playbook(*arguments: str, **how: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process of ansible-playbook. Where the caller is interrupted it ends, and so do its
+    children; a prep or a smoke in the container goes on.
+    """
+    command = [str(_program("ansible-playbook")), *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **how)
+    try:
+        yield process
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _program(name: str) -> Path:

@@ -52,14 +52,13 @@ class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        self.begin(tmp, task_vars)
+    def act(self) -> dict[str, Any]:
         arguments = dict(self._task.args)
         for name in ("inputs", "step", "context_archive", "wheels_archive"):
             arguments.pop(name, None)
         found = arguments.pop("found", None)
         if arguments.get("source", "build") != "build":
-            return self._taken(arguments, found, task_vars)
+            return self._taken(arguments, found)
         archive = pack(str(arguments.get("context", "")), str(arguments.get("flavour", "")))
         options = {name: arguments.get(name) for name in _INPUT_OPTIONS}
         options.update(
@@ -78,13 +77,13 @@ class ActionModule(ToldAction):
                 "next_step": None,
             }
 
-        result = self._module(arguments, task_vars)
+        result = self._module(arguments)
         if result.get("failed") or result.get("image") or self._task.check_mode:
             return result
         diff = result.get("diff")
         remote = self._send(archive)
         try:
-            result = self._steps({**arguments, "context_archive": remote}, task_vars)
+            result = self._steps({**arguments, "context_archive": remote})
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         if not result.get("failed") and not result.get("image"):
@@ -100,27 +99,22 @@ class ActionModule(ToldAction):
             result["diff"] = diff
         return result
 
-    def _steps(self, arguments: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+    def _steps(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Each step tells the next; the limit keeps a host on which nothing ever gets done from
         going round for ever.
         """
-        result = self._module(arguments, task_vars)
+        result = self._module(arguments)
         for _attempt in range(len(_BUILD_STEPS)):
             step = result.get("next_step")
             if result.get("failed") or step is None:
                 break
-            self._say(arguments, step, task_vars)
-            result = self._module({**arguments, "step": step}, task_vars)
+            self._say(arguments, step)
+            result = self._module({**arguments, "step": step})
             if result.get("failed") and result.get("wheels"):
-                result = self._bring_wheels({**arguments, "step": step}, result, task_vars)
+                result = self._bring_wheels({**arguments, "step": step}, result)
         return result
 
-    def _taken(
-        self,
-        arguments: dict[str, Any],
-        found: dict[str, Any] | None,
-        task_vars: dict[str, Any] | None,
-    ) -> dict[str, Any]:
+    def _taken(self, arguments: dict[str, Any], found: dict[str, Any] | None) -> dict[str, Any]:
         """The image from a registry or an archive."""
         if found and arguments["source"] == "pull" and found["name"] == arguments.get("name"):
             reference = str(arguments.get("pull"))
@@ -135,43 +129,39 @@ class ActionModule(ToldAction):
                 and pulled_by_digest(found, reference)
             ):
                 return {"changed": False, "image": found, "inputs": None, "next_step": None}
-        result = self._module(arguments, task_vars)
+        result = self._module(arguments)
         if result.get("failed") or result.get("image") or self._task.check_mode:
             return result
-        self._say(arguments, result["next_step"], task_vars)
-        return self._module({**arguments, "step": result["next_step"]}, task_vars)
+        self._say(arguments, result["next_step"])
+        return self._module({**arguments, "step": result["next_step"]})
 
-    def _say(self, arguments: dict[str, Any], step: str, task_vars: dict[str, Any] | None) -> None:
-        self.say(f"{self._host(task_vars)}: image {arguments['name']}: {_SAYS[step]}")
+    def _say(self, arguments: dict[str, Any], step: str) -> None:
+        self.say(f"image {arguments['name']}: {_SAYS[step]}")
 
-    def _module(
-        self, arguments: dict[str, Any], task_vars: dict[str, Any] | None
-    ) -> dict[str, Any]:
+    def _module(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The module's answer; it is called again while another run has the host's build folder."""
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             answer: dict[str, Any] = self._execute_module(
                 module_name="slice_bench.sglang.sgl_image",
                 module_args=arguments,
-                task_vars=task_vars,
+                task_vars=self._vars,
             )
             held = answer.pop("waits_for", None)
             if held is None:
                 return answer
             if time.monotonic() >= deadline:
                 return {**answer, "failed": True, "msg": one_line(held)}
-            self.say(f"{self._host(task_vars)}: image {arguments['name']} waits: {one_line(held)}")
+            self.say(f"image {arguments['name']} waits: {one_line(held)}")
 
-    def _bring_wheels(
-        self, arguments: dict[str, Any], refused: dict[str, Any], task_vars: dict[str, Any] | None
-    ) -> dict[str, Any]:
+    def _bring_wheels(self, arguments: dict[str, Any], refused: dict[str, Any]) -> dict[str, Any]:
         """The wheels that the host's pip could not fetch (Ubuntu Server has none), by the
         controller's.
         """
         wheels = refused["wheels"]
         why = image_wheels.reason(str(refused.get("msg")))
         self.say(
-            f"{self._host(task_vars)}: image {arguments['name']}: the Python packages, by the"
+            f"image {arguments['name']}: the Python packages, by the"
             f" controller's pip, as the host's cannot fetch them ({why})"
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +190,7 @@ class ActionModule(ToldAction):
                 for name in sorted(os.listdir(fetched)):
                     packed.add(os.path.join(fetched, name), name)
             remote = self._transfer(archive, "wheels.tar")
-        return self._module({**arguments, "wheels_archive": remote}, task_vars)
+        return self._module({**arguments, "wheels_archive": remote})
 
     def _send(self, archive: bytes) -> str:
         with tempfile.NamedTemporaryFile() as local:
@@ -215,7 +205,3 @@ class ActionModule(ToldAction):
         self._transfer_file(path, remote)
         self._fixup_perms2((self._connection._shell.tmpdir, remote))
         return str(remote)
-
-    @staticmethod
-    def _host(task_vars: dict[str, Any] | None) -> str:
-        return str((task_vars or {}).get("inventory_hostname", "localhost"))

@@ -56,18 +56,15 @@ class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        self.begin(tmp, task_vars)
+    def act(self) -> dict[str, Any]:
         arguments = {
             name: value for name, value in self._task.args.items() if name not in _INTERNAL
         }
         arguments["run_id"] = secrets.token_hex(8)
-        host = str((task_vars or {}).get("inventory_hostname", "localhost"))
         model = os.path.relpath(
             str(arguments.get("path", "")), str(arguments.get("models_root") or "/")
         )
-        self._vars = task_vars
-        self._shown = Shown(lambda text: self.say(f"{host}: model {model}: {text}"))
+        self._shown = Shown(lambda text: self.say(f"model {model}: {text}"))
         with self._shown.kept_alive():
             if arguments.get("source") != "controller":
                 return self._slices(arguments)

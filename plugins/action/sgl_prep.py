@@ -23,10 +23,11 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.recor
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
     duration,
     is_duration,
+    one_line,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
+    AdminError,
     PrepClient,
-    PrepError,
     did_work,
     failure,
 )
@@ -59,26 +60,22 @@ class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        result: dict[str, Any] = self.begin(tmp, task_vars)
+    def act(self) -> dict[str, Any]:
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         client = PrepClient(self.call, given["container"])
-        host = str((task_vars or {}).get("inventory_hostname", "localhost"))
+        named = {"profile": given["profile"]} if given["profile"] else {}
         try:
-            if given["profile"]:
-                result["profile"] = given["profile"]
-            if self._task.check_mode:
-                return {**result, **self._plan(client, given, host)}
-            return {**result, **self._prep(client, given, task_vars or {}, host)}
-        except PrepError as error:
-            return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
+            follow = self._plan if self._task.check_mode else self._prep
+            return {**named, **follow(client, given)}
+        except AdminError as error:
+            return {**named, "failed": True, "msg": str(error), "exit_code": error.exit_code}
         except BROKEN_ANSWER as error:
-            return {**result, "failed": True, "msg": breaks_the_contract(error)}
+            return {**named, "failed": True, "msg": breaks_the_contract(error)}
 
-    def _plan(self, client: PrepClient, given: dict[str, Any], host: str) -> dict[str, Any]:
+    def _plan(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
         if not given["assume_started"]:
             if took := earlier_work(given["earlier"] or {}):
-                self.say(f"{host}: {took}")
+                self.say(took)
             return {
                 "changed": True,
                 "stages": {},
@@ -87,7 +84,7 @@ class ActionModule(AdminAction):
             }
         plan = client.dry_run(request_document(given))
         if cost := plan.get("cost"):
-            self.say(f"{host}: the prep {cost}")
+            self.say(f"the prep {cost}")
         self._warn(plan["warnings"])
         stages = {name: stage["status"] for name, stage in plan["stages"].items()}
         return {
@@ -98,10 +95,8 @@ class ActionModule(AdminAction):
             "diff": plan_diff(plan),
         }
 
-    def _prep(
-        self, client: PrepClient, given: dict[str, Any], task_vars: dict[str, Any], host: str
-    ) -> dict[str, Any]:
-        few = len(task_vars.get("ansible_play_hosts") or [host]) <= _FEW_HOSTS
+    def _prep(self, client: PrepClient, given: dict[str, Any]) -> dict[str, Any]:
+        few = len(self._vars.get("ansible_play_hosts") or []) <= _FEW_HOSTS
         with losing_nothing("the prep, if it had begun,"):
             envelope = client.start(request_document(given), _FIRST_POLL_S, given["standing"])
         if plan := envelope.get("plan"):
@@ -113,25 +108,25 @@ class ActionModule(AdminAction):
                 "exit_code": 0,
             }
         if envelope.get("attached") is True and envelope["job"]:
-            self.say(f"{host}: attached to {progress(envelope['job'])}")
+            self.say(f"attached to {progress(envelope['job'])}")
         if cost := envelope.get("cost"):
-            self.say(f"{host}: the prep {cost}")
+            self.say(f"the prep {cost}")
         if (job := envelope["job"]) and job["state"] == "running":
-            self.say(f"{host}: {goes_on(job['prep_id'], given['container'])}")
+            self.say(goes_on(job["prep_id"], given["container"]))
         shown, shown_at, finished = None, 0.0, 0
         while (job := envelope["job"]) and job["state"] == "running":
             doing = job.get("stage"), job.get("message")
             if doing != shown or (few and time.monotonic() - shown_at >= _HEARTBEAT_S):
-                self.say(f"{host}: {progress(job)}")
+                self.say(progress(job))
                 shown, shown_at = doing, time.monotonic()
             if given["give"] and len(job.get("finished_batch_sizes", [])) > finished:
                 finished = len(job["finished_batch_sizes"])
-                self._give(given["give"], task_vars)
+                self._give(given["give"])
             with losing_nothing(job["prep_id"]):
                 envelope = client.follow(job["prep_id"], _POLL_S)
         result = envelope["result"]
         if job is None:
-            raise PrepError("sgl-admin has no record of the prep that it began; run this again")
+            raise AdminError("sgl-admin has no record of the prep that it began; run this again")
         outcome: dict[str, Any] = {
             "changed": result is not None and did_work(result),
             "prep_id": job["prep_id"],
@@ -151,7 +146,7 @@ class ActionModule(AdminAction):
         problem = failure(job, result)
         return {**outcome, "failed": True, "msg": problem} if problem else outcome
 
-    def _give(self, what: dict[str, Any], task_vars: dict[str, Any]) -> None:
+    def _give(self, what: dict[str, Any]) -> None:
         """Share the batch sizes that are finished so far. Where that fails the prep goes on: all of
         them are given when it has ended.
         """
@@ -167,7 +162,7 @@ class ActionModule(AdminAction):
             shared_loader_obj=self._shared_loader_obj,
         )
         try:
-            answer = action.run(task_vars=task_vars)
+            answer = action.run(task_vars=self._vars)
             problem = answer.get("msg") if answer.get("failed") else None
         except AnsibleError as error:
             problem = str(error)
@@ -228,7 +223,7 @@ def _took(stage: Any) -> float:
 def plan_diff(plan: dict[str, Any]) -> dict[str, str]:
     """What a prep would change: each stage that would run, and the proof."""
     changes = {
-        name: (_one_line(stage.get("reason") or "as asked"), "warm")
+        name: (one_line(stage.get("reason") or "as asked", 2000), "warm")
         for name, stage in plan["stages"].items()
         if stage["status"] == "would_run"
     }
@@ -255,10 +250,6 @@ def _diff(changes: dict[str, tuple[str, str]]) -> dict[str, str]:
         "before": "".join(f"{name}: {before}\n" for name, (before, _after) in changes.items()),
         "after": "".join(f"{name}: {after}\n" for name, (_before, after) in changes.items()),
     }
-
-
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
 
 
 def progress(job: dict[str, Any]) -> str:

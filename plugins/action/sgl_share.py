@@ -50,36 +50,24 @@ class ActionModule(ToldAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        result: dict[str, Any] = self.begin(tmp, task_vars)
+    def act(self) -> dict[str, Any]:
         _ignored, given = self.validate_argument_spec(
             argument_spec=ARGUMENT_SPEC, required_if=[("through", "registry", ["registry"])]
         )
         if self._task.check_mode:
-            return {
-                **result,
-                "changed": bool(given["items"]),
-                "items": {},
-                "skipped": not given["items"],
-            }
+            return {"changed": bool(given["items"]), "items": {}, "skipped": not given["items"]}
         self._given = given
-        self._vars = task_vars
         self._registry = given["through"] == "registry"
         self._store = Store(given["directory"])
         try:
             items = [self._complete(item) for item in given["items"]]
-            done = self._give(items) if given["state"] == "given" else self._take(items)
+            return self._give(items) if given["state"] == "given" else self._take(items)
         except SignatureError as error:
-            return {**result, "failed": True, "msg": str(error)}
+            return {"failed": True, "msg": str(error)}
         except LockTimeout as error:
-            return {**result, "failed": True, "msg": f"on the controller, {error}"}
+            return {"failed": True, "msg": f"on the controller, {error}"}
         except OSError as error:
-            return {
-                **result,
-                "failed": True,
-                "msg": f"on the controller, {error.filename}: {error.strerror}",
-            }
-        return {**result, **done}
+            return {"failed": True, "msg": f"on the controller, {error.filename}: {error.strerror}"}
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
         """Raises AnsibleActionFail where something is missing, or the name does not fit a registry

@@ -7,9 +7,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import AdminError
 from ansible_collections.slice_bench.sglang.plugins.module_utils._smoke_client import (
     SmokeClient,
-    SmokeError,
     failure,
     test_line,
 )
@@ -32,16 +32,13 @@ class ActionModule(AdminAction):
     _requires_connection = True
     _supports_check_mode = True
 
-    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        result: dict[str, Any] = self.begin(tmp, task_vars)
+    def act(self) -> dict[str, Any]:
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if self._task.check_mode:
-            return {**result, "changed": True, "msg": "the smoke would be run"}
+            return {"changed": True, "msg": "the smoke would be run"}
         client = SmokeClient(self.call, given["container"])
         try:
-            summary = self._follow(
-                client, given, str((task_vars or {}).get("inventory_hostname", "localhost"))
-            )
+            summary = self._follow(client, given)
             problem = failure(summary)
             outcome = {
                 "changed": True,
@@ -54,24 +51,20 @@ class ActionModule(AdminAction):
                 },
                 "exit_code": summary["exit_code"] if isinstance(summary["exit_code"], int) else 1,
             }
-        except SmokeError as error:
-            return {**result, "failed": True, "msg": str(error), "exit_code": error.exit_code}
+        except AdminError as error:
+            return {"failed": True, "msg": str(error), "exit_code": error.exit_code}
         except BROKEN_ANSWER as error:
-            return {**result, "failed": True, "msg": breaks_the_contract(error)}
-        return (
-            {**result, **outcome, "failed": True, "msg": problem}
-            if problem
-            else {**result, **outcome}
-        )
+            return {"failed": True, "msg": breaks_the_contract(error)}
+        return {**outcome, "failed": True, "msg": problem} if problem else outcome
 
-    def _follow(self, client: SmokeClient, given: dict[str, Any], host: str) -> dict[str, Any]:
+    def _follow(self, client: SmokeClient, given: dict[str, Any]) -> dict[str, Any]:
         summary = client.start(given["scenario"], given["server_timeout"])
         shown, began = 0, time.monotonic()
         shown_at = began
         while True:
             ended = [test for test in summary["tests"] if test["status"] != "not_run"]
             for test in ended[shown:]:
-                self.say(f"{host}: {test_line(test)}")
+                self.say(test_line(test))
             if len(ended) > shown:
                 shown, shown_at = len(ended), time.monotonic()
             if summary["state"] != "running":
@@ -83,5 +76,5 @@ class ActionModule(AdminAction):
                     if not shown and summary["model"] is None
                     else "waiting for an answer"
                 )
-                self.say(f"{host}: {summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)")
+                self.say(f"{summary['smoke_id']}: {waiting} ({shown_at - began:.0f} s)")
             summary = client.follow(summary["smoke_id"], _POLL_S)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
@@ -13,10 +13,7 @@ from ansible.module_utils.common.validation import check_type_path
 from ansible.utils.vars import load_extra_vars
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
-    host_variables,
-    profile_files,
-)
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
 
 ARGUMENT_SPEC: dict[str, Any] = {
@@ -34,71 +31,53 @@ class ActionModule(ToldAction):
     _requires_connection = False
     _supports_check_mode = True
 
-    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        result: dict[str, Any] = self.begin(tmp, task_vars)
-        _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
-        known = task_vars or {}
-        prepares = given["ready_for"] == "prep"
-        problems = self._of_this_host(known, given["ready_for"])
-        for host in given["hosts"]:
-            problems += [f"host {host}: {text}" for text in self._of_host(host, known)]
+    def act(self) -> dict[str, Any]:
+        _ignored, arguments = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
+        ready_for = arguments["ready_for"]
+        given, unreadable = _read(self._vars, self._own_value)
+        problems = unreadable or self._problems(given, ready_for)
+        for host in arguments["hosts"]:
+            problems += [f"host {host}: {text}" for text in self._of_host(host)]
         if problems:
-            return {**result, "failed": True, "msg": "; ".join(problems)}
-        named = self._templar.template(known.get("sgl_profiles")) if prepares else None
+            return {"failed": True, "msg": "; ".join(problems)}
+        named = given.get("sgl_profiles") if ready_for == "prep" else None
         listed = profile_files.listed_names(named)
-        for warning in self._covered(listed, known):
+        for warning in self._covered(listed, given):
             self.warn(warning)
-        key = host_variables.templated([_SIGN_KEY], known, self._templar).get(_SIGN_KEY)
-        return {**result, "changed": False, "profiles": listed, "sign_key": key or None}
+        return {"changed": False, "profiles": listed, "sign_key": given.get(_SIGN_KEY) or None}
 
-    def _covered(self, profiles: list[str], known: Mapping[str, Any]) -> list[str]:
+    def _own_value(self, name: str) -> Any:
+        """A variable of this host; of those that are no option the name is enough."""
+        return self._templar.template(self._vars[name]) if name in options.BY_NAME else None
+
+    def _covered(self, profiles: list[str], given: Mapping[str, Any]) -> list[str]:
         """A warning where the inventory sets what a profile of the host sets otherwise. What -e
         sets goes before both.
         """
         if not profiles:
             return []
-        inventory = known["hostvars"][known["inventory_hostname"]]
+        inventory = self._vars["hostvars"][self._vars["inventory_hostname"]]
         by_hand = load_extra_vars(self._loader)
-        set_there = [
-            name for name in profile_files.VARIABLES if name in inventory and name not in by_hand
-        ]
-        given = host_variables.templated(set_there, known, self._templar)
-        return profile_files.covered(profiles, known.get("inventory_dir"), given)
+        set_there = {
+            name: given[name]
+            for name in profile_files.VARIABLES
+            if name in given and name in inventory and name not in by_hand
+        }
+        return profile_files.covered(profiles, self._vars.get("inventory_dir"), set_there)
 
-    def _of_this_host(self, known: Mapping[str, Any], ready_for: str) -> list[str]:
-        given: dict[str, Any] = {}
-        unreadable: list[str] = []
-        for name in known:
-            if name not in options.BY_NAME:
-                given[name] = None
-                continue
-            try:
-                given[name] = self._templar.template(known[name])
-            except AnsibleValueOmittedError:
-                continue
-            except AnsibleError as error:
-                unreadable.append(f"{name} cannot be read: {one_line(error, _LONGEST_REASON)}")
-        if unreadable:
-            return unreadable
-        # What is stopped reads none of them.
+    def _problems(self, given: Mapping[str, Any], ready_for: str) -> list[str]:
+        # What is stopped reads none of the files.
         missing = [] if ready_for == "stop" else self._missing_files(given)
         found = [*values.problems(given), *missing]
         if found or ready_for != "prep":
             return found
-        return profile_files.problems(given.get("sgl_profiles"), known.get("inventory_dir"))
+        return profile_files.problems(given.get("sgl_profiles"), self._vars.get("inventory_dir"))
 
-    def _of_host(self, host: str, known: Mapping[str, Any]) -> list[str]:
+    def _of_host(self, host: str) -> list[str]:
         """Of another host, what its inventory sets."""
-        variables = known["hostvars"][host]
-        given: dict[str, Any] = {}
-        unreadable: list[str] = []
-        for name in variables:
-            if not str(name).startswith(options.PREFIX):
-                continue
-            try:
-                given[name] = variables[name]
-            except AnsibleError as error:
-                unreadable.append(f"{name} cannot be read: {one_line(error, _LONGEST_REASON)}")
+        variables = self._vars["hostvars"][host]
+        names = [name for name in variables if str(name).startswith(options.PREFIX)]
+        given, unreadable = _read(names, variables.__getitem__)
         return [*unreadable, *values.problems(given)]
 
     def _missing_files(self, given: Mapping[str, Any]) -> list[str]:
@@ -120,3 +99,17 @@ class ActionModule(ToldAction):
         except AnsibleError:
             return False
         return True
+
+
+def _read(names: Iterable[str], value_of: Callable[[str], Any]) -> tuple[dict[str, Any], list[str]]:
+    """Variables by name, without those that are omitted, and why others cannot be read."""
+    given: dict[str, Any] = {}
+    unreadable: list[str] = []
+    for name in names:
+        try:
+            given[name] = value_of(name)
+        except AnsibleValueOmittedError:
+            continue
+        except AnsibleError as error:
+            unreadable.append(f"{name} cannot be read: {one_line(error, _LONGEST_REASON)}")
+    return given, unreadable

@@ -69,7 +69,8 @@ class CallbackModule(CallbackBase):
 
     def __init__(self) -> None:
         super().__init__()
-        self._report: Report | None = None
+        # The playbook's own takes its place before any task runs.
+        self._report = Report("", False)
         # Hosts whose prep is followed now.
         self._followed: set[str] = set()
         self._sign_key: str | None = None
@@ -87,8 +88,6 @@ class CallbackModule(CallbackBase):
             sys.stdout.reconfigure(line_buffering=True)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        if not self._report:
-            return
         # Ansible announces each batch of a play as a play. Hosts of plays of other collections do
         # not count.
         known = (
@@ -101,12 +100,10 @@ class CallbackModule(CallbackBase):
         )
 
     def v2_playbook_on_no_hosts_remaining(self) -> None:
-        if self._report:
-            self._report.stop()
+        self._report.stop()
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:
-        if self._report:
-            self._report.begin(host.get_name(), str(task._uuid))
+        self._report.begin(host.get_name(), str(task._uuid))
         if _module(task) == "sgl_prep" and not context.CLIARGS.get("check"):
             self._followed.add(host.get_name())
 
@@ -127,8 +124,6 @@ class CallbackModule(CallbackBase):
             self._followed.discard(result.host.get_name())
         if _module(result.task) == "sgl_values":
             self._sign_key = result.result.get("sign_key") or self._sign_key
-        if not self._report:
-            return
         task = result.task
         # Such a failure is one of all hosts.
         if status in ("failed", "unreachable") and (
@@ -157,8 +152,6 @@ class CallbackModule(CallbackBase):
             )
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
-        if not self._report:
-            return
         self._report.settle(set(stats.failures), set(stats.dark))
         if not self._report.is_ours:
             return

@@ -35,14 +35,12 @@ _raw:
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleError, AnsibleValueOmittedError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
-    host_variables,
-    profile_files,
-)
+from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
 
 
 class LookupModule(LookupBase):
@@ -52,7 +50,11 @@ class LookupModule(LookupBase):
         known = variables or {}
         names = [name for term in terms for name in profile_files.listed_names(term)]
         beside = known.get("inventory_dir")
-        of_host = host_variables.templated(profile_files.VARIABLES, known, self._templar)
+        of_host = {}
+        for name in profile_files.VARIABLES:
+            if name in known:
+                with suppress(AnsibleValueOmittedError):
+                    of_host[name] = self._templar.template(known[name])
         try:
             return [profile_files.resolved(name, beside, of_host) for name in names]
         except profile_files.ProfileError as error:

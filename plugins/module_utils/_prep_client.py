@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
@@ -21,8 +22,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 )
 
 
-class PrepError(Exception):
-    """The prep did not begin, or sgl-admin's answer cannot be understood; the message is its own,
+class AdminError(Exception):
+    """The work did not begin, or sgl-admin's answer cannot be understood; the message is its own,
     with its remedy.
 
     ``exit_code`` is sgl-admin's, where it gave one other than 0.
@@ -33,11 +34,32 @@ class PrepError(Exception):
         self.exit_code = exit_code
 
 
-class PrepClient:
+class AdminClient:
+    """Asks sgl-admin in the container."""
+
     def __init__(self, run: InputRunner, container: str) -> None:
         self._run = run
         self._container = container
 
+    def call(
+        self, problem: str, arguments: list[str], text: str, refusals: Mapping[int, str]
+    ) -> str:
+        """What it prints. Raises AdminError with the problem, and with the name of its exit code
+        among the refusals.
+        """
+        interactive = ["--interactive"] if text else []
+        code, output, error = self._run(
+            ["docker", "exec", *interactive, self._container, "sgl-admin", *arguments], text
+        )
+        if code:
+            message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
+            raise AdminError(
+                f"{problem} ({refusals.get(code, f'exit code {code}')}): {message}", code
+            )
+        return output
+
+
+class PrepClient(AdminClient):
     def start(
         self, request: dict[str, Any], wait_s: float, standing: bool = False
     ) -> dict[str, Any]:
@@ -47,28 +69,27 @@ class PrepClient:
         With `standing`, a prep that has something to do is not begun: its plan is returned.
         """
         options = ["--detach", "--wait", f"{wait_s:g}", *(["--standing"] if standing else [])]
-        return self._envelope("the prep did not begin", self._ensure(request, *options))
+        return self._envelope("the prep did not begin", *self._ensure(request, *options))
 
     def follow(self, prep_id: str, wait_s: float) -> dict[str, Any]:
-        """{job, result} of the prep once it ends or after `wait_s` seconds. Raises PrepError when
+        """{job, result} of the prep once it ends or after `wait_s` seconds. Raises AdminError when
         another took its place.
         """
         envelope = self._envelope(
             f"{prep_id} cannot be followed any more, run this again",
-            (["status", "--json", "--wait", f"{wait_s:g}"], ""),
+            ["status", "--json", "--wait", f"{wait_s:g}"],
+            "",
         )
         if envelope["job"] is None or envelope["job"].get("prep_id") != prep_id:
-            raise PrepError(
+            raise AdminError(
                 f"{prep_id} is gone: the container was restarted meanwhile; run this again"
             )
         return envelope
 
     def dry_run(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a prep would do."""
-        output = self._call(
-            "sgl-admin cannot say what a prep would do",
-            self._ensure(request, "--dry-run", "--json"),
-        )
+        arguments, text = self._ensure(request, "--dry-run", "--json")
+        output = self.call("sgl-admin cannot say what a prep would do", arguments, text, REFUSALS)
         return self._object(output[: output.rindex("}") + 1] if "}" in output else output)
 
     @staticmethod
@@ -76,42 +97,29 @@ class PrepClient:
         """The command that takes the request, and its standard input."""
         return ["caches", "ensure", "--request", "-", *options], json.dumps(request)
 
-    def _envelope(self, problem: str, command: tuple[list[str], str]) -> dict[str, Any]:
-        text = self._call(problem, command)
-        envelope = self._object(text)
+    def _envelope(self, problem: str, arguments: list[str], text: str) -> dict[str, Any]:
+        output = self.call(problem, arguments, text, REFUSALS)
+        envelope = self._object(output)
         if not all(
             name in envelope and isinstance(envelope[name], (dict, type(None)))
             for name in ("job", "result")
         ):
-            raise PrepError(f"sgl-admin answered without job and result: {text[:300]!r}")
+            raise AdminError(f"sgl-admin answered without job and result: {output[:300]!r}")
         if envelope["result"] is not None and (lacking := _lacking(envelope["result"])) is not None:
-            raise PrepError(
+            raise AdminError(
                 f"the prep's result has no valid {lacking}, so it proves nothing: look at"
                 " prep_result.json of the run, and run the prep again"
             )
         return envelope
-
-    def _call(self, problem: str, command: tuple[list[str], str]) -> str:
-        arguments, text = command
-        interactive = ["--interactive"] if text else []
-        code, output, error = self._run(
-            ["docker", "exec", *interactive, self._container, "sgl-admin", *arguments], text
-        )
-        if code:
-            message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
-            raise PrepError(
-                f"{problem} ({REFUSALS.get(code, f'exit code {code}')}): {message}", code
-            )
-        return output
 
     @staticmethod
     def _object(text: str) -> dict[str, Any]:
         try:
             document = read_json_text(text, parse_constant=_refuse_constant)
         except ValueError as error:
-            raise PrepError(f"sgl-admin's answer is not JSON: {error}: {text[-300:]!r}") from error
+            raise AdminError(f"sgl-admin's answer is not JSON: {error}: {text[-300:]!r}") from error
         if not isinstance(document, dict):
-            raise PrepError(f"sgl-admin's answer is no JSON object: {text[-300:]!r}")
+            raise AdminError(f"sgl-admin's answer is no JSON object: {text[-300:]!r}")
         return document
 
 

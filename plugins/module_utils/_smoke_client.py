@@ -17,29 +17,15 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
     read_json_text,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    InputRunner,
-    explain,
+from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
+    AdminClient,
+    AdminError,
 )
 
 _REFUSALS = {EXIT_USAGE: "usage", EXIT_NO_LIVE_RUN: "no live run or no prep", EXIT_BUSY: "busy"}
 
 
-class SmokeError(Exception):
-    """The smoke did not begin, or sgl-admin's answer cannot be understood. ``exit_code`` is
-    sgl-admin's, where it gave one.
-    """
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class SmokeClient:
-    def __init__(self, run: InputRunner, container: str) -> None:
-        self._run = run
-        self._container = container
-
+class SmokeClient(AdminClient):
     def start(self, scenario: dict[str, Any], server_timeout_s: float) -> dict[str, Any]:
         """Begin a smoke; returns its summary as it stands."""
         arguments = [
@@ -53,7 +39,7 @@ class SmokeClient:
         try:
             text = json.dumps(scenario)
         except (TypeError, ValueError, RecursionError) as error:
-            raise SmokeError(
+            raise AdminError(
                 f"the scenario holds what JSON does not have ({error}): put dates and the like in"
                 " quotes",
                 2,
@@ -61,7 +47,7 @@ class SmokeClient:
         return self._summary("the smoke did not begin", arguments, text)
 
     def follow(self, smoke_id: str, wait_s: float) -> dict[str, Any]:
-        """The smoke's summary once it ends or after `wait_s` seconds. Raises SmokeError when
+        """The smoke's summary once it ends or after `wait_s` seconds. Raises AdminError when
         another took its place.
         """
         summary = self._summary(
@@ -70,27 +56,13 @@ class SmokeClient:
             "",
         )
         if summary["smoke_id"] != smoke_id:
-            raise SmokeError(
+            raise AdminError(
                 f"{smoke_id} is gone: another smoke was begun meanwhile; run this again"
             )
         return summary
 
     def _summary(self, problem: str, arguments: list[str], text: str) -> dict[str, Any]:
-        command = [
-            "docker",
-            "exec",
-            "--interactive",
-            self._container,
-            "sgl-admin",
-            "smoke",
-            *arguments,
-        ]
-        code, output, error = self._run(command, text)
-        if code:
-            message = explain(error.strip() or output.strip()).removeprefix("sgl-admin: ")
-            raise SmokeError(
-                f"{problem} ({_REFUSALS.get(code, f'exit code {code}')}): {message}", code
-            )
+        output = self.call(problem, ["smoke", *arguments], text, _REFUSALS)
         try:
             summary: dict[str, Any] = read_json_text(output)["smoke"]
             # Whatever is used of it, so that it is missed here and not later.
@@ -102,7 +74,7 @@ class SmokeClient:
             ):
                 raise KeyError("summary")
         except (ValueError, LookupError, TypeError) as broken:
-            raise SmokeError(
+            raise AdminError(
                 f"sgl-admin's answer is no smoke's summary: {output[-300:]!r}; is the image older"
                 " than this collection?"
             ) from broken

@@ -114,13 +114,9 @@ def resolved(name: str, beside: str | None, of_host: Mapping[str, Any]) -> dict[
     """A profile's name and all variables that profiles have: as it says, or else as the host has
     them.
     """
-    named = profiles.variables(load(name, beside))
-    found = {"name": name}
-    for option in profiles.VARIABLES.values():
-        if option.name in named:
-            found[option.name] = named[option.name]
-        elif option.name in of_host:
-            found[option.name] = of_host[option.name]
-        elif option.default is not None:
-            found[option.name] = option.default
-    return found
+    defaults = {
+        option.name: option.default
+        for option in profiles.VARIABLES.values()
+        if option.default is not None
+    }
+    return {"name": name, **defaults, **of_host, **profiles.variables(load(name, beside))}

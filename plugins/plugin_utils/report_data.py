@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import cache_group
+from ansible_collections.slice_bench.sglang.plugins.filter.fleet import cache_group
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
     NAMES as STAGES,
 )
@@ -30,17 +30,7 @@ from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet im
 )
 
 # The modules whose results say what a host is and what was done on it.
-_VALUES, _HOST_INFO, _CONTAINER, _MANIFEST, _PREP, _SMOKE, _SHARE, _DEBUG = (
-    "sgl_values",
-    "sgl_host_info",
-    "sgl_container",
-    "sgl_manifest",
-    "sgl_prep",
-    "sgl_smoke",
-    "sgl_share",
-    "debug",
-)
-KNOWN = (_VALUES, _HOST_INFO, _CONTAINER, _MANIFEST, _PREP, _SMOKE)
+KNOWN = ("sgl_values", "sgl_host_info", "sgl_container", "sgl_manifest", "sgl_prep", "sgl_smoke")
 _VERSIONS = {
     name: f"{name}_version"
     for name in ("sglang", "torch", "triton", "flashinfer", "deep_gemm", "driver")
@@ -81,7 +71,11 @@ class _Host:
 
 def _run(known: dict[str, dict[str, Any]], info: dict[str, Any]) -> dict[str, Any]:
     """The container's run as a task found or made it, or else as the preflight found it."""
-    told = (known.get(_CONTAINER) or {}, known.get(_MANIFEST) or {}, info.get("run") or {})
+    told = (
+        known.get("sgl_container") or {},
+        known.get("sgl_manifest") or {},
+        info.get("run") or {},
+    )
     return next((each for each in told if "live" in each), {})
 
 
@@ -159,13 +153,13 @@ class Report:
         # Of records that are not as the contract says; `document` finds these once more.
         with suppress(AttributeError, KeyError, TypeError, ValueError):
             self._note_profiles(entry, action, result)
-            if action == _PREP and status != "skipped":
+            if action == "sgl_prep" and status != "skipped":
                 _note_prep(entry, result)
-            if action == _SHARE and status in ("ok", "changed"):
+            if action == "sgl_share" and status in ("ok", "changed"):
                 self._note_shared(delegate or host, result.get("items") or {}, now - began)
         if action in KNOWN and status != "skipped":
             entry.known[action] = result
-        if action == _DEBUG and role and status != "skipped":
+        if action == "debug" and role and status != "skipped":
             entry.notes.append(str(result.get("msg")))
         if status == "changed":
             entry.changed += 1
@@ -194,7 +188,7 @@ class Report:
 
     def _note_profiles(self, entry: _Host, action: str, result: dict[str, Any]) -> None:
         """The profiles that a prep will come to."""
-        if action == _VALUES and self.of_a_prep:
+        if action == "sgl_values" and self.of_a_prep:
             for profile in result.get("profiles") or []:
                 entry.profiles.setdefault(str(profile), {})
 
@@ -302,9 +296,9 @@ class Report:
         }
 
     def _host(self, name: str, entry: _Host) -> dict[str, Any]:
-        info, prep = entry.known.get(_HOST_INFO, {}), entry.known.get(_PREP, {})
+        info, prep = entry.known.get("sgl_host_info", {}), entry.known.get("sgl_prep", {})
         run = _run(entry.known, info)
-        smoke = entry.known.get(_SMOKE, {})
+        smoke = entry.known.get("sgl_smoke", {})
         result = prep.get("result") or {}
         about = result.get("run") or {}
         proof = result.get("telemetry_probe")
@@ -346,7 +340,7 @@ class Report:
             "started_at": _utc(self._wall(entry.first)) if entry.first is not None else None,
             "finished_at": _utc(self._wall(entry.last)) if entry.first is not None else None,
             "duration_s": round(entry.last - entry.first, 3) if entry.first is not None else None,
-            "steps": _rounded(entry.steps),
+            "steps": entry.steps,
             "stages": {
                 name: {key: stage.get(key) for key in _STAGE_KEYS}
                 for name, stage in (result.get("stages") or {}).items()
@@ -356,7 +350,7 @@ class Report:
             "plan": {} if result else prep.get("stages") or {},
             "telemetry_probe": {key: proof.get(key) for key in _PROBE_KEYS} if proof else None,
             "caches": _caches(result),
-            "warnings": _warnings(entry, result),
+            "warnings": list(dict.fromkeys([*entry.warnings, *(result.get("warnings") or [])])),
             "links": _links(run),
         }
 
@@ -366,7 +360,8 @@ class Report:
         """
         if entry.status != "ok":
             return None
-        if entry.known.get(_PREP, {}).get("metrics_ready") is True and all(entry.profiles.values()):
+        prep = entry.known.get("sgl_prep", {})
+        if prep.get("metrics_ready") is True and all(entry.profiles.values()):
             return None
         if entry.stopped:
             after = (
@@ -417,11 +412,6 @@ def _profile(name: str, prep: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _warnings(entry: _Host, result: dict[str, Any]) -> list[str]:
-    more = (words for words in result.get("warnings") or [] if words not in entry.warnings)
-    return [*entry.warnings, *more]
-
-
 def _all_ready(rows: list[dict[str, Any]]) -> bool | None:
     """Whether the metrics of each profile's server are proven; None where nothing says so."""
     told = [row["metrics_ready"] for row in rows]
@@ -446,26 +436,16 @@ def _work_s(preps: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def _measured(result: dict[str, Any]) -> dict[str, Any]:
+    tuned = (result.get("stages") or {}).get("moe_tune") or {}
+    probe = result.get("perf_probe") or {}
     return {
-        "moe_gain": _moe_gain(result),
-        "perf": _perf(result),
+        # None where nothing was measured.
+        "moe_gain": (tuned.get("artifacts") or {}).get("gain"),
+        "perf": probe if probe.get("verdict") else None,
         # The last one is of the server as it is prepared.
         "server_start": (result.get("server_starts") or [None])[-1],
         "start_advice": result.get("start_advice") or [],
     }
-
-
-def _moe_gain(result: dict[str, Any]) -> dict[str, Any] | None:
-    """What the MoE configurations bring; None where nothing was measured."""
-    stage = (result.get("stages") or {}).get("moe_tune") or {}
-    gain: dict[str, Any] | None = (stage.get("artifacts") or {}).get("gain")
-    return gain
-
-
-def _perf(result: dict[str, Any]) -> dict[str, Any] | None:
-    """What stage `perf` found; None where it measured nothing."""
-    probe: dict[str, Any] = result.get("perf_probe") or {}
-    return probe if probe.get("verdict") else None
 
 
 def _made(stages: dict[str, Any], stage: str) -> bool:
@@ -500,39 +480,19 @@ def _device(info: dict[str, Any]) -> dict[str, Any] | None:
 
 def _as_found(info: dict[str, Any]) -> dict[str, Any]:
     """What the look at the host says, before anything was done."""
-    tree = info.get("tree") or {}
+    tree, run = info.get("tree") or {}, info.get("run") or {}
+    prep, name = run.get("prep") or {}, info.get("container_name")
+    container = {"name": name, "id": (info.get("container") or {}).get("id")}
     return {
         "foreign": tree.get("foreign") or [],
         "ignored": tree.get("ignored") or [],
-        "container": _container(info),
-        "in_use": _in_use(info),
+        "container": container if name else None,
+        # What ran in it, in words.
+        "in_use": [
+            *([f"prep {prep.get('prep_id')}"] if prep else []),
+            *(run.get("in_use") or []),
+        ],
     }
-
-
-def _container(info: dict[str, Any]) -> dict[str, Any] | None:
-    """The container by the inventory's name, and its id where it is there."""
-    if not (name := info.get("container_name")):
-        return None
-    return {"name": name, "id": (info.get("container") or {}).get("id")}
-
-
-def _in_use(info: dict[str, Any]) -> list[str]:
-    """What ran in the container as the playbook began, in words."""
-    run = info.get("run") or {}
-    prep = run.get("prep") or {}
-    return [*([f"prep {prep.get('prep_id')}"] if prep else []), *(run.get("in_use") or [])]
-
-
-def _rounded(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps with times in milliseconds' precision."""
-    return [
-        {
-            **step,
-            "start_s": round(step["start_s"], 3),
-            "duration_s": round(step["duration_s"], 3),
-        }
-        for step in steps
-    ]
 
 
 def _add_step(
@@ -543,9 +503,10 @@ def _add_step(
     """
     order = ("ok", "changed", "failed", "unreachable")
     if not steps or steps[-1]["name"] != role:
-        steps.append({"name": role, "start_s": began, "duration_s": 0.0, "status": "ok"})
+        steps.append({"name": role, "start_s": round(began, 3), "duration_s": 0.0, "status": "ok"})
     step = steps[-1]
-    step["duration_s"] = ended - step["start_s"]
+    # The start may be rounded to after the end.
+    step["duration_s"] = max(0.0, round(ended - step["start_s"], 3))
     step["status"] = max(step["status"], status, key=order.index)
 
 
@@ -556,14 +517,9 @@ def _caches(result: dict[str, Any]) -> dict[str, Any] | None:
     nothing = {"size_bytes": 0, "file_count": 0}
     return {
         name: {
-            **{
-                f"{when}_bytes": sizes[when].get(name, nothing)["size_bytes"]
-                for when in ("before", "after")
-            },
-            **{
-                f"{when}_files": sizes[when].get(name, nothing)["file_count"]
-                for when in ("before", "after")
-            },
+            f"{when}_{unit}": sizes[when].get(name, nothing)[key]
+            for unit, key in (("bytes", "size_bytes"), ("files", "file_count"))
+            for when in ("before", "after")
         }
         for name in sizes["after"]
     }

@@ -35,26 +35,9 @@ STEP_COLOURS = 7
 
 # Distances of the time axis' ticks that read well, in seconds; beyond them, days.
 TICKS = (
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1800,
-    3600,
-    7200,
-    10800,
-    21600,
-    43200,
+    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30),
+    *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
+    *(3600 * hours for hours in (1, 2, 3, 6, 12)),
 )
 MOST_TICKS = 6
 DAY = 86400
@@ -137,9 +120,7 @@ def render(report: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        duration=duration, size=size, moment=moment, words=words, shown=perf.shown
-    )
+    environment.filters.update(duration=duration, size=size, moment=moment, shown=perf.shown)
     hosts = [{**_ADDED_LATER, **host} for host in report["hosts"]]
     standings = [standing(host) for host in hosts]
     fleet = report_fleet.of_report(report)
@@ -366,10 +347,3 @@ def moment(timestamp: str | None) -> str:
     date, _t, time = timestamp.removesuffix("Z").partition("T")
     year, month, day = date.split("-")
     return f"{int(day)} {MONTHS[int(month) - 1]} {year}, {time} UTC"
-
-
-def words(name: str) -> str:
-    """A contract's name of a reason or an error, for people: ``valid_signature`` is ``valid
-    signature``.
-    """
-    return name.replace("_", " ")

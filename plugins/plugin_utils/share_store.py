@@ -7,7 +7,6 @@ of what it is.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -15,11 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    path_line,
-    read_json_text,
-)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks, records
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
 
 # Nothing is written to for so long that is still being written.
 _ABANDONED_S = 24 * 3600
@@ -77,14 +73,9 @@ class Store:
 
     def _record(self, name: str) -> dict[str, Any] | None:
         try:
-            found = read_json_text(self._path(name).read_text(encoding="utf-8"))
+            return records.read_record(self._path(name), _KEYS)
         except (OSError, ValueError):
             return None
-        if not isinstance(found, dict) or not all(
-            isinstance(found.get(key), kind) for key, kind in _KEYS.items()
-        ):
-            return None
-        return found
 
     def incoming(self, name: str) -> Path:
         """Where an archive is written before it is whole; each process has its own place."""
@@ -109,15 +100,10 @@ class Store:
         with open(written, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         complete = {**record, "sha256": digest, "bytes": written.stat().st_size}
-        temporary = self.folder / f".{name}.{os.getpid()}.json.tmp"
-        try:
-            temporary.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
-            with self._alone():
-                self._path(name).unlink(missing_ok=True)
-                os.replace(written, self.archive(name))
-                os.replace(temporary, self._path(name))
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._alone():
+            self._path(name).unlink(missing_ok=True)
+            os.replace(written, self.archive(name))
+            records.write_json(self._path(name), complete)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

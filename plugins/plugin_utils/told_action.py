@@ -23,19 +23,17 @@ class ToldAction(ActionBase):
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        answer: dict[str, Any] = clean(self.act(tmp, task_vars))
+        self._vars: dict[str, Any] = task_vars or {}
+        answer: dict[str, Any] = clean({**super().run(tmp, task_vars), **self.act()})
         return answer
 
-    def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+    def act(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def begin(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
-        """What each action's answer begins with."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        return result
-
     def say(self, text: str) -> None:
-        self._display.display(printable(text))
+        """Show a line, with the host that it is about."""
+        host = self._vars.get("inventory_hostname", "localhost")
+        self._display.display(printable(f"{host}: {text}"))
 
     def warn(self, text: object) -> None:
         self._display.warning(printable(str(text)))

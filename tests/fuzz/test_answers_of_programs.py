@@ -25,8 +25,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerError,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
+    AdminError,
     PrepClient,
-    PrepError,
 )
 from hypothesis import strategies as st
 
@@ -267,7 +267,7 @@ def test_the_client_of_a_prep_raises_nothing_else(
             "follow": lambda: client.follow(PREP_ID, 0),
             "dry_run": lambda: client.dry_run({}),
         }[asked]()
-    except PrepError as refusal:
+    except AdminError as refusal:
         assert str(refusal)
         return
     reached()

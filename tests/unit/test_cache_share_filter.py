@@ -13,17 +13,15 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slice_bench.sglang.plugins.filter import cache_share, perf_outliers
-from ansible_collections.slice_bench.sglang.plugins.filter.cache_share import (
+from ansible_collections.slice_bench.sglang.plugins.filter import fleet
+from ansible_collections.slice_bench.sglang.plugins.filter.fleet import (
     FilterModule,
     cache_from,
     cache_group,
     cache_lacks,
     cache_left,
-    cache_round,
     cache_shard_items,
     cache_shares,
-    cache_state,
     image_round,
     image_state,
 )
@@ -34,9 +32,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 STAGES = ("deep_gemm", "moe_tune", "flashinfer", "inductor")
-FOLDER = Path(cache_share.__file__).parent
+FOLDER = Path(fleet.__file__).parent
 examples = settings(max_examples=300, derandomize=True)
 States = dict[str, dict[str, Any]]
+VARIABLES = {
+    "done": "provider_prep_done",
+    "lacks": "cache_share_lacks",
+    "asked": "cache_share_asked",
+}
 
 
 def plan(status: str = "would_run", /, **keys: str | None) -> dict[str, Any]:
@@ -53,6 +56,15 @@ def result(**keys: str | None) -> dict[str, Any]:
 
 def named(*stages: str) -> list[dict[str, Any]]:
     return [{"stage": stage, "name": f"{stage}-1"} for stage in stages]
+
+
+def cache_round(states: States, shards: int = 1) -> dict[str, dict[str, Any]]:
+    """The round of hosts whose variables say so."""
+    variables = {
+        host: {VARIABLES[key]: value for key, value in state.items()}
+        for host, state in states.items()
+    }
+    return fleet.cache_round(variables, shards)
 
 
 # --- what a host wants, lacks and takes -----------------------------------------------------------
@@ -203,8 +215,8 @@ def test_each_host_gives_its_share_by_a_name_of_its_own(
 
 @st.composite
 def fleets(draw: st.DrawFn) -> States:
-    """Hosts as `cache_state` tells of them, of a few kinds: at all stages of a run, some of batches
-    whose turn is not yet.
+    """What `cache_round` decides by, of hosts of a few kinds: at all stages of a run, some of
+    batches whose turn is not yet.
     """
     states = {}
     for number in range(draw(st.integers(0, 8))):
@@ -385,8 +397,8 @@ def test_a_host_says_what_it_lacks_and_whom_it_asked() -> None:
         "cache_share_asked": True,
         "provider_prep_done": {"plan": {}},
     }
-    assert cache_state(shares) == {"done": {"plan": {}}, "lacks": [], "asked": True}
-    assert cache_state({}) == {"done": None, "lacks": None, "asked": None}
+    assert fleet._cache_state(shares) == {"done": {"plan": {}}, "lacks": [], "asked": True}
+    assert fleet._cache_state({}) == {"done": None, "lacks": None, "asked": None}
 
 
 @st.composite
@@ -486,5 +498,5 @@ def test_each_filter_is_documented_as_it_is_called(function: Callable[..., Any])
 
 
 def test_no_document_is_of_a_filter_that_is_gone() -> None:
-    filters = {*FilterModule().filters(), *perf_outliers.FilterModule().filters()}
+    filters = set(FilterModule().filters())
     assert {path.stem for path in FOLDER.glob("*.yml")} == filters

@@ -29,8 +29,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
     host_architecture,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
+    AdminError,
     PrepClient,
-    PrepError,
     did_work,
     failure,
 )
@@ -329,10 +329,10 @@ def test_a_prep_is_begun_and_followed(docker: Docker) -> None:
 
 def test_another_prep_in_its_place_is_told(docker: Docker) -> None:
     docker.answers = {"status": envelope(prep_id="prep-20261123T091600Z-00000000")}
-    with pytest.raises(PrepError, match=f"{PREP_ID} is gone"):
+    with pytest.raises(AdminError, match=f"{PREP_ID} is gone"):
         PrepClient(docker, "box").follow(PREP_ID, 5)
     docker.answers = {"status": (0, '{"job": null, "result": null}', "")}
-    with pytest.raises(PrepError, match=f"{PREP_ID} is gone"):
+    with pytest.raises(AdminError, match=f"{PREP_ID} is gone"):
         PrepClient(docker, "box").follow(PREP_ID, 5)
 
 
@@ -344,7 +344,7 @@ def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(
     docker: Docker, code: int, word: str
 ) -> None:
     docker.answers = {"caches ensure": (code, "", "sgl-admin: the thing and the remedy\n")}
-    with pytest.raises(PrepError) as caught:
+    with pytest.raises(AdminError) as caught:
         PrepClient(docker, "box").start({}, 0)
     assert str(caught.value) == f"the prep did not begin ({word}): the thing and the remedy"
 
@@ -363,7 +363,7 @@ def test_a_prep_that_does_not_begin_is_told_in_sgl_admins_words(
 )
 def test_an_answer_that_is_none_is_told(docker: Docker, output: str) -> None:
     docker.answers = {"caches ensure": (0, output, "")}
-    with pytest.raises(PrepError):
+    with pytest.raises(AdminError):
         PrepClient(docker, "box").start({}, 0)
 
 

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 import yaml
 
-from sgl_admin.contract import options, stages
-from slice_bench import caller, cli, commands, fleet, playbook, profiles, words
-from slice_bench.caller import WrongUsage
+from sgl_admin.contract import options, profiles, stages
+from slice_bench import caller, cli, collection, commands, fleet, playbook, words
+from slice_bench.caller import Caller, WrongUsage
 from slice_bench.playbook import Failed, Outcome
 from tests.contract import validators
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "custom/sglang/qwen3-next-80b-fp8-baseline"
+CALLER = Caller({}, False, False)
 HANDED_OFF = [
     BASELINE,
     "--tune-moe",
@@ -48,8 +49,10 @@ class Plays:
             **changes,
         }
 
-    def __call__(self, name: str, variables: dict[str, Any], *flags: str, **_: Any) -> Outcome:
-        self.asked.append((name, variables, flags))
+    def __call__(
+        self, name: str, caller: Caller, variables: dict[str, Any], *flags: str, **_: Any
+    ) -> Outcome:
+        self.asked.append((name, {**caller.variables, **variables}, (*caller.flags, *flags)))
         return Outcome(self.host)
 
 
@@ -577,7 +580,7 @@ def test_each_of_several_profiles_has_a_line(
 
 
 def test_a_profile_alone_asks_for_its_own_stages() -> None:
-    made = profiles.variables(profiles.load(BASELINE))
+    made = profiles.variables(commands._load(BASELINE))
     assert made["sgl_stages"] == {
         **{stage.option: stage.default for stage in stages.STAGES},
         "moe": "skip",
@@ -660,7 +663,7 @@ def test_a_profile_of_ones_own_goes_before_a_shipped_one(
         " 1}, args: [--x, 5]}\n"
     )
     monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
-    made = profiles.variables(profiles.load(BASELINE))
+    made = profiles.variables(commands._load(BASELINE))
     assert made["sgl_model"] == "my/model" and made["sgl_server_env"] == {"A": "1"}
     assert made["sgl_server_args"] == [
         "--x",
@@ -702,16 +705,16 @@ def test_a_profile_that_is_wrong_names_the_place(
     (tmp_path / "p.yml").write_text(content)
     monkeypatch.setenv("SLICE_BENCH_PROFILES", str(tmp_path))
     with pytest.raises(WrongUsage, match=why) as caught:
-        profiles.load("p")
+        commands._load("p")
     assert str(tmp_path / "p.yml") in str(caught.value)
 
 
-@pytest.mark.parametrize("name", profiles.known())
+@pytest.mark.parametrize("name", collection.part("plugin_utils.profile_files").known())
 def test_each_shipped_profile_sets_variables_that_the_preflight_knows(name: str) -> None:
     specs = yaml.safe_load(
         (ROOT / "roles/preflight/meta/argument_specs.yml").read_text(encoding="utf-8")
     )
-    assert set(profiles.variables(profiles.load(name))) <= set(
+    assert set(profiles.variables(commands._load(name))) <= set(
         specs["argument_specs"]["main"]["options"]
     )
 
@@ -802,7 +805,7 @@ def test_a_playbook_that_ends_before_it_says_anything_is_one_sentence_and_a_file
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
     monkeypatch.setenv("SGL_REPORT_DIR", str(tmp_path / "reports"))
     with pytest.raises(Failed) as caught:
-        playbook.play("start", {})
+        playbook.play("start", CALLER, {})
     [log] = (tmp_path / "reports").glob("start-*.log")
     assert str(caught.value) == f"{said}; all that was printed is in {log}"
     assert log.read_text() == printed
@@ -855,7 +858,7 @@ def test_a_quiet_playbook_has_a_heartbeat_that_says_what_it_is_at(
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
     monkeypatch.setattr(playbook, "HEARTBEAT_S", 0.2)
-    assert playbook.play("start", {}, heartbeat=True).host == {"host": "a"}
+    assert playbook.play("start", CALLER, {}, heartbeat=True).host == {"host": "a"}
     said = capsys.readouterr().err
     assert (
         "localhost: image: pulling\n" in said
@@ -883,7 +886,7 @@ def test_a_front_that_is_told_to_stop_ends_its_playbook(
 
     monkeypatch.setattr(playbook, "_follow", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        playbook.play("start", {})
+        playbook.play("start", CALLER, {})
     assert ended.exists()
 
 
@@ -906,7 +909,7 @@ def test_a_callers_own_callbacks_do_not_take_the_reports_place(
         ("SGL_REPORT_DIR", "r"),
     ):
         monkeypatch.setenv(name, value)
-    assert playbook.play("start", {}).host == {
+    assert playbook.play("start", CALLER, {}).host == {
         "ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.timer,slice_bench.sglang.report",
         "ANSIBLE_INVENTORY": str(tmp_path / "inv.yml"),
         "SGL_REPORT_DIR": str(tmp_path / "r"),
@@ -966,7 +969,7 @@ def test_a_fleet_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     program.chmod(0o755)
     monkeypatch.setattr(playbook, "_program", lambda name: tmp_path / name)
     with pytest.raises(Failed, match="2 hosts"):
-        playbook.play("start", {})
+        playbook.play("start", CALLER, {})
 
 
 @pytest.mark.parametrize("name", ["start", "stop"])

@@ -1111,6 +1111,7 @@ class Host:
     def __init__(self, build: ImageBuild, context: Path, remote: Path) -> None:
         self.build, self.context, self.remote = build, str(context), remote
         self.action = object.__new__(ActionModule)
+        self.action._vars = {"inventory_hostname": "testhost"}
         self.said: list[str] = []
 
     def attach(self, patch: pytest.MonkeyPatch) -> ActionModule:
@@ -1126,7 +1127,7 @@ class Host:
         self.remote.mkdir(exist_ok=True)
         return shutil.copy(path, str(self.remote / name))
 
-    def module(self, arguments: dict[str, Any], task_vars: object) -> dict[str, Any]:
+    def module(self, arguments: dict[str, Any]) -> dict[str, Any]:
         self.build.fetch_wheels(self.context, arguments.get("wheels_archive"))
         return {"next_step": "downloads"}
 
@@ -1180,8 +1181,9 @@ def test_a_host_without_pip_gets_its_wheels_from_the_controller(
     assert "No module named pip" in answer["msg"] and answer["wheels"]["machine"] == "aarch64"
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    host.attach(monkeypatch)._bring_wheels({"name": "box:gh200", "step": "wheels"}, answer, None)
+    host.attach(monkeypatch)._bring_wheels({"name": "box:gh200", "step": "wheels"}, answer)
     assert os.listdir(build._wheelhouse(str(context))) == ["supervisor-4.3.0-py3-none-any.whl"]
+    assert host.said[0].startswith("testhost: image box:gh200: the Python packages, by the")
     assert "by the controller's pip" in host.said[0] and "No module named pip" in host.said[0]
 
     shutil.rmtree(build._wheelhouse(str(context)))
@@ -1199,7 +1201,7 @@ def test_wheels_that_neither_can_fetch_are_told_with_both_reasons(
     host = Host(build, context, tmp_path / "remote")
     monkeypatch.setattr(image_build.sys, "executable", without_pip)
     answer = refused(build, context)
-    found = host.attach(monkeypatch)._bring_wheels({"name": "box"}, answer, None)
+    found = host.attach(monkeypatch)._bring_wheels({"name": "box"}, answer)
     assert found["failed"] and found["msg"].count("No module named pip") == 2
     assert "apt-get install python3-pip" in found["msg"] and len(found["msg"]) < 400
 
@@ -1247,7 +1249,7 @@ def test_a_found_image_of_another_kind_is_looked_at_on_the_host(
     action = object.__new__(ActionModule)
     asked: list[dict[str, Any]] = []
 
-    def module(arguments: dict[str, Any], task_vars: object) -> dict[str, Any]:
+    def module(arguments: dict[str, Any]) -> dict[str, Any]:
         asked.append(arguments)
         return {"image": found}
 
@@ -1260,7 +1262,7 @@ def test_a_found_image_of_another_kind_is_looked_at_on_the_host(
             "pull": f"registry.example/sglang-dev@{DIGEST}",
             **options,
         }
-        action._taken(given, found, None)
+        action._taken(given, found)
     assert bool(asked) is asks
 
 

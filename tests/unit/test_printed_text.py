@@ -159,7 +159,7 @@ def test_what_the_front_shows_of_a_fleet(
     output: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = SimpleNamespace(summary=lambda _: [ESCAPES], of_report=lambda _: {"a": ESCAPES})
-    monkeypatch.setattr(fleet, "report_fleet", lambda: report)
+    monkeypatch.setattr(fleet, "part", lambda _: report)
     monkeypatch.setattr(fleet, "exit_code", lambda _: 0)
     keys = ("report_id", "check_mode", "started_at", "finished_at", "duration_s")
     fleet.say(dict.fromkeys(keys, ESCAPES), True)
@@ -186,14 +186,14 @@ def test_what_an_action_answers_and_shows(monkeypatch: pytest.MonkeyPatch) -> No
     shown: list[str] = []
 
     class Action(ToldAction):
-        def act(self, tmp: str | None, task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        def act(self) -> dict[str, Any]:
             self.say(ESCAPES)
             self.warn(ESCAPES)
-            return {**self.begin(tmp, task_vars), "msg": ESCAPES}
+            return {"msg": ESCAPES}
 
     action = object.__new__(Action)
     action._display = SimpleNamespace(display=shown.append, warning=shown.append)
-    answer = action.run()
+    answer = action.run(None, {"inventory_hostname": f"a{ESCAPES}"})
     assert allowed(answer["msg"]) and len(shown) == 2
     assert all(allowed(text) and "\n" not in text for text in shown)
 

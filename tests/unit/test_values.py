@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleValueOmittedError
 from ansible_collections.slice_bench.sglang.plugins.action import sgl_values
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
 from jinja2.nativetypes import NativeEnvironment
@@ -333,13 +334,12 @@ class ValuesAction(sgl_values.ActionModule):
         self._arguments = arguments
         self._templar = SimpleNamespace(template=lambda value: value)
         self._loader = None
+        self._task = SimpleNamespace(async_val=0, check_mode=False)
+        self._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir="/nowhere"))
         self.warned: list[str] = []
 
     def warn(self, text: object) -> None:
         self.warned.append(str(text))
-
-    def begin(self, tmp: object, task_vars: object) -> dict[str, Any]:
-        return {}
 
     def validate_argument_spec(self, argument_spec: Any = None, **_: Any) -> Any:
         given = {name: option.get("default") for name, option in argument_spec.items()}
@@ -402,3 +402,15 @@ def test_a_host_warns_of_what_its_inventory_sets_and_its_profile_sets_too() -> N
 
 def test_a_host_without_profiles_says_none() -> None:
     assert ValuesAction().run(None, {})["profiles"] == []
+
+
+def test_what_another_host_omits_is_as_if_it_were_not_set() -> None:
+    class Variables(dict):
+        def __getitem__(self, name: str) -> Any:
+            if (value := super().__getitem__(name)) is None:
+                raise AnsibleValueOmittedError
+            return value
+
+    other = Variables(sgl_model=None, sgl_tp=0)
+    answer = ValuesAction(hosts=["other"]).run(None, {"hostvars": {"other": other}})
+    assert answer["msg"] == "host other: sgl_tp is 0: set it to a whole number from 1 to 1024"

@@ -977,11 +977,6 @@ def of_module(module: str) -> Iterator[tuple[str, Option]]:
             yield option.module[module], option
 
 
-def module_spec(module: str) -> dict[str, Any]:
-    """Their argument specification."""
-    return {name: option.spec() for name, option in of_module(module)}
-
-
 # What sgl_prep has beside the variables' options.
 _PREP_ONLY = (
     Option("model", "str", "The model's folder in the container.", required=True),

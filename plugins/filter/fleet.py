@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Decides, from what a prep found on each host, what a host may take from others and which host
-makes what no host has.
+"""Decides, from what a prep found on each host, what a host may take from others, which host makes
+what no host has, and which one is slower than the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import perf, stages
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
     INPUTS_LABEL,
 )
@@ -52,8 +52,7 @@ def cache_left(lacks: list[dict[str, Any]], taken: Mapping[str, Any]) -> list[di
     return [item for item in lacks if item["name"] not in done]
 
 
-def cache_state(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a host's variables, what `cache_round` decides by."""
+def _cache_state(known: Mapping[str, Any]) -> dict[str, Any]:
     names = {
         "done": "provider_prep_done",
         "lacks": "cache_share_lacks",
@@ -63,12 +62,14 @@ def cache_state(known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cache_round(
-    states: Mapping[str, Mapping[str, Any]], shards: int = 1
+    hosts: Mapping[str, Mapping[str, Any]], shards: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """For each host that lacks something: C(maker), the first such host of its group, C(giver), a
-    host of the group that has all, if any, and over which hosts (C(shards)) batch sizes are spread.
-    A group asks for it once: where that was not enough, its maker makes it.
+    """By the hosts' variables, for each host that lacks something: C(maker), the first such host of
+    its group, C(giver), a host of the group that has all, if any, and over which hosts (C(shards))
+    batch sizes are spread. A group asks for it once: where that was not enough, its maker makes it.
     """
+    # Ansible templates a variable each time that it is read.
+    states = {host: _cache_state(known) for host, known in hosts.items()}
     groups: dict[str, list[str]] = {}
     for host, state in states.items():
         if state["done"] and ("plan" in state["done"] or "result" in state["done"]):
@@ -180,6 +181,25 @@ def image_round(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     return decided
 
 
+def perf_outliers(done: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of the hosts with these results of sgl_prep, those that fail beside the others, each with its
+    reason.
+    """
+    probes = {
+        host: probe
+        for host, each in done.items()
+        if (probe := ((each or {}).get("result") or {}).get("perf_probe") or {}).get("tolerance")
+    }
+    if not probes:
+        return {}
+    outliers, _without = perf.of_fleet(probes, perf.tolerance_of(next(iter(probes.values()))))
+    found: dict[str, list[str]] = {}
+    for each in outliers:
+        if each.judgement.verdict == perf.FAIL:
+            found.setdefault(each.host, []).append(each.judgement.sentence)
+    return {host: "; ".join(sentences) for host, sentences in found.items()}
+
+
 def _stages(done: Mapping[str, Any]) -> Mapping[str, Any]:
     found = (done.get("plan") or done.get("result") or {}).get("stages")
     if not isinstance(found, Mapping):
@@ -194,15 +214,14 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         found = (
-            cache_group,
             cache_lacks,
             cache_left,
-            cache_state,
             cache_round,
             cache_shares,
             cache_shard_items,
             cache_from,
             image_state,
             image_round,
+            perf_outliers,
         )
         return {each.__name__: each for each in found}
