@@ -92,6 +92,8 @@ class ActionModule(ToldAction):
     def _slices(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The module again and again until it is done."""
         moved, warnings, changed = 0, [], False
+        # Of the slice that changed something, which need not be the last.
+        diff: dict[str, Any] = {}
         while True:
             answer = self._call({**arguments, "budget_s": _BUDGET_S})
             warnings += [
@@ -99,6 +101,7 @@ class ActionModule(ToldAction):
             ]
             moved += answer.get("bytes_moved", 0)
             changed = changed or answer.get("changed", False)
+            diff = answer.get("diff") or diff
             if answer.get("failed") or self._task.check_mode or answer.get("done") is not False:
                 break
             self._shown.progress(
@@ -109,6 +112,8 @@ class ActionModule(ToldAction):
             )
         if not answer.get("failed"):
             answer.update(bytes_moved=moved, changed=changed)
+            if diff:
+                answer["diff"] = diff
         if warnings:
             answer["warnings"] = warnings
         return answer

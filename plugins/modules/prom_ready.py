@@ -106,7 +106,7 @@ attributes:
     support: none
     description: It changes nothing.
 notes:
-  - Runs with Python 3.11 or later and its standard library.
+  - Runs with Python 3.9 or later and its standard library.
 seealso:
   - module: ansible.builtin.uri
 """

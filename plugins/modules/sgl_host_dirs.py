@@ -91,7 +91,7 @@ attributes:
     support: full
     description: Shows each path that is made or gets another mode, before and after.
 notes:
-  - Runs on Linux with Python 3.11 or later and its standard library.
+  - Runs on Linux with Python 3.9 or later and its standard library.
 """
 
 EXAMPLES = r"""

@@ -81,7 +81,7 @@ attributes:
 seealso:
   - module: slice_bench.sglang.sgl_model_stage
 notes:
-  - Runs on Linux with Python 3.11 or later and its standard library.
+  - Runs on Linux with Python 3.9 or later and its standard library.
 """
 
 EXAMPLES = r"""

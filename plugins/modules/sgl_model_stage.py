@@ -145,7 +145,7 @@ attributes:
 seealso:
   - module: slice_bench.sglang.sgl_model
 notes:
-  - Runs on Linux with Python 3.11 or later and its standard library. V(hub) needs Docker,
+  - Runs on Linux with Python 3.9 or later and its standard library. V(hub) needs Docker,
     V(controller) needs rsync on both sides and flock
     (util-linux) on the host.
 """
@@ -306,7 +306,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     for warning in answer.pop("warnings"):
         module.warn(warning)
-    if answer["done"] and answer["changed"]:
+    if answer["changed"]:
         after = (
             f"{request.source} {path_line(request.origin)}".rstrip()
             if request.source != "present"

@@ -219,4 +219,5 @@ def _is_period(value: Any) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """In seconds; none that no calendar holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12

@@ -385,7 +385,7 @@ def by_action(root: Path, source: Path, **options: Any) -> tuple[dict[str, Any],
     def call(_arguments: dict[str, Any]) -> dict[str, Any]:
         answer = stage(root, source, budget_s=0.0, **options)
         changes.extend([answer["phase"]] if answer["changed"] else [])
-        return answer
+        return {**answer, "diff": changes[-1]} if answer["changed"] else answer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(action, "_call", call)
@@ -407,6 +407,7 @@ def test_the_action_says_changed_where_a_slice_put_the_model_in_its_place(
     (source / "new.json").write_text("{}")
     answer, changes = by_action(root, source, full=True)
     assert answer["verified"] and answer["changed"] and changes == ["verifying"]
+    assert answer["diff"] == "verifying"
     answer, changes = by_action(root, source, full=True)
     assert answer["verified"] and not answer["changed"] and changes == []
 

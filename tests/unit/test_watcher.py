@@ -248,6 +248,7 @@ def wanted(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         None, "", "{", "[]", "{}", '{"stretches": [], "windows": []}',
         '{"stretches": [3], "windows": [], "complete_since_s": 0}',
+        '{"stretches": [], "windows": [], "complete_since_s": 1' + "0" * 400 + "}",
         '{"stretches": [{"begin": 0, "end": 9e9, "begin_s": 0, "end_s": "9"}], "windows": [],'
         ' "complete_since_s": 0}',
         '{"stretches": [{"begin": 0, "end": 9e9, "begin_s": 0, "end_s": 1e999}], "windows": [],'
