@@ -187,7 +187,8 @@ def running_prep(record: RunRecord, profiles_root: str) -> dict[str, Any] | None
         return None
     if job is None or job.get("state") != "running":
         return None
-    if not _held(_lock(profiles_root, places.LOCK_PREP)):
+    # A prep that was killed holds no lock, whatever its record says.
+    if _holder(_lock(profiles_root, places.LOCK_PREP)) is None:
         return None
     arguments = job.get("arguments")
     return {
@@ -253,13 +254,6 @@ def _profiles(container: dict[str, Any], record: RunRecord | None) -> str | None
 def is_up(container: dict[str, Any]) -> bool:
     """Whether the container has processes; those of a paused one are held, and not ended."""
     return container["status"] in ("running", "paused")
-
-
-def _held(lock: Path) -> bool:
-    """Whether some process holds the lock: a prep that was killed does not, whatever its record
-    says. One that cannot be read counts as held.
-    """
-    return _holder(lock) is not None
 
 
 def _holder(lock: Path) -> str | None:

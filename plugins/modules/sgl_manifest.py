@@ -171,7 +171,7 @@ class ManifestModule:
         if self.module.check_mode:
             return {"changed": False, "waited_s": 0.0, **self.look()[0]}
         run, waited = live_run.wait(
-            self.module.run_command, self.telemetry_root, self.name, self.module.params["timeout"]
+            self.docker(), self.telemetry_root, self.name, self.module.params["timeout"]
         )
         return {"changed": False, "waited_s": round(waited, 3), **run}
 
