@@ -19,7 +19,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
@@ -175,66 +175,13 @@ class SmiError(Exception):
 
 
 @dataclass(frozen=True)
-class Process:
-    """A process that computes on a GPU. `name` is the program without its arguments, which may hold
-    secrets.
-    """
-
-    gpu: int
-    pid: int
-    name: str
-    memory_mib: int | None
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as nvidia-smi describes it; what it does not report is None, or empty."""
-
-    index: int
-    name: str
-    uuid: str
-    bus: str
-    memory_mib: int | None
-    lost: bool
-    persistence: bool | None
-    mig: bool | None
-    # What it will be after the next reset.
-    pending_mig: bool | None
-    compute_mode: str
-    # Of a GPU behind NVSwitches: how far it has joined their fabric, and what kept it out.
-    fabric_state: str
-    fabric_status: str
-    # Of a vGPU; None on any other GPU.
-    licensed: bool | None
-    ecc: bool | None
-    # Since the driver was loaded, or the GPU reset.
-    uncorrectable: int
-    wants_reset: list[str]
-    broken: list[str]
-    slowdown: list[str]
-    coherent: bool
-    # In watts.
-    power_limit: int | None
-    default_power_limit: int | None
-    # Application clocks, in MHz: drivers from 580 on have deprecated them.
-    clock: int | None
-    default_clock: int | None
-    idle: bool
-    # Of its PCIe link: lanes and generation, and the most that both of its ends can.
-    lanes: int | None
-    most_lanes: int | None
-    generation: int | None
-    newest_generation: int | None
-
-
-@dataclass(frozen=True)
 class Smi:
     """One answer of nvidia-smi."""
 
     driver: str
     cuda: str | None
-    gpus: list[Gpu]
-    processes: list[Process]
+    gpus: list[dict[str, Any]]
+    processes: list[dict[str, Any]]
     # How many GPUs the driver has.
     attached: int | None
     # Whether parts of the answer could not be read.
@@ -292,7 +239,7 @@ def smi_refusal(code: int, output: str, error: str) -> str:
 
 def names(smi: Smi, tool: str, run: Runner) -> list[str]:
     """The GPUs' names; nvidia-smi is asked for them again where its description lacks some."""
-    described = [gpu.name for gpu in smi.gpus]
+    described = [gpu["name"] for gpu in smi.gpus]
     if smi.damaged and (_UNKNOWN in described or (smi.attached or 0) > len(described)):
         code, output, _ignored = run([tool, "--query-gpu=name", "--format=csv,noheader"])
         return names_of(code, output) or described
@@ -384,36 +331,35 @@ def _strange_values(parts: list[Part]) -> Iterator[str]:
                 yield f"{name} {one_line(text, 40)} of GPU {index}"
 
 
-def _gpu(part: Part, index: int) -> Gpu:
-    return Gpu(
-        index=index,
-        name=part.text("product_name") or _UNKNOWN,
-        uuid=part.text("uuid"),
-        bus=(part.id or part.text("pci_bus_id")).lower(),
-        memory_mib=number(part.text("fb_memory_usage/total")),
-        lost=_says_anywhere(part, "GPU is lost"),
-        persistence=_enabled(part.text("persistence_mode")),
-        mig=_enabled(part.text("current_mig")),
-        pending_mig=_enabled(part.text("pending_mig")),
-        compute_mode=part.text("compute_mode"),
-        fabric_state=part.text("fabric/state"),
-        fabric_status=part.text("fabric/status"),
-        licensed=_licensed(part),
-        ecc=_enabled(part.text("current_ecc")),
-        uncorrectable=_uncorrectable(part),
-        wants_reset=list(_reasons_to_reset(part)),
-        broken=list(_damages(part)),
-        slowdown=_slowdowns(part),
-        coherent=part.text("addressing_mode") == "ATS",
-        **_speed_settings(part),
-    )
-
-
-def _speed_settings(part: Part) -> dict[str, Any]:
-    """What may make it slower than others of its kind. Drivers before 530 say power_readings."""
-    readings, before = "gpu_power_readings", "power_readings"
-    link = "pci_gpu_link_info"
+def _gpu(part: Part, index: int) -> dict[str, Any]:
+    """A GPU as nvidia-smi describes it; what it does not report is None, or empty."""
+    # Drivers before 530 say power_readings.
+    readings, before, link = "gpu_power_readings", "power_readings", "pci_gpu_link_info"
     return {
+        "index": index,
+        "name": part.text("product_name") or _UNKNOWN,
+        "uuid": part.text("uuid"),
+        "bus": (part.id or part.text("pci_bus_id")).lower(),
+        "memory_mib": number(part.text("fb_memory_usage/total")),
+        "lost": _says_anywhere(part, "GPU is lost"),
+        "persistence": _enabled(part.text("persistence_mode")),
+        "mig": _enabled(part.text("current_mig")),
+        # What it will be after the next reset.
+        "pending_mig": _enabled(part.text("pending_mig")),
+        "compute_mode": part.text("compute_mode"),
+        # Of a GPU behind NVSwitches: how far it has joined their fabric, and what kept it out.
+        "fabric_state": part.text("fabric/state"),
+        "fabric_status": part.text("fabric/status"),
+        # Of a vGPU; None on any other GPU.
+        "licensed": _licensed(part),
+        "ecc": _enabled(part.text("current_ecc")),
+        # Since the driver was loaded, or the GPU reset.
+        "uncorrectable": _uncorrectable(part),
+        "wants_reset": list(_reasons_to_reset(part)),
+        "broken": list(_damages(part)),
+        "slowdown": [name for name in _SLOWDOWNS if _is_active(part, name)],
+        "coherent": part.text("addressing_mode") == "ATS",
+        # In watts.
         "power_limit": number(
             part.text(f"{readings}/current_power_limit") or part.text(f"{before}/power_limit")
         ),
@@ -421,9 +367,11 @@ def _speed_settings(part: Part) -> dict[str, Any]:
             part.text(f"{readings}/default_power_limit")
             or part.text(f"{before}/default_power_limit")
         ),
+        # Application clocks, in MHz: drivers from 580 on have deprecated them.
         "clock": number(part.text("applications_clocks/graphics_clock")),
         "default_clock": number(part.text("default_applications_clocks/graphics_clock")),
         "idle": _is_active(part, "gpu_idle"),
+        # Of its PCIe link: lanes and generation, and the most that both of its ends can.
         "lanes": number(part.text(f"{link}/link_widths/current_link_width")),
         "most_lanes": number(part.text(f"{link}/link_widths/max_link_width")),
         "generation": number(part.text(f"{link}/pcie_gen/current_link_gen")),
@@ -485,11 +433,6 @@ def _yes(part: Part, path: str) -> bool:
     return part.text(path).lower() == "yes"
 
 
-def _slowdowns(part: Part) -> list[str]:
-    """The causes of a slowdown that is active now."""
-    return [name for name in _SLOWDOWNS if _is_active(part, name)]
-
-
 def _uncorrectable(part: Part) -> int:
     """The uncorrectable ECC errors since the driver was loaded."""
     counts = [
@@ -502,7 +445,8 @@ def _uncorrectable(part: Part) -> int:
     return sum(number(count) or 0 for count in counts)
 
 
-def _processes(part: Part, index: int) -> Iterator[Process]:
+def _processes(part: Part, index: int) -> Iterator[dict[str, Any]]:
+    """What computes on it; `name` is the program without its arguments, which may hold secrets."""
     for entry in list(part.parts("process_info"))[:_MAX_PROCESSES]:
         pid = number(entry.text("pid"))
         # What only draws (type G), such as a display server, takes no part.
@@ -511,7 +455,12 @@ def _processes(part: Part, index: int) -> Iterator[Process]:
         name = entry.text("process_name")
         # A name in brackets says why there is none.
         name = name if name.startswith("[") else name.partition(" ")[0]
-        yield Process(index, pid, name or "unknown", number(entry.text("used_memory")))
+        yield {
+            "gpu": index,
+            "pid": pid,
+            "name": name or "unknown",
+            "memory_mib": number(entry.text("used_memory")),
+        }
 
 
 def _enabled(text: str) -> bool | None:
@@ -532,17 +481,17 @@ def describe(
     """
     log = _kernel_log(run, root)
     grace = platform.machine() == "aarch64" and any(
-        gpu.coherent or re.search(r"\bG[HB][23]00\b", gpu.name) for gpu in smi.gpus
+        gpu["coherent"] or re.search(r"\bG[HB][23]00\b", gpu["name"]) for gpu in smi.gpus
     )
     processes = [
-        {**asdict(process), "own": _is_of(process.pid, container_id, root)}
+        {**process, "own": _is_of(process["pid"], container_id, root)}
         for process in smi.processes
-        if _is_there(process.pid, root)
+        if _is_there(process["pid"], root)
     ]
     return {
         "driver": smi.driver,
         "cuda": smi.cuda,
-        "gpus": [asdict(gpu) for gpu in smi.gpus],
+        "gpus": smi.gpus,
         "processes": processes,
         "xid": None if log is None else _xids(log, smi.gpus),
         "grace": _grace(root) if grace else None,
@@ -639,7 +588,7 @@ def _kernel_buffer(path: str) -> str | None:
     return b"".join(parts).decode("utf-8", "replace")
 
 
-def _xids(log: str, gpus: list[Gpu]) -> list[dict[str, Any]]:
+def _xids(log: str, gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each kind of Xid error with how often and where it was seen."""
     seen: dict[int, tuple[int, set[str]]] = {}
     for found in _XID.finditer(log):
@@ -652,7 +601,7 @@ def _xids(log: str, gpus: list[Gpu]) -> list[dict[str, Any]]:
     ]
 
 
-def _place(bus: str, gpus: list[Gpu]) -> str:
+def _place(bus: str, gpus: list[dict[str, Any]]) -> str:
     """`GPU <index>` by its address, which the kernel writes with a shorter domain and without the
     function.
     """
@@ -661,7 +610,7 @@ def _place(bus: str, gpus: list[Gpu]) -> str:
         return address.lower().partition(".")[0].lstrip("0:")
 
     return next(
-        (f"GPU {gpu.index}" for gpu in gpus if gpu.bus and short(gpu.bus) == short(bus)),
+        (f"GPU {gpu['index']}" for gpu in gpus if gpu["bus"] and short(gpu["bus"]) == short(bus)),
         f"the device at {bus}",
     )
 
