@@ -19,15 +19,17 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import records
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     Runner,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_health import Verdict
 from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import (
     NO_VALUE,
     Log,
@@ -43,7 +45,6 @@ _MAX_FILE = 2**20
 _MAX_POLICIES = 4096
 _MAX_LOG = 16 * 2**20
 _MAX_RECORDS = 200_000
-_MAX_TEXT = 120
 _UNKNOWN = "unknown"
 _CORRUPT_INFOROM = 14
 # What helps where nvidia-smi fails, by its exit code.
@@ -190,17 +191,6 @@ class Smi:
     strange: list[str]
     # What was printed beside the description.
     around: str
-
-
-@dataclass
-class Verdict:
-    """`problems` stop a run, `lacking` is what a host before its first prep may lack, `warnings`
-    are only shown.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -506,8 +496,8 @@ def _governors(root: str) -> list[str]:
         policies = sorted(os.listdir(folder))[:_MAX_POLICIES]
     except OSError:
         return []
-    found = {_read(os.path.join(folder, policy, "scaling_governor")) for policy in policies}
-    return sorted(one_line(text.strip(), 40) for text in found if text and text.strip())
+    found = {_read(folder, policy, "scaling_governor") for policy in policies}
+    return sorted(one_line(text, 40) for text in found if text)
 
 
 def _is_there(pid: int, root: str) -> bool:
@@ -527,18 +517,16 @@ def _is_of(pid: int, container_id: str | None, root: str) -> bool:
     """Whether the process is the container's: its control group on the host has the container's id
     in its name.
     """
-    return bool(container_id) and str(container_id) in (
-        _read(os.path.join(root, "proc", str(pid), "cgroup")) or ""
-    )
+    return bool(container_id) and str(container_id) in _read(root, "proc", str(pid), "cgroup")
 
 
-def _read(path: str) -> str | None:
-    """A small file's text, or None where it cannot be read."""
+def _read(*path: str) -> str:
+    """A small file's text without space around it; empty where it cannot be read."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
-            return handle.read(_MAX_FILE).decode("utf-8", "replace")
+        with open(os.path.join(*path), "rb", opener=records.without_blocking) as stream:
+            return stream.read(_MAX_FILE).decode("utf-8", "replace").strip()
     except OSError:
-        return None
+        return ""
 
 
 def _kernel_log(run: Runner, root: str) -> str | None:
@@ -564,27 +552,20 @@ def _kernel_buffer(path: str) -> str | None:
     parts: list[bytes] = []
     size = 0
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0, opener=records.without_blocking) as stream:
+            for _ignored in range(_MAX_RECORDS):
+                try:
+                    # One message; None after the last one, where a read would wait.
+                    part = stream.read(65536) or b""
+                except BrokenPipeError:
+                    # The next message was overwritten meanwhile; the one after it comes next.
+                    continue
+                size += len(part)
+                if not part or size > _MAX_LOG:
+                    break
+                parts.append(part)
     except OSError:
         return None
-    try:
-        # Each read gives one message.
-        for _ignored in range(_MAX_RECORDS):
-            try:
-                part = os.read(fd, 65536)
-            except BlockingIOError:
-                break
-            except BrokenPipeError:
-                # The next message was overwritten meanwhile; the one after it comes next.
-                continue
-            size += len(part)
-            if not part or size > _MAX_LOG:
-                break
-            parts.append(part)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     return b"".join(parts).decode("utf-8", "replace")
 
 
@@ -616,15 +597,11 @@ def _place(bus: str, gpus: list[dict[str, Any]]) -> str:
 
 
 def _grace(root: str) -> dict[str, Any]:
-    balancing = _read(os.path.join(root, "proc/sys/kernel/numa_balancing"))
-    huge = re.search(
-        r"\[(\w+)\]", _read(os.path.join(root, "sys/kernel/mm/transparent_hugepage/enabled")) or ""
-    )
+    balancing = _read(root, "proc/sys/kernel/numa_balancing")
+    huge = re.search(r"\[(\w+)\]", _read(root, "sys/kernel/mm/transparent_hugepage/enabled"))
     return {
         "page_size": os.sysconf("SC_PAGE_SIZE"),
-        "numa_balancing": (
-            None if balancing is None or not balancing.strip() else balancing.strip() != "0"
-        ),
+        "numa_balancing": balancing != "0" if balancing else None,
         "init_on_alloc": _init_on_alloc(root),
         "transparent_hugepages": huge[1] if huge else None,
     }
@@ -634,13 +611,11 @@ def _init_on_alloc(root: str) -> bool | None:
     """Whether the kernel fills memory with zeros when it gives it out: by its command line, or else
     as it was built.
     """
-    given = re.findall(
-        r"(?:^|\s)init_on_alloc=(\S+)", _read(os.path.join(root, "proc/cmdline")) or ""
-    )
+    given = re.findall(r"(?:^|\s)init_on_alloc=(\S+)", _read(root, "proc/cmdline"))
     if given:
         return given[-1].lower() not in ("0", "n", "no", "off")
-    built = _read(os.path.join(root, f"boot/config-{platform.release()}"))
-    return None if built is None else "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in built
+    built = _read(root, f"boot/config-{platform.release()}")
+    return "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in built if built else None
 
 
 def judge(health: dict[str, Any], use: Use) -> Verdict:
@@ -805,10 +780,8 @@ def _judge_cuda(health: dict[str, Any], use: Use, verdict: Verdict) -> None:
     wanted, supported = _version(use.image_cuda or ""), _version(health["cuda"] or "")
     if wanted is None or supported is None or supported >= wanted:
         return
-    image, driver = (
-        "CUDA {}.{}".format(*wanted),
-        f"driver {health['driver']} supports CUDA {health['cuda']}",
-    )
+    image = "CUDA {}.{}".format(*wanted)
+    driver = f"driver {health['driver']} supports CUDA {health['cuda']}"
     if supported[0] == wanted[0]:
         verdict.warnings.append(
             f"{driver}, and the image has {image}: programs made for it run, but the driver cannot"
@@ -1004,18 +977,13 @@ def toolkit_problem(docker: DockerCli, root: str = "/") -> str | None:
     if gpu_access.has_cdi_spec(root):
         return None
     info = docker.info()
-    runtimes = info.get("Runtimes")
+    runtimes, devices = info.get("Runtimes"), info.get("DiscoveredDevices")
+    if not isinstance(runtimes, dict):
+        return None
     # Docker 29 lists the CDI devices that it has found.
-    devices = info.get("DiscoveredDevices")
-    known = [
-        *(runtimes if isinstance(runtimes, dict) else ()),
-        *(
-            str(device.get("ID"))
-            for device in (devices if isinstance(devices, list) else ())
-            if isinstance(device, dict)
-        ),
-    ]
-    if not isinstance(runtimes, dict) or any(name.startswith("nvidia") for name in known):
+    listed = devices if isinstance(devices, list) else ()
+    known = (*runtimes, *(str(each.get("ID")) for each in listed if isinstance(each, dict)))
+    if any(name.startswith("nvidia") for name in known):
         return None
     return (
         "Docker cannot give this host's GPUs to a container without the NVIDIA container toolkit:"
@@ -1030,9 +998,6 @@ def image_cuda(inspected: dict[str, Any]) -> tuple[str | None, str]:
     """
     config = inspected.get("Config")
     lines = config.get("Env") if isinstance(config, dict) else None
-    env = (
-        dict(line.split("=", 1) for line in lines if isinstance(line, str) and "=" in line)
-        if isinstance(lines, list)
-        else {}
-    )
+    listed = lines if isinstance(lines, list) else ()
+    env = dict(line.split("=", 1) for line in listed if isinstance(line, str) and "=" in line)
     return env.get("CUDA_VERSION"), env.get("NVIDIA_REQUIRE_CUDA", "")

@@ -94,15 +94,13 @@ class Options:
 
 
 @dataclass
-class Findings:
+class Findings(docker_health.Verdict):
     """What the inspection found; `lacking` is what a host before its first prep may lack,
     `problems` is wrong on any host.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def look(options: Options, run: Runner) -> Findings:
