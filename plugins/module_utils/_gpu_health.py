@@ -485,19 +485,19 @@ def describe(
         "processes": processes,
         "xid": None if log is None else _xids(log, smi.gpus),
         "grace": _grace(root) if grace else None,
-        "governors": _governors(root),
+        "governors": governors(root),
     }
 
 
-def _governors(root: str) -> list[str]:
+def governors(root: str) -> list[str]:
     """How the CPUs' clocks are chosen; none where the kernel does not say, as in many VMs."""
     folder = os.path.join(root, "sys/devices/system/cpu/cpufreq")
     try:
         policies = sorted(os.listdir(folder))[:_MAX_POLICIES]
     except OSError:
         return []
-    found = {_read(folder, policy, "scaling_governor") for policy in policies}
-    return sorted(one_line(text, 40) for text in found if text)
+    found = {one_line(_read(folder, policy, "scaling_governor"), 40) for policy in policies}
+    return sorted(found - {""})
 
 
 def _is_there(pid: int, root: str) -> bool:
