@@ -54,10 +54,6 @@ class Outside:
     def _old(self, kind: str, changed: float) -> bool:
         return changed < self._now - self._keep[kind] * pruning.A_DAY_S
 
-    def forget_age(self) -> None:
-        """For the end of all of it: nothing is young enough to stay."""
-        self._now = float("inf")
-
     def _remove(self, kind: str, folder: int, name: str) -> None:
         size = trees.allocated(folder, name)
         if not self._dry_run:
