@@ -192,11 +192,11 @@ def perf_outliers(done: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
     if not probes:
         return {}
-    outliers, _without = perf.of_fleet(probes, perf.tolerance_of(next(iter(probes.values()))))
+    outliers, _without = perf.of_fleet(probes)
     found: dict[str, list[str]] = {}
-    for each in outliers:
-        if each.judgement.verdict == perf.FAIL:
-            found.setdefault(each.host, []).append(each.judgement.sentence)
+    for host, judgement in outliers:
+        if judgement.verdict == perf.FAIL:
+            found.setdefault(host, []).append(judgement.sentence)
     return {host: "; ".join(sentences) for host, sentences in found.items()}
 
 

@@ -13,13 +13,11 @@ left of this is settled by the next one.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,8 +197,6 @@ LACKS = (
 )
 
 Container = dict[str, Any]
-# Gives a text as a file that only this user can read, for as long as the block lasts.
-PrivateFile = Callable[[str], AbstractContextManager[str]]
 
 
 class ContainerError(Exception):
@@ -253,12 +249,9 @@ class Definition:
 
 
 def _mount(volume: str) -> str:
-    source, _colon, target = volume.rpartition(":")
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(
-        ["type=bind", f"source={source}", f"target={target}"]
-    )
-    return line.getvalue()
+    """Docker reads it as CSV: a path may hold commas and quotes."""
+    source, _colon, target = volume.replace('"', '""').rpartition(":")
+    return f'type=bind,"source={source}","target={target}"'
 
 
 def environment_file(environment: dict[str, str]) -> str:
@@ -288,7 +281,6 @@ class Host:
     """How the host is asked, and where the container's records are."""
 
     run: InputRunner
-    private_file: PrivateFile
     telemetry_root: str
 
 
@@ -402,7 +394,7 @@ class Stack:
         arguments: in a container without network and mounts, which is thrown away. Raises
         ContainerError.
         """
-        with self._host.private_file(environment_file(wanted.environment)) as environment:
+        with memory_file(environment_file(wanted.environment)) as environment:
             command = [
                 self._docker.binary, "run", "--rm", "--interactive", "--network=none",
                 *wanted.limits(), f"--env-file={environment}", "--entrypoint=sgl-admin",
@@ -466,7 +458,7 @@ class Stack:
             CREATOR_LABEL: _creator(),
             REPLACES_LABEL: replaces,
         }
-        with self._host.private_file(environment_file(wanted.environment)) as environment:
+        with memory_file(environment_file(wanted.environment)) as environment:
             code, output, error = self._host.run(
                 [
                     self._docker.binary, "create", f"--name={self.next}", "--network=host",
@@ -511,7 +503,7 @@ class Stack:
         ContainerError.
         """
         run, _waited = live_run.wait(
-            self._docker_run, self._host.telemetry_root, self.name, self._start_timeout
+            self._docker, self._host.telemetry_root, self.name, self._start_timeout
         )
         url = run["manifest"]["services"]["prometheus"]["url"]
         try:
@@ -526,7 +518,7 @@ class Stack:
         """Put the old container back; returns what is to be said."""
         status = (self._docker.container(new) or {}).get("status", "absent")
         words, _line, log = why.partition(" The end of its log:\n")
-        log = log or (live_run.log(self._docker_run, new) if status != "absent" else "")
+        log = log or (live_run.log(self._docker, new) if status != "absent" else "")
         shown = f"\nThe end of its log:\n{log}" if log else ""
         # The log of one that runs may hold any error.
         error = _last_error(log) if status != "running" else ""
@@ -561,9 +553,7 @@ class Stack:
             return f"the old one is back, which was {old['status']}"
         self._quietly("start", old["id"])
         try:
-            live_run.wait(
-                self._docker_run, self._host.telemetry_root, self.name, self._start_timeout
-            )
+            live_run.wait(self._docker, self._host.telemetry_root, self.name, self._start_timeout)
         except (DockerError, run_record.RecordError) as error:
             return f"the old one is back but has no live run ({one_line(error, 100)})"
         return "the old one is back and runs"
@@ -647,7 +637,7 @@ class Stack:
         timeout_s = min(self._start_timeout, _PATIENCE_S)
         try:
             run, _waited = live_run.wait(
-                self._docker_run, self._host.telemetry_root, self.name, timeout_s
+                self._docker, self._host.telemetry_root, self.name, timeout_s
             )
             return Outcome(False, run, current, current, self.warnings)
         except run_record.RecordError:
@@ -659,9 +649,6 @@ class Stack:
         self._demand_tree()
         self._docker.call("restart", "-t", str(self._stop_timeout), self.name)
         return Outcome(True, self._ready(), current, self._look()[0], self.warnings)
-
-    def _docker_run(self, command: list[str]) -> tuple[int, str, str]:
-        return self._host.run(command, "")
 
     def _quietly(self, *arguments: str) -> None:
         """A step that another run may have done already."""

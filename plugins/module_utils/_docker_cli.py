@@ -75,7 +75,7 @@ class DockerAbsent(DockerError):
 class DockerCli:
     def __init__(self, run: Runner, binary: str | None = None) -> None:
         """Raises DockerMissing where there is no client."""
-        self._run = run
+        self.run = run
         self._info: dict[str, Any] | None = None
         found = binary or shutil.which("docker")
         if found is None:
@@ -87,7 +87,7 @@ class DockerCli:
 
     def call(self, *arguments: str) -> str:
         """Standard output of a docker command. Raises DockerError."""
-        code, output, error = self._run([self.binary, *arguments])
+        code, output, error = self.run([self.binary, *arguments])
         if code:
             raise failure(
                 error.strip()
@@ -99,7 +99,7 @@ class DockerCli:
     def info(self) -> dict[str, Any]:
         """What `docker info` says of the daemon; empty where it cannot be read. Asked once."""
         if self._info is None:
-            code, output, _ignored = self._run([self.binary, "info", "--format", "{{json .}}"])
+            code, output, _ignored = self.run([self.binary, "info", "--format", "{{json .}}"])
             try:
                 document = read_json_text(output)
             except ValueError:
@@ -111,24 +111,14 @@ class DockerCli:
 
     def inspect(self, kind: str, name: str) -> dict[str, Any] | None:
         """`docker <kind> inspect <name>`; None where there is no such thing. Raises DockerError."""
-        code, output, error = self._run([self.binary, kind, "inspect", name])
+        code, output, error = self.run([self.binary, kind, "inspect", name])
         if code:
-            refusal = failure(
-                one_line(error, 300) or f"docker {kind} inspect ended with exit code {code}"
-            )
-            if isinstance(refusal, DockerSilent):
-                raise refusal
-            if _says_absent(error, kind, name) or not self._lists(kind, name):
-                return None
-            raise refusal
-        try:
-            document = read_json_text(output)
-        except ValueError:
-            document = None
-        if not isinstance(document, list) or not document or not isinstance(document[0], dict):
+            self._demand_absence(kind, code, error, [name])
+            return None
+        found = _descriptions(output)
+        if not found:
             raise DockerError(f"docker {kind} inspect {name} prints no description: {_STRANGE}")
-        found: dict[str, Any] = document[0]
-        return found
+        return found[0]
 
     def _lists(self, kind: str, name: str) -> bool:
         """Whether Docker lists it: an empty list means the same in every version. Raises
@@ -176,37 +166,30 @@ class DockerCli:
 
     def _described(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
         """The descriptions of those containers that exist."""
-        code, output, error = self._run([self.binary, "container", "inspect", *names])
-        try:
-            document = read_json_text(output) if output.strip() or not code else []
-        except ValueError:
-            document = None
+        code, output, error = self.run([self.binary, "container", "inspect", *names])
+        found = _descriptions(output if output.strip() or not code else "[]")
         if code:
-            self._demand_absence(code, error, names, document)
-        if not isinstance(document, list) or not all(isinstance(each, dict) for each in document):
+            keys = [each.get(key, "") for each in found or [] for key in ("Name", "Id")]
+            described = [str(key).lstrip("/") for key in keys]
+            absent = [name for name in names if name not in described]
+            self._demand_absence("container", code, error, absent)
+        if found is None:
             raise DockerError(
                 f"docker container inspect {' '.join(names)} prints no description: {_STRANGE}"
             )
-        return document
+        return found
 
-    def _demand_absence(self, code: int, error: str, names: tuple[str, ...], document: Any) -> None:
-        """Raises DockerError where anything but missing containers made the client fail."""
+    def _demand_absence(self, kind: str, code: int, error: str, names: list[str]) -> None:
+        """Raises DockerError where anything but their absence made the client fail."""
         refusal = failure(
-            one_line(error, 300) or f"docker container inspect ended with exit code {code}"
+            one_line(error, 300) or f"docker {kind} inspect ended with exit code {code}"
         )
         if isinstance(refusal, DockerSilent):
             raise refusal
-        described = [
-            str(each.get(key, "")).lstrip("/")
-            for each in (document if isinstance(document, list) else [])
-            if isinstance(each, dict)
-            for key in ("Name", "Id")
-        ]
         lines = error.splitlines()
         for name in names:
-            if name in described or any(_says_absent(line, "container", name) for line in lines):
-                continue
-            if self._lists("container", name):
+            said = any(_says_absent(line, kind, name) for line in lines)
+            if not said and self._lists(kind, name):
                 raise refusal
 
     def holder_of(self, variable: str, value: str) -> str | None:
@@ -256,6 +239,7 @@ def _container(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 def describe_image(name: str, found: dict[str, Any]) -> dict[str, Any]:
     """DockerCli.image() of what `docker image inspect` printed. Raises DockerError."""
+    digests = _part({"RepoDigests": None, **found}, (list, _NONE), "RepoDigests")
     return {
         "name": name,
         "id": _part(found, str, "Id"),
@@ -263,19 +247,23 @@ def describe_image(name: str, found: dict[str, Any]) -> dict[str, Any]:
         "architecture": _part(found, str, "Architecture"),
         # Not every image has it.
         "created": _part({"Created": "", **found}, str, "Created"),
-        "repo_digests": [
-            str(digest)
-            for digest in (
-                _part({"RepoDigests": None, **found}, (list, _NONE), "RepoDigests") or []
-            )
-        ],
+        "repo_digests": [str(digest) for digest in digests or []],
     }
 
 
-def _says_absent(error: str, kind: str, name: str) -> bool:
-    """Whether Docker's last line is its own sentence for a thing that does not exist."""
-    lines = error.strip().splitlines()
-    sentence = _NO_SUCH.fullmatch(lines[-1].strip()) if lines else None
+def _descriptions(output: str) -> list[dict[str, Any]] | None:
+    """What the client printed of things; None where it is anything else."""
+    try:
+        document = read_json_text(output)
+    except ValueError:
+        return None
+    whole = isinstance(document, list) and all(isinstance(each, dict) for each in document)
+    return document if whole else None
+
+
+def _says_absent(line: str, kind: str, name: str) -> bool:
+    """Whether a line is Docker's own sentence for a thing that does not exist."""
+    sentence = _NO_SUCH.fullmatch(line.strip())
     if sentence is None or sentence["kind"].lower() != kind:
         return False
     # Docker completes the name of an image.
@@ -309,14 +297,8 @@ def _mounts(found: Any) -> Iterator[tuple[str, str]]:
 
 
 def _labels(found: dict[str, Any]) -> dict[str, Any]:
-    labels: dict[str, Any] = (
-        _part(
-            {"Labels": None, **_part({"Config": {}, **found}, dict, "Config")},
-            (dict, _NONE),
-            "Labels",
-        )
-        or {}
-    )
+    config = _part({"Config": {}, **found}, dict, "Config")
+    labels: dict[str, Any] = _part({"Labels": None, **config}, (dict, _NONE), "Labels") or {}
     return labels
 
 

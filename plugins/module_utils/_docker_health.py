@@ -113,6 +113,8 @@ class Docker:
 
 @dataclass
 class Verdict:
+    """`problems` stop a run, `warnings` are only shown."""
+
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

@@ -19,15 +19,17 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import records
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     Runner,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_health import Verdict
 from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import (
     NO_VALUE,
     Log,
@@ -43,7 +45,6 @@ _MAX_FILE = 2**20
 _MAX_POLICIES = 4096
 _MAX_LOG = 16 * 2**20
 _MAX_RECORDS = 200_000
-_MAX_TEXT = 120
 _UNKNOWN = "unknown"
 _CORRUPT_INFOROM = 14
 # What helps where nvidia-smi fails, by its exit code.
@@ -175,66 +176,13 @@ class SmiError(Exception):
 
 
 @dataclass(frozen=True)
-class Process:
-    """A process that computes on a GPU. `name` is the program without its arguments, which may hold
-    secrets.
-    """
-
-    gpu: int
-    pid: int
-    name: str
-    memory_mib: int | None
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as nvidia-smi describes it; what it does not report is None, or empty."""
-
-    index: int
-    name: str
-    uuid: str
-    bus: str
-    memory_mib: int | None
-    lost: bool
-    persistence: bool | None
-    mig: bool | None
-    # What it will be after the next reset.
-    pending_mig: bool | None
-    compute_mode: str
-    # Of a GPU behind NVSwitches: how far it has joined their fabric, and what kept it out.
-    fabric_state: str
-    fabric_status: str
-    # Of a vGPU; None on any other GPU.
-    licensed: bool | None
-    ecc: bool | None
-    # Since the driver was loaded, or the GPU reset.
-    uncorrectable: int
-    wants_reset: list[str]
-    broken: list[str]
-    slowdown: list[str]
-    coherent: bool
-    # In watts.
-    power_limit: int | None
-    default_power_limit: int | None
-    # Application clocks, in MHz: drivers from 580 on have deprecated them.
-    clock: int | None
-    default_clock: int | None
-    idle: bool
-    # Of its PCIe link: lanes and generation, and the most that both of its ends can.
-    lanes: int | None
-    most_lanes: int | None
-    generation: int | None
-    newest_generation: int | None
-
-
-@dataclass(frozen=True)
 class Smi:
     """One answer of nvidia-smi."""
 
     driver: str
     cuda: str | None
-    gpus: list[Gpu]
-    processes: list[Process]
+    gpus: list[dict[str, Any]]
+    processes: list[dict[str, Any]]
     # How many GPUs the driver has.
     attached: int | None
     # Whether parts of the answer could not be read.
@@ -243,17 +191,6 @@ class Smi:
     strange: list[str]
     # What was printed beside the description.
     around: str
-
-
-@dataclass
-class Verdict:
-    """`problems` stop a run, `lacking` is what a host before its first prep may lack, `warnings`
-    are only shown.
-    """
-
-    problems: list[str] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -292,7 +229,7 @@ def smi_refusal(code: int, output: str, error: str) -> str:
 
 def names(smi: Smi, tool: str, run: Runner) -> list[str]:
     """The GPUs' names; nvidia-smi is asked for them again where its description lacks some."""
-    described = [gpu.name for gpu in smi.gpus]
+    described = [gpu["name"] for gpu in smi.gpus]
     if smi.damaged and (_UNKNOWN in described or (smi.attached or 0) > len(described)):
         code, output, _ignored = run([tool, "--query-gpu=name", "--format=csv,noheader"])
         return names_of(code, output) or described
@@ -384,36 +321,35 @@ def _strange_values(parts: list[Part]) -> Iterator[str]:
                 yield f"{name} {one_line(text, 40)} of GPU {index}"
 
 
-def _gpu(part: Part, index: int) -> Gpu:
-    return Gpu(
-        index=index,
-        name=part.text("product_name") or _UNKNOWN,
-        uuid=part.text("uuid"),
-        bus=(part.id or part.text("pci_bus_id")).lower(),
-        memory_mib=number(part.text("fb_memory_usage/total")),
-        lost=_says_anywhere(part, "GPU is lost"),
-        persistence=_enabled(part.text("persistence_mode")),
-        mig=_enabled(part.text("current_mig")),
-        pending_mig=_enabled(part.text("pending_mig")),
-        compute_mode=part.text("compute_mode"),
-        fabric_state=part.text("fabric/state"),
-        fabric_status=part.text("fabric/status"),
-        licensed=_licensed(part),
-        ecc=_enabled(part.text("current_ecc")),
-        uncorrectable=_uncorrectable(part),
-        wants_reset=list(_reasons_to_reset(part)),
-        broken=list(_damages(part)),
-        slowdown=_slowdowns(part),
-        coherent=part.text("addressing_mode") == "ATS",
-        **_speed_settings(part),
-    )
-
-
-def _speed_settings(part: Part) -> dict[str, Any]:
-    """What may make it slower than others of its kind. Drivers before 530 say power_readings."""
-    readings, before = "gpu_power_readings", "power_readings"
-    link = "pci_gpu_link_info"
+def _gpu(part: Part, index: int) -> dict[str, Any]:
+    """A GPU as nvidia-smi describes it; what it does not report is None, or empty."""
+    # Drivers before 530 say power_readings.
+    readings, before, link = "gpu_power_readings", "power_readings", "pci_gpu_link_info"
     return {
+        "index": index,
+        "name": part.text("product_name") or _UNKNOWN,
+        "uuid": part.text("uuid"),
+        "bus": (part.id or part.text("pci_bus_id")).lower(),
+        "memory_mib": number(part.text("fb_memory_usage/total")),
+        "lost": _says_anywhere(part, "GPU is lost"),
+        "persistence": _enabled(part.text("persistence_mode")),
+        "mig": _enabled(part.text("current_mig")),
+        # What it will be after the next reset.
+        "pending_mig": _enabled(part.text("pending_mig")),
+        "compute_mode": part.text("compute_mode"),
+        # Of a GPU behind NVSwitches: how far it has joined their fabric, and what kept it out.
+        "fabric_state": part.text("fabric/state"),
+        "fabric_status": part.text("fabric/status"),
+        # Of a vGPU; None on any other GPU.
+        "licensed": _licensed(part),
+        "ecc": _enabled(part.text("current_ecc")),
+        # Since the driver was loaded, or the GPU reset.
+        "uncorrectable": _uncorrectable(part),
+        "wants_reset": list(_reasons_to_reset(part)),
+        "broken": list(_damages(part)),
+        "slowdown": [name for name in _SLOWDOWNS if _is_active(part, name)],
+        "coherent": part.text("addressing_mode") == "ATS",
+        # In watts.
         "power_limit": number(
             part.text(f"{readings}/current_power_limit") or part.text(f"{before}/power_limit")
         ),
@@ -421,9 +357,11 @@ def _speed_settings(part: Part) -> dict[str, Any]:
             part.text(f"{readings}/default_power_limit")
             or part.text(f"{before}/default_power_limit")
         ),
+        # Application clocks, in MHz: drivers from 580 on have deprecated them.
         "clock": number(part.text("applications_clocks/graphics_clock")),
         "default_clock": number(part.text("default_applications_clocks/graphics_clock")),
         "idle": _is_active(part, "gpu_idle"),
+        # Of its PCIe link: lanes and generation, and the most that both of its ends can.
         "lanes": number(part.text(f"{link}/link_widths/current_link_width")),
         "most_lanes": number(part.text(f"{link}/link_widths/max_link_width")),
         "generation": number(part.text(f"{link}/pcie_gen/current_link_gen")),
@@ -485,11 +423,6 @@ def _yes(part: Part, path: str) -> bool:
     return part.text(path).lower() == "yes"
 
 
-def _slowdowns(part: Part) -> list[str]:
-    """The causes of a slowdown that is active now."""
-    return [name for name in _SLOWDOWNS if _is_active(part, name)]
-
-
 def _uncorrectable(part: Part) -> int:
     """The uncorrectable ECC errors since the driver was loaded."""
     counts = [
@@ -502,7 +435,8 @@ def _uncorrectable(part: Part) -> int:
     return sum(number(count) or 0 for count in counts)
 
 
-def _processes(part: Part, index: int) -> Iterator[Process]:
+def _processes(part: Part, index: int) -> Iterator[dict[str, Any]]:
+    """What computes on it; `name` is the program without its arguments, which may hold secrets."""
     for entry in list(part.parts("process_info"))[:_MAX_PROCESSES]:
         pid = number(entry.text("pid"))
         # What only draws (type G), such as a display server, takes no part.
@@ -511,7 +445,12 @@ def _processes(part: Part, index: int) -> Iterator[Process]:
         name = entry.text("process_name")
         # A name in brackets says why there is none.
         name = name if name.startswith("[") else name.partition(" ")[0]
-        yield Process(index, pid, name or "unknown", number(entry.text("used_memory")))
+        yield {
+            "gpu": index,
+            "pid": pid,
+            "name": name or "unknown",
+            "memory_mib": number(entry.text("used_memory")),
+        }
 
 
 def _enabled(text: str) -> bool | None:
@@ -532,33 +471,33 @@ def describe(
     """
     log = _kernel_log(run, root)
     grace = platform.machine() == "aarch64" and any(
-        gpu.coherent or re.search(r"\bG[HB][23]00\b", gpu.name) for gpu in smi.gpus
+        gpu["coherent"] or re.search(r"\bG[HB][23]00\b", gpu["name"]) for gpu in smi.gpus
     )
     processes = [
-        {**asdict(process), "own": _is_of(process.pid, container_id, root)}
+        {**process, "own": _is_of(process["pid"], container_id, root)}
         for process in smi.processes
-        if _is_there(process.pid, root)
+        if _is_there(process["pid"], root)
     ]
     return {
         "driver": smi.driver,
         "cuda": smi.cuda,
-        "gpus": [asdict(gpu) for gpu in smi.gpus],
+        "gpus": smi.gpus,
         "processes": processes,
         "xid": None if log is None else _xids(log, smi.gpus),
         "grace": _grace(root) if grace else None,
-        "governors": _governors(root),
+        "governors": governors(root),
     }
 
 
-def _governors(root: str) -> list[str]:
+def governors(root: str) -> list[str]:
     """How the CPUs' clocks are chosen; none where the kernel does not say, as in many VMs."""
     folder = os.path.join(root, "sys/devices/system/cpu/cpufreq")
     try:
         policies = sorted(os.listdir(folder))[:_MAX_POLICIES]
     except OSError:
         return []
-    found = {_read(os.path.join(folder, policy, "scaling_governor")) for policy in policies}
-    return sorted(one_line(text.strip(), 40) for text in found if text and text.strip())
+    found = {one_line(_read(folder, policy, "scaling_governor"), 40) for policy in policies}
+    return sorted(found - {""})
 
 
 def _is_there(pid: int, root: str) -> bool:
@@ -578,18 +517,16 @@ def _is_of(pid: int, container_id: str | None, root: str) -> bool:
     """Whether the process is the container's: its control group on the host has the container's id
     in its name.
     """
-    return bool(container_id) and str(container_id) in (
-        _read(os.path.join(root, "proc", str(pid), "cgroup")) or ""
-    )
+    return bool(container_id) and str(container_id) in _read(root, "proc", str(pid), "cgroup")
 
 
-def _read(path: str) -> str | None:
-    """A small file's text, or None where it cannot be read."""
+def _read(*path: str) -> str:
+    """A small file's text without space around it; empty where it cannot be read."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
-            return handle.read(_MAX_FILE).decode("utf-8", "replace")
+        with open(os.path.join(*path), "rb", opener=records.without_blocking) as stream:
+            return stream.read(_MAX_FILE).decode("utf-8", "replace").strip()
     except OSError:
-        return None
+        return ""
 
 
 def _kernel_log(run: Runner, root: str) -> str | None:
@@ -615,31 +552,24 @@ def _kernel_buffer(path: str) -> str | None:
     parts: list[bytes] = []
     size = 0
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0, opener=records.without_blocking) as stream:
+            for _ignored in range(_MAX_RECORDS):
+                try:
+                    # One message; None after the last one, where a read would wait.
+                    part = stream.read(65536) or b""
+                except BrokenPipeError:
+                    # The next message was overwritten meanwhile; the one after it comes next.
+                    continue
+                size += len(part)
+                if not part or size > _MAX_LOG:
+                    break
+                parts.append(part)
     except OSError:
         return None
-    try:
-        # Each read gives one message.
-        for _ignored in range(_MAX_RECORDS):
-            try:
-                part = os.read(fd, 65536)
-            except BlockingIOError:
-                break
-            except BrokenPipeError:
-                # The next message was overwritten meanwhile; the one after it comes next.
-                continue
-            size += len(part)
-            if not part or size > _MAX_LOG:
-                break
-            parts.append(part)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     return b"".join(parts).decode("utf-8", "replace")
 
 
-def _xids(log: str, gpus: list[Gpu]) -> list[dict[str, Any]]:
+def _xids(log: str, gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each kind of Xid error with how often and where it was seen."""
     seen: dict[int, tuple[int, set[str]]] = {}
     for found in _XID.finditer(log):
@@ -652,7 +582,7 @@ def _xids(log: str, gpus: list[Gpu]) -> list[dict[str, Any]]:
     ]
 
 
-def _place(bus: str, gpus: list[Gpu]) -> str:
+def _place(bus: str, gpus: list[dict[str, Any]]) -> str:
     """`GPU <index>` by its address, which the kernel writes with a shorter domain and without the
     function.
     """
@@ -661,21 +591,17 @@ def _place(bus: str, gpus: list[Gpu]) -> str:
         return address.lower().partition(".")[0].lstrip("0:")
 
     return next(
-        (f"GPU {gpu.index}" for gpu in gpus if gpu.bus and short(gpu.bus) == short(bus)),
+        (f"GPU {gpu['index']}" for gpu in gpus if gpu["bus"] and short(gpu["bus"]) == short(bus)),
         f"the device at {bus}",
     )
 
 
 def _grace(root: str) -> dict[str, Any]:
-    balancing = _read(os.path.join(root, "proc/sys/kernel/numa_balancing"))
-    huge = re.search(
-        r"\[(\w+)\]", _read(os.path.join(root, "sys/kernel/mm/transparent_hugepage/enabled")) or ""
-    )
+    balancing = _read(root, "proc/sys/kernel/numa_balancing")
+    huge = re.search(r"\[(\w+)\]", _read(root, "sys/kernel/mm/transparent_hugepage/enabled"))
     return {
         "page_size": os.sysconf("SC_PAGE_SIZE"),
-        "numa_balancing": (
-            None if balancing is None or not balancing.strip() else balancing.strip() != "0"
-        ),
+        "numa_balancing": balancing != "0" if balancing else None,
         "init_on_alloc": _init_on_alloc(root),
         "transparent_hugepages": huge[1] if huge else None,
     }
@@ -685,13 +611,11 @@ def _init_on_alloc(root: str) -> bool | None:
     """Whether the kernel fills memory with zeros when it gives it out: by its command line, or else
     as it was built.
     """
-    given = re.findall(
-        r"(?:^|\s)init_on_alloc=(\S+)", _read(os.path.join(root, "proc/cmdline")) or ""
-    )
+    given = re.findall(r"(?:^|\s)init_on_alloc=(\S+)", _read(root, "proc/cmdline"))
     if given:
         return given[-1].lower() not in ("0", "n", "no", "off")
-    built = _read(os.path.join(root, f"boot/config-{platform.release()}"))
-    return None if built is None else "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in built
+    built = _read(root, f"boot/config-{platform.release()}")
+    return "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y" in built if built else None
 
 
 def judge(health: dict[str, Any], use: Use) -> Verdict:
@@ -856,10 +780,8 @@ def _judge_cuda(health: dict[str, Any], use: Use, verdict: Verdict) -> None:
     wanted, supported = _version(use.image_cuda or ""), _version(health["cuda"] or "")
     if wanted is None or supported is None or supported >= wanted:
         return
-    image, driver = (
-        "CUDA {}.{}".format(*wanted),
-        f"driver {health['driver']} supports CUDA {health['cuda']}",
-    )
+    image = "CUDA {}.{}".format(*wanted)
+    driver = f"driver {health['driver']} supports CUDA {health['cuda']}"
     if supported[0] == wanted[0]:
         verdict.warnings.append(
             f"{driver}, and the image has {image}: programs made for it run, but the driver cannot"
@@ -1055,18 +977,13 @@ def toolkit_problem(docker: DockerCli, root: str = "/") -> str | None:
     if gpu_access.has_cdi_spec(root):
         return None
     info = docker.info()
-    runtimes = info.get("Runtimes")
+    runtimes, devices = info.get("Runtimes"), info.get("DiscoveredDevices")
+    if not isinstance(runtimes, dict):
+        return None
     # Docker 29 lists the CDI devices that it has found.
-    devices = info.get("DiscoveredDevices")
-    known = [
-        *(runtimes if isinstance(runtimes, dict) else ()),
-        *(
-            str(device.get("ID"))
-            for device in (devices if isinstance(devices, list) else ())
-            if isinstance(device, dict)
-        ),
-    ]
-    if not isinstance(runtimes, dict) or any(name.startswith("nvidia") for name in known):
+    listed = devices if isinstance(devices, list) else ()
+    known = (*runtimes, *(str(each.get("ID")) for each in listed if isinstance(each, dict)))
+    if any(name.startswith("nvidia") for name in known):
         return None
     return (
         "Docker cannot give this host's GPUs to a container without the NVIDIA container toolkit:"
@@ -1081,9 +998,6 @@ def image_cuda(inspected: dict[str, Any]) -> tuple[str | None, str]:
     """
     config = inspected.get("Config")
     lines = config.get("Env") if isinstance(config, dict) else None
-    env = (
-        dict(line.split("=", 1) for line in lines if isinstance(line, str) and "=" in line)
-        if isinstance(lines, list)
-        else {}
-    )
+    listed = lines if isinstance(lines, list) else ()
+    env = dict(line.split("=", 1) for line in listed if isinstance(line, str) and "=" in line)
     return env.get("CUDA_VERSION"), env.get("NVIDIA_REQUIRE_CUDA", "")

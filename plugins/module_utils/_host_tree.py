@@ -8,7 +8,6 @@ changed nothing. :func:`apply` then does what the plan says. Nothing that existe
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import grp
 import os
@@ -26,6 +25,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._contract impor
 
 TEMP_NAME = re.compile(re.escape(safe_tree.TEMP_PREFIX) + ".+")
 NAMED_MISMATCHES = 10
+# The parent, and what lies in it by default.
+ROOTS = ("root", "telemetry", "profiles", "models", "huggingface")
 # How often a folder is tried that another run makes at the same time, and the longest pause.
 _TRIES, _PAUSE_S = 20, 0.05
 
@@ -75,13 +76,7 @@ class Spec:
         )
 
     def roots(self) -> dict[str, str]:
-        return {
-            "root": self.root,
-            "telemetry": self.telemetry,
-            "profiles": self.profiles,
-            "models": self.models,
-            "huggingface": self.huggingface,
-        }
+        return {name: getattr(self, name) for name in ROOTS}
 
 
 @dataclass(frozen=True)
@@ -287,10 +282,6 @@ def _exchangeable_text(spec: Spec, option: str, item: safe_tree.Holder) -> str:
         f"{owner}, who owns {shown}, can exchange the tree in it, and so decide what the server"
         f" runs: {elsewhere}"
     )
-
-
-def _process_groups() -> set[int]:
-    return {os.getegid(), *os.getgroups()}
 
 
 def _check_process(spec: Spec) -> None:
@@ -535,7 +526,8 @@ def inspect(spec: Spec) -> Plan:
                 f"{option} cannot be made: uid {os.geteuid()} may not write in {printable(base)}:"
                 f" run the task with become: true, or set {option} elsewhere"
             )
-    if plan.changed and os.geteuid() != 0 and spec.gid not in _process_groups():
+    groups = {os.getegid(), *os.getgroups()}
+    if plan.changed and os.geteuid() != 0 and spec.gid not in groups:
         raise HostTreeError(
             f"uid {os.geteuid()} is not in group {spec.gid}, so it cannot make directories for"
             f" {owner_text(spec.uid, spec.gid)}: add the user to that group, set owner_gid to one"
@@ -654,14 +646,8 @@ def _is_made(path: str, top: str | None, wanted: tuple[int, int, int]) -> bool:
     return (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == wanted
 
 
-def _opened(spec: Spec, path: str) -> contextlib.AbstractContextManager[int]:
-    """A directory, opened; inside telemetry/ and profiles/ no link is followed at all, so that
-    nothing can be slipped in between.
-    """
-    return safe_tree.folder(path, _top(spec, path))
-
-
 def _top(spec: Spec, path: str) -> str | None:
+    """Inside telemetry/ and profiles/ no link is followed: nothing can be slipped in between."""
     return next(
         (top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")), None
     )
@@ -675,7 +661,7 @@ def apply(plan: Plan) -> None:
     tops = (spec.telemetry + "/", spec.profiles + "/")
     for path, (_old, new) in plan.chmod.items():
         try:
-            with _opened(spec, path) as fd:
+            with safe_tree.folder(path, _top(spec, path)) as fd:
                 # Its files first: a run that is killed in between finds the folder as it was.
                 if path.startswith(tops):
                     safe_tree.close_files(fd, spec.uid, ~new & 0o066)

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -158,21 +159,18 @@ class ImageBuild:
 
     def _recipe(self, context: str) -> dict[str, Any]:
         try:
-            with open(
-                os.path.join(context, "flavours", self.flavour, "build.json"), encoding="utf-8"
-            ) as stream:
-                recipe: dict[str, Any] = json.load(stream)
-                return recipe
+            text = self._of_flavour(context, "build.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}
+        recipe: dict[str, Any] = json.loads(text)
+        return recipe
+
+    def _of_flavour(self, context: str, name: str) -> Path:
+        return Path(context, "flavours", self.flavour, name)
 
     def _bases(self, recipe: dict[str, Any]) -> dict[str, str]:
         """The images that the Dockerfile begins with, by its build arguments."""
-        own = (
-            f"{BASE}:{self.base_suite}-{self.architecture}"
-            if self._foreign
-            else f"{BASE}:{self.base_suite}"
-        )
+        own = f"{BASE}:{self.base_suite}" + (f"-{self.architecture}" if self._foreign else "")
         return {
             "BASE": self._given_base or recipe.get("base") or own,
             **recipe.get("stages", {}),
@@ -261,22 +259,11 @@ class ImageBuild:
             root = os.path.join(folder, "root")
             mirror, environment = self._mirror(folder)
             foreign = ["--arch", self.architecture] if self._foreign else []
-            self._step(
-                "debootstrap",
-                [
-                    debootstrap,
-                    *foreign,
-                    "--variant=minbase",
-                    self.base_suite,
-                    root,
-                    *([mirror] if mirror else []),
-                ],
-                environment,
-            )
+            command = [debootstrap, *foreign, "--variant=minbase", self.base_suite, root]
+            self._step("debootstrap", [*command, *([mirror] if mirror else [])], environment)
             archive = os.path.join(folder, "root.tar")
-            self._step(
-                "packing the base", ["tar", "--directory", root, "--create", "--file", archive, "."]
-            )
+            packing = ["tar", "--directory", root, "--create", "--file", archive, "."]
+            self._step("packing the base", packing)
             if self._foreign:
                 self._import_foreign(archive, name)
             else:
@@ -291,16 +278,9 @@ class ImageBuild:
         context = os.path.join(os.path.dirname(archive), "import")
         os.mkdir(context)
         os.link(archive, os.path.join(context, "root.tar"))
-        with open(os.path.join(context, "Dockerfile"), "w", encoding="ascii") as stream:
-            stream.write("FROM scratch\nADD root.tar /\n")
-        command = [
-            *build_client(self._run),
-            "--platform",
-            f"linux/{self.architecture}",
-            "--tag",
-            name,
-            context,
-        ]
+        Path(context, "Dockerfile").write_text("FROM scratch\nADD root.tar /\n", encoding="ascii")
+        options = ["--platform", f"linux/{self.architecture}", "--tag", name]
+        command = [*build_client(self._run), *options, context]
         self._step("docker build of the base", command, environment=_BUILDKIT)
 
     def _mirror(self, folder: str) -> tuple[str | None, dict[str, str]]:
@@ -324,15 +304,8 @@ class ImageBuild:
         apt_get = shutil.which("apt-get")
         if apt_get is None:
             return None
-        code, output, _ignored = self._run(
-            [
-                apt_get,
-                "indextargets",
-                "--format",
-                "$(CODENAME) $(COMPONENT) $(REPO_URI)",
-                "Identifier: Packages",
-            ]
-        )
+        words = ["--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)", "Identifier: Packages"]
+        code, output, _ignored = self._run([apt_get, "indextargets", *words])
         for line in output.splitlines() if code == 0 else ():
             codename, _ignored, rest = line.partition(" ")
             component, _ignored, mirror = rest.partition(" ")
@@ -346,8 +319,7 @@ class ImageBuild:
         """
         wheelhouse, requirements = self._wheelhouse(context), self._requirements(context)
         # Made under another name: a killed download is not taken for a whole one.
-        partial = tempfile.mkdtemp(prefix="wheelhouse-", suffix=".partial", dir=self.build_dir)
-        try:
+        with self._partial("wheelhouse-") as partial:
             if brought:
                 unpack(brought, partial)
                 image_wheels.check(partial, requirements)
@@ -357,34 +329,28 @@ class ImageBuild:
                 if _older_wheelhouse(entry, os.path.basename(wheelhouse)):
                     shutil.rmtree(os.path.join(self.build_dir, entry))
             os.replace(partial, wheelhouse)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+    def _partial(self, prefix: str) -> tempfile.TemporaryDirectory[str]:
+        """A folder that the next build removes where this one is killed."""
+        return tempfile.TemporaryDirectory(prefix=prefix, suffix=".partial", dir=self.build_dir)
 
     def _download_wheels(self, folder: str, requirements: str) -> None:
         machine = MACHINES.get(self.architecture, self.architecture)
         path = os.path.join(folder, "requirements.txt")
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(requirements)
+        Path(path).write_text(requirements, encoding="utf-8")
+        command = image_wheels.download_command(sys.executable, machine, path, folder)
         try:
-            self._step(
-                "pip download",
-                image_wheels.download_command(sys.executable, machine, path, folder),
-            )
+            self._step("pip download", command)
         except ImageError as error:
             raise image_wheels.NoWheels(str(error), requirements, machine) from error
         os.unlink(path)
 
     def fetch_programs(self, context: str) -> None:
         """The programs that come in release archives. Raises ImageError."""
+        brought, bundle = self._sources.download_dir, ca_bundle()
         for archive in self._archives(self._recipe(context)):
             try:
-                image_downloads.provide(
-                    archive,
-                    self.build_dir,
-                    self.architecture,
-                    self._sources.download_dir,
-                    ca_bundle(),
-                )
+                image_downloads.provide(archive, self.build_dir, self.architecture, brought, bundle)
             except ImageError:
                 self._published.forget(archive)
                 raise
@@ -408,6 +374,10 @@ class ImageBuild:
         if base is None:
             raise ImageError(f"the base image {bases['BASE']} vanished; run this again")
         self._fill_context(context, recipe)
+        downloads = {
+            one.name: {"file": one.file, "sha256": one.sha256, "pinned": one.pinned}
+            for one in self._archives(recipe)
+        }
         arguments = {
             **bases,
             "FLAVOUR": self.flavour,
@@ -415,17 +385,7 @@ class ImageBuild:
             "BASE_NAME": bases["BASE"],
             "BASE_DIGEST": image_parts.digest_of(bases["BASE"], base),
             "GIT_REVISION": git_revision,
-            "DOWNLOADS": json.dumps(
-                {
-                    archive.name: {
-                        "file": archive.file,
-                        "sha256": archive.sha256,
-                        "pinned": archive.pinned,
-                    }
-                    for archive in self._archives(recipe)
-                },
-                sort_keys=True,
-            ),
+            "DOWNLOADS": json.dumps(downloads, sort_keys=True),
         }
         with self._apt_secret() as secret:
             command = [*self._build_command(arguments), *secret, context]
@@ -458,37 +418,23 @@ class ImageBuild:
         if not netrc:
             yield []
             return
-        folder = tempfile.mkdtemp(prefix="apt-", suffix=".partial", dir=self.build_dir)
-        try:
+        with self._partial("apt-") as folder:
             place = os.path.join(folder, "netrc")
             with open(place, "x", opener=_private, encoding="utf-8") as stream:
                 stream.write(netrc)
             yield ["--secret", f"id=apt-auth,src={place}"]
-        finally:
-            shutil.rmtree(folder)
 
     def _fill_context(self, context: str, recipe: dict[str, Any]) -> None:
         """Add the requirements, the wheels and the programs to the build context."""
         requirements, wheelhouse = self._requirements(context), self._wheelhouse(context)
-        with open(
-            os.path.join(context, "flavours", self.flavour, "requirements.txt"),
-            "w",
-            encoding="utf-8",
-        ) as stream:
-            stream.write(requirements)
-        shutil.copytree(
-            wheelhouse,
-            os.path.join(context, "wheelhouse"),
-            copy_function=os.link,
-            dirs_exist_ok=True,
-        )
+        self._of_flavour(context, "requirements.txt").write_text(requirements, encoding="utf-8")
+        target = os.path.join(context, "wheelhouse")
+        shutil.copytree(wheelhouse, target, copy_function=os.link, dirs_exist_ok=True)
         programs = os.path.join(context, "programs")
         os.makedirs(programs, exist_ok=True)
         for archive in self._archives(recipe):
-            os.link(
-                image_downloads.program(archive, self.build_dir),
-                os.path.join(programs, archive.program),
-            )
+            program = image_downloads.program(archive, self.build_dir)
+            os.link(program, os.path.join(programs, archive.program))
 
     def _build_command(self, arguments: dict[str, str]) -> list[str]:
         command = [*build_client(self._run), "--progress=plain", "--tag", self.name]
@@ -513,17 +459,11 @@ class ImageBuild:
         """The flavour's requirements; those in a file for the architecture stand instead of those
         of the same names.
         """
-        folder = os.path.join(context, "flavours", self.flavour)
-        with open(os.path.join(folder, "requirements.txt"), encoding="utf-8") as stream:
-            text = stream.read()
-        try:
-            with open(
-                os.path.join(folder, f"requirements.{self.architecture}.txt"), encoding="utf-8"
-            ) as stream:
-                own = stream.read()
-        except FileNotFoundError:
+        text = self._of_flavour(context, "requirements.txt").read_text(encoding="utf-8")
+        own = self._of_flavour(context, f"requirements.{self.architecture}.txt")
+        if not own.exists():
             return text
-        for entry in re.findall(_REQUIREMENT, own, re.MULTILINE):
+        for entry in re.findall(_REQUIREMENT, own.read_text(encoding="utf-8"), re.MULTILINE):
             name = re.escape(entry.partition("==")[0])
             theirs = re.search(rf"^{name}==(?:.*\\\n)*.*\n", text, re.MULTILINE)
             text = text.replace(theirs[0], entry) if theirs else text + entry

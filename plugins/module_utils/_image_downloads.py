@@ -247,9 +247,8 @@ def provide(
         return
     brought = os.path.join(fetched, archive.file) if fetched else None
     if brought and os.path.exists(brought):
-        _must_be(
-            archive, brought, f"{brought} is another file than the one wanted: bring the right one"
-        )
+        remedy = f"{brought} is another file than the one wanted: bring the right one"
+        _must_be(archive, brought, remedy)
         _unpack(archive, brought, target, architecture)
         return
     path = os.path.join(folder, "downloads", archive.file)
@@ -282,22 +281,13 @@ def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | No
             raise ImageError(_unreachable(archive, fetched, str(error))) from error
     except http.client.IncompleteRead as error:
         kept = os.path.getsize(path)
-        raise ImageError(
-            _unreachable(
-                archive,
-                fetched,
-                f"it was cut off, and goes on after {kept} bytes when this is run again",
-            )
-        ) from error
+        cut = f"it was cut off, and goes on after {kept} bytes when this is run again"
+        raise ImageError(_unreachable(archive, fetched, cut)) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ImageError(_unreachable(archive, fetched, str(error))) from error
+    remedy = "which is thrown away: see what the mirror has"
     try:
-        _must_be(
-            archive,
-            path,
-            f"{archive.shown} gave another file than the one wanted, which is thrown away: see what"
-            " the mirror has",
-        )
+        _must_be(archive, path, f"{archive.shown} gave another file than the one wanted, {remedy}")
     except ImageError:
         os.unlink(path)
         raise
@@ -325,14 +315,9 @@ def _unpack(archive: Archive, path: str, target: str, architecture: str) -> None
     partial = tempfile.mkdtemp(prefix="program-", suffix=".partial", dir=os.path.dirname(programs))
     try:
         with tarfile.open(path) as packed:
-            entry = next(
-                (
-                    entry
-                    for entry in packed
-                    if entry.isfile() and os.path.basename(entry.name) == archive.program
-                ),
-                None,
-            )
+            files = (entry for entry in packed if entry.isfile())
+            named = (each for each in files if os.path.basename(each.name) == archive.program)
+            entry = next(named, None)
             content = packed.extractfile(entry) if entry is not None else None
             if content is None:
                 raise ImageError(

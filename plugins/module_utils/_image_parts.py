@@ -28,6 +28,8 @@ _ELF_MACHINES = {62: "amd64", 183: "arm64"}
 ELF_HEAD_BYTES = 20
 _CHUNK = 1 << 20
 _EMULATORS = "/proc/sys/fs/binfmt_misc"
+# A registry's and Docker's words for an image that has not the platform.
+_NOT_FOR_IT = ("no matching manifest", "does not match the specified platform")
 
 
 class ImageError(Exception):
@@ -203,13 +205,9 @@ def platforms_of(docker: DockerCli, reference: str) -> list[str] | None:
         document = read_json_text(docker.call("manifest", "inspect", "--verbose", reference))
         entries = document if isinstance(document, list) else [document]
         found = [entry["Descriptor"]["platform"] for entry in entries]
+        names = {f"{entry['os']}/{entry['architecture']}" for entry in found}
         # An attestation is listed as unknown/unknown.
-        return (
-            sorted(
-                {f"{entry['os']}/{entry['architecture']}" for entry in found} - {"unknown/unknown"}
-            )
-            or None
-        )
+        return sorted(names - {"unknown/unknown"}) or None
     except (DockerError, ValueError, KeyError, TypeError):
         return None
 
@@ -233,9 +231,7 @@ def pull(docker: DockerCli, reference: str, architecture: str, variable: str) ->
     try:
         docker.call("pull", "--quiet", "--platform", f"linux/{architecture}", reference)
     except DockerError as error:
-        if "no matching manifest" in str(error) or "does not match the specified platform" in str(
-            error
-        ):
+        if any(words in str(error) for words in _NOT_FOR_IT):
             raise ImageError(
                 f"{reference} has no image for linux/{architecture}: {remedy} ({error})"
             ) from error

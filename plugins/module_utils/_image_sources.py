@@ -7,15 +7,12 @@ save` wrote.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tempfile
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    read_json_text,
-)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import records
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
     DockerCli,
     Runner,
@@ -51,11 +48,7 @@ class Pulled(_Elsewhere):
         self, run: Runner, name: str, flavour: str, platform: str | None, reference: str
     ) -> None:
         super().__init__(run, name, flavour, platform)
-        self.reference = reference
-
-    @property
-    def wanted(self) -> str:
-        return self.reference
+        self.reference = self.wanted = reference
 
     def is_current(self, image: dict[str, Any] | None) -> bool:
         if image is None or not image_parts.fits(image, self._architecture, self._flavour):
@@ -106,13 +99,9 @@ class Loaded(_Elsewhere):
         self.archive = archive
         self._sha256 = sha256.lower().removeprefix("sha256:") if sha256 else None
         self._proven: dict[str, Any] | None = None
-        self._note = os.path.join(
-            build_dir, f"loaded-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-        )
-
-    @property
-    def wanted(self) -> str:
-        return f"sha256:{self._sha256}" if self._sha256 else self.archive
+        self.wanted = f"sha256:{self._sha256}" if self._sha256 else archive
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        self._note = Path(build_dir, f"loaded-{digest[:16]}.json")
 
     def is_current(self, image: dict[str, Any] | None) -> bool:
         note = self._noted()
@@ -139,7 +128,7 @@ class Loaded(_Elsewhere):
         for it.
         """
         if self._proven:
-            self._write_note(self._proven)
+            records.write_json(self._note, self._proven, 0o600)
 
     def make(self) -> dict[str, Any]:
         """Check and load the archive, and give the image its name. Raises ImageError,
@@ -165,23 +154,18 @@ class Loaded(_Elsewhere):
         check_image(self._docker, image, self._architecture, self._flavour)
         named = _named(self._docker, source, self.name)
         self._give_back(source, before)
-        self._write_note(
-            {
-                "archive": self.archive,
-                "stamp": stamp,
-                "sha256": self._sha256,
-                "image_id": named["id"],
-            }
-        )
+        note = {"archive": self.archive, "stamp": stamp, "sha256": self._sha256}
+        records.write_json(self._note, {**note, "image_id": named["id"]}, 0o600)
         return named
 
     def _only_name(self) -> str:
         """The one name in the archive. Raises ImageError where it has none, or several."""
         names = image_parts.archive_names(self.archive)
-        ours = [name for name in names if _full(name) == _full(self.name)]
-        if len({_full(name) for name in names}) > 1 and ours:
+        full = {image_parts.full_name(name) for name in names}
+        ours = image_parts.full_name(self.name) in full
+        if len(full) > 1 and ours:
             image_parts.check_names(self.archive, self.name)
-        if len({_full(name) for name in names}) != 1:
+        if len(full) != 1:
             raise ImageError(
                 f"{self.archive} holds {len(names)} names of images"
                 f" ({', '.join(sorted(names))[:150]}), none of them {self.name}: save one image"
@@ -217,23 +201,9 @@ class Loaded(_Elsewhere):
 
     def _noted(self) -> dict[str, Any]:
         try:
-            with open(self._note, encoding="utf-8") as stream:
-                note = read_json_text(stream.read())
+            return records.read_json(self._note) or {}
         except (OSError, ValueError):
             return {}
-        return note if isinstance(note, dict) else {}
-
-    def _write_note(self, note: dict[str, Any]) -> None:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=os.path.dirname(self._note), suffix=".partial", delete=False
-        ) as stream:
-            json.dump(note, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(stream.name, self._note)
-
-
-_full = image_parts.full_name
 
 
 def _named(docker: DockerCli, source: str, name: str) -> dict[str, Any]:

@@ -8,11 +8,7 @@ import time
 from typing import Any
 
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    Runner,
-)
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
 
 _POLL_S = 0.05
 # A container that starts again and again for longer than this will not come up by itself.
@@ -21,17 +17,16 @@ _LOG_LINES = 50
 
 
 def wait(
-    run: Runner, telemetry_root: str, name: str, timeout_s: float
+    docker: DockerCli, telemetry_root: str, name: str, timeout_s: float
 ) -> tuple[dict[str, Any], float]:
     """The container's live run, and how long it took. Raises RecordError with the end of the
     container's log, and DockerError.
     """
-    cli = DockerCli(run)
     started = time.monotonic()
     while True:
-        container = cli.container(name)
+        container = docker.container(name)
         found = run_record.describe(telemetry_root, container)
-        run_record.note_elsewhere(found, container, cli.container)
+        run_record.note_elsewhere(found, container, docker.container)
         waited = time.monotonic() - started
         if found["live"]:
             return found, waited
@@ -42,16 +37,13 @@ def wait(
                 f"container {name} ({status}) has no live run after {waited:.0f} s:"
                 f" {found['reason']}"
             )
-            raise run_record.RecordError(f"{what}. The end of its log:\n{log(run, name)}")
+            raise run_record.RecordError(f"{what}. The end of its log:\n{log(docker, name)}")
         time.sleep(_POLL_S)
 
 
-def log(run: Runner, name: str) -> str:
+def log(docker: DockerCli, name: str) -> str:
     """The end of what the container printed."""
-    try:
-        binary = DockerCli(run).binary
-    except DockerError as error:
-        return str(error)
-    _ignored, output, error_output = run([binary, "logs", "--tail", str(_LOG_LINES), name])
-    lines = [line for line in (output + error_output).splitlines() if line.strip()]
+    words = [docker.binary, "logs", "--tail", str(_LOG_LINES), name]
+    _ignored, output, error = docker.run(words)
+    lines = [line for line in (output + error).splitlines() if line.strip()]
     return "\n".join(lines) or "(empty)"

@@ -6,6 +6,7 @@ would stop it, at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import pwd
@@ -93,15 +94,13 @@ class Options:
 
 
 @dataclass
-class Findings:
+class Findings(docker_health.Verdict):
     """What the inspection found; `lacking` is what a host before its first prep may lack,
     `problems` is wrong on any host.
     """
 
     facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def look(options: Options, run: Runner) -> Findings:
@@ -359,14 +358,6 @@ def _look_at_daemon(found: Findings, docker: docker_health.Docker, spec: host_tr
         (found.problems if certain else found.warnings).append(message)
 
 
-def _container(cli: DockerCli, name: str) -> dict[str, Any] | None:
-    """A container by its name or id; None where Docker knows none, or does not say."""
-    try:
-        return cli.container(name)
-    except DockerError:
-        return None
-
-
 def _look_at_container(
     found: Findings, spec: host_tree.Spec, options: Options, docker: docker_health.Docker
 ) -> bool:
@@ -377,8 +368,11 @@ def _look_at_container(
         return False
     container, cli, other = docker.container, docker.cli, None
     if cli is not None and docker.answers:
-        run_record.note_elsewhere(found.facts["run"], container, lambda name: _container(cli, name))
-        other = _other_of_tree(spec, options, container, cli)
+        # What Docker does not say is a problem of its own.
+        with contextlib.suppress(DockerError):
+            run_record.note_elsewhere(found.facts["run"], container, cli.container)
+        with contextlib.suppress(DockerError):
+            other = run_record.other_of_tree(cli, spec.telemetry, options.container, container)
     live = found.facts["run"].get("elsewhere")
     if live is not None:
         found.problems.append(
@@ -401,31 +395,17 @@ def _look_at_container(
     return live is not None
 
 
-def _other_of_tree(
-    spec: host_tree.Spec, options: Options, container: dict[str, Any] | None, cli: DockerCli
-) -> dict[str, Any] | None:
-    try:
-        return run_record.other_of_tree(cli, spec.telemetry, options.container, container)
-    except DockerError:
-        # What Docker does not say is a problem of its own.
-        return None
-
-
 def _tree_spec(options: Options, user: dict[str, Any]) -> host_tree.Spec:
     """The tree's folders: each where it is said to be, or else under the root, which is in the
     service user's home.
     """
     root = options.roots["root"] or os.path.join(user["home"], places.ROOT_NAME)
 
-    def folder(name: str) -> str:
-        return host_tree.clean_path(options.roots[name] or os.path.join(root, name))
-
+    paths: dict[str, Any] = {"root": host_tree.clean_path(root)}
+    for name in host_tree.ROOTS[1:]:
+        paths[name] = host_tree.clean_path(options.roots[name] or os.path.join(root, name))
     return host_tree.Spec(
-        root=host_tree.clean_path(root),
-        telemetry=folder("telemetry"),
-        profiles=folder("profiles"),
-        models=folder("models"),
-        huggingface=folder("huggingface"),
+        **paths,
         uid=user["uid"] if options.owner_uid is None else options.owner_uid,
         gid=user["gid"] if options.owner_gid is None else options.owner_gid,
         pointer_uid=options.pointer_uid,

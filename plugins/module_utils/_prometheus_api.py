@@ -206,9 +206,8 @@ class Target:
     health: str
     last_error: str
     last_scrape: str | None
-    pool: str = (
-        ""  # job_name of its scrape_config; relabelling can give the label job another value
-    )
+    # job_name of its scrape_config; relabelling can give the label job another value
+    pool: str = ""
     interval: str = ""
 
     def belongs_to(self, job: str) -> bool:
@@ -399,13 +398,11 @@ class PrometheusClient:
             if kind == "scalar":
                 return QueryResult(kind, [_sample({}, data["result"])])
             if kind == "vector":
-                return QueryResult(
-                    kind,
-                    [
-                        _sample(item["metric"], item.get("value"), item.get("histogram"))
-                        for item in data["result"]
-                    ],
-                )
+                samples = [
+                    _sample(item["metric"], item.get("value"), item.get("histogram"))
+                    for item in data["result"]
+                ]
+                return QueryResult(kind, samples)
         except _MALFORMED:
             raise self._malformed(path) from None
         if kind in ("matrix", "string"):
@@ -475,12 +472,8 @@ class PrometheusClient:
             )
         if 300 <= answer.status < 400:
             # Not followed: credentials would go where they were not meant to.
-            where = (
-                self._harmless(
-                    re.split(r"[?#]", re.sub(r"//[^/]*@", "//", answer.location), maxsplit=1)[0]
-                )
-                or "somewhere else"
-            )
+            address = re.sub(r"//[^/]*@", "//", answer.location)
+            where = self._harmless(re.split("[?#]", address, maxsplit=1)[0]) or "somewhere else"
             raise FinalError(
                 f"{shown} redirects to {where}; set url to where Prometheus itself answers"
             )

@@ -31,6 +31,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
     DockerCli,
     DockerError,
 )
+from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import repository_of
 
 # What a report, its signature and the log of a failed playbook are called. Group 2 is the time.
 _REPORT = re.compile(r"((?:report|[a-z]+)-(\d{8}T\d{6}Z)-\w+)\.(?:html|json(?:\.minisig)?|log)")
@@ -52,10 +53,6 @@ class Outside:
 
     def _old(self, kind: str, changed: float) -> bool:
         return changed < self._now - self._keep[kind] * pruning.A_DAY_S
-
-    def forget_age(self) -> None:
-        """For the end of all of it: nothing is young enough to stay."""
-        self._now = float("inf")
 
     def _remove(self, kind: str, folder: int, name: str) -> None:
         size = trees.allocated(folder, name)
@@ -138,7 +135,7 @@ class Outside:
         """
         used = _used_images(docker, container if self._dry_run else None)
         current = docker.image(name)
-        repository = _repository(name)
+        repository = repository_of(name)
         found = [
             image
             for image in _our_images(docker)
@@ -202,13 +199,7 @@ def _is_ours(image: dict[str, Any], repository: str) -> bool:
     if not tags:
         labels = (image.get("Config") or {}).get("Labels") or {}
         tags = [labels.get(NAME_LABEL, "")]
-    return all(_repository(tag) == repository for tag in tags)
-
-
-def _repository(name: str) -> str:
-    name = name.partition("@")[0]
-    head, colon, tag = name.rpartition(":")
-    return head if colon and "/" not in tag else name
+    return all(repository_of(tag) == repository for tag in tags)
 
 
 def _used_images(docker: DockerCli, without: str | None) -> set[str]:

@@ -38,14 +38,8 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli imp
 )
 
 _HOST_PATHS = (
-    "telemetry_root",
-    "run_dir",
-    "log_file",
-    "prometheus_dir",
-    "jaeger_dir",
-    "profiles_root",
-    "models_root",
-    "huggingface_root",
+    *(f"{mount.folder}_root" for mount in places.MOUNTS),
+    *("run_dir", "log_file", "prometheus_dir", "jaeger_dir"),
 )
 # Far above any real one; a reader on every converged run should not be fed a gigabyte.
 _MAX_BYTES = 32 * 2**20
@@ -96,10 +90,12 @@ def read(telemetry_root: str) -> RunRecord | None:
     """What the pointer leads to; None without a pointer. Raises RecordError."""
     top = Path(telemetry_root)
     pointer = top / places.POINTER
-    text = _read(pointer, top)
-    if text is None:
+    content = _read_bytes(pointer, top)
+    if content is None:
         return None
-    path = Path(records.parse_pointer(text).get(records.POINTER_KEY_HOST, ""))
+    with _refusing(pointer):
+        named = records.parse_pointer(content.decode("utf-8"))
+    path = Path(named.get(records.POINTER_KEY_HOST, ""))
     run_id = path.name.removesuffix(".json")
     if not path.is_absolute() or not records.RUN_ID.fullmatch(run_id):
         raise RecordError(
@@ -187,7 +183,8 @@ def running_prep(record: RunRecord, profiles_root: str) -> dict[str, Any] | None
         return None
     if job is None or job.get("state") != "running":
         return None
-    if not _held(_lock(profiles_root, places.LOCK_PREP)):
+    # A prep that was killed holds no lock, whatever its record says.
+    if _holder(_lock(profiles_root, places.LOCK_PREP)) is None:
         return None
     arguments = job.get("arguments")
     return {
@@ -255,13 +252,6 @@ def is_up(container: dict[str, Any]) -> bool:
     return container["status"] in ("running", "paused")
 
 
-def _held(lock: Path) -> bool:
-    """Whether some process holds the lock: a prep that was killed does not, whatever its record
-    says. One that cannot be read counts as held.
-    """
-    return _holder(lock) is not None
-
-
 def _holder(lock: Path) -> str | None:
     """The process that holds a lock, in words; None where it is free. One that cannot be read
     counts as held.
@@ -300,13 +290,11 @@ def _held_without_name(lock: Path, pid: int) -> bool:
     ending = f"{places.LOCKS}/{lock.name} (deleted)"
     for other in others:
         try:
-            if os.readlink(f"/proc/{other}/ns/pid") != container:
-                continue
-            links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{other}/fd")]
+            is_its = os.readlink(f"/proc/{other}/ns/pid") == container
         except OSError:
             # It ended meanwhile, or is another user's.
             continue
-        if any(link.endswith(ending) for link in links):
+        if is_its and any(link.endswith(ending) for link in listeners.descriptors(other)):
             return True
     return False
 
@@ -404,12 +392,6 @@ def _prep_result(manifest: dict[str, Any], run_id: str, top: Path) -> dict[str, 
     return result if run.get("run_id") == run_id else None
 
 
-def _read(path: Path, top: Path) -> str | None:
-    content = _read_bytes(path, top)
-    with _refusing(path):
-        return None if content is None else content.decode("utf-8")
-
-
 def _read_json(path: Path, top: Path) -> dict[str, Any] | None:
     content = _read_bytes(path, top)
     with _refusing(path):
@@ -459,14 +441,12 @@ def not_live_because(record: RunRecord, container: dict[str, Any] | None) -> str
     written = record.manifest.get("pid1")
     seen = processes.identity(container["pid"])
     if isinstance(written, dict) and seen is not None:
-        return None if written == seen else f"{record.run_id} is an earlier run of this container"
-    # The host's /proc does not show the container's processes: then the times decide, to the
-    # second.
-    return (
-        None
-        if record.manifest["started_at"] >= container["started_at"][:19]
-        else f"{record.run_id} is an earlier run of this container"
-    )
+        is_same = written == seen
+    else:
+        # The host's /proc does not show the container's processes: then the times decide, to the
+        # second.
+        is_same = record.manifest["started_at"] >= container["started_at"][:19]
+    return None if is_same else f"{record.run_id} is an earlier run of this container"
 
 
 def remove_pointer(telemetry_root: str) -> None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
 from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import (
@@ -179,14 +180,10 @@ class _Host:
     def gpus(self) -> list[Part]:
         return self.log.gpus if self.log is not None else []
 
-    def texts(self, pattern: str) -> list[str]:
-        """What the files of this pattern say."""
-        paths = sorted(glob.glob(os.path.join(glob.escape(self.root), pattern)))[:_MAX_ENTRIES]
-        return [self.text(os.path.relpath(path, self.root)) for path in paths]
-
     @property
     def is_grace(self) -> bool:
-        return any(_GRACE_SOC in text for text in self.texts("sys/devices/soc*/soc_id"))
+        paths = glob.glob(os.path.join(glob.escape(self.root), "sys/devices/soc*/soc_id"))
+        return any(_GRACE_SOC in self.text(path) for path in paths)
 
     @property
     def is_coherent(self) -> bool:
@@ -206,7 +203,7 @@ def describe(run: Runner, record: dict[str, Any], root: str = "/") -> dict[str, 
     schemas/system.schema.json. What cannot be read is empty, and costs no other field.
     """
     host = _Host(run, record, root)
-    answer: dict[str, Any] = {**dict.fromkeys(REQUIRED, ""), _FIRMWARE: ""}
+    answer: dict[str, Any] = {**dict.fromkeys(REQUIRED, ""), _FIRMWARE: "", "number_of_nodes": "1"}
     _take(host, answer, _look_at_gpus)
     for reader in _READERS:
         _take(host, answer, reader)
@@ -240,10 +237,11 @@ def _object(value: Any) -> dict[str, Any]:
 def _look_at_gpus(host: _Host) -> Fields:
     """nvidia-smi's description, which several fields are from."""
     if shutil.which("nvidia-smi") is None:
-        if not any(_accelerators_on_pci(host)):
-            yield from _no_accelerators()
-            return
-        raise Unread("an accelerator has no driver, as there is no nvidia-smi on the PATH")
+        if any(_accelerators_on_pci(host)):
+            raise Unread("an accelerator has no driver, as there is no nvidia-smi on the PATH")
+        yield "accelerators_per_node", "0"
+        yield from ((name, NOT_THERE) for name in REQUIRED if name.startswith("accelerator_"))
+        return
     log = Log(host.ask("nvidia-smi", "-q", "-x"))
     if not log.gpus:
         raise Unread("`nvidia-smi -q -x` describes no GPU")
@@ -261,19 +259,10 @@ def _accelerators_on_pci(host: _Host) -> Iterator[str]:
             yield device
 
 
-def _no_accelerators() -> Fields:
-    yield "accelerators_per_node", "0"
-    for name in REQUIRED:
-        if name.startswith("accelerator_"):
-            yield name, NOT_THERE
-
-
-def _nodes(host: _Host) -> Fields:
-    yield "number_of_nodes", "1"
-
-
-def _name(host: _Host) -> Fields:
+def _board(host: _Host) -> Fields:
     folder = "sys/class/dmi/id"
+    firmware = [host.text(folder, f"bios_{part}") for part in ("vendor", "version", "date")]
+    yield _FIRMWARE, " ".join(filter(None, firmware))
     vendor, product = (
         "" if _NO_NAME.fullmatch(text) else text
         for text in (host.text(folder, "sys_vendor"), host.text(folder, "product_name"))
@@ -284,13 +273,6 @@ def _name(host: _Host) -> Fields:
     if not product:
         raise Unread(f"the board does not say its name in {host.path(folder, 'product_name')}")
     yield "system_name", product
-
-
-def _firmware(host: _Host) -> Fields:
-    parts = [
-        host.text("sys/class/dmi/id", f"bios_{part}") for part in ("vendor", "version", "date")
-    ]
-    yield _FIRMWARE, " ".join(filter(None, parts))
 
 
 def _lscpu(host: _Host) -> dict[str, str]:
@@ -556,9 +538,8 @@ def _named(*versions: tuple[str, Any]) -> str:
 def _settings(host: _Host) -> dict[str, Any]:
     """What the form has no field for, and changes how fast a host is; each as it is said."""
     pages = re.search(r"\[(\w+)\]", host.text("sys/kernel/mm/transparent_hugepage/enabled"))
-    governors = host.texts("sys/devices/system/cpu/cpufreq/*/scaling_governor")
     return {
-        "cpu_governors": sorted(set(filter(None, governors))),
+        "cpu_governors": gpu_health.governors(host.root),
         "page_size": os.sysconf("SC_PAGE_SIZE"),
         "transparent_hugepages": pages[1] if pages else "",
         "numa_balancing": host.text("proc/sys/kernel/numa_balancing"),
@@ -567,9 +548,7 @@ def _settings(host: _Host) -> dict[str, Any]:
 
 
 _READERS: tuple[Callable[[_Host], Fields], ...] = (
-    _nodes,
-    _name,
-    _firmware,
+    _board,
     _processors,
     _memory,
     _storage,

@@ -197,7 +197,6 @@ polls:
 import math
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
     DEFAULT_POLL_INTERVAL_S,
     DEFAULT_TIMEOUT_S,
@@ -211,49 +210,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     url_secret,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
-
-
-class PromReady:
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.params: dict[str, Any] = module.params
-        self.seen = Seen()
-        secret = url_secret(self.params["url"])
-        if secret:
-            # The url is refused; the result repeats the parameters all the same.
-            module.no_log_values.add(secret)
-
-    def run(self) -> Seen:
-        for name in ("timeout", "poll_interval"):
-            if not (math.isfinite(self.params[name]) and self.params[name] > 0):
-                raise FinalError(f"{name} is {self.params[name]}; give a number of seconds above 0")
-        try:
-            client = self.client()
-        except LocalFileError as error:
-            if not self.module.check_mode:
-                raise
-            self.seen.reason = str(error)
-            return self.seen
-        readiness = Readiness(
-            client, Wanted(jobs=self.params["jobs"], expression=self.params["expression"])
-        )
-        self.seen = readiness.seen
-        if self.module.check_mode:
-            return readiness.look(self.params["timeout"])
-        return readiness.wait(self.params["timeout"], self.params["poll_interval"])
-
-    def client(self) -> PrometheusClient:
-        params = self.params
-        return PrometheusClient(
-            params["url"],
-            username=params["url_username"],
-            password=params["url_password"],
-            bearer_token=params["bearer_token"],
-            ca_path=params["ca_path"],
-            client_cert=params["client_cert"],
-            client_key=params["client_key"],
-            validate_certs=params["validate_certs"],
-        )
 
 
 def main() -> None:
@@ -277,15 +233,41 @@ def main() -> None:
         required_by={"client_key": ["client_cert"]},
         supports_check_mode=True,
     )
-    prom = PromReady(module)
+    params, seen = module.params, Seen()
+    if secret := url_secret(params["url"]):
+        # The url is refused; the result repeats the parameters all the same.
+        module.no_log_values.add(secret)
     try:
-        seen = prom.run()
+        for name in ("timeout", "poll_interval"):
+            if not (math.isfinite(params[name]) and params[name] > 0):
+                raise FinalError(f"{name} is {params[name]}; give a number of seconds above 0")
+        wanted = Wanted(jobs=params["jobs"], expression=params["expression"])
+        readiness = Readiness(_client(params), wanted)
+        seen = readiness.seen
+        if module.check_mode:
+            readiness.look(params["timeout"])
+        else:
+            readiness.wait(params["timeout"], params["poll_interval"])
     except FinalError as error:
-        prom.seen.reason = str(error)
-        module.fail_json(msg=f"{error}.", **prom.seen.result())
+        seen.reason = str(error)
+        if not (module.check_mode and isinstance(error, LocalFileError)):
+            module.fail_json(msg=f"{error}.", **seen.result())
     if seen.ready or module.check_mode:
         module.exit_json(changed=False, **seen.result())
     module.fail_json(msg=f"{seen.reason}.", **seen.result())
+
+
+def _client(params: dict[str, Any]) -> PrometheusClient:
+    return PrometheusClient(
+        params["url"],
+        username=params["url_username"],
+        password=params["url_password"],
+        bearer_token=params["bearer_token"],
+        ca_path=params["ca_path"],
+        client_cert=params["client_cert"],
+        client_key=params["client_key"],
+        validate_certs=params["validate_certs"],
+    )
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ live:
   type: bool
 """
 
+from dataclasses import fields
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -160,18 +161,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._told import To
 
 # A shorter value is hidden nowhere: it would blacken every message.
 _SHORTEST_SECRET = 8
-_OPTIONS = (
-    "image",
-    "user",
-    "gpus",
-    "capabilities",
-    "security_opts",
-    "shm_size",
-    "ulimits",
-    "stop_timeout",
-    "volumes",
-    "digest",
-)
 
 
 class ContainerModule:
@@ -179,7 +168,7 @@ class ContainerModule:
         self.module = module
         self.params: dict[str, Any] = module.params
         self.server_args = server_arguments.take(module)
-        host = container.Host(self._run, container.memory_file, self.params["telemetry_root"] or "")
+        host = container.Host(self._run, self.params["telemetry_root"] or "")
         self.stack = container.Stack(
             host, self.params["name"], self.params["stop_timeout"], self.params["start_timeout"]
         )
@@ -190,18 +179,15 @@ class ContainerModule:
 
     def wanted(self) -> container.Definition:
         environment = {**self.params["environment"], **self.params["secret_environment"]}
-        return container.Definition(
-            **{name: self.params[name] for name in _OPTIONS},
-            environment={name: str(value) for name, value in environment.items()},
-        )
+        given = {option.name: self.params[option.name] for option in fields(container.Definition)}
+        given["environment"] = {name: str(value) for name, value in environment.items()}
+        return container.Definition(**given)
 
     def started(self) -> dict[str, Any]:
-        outdated, arguments = self.params["outdated"] or None, self.server_args
         if self.module.check_mode:
             return self._would_start()
-        outcome = self.stack.started(
-            self.wanted(), outdated, None if self.params["checked"] else arguments
-        )
+        arguments = None if self.params["checked"] else self.server_args
+        outcome = self.stack.started(self.wanted(), self.params["outdated"] or None, arguments)
         return {
             "changed": outcome.changed,
             "container": outcome.after,

@@ -168,18 +168,18 @@ entries_checked:
   sample: 4312
 """
 
+from typing import Any
+
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
 from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+
+_ROOTS = ("root", *(f"{name}_root" for name in host_tree.ROOTS[1:]))
 
 
 def main() -> None:
     module = ToldModule(
         argument_spec={
-            "root": {"type": "path", "required": True},
-            "telemetry_root": {"type": "path", "required": True},
-            "profiles_root": {"type": "path", "required": True},
-            "models_root": {"type": "path", "required": True},
-            "huggingface_root": {"type": "path", "required": True},
+            **{name: {"type": "path", "required": True} for name in _ROOTS},
             "owner_uid": {"type": "int", "required": True},
             "owner_gid": {"type": "int", "required": True},
             "group_writable": {"type": "bool", "default": False},
@@ -189,19 +189,17 @@ def main() -> None:
     )
     params = module.params
     try:
-        plan = host_tree.inspect(
-            host_tree.Spec(
-                root=host_tree.clean_path(params["root"]),
-                telemetry=host_tree.clean_path(params["telemetry_root"]),
-                profiles=host_tree.clean_path(params["profiles_root"]),
-                models=host_tree.clean_path(params["models_root"]),
-                huggingface=host_tree.clean_path(params["huggingface_root"]),
-                uid=params["owner_uid"],
-                gid=params["owner_gid"],
-                group_writable=params["group_writable"],
-                ownership_ignore=params["ownership_ignore"],
-            )
+        paths: dict[str, Any] = {
+            name.removesuffix("_root"): host_tree.clean_path(params[name]) for name in _ROOTS
+        }
+        spec = host_tree.Spec(
+            **paths,
+            uid=params["owner_uid"],
+            gid=params["owner_gid"],
+            group_writable=params["group_writable"],
+            ownership_ignore=params["ownership_ignore"],
         )
+        plan = host_tree.inspect(spec)
         for warning in plan.warnings:
             module.warn(warning)
         if plan.changed and not module.check_mode:

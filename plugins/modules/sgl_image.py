@@ -184,7 +184,6 @@ next_step:
   sample: build
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -214,7 +213,36 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._told import To
 
 
 def main() -> None:
-    module = ToldModule(
+    module = _module()
+    given = module.params
+    inputs, builds = given["inputs"], given["source"] == "build"
+    try:
+        check_build_dir(given["build_dir"])
+        module.exit_json(inputs=inputs, **(build_image if builds else take_image)(module))
+    except LockTimeout as error:
+        # The action plugin says so, and calls again.
+        module.exit_json(
+            changed=False,
+            image=None,
+            inputs=inputs,
+            next_step=given["step"],
+            waits_for=str(error),
+        )
+    except NoWheels as error:
+        wheels = {"requirements": error.requirements, "machine": error.machine}
+        module.fail_json(msg=str(error), inputs=inputs, wheels=wheels)
+    except DockerError as error:
+        if module.check_mode:
+            made, step = ("be built", "base") if builds else ("come", given["source"])
+            words = f"the image would {made} once Docker works: {error}"
+            module.exit_json(changed=True, image=None, inputs=inputs, next_step=step, msg=words)
+        module.fail_json(msg=str(error), inputs=inputs)
+    except (ImageError, OSError) as error:
+        module.fail_json(msg=str(error), inputs=inputs)
+
+
+def _module() -> AnsibleModule:
+    return ToldModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "source": {"type": "str", "choices": ["build", "pull", "load"], "default": "build"},
@@ -243,150 +271,72 @@ def main() -> None:
             "context_archive": {"type": "path"},
             "wheels_archive": {"type": "path"},
         },
-        required_if=[("source", "pull", ("pull",)), ("source", "load", ("archive",))],
+        required_if=[
+            ("source", "build", ("inputs",)),
+            ("source", "pull", ("pull",)),
+            ("source", "load", ("archive",)),
+        ],
         supports_check_mode=True,
     )
-    try:
-        check_build_dir(module.params["build_dir"])
-    except ImageError as error:
-        module.fail_json(msg=str(error))
-    if module.params["source"] == "build":
-        build_image(module)
-    else:
-        take_image(module)
 
 
-def take_image(module: AnsibleModule) -> None:
+def take_image(module: AnsibleModule) -> dict[str, Any]:
     """The image from a registry or an archive."""
     given = module.params
-    try:
-        source: Pulled | Loaded
-        if given["source"] == "pull":
-            source = Pulled(
-                module.run_command,
-                given["name"],
-                given["flavour"],
-                given["platform"],
-                given["pull"],
-            )
-        else:
-            source = Loaded(
-                module.run_command,
-                given["name"],
-                given["flavour"],
-                given["platform"],
-                given["archive"],
-                given["archive_sha256"],
-                given["build_dir"],
-            )
-        before = source.found()
-        current = source.is_current(before)
-        image = before if current else None
-        if current and not module.check_mode:
-            source.settle()
-        if not current and not module.check_mode and given["step"] == source.step:
-            with alone(given["build_dir"]):
-                # Another run may have brought it meanwhile.
-                before = source.found()
-                image = before if source.is_current(before) else source.make()
-    except LockTimeout as error:
-        wait(module, str(error))
-    except DockerError as error:
-        if module.check_mode:
-            module.exit_json(
-                changed=True,
-                image=None,
-                inputs=None,
-                next_step=given["source"],
-                msg=f"the image would come once Docker works: {error}",
-            )
-        module.fail_json(msg=str(error))
-    except (ImageError, OSError) as error:
-        module.fail_json(msg=str(error))
+    asked = (module.run_command, given["name"], given["flavour"], given["platform"])
+    source: Pulled | Loaded
+    if given["source"] == "pull":
+        source = Pulled(*asked, given["pull"])
+    else:
+        source = Loaded(*asked, given["archive"], given["archive_sha256"], given["build_dir"])
+    before = source.found()
+    current = source.is_current(before)
+    image = before if current else None
+    if current and not module.check_mode:
+        source.settle()
+    if not current and not module.check_mode and given["step"] == source.step:
+        with alone(given["build_dir"]):
+            # Another run may have brought it meanwhile.
+            before = source.found()
+            image = before if source.is_current(before) else source.make()
     if image is not None and (warning := source.warning(image)):
         module.warn(warning)
     before_id = before["id"] if before else "absent"
-    module.exit_json(
-        changed=image["id"] != before_id if image else True,
-        image=image,
-        inputs=None,
-        next_step=None if image else source.step,
-        diff={
-            "before": before_id + "\n",
-            "after": (image["id"] if image else f"from {source.wanted}") + "\n",
-        },
-    )
+    after = image["id"] if image else f"from {source.wanted}"
+    return {
+        "changed": image["id"] != before_id if image else True,
+        "image": image,
+        "next_step": None if image else source.step,
+        "diff": {"before": before_id + "\n", "after": after + "\n"},
+    }
 
 
-def wait(module: AnsibleModule, what: str) -> None:
-    """Another run has the build folder: the action plugin says so, and calls again."""
+def build_image(module: AnsibleModule) -> dict[str, Any]:
     given = module.params
-    module.exit_json(
-        changed=False,
-        image=None,
-        inputs=given["inputs"],
-        next_step=given["step"],
-        waits_for=what,
+    build = ImageBuild(
+        module.run_command,
+        given["name"],
+        given["flavour"],
+        given["inputs"],
+        given["base_name"],
+        given["base_suite"],
+        given["build_dir"],
+        given["platform"],
+        sources(given),
     )
-
-
-def build_image(module: AnsibleModule) -> None:
-    given = module.params
-    inputs = given["inputs"]
-    if inputs is None:
-        module.fail_json(
-            msg=(
-                "the digest of the inputs is missing: call this as slice_bench.sglang.sgl_image,"
-                " whose action plugin computes it"
-            )
-        )
-    try:
-        build = ImageBuild(
-            module.run_command,
-            given["name"],
-            given["flavour"],
-            inputs,
-            given["base_name"],
-            given["base_suite"],
-            given["build_dir"],
-            given["platform"],
-            sources(given),
-        )
-        before = build.found()
-    except ImageError as error:
-        module.fail_json(msg=str(error), inputs=inputs)
-    except DockerError as error:
-        if module.check_mode:
-            module.exit_json(
-                changed=True,
-                image=None,
-                inputs=inputs,
-                next_step="base",
-                msg=f"the image would be built once Docker works: {error}",
-            )
-        module.fail_json(msg=str(error))
+    before = build.found()
     current = before if build.made_from_inputs(before) else None
     if module.check_mode or current is not None:
-        module.exit_json(
-            changed=current is None,
-            image=current,
-            inputs=inputs,
-            next_step=None if current else "base",
-            diff={
-                "before": (before or {"labels": {}})["labels"].get(INPUTS_LABEL, "absent") + "\n",
-                "after": inputs + "\n",
-            },
-        )
-    try:
-        with build.alone():
-            module.exit_json(inputs=inputs, **make(build, given, module.warn))
-    except LockTimeout as error:
-        wait(module, str(error))
-    except NoWheels as error:
-        wheels = {"requirements": error.requirements, "machine": error.machine}
-        module.fail_json(msg=str(error), inputs=inputs, wheels=wheels)
-    except (DockerError, ImageError, OSError) as error:
-        module.fail_json(msg=str(error), inputs=inputs)
+        labels = before["labels"] if before else {}
+        old = labels.get(INPUTS_LABEL, "absent")
+        return {
+            "changed": current is None,
+            "image": current,
+            "next_step": None if current else "base",
+            "diff": {"before": old + "\n", "after": given["inputs"] + "\n"},
+        }
+    with build.alone():
+        return make(build, given, module.warn)
 
 
 def sources(given: dict[str, Any]) -> Sources:
@@ -401,26 +351,22 @@ def sources(given: dict[str, Any]) -> Sources:
 
 def make(build: ImageBuild, given: dict[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
     """Do one step; tell the next."""
-    image = context = None
-    if given["context_archive"]:
-        context = tempfile.mkdtemp(prefix="context-", dir=given["build_dir"])
-    try:
-        if context:
-            unpack(given["context_archive"], context)
-        if given["step"] == "base" and context:
+    if not given["context_archive"]:
+        return {"changed": False, "image": None, "next_step": build.next_step(None)}
+    image, step = None, given["step"]
+    with tempfile.TemporaryDirectory(prefix="context-", dir=given["build_dir"]) as context:
+        unpack(given["context_archive"], context)
+        if step == "base":
             build.make_base(context)
-        elif given["step"] == "wheels" and context:
+        elif step == "wheels":
             build.fetch_wheels(context, given["wheels_archive"])
-        elif given["step"] == "downloads" and context:
+        elif step == "downloads":
             build.fetch_programs(context)
-        elif given["step"] == "build" and context:
+        elif step == "build":
             image = build.build(context, given["git_revision"])
             for warning in build.warnings(context):
                 warn(warning)
         return {"changed": image is not None, "image": image, "next_step": build.next_step(context)}
-    finally:
-        if context:
-            shutil.rmtree(context, ignore_errors=True)
 
 
 if __name__ == "__main__":

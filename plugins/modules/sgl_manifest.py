@@ -144,19 +144,14 @@ class ManifestModule:
             container = cli.container(self.name)
             run = run_record.describe(self.telemetry_root, container)
             run_record.note_elsewhere(run, container, cli.container)
-        except DockerMissing:
-            if self.module.params["state"] == "live" and not self.module.check_mode:
-                raise
-            # No Docker, no live run.
-            return run_record.describe(self.telemetry_root, None), None
         except DockerError as error:
-            # A container outlives its daemon (live-restore), and may be one that this user may not
-            # see: its run counts as live.
-            if not self.module.check_mode and (
-                self.module.params["state"] == "live" or self.has_pointer()
-            ):
+            # Without Docker there is no live run. But a container outlives its daemon
+            # (live-restore), and may be one that this user may not see: its run counts as live.
+            missing = isinstance(error, DockerMissing)
+            matters = self.module.params["state"] == "live" or (not missing and self.has_pointer())
+            if matters and not self.module.check_mode:
                 raise
-            self.unknown = str(error)
+            self.unknown = None if missing else str(error)
             return run_record.describe(self.telemetry_root, None, self.unknown), None
         return run, container
 
@@ -171,7 +166,7 @@ class ManifestModule:
         if self.module.check_mode:
             return {"changed": False, "waited_s": 0.0, **self.look()[0]}
         run, waited = live_run.wait(
-            self.module.run_command, self.telemetry_root, self.name, self.module.params["timeout"]
+            self.docker(), self.telemetry_root, self.name, self.module.params["timeout"]
         )
         return {"changed": False, "waited_s": round(waited, 3), **run}
 

@@ -127,7 +127,9 @@ class PruneModule:
         self.params: dict[str, Any] = module.params
         self.dry_run: bool = module.check_mode
         self.keep = pruning.bounds(self.params["keep"])
-        self.outside = Outside(self.keep, time.time(), self.dry_run)
+        # At the end of all of it nothing is young enough to stay.
+        now = float("inf") if self.params["state"] == "absent" else time.time()
+        self.outside = Outside(self.keep, now, self.dry_run)
 
     def bounded(self) -> dict[str, Any]:
         summary = self.outside.summary
@@ -140,15 +142,11 @@ class PruneModule:
 
     def tree(self, roots: dict[str, str]) -> pruning.Summary:
         """As the tree's owner: a link leads no further than that user could go."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                safe_tree.acting_as(self.params["owner_uid"], self.params["owner_gid"])
-            )
-            telemetry, profiles = (
-                stack.enter_context(folder_at(roots[name])) for name in ("telemetry", "profiles")
-            )
-            tree = pruning.Tree(telemetry, profiles, self.keep, time.time())
-            return tree.prune(self.dry_run)
+        owner = self.params["owner_uid"], self.params["owner_gid"]
+        with safe_tree.acting_as(*owner), folder_at(roots["telemetry"]) as telemetry:
+            with folder_at(roots["profiles"]) as profiles:
+                tree = pruning.Tree(telemetry, profiles, self.keep, time.time())
+                return tree.prune(self.dry_run)
 
     def absent(self) -> dict[str, Any]:
         roots = self.params["roots"]
@@ -160,7 +158,6 @@ class PruneModule:
             done.run(self.params["caches"], self.params["models"])
             summary.freed["tree"] = done.freed
             summary.kept += done.left
-        self.outside.forget_age()
         self.beside(every=True)
         return self.answer(summary)
 

@@ -51,16 +51,16 @@ def _perf(hosts: list[dict[str, Any]]) -> dict[str, Any] | None:
     probes = {host["host"]: host["perf"] for host in hosts if host.get("perf")}
     if not probes:
         return None
-    outliers, without = perf.of_fleet(probes, perf.tolerance_of(next(iter(probes.values()))))
+    outliers, without = perf.of_fleet(probes)
     return {
         "outliers": [
             {
-                "host": each.host,
-                "name": each.judgement.name,
-                "verdict": each.judgement.verdict,
-                "sentence": each.judgement.sentence,
+                "host": host,
+                "name": judgement.name,
+                "verdict": judgement.verdict,
+                "sentence": judgement.sentence,
             }
-            for each in outliers
+            for host, judgement in outliers
         ],
         "without": without,
     }

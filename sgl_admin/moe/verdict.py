@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sgl_admin.contract import perf
+
 # What a tuned row has to be better by at least, however quiet the measurements are.
 LEAST_GAIN = 0.01
 # Standard errors of a median that count as noise.
@@ -52,13 +54,9 @@ def is_row(row: Any) -> bool:
     return (
         isinstance(row, dict)
         and row.get("source") in (*RIVALS, TUNED)
-        and _is_time(row.get("after"))
-        and all(row.get(name) is None or _is_time(row[name]) for name in RIVALS)
+        and perf.is_value(row.get("after"))
+        and all(row.get(name) is None or perf.is_value(row[name]) for name in RIVALS)
     )
-
-
-def _is_time(us: Any) -> bool:
-    return isinstance(us, float | int) and not isinstance(us, bool) and 0 < us < math.inf
 
 
 def kind(rival: str) -> str:

@@ -161,8 +161,8 @@ LINES = st.builds(
     code=mostly(st.just(0), st.sampled_from([1, 9, 14, 255]), 92),
     error=text(),
     log=st.none() | st.lists(LINES, max_size=4).map("\n".join),
-    files=st.none()
-    | st.sampled_from(["", "0", "1\n", "[always] madvise", "init_on_alloc=", "docker-" + "c" * 64])
+    files=st.just("")
+    | st.sampled_from(["0", "1", "[always] madvise", "init_on_alloc=", "docker-" + "c" * 64])
     | text(),
     machine=st.sampled_from(["aarch64", "x86_64"]),
     use=st.builds(
@@ -174,7 +174,7 @@ LINES = st.builds(
     ),
 )
 def test_gpus_are_described_and_judged_or_refused_in_a_sentence(
-    answer: str, code: int, error: str, log: str | None, files: str | None, machine: str, use: Use
+    answer: str, code: int, error: str, log: str | None, files: str, machine: str, use: Use
 ) -> None:
     try:
         smi, warnings = gpu_health.ask("nvidia-smi", lambda command: (code, answer, error))
@@ -187,7 +187,7 @@ def test_gpus_are_described_and_judged_or_refused_in_a_sentence(
     reached()
     with (
         mock.patch.object(gpu_health, "_kernel_log", lambda run, root: log),
-        mock.patch.object(gpu_health, "_read", lambda path: files),
+        mock.patch.object(gpu_health, "_read", lambda *path: files.strip()),
         mock.patch.object(gpu_health.platform, "machine", lambda: machine),
     ):
         health = gpu_health.describe(smi, lambda command: (0, "", ""), "c" * 64)
@@ -195,7 +195,6 @@ def test_gpus_are_described_and_judged_or_refused_in_a_sentence(
     verdict = gpu_health.judge(health, use)
     for message in [*verdict.problems, *verdict.warnings]:
         one_line(message)
-    assert verdict.lacking == []
     shown = [gpu for gpu in health["gpus"] if gpu["mig"]]
     if shown and not use.visible:
         assert any("MIG" in problem for problem in verdict.problems)

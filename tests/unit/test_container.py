@@ -71,7 +71,7 @@ def shown(text: str) -> Iterator[str]:
 
 
 def stack(docker: Docker) -> Stack:
-    return Stack(Host(docker, shown, "/telemetry"), NAME, 60, 5.0)
+    return Stack(Host(docker, "/telemetry"), NAME, 60, 5.0)
 
 
 def definition(digest: str = "new", image: str = "sha256:new", **given: Any) -> Definition:
@@ -126,7 +126,7 @@ def test_secrets_stand_on_no_command_line(docker: Docker) -> None:
 
 def test_a_path_with_a_colon_or_a_comma_is_a_mount(docker: Docker) -> None:
     (mount,) = definition().mounts()
-    assert mount == '--mount=type=bind,"source=/a:b,c",target=/telemetry'
+    assert mount == '--mount=type=bind,"source=/a:b,c","target=/telemetry"'
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_a_second_name_for_a_tree_is_refused_before_anything_is_stopped(
     other = docker.add("sglang-a", "sha256:a", "exited", **{CONTAINER_LABEL: "a"})
     other.mounts = {"/telemetry": str(tmp_path)}
     wanted = definition(volumes=[f"{tmp_path}:/telemetry"])
-    made = Stack(Host(docker, shown, str(tmp_path)), NAME, 60, 5.0)
+    made = Stack(Host(docker, str(tmp_path)), NAME, 60, 5.0)
     outdated = docker.add(NAME, "sha256:old", "exited", **{CONTAINER_LABEL: "old"})
     for status in ("exited", "created", "paused", "restarting", "running", "dead"):
         other.status = status
@@ -452,7 +452,7 @@ def test_of_two_names_made_at_once_for_a_tree_neither_starts_beside_the_other(
     docker: Docker, tmp_path: Path
 ) -> None:
     """The other one's is there when this one's has just been made."""
-    made = Stack(Host(docker, shown, str(tmp_path)), NAME, 60, 5.0)
+    made = Stack(Host(docker, str(tmp_path)), NAME, 60, 5.0)
     create = docker._create
 
     def create_both(words: list[str]) -> tuple[int, str, str]:

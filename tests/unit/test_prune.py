@@ -231,6 +231,47 @@ def test_a_folder_of_the_tree_that_is_a_link_is_not_followed(site: Site, tmp_pat
     assert len(list(moved.iterdir())) == 3
 
 
+def test_a_link_that_takes_a_folders_place_between_two_looks_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service exchanges it while it is counted and removed, at each call that names it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"x" * 10**6)
+    left = 0
+
+    def exchanging(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *words: Any, **named: Any) -> Any:
+            nonlocal left
+            if path == "wal":
+                left -= 1
+                if left == 0:
+                    folder = named["dir_fd"]
+                    os.rename("wal", "moved", src_dir_fd=folder, dst_dir_fd=folder)
+                    os.symlink(outside, "wal", dir_fd=folder)
+            return real(path, *words, **named)
+
+        return call
+
+    turns = 0
+    while left <= 0:
+        turns += 1
+        left = turns
+        site = Site(tmp_path / f"tree {turns}")
+        site.add_runs(2)
+        with monkeypatch.context() as patched:
+            for name in ("stat", "open", "rmdir"):
+                patched.setattr(os, name, exchanging(getattr(os, name)))
+            first = site.prune(runs=1)
+        assert "is not removed" in str(first["kept"]) or first["freed"]["runs"]["count"] == 1
+        second = site.prune(runs=1)
+        assert site.there() == site.runs[1:] and second["kept"] == []
+        assert max(first["bytes"], second["bytes"]) < 10**6
+        assert not (site.telemetry / pruning.ASIDE).exists()
+        assert (outside / "file").stat().st_size == 10**6
+    assert turns > 4, "it was looked at, opened and removed"
+
+
 def test_another_prune_is_waited_for_by_the_user(site: Site) -> None:
     site.add_runs(3)
     with (

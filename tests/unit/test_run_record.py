@@ -424,7 +424,7 @@ def test_a_lock_that_may_not_be_read_counts_as_held(
     with locks.held(places.LOCK_PREP):
         pass
     monkeypatch.setattr(run_record.safe_tree, "open_file_at", refuse)
-    assert run_record._held(locks.profiles / places.LOCKS / "prep.lock")
+    assert run_record._holder(locks.profiles / places.LOCKS / "prep.lock") is not None
 
 
 def test_a_lock_whose_file_was_removed_is_told_by_the_process_that_holds_it(

@@ -59,11 +59,6 @@ def hidden_of(
     return sorted({*hidden_parts(argv, shown_argv), *hidden_parts(env.values(), values)})
 
 
-def is_hidden(words: Iterable[str]) -> bool:
-    """Whether one of these words stands for a value that is not shown."""
-    return any(NOT_SHOWN in word for word in words)
-
-
 def forms(hidden: Iterable[str]) -> list[str]:
     """These values as logs may have them, the longest first: as they are, as Python prints them
     and as JSON.

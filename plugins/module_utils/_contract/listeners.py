@@ -6,6 +6,7 @@ Documentation/networking/proc_net_tcp), for the host and for the container.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import sys
@@ -115,11 +116,11 @@ def pids() -> Iterator[int]:
 def descriptors(pid: int) -> set[str]:
     """What a process has open, as links; none where it ended meanwhile or is another user's."""
     links = set()
-    try:
+    with contextlib.suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
-            links.add(os.readlink(entry.path))
-    except OSError:
-        pass
+            # One that is closed meanwhile hides none of the others.
+            with contextlib.suppress(OSError):
+                links.add(os.readlink(entry.path))
     return links
 
 

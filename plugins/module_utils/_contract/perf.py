@@ -6,7 +6,6 @@ the host's own earlier ones (in the container) and those of the fleet (on the co
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ LEAST_HISTORY, LEAST_FLEET = 3, 4
 _SIGMA = 1.4826
 # Standard deviations that no honest measurement is off, for a warning and for a failure.
 _WARN_SIGMAS, _FAIL_SIGMAS = 3.0, 6.0
+
+
+_MOST = 1e300
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,6 @@ class Tolerance:
     fail: float
 
 
-def tolerance_of(probe: Mapping[str, Any]) -> Tolerance:
-    """The tolerance that a host was measured with, by its `perf_probe`."""
-    limits = probe["tolerance"]
-    return Tolerance(limits["warn"], limits["fail"])
-
-
 @dataclass(frozen=True)
 class Judgement:
     """A measurement beside one reference; `percent` is by how much it is worse, below 0 better."""
@@ -96,13 +92,10 @@ def shown(value: float) -> str:
 
 
 def is_value(value: object) -> bool:
-    """Whether something can be a measurement."""
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value > 0
-    )
+    """Whether something can be a measurement, or a time of one: JSON has integers above what a
+    float holds.
+    """
+    return isinstance(value, (int, float)) and value is not True and 0 < value < _MOST
 
 
 def worse_by(name: str, value: float, expected: float) -> float:
@@ -164,18 +157,12 @@ def comparable(probes: Mapping[str, Mapping[str, Any]]) -> list[Comparable]:
     return list(groups.values())
 
 
-@dataclass(frozen=True)
-class Outlier:
-    """A host's measurement that is worse than the fleet's."""
-
-    host: str
-    judgement: Judgement
-
-
 def of_fleet(
-    probes: Mapping[str, Mapping[str, Any]], tolerance: Tolerance
-) -> tuple[list[Outlier], str | None]:
-    """The outliers among hosts, by each one's `perf_probe`; or why they cannot be compared."""
+    probes: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[tuple[str, Judgement]], str | None]:
+    """The hosts with a measurement that is worse than the fleet's, by each one's `perf_probe`, the
+    first of which has the tolerance; or why they cannot be compared.
+    """
     groups = comparable(probes)
     compared = [group for group in groups if group.median is not None]
     if not compared:
@@ -183,17 +170,20 @@ def of_fleet(
         return [], (
             f"a reference takes {LEAST_FLEET} measured hosts of one kind, and the fleet has {most}"
         )
-    return list(_outliers(compared, tolerance)), None
+    limits = next(iter(probes.values()))["tolerance"]
+    return list(_outliers(compared, Tolerance(limits["warn"], limits["fail"]))), None
 
 
-def _outliers(compared: Sequence[Comparable], tolerance: Tolerance) -> Iterator[Outlier]:
+def _outliers(
+    compared: Sequence[Comparable], tolerance: Tolerance
+) -> Iterator[tuple[str, Judgement]]:
     for group in compared:
         values = list(group.values.values())
         reference = f"the median of {len(values)} hosts"
         for host, value in group.values.items():
             judgement = beside(group.name, value, values, reference, tolerance)
             if judgement.verdict != PASS:
-                yield Outlier(host, judgement)
+                yield host, judgement
 
 
 def values_of(probe: Mapping[str, Any]) -> dict[str, float]:

@@ -19,10 +19,10 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from . import locks, places, records, trees
-from .texts import read_json_text
 
 
 @dataclass(frozen=True)
@@ -226,15 +226,14 @@ class Tree:
     def _pointed_run(self, telemetry: int) -> tuple[str | None, str | None]:
         """The run that the pointer names, or why it is not known which run is live."""
         try:
-            text = _read(telemetry, places.POINTER, _MOST_POINTER)
-        except (OSError, ValueError) as error:
-            return None, f"the pointer {places.POINTER} cannot be read ({error})"
-        if text is None:
+            text = records.read_bytes(Path(places.POINTER), _MOST_POINTER, _inside(telemetry))
+        except FileNotFoundError:
             held = None if self._profiles is None else _held(self._profiles, places.RUN_LOCKS)
             return None, held and f"there is no pointer, and the lock {held} is held"
+        except (OSError, ValueError) as error:
+            return None, f"the pointer {places.POINTER} cannot be read ({error})"
         named = records.parse_pointer(text.decode("utf-8", "replace")).get(records.POINTER_KEY, "")
-        run_id = os.path.basename(named)
-        run_id = run_id[: -len(".json")] if run_id.endswith(".json") else run_id
+        run_id = os.path.basename(named).removesuffix(".json")
         if not records.RUN_ID.fullmatch(run_id):
             return None, f"the pointer {places.POINTER} names no run"
         return run_id, None
@@ -510,30 +509,17 @@ def _is_held(top: int, *way: str) -> bool:
     return False
 
 
-def _read(folder: int, name: str, limit: int) -> bytes | None:
-    """The content of a regular file; None where there is none. Raises OSError and ValueError."""
-    try:
-        descriptor = os.open(name, _READ, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    with open(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError(f"{name} is not a file")
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"{name} is larger than {limit} bytes")
-    return content
+def _inside(folder: int) -> records.Opener:
+    """Opens a file of an open folder, and no link."""
+    return lambda name, flags: os.open(name, flags | _READ, dir_fd=folder)
 
 
 def _listed(folder: int, name: str) -> dict[str, Any]:
     """The files that a signature's record names. Raises OSError, and ValueError where it is no
     such record.
     """
-    try:
-        document = read_json_text(_read(folder, name, _MOST_RECORD) or b"")
-    except ValueError as error:
-        raise ValueError(f"{name} is not valid JSON") from error
-    listed = document.get("files") if isinstance(document, dict) else None
+    document = records.read_json(Path(name), _MOST_RECORD, _inside(folder))
+    listed = (document or {}).get("files")
     if not isinstance(listed, dict):
         raise ValueError(f"{name} names no files")
     return listed

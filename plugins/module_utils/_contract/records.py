@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,16 +42,18 @@ MODEL_CONFIG, MODEL_INDEX = "config.json", "model.safetensors.index.json"
 
 # A record's keys that its readers build on, and the types of their values.
 Shape = Mapping[str, Any]
+# Opens a file by name and flags, as `open` wants it.
+Opener = Callable[[str, int], int]
 _NO_FILE = (errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
-def read_bytes(path: Path, limit: int | None = None) -> bytes:
+def read_bytes(path: Path, limit: int | None = None, opener: Opener | None = None) -> bytes:
     """The content of a regular file.
 
     Raises OSError, and ValueError for anything else (a pipe would block) and above `limit` bytes.
     """
     try:
-        with open(path, "rb", opener=without_blocking) as stream:
+        with open(path, "rb", opener=opener or without_blocking) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise ValueError(f"{path} is not a file")
             content = stream.read() if limit is None else stream.read(limit + 1)
@@ -69,13 +71,15 @@ def without_blocking(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
-def read_json(path: Path, limit: int | None = None) -> dict[str, Any] | None:
+def read_json(
+    path: Path, limit: int | None = None, opener: Opener | None = None
+) -> dict[str, Any] | None:
     """The JSON object in `path`, or None where there is no such file.
 
     Raises OSError, and ValueError where the content is anything else.
     """
     try:
-        content = read_bytes(path, limit)
+        content = read_bytes(path, limit, opener)
     except FileNotFoundError:
         return None
     return parse_json(path, content)

@@ -40,45 +40,39 @@ def remove_tree(parent: int, name: str, depth: int = 0) -> None:
         os.rmdir(name, dir_fd=parent)
 
 
-def allocated(parent: int, name: str, depth: int = 0) -> int:
+def _statuses(parent: int, name: str, depth: int = 0) -> Iterator[os.stat_result]:
+    """Of a name and of all below it that is there. Raises OSError, also where a link has taken a
+    folder's place meanwhile.
+    """
+    if depth > MAX_DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"it is more than {MAX_DEPTH} folders deep", name)
+    try:
+        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    yield info
+    if not stat.S_ISDIR(info.st_mode):
+        return
+    with inner(parent, name) as folder:
+        if folder is None:
+            return
+        for entry in os.listdir(folder):
+            yield from _statuses(folder, entry, depth + 1)
+
+
+def allocated(parent: int, name: str) -> int:
     """The bytes on disk that a name and all below it take. Raises OSError."""
-    if depth > MAX_DEPTH:
-        raise OSError(errno.ENAMETOOLONG, f"it is more than {MAX_DEPTH} folders deep", name)
-    try:
-        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        taken = info.st_blocks * _BLOCK
-        if not stat.S_ISDIR(info.st_mode):
-            # Removing one of several names frees nothing.
-            return taken if info.st_nlink == 1 else 0
-        inside = os.open(name, FOLDER, dir_fd=parent)
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        if error.errno in _NO_FOLDER:
-            return 0
-        raise
-    try:
-        return taken + sum(allocated(inside, entry, depth + 1) for entry in os.listdir(inside))
-    finally:
-        os.close(inside)
+    # Removing one of several names frees nothing.
+    return sum(
+        info.st_blocks * _BLOCK
+        for info in _statuses(parent, name)
+        if stat.S_ISDIR(info.st_mode) or info.st_nlink == 1
+    )
 
 
-def latest_change(parent: int, name: str, depth: int = 0) -> float:
+def latest_change(parent: int, name: str) -> float:
     """When a name, or anything below it, was last modified; 0 where it is gone. Raises OSError."""
-    if depth > MAX_DEPTH:
-        raise OSError(errno.ENAMETOOLONG, f"it is more than {MAX_DEPTH} folders deep", name)
-    try:
-        info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if not stat.S_ISDIR(info.st_mode):
-            return info.st_mtime
-        inside = os.open(name, FOLDER, dir_fd=parent)
-    except FileNotFoundError:
-        return 0.0
-    try:
-        below = (latest_change(inside, entry, depth + 1) for entry in os.listdir(inside))
-        return max((info.st_mtime, *below))
-    finally:
-        os.close(inside)
+    return max((info.st_mtime for info in _statuses(parent, name)), default=0.0)
 
 
 @contextlib.contextmanager

@@ -269,14 +269,8 @@ def _pattern(pattern: str) -> Callable[[Any], None]:
     return check
 
 
-_profile_name = _pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_LONGEST_PROFILE = 200
-
-
-def _profile(value: Any) -> None:
-    if len(value) > _LONGEST_PROFILE:
-        raise Wrong
-    _profile_name(value)
+# Begins the pattern of a number that must not be zero.
+_NOT_ZERO = r"(?=.*[1-9])"
 
 
 def _line(value: Any) -> None:
@@ -293,12 +287,6 @@ def passable(text: str) -> bool:
     return "\0" not in text
 
 
-def _token(value: Any) -> None:
-    # What is read of an environment variable that is not set is empty.
-    if value and not re.fullmatch(r"[\x21-\x7e]+", value):
-        raise Wrong
-
-
 def _model(value: Any) -> None:
     # A prep needs one, and says so; starting and stopping does not.
     if not value:
@@ -306,13 +294,6 @@ def _model(value: Any) -> None:
     _line(value)
     parts = value.rstrip("/").split("/")
     if any(part in ("", ".", "..") for part in parts) or value.startswith("~"):
-        raise Wrong
-
-
-def _revision(value: Any) -> None:
-    # What git itself refuses of a reference (git-check-ref-format), and what would be a flag.
-    _pattern(r"(?!-)[^\s~^:?*\[\\\x00-\x1f\x7f]+")(value)
-    if ".." in value or value.endswith("/"):
         raise Wrong
 
 
@@ -363,50 +344,21 @@ def _address(value: Any) -> None:
             raise Wrong
 
 
-_PROMETHEUS_DURATION = re.compile(
-    r"([0-9]+y)?([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?", re.ASCII
+# As Prometheus writes durations; of a unit longer than a second there can only be zero.
+_SCRAPE_INTERVAL = re.compile(
+    r"(?:0+y)?(?:0+w)?(?:0+d)?(?:0+h)?(?:0+m)?(?:([0-9]+)s)?(?:([0-9]+)ms)?"
 )
-_MILLISECONDS = {
-    "y": 31_536_000_000,
-    "w": 604_800_000,
-    "d": 86_400_000,
-    "h": 3_600_000,
-    "m": 60_000,
-    "s": 1000,
-    "ms": 1,
-}
 _LONGEST_SCRAPE_INTERVAL_MS = 15_000
 
 
 def _scrape_interval(value: Any) -> None:
-    if len(value) > 20 or not _PROMETHEUS_DURATION.fullmatch(value):
+    match = _SCRAPE_INTERVAL.fullmatch(value) if len(value) <= 20 else None
+    if match is None:
         raise Wrong
-    length = sum(
-        int(number) * _MILLISECONDS[unit]
-        for number, unit in re.findall(r"([0-9]+)(ms|[ywdhms])", value)
-    )
+    seconds, milliseconds = (int(number or 0) for number in match.groups())
     # A prep waits 30 s for Prometheus to account for its tokens.
-    if not 1 <= length <= _LONGEST_SCRAPE_INTERVAL_MS:
+    if not 1 <= 1000 * seconds + milliseconds <= _LONGEST_SCRAPE_INTERVAL_MS:
         raise Wrong
-
-
-def _go_duration(value: Any) -> None:
-    if not re.fullmatch(r"([0-9]{1,9}(\.[0-9]{1,9})?(ms|h|m|s))+", value, re.ASCII):
-        raise Wrong
-    if not re.search(r"[1-9]", value):
-        raise Wrong
-
-
-def _size(pattern: str, or_else: str | None = None) -> Callable[[Any], None]:
-    compiled = re.compile(pattern, re.ASCII)
-
-    def check(value: Any) -> None:
-        if value == or_else:
-            return
-        if not compiled.fullmatch(value) or not re.search(r"[1-9]", value):
-            raise Wrong
-
-    return check
 
 
 # capabilities(7), as moby's daemon knows them without the prefix.
@@ -538,9 +490,13 @@ def _downloads(value: Any) -> None:
 KINDS: dict[str, Kind] = {
     "line": Kind("one line of text", _line),
     "word": Kind("one word of letters, digits, _ and -", _pattern(r"[A-Za-z0-9][A-Za-z0-9_-]*")),
-    "token": Kind("a token, without spaces", _token),
+    # What is read of an environment variable that is not set is empty.
+    "token": Kind("a token, without spaces", _pattern(r"[\x21-\x7e]*")),
     "model": Kind("a folder under the models folder, such as Qwen/Qwen3-8B", _model),
-    "revision": Kind("a branch, tag or commit", _revision),
+    # What git itself refuses of a reference (git-check-ref-format), and what would be a flag.
+    "revision": Kind(
+        "a branch, tag or commit", _pattern(r"(?!-)(?!.*\.\.)[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
+    ),
     "user": Kind(
         "the name of a user of the host", _pattern(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]{0,254}\$?")
     ),
@@ -551,7 +507,10 @@ KINDS: dict[str, Kind] = {
     "controller_key": Kind("a file on the controller", _line),
     "url": Kind("an address such as https://mirror.example.com", _url),
     # A file of that name, with .yml, below a folder of profiles.
-    "profile": Kind("the name of a profile, such as custom/sglang/mine", _profile),
+    "profile": Kind(
+        "the name of a profile, such as custom/sglang/mine",
+        _pattern(r"(?!.{201})[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"),
+    ),
     "image": Kind(
         "an image such as registry.example.com/name:tag",
         _pattern(rf"{_NAME}{_TAG}(?:@sha256:[0-9a-f]{{64}})?"),
@@ -578,15 +537,19 @@ KINDS: dict[str, Kind] = {
     ),
     # alecthomas/units, bytes.go, which reads Prometheus' flag.
     "prometheus_size": Kind(
-        "a size with its unit, such as 512MB or 10GB", _size(r"[0-9]{1,15}([KMGTPE]i?)?B")
+        "a size with its unit, such as 512MB or 10GB",
+        _pattern(_NOT_ZERO + r"[0-9]{1,15}([KMGTPE]i?)?B"),
     ),
     # Go's time.ParseDuration, which knows no days.
-    "go_duration": Kind("a duration in h, m and s, such as 72h or 1h30m", _go_duration),
+    "go_duration": Kind(
+        "a duration in h, m and s, such as 72h or 1h30m",
+        _pattern(_NOT_ZERO + r"([0-9]{1,9}(\.[0-9]{1,9})?(ms|h|m|s))+"),
+    ),
     "capability": Kind("a Linux capability such as SYS_ADMIN", _capability),
     # Docker's own (docker/go-units, size.go) as far as Ansible's human_to_bytes reads it too.
     "shm_size": Kind(
         "a size such as 32g or 512m, or host",
-        _size(r"[0-9]{1,15}(\.[0-9]{1,3})?([bBkKmMgGtT]|[KMGT]B)?", or_else="host"),
+        _pattern("host|" + _NOT_ZERO + r"[0-9]{1,15}(\.[0-9]{1,3})?([bBkKmMgGtT]|[KMGT]B)?"),
     ),
     "ulimit": Kind("a limit such as nofile=1048576 or stack=67108864:67108864", _ulimit),
     "environment": Kind("a mapping of environment variables to texts in quotes", _environment),
