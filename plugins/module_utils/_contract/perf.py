@@ -18,8 +18,6 @@ LEAST_HISTORY, LEAST_FLEET = 3, 4
 _SIGMA = 1.4826
 # Standard deviations that no honest measurement is off, for a warning and for a failure.
 _WARN_SIGMAS, _FAIL_SIGMAS = 3.0, 6.0
-
-
 _MOST = 1e300
 
 
