@@ -13,6 +13,8 @@ left of this is settled by the next one.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
@@ -249,9 +251,12 @@ class Definition:
 
 
 def _mount(volume: str) -> str:
-    """Docker reads it as CSV: a path may hold commas and quotes."""
-    source, _colon, target = volume.replace('"', '""').rpartition(":")
-    return f'type=bind,"source={source}","target={target}"'
+    source, _colon, target = volume.rpartition(":")
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(
+        ["type=bind", f"source={source}", f"target={target}"]
+    )
+    return line.getvalue()
 
 
 def environment_file(environment: dict[str, str]) -> str:
