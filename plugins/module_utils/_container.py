@@ -46,7 +46,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     FinalError,
     PrometheusClient,
     Readiness,
-    Wanted,
 )
 
 # Of all that makes another container; of the process that creates it; of the container that ran
@@ -512,7 +511,7 @@ class Stack:
         )
         url = run["manifest"]["services"]["prometheus"]["url"]
         try:
-            seen = Readiness(PrometheusClient(url), Wanted()).wait(self._start_timeout)
+            seen = Readiness(PrometheusClient(url)).wait(self._start_timeout)
         except FinalError as error:
             raise ContainerError(str(error)) from error
         if not seen.ready:
