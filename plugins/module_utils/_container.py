@@ -13,6 +13,8 @@ left of this is settled by the next one.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import time
@@ -44,7 +46,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     FinalError,
     PrometheusClient,
     Readiness,
-    Wanted,
 )
 
 # Of all that makes another container; of the process that creates it; of the container that ran
@@ -249,9 +250,12 @@ class Definition:
 
 
 def _mount(volume: str) -> str:
-    """Docker reads it as CSV: a path may hold commas and quotes."""
-    source, _colon, target = volume.replace('"', '""').rpartition(":")
-    return f'type=bind,"source={source}","target={target}"'
+    source, _colon, target = volume.rpartition(":")
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(
+        ["type=bind", f"source={source}", f"target={target}"]
+    )
+    return line.getvalue()
 
 
 def environment_file(environment: dict[str, str]) -> str:
@@ -507,7 +511,7 @@ class Stack:
         )
         url = run["manifest"]["services"]["prometheus"]["url"]
         try:
-            seen = Readiness(PrometheusClient(url), Wanted()).wait(self._start_timeout)
+            seen = Readiness(PrometheusClient(url)).wait(self._start_timeout)
         except FinalError as error:
             raise ContainerError(str(error)) from error
         if not seen.ready:

@@ -186,7 +186,8 @@ class DockerCli:
         )
         if isinstance(refusal, DockerSilent):
             raise refusal
-        lines = error.splitlines()
+        # The client ends with a line for each; what it says before is not about their absence.
+        lines = error.strip().splitlines()[-len(names) :]
         for name in names:
             said = any(_says_absent(line, kind, name) for line in lines)
             if not said and self._lists(kind, name):

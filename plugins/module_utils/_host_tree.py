@@ -647,7 +647,9 @@ def _is_made(path: str, top: str | None, wanted: tuple[int, int, int]) -> bool:
 
 
 def _top(spec: Spec, path: str) -> str | None:
-    """Inside telemetry/ and profiles/ no link is followed: nothing can be slipped in between."""
+    """Inside telemetry/ and profiles/: the root below which no link on the way is followed, so that
+    nothing can be slipped in between.
+    """
     return next(
         (top for top in (spec.telemetry, spec.profiles) if path.startswith(top + "/")), None
     )

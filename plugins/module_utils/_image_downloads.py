@@ -285,9 +285,12 @@ def _fetch(archive: Archive, path: str, ca_bundle: str | None, fetched: str | No
         raise ImageError(_unreachable(archive, fetched, cut)) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ImageError(_unreachable(archive, fetched, str(error))) from error
-    remedy = "which is thrown away: see what the mirror has"
+    refusal = (
+        f"{archive.shown} gave another file than the one wanted, which is thrown away: see what the"
+        " mirror has"
+    )
     try:
-        _must_be(archive, path, f"{archive.shown} gave another file than the one wanted, {remedy}")
+        _must_be(archive, path, refusal)
     except ImageError:
         os.unlink(path)
         raise

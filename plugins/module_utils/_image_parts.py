@@ -28,7 +28,7 @@ _ELF_MACHINES = {62: "amd64", 183: "arm64"}
 ELF_HEAD_BYTES = 20
 _CHUNK = 1 << 20
 _EMULATORS = "/proc/sys/fs/binfmt_misc"
-# A registry's and Docker's words for an image that has not the platform.
+# A registry's and Docker's words for an image that lacks the platform.
 _NOT_FOR_IT = ("no matching manifest", "does not match the specified platform")
 
 

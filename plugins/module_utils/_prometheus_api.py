@@ -614,14 +614,6 @@ def _sample(metric: dict[str, Any], point: Any, histogram: Any = None) -> Sample
     return Sample(labels, value, float(timestamp))
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What has to hold beyond the server's own readiness."""
-
-    jobs: Sequence[str] = ()
-    expression: str | None = None
-
-
 @dataclass
 class Seen:
     """What the latest look saw. ``reason`` says why ``ready`` is false."""
@@ -651,20 +643,23 @@ class _UnmetError(Exception):
 
 
 class Readiness:
-    """Looks at a server in order: readiness, jobs, expression. Readiness that was seen once is not
-    asked for again; jobs and the expression have to hold in the same look.
+    """Looks at a server in order: its own readiness, then the jobs and the expression that have to
+    hold beyond it. Readiness that was seen once is not asked for again; jobs and the expression
+    have to hold in the same look.
     """
 
     def __init__(
         self,
         client: PrometheusClient,
-        wanted: Wanted,
+        jobs: Sequence[str] = (),
+        expression: str | None = None,
         *,
         clock: Clock = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.client = client
-        self.wanted = wanted
+        self.jobs = jobs
+        self.expression = expression
         self.seen = Seen()
         self._clock = clock
         self._sleep = sleep
@@ -723,12 +718,12 @@ class Readiness:
             if not self._is_ready:
                 self._see_ready(deadline)
                 self._is_ready = True
-            if self.wanted.jobs:
-                subject = _named("Job {} is not up", "Jobs {} are not up", self.wanted.jobs)
+            if self.jobs:
+                subject = _named("Job {} is not up", "Jobs {} are not up", self.jobs)
                 self._see_jobs(deadline)
-            if self.wanted.expression is not None:
-                subject = f"The expression {one_line(self.wanted.expression)!r} does not hold"
-                self._see_expression(self.wanted.expression, deadline)
+            if self.expression is not None:
+                subject = f"The expression {one_line(self.expression)!r} does not hold"
+                self._see_expression(self.expression, deadline)
         except NotYetError as error:
             # Whatever was asked: a server that gives no answer is not ready.
             raise _UnmetError(
@@ -755,7 +750,7 @@ class Readiness:
 
     def _see_jobs(self, deadline: float) -> None:
         active = self.client.targets(deadline)
-        jobs = list(dict.fromkeys(self.wanted.jobs))
+        jobs = list(dict.fromkeys(self.jobs))
         self.seen.targets = [
             target for target in active if any(target.belongs_to(job) for job in jobs)
         ]

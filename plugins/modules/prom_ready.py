@@ -206,7 +206,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     PrometheusClient,
     Readiness,
     Seen,
-    Wanted,
     url_secret,
 )
 from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
@@ -241,8 +240,7 @@ def main() -> None:
         for name in ("timeout", "poll_interval"):
             if not (math.isfinite(params[name]) and params[name] > 0):
                 raise FinalError(f"{name} is {params[name]}; give a number of seconds above 0")
-        wanted = Wanted(jobs=params["jobs"], expression=params["expression"])
-        readiness = Readiness(_client(params), wanted)
+        readiness = Readiness(_client(params), params["jobs"], params["expression"])
         seen = readiness.seen
         if module.check_mode:
             readiness.look(params["timeout"])

@@ -218,15 +218,11 @@ def main() -> None:
     inputs, builds = given["inputs"], given["source"] == "build"
     try:
         check_build_dir(given["build_dir"])
-        module.exit_json(inputs=inputs, **(build_image if builds else take_image)(module))
+        answer = build_image(module) if builds else take_image(module)
     except LockTimeout as error:
         # The action plugin says so, and calls again.
         module.exit_json(
-            changed=False,
-            image=None,
-            inputs=inputs,
-            next_step=given["step"],
-            waits_for=str(error),
+            changed=False, image=None, inputs=inputs, next_step=given["step"], waits_for=str(error)
         )
     except NoWheels as error:
         wheels = {"requirements": error.requirements, "machine": error.machine}
@@ -239,6 +235,7 @@ def main() -> None:
         module.fail_json(msg=str(error), inputs=inputs)
     except (ImageError, OSError) as error:
         module.fail_json(msg=str(error), inputs=inputs)
+    module.exit_json(inputs=inputs, **answer)
 
 
 def _module() -> AnsibleModule:
@@ -271,11 +268,7 @@ def _module() -> AnsibleModule:
             "context_archive": {"type": "path"},
             "wheels_archive": {"type": "path"},
         },
-        required_if=[
-            ("source", "build", ("inputs",)),
-            ("source", "pull", ("pull",)),
-            ("source", "load", ("archive",)),
-        ],
+        required_if=[("source", "pull", ("pull",)), ("source", "load", ("archive",))],
         supports_check_mode=True,
     )
 
@@ -313,6 +306,11 @@ def take_image(module: AnsibleModule) -> dict[str, Any]:
 
 def build_image(module: AnsibleModule) -> dict[str, Any]:
     given = module.params
+    if given["inputs"] is None:
+        raise ImageError(
+            "the digest of the inputs is missing: call this as slice_bench.sglang.sgl_image, whose"
+            " action plugin computes it"
+        )
     build = ImageBuild(
         module.run_command,
         given["name"],

@@ -19,7 +19,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     FinalError,
     PrometheusClient,
     Readiness,
-    Wanted,
 )
 from hypothesis import strategies as st
 
@@ -210,7 +209,7 @@ def test_prometheus_is_ready_only_when_it_says_so(
         mock.patch.object(client, "_exchange", exchange),
         mock.patch("socket.create_connection", lambda *_, **__: Socket(answers[asked[-1]])),
     ):
-        readiness = Readiness(client, Wanted(jobs, expression))
+        readiness = Readiness(client, jobs, expression)
         try:
             seen = readiness.look(5.0)
         except FinalError as error:

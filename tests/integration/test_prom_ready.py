@@ -20,7 +20,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     PrometheusClient,
     Readiness,
     Seen,
-    Wanted,
 )
 
 from tests.integration.installation import docker, module, wait_for
@@ -115,14 +114,12 @@ class RealPrometheus:
     def wait(
         self, *jobs: str, expression: str | None = None, timeout: float = PLENTY_S, **client: Any
     ) -> Seen:
-        readiness = Readiness(
-            PrometheusClient(**{"url": self.url, **client}), Wanted(jobs, expression)
-        )
+        readiness = Readiness(PrometheusClient(**{"url": self.url, **client}), jobs, expression)
         return readiness.wait(timeout)
 
     def failure(self, *jobs: str, expression: str | None = None) -> str:
         """The reason that one look gives."""
-        readiness = Readiness(PrometheusClient(self.url), Wanted(jobs, expression))
+        readiness = Readiness(PrometheusClient(self.url), jobs, expression)
         seen = readiness.look(PLENTY_S)
         assert not seen.ready
         return seen.reason or ""
@@ -170,7 +167,7 @@ def test_from_nothing_to_ready(make):
         if server.process is None:
             server.start()
 
-    readiness = Readiness(PrometheusClient(server.url), Wanted(["self"], "up"), sleep=start)
+    readiness = Readiness(PrometheusClient(server.url), ["self"], "up", sleep=start)
     assert "nothing listens" in (readiness.look(PLENTY_S).reason or "")
     seen = readiness.wait(PLENTY_S)
     assert seen.ready
@@ -184,7 +181,6 @@ def test_starting_server_is_not_ready_until_its_log_is_read(make):
     client = PrometheusClient(server.url)
     readiness = Readiness(
         client,
-        Wanted(),
         sleep=lambda _pause: server.open_gate() if readiness.seen.polls == before + 1 else None,
     )
     wait_for(

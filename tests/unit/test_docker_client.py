@@ -144,6 +144,8 @@ def test_a_daemon_that_cannot_be_asked_says_of_nothing_that_it_is_missing(
         "error getting credentials: docker-credential-pass not found",
         "Error response from daemon: context deadline exceeded",
         "Error response from daemon: authorization denied by plugin opa: not found",
+        # What ended the call stands last.
+        "Error: No such container: box\nError response from daemon: it broke before",
         "",
     ],
 )

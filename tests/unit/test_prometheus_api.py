@@ -31,7 +31,6 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     Readiness,
     Sample,
     Seen,
-    Wanted,
     parse_url,
     url_secret,
 )
@@ -69,14 +68,12 @@ def server() -> Iterator[PrometheusDouble]:
 def wait(
     url: str, *jobs: str, expression: str | None = None, timeout: float = PLENTY_S, **client: Any
 ) -> Seen:
-    return Readiness(PrometheusClient(url, **client), Wanted(jobs, expression)).wait(
-        timeout, POLL_S
-    )
+    return Readiness(PrometheusClient(url, **client), jobs, expression).wait(timeout, POLL_S)
 
 
 def failure(url: str, *jobs: str, expression: str | None = None, **client: Any) -> str:
     """The reason that one look gives."""
-    readiness = Readiness(PrometheusClient(url, **client), Wanted(jobs, expression))
+    readiness = Readiness(PrometheusClient(url, **client), jobs, expression)
     seen = readiness.look(PLENTY_S)
     assert not seen.ready
     assert seen.reason is not None
@@ -169,7 +166,7 @@ def test_server_comes_after_the_first_look():
             client.endpoint = parse_url(double.url)
 
         client = PrometheusClient(f"http://127.0.0.1:{closed_port()}")
-        readiness = Readiness(client, Wanted(), sleep=start_meanwhile)
+        readiness = Readiness(client, sleep=start_meanwhile)
         assert readiness.wait(PLENTY_S).ready
         assert sleeps == [prometheus_api.DEFAULT_POLL_INTERVAL_S]
 
@@ -195,7 +192,7 @@ def test_buildinfo_proves_a_server_that_words_its_readiness_otherwise(server):
 def test_some_other_web_server_is_not_ready(server):
     page = Reply(200, b"<!doctype html><title>Welcome</title>")
     server.replies = {"/-/ready": [page], "/api/v1/status/buildinfo": [page]}
-    readiness = Readiness(PrometheusClient(server.url), Wanted())
+    readiness = Readiness(PrometheusClient(server.url))
     for _look in range(3):
         assert "but not as Prometheus does" in (readiness.look(PLENTY_S).reason or "")
     assert len(server.asked("/api/v1/status/buildinfo")) == 1
@@ -346,7 +343,7 @@ def test_target_down_with_prometheus_own_error(server):
 
 def test_target_not_yet_scraped(server):
     server.replies["/api/v1/targets"] = [targets(target("node", "a:9100", "unknown"))]
-    readiness = Readiness(PrometheusClient(server.url), Wanted(["node"]))
+    readiness = Readiness(PrometheusClient(server.url), ["node"])
     seen = readiness.look(PLENTY_S)
     assert "target a:9100 has not been scraped yet (scrape interval 1s)" in (seen.reason or "")
     assert seen.targets[0].last_scrape is None
@@ -414,7 +411,7 @@ def test_job_is_its_scrape_config_or_its_label(server):
 )
 def test_expression_holds_as_an_alert_does(server, reply, holds):
     server.replies["/api/v1/query"] = [reply]
-    readiness = Readiness(PrometheusClient(server.url), Wanted(expression="x"))
+    readiness = Readiness(PrometheusClient(server.url), expression="x")
     assert readiness.look(PLENTY_S).ready is holds
 
 
@@ -542,18 +539,18 @@ class Canned(PrometheusClient):
         return prometheus_api.Answer(200, READY.body if target == "/-/ready" else self.body, "")
 
 
-def look_at(body: bytes, wanted: Wanted) -> Seen:
+def look_at(body: bytes, **wanted: Any) -> Seen:
     client = Canned()
     client.body = body
-    return Readiness(client, wanted).look(PLENTY_S)
+    return Readiness(client, **wanted).look(PLENTY_S)
 
 
 @pytest.mark.parametrize("body", GARBAGE, ids=range(len(GARBAGE)))
 @pytest.mark.parametrize(
-    "wanted", [Wanted(["node"]), Wanted(expression="up")], ids=["jobs", "expression"]
+    "wanted", [{"jobs": ["node"]}, {"expression": "up"}], ids=["jobs", "expression"]
 )
 def test_garbage_is_neither_ready_nor_a_traceback(body, wanted):
-    seen = look_at(body, wanted)
+    seen = look_at(body, **wanted)
     assert not seen.ready
     assert "does not answer as Prometheus does" in (seen.reason or "")
     assert json.dumps(seen.result())
@@ -607,11 +604,11 @@ def shaped(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @given(
     document=JSON | shaped(JSON),
-    wanted=st.sampled_from([Wanted(["node"]), Wanted(expression="up")]),
+    wanted=st.sampled_from([{"jobs": ["node"]}, {"expression": "up"}]),
 )
 def test_no_document_ends_in_a_traceback(document, wanted):
     try:
-        seen = look_at(json.dumps(document).encode(), wanted)
+        seen = look_at(json.dumps(document).encode(), **wanted)
     except PrometheusError:
         return
     assert seen.ready is (seen.reason is None)
@@ -624,16 +621,14 @@ def test_what_is_no_sample_does_not_hold(sample):
         {"resultType": "scalar", "result": sample},
         {"resultType": "vector", "result": [{"metric": {}, "value": sample}]},
     ):
-        seen = look_at(
-            json.dumps({"status": "success", "data": data}).encode(), Wanted(expression="up")
-        )
+        seen = look_at(json.dumps({"status": "success", "data": data}).encode(), expression="up")
         assert not seen.ready and "does not answer as Prometheus does" in str(seen.reason)
 
 
 @given(body=st.binary())
 def test_no_bytes_end_in_a_traceback(body):
-    for wanted in (Wanted(["node"]), Wanted(expression="up")):
-        assert not look_at(body, wanted).ready
+    for wanted in ({"jobs": ["node"]}, {"expression": "up"}):
+        assert not look_at(body, **wanted).ready
 
 
 def test_huge_api_answer_fails_at_once(server, monkeypatch):
@@ -935,9 +930,9 @@ def wait_in_vain(
     timeout: float, interval: float, took: float, error: NotYetError
 ) -> tuple[Seen, Time]:
     time = Time()
-    seen = Readiness(
-        Scripted(time, took, error), Wanted(), clock=time.clock, sleep=time.sleep
-    ).wait(timeout, interval)
+    seen = Readiness(Scripted(time, took, error), clock=time.clock, sleep=time.sleep).wait(
+        timeout, interval
+    )
     assert not seen.ready
     assert time.now - 1000 <= timeout + 1e-9
     return seen, time
@@ -979,7 +974,7 @@ def test_timeout_shorter_than_a_look():
 def test_look_does_not_wait(server):
     server.replies["/-/ready"] = [STARTING, READY]
     readiness = Readiness(
-        PrometheusClient(server.url), Wanted(), sleep=lambda _seconds: pytest.fail("it sleeps")
+        PrometheusClient(server.url), sleep=lambda _seconds: pytest.fail("it sleeps")
     )
     seen = readiness.look(PLENTY_S)
     assert (seen.ready, seen.polls) == (False, 1)

@@ -101,6 +101,7 @@ ROWS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("stop", {"sgl_container": "bad name"}, ("sgl_container", "bad name")),
     ("validate", {"sgl_capabilities": ["SYS_FOO"]}, ("sgl_capabilities", "SYS_FOO")),
     ("smoke", {"sgl_smoke_scenario": "/no/such.yml"}, ("sgl_smoke_scenario", "no such file")),
+    ("look", {"sgl_tp": "many"}, ("sgl_tp", "whole number")),
 ]
 
 
@@ -269,7 +270,7 @@ def test_what_would_do_nothing(arguments: dict[str, Any], words: tuple[str, ...]
 
 def test_no_task_of_the_collection_has_a_tag() -> None:
     """The lookup `group` counts on it."""
-    places = [*ROOT.glob("roles/*/*/*.yml"), *ROOT.glob("playbooks/*.yml")]
+    places = [*ROOT.glob("roles/*/*/*.yml"), *ROOT.glob("playbooks/**/*.yml")]
     tagged = [
         path.name
         for path in places
