@@ -14,19 +14,13 @@ import tempfile
 import time
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _image_wheels as image_wheels,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    INPUTS_LABEL,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import fits
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
-    pulled_by_digest,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.image_context import digest, pack
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
+from ..module_utils import _image_wheels as image_wheels
+from ..module_utils._contract.labels import INPUTS_LABEL
+from ..module_utils._contract.texts import one_line
+from ..module_utils._image_parts import fits
+from ..module_utils._image_sources import pulled_by_digest
+from ..plugin_utils.image_context import digest, pack
+from ..plugin_utils.told_action import ToldAction
 
 _SAYS = {
     "base": (

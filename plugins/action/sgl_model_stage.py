@@ -23,15 +23,12 @@ from functools import partial
 from typing import IO, Any, cast
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import ModelError
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import listing
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
-    SourceFile,
-    read_source,
-    survey,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
+
+from ..module_utils._contract.texts import one_line
+from ..module_utils._model_files import ModelError
+from ..module_utils._model_stage import listing
+from ..module_utils._model_staging import SourceFile, read_source, survey
+from ..plugin_utils.told_action import ToldAction
 
 # A slice ends with the file that it reads, which may take longer: a line is shown in between all
 # the same.

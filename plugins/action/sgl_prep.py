@@ -15,27 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
-    prep_spec,
-    request_document,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import MADE_IN
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    duration,
-    is_duration,
-    one_line,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
-    AdminError,
-    PrepClient,
-    did_work,
-    failure,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.admin_action import (
-    BROKEN_ANSWER,
-    AdminAction,
-    breaks_the_contract,
-)
+
+from ..module_utils._contract.options import prep_spec, request_document
+from ..module_utils._contract.records import MADE_IN
+from ..module_utils._contract.texts import duration, is_duration, one_line
+from ..module_utils._prep_client import AdminError, PrepClient, did_work, failure
+from ..plugin_utils.admin_action import BROKEN_ANSWER, AdminAction, breaks_the_contract
 
 # With a poll on top it stays below 15 s of silence; where more hosts are prepared at once, only
 # what changes is shown.

@@ -10,18 +10,14 @@ import re
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import stages
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.locks import LockTimeout
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.options import (
-    prep_spec,
-    request_document,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_signature
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_signature import (
-    SignatureError,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
+
+from ..module_utils._contract import stages
+from ..module_utils._contract.locks import LockTimeout
+from ..module_utils._contract.options import prep_spec, request_document
+from ..plugin_utils import share_signature
+from ..plugin_utils.share_signature import SignatureError
+from ..plugin_utils.share_store import Store
+from ..plugin_utils.told_action import ToldAction
 
 _ITEM = {
     "kind": {"type": "str", "choices": ["caches", "image"], "default": "caches"},

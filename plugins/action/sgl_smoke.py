@@ -7,17 +7,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import AdminError
-from ansible_collections.slice_bench.sglang.plugins.module_utils._smoke_client import (
-    SmokeClient,
-    failure,
-    test_line,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.admin_action import (
-    BROKEN_ANSWER,
-    AdminAction,
-    breaks_the_contract,
-)
+from ..module_utils._prep_client import AdminError
+from ..module_utils._smoke_client import SmokeClient, failure, test_line
+from ..plugin_utils.admin_action import BROKEN_ANSWER, AdminAction, breaks_the_contract
 
 _HEARTBEAT_S = 10.0
 _POLL_S = 2.0

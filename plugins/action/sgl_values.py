@@ -11,10 +11,11 @@ from typing import Any
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
 from ansible.module_utils.common.validation import check_type_path
 from ansible.utils.vars import load_extra_vars
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
+
+from ..module_utils._contract import options, values
+from ..module_utils._contract.texts import one_line
+from ..plugin_utils import profile_files
+from ..plugin_utils.told_action import ToldAction
 
 ARGUMENT_SPEC: dict[str, Any] = {
     "hosts": {"type": "list", "elements": "str", "default": []},

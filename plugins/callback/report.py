@@ -54,11 +54,10 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.callback import CallbackBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    printable,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_data import KNOWN, Report
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import summary
+
+from ..module_utils._contract.texts import printable
+from ..plugin_utils.report_data import KNOWN, Report
+from ..plugin_utils.report_fleet import summary
 
 
 class CallbackModule(CallbackBase):
@@ -183,7 +182,7 @@ class CallbackModule(CallbackBase):
 
     def _sign(self, path: Path, key: str) -> None:
         # Imported here: few sign.
-        from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_signature
+        from ..plugin_utils import share_signature
 
         try:
             share_signature.sign_file(path, key)
@@ -194,7 +193,7 @@ class CallbackModule(CallbackBase):
 def _page_into(pages: list[str]) -> Callable[[dict[str, Any]], None]:
     """Makes the page of a report, and puts it there."""
     # Imported here: without a page, compiling its template costs nothing.
-    from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_page import render
+    from ..plugin_utils.report_page import render
 
     return lambda document: pages.append(render(document))
 

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import perf, stages
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    INPUTS_LABEL,
-)
+
+from ..module_utils._contract import perf, stages
+from ..module_utils._contract.labels import INPUTS_LABEL
 
 
 def cache_group(done: Mapping[str, Any]) -> str:

@@ -37,7 +37,8 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import options, values
+
+from ..module_utils._contract import options, values
 
 _NUMBERS = {"int": int, "float": float}
 

@@ -44,7 +44,8 @@ from ansible import context
 from ansible.errors import AnsibleError
 from ansible.playbook.task import Task
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+
+from ..module_utils._contract.texts import one_line
 
 _COLLECTION = "slice_bench.sglang."
 _PLAYBOOKS = Path(__file__).resolve().parents[2] / "playbooks"

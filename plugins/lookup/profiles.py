@@ -40,7 +40,8 @@ from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleValueOmittedError
 from ansible.plugins.lookup import LookupBase
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import profile_files
+
+from ..plugin_utils import profile_files
 
 
 class LookupModule(LookupBase):

@@ -23,30 +23,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import processes
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    CONTAINER_LABEL,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    one_line,
-    read_json_text,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerAbsent,
-    DockerCli,
-    DockerError,
-    InputRunner,
-    beside,
-    explain,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
-    FinalError,
-    PrometheusClient,
-    Readiness,
-)
+from . import _gpu_access as gpu_access
+from . import _live_run as live_run
+from . import _run_record as run_record
+from ._contract import processes
+from ._contract.labels import CONTAINER_LABEL
+from ._contract.texts import one_line, read_json_text
+from ._docker_cli import DockerAbsent, DockerCli, DockerError, InputRunner, beside, explain
+from ._prometheus_api import FinalError, PrometheusClient, Readiness
 
 # Of all that makes another container; of the process that creates it; of the container that ran
 # before it.

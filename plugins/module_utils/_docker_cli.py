@@ -15,14 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    CONTAINER_LABEL,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    one_line,
-    read_json_text,
-)
+from . import _ports as ports
+from ._contract.labels import CONTAINER_LABEL
+from ._contract.texts import one_line, read_json_text
 
 # Runs an argument list; returns exit code, standard output, standard error.
 Runner = Callable[[list[str]], tuple[int, str, str]]

@@ -15,15 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    DockerSilent,
-    Runner,
-    beside,
-    describe_image,
-)
+from ._contract.texts import one_line
+from ._docker_cli import DockerCli, DockerError, DockerSilent, Runner, beside, describe_image
 
 _OWN_DOCKER = "install Docker from your distribution (docker.io) or from Docker (docker-ce)"
 _APPARMOR = "/sys/module/apparmor/parameters/enabled"

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+from ._contract.texts import path_line
 
 _MOUNTS = "/proc/self/mountinfo"
 # With root_squash, which is NFS's default, the server maps root to an anonymous user.

@@ -22,20 +22,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import records
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    Runner,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_health import Verdict
-from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import (
-    NO_VALUE,
-    Log,
-    Part,
-    number,
-)
+from . import _gpu_access as gpu_access
+from ._contract import records
+from ._contract.texts import one_line
+from ._docker_cli import DockerCli, Runner
+from ._docker_health import Verdict
+from ._smi_xml import NO_VALUE, Log, Part, number
 
 # Eight GPUs take 0.4 MB.
 _MAX_ANSWER = 8 * 2**20

@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
+from . import _safe_tree as safe_tree
+from ._contract import places
 
 TEMP_NAME = re.compile(re.escape(safe_tree.TEMP_PREFIX) + ".+")
 NAMED_MISMATCHES = 10

@@ -23,34 +23,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _image_downloads as image_downloads,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _image_wheels as image_wheels,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.disclosure import (
-    without_credentials,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    INPUTS_LABEL,
-    NAME_LABEL,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    Runner,
-    build_client,
-    explain,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
-    MACHINES,
-    ImageError,
-    check_image,
-)
+from . import _image_downloads as image_downloads
+from . import _image_parts as image_parts
+from . import _image_wheels as image_wheels
+from . import _safe_tree as safe_tree
+from ._contract import locks
+from ._contract.disclosure import without_credentials
+from ._contract.labels import INPUTS_LABEL, NAME_LABEL
+from ._contract.texts import path_line
+from ._docker_cli import DockerCli, Runner, build_client, explain
+from ._image_parts import MACHINES, ImageError, check_image
 
 BASE = "sglang-base"
 # How long one call waits for another build; the action plugin says so and calls again.

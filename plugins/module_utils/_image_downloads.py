@@ -23,12 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible.module_utils.urls import open_url
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
-    ELF_HEAD_BYTES,
-    ImageError,
-    elf_architecture,
-    sha256_of,
-)
+
+from ._image_parts import ELF_HEAD_BYTES, ImageError, elf_architecture, sha256_of
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60

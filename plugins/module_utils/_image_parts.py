@@ -11,14 +11,9 @@ import subprocess
 import tarfile
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.services import PROGRAMS
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    read_json_text,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-)
+from ._contract.services import PROGRAMS
+from ._contract.texts import read_json_text
+from ._docker_cli import DockerCli, DockerError
 
 DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 MACHINES = {architecture: machine for machine, architecture in DOCKER_ARCHITECTURES.items()}

@@ -11,16 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import records
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    Runner,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
-    ImageError,
-    check_image,
-)
+from . import _image_parts as image_parts
+from ._contract import records
+from ._docker_cli import DockerCli, Runner
+from ._image_parts import ImageError, check_image
 
 
 class _Elsewhere:

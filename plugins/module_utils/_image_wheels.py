@@ -9,11 +9,8 @@ from __future__ import annotations
 import os
 import re
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
-    ImageError,
-    sha256_of,
-)
+from ._contract.texts import one_line
+from ._image_parts import ImageError, sha256_of
 
 # The Python of Debian bookworm, which the wheels are for.
 WHEEL_PYTHON = "3.11"

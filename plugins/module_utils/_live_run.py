@@ -7,8 +7,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
+from . import _run_record as run_record
+from ._docker_cli import DockerCli
 
 _POLL_S = 0.05
 # A container that starts again and again for longer than this will not come up by itself.

@@ -24,18 +24,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import (
-    fsync_folder,
-    is_integer,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
-    HUB_METADATA,
-    RECORD,
-    ModelError,
-    several,
-)
+from . import _model_files as model_files
+from ._contract.records import fsync_folder, is_integer
+from ._contract.texts import path_line
+from ._model_files import HUB_METADATA, RECORD, ModelError, several
 
 MEMO = ".sgl-verified.json"
 # What staging keeps beside a model that is on its way.

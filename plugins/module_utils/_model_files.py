@@ -15,27 +15,12 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import records
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.model import (
-    experts,
-    folder,
-    text,
-    weights,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.model.config import (
-    check_heads,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.model.text import (
-    ModelError,
-    ModelMissing,
-    json_object,
-    several,
-    unreadable,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.model.weights import (
-    is_below,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+from ._contract import records
+from ._contract.model import experts, folder, text, weights
+from ._contract.model.config import check_heads
+from ._contract.model.text import ModelError, ModelMissing, json_object, several, unreadable
+from ._contract.model.weights import is_below
+from ._contract.texts import path_line
 
 # Imported for those who import this module.
 __all__ = ["ModelMissing", "is_below", "json_object", "several"]

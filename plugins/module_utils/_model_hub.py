@@ -16,27 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _model_digests as model_digests,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
-    HUB_LOG,
-    HUB_STATE,
-    Digest,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
-    ModelError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
-    Request,
-    SourceFile,
-)
+from . import _model_digests as model_digests
+from . import _model_files as model_files
+from ._contract.texts import path_line
+from ._docker_cli import DockerCli, DockerError
+from ._model_digests import HUB_LOG, HUB_STATE, Digest
+from ._model_files import ModelError
+from ._model_staging import Request, SourceFile
 
 PUBLIC_HUB = "https://huggingface.co"
 _PYTHON = "/opt/sglang/bin/python"

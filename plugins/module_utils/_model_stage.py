@@ -13,33 +13,15 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _model_digests as model_digests,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_hub as model_hub
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _tiny_model as tiny_model
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
-    HUB_STATE,
-    SHA256,
-    Digest,
-    Slice,
-    Verification,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
-    ModelError,
-    ModelMissing,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_staging import (
-    Files,
-    Request,
-    SourceFile,
-    Staging,
-    read_source,
-    survey,
-)
+from . import _model_digests as model_digests
+from . import _model_files as model_files
+from . import _model_hub as model_hub
+from . import _safe_tree as safe_tree
+from . import _tiny_model as tiny_model
+from ._contract.texts import path_line
+from ._model_digests import HUB_STATE, SHA256, Digest, Slice, Verification
+from ._model_files import ModelError, ModelMissing
+from ._model_staging import Files, Request, SourceFile, Staging, read_source, survey
 
 # Between two looks at a download.
 _POLL_S = 1.0

@@ -24,38 +24,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _model_digests as model_digests,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
-    locks,
-    places,
-    records,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._host_tree import (
-    TEMP_NAME,
-    HostTreeError,
-    make_directory,
-    missing_directories,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_digests import (
-    MEMO,
-    RECORD,
-    SOURCE_MEMO,
-    STATE,
-    Digest,
-    Memo,
-    Progress,
-    Slice,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
-    ModelError,
-    ModelMissing,
-    several,
-)
+from . import _model_digests as model_digests
+from . import _model_files as model_files
+from . import _safe_tree as safe_tree
+from ._contract import locks, places, records
+from ._contract.texts import path_line
+from ._host_tree import TEMP_NAME, HostTreeError, make_directory, missing_directories
+from ._model_digests import MEMO, RECORD, SOURCE_MEMO, STATE, Digest, Memo, Progress, Slice
+from ._model_files import ModelError, ModelMissing, several
 
 STAGING = ".staging"
 # The cache of huggingface_hub: snapshots/<commit>/<file> links to ../../blobs/<digest>.

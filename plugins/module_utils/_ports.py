@@ -11,10 +11,7 @@ import pwd
 import socket
 from collections.abc import Iterable
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
-    listeners,
-    services,
-)
+from ._contract import listeners, services
 
 _UNPRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 

@@ -15,26 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _docker_health as docker_health,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _file_systems as file_systems,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_access as gpu_access
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _ports as ports
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places, services
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    Runner,
-)
+from . import _docker_health as docker_health
+from . import _file_systems as file_systems
+from . import _gpu_access as gpu_access
+from . import _gpu_health as gpu_health
+from . import _host_tree as host_tree
+from . import _model_files as model_files
+from . import _ports as ports
+from . import _run_record as run_record
+from . import _safe_tree as safe_tree
+from ._contract import places, services
+from ._contract.texts import path_line
+from ._docker_cli import DockerCli, DockerError, Runner
 
 _GB = 10**9
 # Below so many times what must be free, a disk fills within days.
@@ -164,9 +156,7 @@ def look(options: Options, run: Runner) -> Findings:
 
 def _description(run: Runner, record: dict[str, Any]) -> dict[str, Any]:
     # Which a prep never asks for, and would compile on each host.
-    from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-        _system_description as system_description,
-    )
+    from . import _system_description as system_description
 
     return system_description.describe(run, record)
 
@@ -489,9 +479,7 @@ def _known_of(path: str, options: Options) -> dict[str, bool]:
     damage that nothing will mend.
     """
     # Compiling it on the host takes longer than most of what else is looked at.
-    from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-        _model_digests as model_digests,
-    )
+    from . import _model_digests as model_digests
 
     read = model_digests.quick(path, must_be_sound=options.model_source not in _FROM)
     return {"recorded": read.recorded, "verified": read.verified}

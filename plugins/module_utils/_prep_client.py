@@ -10,16 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
-    REFUSALS,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    read_json_text,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    InputRunner,
-    explain,
-)
+from ._contract.exit_codes import REFUSALS
+from ._contract.texts import read_json_text
+from ._docker_cli import InputRunner, explain
 
 
 class AdminError(Exception):

@@ -30,10 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    one_line,
-    read_json_text,
-)
+from ._contract.texts import one_line, read_json_text
 
 DEFAULT_URL = "http://127.0.0.1:9090"
 DEFAULT_TIMEOUT_S = 60.0

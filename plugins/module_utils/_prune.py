@@ -13,25 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
-    locks,
-    pruning,
-    trees,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    INPUTS_LABEL,
-    NAME_LABEL,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    one_line,
-    read_json_text,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import repository_of
+from . import _safe_tree as safe_tree
+from ._contract import locks, pruning, trees
+from ._contract.labels import INPUTS_LABEL, NAME_LABEL
+from ._contract.texts import one_line, read_json_text
+from ._docker_cli import DockerCli, DockerError
+from ._image_parts import repository_of
 
 # What a report, its signature and the log of a failed playbook are called. Group 2 is the time.
 _REPORT = re.compile(r"((?:report|[a-z]+)-(\d{8}T\d{6}Z)-\w+)\.(?:html|json(?:\.minisig)?|log)")

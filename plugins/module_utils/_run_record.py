@@ -19,23 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
-    listeners,
-    locks,
-    places,
-    processes,
-    records,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    one_line,
-    path_line,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    beside,
-    same_folder,
-)
+from . import _safe_tree as safe_tree
+from ._contract import listeners, locks, places, processes, records
+from ._contract.texts import one_line, path_line
+from ._docker_cli import DockerCli, beside, same_folder
 
 _HOST_PATHS = (
     *(f"{mount.folder}_root" for mount in places.MOUNTS),

@@ -21,7 +21,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import trees
+from ._contract import trees
 
 TEMP_PREFIX = ".sgl-new-"
 _FOLDER = trees.FOLDER

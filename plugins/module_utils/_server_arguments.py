@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.disclosure import (
-    NOT_SHOWN,
-)
+
+from ._contract.disclosure import NOT_SHOWN
 
 NAME = "server_args"
 # Ansible logs each call of a module on the host, but for such options.

@@ -18,25 +18,10 @@ import subprocess
 import tarfile
 from typing import IO, Any, cast
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
-    EXIT_NO_RESULT,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    read_json_text,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    DockerSilent,
-    explain,
-    failure,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
-    ImageError,
-    check_names,
-    repository_of,
-    sha256_of,
-)
+from ._contract.exit_codes import EXIT_NO_RESULT
+from ._contract.texts import read_json_text
+from ._docker_cli import DockerCli, DockerError, DockerSilent, explain, failure
+from ._image_parts import ImageError, check_names, repository_of, sha256_of
 
 IMAGE = "image"
 DIGEST_LABEL = "org.slice-bench.shared-digest"

@@ -17,7 +17,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+from ._contract.texts import one_line
 
 _ROOT = "nvidia_smi_log"
 _GPU = "gpu"

@@ -9,18 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.exit_codes import (
-    EXIT_BUSY,
-    EXIT_NO_LIVE_RUN,
-    EXIT_USAGE,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    read_json_text,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prep_client import (
-    AdminClient,
-    AdminError,
-)
+from ._contract.exit_codes import EXIT_BUSY, EXIT_NO_LIVE_RUN, EXIT_USAGE
+from ._contract.texts import read_json_text
+from ._prep_client import AdminClient, AdminError
 
 _REFUSALS = {EXIT_USAGE: "usage", EXIT_NO_LIVE_RUN: "no live run or no prep", EXIT_BUSY: "busy"}
 

@@ -28,15 +28,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _gpu_health as gpu_health
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import Runner
-from ansible_collections.slice_bench.sglang.plugins.module_utils._smi_xml import (
-    NO_VALUE,
-    Log,
-    Part,
-    number,
-)
+from . import _gpu_health as gpu_health
+from ._contract.texts import one_line
+from ._docker_cli import Runner
+from ._smi_xml import NO_VALUE, Log, Part, number
 
 # Those that the checker demands, in its order.
 REQUIRED = (

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import clean
+
+from ._contract.texts import clean
 
 
 class ToldModule(AnsibleModule):

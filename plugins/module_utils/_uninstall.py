@@ -9,13 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import (
-    places,
-    pruning,
-    trees,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+from . import _safe_tree as safe_tree
+from ._contract import places, pruning, trees
+from ._contract.texts import path_line
 
 _TELEMETRY = (
     places.POINTER,

@@ -197,7 +197,7 @@ polls:
 import math
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
+from ..module_utils._prometheus_api import (
     DEFAULT_POLL_INTERVAL_S,
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
@@ -208,7 +208,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api
     Seen,
     url_secret,
 )
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+from ..module_utils._told import ToldModule
 
 
 def main() -> None:

@@ -140,24 +140,14 @@ from dataclasses import fields
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _container as container
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _server_arguments as server_arguments,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    CONTAINER_LABEL,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    DockerMissing,
-    DockerSilent,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prometheus_api import (
-    PrometheusError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+
+from ..module_utils import _container as container
+from ..module_utils import _run_record as run_record
+from ..module_utils import _server_arguments as server_arguments
+from ..module_utils._contract.labels import CONTAINER_LABEL
+from ..module_utils._docker_cli import DockerCli, DockerError, DockerMissing, DockerSilent
+from ..module_utils._prometheus_api import PrometheusError
+from ..module_utils._told import ToldModule
 
 # A shorter value is hidden nowhere: it would blacken every message.
 _SHORTEST_SECRET = 8

@@ -170,8 +170,8 @@ entries_checked:
 
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+from ..module_utils import _host_tree as host_tree
+from ..module_utils._told import ToldModule
 
 _ROOTS = ("root", *(f"{name}_root" for name in host_tree.ROOTS[1:]))
 

@@ -270,13 +270,11 @@ problems:
   sample: []
 """
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _preflight as preflight
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _server_arguments as server_arguments,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerError
-from ansible_collections.slice_bench.sglang.plugins.module_utils._host_info_spec import SPEC
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+from ..module_utils import _preflight as preflight
+from ..module_utils import _server_arguments as server_arguments
+from ..module_utils._docker_cli import DockerError
+from ..module_utils._host_info_spec import SPEC
+from ..module_utils._told import ToldModule
 
 _ROOTS = ("root", "telemetry_root", "profiles_root", "models_root", "huggingface_root")
 

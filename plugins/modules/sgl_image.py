@@ -189,27 +189,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.labels import (
-    INPUTS_LABEL,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.locks import LockTimeout
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_build import (
-    ImageBuild,
-    Sources,
-    alone,
-    check_build_dir,
-    unpack,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import ImageError
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_sources import (
-    Loaded,
-    Pulled,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._image_wheels import NoWheels
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+
+from ..module_utils._contract.labels import INPUTS_LABEL
+from ..module_utils._contract.locks import LockTimeout
+from ..module_utils._docker_cli import DockerError
+from ..module_utils._image_build import ImageBuild, Sources, alone, check_build_dir, unpack
+from ..module_utils._image_parts import ImageError
+from ..module_utils._image_sources import Loaded, Pulled
+from ..module_utils._image_wheels import NoWheels
+from ..module_utils._told import ToldModule
 
 
 def main() -> None:

@@ -118,15 +118,12 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _live_run as live_run
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import places
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    DockerMissing,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+
+from ..module_utils import _live_run as live_run
+from ..module_utils import _run_record as run_record
+from ..module_utils._contract import places
+from ..module_utils._docker_cli import DockerCli, DockerError, DockerMissing
+from ..module_utils._told import ToldModule
 
 
 class ManifestModule:

@@ -153,11 +153,9 @@ model:
     shards: 9
 """
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _model_files as model_files
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _server_arguments as server_arguments,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+from ..module_utils import _model_files as model_files
+from ..module_utils import _server_arguments as server_arguments
+from ..module_utils._told import ToldModule
 
 
 def main() -> None:

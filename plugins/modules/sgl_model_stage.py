@@ -245,21 +245,16 @@ from functools import partial
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _model_digests as model_digests,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils import (
-    _server_arguments as server_arguments,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_files import (
-    ModelError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_hub import ContainerClient
-from ansible_collections.slice_bench.sglang.plugins.module_utils._model_stage import Request, Stage
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+
+from ..module_utils import _model_digests as model_digests
+from ..module_utils import _safe_tree as safe_tree
+from ..module_utils import _server_arguments as server_arguments
+from ..module_utils._contract.texts import path_line
+from ..module_utils._docker_cli import DockerCli
+from ..module_utils._model_files import ModelError
+from ..module_utils._model_hub import ContainerClient
+from ..module_utils._model_stage import Request, Stage
+from ..module_utils._told import ToldModule
 
 
 def main() -> None:

@@ -109,16 +109,13 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _safe_tree as safe_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import pruning
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-    DockerMissing,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._prune import Outside, folder_at
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
-from ansible_collections.slice_bench.sglang.plugins.module_utils._uninstall import Uninstall
+
+from ..module_utils import _safe_tree as safe_tree
+from ..module_utils._contract import pruning
+from ..module_utils._docker_cli import DockerCli, DockerError, DockerMissing
+from ..module_utils._prune import Outside, folder_at
+from ..module_utils._told import ToldModule
+from ..module_utils._uninstall import Uninstall
 
 
 class PruneModule:

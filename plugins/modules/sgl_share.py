@@ -153,15 +153,9 @@ items:
 
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
-    DockerCli,
-    DockerError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work import (
-    Host,
-    ShareError,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._told import ToldModule
+from ..module_utils._docker_cli import DockerCli, DockerError
+from ..module_utils._shared_work import Host, ShareError
+from ..module_utils._told import ToldModule
 
 
 def main() -> None:

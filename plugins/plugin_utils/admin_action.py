@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.told_action import ToldAction
+from .told_action import ToldAction
 
 # What an answer raises whose parts are missing or of another type.
 BROKEN_ANSWER = (

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.records import sha256
+
+from ..module_utils._contract.records import sha256
 
 SGL_ADMIN = Path(__file__).resolve().parents[2] / "sgl_admin"
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import profiles
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import one_line
+
+from ..module_utils._contract import profiles
+from ..module_utils._contract.texts import one_line
 
 # What a profile can set.
 VARIABLES = tuple(option.name for option in profiles.VARIABLES.values())

@@ -15,19 +15,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.filter.fleet import cache_group
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
-    NAMES as STAGES,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
-    SHARED,
-)
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import clean
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils.report_fleet import (
-    fleet,
-    summary,
-    warn_of_outliers,
-)
+from ..filter.fleet import cache_group
+from ..module_utils._contract.stages import NAMES as STAGES
+from ..module_utils._contract.stages import SHARED
+from ..module_utils._contract.texts import clean
+from .report_fleet import fleet, summary, warn_of_outliers
 
 # The modules whose results say what a host is and what was done on it.
 KNOWN = ("sgl_values", "sgl_host_info", "sgl_container", "sgl_manifest", "sgl_prep", "sgl_smoke")

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import perf
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
-    NAMES as STAGES,
-)
+from ..module_utils._contract import perf
+from ..module_utils._contract.stages import NAMES as STAGES
 
 
 def fleet(hosts: list[dict[str, Any]], names: Collection[str] | None = None) -> dict[str, Any]:

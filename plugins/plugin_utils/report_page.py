@@ -13,16 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import perf, places
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.stages import (
-    NAMES as STAGES,
-)
-from ansible_collections.slice_bench.sglang.plugins.plugin_utils import (
-    report_fleet,
-    report_strips,
-)
 from jinja2 import Environment, FileSystemBytecodeCache, FileSystemLoader, StrictUndefined
 from jinja2.bccache import Bucket
+
+from ..module_utils._contract import perf, places
+from ..module_utils._contract.stages import NAMES as STAGES
+from . import report_fleet, report_strips
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
 

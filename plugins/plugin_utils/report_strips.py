@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import perf
+from ..module_utils._contract import perf
 
 # An axis reaches at least so far to both sides of the middle, as a share of it: hosts that are
 # alike are drawn close together, however small their differences are.

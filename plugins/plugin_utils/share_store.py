@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks, records
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import path_line
+from ..module_utils._contract import locks, records
+from ..module_utils._contract.texts import path_line
 
 # Nothing is written to for so long that is still being written.
 _ABANDONED_S = 24 * 3600

@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.slice_bench.sglang.plugins.module_utils._contract.texts import (
-    clean,
-    printable,
-)
+
+from ..module_utils._contract.texts import clean, printable
 
 
 class ToldAction(ActionBase):

@@ -10,15 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from ..texts import path_line
-from .text import (
-    AGAIN,
-    POINTER_SIZE,
-    ModelError,
-    is_pointer,
-    json_object,
-    pointer_remedy,
-    read,
-)
+from .text import AGAIN, POINTER_SIZE, ModelError, is_pointer, json_object, pointer_remedy, read
 
 _CONFIG = "tokenizer_config.json"
 _FAST = "tokenizer.json"
