@@ -53,11 +53,15 @@ def _statuses(parent: int, name: str, depth: int = 0) -> Iterator[os.stat_result
     yield info
     if not stat.S_ISDIR(info.st_mode):
         return
-    with inner(parent, name) as folder:
-        if folder is None:
-            return
-        for entry in os.listdir(folder):
-            yield from _statuses(folder, entry, depth + 1)
+    try:
+        inside = os.open(name, FOLDER, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    try:
+        for entry in os.listdir(inside):
+            yield from _statuses(inside, entry, depth + 1)
+    finally:
+        os.close(inside)
 
 
 def allocated(parent: int, name: str) -> int:

@@ -393,7 +393,7 @@ def _check_splits(folder: str, weights: Weights) -> Iterator[str]:
             continue
         stem, count, end = split
         missing = [
-            path_line(_numbered(next(iter(parts.values())), number))
+            path_line(_numbered(parts[min(parts)], number))
             for number in range(1, count + 1)
             if number not in parts
         ]
