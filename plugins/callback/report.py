@@ -138,7 +138,7 @@ class CallbackModule(CallbackBase):
             task.name or str(task.action),
             status,
             result.result,
-            result.task_fields.get("delegate_to"),
+            task.delegate_to,
         )
 
     def _say_what_goes_on(self) -> None:

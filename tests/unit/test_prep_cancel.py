@@ -145,13 +145,13 @@ def test_ctrl_c_says_what_goes_on(ended: bool, monkeypatch: pytest.MonkeyPatch) 
 
     class Named:
         action, name, _uuid, run_once, any_errors_fatal = "sgl_prep", "x", "1", False, False
-        _role = None
+        _role, delegate_to = None, None
 
         def get_name(self) -> str:
             return "gpu1"
 
     class Result:
-        task, host, result, task_fields = Named(), Named(), {"changed": False}, {"delegate_to": ""}
+        task, host, result = Named(), Named(), {"changed": False}
 
     at_exit: list[Any] = []
     monkeypatch.setattr(callback.atexit, "register", at_exit.append)
