@@ -61,7 +61,8 @@ slow: setup docker-up test-tools-up ## The slow lane: as many faults, inputs and
 	$(WITH_PATH) EVERY=$(EVERY) REPETITIONS=$(REPETITIONS) EXAMPLES=$(EXAMPLES) WORKERS=$(WORKERS) scripts/slow.sh $(PARTS)
 
 .PHONY: check
-check: lint types unit ## The fast lane: lint, types, unit tests
+check: setup ## The fast lane: lint, types, unit tests
+	$(BESIDE) tests/output/check-beside.log $(MAKE) lint types -- $(MAKE) unit
 
 .PHONY: generate
 generate: setup ## Write what follows from the contract: defaults, argument specs, the tables of docs/reference, schema names
