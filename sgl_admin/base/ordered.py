@@ -61,8 +61,8 @@ def working(
 
 
 def obey(work: Callable[[dict[str, Any], Callable[..., None]], int]) -> int:
-    """In such a process: does the work of its order, which gets what tells a line of JSON; returns
-    the exit code.
+    """The side of such a process: it reads its order and does `work(order, tell)`, where `tell`
+    sends a line of JSON. Returns the exit code.
     """
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as stream:
 

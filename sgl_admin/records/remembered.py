@@ -34,13 +34,9 @@ def write(request: Request, scraped_port: int) -> None:
     }
     for name in dict.fromkeys((request.profile, "")):
         path = _path(name)
-        try:
-            if files.read_record(path, _SHAPE) == document:
-                continue
-        except ValueError:
-            # It is replaced.
-            pass
-        files.write_json(path, document, mode=_MODE)
+        # One that cannot be read is replaced.
+        if files.read_valid(path, _SHAPE) != document:
+            files.write_json(path, document, mode=_MODE)
 
 
 def read(profile: str, scraped_port: int) -> Request | None:

@@ -62,7 +62,7 @@ class Prepared:
         return ENGINE.port(self.command.argv)
 
     def server(self, run_id: str, **options: Any) -> Server:
-        """It as a process of this one's, or with the options of Server as one that runs."""
+        """The server to be started, or one that runs already: `options` are those of Server."""
         log = paths.log(run_id)
         return Server(self.command, self.port, log, start_env=self.start_env, **options)
 

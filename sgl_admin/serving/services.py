@@ -1,5 +1,5 @@
-"""Whether the services of the run are alive now, and this container's own: the manifest says how
-they started.
+"""Whether the run's services are alive now, and whether this container is what answers for them:
+the manifest says how they started.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ MOE_ALONE = ("--moe", "ensure", "--moe-fusion", "skip", "--moe-batch-sizes", "8,
 
 
 class Acceptance:
+    # The server's arguments and its environment's settings.
+    server, environment = SERVER, ENVIRONMENT
+
     def __init__(self, root: Path, out: Path, request: tuple[str, ...] = WHOLE) -> None:
         self.root = root
         self.out = out
@@ -78,8 +81,8 @@ class Acceptance:
         """An action of `caches` for the request; returns what it printed and the seconds that it
         took.
         """
-        server = [f"--server-arg={word}" for word in SERVER] + [
-            f"--server-env={setting}" for setting in ENVIRONMENT
+        server = [f"--server-arg={word}" for word in self.server] + [
+            f"--server-env={setting}" for setting in self.environment
         ]
         started = time.monotonic()
         done = self.admin(
@@ -483,21 +486,27 @@ def check(holds: bool, message: str) -> None:
         sys.exit(f"acceptance: {message}")
 
 
+def parser(doc: str | None, root: str) -> argparse.ArgumentParser:
+    """What each of these programs takes."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--root", type=Path, default=Path(root), help="folder for caches and records")
+    made.add_argument("--out", type=Path, required=True, help="folder for the results")
+    return made
+
+
+def chosen(named: str | list[str], every: Iterable[str]) -> Iterable[str]:
+    """Of an argument that takes these names or `all`, which is its default."""
+    return every if "all" in named else named
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path("/tmp/sgl-acceptance"),
-        help="folder for caches and records",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("phases", nargs="*", choices=("all", *PHASES), default="all")
-    arguments = parser.parse_args()
+    takes = parser(__doc__, "/tmp/sgl-acceptance")
+    takes.add_argument("phases", nargs="*", choices=("all", *PHASES), default="all")
+    arguments = takes.parse_args()
     acceptance = Acceptance(arguments.root, arguments.out)
-    for phase in PHASES if "all" in arguments.phases else arguments.phases:
+    for phase in chosen(arguments.phases, PHASES):
         started = time.monotonic()
         print(f"--- {phase}", flush=True)
         getattr(acceptance, phase)()

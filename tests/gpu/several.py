@@ -9,7 +9,6 @@ pebble and nvidia-ml-py in the Python that runs it, and two GPUs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -33,19 +32,26 @@ VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pp": (("--tp", "1"), ("--pp-size", "2")),
     "dp": (("--tp", "1"), ("--dp-size", "2")),
 }
-# Where a lent host's GPUs are shared, a multicast group of NVLink can put them out of service.
+# Where a host's GPUs are shared with others, a multicast group of NVLink can put them out of
+# service.
 NO_MULTICAST = (
     "NCCL_NVLS_ENABLE=0",
     "TORCH_SYMM_MEM_DISABLE_MULTICAST=1",
     "NVSHMEM_DISABLE_NVLS=1",
 )
-NO_MULTICAST_SERVER = (
+SERVER = (
+    "--load-format",
+    "dummy",
+    "--mem-fraction-static",
+    "0.3",
     "--disable-custom-all-reduce",
     "--enforce-disable-flashinfer-allreduce-fusion",
 )
 
 
 class Several(acceptance.Acceptance):
+    environment = (*acceptance.ENVIRONMENT, *NO_MULTICAST)
+
     def __init__(self, root: Path, out: Path) -> None:
         self.root, self.out = root, out
         self.model = write_qwen3_four_layers(root / "models" / "qwen3-4-layers")
@@ -55,15 +61,7 @@ class Several(acceptance.Acceptance):
         """One way to spread the server: its preparation, once more, and a start."""
         words, server = VARIANTS[name]
         self.request = (*STAGES, *words)
-        acceptance.SERVER = (
-            "--load-format",
-            "dummy",
-            "--mem-fraction-static",
-            "0.3",
-            *NO_MULTICAST_SERVER,
-            *server,
-        )
-        acceptance.ENVIRONMENT = ("FLASHINFER_DISABLE_VERSION_CHECK=1", *NO_MULTICAST)
+        self.server = (*SERVER, *server)
         with Listening() as listening:
             first, took = self.caches("ensure")
             second, again = self.caches("ensure")
@@ -111,18 +109,14 @@ class Listening:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, default=Path("/tmp/sgl-several"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for the result")
+    parser = acceptance.parser(__doc__, "/tmp/sgl-several")
     parser.add_argument("variants", nargs="*", choices=("all", *VARIANTS), default="all")
     arguments = parser.parse_args()
     count = devices.find().count
     acceptance.check(count > 1, f"several GPUs are needed, and this machine has {count}")
     several = Several(arguments.root, arguments.out)
     found: list[dict[str, Any]] = []
-    for name in VARIANTS if "all" in arguments.variants else arguments.variants:
+    for name in acceptance.chosen(arguments.variants, VARIANTS):
         started = time.monotonic()
         found.append(seen := several.variant(name))
         several.save("several", {"variants": found})

@@ -9,7 +9,6 @@ nvidia-ml-py in the Python that runs it.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import mmap
 import os
@@ -43,6 +42,8 @@ runpy.run_module("sgl_admin", run_name="__main__", alter_sys=True)
 
 
 class Starts(acceptance.Acceptance):
+    server = SERVER
+
     def __init__(self, root: Path, out: Path) -> None:
         self.root, self.out, self.request = root, out, REQUEST
         self.model = root / "models" / "qwen3-8b-random"
@@ -106,14 +107,9 @@ def resident(model: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=Path, default=Path("/tmp/sgl-start"))
-    parser.add_argument("--out", type=Path, required=True, help="folder for the result")
+    parser = acceptance.parser(__doc__, "/tmp/sgl-start")
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
-    acceptance.SERVER = SERVER
     starts = Starts(arguments.root, arguments.out)
     result, took = starts.caches("ensure")
     print(f"prepared in {took:.1f} s: {acceptance.statuses(result)}", flush=True)

@@ -78,8 +78,9 @@ def ports_of(links: set[str]) -> set[int]:
 
 
 def _rows(state: str, *ports: int) -> Iterator[list[str]]:
-    """Of this state and with one of these ports, without any with whatever port, at either end. A
-    host may have thousands of others, whose addresses cost more to read than the text of a port.
+    """The connections of this state that have one of these ports at either end; where none is
+    given, all. A host may have thousands of others, whose addresses cost more to read than the
+    text of a port.
     """
     wanted = tuple(f":{port:04X}" for port in ports) or ""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -18,6 +18,7 @@ LEAST_HISTORY, LEAST_FLEET = 3, 4
 _SIGMA = 1.4826
 # Standard deviations that no honest measurement is off, for a warning and for a failure.
 _WARN_SIGMAS, _FAIL_SIGMAS = 3.0, 6.0
+# JSON has integers above what a float holds.
 _MOST = 1e300
 
 
@@ -90,9 +91,7 @@ def shown(value: float) -> str:
 
 
 def is_value(value: object) -> bool:
-    """Whether something can be a measurement, or a time of one: JSON has integers above what a
-    float holds.
-    """
+    """Whether something can be a measurement."""
     return isinstance(value, (int, float)) and value is not True and 0 < value < _MOST
 
 
