@@ -43,9 +43,6 @@ _MORE_INPUT_OPTIONS = ("platform", "dcgm_image", "downloads", "require_digests")
 
 
 class ActionModule(ToldAction):
-    _requires_connection = True
-    _supports_check_mode = True
-
     def act(self) -> dict[str, Any]:
         arguments = dict(self._task.args)
         for name in ("inputs", "step", "context_archive", "wheels_archive"):

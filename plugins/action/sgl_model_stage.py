@@ -50,9 +50,6 @@ _NO_SUDO = re.compile(r"sudo: .*(password|terminal|tty)", re.IGNORECASE)
 
 
 class ActionModule(ToldAction):
-    _requires_connection = True
-    _supports_check_mode = True
-
     def act(self) -> dict[str, Any]:
         arguments = {
             name: value for name, value in self._task.args.items() if name not in _INTERNAL

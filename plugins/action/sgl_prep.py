@@ -42,9 +42,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 
 class ActionModule(AdminAction):
-    _requires_connection = True
-    _supports_check_mode = True
-
     def act(self) -> dict[str, Any]:
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         client = PrepClient(self.call, given["container"])

@@ -43,9 +43,6 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 class ActionModule(ToldAction):
-    _requires_connection = True
-    _supports_check_mode = True
-
     def act(self) -> dict[str, Any]:
         _ignored, given = self.validate_argument_spec(
             argument_spec=ARGUMENT_SPEC, required_if=[("through", "registry", ["registry"])]

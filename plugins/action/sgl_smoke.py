@@ -21,9 +21,6 @@ ARGUMENT_SPEC: dict[str, Any] = {
 
 
 class ActionModule(AdminAction):
-    _requires_connection = True
-    _supports_check_mode = True
-
     def act(self) -> dict[str, Any]:
         _ignored, given = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)
         if self._task.check_mode:

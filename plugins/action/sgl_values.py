@@ -30,7 +30,6 @@ _SIGN_KEY = "sgl_cache_sign_key"
 
 class ActionModule(ToldAction):
     _requires_connection = False
-    _supports_check_mode = True
 
     def act(self) -> dict[str, Any]:
         _ignored, arguments = self.validate_argument_spec(argument_spec=ARGUMENT_SPEC)

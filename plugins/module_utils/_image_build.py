@@ -27,16 +27,12 @@ from . import _image_downloads as image_downloads
 from . import _image_parts as image_parts
 from . import _image_wheels as image_wheels
 from . import _safe_tree as safe_tree
-from ._contract import locks
 from ._contract.disclosure import without_credentials
 from ._contract.labels import INPUTS_LABEL, NAME_LABEL
-from ._contract.texts import path_line
 from ._docker_cli import DockerCli, Runner, build_client, explain
-from ._image_parts import MACHINES, ImageError, check_image
+from ._image_parts import MACHINES, ImageError, alone, check_image
 
 BASE = "sglang-base"
-# How long one call waits for another build; the action plugin says so and calls again.
-_LOCK_S = 10.0
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _CA_BUNDLE_VARIABLES = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 _CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -504,21 +500,6 @@ def check_build_dir(build_dir: str) -> None:
             f" {stat.S_IMODE(found[0].info.st_mode):04o}; set it to a folder whose parents belong"
             " to root or to the user who connects"
         )
-
-
-@contextmanager
-def alone(build_dir: str) -> Iterator[None]:
-    """Holds the build folder against another run on this host. Raises LockTimeout where that one
-    has it for longer than _LOCK_S seconds: then the action plugin says so, and asks again.
-    """
-    os.makedirs(build_dir, exist_ok=True)
-    path = os.path.join(build_dir, ".lock")
-    descriptor = locks.open_file(path)
-    try:
-        locks.take(descriptor, _LOCK_S, path_line(path))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _older_wheelhouse(entry: str, name: str) -> bool:

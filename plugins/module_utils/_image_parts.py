@@ -9,10 +9,13 @@ import os
 import platform
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from ._contract import locks
 from ._contract.services import PROGRAMS
-from ._contract.texts import read_json_text
+from ._contract.texts import path_line, read_json_text
 from ._docker_cli import DockerCli, DockerError
 
 DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -22,6 +25,8 @@ FLAVOUR_LABEL = "org.slice-bench.flavour"
 _ELF_MACHINES = {62: "amd64", 183: "arm64"}
 ELF_HEAD_BYTES = 20
 _CHUNK = 1 << 20
+# How long one call waits for another build; the action plugin says so and calls again.
+_LOCK_S = 10.0
 _EMULATORS = "/proc/sys/fs/binfmt_misc"
 # A registry's and Docker's words for an image that lacks the platform.
 _NOT_FOR_IT = ("no matching manifest", "does not match the specified platform")
@@ -31,6 +36,21 @@ class ImageError(Exception):
     """A step on the way to the image failed; the message names it, the end of its output and the
     remedy.
     """
+
+
+@contextmanager
+def alone(build_dir: str) -> Iterator[None]:
+    """Holds the build folder against another run on this host. Raises LockTimeout where that one
+    has it for longer than _LOCK_S seconds: then the action plugin says so, and asks again.
+    """
+    os.makedirs(build_dir, exist_ok=True)
+    path = os.path.join(build_dir, ".lock")
+    descriptor = locks.open_file(path)
+    try:
+        locks.take(descriptor, _LOCK_S, path_line(path))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: str) -> str:

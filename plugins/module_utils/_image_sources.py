@@ -14,7 +14,7 @@ from typing import Any
 from . import _image_parts as image_parts
 from ._contract import records
 from ._docker_cli import DockerCli, Runner
-from ._image_parts import ImageError, check_image
+from ._image_parts import ImageError, alone, check_image
 
 
 class _Elsewhere:
@@ -122,7 +122,8 @@ class Loaded(_Elsewhere):
         for it.
         """
         if self._proven:
-            records.write_json(self._note, self._proven, 0o600)
+            with alone(str(self._note.parent)):
+                self._write(self._proven)
 
     def make(self) -> dict[str, Any]:
         """Check and load the archive, and give the image its name. Raises ImageError,
@@ -149,8 +150,13 @@ class Loaded(_Elsewhere):
         named = _named(self._docker, source, self.name)
         self._give_back(source, before)
         note = {"archive": self.archive, "stamp": stamp, "sha256": self._sha256}
-        records.write_json(self._note, {**note, "image_id": named["id"]}, 0o600)
+        self._write({**note, "image_id": named["id"]})
         return named
+
+    def _write(self, note: dict[str, Any]) -> None:
+        """In place of the one before; the caller holds the build folder."""
+        records.sweep_temporaries(self._note.parent, self._note.name)
+        records.write_json(self._note, note, 0o600)
 
     def _only_name(self) -> str:
         """The one name in the archive. Raises ImageError where it has none, or several."""

@@ -193,8 +193,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._contract.labels import INPUTS_LABEL
 from ..module_utils._contract.locks import LockTimeout
 from ..module_utils._docker_cli import DockerError
-from ..module_utils._image_build import ImageBuild, Sources, alone, check_build_dir, unpack
-from ..module_utils._image_parts import ImageError
+from ..module_utils._image_build import ImageBuild, Sources, check_build_dir, unpack
+from ..module_utils._image_parts import ImageError, alone
 from ..module_utils._image_sources import Loaded, Pulled
 from ..module_utils._image_wheels import NoWheels
 from ..module_utils._told import ToldModule

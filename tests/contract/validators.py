@@ -38,6 +38,13 @@ def example(name: str) -> dict[str, Any]:
     return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def fits_schema(name: str, document: Any) -> bool:
+    """Whether a schema has nothing against it, without looking for the best words for what it
+    has.
+    """
+    return _validator(name).is_valid(document)
+
+
 def _validate(name: str, document: Any) -> None:
     try:
         json.dumps(document, allow_nan=False)

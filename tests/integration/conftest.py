@@ -40,6 +40,13 @@ def prepared(site: Site, first: Play) -> Site:
 
 
 @pytest.fixture
+def live(site: Site, first: Play) -> Site:
+    """The installation with a live run, its caches warm; what is proven of the run is open."""
+    site.ensure_live()
+    return site
+
+
+@pytest.fixture
 def bare(image: str) -> Iterator[Site]:
     """An installation of which nothing is there yet, with names and ports of its own."""
     with installation(Site, container=f"{CONTAINER}-bare") as made:

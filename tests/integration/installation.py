@@ -23,6 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
+from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 # Another name keeps a developer's own image apart while the tests run.
@@ -292,12 +295,19 @@ class Site:
 
     def ensure_prepared(self) -> None:
         """METRICS_READY again, whatever an earlier test did to it; nothing where it stands."""
-        found = self.inspect()
-        if found and found["State"]["Running"] and self.pointer.exists():
-            look = self.manifest_module("--check")
-            if look["live"] and look["metrics_ready"] and self.job()["state"] == "done":
-                return
-        self.must_play("prep")
+        look = self._look()
+        if not (look["live"] and look["metrics_ready"] and self.job()["state"] == "done"):
+            self.must_play("prep")
+
+    def ensure_live(self) -> None:
+        """A live run again; a prep is not waited for."""
+        if not self._look()["live"]:
+            self.must_play("start")
+
+    def _look(self) -> dict[str, Any]:
+        """As module sgl_manifest does, without Ansible's start of two seconds."""
+        container = DockerCli(_command).container(self.container)
+        return run_record.describe(str(self.telemetry), container)
 
     def remove(self) -> None:
         docker("rm", "--force", self.container, check=False)
@@ -373,6 +383,11 @@ def module(name: str, arguments: dict[str, Any], *flags: str) -> dict[str, Any]:
     assert start, done.output
     answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.output[start.end() :])[0]
     return {"failed": start[1] not in ("SUCCESS", "CHANGED"), **answer}
+
+
+def _command(words: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
 
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

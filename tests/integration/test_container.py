@@ -299,45 +299,51 @@ def test_no_proof_where_prometheus_does_not_scrape_the_server(prepared: Site) ->
     )
 
 
-# --- new containers, warm caches ------------------------------------------------------------------
+# --- stops and starts -----------------------------------------------------------------------------
 
 
-def test_recreated_container_takes_the_caches_and_proves_anew(prepared: Site) -> None:
-    old, run_id = prepared.pointed(), prepared.run_id
-    docker("rm", "--force", prepared.container)
-    assert prepared.pointed() == old, "a killed container cannot take its pointer back"
-    play = prepared.must_play("prep")
-    assert play.changed > 0
-    assert prepared.run_id != run_id
-    result = prepared.result()
-    assert statuses(result) == WARM
-    proof = result["telemetry_probe"]
-    assert (
-        proof["ok"] is True
-        and prepared.run_id in proof["prometheus_query"]
-        and proof["prep_id"] == result["run"]["prep_id"]
-    )
-    # The earlier run keeps its own records.
-    assert (
-        read(old)["container_run_id"] == run_id
-        and prepared.result(run_id)["run"]["run_id"] == run_id
-    )
-
-
-def test_stop_removes_the_pointer_and_frees_the_ports(prepared: Site) -> None:
-    run_id = prepared.run_id
+def test_stop_during_a_prep_ends_it_in_order(prepared: Site) -> None:
+    run_id, proof = prepared.run_id, prepared.result()["telemetry_probe"]
+    prepared.begin("--inductor", "rebuild")
+    assert prepared.await_server()["state"] == "running"
     docker("stop", prepared.container)
-    state = prepared.state()
+    assert prepared.state()["ExitCode"] != 137, "it had to be killed"
+    job, stage, result = (
+        prepared.job(run_id),
+        prepared.stage("inductor", run_id),
+        prepared.result(run_id),
+    )
+    assert job["state"] == "interrupted" and job["server"] is None
+    assert (stage["status"], stage["error_type"], stage["status_code"]) == (
+        "error",
+        "interrupted",
+        13,
+    )
+    assert result["status"] == "error" and result["telemetry_probe"] == proof, (
+        "the run's proof stands, whatever becomes of a later prep"
+    )
+    validators.validate_job(job)
+    validators.validate_stage(stage)
+    validators.validate_prep_result(result)
+    assert list((prepared.profiles / ".in_progress").iterdir()) == []
+    assert not prepared.pointer.exists()
+    assert [path.name for path in prepared.run_dir(run_id).rglob("*.tmp")] == []
+
+
+def test_stop_removes_the_pointer_and_frees_the_ports(live: Site) -> None:
+    run_id = live.run_id
+    docker("stop", live.container)
+    state = live.state()
     assert state["Status"] == "exited" and state["ExitCode"] != 137 and not state["OOMKilled"], (
         "it had to be killed"
     )
-    assert not prepared.pointer.exists()
-    assert [port for port in prepared.ports.values() if not port_is_free(port)] == []
-    assert f"{run_id} is ended" in prepared.log(run_id)
+    assert not live.pointer.exists()
+    assert [port for port in live.ports.values() if not port_is_free(port)] == []
+    assert f"{run_id} is ended" in live.log(run_id)
 
-    assert prepared.must_play("stop").changed == 1
-    assert prepared.inspect() is None
-    again = prepared.must_play("stop")
+    assert live.must_play("stop").changed == 1
+    assert live.inspect() is None
+    again = live.must_play("stop")
     assert again.changed == 0, again.output
 
 
@@ -374,22 +380,21 @@ def test_pointer_comes_soon_after_the_start(prepared: Site) -> None:
 # --- crashes --------------------------------------------------------------------------------------
 
 
-def test_killed_container_leaves_a_pointer_that_is_told_apart(prepared: Site) -> None:
-    run_id = prepared.run_id
-    refused = prepared.manifest_module(state="absent")
-    assert refused["failed"] is True and run_id in refused["msg"] and prepared.pointer.exists()
-    docker("kill", prepared.container)
-    assert prepared.pointer.exists()
-    look = prepared.manifest_module("--check")
+def test_killed_container_leaves_a_pointer_that_is_told_apart(live: Site) -> None:
+    run_id = live.run_id
+    refused = live.manifest_module(state="absent")
+    assert refused["failed"] is True and run_id in refused["msg"] and live.pointer.exists()
+    docker("kill", live.container)
+    assert live.pointer.exists()
+    look = live.manifest_module("--check")
     assert (look["live"], look["run_id"]) == (False, run_id) and "exited" in look["reason"]
-    assert prepared.manifest_module(state="live", timeout=1)["failed"] is True
+    assert live.manifest_module(state="live", timeout=1)["failed"] is True
     assert (
-        prepared.manifest_module("--check", state="absent")["changed"] is True
-        and prepared.pointer.exists()
+        live.manifest_module("--check", state="absent")["changed"] is True and live.pointer.exists()
     )
-    assert prepared.manifest_module(state="absent")["changed"] is True
-    assert not prepared.pointer.exists()
-    assert prepared.manifest_module(state="absent")["changed"] is False
+    assert live.manifest_module(state="absent")["changed"] is True
+    assert not live.pointer.exists()
+    assert live.manifest_module(state="absent")["changed"] is False
 
 
 @needs_root
@@ -436,52 +441,45 @@ def test_killed_prep_leaves_no_server_and_the_next_one_finishes(prepared: Site) 
     assert not (prepared.profiles / ".in_progress" / "inductor.json").exists()
 
 
-def test_same_request_attaches_and_another_is_refused(prepared: Site) -> None:
+def test_same_request_attaches_and_another_is_refused(live: Site) -> None:
     arguments = ("--inductor", "rebuild", "--probe", "never")
-    job = prepared.begin(*arguments)
+    job = live.begin(*arguments)
     try:
-        attached = prepared.begin(*arguments)
+        attached = live.begin(*arguments)
         assert attached["prep_id"] == job["prep_id"] and attached["pid"] == job["pid"]
-        other = prepared.ensure("--inductor", "ensure")
+        other = live.ensure("--inductor", "ensure")
         assert other.returncode == 5
         assert (
             str(job["pid"]) in other.stderr
             and job["prep_id"] in other.stderr
             and "--inductor=rebuild" in other.stderr
         )
-        assert prepared.job()["prep_id"] == job["prep_id"], "the refused prep wrote a record"
+        assert live.job()["prep_id"] == job["prep_id"], "the refused prep wrote a record"
     finally:
-        ended = stop_prep(prepared)
+        ended = stop_prep(live)
     assert ended["state"] == "interrupted"
-    assert prepared.servers() == []
+    assert live.servers() == []
 
 
-def test_stop_during_a_prep_ends_it_in_order(prepared: Site) -> None:
-    run_id, proof = prepared.run_id, prepared.result()["telemetry_probe"]
-    prepared.begin("--inductor", "rebuild")
-    assert prepared.await_server()["state"] == "running"
-    docker("stop", prepared.container)
-    assert prepared.state()["ExitCode"] != 137, "it had to be killed"
-    job, stage, result = (
-        prepared.job(run_id),
-        prepared.stage("inductor", run_id),
-        prepared.result(run_id),
+def test_recreated_container_takes_the_caches_and_proves_anew(live: Site) -> None:
+    old, run_id = live.pointed(), live.run_id
+    docker("rm", "--force", live.container)
+    assert live.pointed() == old, "a killed container cannot take its pointer back"
+    play = live.must_play("prep")
+    assert play.changed > 0
+    assert live.run_id != run_id
+    result = live.result()
+    assert statuses(result) == WARM
+    proof = result["telemetry_probe"]
+    assert (
+        proof["ok"] is True
+        and live.run_id in proof["prometheus_query"]
+        and proof["prep_id"] == result["run"]["prep_id"]
     )
-    assert job["state"] == "interrupted" and job["server"] is None
-    assert (stage["status"], stage["error_type"], stage["status_code"]) == (
-        "error",
-        "interrupted",
-        13,
+    # The earlier run keeps its own records.
+    assert (
+        read(old)["container_run_id"] == run_id and live.result(run_id)["run"]["run_id"] == run_id
     )
-    assert result["status"] == "error" and result["telemetry_probe"] == proof, (
-        "the run's proof stands, whatever becomes of a later prep"
-    )
-    validators.validate_job(job)
-    validators.validate_stage(stage)
-    validators.validate_prep_result(result)
-    assert list((prepared.profiles / ".in_progress").iterdir()) == []
-    assert not prepared.pointer.exists()
-    assert [path.name for path in prepared.run_dir(run_id).rglob("*.tmp")] == []
 
 
 # --- check mode on a bare host --------------------------------------------------------------------

@@ -1368,8 +1368,10 @@ def test_an_archive_is_loaded_once(
     assert source.is_current(source.found()) is False, (
         "an image of that name that came from elsewhere"
     )
+    (tmp_path / f".{source._note.name}.0123456789abcdef.tmp").write_text("of a killed load")
     assert source.make()["id"] == "sha256:1"
     assert source.is_current(source.found()) is True
+    assert list(tmp_path.glob(".*.tmp")) == []
     saved.unlink()
     assert source.is_current(source.found()) is True, "a converged host needs the archive no more"
     saved.write_bytes(b"another archive")

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.slice_bench.sglang.plugins.callback import report
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _host_tree as host_tree
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
 from ansible_collections.slice_bench.sglang.plugins.module_utils._contract import locks, places
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils import share_store
@@ -249,9 +249,9 @@ def test_no_playbook_waits_without_an_end(
 ) -> None:
     """The controller's folder of shared work, and the folder of builds."""
     path, pid = held
-    for module in (share_store, image_build):
+    for module in (share_store, image_parts):
         monkeypatch.setattr(module, "_LOCK_S", 0.2)
-    with pytest.raises(locks.LockTimeout) as caught, image_build.alone(str(path.parent)):
+    with pytest.raises(locks.LockTimeout) as caught, image_parts.alone(str(path.parent)):
         pytest.fail("the folder that another one has was taken")
     assert in_words(caught.value, path, pid)
     store = share_store.Store(str(path.parent))

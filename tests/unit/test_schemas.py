@@ -119,6 +119,8 @@ def required_keys(name: str) -> list[Path]:
 
 
 def is_valid(name: str, document: Any) -> bool:
+    if not validators.fits_schema(name, document):
+        return False
     try:
         VALIDATE[name](document)
     except ValidationError:
