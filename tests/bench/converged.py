@@ -2,11 +2,16 @@
 """What a converged run costs: its wall time beside that of as many pings over the same connection.
 
     .venv/bin/python tests/bench/converged.py [--profile] [--only local|ssh|fleet]
+    .venv/bin/python tests/bench/converged.py --against COMMIT
 
 On one host, as many pings as the run calls modules; on three, as many as the run has tasks that did
 something on a host (its recap's ok). Both are run in turn (prep, ping, prep, ping, ...) and the
 medians compared, so that what else the machine does falls on both. Exit code 1 where the ratio or
 the number of module calls is over its limit, or a file does not belong to its user.
+
+With --against it is the converged run of another commit of this repository that is beside it, on
+this machine, with an image, a container and a tree of its own: exit code 1 where this one takes
+more calls, or longer than its limit allows.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -41,11 +47,13 @@ from tests.hosts.host import (  # noqa: E402
 )
 
 RUNS = 5
+# Each pair of these is a few seconds, and a machine's noise 15%.
+RUNS_AGAINST = 11
+MAX_AGAINST = 1.05
 MAX_RATIO = 1.5
 FLEET_MAX_RATIO = 1.2
 MAX_CALLS = 12
 PREP = str(ROOT / "playbooks" / "prep.yml")
-STOP = str(ROOT / "playbooks" / "stop.yml")
 CALLBACKS = {"ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests" / "bench" / "callback_plugins")}
 # Beside whatever else runs on the machine: a container, ports and a tree of its own.
 VARIABLES = {
@@ -56,6 +64,15 @@ VARIABLES = {
     "sgl_sglang_port": 31290,
     # This machine may have no other user.
     "sgl_allow_root": True,
+}
+# And beside that one, another commit's.
+VARIABLES_BEFORE = {
+    **VARIABLES,
+    "sgl_image": "sglang-dev:bench-before",
+    "sgl_container": "sglang-dev-bench-before",
+    "sgl_prometheus_port": 19280,
+    "sgl_node_exporter_port": 19289,
+    "sgl_sglang_port": 31280,
 }
 
 
@@ -78,14 +95,17 @@ class Row(NamedTuple):
 
 
 @contextmanager
-def local(work: Path) -> Iterator[Path]:
+def local(
+    work: Path, checkout: Path = ROOT, variables: dict[str, object] = VARIABLES
+) -> Iterator[Path]:
+    work.mkdir(exist_ok=True)
     root = work / "sglang-observability"
     connection = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     inventory = write_inventory(
-        work / "local.yml", {"here": connection}, {**VARIABLES, "sgl_root": str(root)}
+        work / "local.yml", {"here": connection}, {**variables, "sgl_root": str(root)}
     )
     try:
-        ansible("-i", str(inventory), PREP)
+        ansible("-i", str(inventory), in_checkout(checkout, "prep"), env=settings(checkout))
         yield inventory
         check_owner(
             run(
@@ -101,7 +121,56 @@ def local(work: Path) -> Iterator[Path]:
             ).stdout.splitlines()
         )
     finally:
-        ansible("-i", str(inventory), STOP, check=False)
+        stop = in_checkout(checkout, "stop")
+        ansible("-i", str(inventory), stop, env=settings(checkout), check=False)
+
+
+def in_checkout(checkout: Path, name: str) -> str:
+    return str(checkout / "playbooks" / f"{name}.yml")
+
+
+def settings(checkout: Path) -> dict[str, str]:
+    return {"ANSIBLE_CONFIG": str(checkout / "ansible.cfg")}
+
+
+@contextmanager
+def another(work: Path, commit: str) -> Iterator[Path]:
+    """A checkout of another commit, which finds its own collection as this one does."""
+    checkout = work / "checkout"
+    subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(checkout)], check=True)
+    subprocess.run(["git", "-C", str(checkout), "checkout", "--quiet", commit], check=True)
+    link = checkout / ".ansible" / "collections" / "ansible_collections" / "slice_bench" / "sglang"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(checkout)
+    try:
+        yield checkout
+    finally:
+        run("docker", "image", "rm", "--force", str(VARIABLES_BEFORE["sgl_image"]), check=False)
+
+
+def against(commit: str, work: Path) -> int:
+    """Compares the converged run with that of another commit, in turn."""
+    with ExitStack() as stack:
+        checkout = stack.enter_context(another(work, commit))
+        before = stack.enter_context(local(work / "before", checkout, VARIABLES_BEFORE))
+        now = stack.enter_context(local(work / "now"))
+        states = [
+            (inventory, in_checkout(root, "prep"), settings(root))
+            for inventory, root in ((now, ROOT), (before, checkout))
+        ]
+        calls = [count_calls(inventory, prep, work, env) for inventory, prep, env in states]
+        pairs = [[timed(*state) for state in states] for _pair in range(RUNS_AGAINST)]
+    medians = [statistics.median(walls) for walls in zip(*pairs, strict=True)]
+    ratio = statistics.median(this / other for this, other in pairs)
+    good = ratio <= MAX_AGAINST and len(calls[0]) <= len(calls[1])
+    print(
+        f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {RUNS_AGAINST} pairs,"
+        f" run in turn\nthis state {medians[0]:.2f} s and {len(calls[0])} calls, {commit}"
+        f" {medians[1]:.2f} s and {len(calls[1])} calls (medians)\nmedian of the pairs' ratios"
+        f" {ratio:.2f}{'' if good else f'   over: at most {MAX_AGAINST}, and no more calls'}\n"
+        + " ".join(f"{this:.2f}/{other:.2f}" for this, other in pairs)
+    )
+    return 0 if good else 1
 
 
 @contextmanager
@@ -141,10 +210,10 @@ def check_owner(foreign: list[str]) -> None:
         )
 
 
-def timed(inventory: Path, playbook: str) -> float:
+def timed(inventory: Path, playbook: str, env: dict[str, str] | None = None) -> float:
     """Wall seconds of a run that changes nothing."""
     begin = time.monotonic()
-    done = ansible("-i", str(inventory), playbook)
+    done = ansible("-i", str(inventory), playbook, env=env)
     wall = time.monotonic() - begin
     for host, counts in recap(done.stdout).items():
         if counts["changed"]:
@@ -152,7 +221,9 @@ def timed(inventory: Path, playbook: str) -> float:
     return wall
 
 
-def count_calls(inventory: Path, playbook: str, work: Path) -> list[str]:
+def count_calls(
+    inventory: Path, playbook: str, work: Path, env: dict[str, str] | None = None
+) -> list[str]:
     """The names of the modules that one run ran on the host, in order."""
     calls = work / "calls"
     calls.unlink(missing_ok=True)
@@ -161,6 +232,7 @@ def count_calls(inventory: Path, playbook: str, work: Path) -> list[str]:
         str(inventory),
         playbook,
         env={
+            **(env or {}),
             **CALLBACKS,
             "ANSIBLE_CALLBACKS_ENABLED": "count_modules",
             "SGL_BENCH_CALLS": str(calls),
@@ -226,8 +298,14 @@ def main() -> int:
         "--profile", action="store_true", help="also show where one run of each spends its time"
     )
     parser.add_argument("--only", choices=["local", "ssh", "fleet"], help="one of the three")
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="compare with this commit's converged run"
+    )
     options = parser.parse_args()
     tools.require("tests/bench/converged.py")
+    if options.against:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            return against(options.against, Path(folder))
     rows = []
     for where, made in (("local", local), ("ssh", ssh), ("fleet", fleet)):
         if options.only in (None, where):

@@ -23,9 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record as run_record
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
-
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 # Another name keeps a developer's own image apart while the tests run.
@@ -306,8 +303,14 @@ class Site:
 
     def _look(self) -> dict[str, Any]:
         """As module sgl_manifest does, without Ansible's start of two seconds."""
+        # Imported here: a bench has this module without pytest, which finds the collection.
+        from ansible_collections.slice_bench.sglang.plugins.module_utils import _run_record
+        from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import (
+            DockerCli,
+        )
+
         container = DockerCli(_command).container(self.container)
-        return run_record.describe(str(self.telemetry), container)
+        return _run_record.describe(str(self.telemetry), container)
 
     def remove(self) -> None:
         docker("rm", "--force", self.container, check=False)
