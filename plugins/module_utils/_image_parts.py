@@ -1,6 +1,8 @@
 # Copyright: (c) 2026, slice_bench.sglang contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What every way to an image has in common: platforms, references, and the check of what came."""
+"""What every way to an image has in common: platforms, references, the lock of the
+build folder, and the check of what came.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from typing import Any
 
 from ._contract import locks
 from ._contract.services import PROGRAMS
-from ._contract.texts import path_line, read_json_text
+from ._contract.texts import read_json_text
 from ._docker_cli import DockerCli, DockerError
 
 DOCKER_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -44,13 +46,8 @@ def alone(build_dir: str) -> Iterator[None]:
     has it for longer than _LOCK_S seconds: then the action plugin says so, and asks again.
     """
     os.makedirs(build_dir, exist_ok=True)
-    path = os.path.join(build_dir, ".lock")
-    descriptor = locks.open_file(path)
-    try:
-        locks.take(descriptor, _LOCK_S, path_line(path))
+    with locks.held(os.path.join(build_dir, ".lock"), _LOCK_S):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of(path: str) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ..module_utils._contract import locks, records
-from ..module_utils._contract.texts import path_line
 
 # Nothing is written to for so long that is still being written.
 _ABANDONED_S = 24 * 3600
@@ -110,13 +109,8 @@ class Store:
         """Only one process changes what an archive and its record are; the system takes the lock
         from one that ends. Raises LockTimeout.
         """
-        path = str(self.folder / ".lock")
-        descriptor = locks.open_file(path)
-        try:
-            locks.take(descriptor, _LOCK_S, path_line(path))
+        with locks.held(str(self.folder / ".lock"), _LOCK_S):
             yield
-        finally:
-            os.close(descriptor)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -137,8 +136,8 @@ def settings(checkout: Path) -> dict[str, str]:
 def another(work: Path, commit: str) -> Iterator[Path]:
     """A checkout of another commit, which finds its own collection as this one does."""
     checkout = work / "checkout"
-    subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(checkout)], check=True)
-    subprocess.run(["git", "-C", str(checkout), "checkout", "--quiet", commit], check=True)
+    run("git", "clone", "--quiet", "--shared", str(ROOT), str(checkout))
+    run("git", "-C", str(checkout), "checkout", "--quiet", commit)
     link = checkout / ".ansible" / "collections" / "ansible_collections" / "slice_bench" / "sglang"
     link.parent.mkdir(parents=True)
     link.symlink_to(checkout)

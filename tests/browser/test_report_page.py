@@ -112,7 +112,7 @@ def test_page_fits_its_window(browser, name):
 
 
 def test_page_that_does_not_fit_is_found(browser):
-    page = render(reports.fleet(1)).replace("<main>", '<main><p class="long" style="width: 900px">')
+    page = render(reports.fleet(1)).replace("<main>", '<main><p class="long" style="width: 701px">')
     found = browser.look(page, TOO_WIDE_AT)
     assert [width for width in WIDTHS if "P long" in found[str(width)]] == [400, 700]
 

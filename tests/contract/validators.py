@@ -39,9 +39,7 @@ def example(name: str) -> dict[str, Any]:
 
 
 def fits_schema(name: str, document: Any) -> bool:
-    """Whether a schema has nothing against it, without looking for the best words for what it
-    has.
-    """
+    """Whether a document keeps to its schema: the first error is enough, and is not told."""
     return _validator(name).is_valid(document)
 
 

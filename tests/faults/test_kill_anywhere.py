@@ -359,7 +359,8 @@ def disturb(scenario: Scenario, rig: Rig, operation: Operation, kind: str) -> li
         ended = scenario.run(rig)
         if rig.hit:
             break
-        # A quicker run writes less progress, and is over before it: its own last one is taken.
+        # A quicker run records its progress less often, and may end before this operation: then
+        # the last one of its own is taken.
         done = rig.operations()
         if untimed(scenario.points(done)) != untimed(scenario.points(wanted.operations)):
             return ["it was not reached"]

@@ -5,7 +5,6 @@ the feature `containerd-snapshotter`, which is Docker 29's default.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.hosts.host import (
     START_LIMIT_S,
     HostError,
     TestHost,
+    answer,
     build_host_image,
     build_images,
     run,
@@ -25,16 +25,11 @@ from tests.hosts.host import (
 SID_BASE = "sglang-base:sid"
 
 
-def _answer(command: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
 def _make_base() -> None:
     """A sid base from the mirror that this machine takes bookworm from. It needs root."""
     if run("docker", "image", "inspect", SID_BASE, check=False).returncode == 0:
         return
-    mirror = ImageBuild(_answer, SID_BASE, "local", "", None, "bookworm", "/tmp").host_mirror()
+    mirror = ImageBuild(answer, SID_BASE, "local", "", None, "bookworm", "/tmp").host_mirror()
     folder = Path(tempfile.mkdtemp(prefix="sid-"))
     try:
         root = str(folder / "root")

@@ -84,6 +84,12 @@ def program(name: str) -> str:
     return str(ROOT / ".venv" / "bin" / name)
 
 
+def answer(command: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command, as the modules' `run_command` gives them."""
+    done = run(*command, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
 def ansible(
     *arguments: str, env: dict[str, str] | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ def prepared(site: Site, first: Play) -> Site:
 
 @pytest.fixture
 def live(site: Site, first: Play) -> Site:
-    """The installation with a live run, its caches warm; what is proven of the run is open."""
+    """The installation with a live run, its caches warm; its metrics may not be proven."""
     site.ensure_live()
     return site
 

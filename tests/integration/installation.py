@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.hosts.host import answer
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 # Another name keeps a developer's own image apart while the tests run.
@@ -309,7 +311,7 @@ class Site:
             DockerCli,
         )
 
-        container = DockerCli(_command).container(self.container)
+        container = DockerCli(answer).container(self.container)
         return _run_record.describe(str(self.telemetry), container)
 
     def remove(self) -> None:
@@ -386,11 +388,6 @@ def module(name: str, arguments: dict[str, Any], *flags: str) -> dict[str, Any]:
     assert start, done.output
     answer: dict[str, Any] = json.JSONDecoder().raw_decode(done.output[start.end() :])[0]
     return {"failed": start[1] not in ("SUCCESS", "CHANGED"), **answer}
-
-
-def _command(words: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,11 @@ import fcntl
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .places import LOCK_MODE
-from .texts import printable
+from .texts import path_line, printable
 
 _POLL_S = 0.1
 _TABLE = "/proc/locks"
@@ -38,6 +40,19 @@ def open_file(path: str, dir_fd: int | None = None) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextmanager
+def held(path: str, timeout_s: float) -> Iterator[None]:
+    """Have the lock of a file by its path, which is made where it is missing. Raises as `open_file`
+    and `take` do.
+    """
+    descriptor = open_file(path)
+    try:
+        take(descriptor, timeout_s, path_line(path))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def take(descriptor: int, timeout_s: float, what: str) -> None:
