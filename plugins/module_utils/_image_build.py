@@ -41,6 +41,9 @@ _REQUIREMENT = r"^[A-Za-z0-9][^ \n]*==(?:.*\\\n)*.*\n"
 # An attestation would put an index around the image in containerd's store, which other stores do
 # not load and whose digest differs from build to build.
 _BUILDKIT = {"DOCKER_BUILDKIT": "1", "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+# Of two records of the build cache with one layer, pruning one after a restart of the daemon takes
+# the layer from both (moby/moby issue 36573, seen with 20.10.24); no build can use the other.
+_LOST_LAYER = "layer does not exist"
 # The variable by which an operator names another image for a stage.
 _STAGE_VARIABLES = {"DCGM_IMAGE": "sgl_image_dcgm"}
 
@@ -92,6 +95,7 @@ class ImageBuild:
         self.architecture = image_parts.architecture_of(platform)
         self._given_base = base_name
         self._sources = sources or Sources()
+        self._cache_lost_layers = False
         self._published = image_downloads.PublishedSums(
             build_dir, self._sources.download_dir, ca_bundle()
         )
@@ -238,14 +242,14 @@ class ImageBuild:
             mirror, environment = self._mirror(folder)
             foreign = ["--arch", self.architecture] if self._foreign else []
             command = [debootstrap, *foreign, "--variant=minbase", self.base_suite, root]
-            self._step("debootstrap", [*command, *([mirror] if mirror else [])], environment)
+            run_step("debootstrap", [*command, *([mirror] if mirror else [])], environment)
             archive = os.path.join(folder, "root.tar")
             packing = ["tar", "--directory", root, "--create", "--file", archive, "."]
-            self._step("packing the base", packing)
+            run_step("packing the base", packing)
             if self._foreign:
                 self._import_foreign(archive, name)
             else:
-                self._step("docker import", [self._docker.binary, "import", archive, name])
+                run_step("docker import", [self._docker.binary, "import", archive, name])
         finally:
             self._remove(folder)
 
@@ -258,8 +262,7 @@ class ImageBuild:
         os.link(archive, os.path.join(context, "root.tar"))
         Path(context, "Dockerfile").write_text("FROM scratch\nADD root.tar /\n", encoding="ascii")
         options = ["--platform", f"linux/{self.architecture}", "--tag", name]
-        command = [*build_client(self._run), *options, context]
-        self._step("docker build of the base", command, environment=_BUILDKIT)
+        docker_build(self._run, "docker build of the base", [*options, context])
 
     def _mirror(self, folder: str) -> tuple[str | None, dict[str, str]]:
         """The host's mirror without its credentials, and the environment in which debootstrap's
@@ -318,7 +321,7 @@ class ImageBuild:
         Path(path).write_text(requirements, encoding="utf-8")
         command = image_wheels.download_command(sys.executable, machine, path, folder)
         try:
-            self._step("pip download", command)
+            run_step("pip download", command)
         except ImageError as error:
             raise image_wheels.NoWheels(str(error), requirements, machine) from error
         os.unlink(path)
@@ -334,9 +337,14 @@ class ImageBuild:
                 raise
 
     def warnings(self, context: str) -> list[str]:
-        """What to say of the sources that an image was built from. Raises ImageError."""
+        """What to say of how an image was built, and of its sources. Raises ImageError."""
         recipe = self._recipe(context)
         said = [archive.warning() for archive in self._archives(recipe)]
+        if self._cache_lost_layers:
+            said.append(
+                "Docker's build cache named a layer that is gone, as happens after `docker builder"
+                " prune`: the image was built without that cache"
+            )
         reference = self._bases(recipe)["BASE"]
         base = self._docker.image(reference) if "base" in recipe else None
         # One that was made or loaded here has no digest in a registry.
@@ -366,8 +374,8 @@ class ImageBuild:
             "DOWNLOADS": json.dumps(downloads, sort_keys=True),
         }
         with self._apt_secret() as secret:
-            command = [*self._build_command(arguments), *secret, context]
-            self._step("docker build", command, environment=_BUILDKIT)
+            options = [*self._build_options(arguments), *secret]
+            self._cache_lost_layers = docker_build(self._run, "docker build", [*options, context])
         image = self.current()
         if image is None:
             raise ImageError(
@@ -414,24 +422,23 @@ class ImageBuild:
             program = image_downloads.program(archive, self.build_dir)
             os.link(program, os.path.join(programs, archive.program))
 
-    def _build_command(self, arguments: dict[str, str]) -> list[str]:
-        command = [*build_client(self._run), "--progress=plain", "--tag", self.name]
-        command += ["--label", f"{NAME_LABEL}={self.name}"]
+    def _build_options(self, arguments: dict[str, str]) -> list[str]:
+        options = ["--progress=plain", "--tag", self.name, "--label", f"{NAME_LABEL}={self.name}"]
         if self._foreign:
-            command += ["--platform", f"linux/{self.architecture}"]
+            options += ["--platform", f"linux/{self.architecture}"]
             # Under emulation it takes minutes, which is more than it saves there.
             arguments = {**arguments, "PIP_OPTIONS": "--no-compile"}
         for key, value in arguments.items():
-            command += ["--build-arg", f"{key}={value}"]
+            options += ["--build-arg", f"{key}={value}"]
         # Their values, which may hold a password, come from the environment: everybody sees a
         # command line.
         for key in os.environ:
             if key.lower() in _PROXIES:
-                command += ["--build-arg", key]
+                options += ["--build-arg", key]
         bundle = ca_bundle()
         if bundle:
-            command += ["--secret", f"id=ca-bundle,src={bundle}"]
-        return command
+            options += ["--secret", f"id=ca-bundle,src={bundle}"]
+        return options
 
     def _requirements(self, context: str) -> str:
         """The flavour's requirements; those in a file for the architecture stand instead of those
@@ -453,20 +460,35 @@ class ImageBuild:
         prefix = f"wheelhouse-{self.architecture}" if self._foreign else "wheelhouse"
         return os.path.join(self.build_dir, f"{prefix}-{digest[:16]}")
 
-    def _step(
-        self, what: str, command: list[str], environment: dict[str, str] | None = None
-    ) -> None:
-        """Run a long command with the caller's environment; its output is shown only when it
-        fails.
-        """
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})}, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-25:])
-            tail = without_credentials(tail)
-            raise ImageError(f"{what} failed with exit code {done.returncode}: {explain(tail)}")
+
+def run_step(what: str, command: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run a long command with the caller's environment; its output is shown only when it fails.
+    Raises ImageError.
+    """
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **(environment or {})}, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        tail = "\n".join(done.stdout.decode(errors="replace").splitlines()[-25:])
+        tail = without_credentials(tail)
+        raise ImageError(f"{what} failed with exit code {done.returncode}: {explain(tail)}")
+
+
+def docker_build(run: Runner, what: str, arguments: list[str]) -> bool:
+    """Build with BuildKit, and once more without the build cache where that names a layer which
+    Docker lost; returns whether it did. What it builds then takes the place of what is lost.
+    Raises ImageError, DockerError.
+    """
+    client = build_client(run)
+    try:
+        run_step(what, [*client, *arguments], _BUILDKIT)
+    except ImageError as error:
+        if _LOST_LAYER not in str(error):
+            raise
+        run_step(f"{what} without its cache", [*client, "--no-cache", *arguments], _BUILDKIT)
+        return True
+    return False
 
 
 def split_credentials(address: str) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import build_client
+from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import (
     DOCKER_ARCHITECTURES,
 )
@@ -52,15 +51,7 @@ def run(command: list[str]) -> tuple[int, str, str]:
 
 
 def docker_build(*arguments: str) -> None:
-    done = subprocess.run(
-        [*build_client(run), *arguments],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-        env={**os.environ, "DOCKER_BUILDKIT": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    image_build.docker_build(run, "the build of a stand-in", list(arguments))
 
 
 def put_packages(folder: Path, architecture: str) -> None:

@@ -485,7 +485,7 @@ def failing(*_: object, **__: object) -> None:
 def test_wheels_that_fail_are_not_taken_for_whole(
     build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_step", failing)
+    monkeypatch.setattr(image_build, "run_step", failing)
     with pytest.raises(ImageError, match="no network"):
         build.fetch_wheels(str(context))
     assert os.listdir(build.build_dir) == []
@@ -495,7 +495,7 @@ def test_new_wheels_replace_the_old_ones(
     build: ImageBuild, context: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(build, "_step", lambda what, command: commands.append(command))
+    monkeypatch.setattr(image_build, "run_step", lambda what, command: commands.append(command))
     old = Path(build.build_dir) / "wheelhouse-0000000000000000"
     old.mkdir()
     build.fetch_wheels(str(context))
@@ -557,7 +557,7 @@ def built(
         commands.append(command)
         docker.answers["image inspect box"] = after
 
-    monkeypatch.setattr(build, "_step", step)
+    monkeypatch.setattr(image_build, "run_step", step)
     monkeypatch.setattr(image_build, "check_image", lambda *_: None)
     build.build(str(context), "abc")
     return commands[0]
@@ -594,10 +594,10 @@ def test_a_build_that_made_something_else_is_told(
         built(build, docker, context, monkeypatch, after)
 
 
-def test_a_step_that_fails_shows_the_end_of_its_output(build: ImageBuild) -> None:
+def test_a_step_that_fails_shows_the_end_of_its_output() -> None:
     script = "for i in $(/usr/bin/seq 40); do echo line $i; done; exit 7"
     with pytest.raises(ImageError, match="docker build failed with exit code 7") as caught:
-        build._step("docker build", ["/bin/sh", "-c", script])
+        image_build.run_step("docker build", ["/bin/sh", "-c", script])
     assert "line 40" in str(caught.value) and "line 15\n" not in str(caught.value)
 
 

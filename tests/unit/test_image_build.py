@@ -932,18 +932,26 @@ def test_every_base_is_had_by_its_own_variable(
 
 
 def build_command(
-    build: ImageBuild, docker: Docker, context: Path, monkeypatch: pytest.MonkeyPatch
+    build: ImageBuild,
+    docker: Docker,
+    context: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *failures: str,
 ) -> list[str]:
+    """The command that built; before it, as many fail as there are failures."""
     commands: list[list[str]] = []
+    left = list(failures)
 
     def step(what: str, command: list[str], environment: dict[str, str]) -> None:
+        if left:
+            raise ImageError(f"{what} failed with exit code 1: {left.pop(0)}")
         commands.append(command)
         docker.answers["image inspect box"] = image(labels={INPUTS_LABEL: "sha256:a"})
 
     Path(build._wheelhouse(str(context))).mkdir()
     have(build, context)
     docker.answers["version --format"] = (0, "20.10.24", "")
-    monkeypatch.setattr(build, "_step", step)
+    monkeypatch.setattr(image_build, "run_step", step)
     monkeypatch.setattr(image_build, "check_image", lambda *_: None)
     build.build(str(context), "abc")
     return commands[0]
@@ -988,6 +996,33 @@ def test_the_hosts_own_platform_is_not_named(
     assert docker.asked[-1] == "image rm box:gh200", (
         "the next run would take it for a good one by its label"
     )
+
+
+LOST = "#17 ERROR: layer does not exist"
+
+
+def test_a_build_without_its_cache_is_told_of(
+    docker: Docker, tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker 20.10.24's words; tests/integration/test_build_cache.py meets them."""
+    build = gh200(docker, tmp_path)
+    docker.answers[f"image inspect {RECIPE['base']}"] = image(digests=(f"a/b@{DIGEST}",))
+    assert "--no-cache" in build_command(build, docker, context, monkeypatch, LOST)
+    assert any("without that cache" in warning for warning in build.warnings(str(context)))
+
+
+@pytest.mark.parametrize(("failures", "last"), [((LOST, LOST), LOST), (("no space",), "no space")])
+def test_a_build_that_its_cache_does_not_fail_is_not_repeated(
+    docker: Docker,
+    tmp_path: Path,
+    context: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failures: tuple[str, ...],
+    last: str,
+) -> None:
+    docker.answers[f"image inspect {RECIPE['base']}"] = image(digests=(f"a/b@{DIGEST}",))
+    with pytest.raises(ImageError, match=last):
+        build_command(gh200(docker, tmp_path), docker, context, monkeypatch, *failures)
 
 
 @pytest.mark.parametrize("place", ["sglang", "other"])
@@ -1095,7 +1130,7 @@ def test_wheels_of_another_architecture_are_kept_apart(
 ) -> None:
     own, other = gh200(docker, tmp_path, platform=None), gh200(docker, tmp_path)
     for build in (own, other):
-        monkeypatch.setattr(build, "_step", lambda what, command: None)
+        monkeypatch.setattr(image_build, "run_step", lambda what, command: None)
         build.fetch_wheels(str(context))
     assert {os.path.basename(build._wheelhouse(str(context))) for build in (own, other)} == set(
         os.listdir(own.build_dir)
@@ -1498,7 +1533,7 @@ def test_credentials_of_the_mirror_reach_no_command_line_and_no_layer(
             assert netrc.read_text() == "machine mirror.example.com login ops password s3cret\n"
             assert netrc.stat().st_mode & 0o777 == 0o600
 
-    monkeypatch.setattr(build, "_step", step)
+    monkeypatch.setattr(image_build, "run_step", step)
     build._debootstrap("base:x")
     with build._apt_secret() as option:
         steps.append(option)
@@ -1509,11 +1544,10 @@ def test_credentials_of_the_mirror_reach_no_command_line_and_no_layer(
     assert "https://mirror.example.com/debian/" in steps[0]
 
 
-def test_a_failed_step_is_told_without_credentials(docker: Docker, tmp_path: Path) -> None:
-    build = gh200(docker, tmp_path)
+def test_a_failed_step_is_told_without_credentials() -> None:
     said = "echo 'E: failed https://ops:s3cret@a.example.com/x http://a/b?token=s3cret'; exit 3"
     with pytest.raises(ImageError, match="a.example.com") as failure:
-        build._step("a step", ["/bin/sh", "-c", said])
+        image_build.run_step("a step", ["/bin/sh", "-c", said])
     assert "s3cret" not in str(failure.value)
 
 
