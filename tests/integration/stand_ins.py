@@ -17,6 +17,7 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts im
 )
 
 from tests import upstream_packages as upstream
+from tests.hosts.host import answer
 from tests.integration.installation import IMAGE, ROOT, docker
 
 BASE = "sglang-dev-gh200-test:base"
@@ -43,15 +44,8 @@ def host_architecture() -> str:
     return DOCKER_ARCHITECTURES[platform.machine()]
 
 
-def run(command: list[str]) -> tuple[int, str, str]:
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 def docker_build(*arguments: str) -> None:
-    image_build.docker_build(run, "the build of a stand-in", list(arguments))
+    image_build.docker_build(answer, "the build of a stand-in", list(arguments))
 
 
 def put_packages(folder: Path, architecture: str) -> None:

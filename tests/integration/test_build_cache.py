@@ -13,8 +13,8 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_build as image_build
 from ansible_collections.slice_bench.sglang.plugins.module_utils._image_parts import ImageError
 
+from tests.hosts.host import answer
 from tests.integration.installation import docker, wait_for
-from tests.integration.stand_ins import run
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
 
 def build(folder: Path, name: str) -> bool:
     options = ["--progress=plain", "--tag", name, "--file", str(folder / name), str(folder)]
-    return image_build.docker_build(run, "docker build", options)
+    return image_build.docker_build(answer, "docker build", options)
 
 
 def layers_of_builds() -> list[str]:

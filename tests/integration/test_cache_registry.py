@@ -35,9 +35,9 @@ from ansible_collections.slice_bench.sglang.plugins.module_utils._shared_work im
 from ansible_collections.slice_bench.sglang.plugins.plugin_utils.share_store import Store
 
 from tests.bench.cache_share import fill
+from tests.hosts.host import answer
 from tests.hosts.registry import Registry
 from tests.integration.installation import ROOT, ansible, docker
-from tests.integration.stand_ins import run
 from tests.unit.model_files import write_model
 
 pytestmark = pytest.mark.slow
@@ -117,7 +117,7 @@ class Site:
         return {**CACHES, "request": request_document({**defaults, **self.prep})}
 
     def host(self, name: str) -> Host:
-        return Host(DockerCli(run, str(DOUBLE / "docker")), name)
+        return Host(DockerCli(answer, str(DOUBLE / "docker")), name)
 
     def path(self, name: str = "archive.tar") -> str:
         return str(self.folder / name)

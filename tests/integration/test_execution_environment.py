@@ -25,8 +25,9 @@ import yaml
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import build_client
 from packaging.requirements import Requirement
 
+from tests.hosts.host import answer
 from tests.integration.installation import BIN, ROOT, docker
-from tests.integration.stand_ins import DEBIAN, docker_build, run
+from tests.integration.stand_ins import DEBIAN, docker_build
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +138,7 @@ def build_environment(folder: Path) -> None:
         word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")
     ]
     # ansible-builder takes the first client on the PATH, and not every one can build.
-    path = f"{Path(build_client(run)[0]).parent}:{os.environ['PATH']}"
+    path = f"{Path(build_client(answer)[0]).parent}:{os.environ['PATH']}"
     builder = shutil.which("ansible-builder", path=f"{BIN}:{os.environ['PATH']}")
     assert builder, "ansible-builder is not installed: run `make setup`"
     done = subprocess.run(

@@ -17,9 +17,10 @@ import pytest
 from ansible_collections.slice_bench.sglang.plugins.module_utils import _image_parts as image_parts
 from ansible_collections.slice_bench.sglang.plugins.module_utils._docker_cli import DockerCli
 
+from tests.hosts.host import answer
 from tests.hosts.registry import Registry
 from tests.integration.installation import ROOT, ansible, docker
-from tests.integration.stand_ins import docker_build, host_architecture, run
+from tests.integration.stand_ins import docker_build, host_architecture
 
 pytestmark = pytest.mark.slow
 
@@ -152,10 +153,10 @@ def test_an_image_is_pulled_by_its_digest(registry: str, tmp_path: Path) -> None
     newer = make(tmp_path / "two", name)
     quartet(tmp_path, newer, source="pull", pull=push(name))
     # A found image with that digest needs no question to the host.
-    found = DockerCli(run).image(NAME)
+    found = DockerCli(answer).image(NAME)
     assert found is not None and image_parts.digest_of(name, found).startswith("sha256:")
-    answer = image(tmp_path, source="pull", pull=found["repo_digests"][0], found=found)
-    assert answer["changed"] is False and answer["image"] == found
+    taken = image(tmp_path, source="pull", pull=found["repo_digests"][0], found=found)
+    assert taken["changed"] is False and taken["image"] == found
 
 
 def test_a_tag_is_pulled_with_a_warning(registry: str, tmp_path: Path) -> None:
