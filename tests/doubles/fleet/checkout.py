@@ -122,8 +122,10 @@ class FleetCheckout:
         """
         environment = {**self.environment, "PYTHONPATH": str(self.root)}
         del environment["ANSIBLE_CONFIG"]
+        # Tests in a shell's background ignore SIGINT, and so would the front; Ansible does not, and
+        # without a SIGTERM after it may wait for a lock that its worker died with.
         return subprocess.Popen(
-            [sys.executable, "-m", "slice_bench.cli", *words],
+            ["env", "--default-signal=INT", sys.executable, "-m", "slice_bench.cli", *words],
             cwd=cwd or self.root,
             env=environment,
             stdin=subprocess.DEVNULL,
