@@ -35,10 +35,10 @@ _SAVED = "sgl-shared"
 _ABSENT = re.compile(
     r"\b(?:manifest|name) unknown\b|: not found$|\bartifact \S+ not found$", re.IGNORECASE
 )
-# How it looks where no registry is, or none that can be reached.
+# How it looks where no registry is, none that can be reached, or one that was just stopped.
 _SILENT = re.compile(
     r"connection refused|no such host|no route to host|network is unreachable|timeout"
-    r"|deadline exceeded|\beof\b|reset by peer",
+    r"|deadline exceeded|\beof\b|reset by peer|broken pipe|server closed idle connection",
     re.IGNORECASE,
 )
 # sgl-admin's sentence; docker exec ends with the same code for failures of its own.

@@ -72,6 +72,8 @@ LOGIN = "no permission: `docker login` on this host"
             SILENT,
         ),
         ('Get "https://r.example/v2/": EOF', SILENT),
+        # Docker 20.10.24, where the registry was stopped between two questions.
+        ('Get "http://10.0.0.1:5000/v2/": http: server closed idle connection', SILENT),
         (
             'Get "https://10.0.0.1:5000/v2/": http: server gave HTTP response to HTTPS client',
             "name it in insecure-registries",
