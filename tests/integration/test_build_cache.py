@@ -51,10 +51,12 @@ class Daemon:
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
     made = Daemon(tmp_path)
-    made.start()
     monkeypatch.setenv("DOCKER_HOST", made.address)
-    yield made
-    made.stop()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 def build(folder: Path, name: str) -> bool:

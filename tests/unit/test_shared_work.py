@@ -74,6 +74,8 @@ LOGIN = "no permission: `docker login` on this host"
         ('Get "https://r.example/v2/": EOF', SILENT),
         # Docker 20.10.24, where the registry was stopped between two questions.
         ('Get "http://10.0.0.1:5000/v2/": http: server closed idle connection', SILENT),
+        # A push that is cut: docker/build-push-action issue 677.
+        ("write tcp 10.0.2.15:51090->10.0.0.1:443: write: broken pipe", SILENT),
         (
             'Get "https://10.0.0.1:5000/v2/": http: server gave HTTP response to HTTPS client',
             "name it in insecure-registries",

@@ -122,8 +122,8 @@ class FleetCheckout:
         """
         environment = {**self.environment, "PYTHONPATH": str(self.root)}
         del environment["ANSIBLE_CONFIG"]
-        # Tests in a shell's background ignore SIGINT, and so would the front; Ansible does not, and
-        # without a SIGTERM after it may wait for a lock that its worker died with.
+        # A shell's background job ignores SIGINT, and the front would inherit that and send Ansible
+        # no SIGTERM. Ansible, which has SIGINT alone then, can wait for a dead worker's lock.
         return subprocess.Popen(
             ["env", "--default-signal=INT", sys.executable, "-m", "slice_bench.cli", *words],
             cwd=cwd or self.root,
